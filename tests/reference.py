@@ -1,0 +1,180 @@
+"""The slow, obvious twin of the engine: CLaRa with nothing clever in it.
+
+For each role a whole copy of the base decoder, its embeddings resized and replaced, and the role's
+LoRA folded into the weights (``W + scale * B @ A``). Passages are read one by one without padding,
+answers are written greedily by recomputing the whole sequence for every token: no cache, no batch,
+no role routing, no ``peft``. Float32 on the CPU. Everything the engine does fast is compared with
+this; this itself is compared with the recorded results of the published code.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+COMPRESSOR = "encoder_adapter"
+REASONER = "query_reasoner_adapter"
+GENERATOR = "decoder_adapter"
+
+ANSWER_SYSTEM = (
+    "You are a helpful assistant. Your task is to extract relevant information from provided "
+    "documents and to answer to questions as briefly as possible."
+)
+PARAPHRASE_SYSTEM = (
+    "You are a helpful assistant. Your task is follow the instructions to paraphrase the "
+    "background information."
+)
+
+TensorDict = Mapping[str, Tensor]
+
+
+def merged(base: PreTrainedModel, lora: TensorDict, scale: float) -> PreTrainedModel:
+    """A copy of ``base`` with ``scale * B @ A`` added to every weight that ``lora`` names."""
+    model = copy.deepcopy(base)
+    weights = dict(model.named_parameters())
+    for name, a in lora.items():
+        if name.endswith(".lora_A.weight"):
+            stem = name.removesuffix(".lora_A.weight")
+            b = lora[f"{stem}.lora_B.weight"]  # [out, r] beside a [r, in]
+            weights[f"{stem}.weight"].data += scale * (b.float() @ a.float())
+    return model
+
+
+class Reference:
+    """One merged model a role; the methods mirror those of the engine.
+
+    Args:
+        base: The decoder without adapters and with its own vocabulary.
+        tokenizer: The base's tokenizer; the added tokens are put into a copy of it.
+        config: A released ``config.json`` (only the facts about the model are read).
+        adapters: Adapter name -> LoRA tensors (``….lora_A.weight`` / ``….lora_B.weight``).
+        embeddings: ``model.embed_tokens.weight`` and ``lm_head.weight`` after the resize.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: Mapping[str, Any],
+        adapters: Mapping[str, TensorDict],
+        embeddings: TensorDict,
+    ) -> None:
+        self.window: int = config["doc_max_length"]
+        self.n_mem: int = self.window // config["compr_rate"]
+        self.top_k: int = config["generation_top_k"]
+        distinct = config["different_mem_tokens"]
+        names = [f"<MEM{i}>" for i in range(self.n_mem)] if distinct else ["<MEM>"]
+        self.tokenizer = copy.deepcopy(tokenizer)
+        added = [*names, "<AE>", "<ENC>", "<SEP>"] + ["<KBTC>"] * bool(config["kbtc_training"])
+        self.tokenizer.add_special_tokens({"additional_special_tokens": added})
+        self.mem_string = "".join(names if distinct else names * self.n_mem)
+        self.mem_ids: list[int] = self._ids(self.mem_string)
+
+        bare = copy.deepcopy(base).float().eval()
+        bare.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+        bare.get_input_embeddings().weight.data = embeddings["model.embed_tokens.weight"].float()
+        bare.get_output_embeddings().weight.data = embeddings["lm_head.weight"].float()
+        self.bare = bare
+        self.models = {name: merged(bare, lora, scale=2.0) for name, lora in adapters.items()}
+
+    @classmethod
+    def load(cls, checkpoint: Path, base: Path) -> Reference:
+        """Read a checkpoint folder of the released layout and the folder of its base."""
+        return cls(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+            AutoTokenizer.from_pretrained(base),
+            json.loads((checkpoint / "config.json").read_text()),
+            torch.load(checkpoint / "adapters.pth", weights_only=True),
+            torch.load(checkpoint / "decoder_first_last_layers.pth", weights_only=True),
+        )
+
+    # -- tokens ------------------------------------------------------------------------------
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def passage_ids(self, text: str) -> list[int]:
+        """Ids of a passage or a question as the compressor reads it, memory ids included."""
+        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token
+        return self._ids(f"<ENC>{bos}{text}{eos}")[: self.window + 3] + self.mem_ids
+
+    def prompt_ids(self, system: str, user: str) -> list[int]:
+        """Ids of a prompt in the base's chat format, ready for the assistant's turn."""
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        try:
+            prompt = self.tokenizer.apply_chat_template(turns, **options)
+        except TemplateError:  # the template refuses a system turn
+            turns = [{"role": "user", "content": f"{system}\n{user}"}]
+            prompt = self.tokenizer.apply_chat_template(turns, **options)
+        return self._ids(prompt)
+
+    def slots(self, n_documents: int) -> str:
+        """The text whose memory positions ``n_documents`` memories will overwrite."""
+        return (self.mem_string + "<SEP>") * n_documents
+
+    # -- the roles ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _read(self, adapter: str, text: str) -> Tensor:
+        """Last hidden state (after the final norm) at the memory positions: [n_mem, hidden]."""
+        ids = torch.tensor([self.passage_ids(text)])
+        return self.models[adapter].model(input_ids=ids).last_hidden_state[0, -self.n_mem :]
+
+    def compress(self, texts: Sequence[str]) -> Tensor:
+        """Memories of passages, cut at the window: [n, n_mem, hidden]."""
+        return torch.stack([self._read(COMPRESSOR, text) for text in texts])
+
+    def reason(self, questions: Sequence[str], adapter: str = REASONER) -> Tensor:
+        """Memories of questions: [n, n_mem, hidden]."""
+        return torch.stack([self._read(adapter, text) for text in questions])
+
+    def score(self, queries: Tensor, memories: Tensor) -> Tensor:
+        """Cosine of every query with every memory: [n_queries, n_memories]."""
+        left = torch.nn.functional.normalize(queries.flatten(1), dim=-1)
+        right = torch.nn.functional.normalize(memories.flatten(1), dim=-1)
+        return left @ right.T
+
+    @torch.no_grad()
+    def _write(self, prompt: list[int], memories: Tensor, max_tokens: int) -> str:
+        """Greedy text after ``prompt`` with its memory positions overwritten by ``memories``."""
+        model = self.models[GENERATOR]
+        embed = model.get_input_embeddings()
+        ids = torch.tensor(prompt)
+        embeds = embed(ids).clone()  # [seq, hidden]
+        is_memory = torch.isin(ids, torch.tensor(self.mem_ids))
+        embeds[is_memory] = memories.reshape(-1, memories.shape[-1])
+        eos = model.generation_config.eos_token_id
+        stops = set(eos if isinstance(eos, list) else [eos]) | {self.tokenizer.eos_token_id}
+        written: list[int] = []
+        while len(written) < max_tokens:
+            logits = model(inputs_embeds=embeds[None], use_cache=False).logits[0, -1]
+            token = int(logits.argmax())
+            if token in stops:
+                break
+            written.append(token)
+            embeds = torch.cat([embeds, embed(torch.tensor([token]))])
+        return self.tokenizer.decode(written, skip_special_tokens=True)
+
+    def answer(self, question: str, memories: Tensor, max_tokens: int) -> str:
+        """Answer ``question`` from ``memories`` [k, n_mem, hidden], in their order."""
+        user = f"Background:\n{self.slots(len(memories))}\n\nQuestion:{question}"
+        return self._write(self.prompt_ids(ANSWER_SYSTEM, user), memories, max_tokens)
+
+    def paraphrase(self, memory: Tensor, instruction: str, max_tokens: int) -> str:
+        """Follow ``instruction`` (its ``{docs}`` becomes the slots) over ``memory`` [n_mem, hidden]."""
+        user = instruction.replace("{docs}", self.slots(1))
+        return self._write(self.prompt_ids(PARAPHRASE_SYSTEM, user), memory[None], max_tokens)
