@@ -54,7 +54,7 @@ TEXTS = (
     "The bridge over the river Aln was opened in 1907 and is 214 metres long.",
     "Short note.",
     "富士山 is 3,776 m high; le mont Blanc culmine à 4 806 mètres — both are climbed in summer!",
-    "def total(values): return sum(v for v in values if v > 0)  # naïve, but fast 🙂",
+    "def total(values): return sum(v for v in values if v > 0)  # naïve 🙂",
 )
 
 NO_SYSTEM = (
