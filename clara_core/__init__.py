@@ -1,0 +1,64 @@
+"""CLaRa as a library: documents become memory tokens once, and are searched, reranked and read from them.
+
+Importing this package loads neither torch nor transformers; a name is resolved at its first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from clara_core.errors import (
+    CheckpointError,
+    ClaraError,
+    ContextOverflow,
+    EngineClosed,
+    FingerprintMismatch,
+    RoleError,
+    WindowOverflow,
+)
+
+if TYPE_CHECKING:
+    from clara_core.config import ClaraConfig, Role
+    from clara_core.engine import Answer, ClaraEngine
+    from clara_core.memory import Memory, MemoryCache
+    from clara_core.ranking import Ranked
+
+__all__ = [
+    "Answer",
+    "CheckpointError",
+    "ClaraConfig",
+    "ClaraEngine",
+    "ClaraError",
+    "ContextOverflow",
+    "EngineClosed",
+    "FingerprintMismatch",
+    "Memory",
+    "MemoryCache",
+    "Ranked",
+    "Role",
+    "RoleError",
+    "WindowOverflow",
+]
+
+_MODULES: Final = {
+    "Answer": "clara_core.engine",
+    "ClaraConfig": "clara_core.config",
+    "ClaraEngine": "clara_core.engine",
+    "Memory": "clara_core.memory",
+    "MemoryCache": "clara_core.memory",
+    "Ranked": "clara_core.ranking",
+    "Role": "clara_core.config",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

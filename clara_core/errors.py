@@ -1,0 +1,35 @@
+"""The exceptions of the project, a small tree below `ClaraError`.
+
+Bad arguments are `ValueError` or `TypeError`, as everywhere in Python. What is here is about the state of
+the world: files, weights, limits of a model. Each message says what was wrong, with the value, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class ClaraError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class CheckpointError(ClaraError):
+    """A checkpoint, or the base decoder it needs, cannot be found, read, trusted or written."""
+
+
+class RoleError(ClaraError):
+    """A call needs a role (compressor, query reasoner, generator) that the checkpoint does not hold."""
+
+
+class WindowOverflow(ClaraError):
+    """A text is longer than the window of the compressor and the caller asked for `overflow="error"`."""
+
+
+class ContextOverflow(ClaraError):
+    """A prompt with its memory slots does not fit the context of the base decoder."""
+
+
+class FingerprintMismatch(ClaraError):
+    """A memory was made by other weights, or at another rate, than the ones that are to read it."""
+
+
+class EngineClosed(ClaraError):
+    """The engine was closed, or its worker died, while the call was waiting."""

@@ -1,0 +1,36 @@
+"""CLaRa for LangChain.
+
+Importing this package loads neither torch nor transformers; a name is resolved at its first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from langchain_clara.chat_models import ChatClara
+    from langchain_clara.prompts import DocumentsPlaceholder
+    from langchain_clara.rerank import ClaraRerank
+    from langchain_clara.retrievers import ClaraRetriever
+
+__all__ = ["ChatClara", "ClaraRerank", "ClaraRetriever", "DocumentsPlaceholder"]
+
+_MODULES: Final = {
+    "ChatClara": "langchain_clara.chat_models",
+    "ClaraRerank": "langchain_clara.rerank",
+    "ClaraRetriever": "langchain_clara.retrievers",
+    "DocumentsPlaceholder": "langchain_clara.prompts",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
