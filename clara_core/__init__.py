@@ -1,4 +1,4 @@
-"""CLaRa as a library: documents become memory tokens once, and are searched, reranked and read from them.
+"""CLaRa as a library: a document becomes memory tokens once, which are searched, ranked and read.
 
 Importing this package loads neither torch nor transformers; a name is resolved at its first use.
 """

@@ -1,8 +1,8 @@
 """Checkpoints as values: read one whole or not at all, write one whole or not at all.
 
-The layout is that of the releases (`config.json`, `adapters.*`, `decoder_first_last_layers.*`), with
-`.safetensors` in place of `.pth` where this project wrote it. Keys of `adapters.safetensors` are
-`<adapter name>/<key>`.
+The layout is that of the releases (`config.json`, `adapters.*`, `decoder_first_last_layers.*`),
+with `.safetensors` in place of `.pth` where this project wrote it. Keys of `adapters.safetensors`
+are `<adapter name>/<key>`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from torch import Tensor
 from clara_core.config import CONFIG_FILE, ClaraConfig, Role
 from clara_core.errors import CheckpointError
 from clara_core.locate import locate, locate_base
+from clara_core.proof import prove, roles_of
 from clara_core.weights import (
     ADAPTERS,
     EMBED_KEY,
     EMBEDDINGS,
     NO_EMBEDDINGS,
     StateDict,
-    prove,
     read_weights,
-    roles_of,
 )
 
 __all__ = [
@@ -46,7 +45,8 @@ __all__ = [
     "write_checkpoint",
 ]
 
-# The facts that decide what the weights compute. Names and training bookkeeping may change without changing a number.
+# The facts that decide what the weights compute. Names and training bookkeeping may change without
+# changing a number.
 _IDENTITY_FACTS: Final = (
     "doc_max_length",
     "compr_rate",
@@ -56,7 +56,8 @@ _IDENTITY_FACTS: Final = (
     "kbtc_training",
 )
 _HASH_CHUNK: Final = 1 << 22  # elements converted to float32 at a time
-# Files of a checkpoint, which a new one of the same name replaces. Anything else in its folder is the user's.
+# Files of a checkpoint, which a new one of the same name replaces. Anything else in its folder is
+# the user's.
 _OWN_FILES: Final = frozenset(
     {
         CONFIG_FILE,
@@ -72,12 +73,14 @@ class Checkpoint:
     Attributes:
         folder: where it was read.
         config: what its config.json says.
-        adapters: for each role that it holds, A `[r, in]` and B `[out, r]` of every linear layer of every block,
-            by keys such as `model.layers.0.self_attn.q_proj.lora_A.weight`.
-        embeddings: `model.embed_tokens.weight` and `lm_head.weight` `[vocabulary, hidden]` after the added
-            tokens; the latter is absent where it is tied, both where the base already has the tokens.
-        identity: sha256 of the weights (as float32, so the same for every dtype that stores them exactly) and of the
-            config facts that shape the numbers. The base decoder's own weights are not part of it.
+        adapters: for each role that it holds, A `[r, in]` and B `[out, r]` of every linear layer
+            of every block, by keys such as `model.layers.0.self_attn.q_proj.lora_A.weight`.
+        embeddings: `model.embed_tokens.weight` and `lm_head.weight` `[vocabulary, hidden]` after
+            the added tokens; the latter is absent where it is tied, both where the base already
+            has the tokens.
+        identity: sha256 of the weights (as float32, so the same for every dtype that stores them
+            exactly) and of the config facts that shape the numbers. The base decoder's own weights
+            are not part of it.
     """
 
     folder: Path
@@ -122,9 +125,10 @@ def check_vocabulary(checkpoint: Checkpoint, vocabulary: int, base: str) -> None
     matrix = checkpoint.embeddings.get(EMBED_KEY)
     if matrix is not None and matrix.shape[0] != vocabulary:
         raise CheckpointError(
-            f"the checkpoint in {checkpoint.folder} has embeddings for {matrix.shape[0]} tokens, but the tokenizer of "
-            f"{base} with the {len(checkpoint.config.added_tokens)} added tokens has {vocabulary}. It was trained on "
-            "another base: pass that one as base_model=."
+            f"the checkpoint in {checkpoint.folder} has embeddings for {matrix.shape[0]} tokens, "
+            f"but the tokenizer of {base} with the {len(checkpoint.config.added_tokens)} added "
+            f"tokens has {vocabulary}. It was trained on another base: pass that one as "
+            "base_model=."
         )
 
 
@@ -136,18 +140,19 @@ def write_checkpoint(
 ) -> Checkpoint:
     """Writes a checkpoint in safetensors, whole or not at all, and returns what now lies there.
 
-    Everything is written and flushed to a new folder beside the target, which then takes its name. Whatever
-    fails, a checkpoint that was there before stays as it was. Files of the target that are no part of a
-    checkpoint (a base decoder, a card) stay; nothing is copied from elsewhere.
+    Everything is written and flushed to a new folder beside the target, which then takes its name.
+    Whatever fails, a checkpoint that was there before stays as it was. Files of the target that
+    are no part of a checkpoint (a base decoder, a card) stay; nothing is copied from elsewhere.
 
     Args:
-        folder: the target; its parent must exist.
+        folder: the target; made, with its parents, where it is missing.
         config: what config.json will say.
         adapters: LoRA tensors of each role, as in `Checkpoint.adapters`.
         embeddings: as in `Checkpoint.embeddings`; may be empty.
 
     Raises:
-        CheckpointError: the weights do not hold together, or cannot be written (disk full, no permission).
+        CheckpointError: the weights do not hold together, or cannot be written (disk full, no
+            permission).
     """
     target = Path(folder).absolute()
     adapters = dict(sorted(adapters.items()))
@@ -159,7 +164,7 @@ def write_checkpoint(
     mark = uuid.uuid4().hex[:8]
     stage = target.with_name(f".{target.name}.new-{mark}")
     try:
-        stage.mkdir()
+        stage.mkdir(parents=True)
         _write_files(stage, config, adapters, embeddings)
         _swap(stage, target, target.with_name(f".{target.name}.old-{mark}"))
     except (OSError, SafetensorError) as exc:
@@ -174,9 +179,11 @@ def write_checkpoint(
 
 
 def export_peft(checkpoint: Checkpoint, role: Role, folder: str | os.PathLike[str]) -> None:
-    """Writes the adapter of one role as a plain peft folder, which `PeftModel.from_pretrained` loads.
+    """Writes the adapter of one role as a plain peft folder.
 
-    The checkpoint's embeddings are not part of it: the folder is for the base decoder with its own vocabulary.
+    `PeftModel.from_pretrained` loads it.
+    The checkpoint's embeddings are not part of it: the folder is for the base decoder with its own
+    vocabulary.
 
     Raises:
         CheckpointError: the checkpoint lacks the role, the folder is not empty, or writing failed.
@@ -202,13 +209,13 @@ def export_peft(checkpoint: Checkpoint, role: Role, folder: str | os.PathLike[st
     }
     stage = target.with_name(f".{target.name}.new-{uuid.uuid4().hex[:8]}")
     try:
-        stage.mkdir()
+        stage.mkdir(parents=True)
         (stage / "adapter_config.json").write_text(
             json.dumps(content, indent=2) + "\n", encoding="utf-8"
         )
         tensors = _own_storage({f"base_model.model.{key}": tensor for key, tensor in state.items()})
         save_file(tensors, stage / "adapter_model.safetensors", metadata={"format": "pt"})
-        os.replace(stage, target)
+        stage.replace(target)
     except (OSError, SafetensorError) as exc:
         raise CheckpointError(f"writing the peft folder {target} failed ({exc})") from exc
     finally:
@@ -238,29 +245,32 @@ def _write_files(
 def _swap(stage: Path, target: Path, old: Path) -> None:
     """Gives `stage` the name `target`. Undone as a whole if a step fails."""
     if not target.exists():
-        os.replace(stage, target)
+        stage.replace(target)
         _flush(target.parent)
         return
-    os.replace(target, old)
+    target.replace(old)
     kept: list[str] = []
     try:
-        os.replace(stage, target)
+        stage.replace(target)
         for entry in sorted(path.name for path in old.iterdir() if path.name not in _OWN_FILES):
-            os.replace(old / entry, target / entry)
+            (old / entry).replace(target / entry)
             kept.append(entry)
         _flush(target.parent)
     except OSError:
         for entry in kept:
-            os.replace(target / entry, old / entry)
+            (target / entry).replace(old / entry)
         if target.exists():
-            os.replace(target, stage)
-        os.replace(old, target)
+            target.replace(stage)
+        old.replace(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
-    """fsync of a file or a folder (folders cannot be opened everywhere; there the flush is left to the system)."""
+    """Flushes a file or a folder to the disk.
+
+    A folder cannot be opened on every system; there the flush is left to the system.
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:
@@ -274,7 +284,7 @@ def _flush(path: Path) -> None:
 
 
 def _own_storage(tensors: Mapping[str, Tensor]) -> StateDict:
-    """Contiguous CPU tensors that share no memory, which safetensors asks for (tied embeddings share it)."""
+    """Contiguous CPU tensors that share no memory (tied ones do), as safetensors asks."""
     seen: set[int] = set()
     result: StateDict = {}
     for key, tensor in tensors.items():
@@ -296,8 +306,10 @@ def _identity(
         for key in sorted(state):
             tensor = state[key].detach()
             digest.update(f"\n{prefix}/{key}{tuple(tensor.shape)}\n".encode())
-            for chunk in tensor.reshape(-1).split(_HASH_CHUNK):
-                digest.update(chunk.to("cpu", torch.float32).contiguous().numpy().data)
+            flat = tensor.reshape(-1)
+            for start in range(0, flat.numel(), _HASH_CHUNK):
+                chunk = flat[start : start + _HASH_CHUNK].to("cpu", torch.float32)
+                digest.update(chunk.contiguous().numpy().data)
     return digest.hexdigest()
 
 

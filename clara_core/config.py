@@ -1,8 +1,8 @@
 """What the `config.json` of a CLaRa checkpoint says, and the facts that follow from it.
 
-A released `config.json` also carries fields of a separate BERT-style compressor that no release uses, and
-bookkeeping of the library that wrote it. They are ignored, except where they would mean that the
-checkpoint is of another kind than the one this project implements.
+A released `config.json` also carries fields of a separate BERT-style compressor that no release
+uses, and bookkeeping of the library that wrote it. They are ignored, except where they would mean
+that the checkpoint is of another kind than the one this project implements.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class ClaraConfig(BaseModel):
     """The facts of one checkpoint. Frozen; names are those of the released `config.json`.
 
     Attributes:
-        decoder_model_name: the base decoder: a Hub id, a path, or a path inside the checkpoint's folder.
+        decoder_model_name: the base decoder: a Hub id, a path, or a path inside the checkpoint's
+            folder.
         doc_max_length: window of the compressor, in tokens of text.
         compr_rate: tokens of text that share one memory token.
         lora_r: rank of the adapters.
@@ -111,13 +112,13 @@ class ClaraConfig(BaseModel):
     def _check(self) -> ClaraConfig:
         if self.compr_rate > self.doc_max_length:
             raise ValueError(
-                f"compr_rate ({self.compr_rate}) is larger than doc_max_length ({self.doc_max_length}): "
-                "no memory token is left for a document"
+                f"compr_rate ({self.compr_rate}) is larger than doc_max_length "
+                f"({self.doc_max_length}): no memory token is left for a document"
             )
         if not self.training_stage.startswith(("stage1", "stage2")):
             raise ValueError(
-                f"training_stage is {self.training_stage!r}; known are stage1, stage1_2, stage2 and "
-                "stage2_pretrain_retrieval"
+                f"training_stage is {self.training_stage!r}; known are stage1, stage1_2, stage2 "
+                "and stage2_pretrain_retrieval"
             )
         return self
 
@@ -138,7 +139,7 @@ class ClaraConfig(BaseModel):
 
     @property
     def mem_tokens(self) -> list[str]:
-        """The memory tokens in order, `n_mem` strings (all the same without `different_mem_tokens`)."""
+        """The `n_mem` memory tokens in order (all the same without `different_mem_tokens`)."""
         if self.different_mem_tokens:
             return [f"<MEM{i}>" for i in range(self.n_mem)]
         return ["<MEM>"] * self.n_mem
@@ -161,26 +162,30 @@ class ClaraConfig(BaseModel):
         """Reads `config.json` of a checkpoint folder.
 
         Raises:
-            CheckpointError: the file is missing, is not JSON, lacks a field, or holds a value that cannot be.
+            CheckpointError: the file is missing, is not JSON, lacks a field, or holds a value that
+                cannot be.
         """
         path = Path(folder) / CONFIG_FILE
         raw = _read_json(path)
         if raw.get("compr_model_name") is not None:
             raise CheckpointError(
-                f"{path} names a separate compressor model ({raw['compr_model_name']!r}). Only checkpoints "
-                "whose compressor is an adapter of the decoder (compr_model_name null) can be read."
+                f"{path} names a separate compressor model ({raw['compr_model_name']!r}). Only "
+                "checkpoints whose compressor is an adapter of the decoder (compr_model_name "
+                "null) can be read."
             )
         missing = [name for name in _REQUIRED if name not in raw]
         if missing:
             raise CheckpointError(
-                f"{path} lacks {', '.join(missing)}: it is not the config.json of a CLaRa checkpoint. Give a "
-                "folder that holds one, such as a compression-16 subfolder of a release."
+                f"{path} lacks {', '.join(missing)}: it is not the config.json of a CLaRa "
+                "checkpoint. Give a folder that holds one, such as a compression-16 subfolder of "
+                "a release."
             )
         try:
             return cls.model_validate(raw)
         except ValidationError as exc:
             faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc'])) or 'config'}: {fault['msg']} (got {_short(fault['input'])})"
+                f"{'.'.join(map(str, fault['loc'])) or 'config'}: {fault['msg']} (got "
+                f"{_short(fault['input'])})"
                 for fault in exc.errors()
             )
             raise CheckpointError(f"{path} holds values that cannot be: {faults}") from exc

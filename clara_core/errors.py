@@ -1,7 +1,8 @@
 """The exceptions of the project, a small tree below `ClaraError`.
 
-Bad arguments are `ValueError` or `TypeError`, as everywhere in Python. What is here is about the state of
-the world: files, weights, limits of a model. Each message says what was wrong, with the value, and what to do.
+Bad arguments are `ValueError` or `TypeError`, as everywhere in Python. What is here is about the
+state of the world: files, weights, limits of a model. Each message says what was wrong, with the
+value, and what to do.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ class CheckpointError(ClaraError):
 
 
 class RoleError(ClaraError):
-    """A call needs a role (compressor, query reasoner, generator) that the checkpoint does not hold."""
+    """A call needs a role (such as the query reasoner) that the checkpoint does not hold."""
 
 
 class WindowOverflow(ClaraError):
-    """A text is longer than the window of the compressor and the caller asked for `overflow="error"`."""
+    """A text is longer than the compressor's window, and `overflow="error"` was asked for."""
 
 
 class ContextOverflow(ClaraError):

@@ -56,9 +56,11 @@ def locate(
     """Finds the folder of a checkpoint and fetches it first where it lies on the Hub.
 
     Args:
-        model: a bundled name ("pocket"), a folder, or a Hub id "org/name". A bundled name always means the
-            bundled model: write "./pocket" for a folder of that name. A path object is never a Hub id.
-        compression: chooses the subfolder `compression-N` of a repo or folder that holds several rates.
+        model: a bundled name ("pocket"), a folder, or a Hub id "org/name". A bundled name always
+            means the bundled model: write "./pocket" for a folder of that name. A path object is
+            never a Hub id.
+        compression: chooses the subfolder `compression-N` of a repo or folder that holds several
+            rates.
         revision: branch, tag or commit of a Hub repo.
         token: access token for private or gated Hub repos.
         cache_dir: where files of the Hub are kept; the Hub's default without it.
@@ -68,7 +70,8 @@ def locate(
         A folder that holds a `config.json`.
 
     Raises:
-        CheckpointError: nothing was found; the message says what was looked for, where, and what to do.
+        CheckpointError: nothing was found; the message says what was looked for, where, and what
+            to do.
     """
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model must be a name or a path, got {type(model).__name__}")
@@ -92,8 +95,9 @@ def locate(
     if isinstance(model, str) and _is_hub_id(model):
         return _from_hub(model, compression, revision, token, cache_dir, local_files_only)
     raise CheckpointError(
-        f"no folder {str(path)!r} (looked from {Path.cwd()}), and it is no Hub id of the form org/name either. "
-        f"Give a folder, a Hub id such as 'apple/CLaRa-7B-E2E', or a bundled name ({', '.join(BUNDLED)})."
+        f"no folder {str(path)!r} (looked from {Path.cwd()}), and it is no Hub id of the form "
+        "org/name either. Give a folder, a Hub id such as 'apple/CLaRa-7B-E2E', or a bundled name "
+        f"({', '.join(BUNDLED)})."
     )
 
 
@@ -103,8 +107,9 @@ def locate_base(
     """Says which base decoder a checkpoint stands on.
 
     The caller's `base_model` wins. Otherwise the name in the config is tried as a path inside the
-    checkpoint's folder, as an existing absolute path, and as a Hub id. Several releases carry a path of
-    the machine they were trained on; it is resolved by its last component where that is known.
+    checkpoint's folder, as an existing absolute path, and as a Hub id. Several releases carry a
+    path of the machine they were trained on; it is resolved by its last component where that is
+    known.
 
     Returns:
         An absolute path, or a Hub id.
@@ -133,8 +138,9 @@ def locate_base(
     if known is not None:
         return known
     raise CheckpointError(
-        f"the checkpoint in {folder} names the base decoder {name!r}, which is neither a folder here nor a "
-        "known model. Pass base_model= with the folder or the Hub id of the decoder it was trained on."
+        f"the checkpoint in {folder} names the base decoder {name!r}, which is neither a folder "
+        "here nor a known model. Pass base_model= with the folder or the Hub id of the decoder it "
+        "was trained on."
     )
 
 
@@ -147,8 +153,8 @@ def _named_base(base_model: str | os.PathLike[str]) -> str:
     if isinstance(base_model, str) and _is_hub_id(base_model):
         return base_model
     raise CheckpointError(
-        f"base_model is {os.fspath(base_model)!r}: no such folder (looked from {Path.cwd()}), and no Hub id "
-        "of the form org/name."
+        f"base_model is {os.fspath(base_model)!r}: no such folder (looked from {Path.cwd()}), and "
+        "no Hub id of the form org/name."
     )
 
 
@@ -165,14 +171,14 @@ def _choose(folder: Path, called: str, compression: int | None) -> Path:
     rates = _rates(folder)
     if not rates:
         raise CheckpointError(
-            f"{called} ({folder}) holds neither {CONFIG_FILE} nor a subfolder compression-N: it is not a CLaRa "
-            "checkpoint, or was not fetched completely."
+            f"{called} ({folder}) holds neither {CONFIG_FILE} nor a subfolder compression-N: it is "
+            "not a CLaRa checkpoint, or was not fetched completely."
         )
     if compression is None:
         if len(rates) > 1:
             raise CheckpointError(
-                f"{called} holds several rates ({', '.join(map(str, rates))}). Choose one, for example "
-                f"compression={rates[0]}."
+                f"{called} holds several rates ({', '.join(map(str, rates))}). Choose one, for "
+                f"example compression={rates[0]}."
             )
         compression = rates[0]
     if compression not in rates:
@@ -186,8 +192,8 @@ def _check_rate(folder: Path, called: str, compression: int) -> None:
     rate = ClaraConfig.read(folder).compr_rate
     if rate != compression:
         raise CheckpointError(
-            f"{called} is one checkpoint of rate {rate}, but compression={compression} was asked for. Leave "
-            "compression out, or give the folder above that holds several rates."
+            f"{called} is one checkpoint of rate {rate}, but compression={compression} was asked "
+            "for. Leave compression out, or give the folder above that holds several rates."
         )
 
 
@@ -208,7 +214,7 @@ def _from_hub(
     cache_dir: str | Path | None,
     local_files_only: bool,
 ) -> Path:
-    """Fetches the small config files first, chooses the rate by them, then fetches that rate alone."""
+    """Fetches the small config files, chooses the rate by them, then fetches that rate alone."""
 
     def fetch(patterns: list[str]) -> Path:
         return _snapshot(model, patterns, revision, token, cache_dir, local_files_only)
@@ -218,12 +224,13 @@ def _from_hub(
     root = fetch(configs)
     folder = _choose(root, called, compression)
     prefix = "" if folder == root else f"{folder.name}/"
-    base = [f"{ClaraConfig.read(folder).decoder_model_name}/*"] if not prefix else []
     patterns = [prefix + wanted for wanted in _WANTED]
-    # Our own layout may bring its base decoder in a subfolder of the same repo.
-    patterns += [pattern for pattern in base if re.fullmatch(r"[\w-]+/\*", pattern)]
+    base = ClaraConfig.read(folder).decoder_model_name
+    if re.fullmatch(r"[\w-]+", base, re.ASCII):
+        # Our own layout may bring its base decoder in a subfolder.
+        patterns.append(f"{prefix}{base}/*")
     root = fetch(patterns)
-    return root / prefix.rstrip("/") if prefix else root
+    return root / prefix if prefix else root
 
 
 def _snapshot(
@@ -244,6 +251,7 @@ def _snapshot(
         RevisionNotFoundError,
     )
 
+    broken: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, *_transport_errors())
     where = f"{model} (revision {revision or 'main'})"
     try:
         return Path(
@@ -259,7 +267,8 @@ def _snapshot(
         )
     except GatedRepoError as exc:
         raise CheckpointError(
-            f"access to {where} on the Hub must be granted first: accept its terms on its page, then pass token=."
+            f"access to {where} on the Hub must be granted first: accept its terms on its page, "
+            "then pass token=."
         ) from exc
     except RepositoryNotFoundError as exc:
         raise CheckpointError(
@@ -277,8 +286,21 @@ def _snapshot(
             else "the Hub could not be reached (offline?)"
         )
         raise CheckpointError(
-            f"{where} is not in {cache}, and {reason}. Fetch it once with a connection, or give a folder."
+            f"{where} is not in {cache}, and {reason}. Fetch it once with a connection, or give a "
+            "folder."
         ) from exc
-    except (HfHubHTTPError, OSError) as exc:
+    except broken as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise CheckpointError(f"fetching {where} from the Hub failed: {reason}") from exc
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the Hub client lets through when a connection breaks in the middle of a file.
+
+    Before version 1.0 these were OSErrors; since then they are those of httpx.
+    """
+    try:
+        import httpx
+    except ImportError:
+        return ()
+    return (httpx.HTTPError,)
