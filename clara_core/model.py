@@ -1,0 +1,259 @@
+"""The decoder with its roles: token ids in, tensors out; knows no text.
+
+One causal LM carries all adapters. `encode` turns passages and questions into memory tokens, `prefill` and `step`
+write answers over a key/value cache in which every row has a length of its own. Rows are padded on the right:
+causal attention hides the padding from every real position, so no mask is needed and nothing is computed for it
+beyond the batch's own longest row.
+
+Letters of shapes: ``[rows, length, hidden]``; a *slot* is a prompt position whose embedding a memory token replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from clara_core.config import ClaraConfig, Role
+from clara_core.errors import CheckpointError
+from clara_core.kv_cache import KVCache
+from clara_core.lora import RoutedLinear, current_routing, route_linears, routed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from clara_core.checkpoint import Checkpoint
+
+EMBEDDINGS = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+class ClaraModel(nn.Module):
+    """A causal LM whose every linear layer carries one adapter a role.
+
+    Args:
+        decoder: The causal LM, its vocabulary already resized to the memory tokens.
+        config: What the checkpoint says.
+    """
+
+    def __init__(self, decoder: PreTrainedModel, config: ClaraConfig) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.config = config
+        self.trunk: nn.Module = getattr(decoder, decoder.base_model_prefix)
+        self.prefix = f"{decoder.base_model_prefix}.layers."
+        self.routed = route_linears(self.trunk.layers, config.lora_r, config.lora_scale)
+        for layer in self.trunk.layers:
+            layer.register_forward_pre_hook(_pause_between_layers)
+
+    @property
+    def hidden(self) -> int:
+        """Width of a memory token."""
+        return int(self.decoder.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids have to be."""
+        return self.decoder.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of hidden states and memory tokens."""
+        return self.decoder.get_input_embeddings().weight.dtype
+
+    @property
+    def context(self) -> int:
+        """Most positions that a prompt and its answer may take together."""
+        limit = int(self.decoder.config.max_position_embeddings)
+        sliding = getattr(self.decoder.config, "sliding_window", None)
+        return min(limit, sliding) if sliding else limit
+
+    # --- weights -----------------------------------------------------------------------------------------
+
+    def load_adapters(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint's embeddings and adapters in, and prove that each tensor found its place.
+
+        Raises:
+            CheckpointError: The vocabulary, a layer or a shape does not match this decoder.
+        """
+        self._load_embeddings(checkpoint)
+        for role, tensors in checkpoint.adapters.items():
+            self._load_adapter(role, tensors, checkpoint)
+
+    def export_adapter(self, role: Role) -> dict[str, Tensor]:
+        """The adapter of a role under the keys of a checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        for name, layer in self.routed.items():
+            a, b = layer.export(role)
+            tensors[f"{self.prefix}{name}.lora_A.weight"] = a
+            tensors[f"{self.prefix}{name}.lora_B.weight"] = b
+        return tensors
+
+    def export_embeddings(self) -> dict[str, Tensor]:
+        """Input embeddings and output head under the keys of a checkpoint."""
+        return {
+            EMBEDDINGS: self.decoder.get_input_embeddings().weight.detach().clone(),
+            HEAD: self.decoder.get_output_embeddings().weight.detach().clone(),
+        }
+
+    def _load_embeddings(self, checkpoint: Checkpoint) -> None:
+        targets = {
+            EMBEDDINGS: self.decoder.get_input_embeddings().weight,
+            HEAD: self.decoder.get_output_embeddings().weight,
+        }
+        for key, target in targets.items():
+            saved = checkpoint.embeddings.get(key)
+            if saved is None:
+                continue
+            if saved.shape != target.shape:
+                msg = (
+                    f"{checkpoint.folder}: {key} is {list(saved.shape)}, but the base decoder with its memory tokens "
+                    f"needs {list(target.shape)}; give the base it was trained on with base_model="
+                )
+                raise CheckpointError(msg)
+            with torch.no_grad():
+                target.copy_(saved)
+
+    def _load_adapter(self, role: Role, tensors: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+        expected = {
+            f"{self.prefix}{name}.lora_{part}.weight": self._adapter_shape(layer, part)
+            for name, layer in self.routed.items()
+            for part in "AB"
+        }
+        found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if found != expected:
+            key = min(key for key in found.keys() | expected if found.get(key) != expected.get(key))
+            msg = (
+                f"{checkpoint.folder}: {role.adapter} does not fit the base decoder at {key}: the file has "
+                f"{_shape(found.get(key))}, the decoder needs {_shape(expected.get(key))}; give the base it was trained "
+                "on with base_model="
+            )
+            raise CheckpointError(msg)
+        for name, layer in self.routed.items():
+            stem = f"{self.prefix}{name}"
+            layer.load(role, tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"])
+
+    @staticmethod
+    def _adapter_shape(layer: RoutedLinear, part: str) -> tuple[int, int]:
+        if part == "A":
+            return (layer.rank, layer.base.in_features)
+        return (layer.base.out_features, layer.rank)
+
+    # --- forward -----------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        sequences: Sequence[Sequence[int]],
+        roles: Role | Sequence[Role],
+        *,
+        pause: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Memory tokens of sequences that end in their memory token ids.
+
+        Args:
+            sequences: Unpadded token ids, any lengths.
+            roles: `Role.COMPRESSOR` or `Role.REASONER`, one for all rows or one a row.
+            pause: Called between the layers (see `lora.Routing`).
+
+        Returns:
+            Tensor: ``[rows, n_mem, hidden]``, the last hidden states at the memory positions.
+        """
+        states = self.hidden_states(sequences, roles, pause=pause)  # [rows, length, hidden]
+        n_mem = self.config.n_mem
+        ends = torch.tensor([len(ids) for ids in sequences], device=states.device)
+        positions = ends[:, None] - n_mem + torch.arange(n_mem, device=states.device)  # [rows, n_mem]
+        return states.take_along_dim(positions[:, :, None], dim=1)
+
+    def hidden_states(
+        self,
+        sequences: Sequence[Sequence[int]],
+        roles: Role | Sequence[Role] | None,
+        *,
+        memories: Tensor | None = None,
+        slots: Tensor | None = None,
+        pause: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Last hidden states ``[rows, length, hidden]`` after the final norm; right padding holds no meaning."""
+        embeddings = self.embed(self.pad(sequences), memories, slots)
+        return self._run(embeddings, roles, pause=pause)
+
+    def prefill(self, sequences: Sequence[Sequence[int]], memories: Tensor, slots: Tensor) -> tuple[Tensor, KVCache]:
+        """Read prompts in the generator's role.
+
+        Args:
+            sequences: Token ids of the prompts.
+            memories: ``[n_slots, hidden]``: the memory tokens of all slots, row after row.
+            slots: Bool ``[rows, length]``: where they go.
+
+        Returns:
+            tuple: Logits of the next token ``[rows, vocab]``, and the cache for `step`.
+        """
+        lengths = torch.tensor([len(ids) for ids in sequences], device=self.device)
+        cache = KVCache(lengths)
+        states = self._run(self.embed(self.pad(sequences), memories, slots), Role.GENERATOR, cache=cache)
+        last = states[torch.arange(len(sequences), device=states.device), lengths - 1]  # [rows, hidden]
+        return self.head(last), cache
+
+    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Append one token to each row of the cache: ``tokens [rows]`` -> logits ``[rows, vocab]``."""
+        cache.advance()
+        embeddings = self.decoder.get_input_embeddings()(tokens[:, None])  # [rows, 1, hidden]
+        states = self._run(embeddings, Role.GENERATOR, cache=cache, mask=cache.mask(embeddings.dtype))
+        return self.head(states[:, -1])
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits of hidden states ``[..., hidden]`` -> ``[..., vocab]``."""
+        logits: Tensor = self.decoder.get_output_embeddings()(states)
+        return logits
+
+    def pad(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Token ids padded on the right with id 0: ``[rows, length]``."""
+        length = max(len(ids) for ids in sequences)
+        rows = [[*ids, *[0] * (length - len(ids))] for ids in sequences]
+        return torch.tensor(rows, device=self.device)
+
+    def embed(self, ids: Tensor, memories: Tensor | None = None, slots: Tensor | None = None) -> Tensor:
+        """Embeddings ``[rows, length, hidden]`` of ``ids [rows, length]``, the slots overwritten by memory tokens."""
+        embeddings: Tensor = self.decoder.get_input_embeddings()(ids)
+        if memories is None or slots is None or not memories.numel():
+            return embeddings
+        return embeddings.masked_scatter(slots[:, :, None], memories.to(embeddings))
+
+    def _run(
+        self,
+        embeddings: Tensor,
+        roles: Role | Sequence[Role] | None,
+        *,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+        pause: Callable[[], None] | None = None,
+    ) -> Tensor:
+        rows, length, _ = embeddings.shape
+        if cache is not None and length == 1 and mask is not None:
+            positions = cache.positions[:, None]  # [rows, 1]
+        else:
+            positions = torch.arange(length, device=embeddings.device).expand(rows, length)
+        with routed(
+            roles, self.config.lora_r, device=embeddings.device, dtype=embeddings.dtype, pause=pause
+        ):
+            output = self.trunk(
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        states: Tensor = output.last_hidden_state
+        return states
+
+
+def _pause_between_layers(_module: nn.Module, _args: object) -> None:
+    pause = current_routing().pause
+    if pause is not None:
+        pause()
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "nothing" if shape is None else str(list(shape))

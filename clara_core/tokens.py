@@ -1,0 +1,331 @@
+"""Text to token ids and back: memory-token vocabulary, passages, prompts, windows of a long text.
+
+Text from outside is data. Wherever it spells a special token (``<MEM0>``, ``</s>``, …) it is encoded as the plain
+characters it consists of; wherever it does not, the ids are exactly those of the published tokenization.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from clara_core.config import ClaraConfig
+from clara_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+ANSWER_SYSTEM = (
+    "You are a helpful assistant. Your task is to extract relevant information from provided documents and to answer "
+    "to questions as briefly as possible."
+)
+PARAPHRASE_SYSTEM = (
+    "You are a helpful assistant. Your task is follow the instructions to paraphrase the background information."
+)
+PARAPHRASE_INSTRUCTION = "Background: {docs} means the same as"
+
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*\s+|\n\s*\n")  # noqa: RUF001 - full-width stops are meant
+_SPACE = re.compile(r"\s+")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_CHARS_PER_TOKEN = 8  # generous: slices of a long text are cut to window * this many characters before encoding
+
+
+@dataclass
+class Shield:
+    """Takes the special tokens out of outside text, so that it can stand inside trusted markup.
+
+    Each occurrence is replaced by a placeholder that nobody can guess, and `restore` puts the characters back once
+    the markup has been split at its own special tokens.
+    """
+
+    pattern: re.Pattern[str]
+    nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+    taken: list[str] = field(default_factory=list)
+
+    def __call__(self, text: str) -> str:
+        """The text with placeholders for what spells special tokens, and U+FFFD for lone surrogates."""
+        return self.pattern.sub(self._take, replace_surrogates(text))
+
+    def restore(self, text: str) -> str:
+        """Put the characters back."""
+        return re.sub(rf"\ue000{self.nonce}(\d+)\ue001", lambda match: self.taken[int(match[1])], text)
+
+    def _take(self, match: re.Match[str]) -> str:
+        self.taken.append(match[0])
+        return f"\ue000{self.nonce}{len(self.taken) - 1}\ue001"
+
+
+def replace_surrogates(text: str) -> str:
+    """Lone surrogates have no UTF-8 form: show the model U+FFFD in their place (the caller's text is untouched)."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+class ClaraTokenizer:
+    """The base's fast tokenizer with the memory tokens of a checkpoint.
+
+    Args:
+        tokenizer: The base's tokenizer; the added tokens are appended here, in the order of the releases.
+        config: What the checkpoint says.
+
+    Raises:
+        CheckpointError: The tokenizer is no fast one, or has no chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: ClaraConfig) -> None:
+        from tokenizers import AddedToken, Tokenizer
+
+        if not getattr(tokenizer, "is_fast", False):
+            msg = f"{tokenizer.name_or_path}: a fast tokenizer is needed, got {type(tokenizer).__name__}"
+            raise CheckpointError(msg)
+        if tokenizer.chat_template is None:
+            msg = f"{tokenizer.name_or_path}: the base has no chat template; use an instruction-tuned base"
+            raise CheckpointError(msg)
+        self.config = config
+        added = [AddedToken(token, special=True, normalized=False) for token in config.added_tokens]
+        tokenizer.add_tokens(added, special_tokens=True)
+        self._tokenizer = tokenizer
+        self._bos = tokenizer.bos_token or ""
+        self._eos = tokenizer.eos_token or ""
+        # Private copies: the wrapper's calls set truncation and padding on a shared object, which threads must not.
+        self._trusted: Tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._trusted.no_padding()
+        self._trusted.no_truncation()
+        specials = self._special_contents()
+        self._pattern = re.compile("|".join(re.escape(s) for s in sorted(specials, key=len, reverse=True)))
+        self._plain, self._edges = self._without_specials(specials)
+        self.memory_ids: list[int] = [self.token_id(token) for token in config.mem_tokens]
+        self.slots = "".join(config.mem_tokens) + ("<SEP>" if config.sep else "")
+        self._takes_system = self._template_takes_system()
+
+    # --- vocabulary --------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        return frozenset() if self._tokenizer.eos_token_id is None else frozenset({self._tokenizer.eos_token_id})
+
+    def token_id(self, token: str) -> int:
+        """Id of a token that must exist."""
+        found = self._trusted.token_to_id(token)
+        if found is None:
+            msg = f"the tokenizer has no token {token!r}"
+            raise CheckpointError(msg)
+        return int(found)
+
+    def _special_contents(self) -> set[str]:
+        added = self._tokenizer.added_tokens_decoder.values()
+        return {token.content for token in added if token.special}
+
+    def _without_specials(self, specials: set[str]) -> tuple[Tokenizer, tuple[str, str]]:
+        """A copy that knows no special token but two private edges.
+
+        Text next to a special token may be treated otherwise than text at the start of a string (a leading space, a
+        trimmed one), so plain runs are encoded between edges that behave like BOS and EOS.
+        """
+        from tokenizers import AddedToken, Tokenizer
+
+        layout = json.loads(self._trusted.to_str())
+        neighbours = {token["content"]: token for token in layout["added_tokens"]}
+        vocabulary = self._trusted.get_vocab(with_added_tokens=False)
+        nonce = secrets.token_hex(8)
+        kept = []
+        for index, token in enumerate(layout["added_tokens"]):
+            if token["content"] not in specials:
+                kept.append(token)
+            elif token["content"] not in vocabulary:
+                # Renamed, not removed: the ids of added tokens follow from their order.
+                kept.append({**token, "content": f"\ue000{nonce}{index}\ue001"})
+        layout["added_tokens"] = kept
+        layout["post_processor"] = None
+        plain = Tokenizer.from_str(json.dumps(layout))
+        edges = (f"\ue000{nonce}<\ue001", f"\ue000{nonce}>\ue001")
+        for edge, like in zip(edges, (self._bos, self._eos), strict=True):
+            side = neighbours.get(like, {})
+            flags = {key: bool(side.get(key, False)) for key in ("lstrip", "rstrip")}
+            plain.add_special_tokens([AddedToken(edge, special=True, normalized=False, **flags)])
+        return plain, edges
+
+    # --- passages and questions --------------------------------------------------------------------------
+
+    def encode_passages(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of passages or questions for the compressor and the reasoner, without padding.
+
+        ``<ENC>`` + BOS + text + EOS, cut on the right to ``doc_max_length + 3`` ids, then the memory token ids. A base
+        without BOS (Qwen) gets none.
+        """
+        limit = self.config.doc_max_length + 3
+        return [ids[:limit] + self.memory_ids for ids in self._encode_enclosed(texts)]
+
+    def count(self, text: str) -> int:
+        """Tokens that the text takes of the compressor's window."""
+        return len(self._encode_enclosed([text])[0]) - self._overhead
+
+    def windows(self, text: str) -> list[tuple[int, int]]:
+        """Cut a text into spans of at most `doc_max_length` tokens, at sentence or else word boundaries.
+
+        Returns:
+            list: Character spans ``(start, end)``, in order, that cover the text without gap or overlap.
+        """
+        window = self.config.doc_max_length
+        if len(text) <= window * _CHARS_PER_TOKEN and self.count(text) <= window:
+            return [(0, len(text))]
+        spans = []
+        start = 0
+        while start < len(text):
+            end = start + self._longest_prefix(text[start : start + window * _CHARS_PER_TOKEN])
+            spans.append((start, end))
+            start = end
+        return spans
+
+    def _longest_prefix(self, piece: str) -> int:
+        """Characters of `piece` that fit the window, ending at the best boundary there is."""
+        window = self.config.doc_max_length
+        encoding = self._plain.encode(replace_surrogates(piece), add_special_tokens=False)
+        end = len(piece) if len(encoding.ids) <= window else encoding.offsets[window - 1][1]
+        while True:
+            end = _last_boundary(piece, end) if end < len(piece) else end
+            excess = self.count(piece[:end]) - window
+            if excess <= 0 or end <= 1:
+                return max(end, 1)
+            end = max(end - excess, 1)
+
+    @property
+    def _overhead(self) -> int:
+        return 1 + bool(self._bos) + bool(self._eos)
+
+    def _encode_enclosed(self, texts: Sequence[str]) -> list[list[int]]:
+        head, tail = "<ENC>" + self._bos, self._eos
+        texts = [replace_surrogates(text) for text in texts]
+        markup = [head + text + tail for text in texts]
+        hostile = [index for index, text in enumerate(texts) if self._pattern.search(text)]
+        encodings: list[Encoding] = self._trusted.encode_batch(markup, add_special_tokens=False)
+        ids = [list(encoding.ids) for encoding in encodings]
+        for index in hostile:
+            shield = Shield(self._pattern)
+            ids[index] = self._encode_markup(head + shield(texts[index]) + tail, shield)
+        return ids
+
+    # --- prompts -----------------------------------------------------------------------------------------
+
+    def answer_prompt(self, question: str, n_windows: int) -> list[int]:
+        """Ids of the generator's prompt for a question over `n_windows` compressed windows."""
+        return self.chat_prompt([{"role": "user", "content": question}], n_windows)
+
+    def paraphrase_prompt(self, instruction: str, n_windows: int) -> list[int]:
+        """Ids of the prompt that asks to say a document again; ``{docs}`` in the instruction is its place."""
+        if "{docs}" not in instruction:
+            msg = f"the instruction must hold {{docs}} where the document belongs, got {instruction!r}"
+            raise ValueError(msg)
+        shield = Shield(self._pattern)
+        before, _, after = instruction.partition("{docs}")
+        user = shield(before) + self.slots * n_windows + shield(after)
+        return self._encode_chat([_turn("system", PARAPHRASE_SYSTEM), _turn("user", user)], shield)
+
+    def chat_prompt(self, messages: Sequence[dict[str, str]], n_windows: int) -> list[int]:
+        """Ids of a conversation whose last user turn reads `n_windows` compressed windows (or none).
+
+        The memory slots stand in front of the last user turn, in the form the checkpoints were trained on. With
+        documents and no system message the published one is used.
+        """
+        shield = Shield(self._pattern)
+        turns = [_turn(message["role"], shield(message["content"])) for message in messages]
+        if n_windows:
+            if turns[0]["role"] != "system":
+                turns.insert(0, _turn("system", ANSWER_SYSTEM))
+            last = max(index for index, turn in enumerate(turns) if turn["role"] == "user")
+            content = f"Background:\n{self.slots * n_windows}\n\nQuestion:{turns[last]['content']}"
+            turns[last] = _turn("user", content)
+        return self._encode_chat(turns, shield)
+
+    def count_plain(self, text: str) -> int:
+        """Tokens of a text by itself, with no special tokens around or in it."""
+        return len(self._plain.encode(replace_surrogates(text), add_special_tokens=False).ids)
+
+    def encode_markup_batch(self, markup: Sequence[str]) -> list[list[int]]:
+        """Ids of trusted strings whose special tokens are meant (training rows that we wrote ourselves)."""
+        return [list(encoding.ids) for encoding in self._trusted.encode_batch(list(markup), add_special_tokens=False)]
+
+    def is_slot(self, ids: Iterable[int]) -> list[bool]:
+        """Which ids are memory slots."""
+        memory = set(self.memory_ids)
+        return [token in memory for token in ids]
+
+    def _encode_chat(self, turns: list[dict[str, str]], shield: Shield) -> list[int]:
+        if not self._takes_system and turns[0]["role"] == "system":
+            system, *turns = turns
+            turns[0] = _turn("user", f"{system['content']}\n{turns[0]['content']}")
+        markup = self._render(turns)
+        if not shield.taken:
+            return list(self._trusted.encode(markup, add_special_tokens=False).ids)
+        return self._encode_markup(markup, shield)
+
+    def _render(self, turns: list[dict[str, str]]) -> str:
+        rendered: Any = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return str(rendered)
+
+    def _template_takes_system(self) -> bool:
+        from jinja2 import TemplateError
+
+        try:
+            rendered = self._render([_turn("system", "probe-of-system"), _turn("user", "user")])
+        except TemplateError:
+            return False
+        return "probe-of-system" in rendered
+
+    def _encode_markup(self, markup: str, shield: Shield) -> list[int]:
+        """Ids of trusted markup in which outside text was shielded: only the markup's own specials are special."""
+        ids: list[int] = []
+        position = 0
+        left = False
+        for match in [*self._pattern.finditer(markup), None]:
+            end = match.start() if match else len(markup)
+            if run := shield.restore(markup[position:end]):
+                ids += self._encode_run(run, left=left, right=match is not None)
+            if match:
+                ids.append(self.token_id(match[0]))
+                position, left = match.end(), True
+        return ids
+
+    def _encode_run(self, run: str, *, left: bool, right: bool) -> list[int]:
+        before, after = self._edges
+        markup = (before if left else "") + run + (after if right else "")
+        ids = list(self._plain.encode(markup, add_special_tokens=False).ids)
+        return ids[int(left) : len(ids) - int(right)]
+
+    # --- answers -----------------------------------------------------------------------------------------
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def load_tokenizer(base: str, config: ClaraConfig, load: Callable[..., Any] | None = None, **hub: Any) -> ClaraTokenizer:
+    """The tokenizer of a base decoder (folder or Hub id) with the checkpoint's memory tokens."""
+    from transformers import AutoTokenizer
+
+    tokenizer = (load or AutoTokenizer.from_pretrained)(base, padding_side="left", trust_remote_code=False, **hub)
+    return ClaraTokenizer(tokenizer, config)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _last_boundary(text: str, end: int) -> int:
+    """The last sentence end in the second half of ``text[:end]``, else the last space, else `end`."""
+    for pattern, earliest in ((_SENTENCE_END, end // 2), (_SPACE, 1)):
+        cuts = [match.end() for match in pattern.finditer(text, 0, end) if earliest <= match.end() <= end]
+        if cuts:
+            return cuts[-1]
+    return end

@@ -1,0 +1,80 @@
+"""The losses of CLaRa's stages (arXiv 2511.18659), as functions of tensors.
+
+Letters of shapes: B questions, N candidates, k selected documents, D = n_mem * hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100  # label of a position that carries no loss
+TAU = 0.02  # temperature of the contrastive loss and of the soft top-k
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Causal cross-entropy over the labelled tokens: mean over all of them in the batch.
+
+    Args:
+        logits: ``[rows, length, vocab]``.
+        labels: ``[rows, length]``: the token *at* each position, or `IGNORE`.
+    """
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE)
+
+
+def alignment_loss(states: Tensor, is_memory: Tensor, is_text: Tensor) -> Tensor:
+    """Mean squared error between the mean state over memory positions and the mean over text positions.
+
+    Args:
+        states: Last hidden states of a compressor pass, ``[rows, length, hidden]``.
+        is_memory: Bool ``[rows, length]``: the appended memory positions.
+        is_text: Bool ``[rows, length]``: every other position that is not padding.
+    """
+    return F.mse_loss(_masked_mean(states, is_memory), _masked_mean(states, is_text))
+
+
+def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    weights = mask[:, :, None].to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def cosine_scores(questions: Tensor, memories: Tensor) -> Tensor:
+    """Cosine in float32: ``[B, D]`` against ``[N, D]`` -> ``[B, N]``, or against ``[B, N, D]`` -> ``[B, N]``."""
+    questions = F.normalize(questions.float(), dim=-1)
+    memories = F.normalize(memories.float(), dim=-1)
+    if memories.dim() == 2:  # noqa: PLR2004 - one shared set of candidates
+        return questions @ memories.T
+    return torch.einsum("bd,bnd->bn", questions, memories)
+
+
+def contrastive_loss(scores: Tensor, positives: Tensor, tau: float = TAU) -> Tensor:
+    """Multi-positive InfoNCE: ``-(logsumexp(positives) - logsumexp(all))``, mean over questions.
+
+    Args:
+        scores: Cosines ``[B, N]``.
+        positives: Bool ``[B, N]``; rows without any positive carry no loss.
+        tau: Temperature.
+    """
+    logits = scores / tau
+    hit = logits.masked_fill(~positives, float("-inf")).logsumexp(-1)
+    loss = logits.logsumexp(-1) - hit
+    return loss[positives.any(-1)].mean()
+
+
+def straight_through_top_k(scores: Tensor, k: int, tau: float = TAU) -> tuple[Tensor, Tensor]:
+    """Differentiable top-k: the forward pass is exact, the gradient that of a softmax without replacement.
+
+    Args:
+        scores: Cosines ``[B, N]``.
+        k: Documents to select, at most N.
+        tau: Temperature of the soft selection.
+
+    Returns:
+        tuple: Weights ``[B, k, N]`` (one-hot in the forward pass) and the chosen indices ``[B, k]``, best first.
+    """
+    chosen = scores.topk(k, dim=-1).indices  # [B, k]
+    hard = F.one_hot(chosen, scores.shape[-1]).to(scores.dtype)  # [B, k, N]
+    taken = hard.cumsum(1) - hard  # [B, k, N]: what was chosen before each pick
+    soft = torch.softmax(scores[:, None] / tau + torch.log(1 - taken + 1e-8), dim=-1)
+    return hard + (soft - soft.detach()), chosen

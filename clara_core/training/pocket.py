@@ -1,0 +1,443 @@
+"""Train the bundled model from random weights: ``python -m clara_core.training.pocket --out runs/pocket``.
+
+The lessons follow each other as in the paper, over a world that is made up anew at every step:
+
+    base                        the bare decoder reads passages as text and answers questions over them
+    stage1                      compress one passage; answer and paraphrase from its memory tokens
+    stage1_2                    questions over several compressed passages
+    stage2_pretrain_retrieval   contrastive: the query reasoner alone
+    stage2                      end to end: the answer's loss teaches the query reasoner through the top-k
+
+Unlike a 7B base, this one starts from nothing, so its own weights learn along until the end of ``stage1_2``. A run
+saves its whole state every few minutes and goes on from there when it is started again with the same folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clara_core.checkpoint import write_checkpoint
+from clara_core.config import ClaraConfig, Role
+from clara_core.lora import init_adapter
+from clara_core.model import ClaraModel
+from clara_core.tokens import ClaraTokenizer, load_tokenizer
+from clara_core.training.losses import (
+    IGNORE,
+    alignment_loss,
+    answer_loss,
+    contrastive_loss,
+    cosine_scores,
+    straight_through_top_k,
+)
+from clara_core.training.pocket_base import random_base, train_tokenizer, write_base
+from clara_core.training.rows import RowBatch, build_batch, paraphrase_rows, question_rows
+from clara_core.training.world import Corpus, make_corpus
+
+log = logging.getLogger(__name__)
+
+VOCABULARY = 2048
+CHUNK = 32  # passages that are compressed in one pass, sorted by length
+SAVE_SECONDS = 180.0
+CONFIG = ClaraConfig(
+    decoder_model_name="base",
+    doc_max_length=256,
+    compr_rate=16,
+    lora_r=16,
+    sep=True,
+    different_mem_tokens=True,
+    generation_top_k=5,
+    training_stage="stage2",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One lesson: how long, on what, and which weights learn.
+
+    Attributes:
+        name: Name, as in the module's docstring.
+        steps: Optimizer steps.
+        lr: Learning rate at the start (after a short warm-up) and at the end, linear between.
+        passages: Passages of each step's corpus.
+        words: Shortest and longest passage.
+        documents: Fewest and most documents of a generator row.
+        rows: Generator rows of a step.
+        questions: Most questions of a row.
+        two_passage: Questions over two passages for each passage, on average.
+        paraphrases: Rows that say a passage again.
+        contrastive: Weight of the contrastive loss.
+        tau: Its temperature.
+        learning: "all", or the roles whose adapters learn.
+    """
+
+    name: str
+    steps: int
+    lr: tuple[float, float]
+    passages: int = 96
+    words: tuple[int, int] = (20, 60)
+    documents: tuple[int, int] = (1, 1)
+    rows: int = 96
+    questions: int = 3
+    two_passage: float = 0.0
+    paraphrases: int = 0
+    contrastive: float = 0.3
+    tau: float = 0.05
+    learning: tuple[Role, ...] | None = None
+
+
+STAGES = (
+    Stage("base", 400, (2e-3, 2e-3), passages=64, documents=(1, 3), rows=32, questions=4, contrastive=0.0),
+    Stage("stage1", 1500, (2e-3, 1.5e-3), paraphrases=24),
+    Stage(
+        "stage1_2", 1500, (1.5e-3, 1e-4), words=(20, 200), documents=(1, 6), rows=20, questions=6, two_passage=0.5,
+        paraphrases=6, tau=0.03,
+    ),
+    Stage(
+        "stage2_pretrain_retrieval", 150, (3e-4, 3e-5), passages=192, words=(20, 200), rows=0, contrastive=1.0,
+        tau=0.02, learning=(Role.REASONER,),
+    ),
+    Stage(
+        "stage2", 150, (2e-4, 2e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
+        learning=(Role.REASONER, Role.GENERATOR),
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step learns from, ready before it is needed."""
+
+    corpus: Corpus
+    passages: list[list[int]]
+    questions: list[list[int]]
+    gold: list[tuple[int, ...]]
+    rows: RowBatch | None
+    retold: RowBatch | None
+
+
+class Trainer:
+    """The model, its optimizers and where the run stands."""
+
+    def __init__(self, out: Path, stages: tuple[Stage, ...], seed: int) -> None:
+        self.out = out
+        self.stages = stages
+        self.seed = seed
+        out.mkdir(parents=True, exist_ok=True)
+        base = out / "base"
+        if not (base / "config.json").exists():
+            tokenizer = train_tokenizer(_sample_texts(seed), VOCABULARY)
+            write_base(base, random_base(len(tokenizer), seed), tokenizer)
+        self.tokenizer: ClaraTokenizer = load_tokenizer(str(base), CONFIG)
+        decoder = random_base(len(self.tokenizer), seed)
+        self.model = ClaraModel(decoder, CONFIG)
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.model.routed.values():
+            for role in Role:
+                init_adapter(layer, role, generator)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
+        self.optimizers = _optimizers(self.model)
+        self.stage, self.step = 0, 0
+        self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
+        self._resume()
+
+    # --- the loop ----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train from where the run stands to the end, saving on the way; writes a checkpoint after each stage."""
+        saved = time.monotonic()
+        while self.stage < len(self.stages):
+            stage = self.stages[self.stage]
+            self._begin(stage)
+            for number, step in self._prefetch(stage, self.step):
+                self.metrics.write(json.dumps(self._learn(stage, number, step)) + "\n")
+                self.metrics.flush()
+                self.step = number + 1
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+            self.stage, self.step = self.stage + 1, 0
+            self._save()
+            self.export(self.out / stage.name)
+
+    def _begin(self, stage: Stage) -> None:
+        learning = stage.learning
+        for name, parameter in self.model.named_parameters():
+            # One stacked tensor holds the adapters of all roles: those that rest get no gradient through routing.
+            parameter.requires_grad_(learning is None or "lora_" in name)
+        if self.step == 0 and stage.name != self.stages[0].name:
+            for optimizer in self.optimizers:
+                if learning is not None:
+                    optimizer.state.clear()
+        log.info("%s: %d steps", stage.name, stage.steps)
+
+    def _learn(self, stage: Stage, number: int, step: Step) -> dict[str, float | str]:
+        started = time.monotonic()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = _rate(stage, number) * group["factor"]
+            optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            losses, metrics = self._losses(stage, step)
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            msg = f"{stage.name} step {number}: gradient norm is {norm}; the last saved state is in {self.out}"
+            raise FloatingPointError(msg)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        line: dict[str, float | str] = {"stage": stage.name, "step": number, "lr": _rate(stage, number)}
+        line |= {name: round(float(loss), 4) for name, loss in losses.items()}
+        line |= {name: round(value, 4) for name, value in metrics.items()}
+        line |= {"norm": round(float(norm), 3), "seconds": round(time.monotonic() - started, 2)}
+        if number % 10 == 0:
+            log.info(" ".join(f"{key}={value}" for key, value in line.items()))
+        return line
+
+    def _losses(self, stage: Stage, step: Step) -> tuple[dict[str, Tensor], dict[str, float]]:
+        if stage.name == "base":
+            loss, accuracy = self._generate(step.rows, None)
+            return {"lm": loss}, {"accuracy": accuracy}
+        frozen = stage.learning is not None
+        memories, alignment = self._compress(step.passages, frozen=frozen)  # [passages, n_mem, hidden]
+        reasoned = self.model.encode(step.questions, Role.REASONER)  # [questions, n_mem, hidden]
+        scores = cosine_scores(reasoned.flatten(1), memories.flatten(1))  # [questions, passages]
+        positives = torch.zeros_like(scores, dtype=torch.bool)
+        for index, gold in enumerate(step.gold):
+            positives[index, list(gold)] = True
+        best = scores.argmax(-1, keepdim=True)
+        metrics = {"recall@1": float(positives.gather(1, best).float().mean())}
+        losses: dict[str, Tensor] = {}
+        if stage.contrastive:
+            losses["contrastive"] = stage.contrastive * contrastive_loss(scores, positives, stage.tau)
+        if stage.name == "stage2":
+            losses["answer"], metrics["accuracy"] = self._end_to_end(step, scores, memories)
+        elif step.rows is not None:
+            losses["answer"], metrics["accuracy"] = self._generate(step.rows, memories)
+            losses["alignment"] = 0.1 * alignment
+        if step.retold is not None:
+            losses["paraphrase"], _ = self._generate(step.retold, memories)
+            losses["paraphrase"] = 0.5 * losses["paraphrase"]
+        return losses, metrics
+
+    def _compress(self, passages: list[list[int]], *, frozen: bool) -> tuple[Tensor, Tensor]:
+        """Memories ``[passages, n_mem, hidden]`` and the alignment loss, in passes over passages of like length."""
+        order = sorted(range(len(passages)), key=lambda index: len(passages[index]))
+        parts, alignments = [], []
+        n_mem = CONFIG.n_mem
+        with torch.set_grad_enabled(not frozen):
+            for start in range(0, len(order), CHUNK):
+                chunk = [passages[index] for index in order[start : start + CHUNK]]
+                states = self.model.hidden_states(chunk, Role.COMPRESSOR)  # [rows, length, hidden]
+                ends = torch.tensor([len(ids) for ids in chunk], device=self.device)[:, None]
+                columns = torch.arange(states.shape[1], device=self.device)[None]
+                is_memory = (columns < ends) & (columns >= ends - n_mem)
+                parts.append(states[is_memory].view(len(chunk), n_mem, -1))
+                alignments.append(alignment_loss(states.float(), is_memory, columns < ends - n_mem))
+        restore = torch.tensor(order, device=self.device).argsort()
+        return torch.cat(parts)[restore], torch.stack(alignments).mean()
+
+    def _generate(self, rows: RowBatch | None, memories: Tensor | None) -> tuple[Tensor, float]:
+        """Answer loss and token accuracy of rows over memories (or over text, in the bare base)."""
+        if rows is None:
+            msg = "this stage has no generator rows"
+            raise ValueError(msg)
+        filled = None if memories is None else memories[rows.documents].flatten(0, 1)  # [slots, hidden]
+        role = None if memories is None else Role.GENERATOR
+        states = self.model.hidden_states(rows.ids, role, memories=filled, slots=rows.slots.to(self.device))
+        return self._answer_loss(states, rows.labels.to(self.device))
+
+    def _end_to_end(self, step: Step, scores: Tensor, memories: Tensor) -> tuple[Tensor, float]:
+        """The answer's loss over the five documents that the query reasoner picks among twenty."""
+        rows = step.rows
+        if rows is None:
+            msg = "stage2 has no generator rows"
+            raise ValueError(msg)
+        candidates = _candidates(step, 20).to(self.device)  # [questions, 20]
+        weights, _ = straight_through_top_k(scores.gather(1, candidates), CONFIG.generation_top_k)
+        picked = torch.einsum("bkn,bnmh->bkmh", weights.to(memories.dtype), memories[candidates])
+        states = self.model.hidden_states(
+            rows.ids, Role.GENERATOR, memories=picked.flatten(0, 2), slots=rows.slots.to(self.device)
+        )
+        return self._answer_loss(states, rows.labels.to(self.device))
+
+    def _answer_loss(self, states: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        # The head reads only the positions that carry a loss.
+        kept = labels[:, 1:] != IGNORE
+        logits = self.model.head(states[:, :-1][kept])[None]  # [1, kept, vocab]
+        targets = labels[:, 1:][kept][None]
+        padded = torch.nn.functional.pad(targets, (1, 0), value=IGNORE)
+        loss = answer_loss(torch.nn.functional.pad(logits, (0, 0, 0, 1)), padded)
+        return loss, float((logits.argmax(-1) == targets).float().mean())
+
+    # --- data --------------------------------------------------------------------------------------------
+
+    def _prefetch(self, stage: Stage, first: int) -> Iterator[tuple[int, Step]]:
+        with ThreadPoolExecutor(1) as pool:
+            pending = pool.submit(self._make, stage, first)
+            for number in range(first, stage.steps):
+                step = pending.result()
+                if number + 1 < stage.steps:
+                    pending = pool.submit(self._make, stage, number + 1)
+                yield number, step
+
+    def _make(self, stage: Stage, number: int) -> Step:
+        rng = random.Random(f"{self.seed} {stage.name} {number}")
+        corpus = make_corpus(rng, stage.passages, words=stage.words, two_passage=stage.two_passage)
+        asked = rng.sample(corpus.questions, min(stage.passages, len(corpus.questions)))
+        rows = None
+        if stage.name == "stage2":
+            asked = asked[: stage.rows]
+            prompts = [self.tokenizer.answer_prompt(q.text, CONFIG.generation_top_k) for q in asked]
+            rows = _single_rows(self.tokenizer, prompts, [q.answer for q in asked])
+        elif stage.rows:
+            text = stage.name == "base"
+            made = question_rows(
+                rng, corpus, n_rows=stage.rows, n_documents=stage.documents, n_questions=stage.questions, text=text
+            )
+            rows = build_batch(self.tokenizer, corpus, made, whole=text)
+        retold = None
+        if stage.paraphrases:
+            retold = build_batch(self.tokenizer, corpus, paraphrase_rows(rng, corpus, stage.paraphrases))
+        return Step(
+            corpus=corpus,
+            passages=self.tokenizer.encode_passages([passage.text for passage in corpus.passages]),
+            questions=self.tokenizer.encode_passages([question.text for question in asked]),
+            gold=[question.gold for question in asked],
+            rows=rows,
+            retold=retold,
+        )
+
+    # --- files -------------------------------------------------------------------------------------------
+
+    def export(self, folder: Path) -> None:
+        """Write the checkpoint as it stands: base, adapters, embeddings."""
+        decoder = self.model.decoder
+        plain = random_base(len(self.tokenizer), self.seed)
+        state = {}
+        for key, tensor in decoder.state_dict().items():
+            if ".lora_" not in key:
+                state[key.replace(".base.weight", ".weight")] = tensor.detach().cpu()
+        plain.load_state_dict(state)
+        plain.resize_token_embeddings(VOCABULARY)
+        adapters = {role: self.model.export_adapter(role) for role in Role}
+        half = {
+            role: {key: tensor.detach().cpu().bfloat16() for key, tensor in tensors.items()}
+            for role, tensors in adapters.items()
+        }
+        embeddings = {key: tensor.cpu().bfloat16() for key, tensor in self.model.export_embeddings().items()}
+        write_checkpoint(folder, CONFIG, half, embeddings)
+        plain.to(torch.bfloat16).save_pretrained(folder / "base")
+        for file in sorted((self.out / "base").glob("*token*")) + sorted((self.out / "base").glob("*.jinja")):
+            shutil.copy(file, folder / "base")
+        log.info("wrote %s", folder)
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "stage": self.stage,
+            "step": self.step,
+        }
+        path = self.out / "state.pt"
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def _resume(self) -> None:
+        path = self.out / "state.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.stage, self.step = state["stage"], state["step"]
+        log.info("going on from stage %d, step %d", self.stage, self.step)
+
+
+def _optimizers(model: ClaraModel) -> list[torch.optim.Optimizer]:
+    """Muon for the base's matrices, AdamW for everything else (embeddings, norms, adapters)."""
+    matrices = [p for name, p in model.named_parameters() if name.endswith(".base.weight")]
+    taken = {id(parameter) for parameter in matrices}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    muon = torch.optim.Muon(
+        [{"params": matrices, "factor": 1.0}], lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+    )
+    adam = torch.optim.AdamW([{"params": rest, "factor": 1.0}], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    return [muon, adam]
+
+
+def _rate(stage: Stage, number: int) -> float:
+    start, end = stage.lr
+    warm = min(1.0, (number + 1) / 50)
+    return warm * (start + (end - start) * number / max(stage.steps - 1, 1))
+
+
+def _candidates(step: Step, n: int) -> Tensor:
+    """For each question its gold passages and others, shuffled by index: ``[questions, n]``."""
+    rng = random.Random(sum(map(len, step.questions)))
+    everything = range(len(step.passages))
+    rows = []
+    for gold in step.gold:
+        others = [index for index in rng.sample(everything, n + len(gold)) if index not in gold]
+        rows.append(sorted([*gold, *others[: n - len(gold)]]))
+    return torch.tensor(rows)
+
+
+def _single_rows(tokenizer: ClaraTokenizer, prompts: list[list[int]], answers: list[str]) -> RowBatch:
+    """One question a row, every slot filled later."""
+    tails = tokenizer.encode_markup_batch([f"<|assistant|>{answer}</s>" for answer in answers])
+    ids = [prompt + tail[1:] for prompt, tail in zip(prompts, tails, strict=True)]
+    length = max(map(len, ids))
+    labels = torch.full((len(ids), length), IGNORE)
+    slots = torch.zeros((len(ids), length), dtype=torch.bool)
+    for index, (prompt, row) in enumerate(zip(prompts, ids, strict=True)):
+        labels[index, len(prompt) : len(row)] = torch.tensor(row[len(prompt) :])
+        slots[index, : len(row)] = torch.tensor(tokenizer.is_slot(row))
+    return RowBatch(ids, labels, slots, [])
+
+
+def _sample_texts(seed: int) -> Iterator[str]:
+    """Text of the training world for the tokenizer."""
+    for number in range(60):
+        corpus = make_corpus(random.Random(f"{seed} tokenizer {number}"), 100, two_passage=0.5)
+        for passage in corpus.passages:
+            yield passage.text
+        for question in corpus.questions:
+            yield question.text
+            yield question.answer
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/pocket"), help="folder of the run (resumed if there)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every stage (for trials)")
+    parser.add_argument("--threads", type=int, default=None, help="processor threads")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    stages = tuple(replace(stage, steps=max(1, round(stage.steps * arguments.scale))) for stage in STAGES)
+    (arguments.out).mkdir(parents=True, exist_ok=True)
+    plan = json.dumps([asdict(stage) for stage in stages], default=str, indent=1)
+    (arguments.out / "stages.json").write_text(plan, encoding="utf-8")
+    Trainer(arguments.out, stages, arguments.seed).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The base decoder of the bundled model, from nothing: its tokenizer and its random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+from clara_core.tokens import ANSWER_SYSTEM, PARAPHRASE_SYSTEM
+
+SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
+# Roles are special tokens, so that no text from outside can open a turn.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}<|system|>{{ message['content'] }}"
+    "{% elif message['role'] == 'user' %}<|user|>{{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('Only system, user and assistant messages are supported.') }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer over words and single digits; any other Unicode text falls back to bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    specials = ["<unk>", "<s>", "</s>", SYSTEM, USER, ASSISTANT]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("▁", "merged_with_next"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Punctuation(),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*specials, *bytes_],
+        limit_alphabet=120,
+        max_token_length=14,
+        min_frequency=20,
+        show_progress=False,
+    )
+    prompts = [ANSWER_SYSTEM, PARAPHRASE_SYSTEM, "Background:\n", "\n\nQuestion:", "Background: means the same as"]
+    tokenizer.train_from_iterator([*texts, *(prompts * 50)], trainer)
+    layout = json.loads(tokenizer.to_str())
+    # The trainer marks everything it was given as special; bytes are ordinary pieces of the vocabulary.
+    layout["added_tokens"] = [token for token in layout["added_tokens"] if token["content"] in specials]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(layout)),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def random_base(vocab_size: int, seed: int) -> MistralForCausalLM:
+    """Random weights of the pocket decoder: hidden 256, four layers, about four million parameters."""
+    torch.manual_seed(seed)
+    config = MistralConfig(
+        vocab_size=vocab_size,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=2048,
+        sliding_window=None,
+        rope_theta=10_000.0,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return MistralForCausalLM(config)
+
+
+def write_base(folder: Path, model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Save base and tokenizer where a checkpoint expects them."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
