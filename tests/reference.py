@@ -175,6 +175,6 @@ class Reference:
         return self._write(self.prompt_ids(ANSWER_SYSTEM, user), memories, max_tokens)
 
     def paraphrase(self, memory: Tensor, instruction: str, max_tokens: int) -> str:
-        """Follow ``instruction`` (its ``{docs}`` becomes the slots) over ``memory`` [n_mem, hidden]."""
+        """Follow ``instruction``, ``{docs}`` being the slots, over ``memory`` [n_mem, hidden]."""
         user = instruction.replace("{docs}", self.slots(1))
         return self._write(self.prompt_ids(PARAPHRASE_SYSTEM, user), memory[None], max_tokens)

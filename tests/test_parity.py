@@ -33,7 +33,7 @@ def stacked(memories: list[Memory]) -> Tensor:
     return torch.cat([memory.tokens for memory in memories])
 
 
-# -- the recorded results of the published code --------------------------------------------------
+# -- the recorded results of the published code ----------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=FIXTURES)
@@ -181,7 +181,7 @@ def test_own_format_gives_the_same_numbers(tmp_path: Path) -> None:
     assert left.fingerprint == right.fingerprint
 
 
-# -- a checkpoint without a query reasoner ----------------------------------------------------------
+# -- a checkpoint without a query reasoner ---------------------------------------------------------
 
 
 def test_missing_reasoner_is_named_and_can_be_stood_in_for() -> None:

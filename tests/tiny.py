@@ -189,8 +189,8 @@ def _byte_level_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106 - not a password
+        pad_token="<|endoftext|>",  # noqa: S106
         chat_template=CHATML,
         clean_up_tokenization_spaces=False,
     )
