@@ -25,23 +25,28 @@ from torch import Tensor
 from clara_core.config import CONFIG_FILE, ClaraConfig, Role
 from clara_core.errors import CheckpointError
 from clara_core.locate import locate, locate_base
-from clara_core.proof import prove, roles_of
+from clara_core.proof import hidden_of, prove, roles_of
 from clara_core.weights import (
     ADAPTERS,
     EMBED_KEY,
     EMBEDDINGS,
+    HEAD_KEY,
     NO_EMBEDDINGS,
     StateDict,
     read_weights,
+    weight_files,
 )
 
 __all__ = [
+    "EMBED_KEY",
+    "HEAD_KEY",
     "Checkpoint",
     "check_vocabulary",
     "export_peft",
     "locate",
     "locate_base",
     "read_checkpoint",
+    "weight_files",
     "write_checkpoint",
 ]
 
@@ -93,6 +98,13 @@ class Checkpoint:
     def roles(self) -> tuple[Role, ...]:
         """The roles that it holds, in their order."""
         return tuple(self.adapters)
+
+    @property
+    def hidden(self) -> int:
+        """Width of the decoder, and of a memory token."""
+        if EMBED_KEY in self.embeddings:
+            return int(self.embeddings[EMBED_KEY].shape[1])
+        return hidden_of(next(iter(self.adapters.values())))
 
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
@@ -179,9 +191,8 @@ def write_checkpoint(
 
 
 def export_peft(checkpoint: Checkpoint, role: Role, folder: str | os.PathLike[str]) -> None:
-    """Writes the adapter of one role as a plain peft folder.
+    """Writes the adapter of one role as a plain folder that `PeftModel.from_pretrained` loads.
 
-    `PeftModel.from_pretrained` loads it.
     The checkpoint's embeddings are not part of it: the folder is for the base decoder with its own
     vocabulary.
 

@@ -81,6 +81,15 @@ def prove(
     _prove_embeddings(config, embeddings, shapes[first], where)
 
 
+def hidden_of(adapter: StateDict) -> int:
+    """Width of the decoder that a proved adapter belongs to."""
+    for key, tensor in adapter.items():
+        match = _LORA_KEY.fullmatch(key)
+        if match and match[3] == "A" and match[2].rpartition(".")[2] in _READS_HIDDEN:
+            return int(tensor.shape[1])  # A is [r, hidden]
+    raise CheckpointError("no module of the adapter reads the hidden state; its width is unknown")
+
+
 _Shapes = dict[str, tuple[int, int]]  # module of one layer -> (in, out)
 
 

@@ -1,0 +1,57 @@
+# Every target makes its own virtual environment from nothing and then works in it.
+#   make demo                    text files -> memory tokens -> search, rerank, answers, on the CPU
+#   make test lint               what CI runs
+#   make PYTHON=python3.12 test  with another Python (3.11 or newer)
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+OLDEST := .venv-oldest
+# The models of the tests are tiny: more than one thread each costs more than it gives. Nothing is downloaded.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+PIP_FLAGS := --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench eval test-oldest clean
+
+help:
+	@echo "make demo | test | lint | bench | eval | test-oldest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+test: install
+	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/engine.py
+
+eval: install
+	$(BIN)/python benchmarks/evaluate_pocket.py
+
+test-oldest: $(OLDEST)/.installed
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Installed again only when what is to be installed has changed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install $(PIP_FLAGS) -c constraints-oldest.txt -e '.[dev]'
+	@touch $@

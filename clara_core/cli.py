@@ -1,0 +1,184 @@
+"""The command `clara`.
+
+A command is a plain function with typer annotations, registered on `app`. What is wrong with the
+user's files or arguments becomes one line on standard error and exit code 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from clara_core.config import Role
+from clara_core.errors import CheckpointError, ClaraError
+
+if TYPE_CHECKING:
+    from clara_core.checkpoint import Checkpoint
+
+EXIT_FAILED = 2
+_APPLE_LICENCE = "weights under Apple's research licence; read it on the model's page before use"
+
+
+class _Group(TyperGroup):
+    """Turns the errors a user can mend into one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ClaraError, ValueError) as exc:
+            message = " ".join(str(exc).split())
+            sys.stderr.write(f"clara: {message}\n")
+            raise typer.Exit(EXIT_FAILED) from exc
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="CLaRa: documents compressed into memory tokens, then searched, reranked and read.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+class RoleName(StrEnum):
+    """The roles as words of the command line."""
+
+    COMPRESSOR = "compressor"
+    REASONER = "reasoner"
+    GENERATOR = "generator"
+
+    @property
+    def role(self) -> Role:
+        """The role that the word stands for."""
+        return Role[self.name]
+
+
+Compression = Annotated[
+    int | None, typer.Option(help="Rate, where a repo or folder holds several (compression-N).")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")]
+Token = Annotated[
+    str | None, typer.Option(help="Access token of the Hub.", envvar="HF_TOKEN", show_envvar=True)
+]
+CacheDir = Annotated[Path | None, typer.Option(help="Where files of the Hub are kept.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Look into the cache of the Hub only.")]
+BaseModel = Annotated[
+    str | None, typer.Option(help="Folder or Hub id of the base decoder, instead of the named one.")
+]
+
+
+@app.callback()
+def main() -> None:
+    """Holds the commands together, also while there is only one."""
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="Bundled name, folder, or Hub id.")],
+    compression: Compression = None,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+    offline: Offline = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Says what a checkpoint holds, after proving that it is whole."""
+    from clara_core.checkpoint import locate, read_checkpoint
+
+    folder = locate(model, compression, revision, token, cache_dir, local_files_only=offline)
+    facts = _describe(read_checkpoint(folder), model, base_model)
+    if as_json:
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    table = Table(title=model, show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), _shown(value))
+    Console().print(table)
+
+
+@app.command()
+def convert(
+    src: Annotated[str, typer.Argument(help="Bundled name, folder, or Hub id.")],
+    dst: Annotated[Path, typer.Argument(help="Folder to write.")],
+    peft: Annotated[
+        RoleName | None,
+        typer.Option(help="Write the adapter of this role alone, as a plain peft folder."),
+    ] = None,
+    with_base: Annotated[
+        bool, typer.Option("--with-base", help="Copy a base decoder that lies in a folder, too.")
+    ] = False,
+    compression: Compression = None,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+    offline: Offline = False,
+) -> None:
+    """Writes a checkpoint anew as safetensors, or exports one adapter for peft."""
+    from clara_core.checkpoint import export_peft, locate, read_checkpoint
+    from clara_core.convert import convert_checkpoint
+
+    folder = locate(src, compression, revision, token, cache_dir, local_files_only=offline)
+    checkpoint = read_checkpoint(folder)
+    if peft is not None:
+        if with_base:
+            raise ValueError("--with-base and --peft exclude each other")
+        export_peft(checkpoint, peft.role, dst)
+        typer.echo(f"{peft.role} of {src} -> {dst} (peft)")
+        return
+    written = convert_checkpoint(checkpoint, dst, base_model=base_model, with_base=with_base)
+    roles = ", ".join(role.label for role in written.roles)
+    typer.echo(f"{src} -> {dst} ({roles}; base: {written.config.decoder_model_name})")
+
+
+def _describe(checkpoint: Checkpoint, model: str, base_model: str | None) -> dict[str, object]:
+    """The facts of a checkpoint in the order in which they are shown."""
+    from clara_core.checkpoint import EMBED_KEY, locate_base, weight_files
+
+    config = checkpoint.config
+    try:
+        base, remark = locate_base(config, checkpoint.folder, base_model), None
+    except CheckpointError as exc:
+        if base_model is not None:
+            raise
+        base, remark = config.decoder_model_name, str(exc)
+    table = checkpoint.embeddings.get(EMBED_KEY)
+    apple = model.startswith("apple/") or "models--apple--" in str(checkpoint.folder)
+    return {
+        "model": model,
+        "folder": str(checkpoint.folder),
+        "training_stage": config.training_stage,
+        "roles": [role.label for role in checkpoint.roles],
+        "rate": config.compr_rate,
+        "memory_tokens": config.n_mem,
+        "hidden": checkpoint.hidden,
+        "dimension": config.n_mem * checkpoint.hidden,
+        "window": config.doc_max_length,
+        "lora_rank": config.lora_r,
+        "vocabulary": None if table is None else table.shape[0],
+        "base": base,
+        "base_remark": remark,
+        "bytes": sum(path.stat().st_size for path in weight_files(checkpoint.folder)),
+        "identity": checkpoint.identity,
+        "licence": _APPLE_LICENCE if apple else None,
+    }
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
