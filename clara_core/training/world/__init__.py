@@ -1,0 +1,29 @@
+"""A procedurally generated encyclopedia in plain English, to train and to test small models.
+
+Its people, places, species, companies, works, events, buildings and inventions have invented names;
+the words of the names fall into a training and a test split that have none in common. Everything is
+deterministic in the `random.Random` that is passed in.
+"""
+
+from __future__ import annotations
+
+from .corpus import make_corpus
+from .kinds import KINDS, RELATIONS, VOCABULARY
+from .names import SYLLABLES, split_of
+from .passages import paraphrase
+from .types import Corpus, Fact, Passage, Question, Split
+
+__all__ = [
+    "KINDS",
+    "RELATIONS",
+    "SYLLABLES",
+    "VOCABULARY",
+    "Corpus",
+    "Fact",
+    "Passage",
+    "Question",
+    "Split",
+    "make_corpus",
+    "paraphrase",
+    "split_of",
+]

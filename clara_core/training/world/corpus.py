@@ -1,0 +1,105 @@
+"""A whole corpus: subjects, their passages and the questions about them."""
+
+from __future__ import annotations
+
+import random
+
+from .kinds import KINDS, RELATIONS, VOCABULARY
+from .names import Names
+from .passages import MAX_FACTS, write
+from .questions import PairMaker, single_questions
+from .types import Corpus, Fact, Passage, Question, Split
+from .values import Subject, Values
+
+# The share of subjects whose facts are spread over two passages.
+DOUBLE = 0.1
+_FACTS_AT_LEAST = 2
+
+
+def make_corpus(
+    rng: random.Random,
+    n_passages: int,
+    split: Split = "train",
+    words: tuple[int, int] = (20, 200),
+    questions_per_passage: int = 3,
+    two_passage: float = 0.25,
+) -> Corpus:
+    """Generate passages and questions; equal states of `rng` give equal corpora.
+
+    Args:
+        rng: Source of all chance.
+        n_passages: How many passages.
+        split: The half of the invented words to use; the two halves have no word in common.
+        words: Fewest and most words of a passage; short ones are far more frequent.
+        questions_per_passage: Questions over one passage, for each passage.
+        two_passage: Questions over two passages, for each passage on average. A corpus of very few
+            passages may have fewer: two of them must have something in common.
+
+    Raises:
+        ValueError: `n_passages` is below one, the bounds leave no room, or a count is negative.
+    """
+    low, high = words
+    if n_passages < 1:
+        raise ValueError(f"a corpus needs at least one passage, not {n_passages}")
+    if low < 1 or high < low + 25:
+        raise ValueError(f"words={words}: the most must exceed the fewest by at least 25")
+    if questions_per_passage < 0 or two_passage < 0:
+        raise ValueError("numbers of questions must not be negative")
+    names = Names(rng, split, VOCABULARY, stems=3 + n_passages // 4)
+    plan = _subjects(rng, names, n_passages)
+    values = Values(rng, names, [subject for subject, _ in plan])
+    passages: list[Passage] = []
+    for subject, count in plan:
+        passages += _passages(rng, values, subject, count, words)
+    rng.shuffle(passages)
+    questions: list[Question] = []
+    for index, passage in enumerate(passages):
+        questions += single_questions(rng, index, passage, questions_per_passage)
+    pairs = int(two_passage * n_passages + rng.random())
+    if pairs:
+        questions += PairMaker(rng, passages).questions(pairs)
+    return Corpus(passages, questions)
+
+
+def _subjects(rng: random.Random, names: Names, n_passages: int) -> list[tuple[Subject, int]]:
+    """Draw subjects, each with its number of passages: one, at times two."""
+    kinds = list(KINDS.values())
+    weights = [kind.weight for kind in kinds]
+    makers = {
+        "person": names.person,
+        "town": names.town,
+        "river": names.river,
+        "mountain": names.mountain,
+    }
+    plan: list[tuple[Subject, int]] = []
+    missing = n_passages
+    while missing:
+        kind = rng.choices(kinds, weights)[0]
+        make = makers.get(kind.name)
+        name = make() if make else names.pattern(kind.patterns)
+        count = 2 if missing > 1 and rng.random() < DOUBLE else 1
+        plan.append((Subject(kind.name, name), count))
+        missing -= count
+    return plan
+
+
+def _passages(
+    rng: random.Random, values: Values, subject: Subject, count: int, words: tuple[int, int]
+) -> list[Passage]:
+    """Write the passages of one subject; no relation is told in two of them."""
+    low, high = words
+    relations = list(KINDS[subject.kind].relations)
+    rng.shuffle(relations)
+    room = len(relations) // count
+    written: list[Passage] = []
+    for turn in range(count):
+        # A beta distribution: most passages are near the low end, few near the high one.
+        target = low + int((high - low) * rng.betavariate(0.42, 2.15))
+        wanted = round(target / rng.uniform(8.0, 14.0)) + rng.choice((0, 0, 1))
+        wanted = max(_FACTS_AT_LEAST, min(wanted, MAX_FACTS, room))
+        chosen = relations[turn * room : turn * room + wanted]
+        chosen.sort(key=lambda name: RELATIONS[name].draw.after != "")
+        facts = [Fact(subject.name, name, values.draw(subject, name)) for name in chosen]
+        rng.shuffle(facts)
+        written.append(write(rng, subject.kind, subject.name, facts, (low, target, high)))
+    return written

@@ -1,0 +1,126 @@
+"""Invented names: syllables, the split of words into training and test, and per-corpus pools."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable
+
+from .types import Split
+
+SYLLABLES: tuple[str, ...] = tuple(
+    """
+    ba be bo da de do fa fe ga go ka ke ko la le li lo lu ma me mi mo na ne ni no pa pe po
+    ra re ri ro ru sa se si so ta te ti to tu va ve vi vo za ze zo
+    bal ban bar bel ber bin bor dal dan dar del den dor fal fen fin gal gar gol han har hel
+    kal kar kel kin kor lan lar len lin lor mal mar mel mer min mir mor nal nar nel ner nin nor
+    pal par pel per pin rak ran rel ren rin ros sal san sar sel sen sil sol sun tal tan tar tel
+    ten tor tul val van var vel ven ver vin vor wen wil yar yel zan zel zor
+    """.split()
+)
+
+# One word in this many belongs to the test split, whatever the corpus it is drawn for.
+TEST_SHARE = 8
+
+
+def split_of(word: str) -> Split:
+    """Return the split that an invented word belongs to; its case does not matter."""
+    return "test" if zlib.crc32(word.lower().encode()) % TEST_SHARE == 0 else "train"
+
+
+def invent(rng: random.Random, split: Split, reserved: frozenset[str]) -> str:
+    """Draw a capitalised word of two or three syllables that belongs to `split`.
+
+    Words of the plain vocabulary (`reserved`, lower case) are never returned: "Carbon" as a town
+    would blur the border between invented and ordinary words.
+    """
+    while True:
+        count = 2 if rng.random() < 0.7 else 3
+        word = "".join([rng.choice(SYLLABLES) for _ in range(count)])
+        if split_of(word) == split and word not in reserved:
+            return word.capitalize()
+
+
+class Names:
+    """The names of one corpus: every word fresh, many names sharing a word on purpose.
+
+    Args:
+        rng: Source of all chance.
+        split: Which half of the word space to draw from.
+        reserved: Lower-case ordinary words that may not be invented again.
+        stems: How many words are shared out among the subjects.
+    """
+
+    def __init__(
+        self, rng: random.Random, split: Split, reserved: frozenset[str], stems: int
+    ) -> None:
+        self._rng = rng
+        self._split: Split = split
+        self._reserved = reserved
+        self._words: set[str] = set()
+        self._names: set[str] = set()
+        self._stems = [self.word() for _ in range(stems)]
+        self._given = [self.word() for _ in range(4 + stems // 4)]
+
+    def word(self) -> str:
+        """Return a word that this corpus has not used yet."""
+        while True:
+            word = invent(self._rng, self._split, self._reserved)
+            if word not in self._words:
+                self._words.add(word)
+                return word
+
+    def words(self, count: int) -> list[str]:
+        """Return `count` fresh words."""
+        return [self.word() for _ in range(count)]
+
+    def stem(self) -> str:
+        """Return a word that other subjects of the corpus probably carry as well."""
+        return self._rng.choice(self._stems) if self._rng.random() < 0.75 else self.word()
+
+    def unique(self, make: Callable[[], str]) -> str:
+        """Call `make` until it gives a name that no other subject or value of a pool has."""
+        while True:
+            name = make()
+            if name not in self._names:
+                self._names.add(name)
+                return name
+
+    def person(self) -> str:
+        """Return a given and a family name, each of them shared with others."""
+        return self.unique(lambda: f"{self._rng.choice(self._given)} {self.stem()}")
+
+    def town(self) -> str:
+        """Return a town's name, at times a namesake such as "New Sarn" beside "Sarn"."""
+
+        def make() -> str:
+            chance = self._rng.random()
+            if chance < 0.7:
+                return self.stem()
+            return f"{self._rng.choice(('New', 'Port', 'Upper', 'Old'))} {self.stem()}"
+
+        return self.unique(make)
+
+    def river(self) -> str:
+        """Return a river's name, without its article."""
+        return self.unique(lambda: f"River {self.stem()}")
+
+    def mountain(self) -> str:
+        """Return a mountain's name."""
+
+        def make() -> str:
+            stem = self.stem()
+            return f"Mount {stem}" if self._rng.random() < 0.7 else f"{stem} Peak"
+
+        return self.unique(make)
+
+    def pattern(self, patterns: tuple[str, ...]) -> str:
+        """Return a unique name made from one of `patterns`, whose "@" becomes a word."""
+
+        def make() -> str:
+            pattern = self._rng.choice(patterns)
+            if "~" in pattern:  # a Latin-looking second word in lower case
+                pattern = pattern.replace("~", self.stem().lower())
+            return pattern.replace("@", self.stem())
+
+        return self.unique(make)

@@ -1,0 +1,170 @@
+"""From facts to running text: sentences with one or two facts, and fillers between them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from .kinds import KINDS, RELATIONS, fillers, noun, pronouns, reference
+from .types import Fact, Passage
+
+MAX_FACTS = 9
+_PREPOSITIONS = frozenset(("in", "on", "by", "at", "near", "of", "from", "for"))
+
+
+class Writer:
+    """Writes sentences about one subject.
+
+    The subject is named in full at first and mostly afterwards; a pronoun or "the town" stands for
+    it elsewhere, except after a sentence that named another person.
+    """
+
+    def __init__(self, rng: random.Random, kind: str, name: str) -> None:
+        self._rng = rng
+        self._kind = kind
+        self._full = reference(kind, name)
+        self._noun = noun(kind, name)
+        self._pronouns = pronouns(kind, name)
+        self._named = False
+        self._ambiguous = False
+
+    def sentence(self, facts: Sequence[Fact]) -> str:
+        """Return a sentence that states one or two facts."""
+        rng = self._rng
+        first = RELATIONS[facts[0].relation]
+        if len(facts) == 1:
+            if rng.random() < 0.5:
+                text = "{s} " + rng.choice(first.predicates) + "."
+            else:
+                text = rng.choice(first.sentences)
+            text = self._mention(text).replace("{v}", facts[0].value)
+        else:
+            text = self._joined(facts)
+        persons = any(RELATIONS[fact.relation].draw.kind == "person" for fact in facts)
+        self._ambiguous = persons and self._kind == "person"
+        return _finish(text)
+
+    def filler(self, template: str) -> str:
+        """Return a filler sentence, which may stand anywhere and so names a person in full."""
+        self._ambiguous = self._kind == "person"
+        return _finish(self._mention(template))
+
+    def gaps(self, sentences: Sequence[str]) -> list[int]:
+        """Return where a filler may be put: where the next sentence has no pronoun to mislead."""
+        inner = range(1, len(sentences))
+        return [at for at in inner if self._full in sentences[at]] + [len(sentences)]
+
+    def _joined(self, facts: Sequence[Fact]) -> str:
+        rng = self._rng
+        first, second = (RELATIONS[fact.relation] for fact in facts)
+        if second.leads and rng.random() < 0.4:
+            lead = rng.choice(second.leads).replace("{v}", facts[1].value)
+            predicate = rng.choice(first.predicates).replace("{v}", facts[0].value)
+            return self._mention(lead + ", {s} " + predicate + ".")
+        left, right = rng.choice(first.predicates), rng.choice(second.predicates)
+        merged = _merge(left, right)
+        comma = ", " if first.draw.kind == "list" else " "
+        tail = " " + merged if merged else comma + "and " + right
+        left = left.replace("{v}", facts[0].value)
+        return self._mention("{s} " + left + tail.replace("{v}", facts[1].value) + ".")
+
+    def _mention(self, template: str) -> str:
+        """Fill the marks of the subject, with its full name or with a word that stands for it."""
+        full, common = self._full, self._noun
+        template = template.replace("{an}", ("an " if common[0] in "aeiou" else "a ") + common)
+        template = template.replace("{n}", common)
+        words = (full, full, full + ("'" if full.endswith("s") else "'s"))
+        if self._named and not self._ambiguous and self._rng.random() < 0.4:
+            if self._kind != "person" and ("of {o}" in template or self._rng.random() < 0.5):
+                words = (f"the {common}", f"the {common}", f"the {common}'s")
+            elif "of {o}" not in template:  # nobody says "the teacher of her"
+                words = self._pronouns
+        if "{s}" in template or "{o}" in template or "{p}" in template:
+            self._named = True
+        subject, object_, possessive = words
+        return template.replace("{s}", subject).replace("{o}", object_).replace("{p}", possessive)
+
+
+def write(
+    rng: random.Random, kind: str, name: str, facts: Sequence[Fact], bounds: tuple[int, int, int]
+) -> Passage:
+    """Write a passage.
+
+    Args:
+        rng: Source of all chance.
+        kind: Kind of the subject.
+        name: Full name of the subject.
+        facts: What to state, in this order; the last ones are left out where they do not fit.
+        bounds: Fewest words, wanted words and most words. Fillers are added up to the wanted ones.
+
+    Returns:
+        The passage, with the facts that it states.
+    """
+    low, target, high = bounds
+    writer = Writer(rng, kind, name)
+    stated: list[Fact] = []
+    sentences: list[str] = []
+    count = 0
+    for group in _groups(rng, facts):
+        text = writer.sentence(group)
+        length = len(text.split())
+        if sentences and count + length > high:
+            break
+        sentences.append(text)
+        stated.extend(group)
+        count += length
+    choices = list(fillers(KINDS[kind]))
+    rng.shuffle(choices)
+    for template in choices:
+        if count >= max(low, target - 5):
+            break
+        text = writer.filler(template)
+        length = len(text.split())
+        if count + length <= high:
+            sentences.insert(rng.choice(writer.gaps(sentences)), text)
+            count += length
+    return Passage(name[0].upper() + name[1:], " ".join(sentences), kind, tuple(stated))
+
+
+def paraphrase(rng: random.Random, passage: Passage) -> str:
+    """Return the facts of a passage in another order and other words, without its fillers."""
+    name = passage.facts[0].subject
+    facts = list(passage.facts)
+    for _ in range(8):
+        rng.shuffle(facts)
+        writer = Writer(rng, passage.kind, name)
+        text = " ".join([writer.sentence(group) for group in _groups(rng, facts)])
+        if text != passage.text:
+            break
+    return text
+
+
+def _groups(rng: random.Random, facts: Sequence[Fact]) -> list[tuple[Fact, ...]]:
+    """Cut facts into groups of one or two that go well into a sentence."""
+    groups: list[tuple[Fact, ...]] = []
+    at = 0
+    while at < len(facts):
+        pair = tuple(facts[at : at + 2])
+        lists = [RELATIONS[fact.relation].draw.kind == "list" for fact in pair]
+        size = 2 if len(pair) == 2 and not lists[0] and not lists[1] and rng.random() < 0.4 else 1
+        groups.append(pair[:size])
+        at += size
+    return groups
+
+
+def _merge(left: str, right: str) -> str:
+    """Return what "was built in {v}" adds to "was built by {v}": "in {v}"; else ""."""
+    if not left.startswith(("was ", "set out ", "is held ")):
+        return ""
+    ours, theirs = left.split(), right.split()
+    shared = 0
+    while ours[shared] == theirs[shared] != "{v}":  # every predicate holds its value
+        shared += 1
+    if shared and ours[shared - 1] in _PREPOSITIONS:
+        shared -= 1
+    rest = theirs[shared:]
+    return " ".join(rest) if shared >= 2 and rest[0] in _PREPOSITIONS else ""
+
+
+def _finish(text: str) -> str:
+    return text[0].upper() + text[1:]
