@@ -1,0 +1,320 @@
+"""The engine beside a plain baseline, on the same random weights, in one run (``make bench``).
+
+    python -m benchmarks.engine                 # a Mistral of 60 M parameters on this machine
+    python -m benchmarks.engine --quick         # a tiny one: does the benchmark itself work?
+    python -m benchmarks.engine --shape 7b      # 7B-shaped in bfloat16, for a large GPU
+
+Times are the shortest of a few runs. The results of both sides are compared as they are measured;
+where they differ the program says so and ends with an error.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+import typer
+
+from benchmarks import bounds
+from benchmarks.baseline import Baseline
+from benchmarks.report import Row, hardware, has_bfloat16, seconds, show
+from benchmarks.workload import SHAPES, Workload, prepare, token_counts
+from clara_core import ClaraEngine, Memory
+
+MEMORY_TOLERANCE = 1e-4  # float32
+CANDIDATES = 20
+RAGGED = (1, 2, 3, 4, 5, 5, 3, 1)  # documents of the eight questions asked together
+
+
+@dataclass
+class Bench:
+    """Both sides, the texts, and what one measurement leaves for the next."""
+
+    work: Workload
+    engine: ClaraEngine
+    baseline: Baseline
+    passages: list[str]
+    questions: list[str]
+    measured: int  # passages that the baseline compresses too
+    new_tokens: int
+    repeats: int
+    device: bounds.Device | None
+
+    def __post_init__(self) -> None:
+        self.memories: list[Memory] = self.engine.compress(self.passages)
+        few = self.passages[: self.measured]
+        self.plain = self.baseline.compress(few)  # [measured, n_mem, hidden]
+
+    # -- the rows --------------------------------------------------------------------------------
+
+    def compression(self) -> Row:
+        """Passages a second; the baseline's cost does not depend on their lengths."""
+        few = self.passages[: self.measured]
+        ours = len(self.passages) / seconds(
+            lambda: self.engine.compress(self.passages), self.repeats
+        )
+        plain = len(few) / seconds(lambda: self.baseline.compress(few), self.repeats)
+        bound = None
+        if self.device:
+            counts = token_counts(self.work.language, self.passages)
+            tokens = 3 + self.work.shape.n_mem + sum(counts) / len(counts)
+            least = bounds.compress_seconds(self.work.shape, tokens, 1, self.device)
+            bound = ours * least
+        return Row(
+            "compress passages", f"{ours:.1f}/s", f"{plain:.1f}/s", ours / plain, 3.2, bound=bound
+        )
+
+    def reranking(self) -> Row:
+        """One question over candidates that are known."""
+        texts, ready = self.passages[:CANDIDATES], self.memories[:CANDIDATES]
+        question = self.questions[0]
+        ours = seconds(lambda: self.engine.rank(question, ready), 5 * self.repeats)
+        plain = seconds(lambda: self.baseline.rank(question, texts), self.repeats)
+        bound = None
+        if self.device:
+            [count] = token_counts(self.work.language, [question])
+            tokens = 3 + self.work.shape.n_mem + count
+            bound = bounds.encode_seconds(self.work.shape, tokens, self.device) / ours
+        measure = f"rerank {len(texts)} known candidates"
+        return Row(measure, ms(ours), ms(plain), plain / ours, 50, bound=bound)
+
+    def one_answer(self) -> Row:
+        """One answer from five memories that are ready on both sides."""
+        question, k = self.questions[0], 5
+        ours = seconds(lambda: self._answer(question, k), self.repeats)
+        plain = seconds(
+            lambda: self.baseline.answer(question, self.plain[:k], self.new_tokens), self.repeats
+        )
+        measure = f"one answer, {k} memories, {self.new_tokens} tokens"
+        bound = self._answer_bound([k], ours)
+        return Row(measure, ms(ours), ms(plain), plain / ours, 1.5, bound=bound)
+
+    def whole_question(self) -> Row:
+        """What the published call does: rank the candidates, answer from the best five."""
+        question, texts = self.questions[0], self.passages[:CANDIDATES]
+
+        def ours() -> None:
+            ranked = self.engine.rank(question, self.memories[: len(texts)], top_k=5)
+            best = [self.memories[hit.index] for hit in ranked]
+            self.engine.answer(question, best, max_tokens=self.new_tokens)
+
+        def plain() -> None:
+            best = self.plain[self.baseline.rank(question, texts)[:5]]
+            self.baseline.answer(question, best, self.new_tokens)
+
+        fast, slow = seconds(ours, self.repeats), seconds(plain, 1)
+        measure = f"one question: rank {len(texts)}, answer from 5"
+        return Row(measure, ms(fast), ms(slow), slow / fast)
+
+    def eight_answers(self) -> list[Row]:
+        """Eight questions with different numbers of documents, together and in a row."""
+        asked = list(zip(self.questions, RAGGED, strict=False))
+        pairs = [(question, self.memories[:k]) for question, k in asked]
+        together = seconds(
+            lambda: self.engine.answer_batch(pairs, max_tokens=self.new_tokens), self.repeats
+        )
+        in_a_row = seconds(lambda: [self._answer(*case) for case in asked], self.repeats)
+        plain = seconds(lambda: self._plain_answers(asked), self.repeats)
+        bound = self._answer_bound([k for _, k in asked], together)
+        return [
+            Row(
+                "eight ragged answers together",
+                ms(together),
+                ms(plain),
+                plain / together,
+                4.0,
+                bound=bound,
+            ),
+            Row(
+                "… against the engine's own eight in a row",
+                ms(together),
+                f"{ms(in_a_row)} (engine)",
+                in_a_row / together,
+                4.0,
+            ),
+        ]
+
+    def role_switch(self) -> Row:
+        """The same calls, role by role and alternating: the difference is what a switch costs."""
+        texts = [question for question in self.questions[:8] for _ in range(2)]
+        ours, whole = switch_seconds(self.engine, texts, self.repeats)
+        plain, _ = switch_seconds(self.baseline, texts, 1)
+        return Row(
+            "a switch of role, as a share of the call",
+            ms(ours),
+            ms(plain),
+            ours / whole,
+            0.05,
+            at_most=True,
+        )
+
+    def bfloat16(self, engine: ClaraEngine) -> list[Row]:
+        """What the shorter numbers give and what they cost: overlap of the ten best."""
+        here = engine.compress(self.passages)
+        fast = len(self.passages) / seconds(lambda: engine.compress(self.passages), self.repeats)
+        exact = len(self.passages) / seconds(
+            lambda: self.engine.compress(self.passages), self.repeats
+        )
+        k = min(10, len(self.passages))
+        top = self.engine.score(self.questions, self.memories).topk(k).indices.tolist()
+        other = engine.score(self.questions, here).topk(k).indices.tolist()
+        common = [len(set(a) & set(b)) / k for a, b in zip(top, other, strict=True)]
+        recall = sum(common) / len(common)
+        return [
+            Row("compress in bfloat16", f"{fast:.1f}/s", f"{exact:.1f}/s (float32)", fast / exact),
+            Row(f"recall@{k} of bfloat16 against float32", f"{recall:.3f}", value=recall),
+        ]
+
+    # -- the same results? -----------------------------------------------------------------------
+
+    def parity(self) -> dict[str, Any]:
+        """Largest difference of a memory, and whether rankings and greedy answers are the same."""
+        ready = torch.stack([memory.tokens[0] for memory in self.memories[: self.measured]])
+        difference = (ready.float().cpu() - self.plain.float().cpu()).abs().max().item()
+        question, texts = self.questions[0], self.passages[:CANDIDATES]
+        ranked = self.engine.rank(question, self.memories[: len(texts)], top_k=5)
+        asked = list(zip(self.questions, RAGGED, strict=False))
+        pairs = [(question, self.memories[:k]) for question, k in asked]
+        together = self.engine.answer_batch(pairs, max_tokens=self.new_tokens)
+        expected = self._plain_answers(asked)
+        return {
+            "memory_difference": difference,
+            "same_top_5": [hit.index for hit in ranked] == self.baseline.rank(question, texts)[:5],
+            "same_answers": sum(a.text == b for a, b in zip(together, expected, strict=True)),
+            "answers": len(expected),
+            "answer_tokens": [answer.completion_tokens for answer in together],
+        }
+
+    def _answer(self, question: str, k: int) -> str:
+        return self.engine.answer(question, self.memories[:k], max_tokens=self.new_tokens).text
+
+    def _plain_answers(self, asked: Sequence[tuple[str, int]]) -> list[str]:
+        return [
+            self.baseline.answer(question, self.plain[:k], self.new_tokens) for question, k in asked
+        ]
+
+    def _answer_bound(self, documents: list[int], measured: float) -> float | None:
+        if self.device is None:
+            return None
+        prompts = [
+            self.engine.answer(question, self.memories[:k], max_tokens=1)
+            for question, k in zip(self.questions, documents, strict=False)
+        ]
+        lengths = [answer.prompt_tokens + answer.memory_tokens for answer in prompts]
+        least = bounds.answer_seconds(self.work.shape, lengths, self.new_tokens, self.device)
+        return least / measured
+
+
+def ms(duration: float) -> str:
+    """Seconds as milliseconds, three figures."""
+    return f"{duration * 1e3:.3g} ms" if duration < 1 else f"{duration * 1e3:.0f} ms"
+
+
+def switch_seconds(
+    side: ClaraEngine | Baseline, texts: list[str], repeats: int
+) -> tuple[float, float]:
+    """Seconds of one switch between compressor and reasoner, and of a mean call."""
+
+    def sorted_by_role() -> None:
+        for text in texts:
+            side.compress([text])
+        for text in texts:
+            side.reason([text])
+
+    def alternating() -> None:
+        for text in texts:
+            side.compress([text])
+            side.reason([text])
+
+    calls = 2 * len(texts)
+    apart, mixed = [], []
+    for _ in range(repeats):  # taken in turn, so that a slow moment of the machine hits both
+        apart.append(seconds(sorted_by_role, 1))
+        mixed.append(seconds(alternating, 1))
+    return (min(mixed) - min(apart)) / calls, min(apart) / calls
+
+
+def main(
+    shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "60m",
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny model and few texts.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "",
+) -> None:
+    """Compare the engine with the plain baseline."""
+    if quick:
+        shape = "tiny"
+    if shape not in SHAPES:
+        raise typer.BadParameter(f"unknown shape {shape!r}; known are {', '.join(SHAPES)}")
+    device = device or ("cuda" if shape == "7b" else "cpu")
+    dtype = torch.bfloat16 if shape == "7b" else torch.float32
+    count = 32 if quick else 192 if device == "cpu" else 1024
+    with tempfile.TemporaryDirectory() as folder:
+        work = prepare(SHAPES[shape], Path(folder), device, dtype)
+        rows, parity = run(work, device, dtype, count, quick=quick)
+    exact = dtype == torch.float32
+    good = not exact or (
+        parity["memory_difference"] <= MEMORY_TOLERANCE
+        and parity["same_top_5"]
+        and parity["same_answers"] == parity["answers"]
+    )
+    facts: dict[str, object] = {
+        "benchmark": "engine",
+        "hardware": hardware(device),
+        "shape": shape,
+        "parameters": SHAPES[shape].parameters,
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "parity": parity,
+    }
+    title = f"random Mistral, {SHAPES[shape].parameters / 1e6:.0f} M, {hardware(device)}"
+    show(title, rows, facts, other="plain baseline")
+    if not good:
+        raise SystemExit(f"the two sides differ: {parity}")
+
+
+def run(
+    work: Workload, device: str, dtype: torch.dtype, count: int, *, quick: bool
+) -> tuple[list[Row], dict[str, Any]]:
+    """All measurements on one workload."""
+    engine = open_engine(work, device, str(dtype).removeprefix("torch."))
+    bench = Bench(
+        work,
+        engine,
+        Baseline(work.checkpoint, work.base, device, dtype),
+        passages=work.language.passages(count),
+        questions=work.language.questions(32),
+        measured=16 if quick else 48,
+        new_tokens=8 if quick else 32,
+        repeats=1 if quick else 3,
+        device=bounds.known_device(hardware(device)) if device != "cpu" else None,
+    )
+    parity = bench.parity()
+    rows = [
+        bench.compression(),
+        bench.reranking(),
+        bench.one_answer(),
+        *bench.eight_answers(),
+        bench.whole_question(),
+        bench.role_switch(),
+    ]
+    if dtype == torch.float32 and has_bfloat16(device):
+        rows += bench.bfloat16(open_engine(work, device, "bfloat16"))
+    return rows, parity
+
+
+def open_engine(work: Workload, device: str, dtype: str) -> ClaraEngine:
+    """An engine over the workload's checkpoint, loaded."""
+    engine = ClaraEngine.from_pretrained(
+        str(work.checkpoint), base_model=str(work.base), device=device, dtype=dtype
+    )
+    engine.load()
+    return engine
+
+
+if __name__ == "__main__":
+    typer.run(main)
