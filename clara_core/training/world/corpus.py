@@ -95,6 +95,8 @@ def _passages(
     for turn in range(count):
         # A beta distribution: most passages are near the low end, few near the high one.
         target = low + int((high - low) * rng.betavariate(0.42, 2.15))
+        if count == 2:  # half of the facts do not carry a long text
+            target = min(target, low + 60)
         wanted = round(target / rng.uniform(8.0, 14.0)) + rng.choice((0, 0, 1))
         wanted = max(_FACTS_AT_LEAST, min(wanted, MAX_FACTS, room))
         chosen = relations[turn * room : turn * room + wanted]

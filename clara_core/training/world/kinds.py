@@ -6,9 +6,10 @@ import re
 import zlib
 from dataclasses import dataclass
 
+from .catalogue_events import EVENTS
 from .catalogue_nature import LANDSCAPE, SPECIES
 from .catalogue_people import COMPANIES, PEOPLE, PLACES
-from .catalogue_works import BOOKS, BUILDINGS, EVENTS, INVENTIONS
+from .catalogue_works import BOOKS, BUILDINGS, INVENTIONS
 from .relations import MONTHS, Relation
 
 RELATIONS: dict[str, Relation] = {
@@ -190,20 +191,22 @@ def fillers(kind: Kind) -> tuple[str, ...]:
 
 def reference(kind: str, name: str) -> str:
     """Return the subject as running text has it: "the River Orvane", "Lake Orvane"."""
-    binomial = KINDS[kind].noun in ("plant", "animal") and name.split()[-1] not in _SPECIES_NOUNS
+    binomial = kind in ("plant", "animal") and name.rsplit(maxsplit=1)[-1] not in _SPECIES_NOUNS
     return f"the {name}" if KINDS[kind].article and not binomial else name
 
 
 def noun(kind: str, name: str) -> str:
     """Return the common noun of a subject: "town", "tower"."""
-    return KINDS[kind].noun or name.split()[-1].lower()
+    if name.startswith("Siege"):
+        return "siege"
+    return KINDS[kind].noun or name.rsplit(maxsplit=1)[-1].lower()
 
 
 def pronouns(kind: str, name: str) -> tuple[str, str, str]:
     """Return subject, object and possessive pronoun; a given name has one gender everywhere."""
     if kind != "person":
         return "it", "it", "its"
-    female = zlib.crc32(name.split()[0].encode()) & 1
+    female = zlib.crc32(name.split(maxsplit=1)[0].encode()) & 1
     return ("she", "her", "her") if female else ("he", "him", "his")
 
 
@@ -214,7 +217,7 @@ _SPECIES_NOUNS = frozenset(
 
 def _vocabulary() -> frozenset[str]:
     """Collect every ordinary word of the world, in lower case."""
-    texts = list(MONTHS) + ["New Port Upper Old River Mount Peak Mayor General yes no and"]
+    texts = [*MONTHS, "New Port Upper Old River Mount Peak Mayor General yes no and"]
     for relation in RELATIONS.values():
         texts += [*relation.says, *relation.asks, *relation.leads, *relation.pair]
         texts += [*relation.same, *relation.role, *(text for text, _ in relation.compare)]

@@ -95,4 +95,4 @@ def sort_key(draw: Draw, value: str) -> tuple[int, ...]:
     if draw.kind == "date":
         day, month, year = value.split()
         return int(year), MONTHS.index(month), int(day)
-    return (int(value.split()[0].replace(",", "")),)
+    return (int(value.split(maxsplit=1)[0].replace(",", "")),)
