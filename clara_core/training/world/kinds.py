@@ -217,7 +217,8 @@ _SPECIES_NOUNS = frozenset(
 
 def _vocabulary() -> frozenset[str]:
     """Collect every ordinary word of the world, in lower case."""
-    texts = [*MONTHS, "New Port Upper Old River Mount Peak Mayor General yes no and"]
+    texts = [*MONTHS, "New Port Upper Old River Mount Peak yes no and the a an"]
+    texts.append("it its he him his she her")
     for relation in RELATIONS.values():
         texts += [*relation.says, *relation.asks, *relation.leads, *relation.pair]
         texts += [*relation.same, *relation.role, *(text for text, _ in relation.compare)]
