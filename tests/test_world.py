@@ -253,6 +253,18 @@ def test_paraphrase_tells_the_same_facts_in_other_words() -> None:
     assert changed == len(corpus.passages)
 
 
+def test_layout_adds_headings_and_paragraphs_and_changes_no_word_of_the_text() -> None:
+    corpus = make_corpus(random.Random(5), 200, words=(20, 120), layout=0.5)
+    check(corpus)
+    laid_out = [passage for passage in corpus.passages if "\n" in passage.text]
+    assert 70 <= len(laid_out) <= 130
+    assert max(len(passage.text.split()) for passage in corpus.passages) <= 120
+    headed = [p for p in laid_out if p.text.lstrip("# ").startswith(p.title + "\n\n")]
+    assert len(headed) > 0.9 * len(laid_out)
+    assert any(p.text.count("\n\n") > 1 for p in laid_out)
+    assert not any("\n" in p.text for p in make_corpus(random.Random(5), 50).passages)
+
+
 def test_answers_are_short() -> None:
     corpus = make_corpus(random.Random(5), 300)
     single = [q.answer for q in corpus.questions if len(q.gold) == 1]

@@ -6,7 +6,7 @@ import random
 
 from .kinds import KINDS, RELATIONS, VOCABULARY
 from .names import Names
-from .passages import MAX_FACTS, write
+from .passages import MAX_FACTS, lay_out, write
 from .questions import PairMaker, single_questions
 from .types import Corpus, Fact, Passage, Question, Split
 from .values import Subject, Values
@@ -23,6 +23,7 @@ def make_corpus(
     words: tuple[int, int] = (20, 200),
     questions_per_passage: int = 3,
     two_passage: float = 0.25,
+    layout: float = 0.0,
 ) -> Corpus:
     """Generate passages and questions; equal states of `rng` give equal corpora.
 
@@ -34,6 +35,8 @@ def make_corpus(
         questions_per_passage: Questions over one passage, for each passage.
         two_passage: Questions over two passages, for each passage on average. A corpus of very few
             passages may have fewer: two of them must have something in common.
+        layout: The share of passages that have a heading and paragraphs, as files do; the others
+            are one paragraph without a title.
 
     Raises:
         ValueError: `n_passages` is below one, the bounds leave no room, or a count is negative.
@@ -52,6 +55,8 @@ def make_corpus(
     for subject, count in plan:
         passages += _passages(rng, values, subject, count, words)
     rng.shuffle(passages)
+    if layout > 0:
+        passages = [lay_out(rng, p, high) if rng.random() < layout else p for p in passages]
     questions: list[Question] = []
     for index, passage in enumerate(passages):
         questions += single_questions(rng, index, passage, questions_per_passage)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .kinds import KINDS, RELATIONS, fillers, noun, pronouns, reference
 from .types import Fact, Passage
 
 MAX_FACTS = 9
+_HEADINGS = ("# @", "## @", "@")
 _PREPOSITIONS = frozenset(("in", "on", "by", "at", "near", "of", "from", "for"))
 
 
@@ -137,6 +139,24 @@ def paraphrase(rng: random.Random, passage: Passage) -> str:
         if text != passage.text:
             break
     return text
+
+
+def lay_out(rng: random.Random, passage: Passage, high: int) -> Passage:
+    """Return the passage as a file might hold it: under a heading, a longer one in paragraphs.
+
+    The heading is left out where the passage would then have more than `high` words.
+    """
+    sentences = passage.text.split(". ")
+    text = sentences[0]
+    run = 1  # sentences of the paragraph so far; each paragraph has three at least
+    for at, sentence in enumerate(sentences[1:], 1):
+        ends = run >= 3 and len(sentences) - at >= 3 and rng.random() < 0.4
+        text += (".\n\n" if ends else ". ") + sentence
+        run = 1 if ends else run + 1
+    heading = rng.choice(_HEADINGS).replace("@", passage.title)
+    if len(text.split()) + len(heading.split()) <= high:
+        text = f"{heading}\n\n{text}"
+    return replace(passage, text=text)
 
 
 def _groups(rng: random.Random, facts: Sequence[Fact]) -> list[tuple[Fact, ...]]:
