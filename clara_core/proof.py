@@ -75,10 +75,11 @@ def prove(
     for role in others:
         if shapes[role] != shapes[first]:
             raise CheckpointError(
-                f"{where}: {role.adapter} and {first.adapter} cover different modules or shapes; "
+                f"{where}: {role.adapter} ({len(shapes[role])} layers) and {first.adapter} "
+                f"({len(shapes[first])} layers) cover different modules or shapes; one is cut, or "
                 "they are adapters of different decoders."
             )
-    _prove_embeddings(config, embeddings, shapes[first], where)
+    _prove_embeddings(config, embeddings, shapes[first][0], where)
 
 
 def hidden_of(adapter: StateDict) -> int:
@@ -93,7 +94,8 @@ def hidden_of(adapter: StateDict) -> int:
 _Shapes = dict[str, tuple[int, int]]  # module of one layer -> (in, out)
 
 
-def _prove_adapter(config: ClaraConfig, state: StateDict, where: str) -> _Shapes:
+def _prove_adapter(config: ClaraConfig, state: StateDict, where: str) -> dict[int, _Shapes]:
+    """Proves one adapter and returns the shapes of each of its layers."""
     layers: dict[int, _Shapes] = {}
     halves: dict[tuple[int, str], dict[str, Tensor]] = {}
     for key, tensor in state.items():
@@ -134,7 +136,7 @@ def _prove_adapter(config: ClaraConfig, state: StateDict, where: str) -> _Shapes
             )
     if not any(bool(pair["B"].any()) for pair in halves.values()):
         raise CheckpointError(f"{where}: every lora_B is zero, the adapter was never trained.")
-    return layers[0]
+    return layers
 
 
 def _prove_embeddings(

@@ -176,7 +176,7 @@ def _flat(content: Mapping[Any, Any], path: Path) -> StateDict:
             raise CheckpointError(
                 f"{path} holds {_kind(value)} under {key!r}, expected a tensor with a name."
             )
-        state[key] = value
+        state[key] = value.detach()  # embeddings are saved as parameters
     return state
 
 

@@ -1,0 +1,1 @@
+"""The tests; `tests.tiny`, `tests.reference` and `tests.parity_data` are shared between them."""

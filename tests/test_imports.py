@@ -1,0 +1,65 @@
+"""Importing a package is cheap and loads no model library; a name is resolved at its first use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PACKAGES = ("clara_core", "langchain_clara", "llama_index_clara")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "numpy",
+    "langchain_core",
+    "llama_index",
+    "huggingface_hub",
+)
+
+PROBE = """
+import json, sys, time
+start = time.perf_counter()
+import {package}
+seconds = time.perf_counter() - start
+print(json.dumps({{"seconds": seconds, "modules": sorted(sys.modules)}}))
+"""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_import_is_cheap_and_loads_no_model_library(package):
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(package=package)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seen = json.loads(done.stdout)
+    assert seen["seconds"] < 1.0
+    assert not {name.partition(".")[0] for name in seen["modules"]} & set(HEAVY)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_exists(package):
+    module = __import__(package)
+    for name in module.__all__:
+        assert getattr(module, name).__name__ == name
+    assert set(module.__all__) <= set(dir(module))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_unknown_name_is_an_attribute_error(package):
+    with pytest.raises(AttributeError, match="nothing_of_this_name"):
+        _ = __import__(package).nothing_of_this_name
+
+
+def test_errors_are_one_tree():
+    import clara_core
+
+    names = [name for name in clara_core.__all__ if isinstance(getattr(clara_core, name), type)]
+    errors = [getattr(clara_core, name) for name in names]
+    errors = [error for error in errors if issubclass(error, Exception)]
+    assert len(errors) == 7
+    assert all(issubclass(error, clara_core.ClaraError) for error in errors)
