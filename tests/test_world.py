@@ -265,6 +265,21 @@ def test_layout_adds_headings_and_paragraphs_and_changes_no_word_of_the_text() -
     assert not any("\n" in p.text for p in make_corpus(random.Random(5), 50).passages)
 
 
+def test_dates_that_follow_each_other_are_in_order() -> None:
+    after = {name: r.draw.after for name, r in RELATIONS.items() if r.draw.after}
+    pairs = 0
+    for seed in range(30):
+        corpus = make_corpus(random.Random(seed), 200)
+        facts = {(f.subject, f.relation): f.value for p in corpus.passages for f in p.facts}
+        for (subject, relation), value in facts.items():
+            earlier = facts.get((subject, after.get(relation, "")))
+            if earlier is not None:
+                pairs += 1
+                assert int(earlier) <= int(value.split()[-1])
+    assert after
+    assert pairs > 100
+
+
 def test_answers_are_short() -> None:
     corpus = make_corpus(random.Random(5), 300)
     single = [q.answer for q in corpus.questions if len(q.gold) == 1]

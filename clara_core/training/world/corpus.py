@@ -96,7 +96,7 @@ def _passages(
     relations = list(KINDS[subject.kind].relations)
     rng.shuffle(relations)
     room = len(relations) // count
-    written: list[Passage] = []
+    plans: list[tuple[list[str], int]] = []
     for turn in range(count):
         # A beta distribution: most passages are near the low end, few near the high one.
         target = low + int((high - low) * rng.betavariate(0.42, 2.15))
@@ -104,9 +104,18 @@ def _passages(
             target = min(target, low + 60)
         wanted = round(target / rng.uniform(8.0, 14.0)) + rng.choice((0, 0, 1))
         wanted = max(_FACTS_AT_LEAST, min(wanted, MAX_FACTS, room))
-        chosen = relations[turn * room : turn * room + wanted]
-        chosen.sort(key=lambda name: RELATIONS[name].draw.after != "")
-        facts = [Fact(subject.name, name, values.draw(subject, name)) for name in chosen]
-        rng.shuffle(facts)
-        written.append(write(rng, subject.kind, subject.name, facts, (low, target, high)))
-    return written
+        plans.append((relations[turn * room : turn * room + wanted], target))
+    # A date that follows another is drawn after it, whichever passages the two stand in.
+    told = [name for chosen, _ in plans for name in chosen]
+    for name in sorted(told, key=lambda name: RELATIONS[name].draw.after != ""):
+        values.draw(subject, name)
+    return [
+        write(
+            rng,
+            subject.kind,
+            subject.name,
+            [Fact(subject.name, name, subject.facts[name]) for name in chosen],
+            (low, target, high),
+        )
+        for chosen, target in plans
+    ]

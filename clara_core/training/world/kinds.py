@@ -164,7 +164,7 @@ KINDS: dict[str, Kind] = {
               "The Road to @", "The @ Mirror", "Songs of @"), _BOOK),
         Kind("battle", 6, "battle", True,
              ("battle_date", "winner", "commander", "battle_town", "losses", "duration"),
-             ("Battle of @", "Siege of @"), _EVENT),
+             ("Battle of @", "Battle of @ Field", "Battle of @ Ford"), _EVENT),
         Kind("expedition", 5, "expedition", True,
              ("leader", "departure", "port", "destination", "members", "findings"),
              ("@ Expedition",), _EVENT),
@@ -197,8 +197,6 @@ def reference(kind: str, name: str) -> str:
 
 def noun(kind: str, name: str) -> str:
     """Return the common noun of a subject: "town", "tower"."""
-    if name.startswith("Siege"):
-        return "siege"
     return KINDS[kind].noun or name.rsplit(maxsplit=1)[-1].lower()
 
 

@@ -59,11 +59,12 @@ class Writer:
     def _joined(self, facts: Sequence[Fact]) -> str:
         rng = self._rng
         first, second = (RELATIONS[fact.relation] for fact in facts)
-        if second.leads and rng.random() < 0.4:
-            lead = rng.choice(second.leads).replace("{v}", facts[1].value)
-            predicate = rng.choice(first.predicates).replace("{v}", facts[0].value)
-            return self._mention(lead + ", {s} " + predicate + ".")
         left, right = rng.choice(first.predicates), rng.choice(second.predicates)
+        if second.leads and rng.random() < 0.4:
+            lead = rng.choice(second.leads)
+            if _agree(lead, left):
+                text = lead.replace("{v}", facts[1].value) + ", {s} "
+                return self._mention(text + left.replace("{v}", facts[0].value) + ".")
         merged = _merge(left, right)
         comma = ", " if first.draw.kind == "list" else " "
         tail = " " + merged if merged else comma + "and " + right
@@ -73,11 +74,13 @@ class Writer:
     def _mention(self, template: str) -> str:
         """Fill the marks of the subject, with its full name or with a word that stands for it."""
         full, common = self._full, self._noun
+        # Not "the town is a town in ..".
+        common_fits = self._kind != "person" and "{an}" not in template
         template = template.replace("{an}", ("an " if common[0] in "aeiou" else "a ") + common)
         template = template.replace("{n}", common)
         words = (full, full, full + ("'" if full.endswith("s") else "'s"))
         if self._named and not self._ambiguous and self._rng.random() < 0.4:
-            if self._kind != "person" and ("of {o}" in template or self._rng.random() < 0.5):
+            if common_fits and ("of {o}" in template or self._rng.random() < 0.5):
                 words = (f"the {common}", f"the {common}", f"the {common}'s")
             elif "of {o}" not in template:  # nobody says "the teacher of her"
                 words = self._pronouns
@@ -170,6 +173,13 @@ def _groups(rng: random.Random, facts: Sequence[Fact]) -> list[tuple[Fact, ...]]
         groups.append(pair[:size])
         at += size
     return groups
+
+
+def _agree(lead: str, predicate: str) -> bool:
+    """Tell whether a lead goes with a predicate; "Born in Sarn, she was born in 1802" does not."""
+    if lead.startswith("With ") and predicate.startswith("was "):
+        return False  # "With 800 visitors, the festival was founded in 1618"
+    return lead.split(maxsplit=1)[0].lower() not in predicate.split()
 
 
 def _merge(left: str, right: str) -> str:
