@@ -93,6 +93,7 @@ def check_double(corpus: Corpus, question: Question) -> None:
         last = next(fact for fact in second.facts if fact.relation == outer)
         assert middle.value == last.subject
         assert question.answer == last.value
+        assert question.answer not in question.text
         assert middle.subject in question.text
         return
     (_, a, left), (_, b, right) = asked(corpus, question)

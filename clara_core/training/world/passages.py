@@ -11,6 +11,7 @@ from .types import Fact, Passage
 
 MAX_FACTS = 9
 _HEADINGS = ("# @", "## @", "@")
+_VERBS = frozenset(("is", "was", "lies", "stands"))
 _PREPOSITIONS = frozenset(("in", "on", "by", "at", "near", "of", "from", "for"))
 
 
@@ -67,6 +68,9 @@ class Writer:
                 return self._mention(text + left.replace("{v}", facts[0].value) + ".")
         merged = _merge(left, right)
         comma = ", " if first.draw.kind == "list" else " "
+        verb, _, rest = right.partition(" ")
+        if left.startswith(verb + " ") and verb in _VERBS:  # "is 40 metres long and made of brick"
+            right = rest
         tail = " " + merged if merged else comma + "and " + right
         left = left.replace("{v}", facts[0].value)
         return self._mention("{s} " + left + tail.replace("{v}", facts[1].value) + ".")

@@ -155,6 +155,8 @@ class PairMaker:
             return None
         role = self._rng.choice(RELATIONS[fact.relation].role).replace("{s}", subject)
         text = self._rng.choice(RELATIONS[last.relation].bridge_asks).replace("{s}", role)
+        if last.value in text:  # "Where was the mayor of Sarn born?" must not be answered by "Sarn"
+            return None
         kind = f"bridge:{fact.relation}.{last.relation}"
         return Question(_finish(text), last.value, (at, bt), kind)
 
