@@ -85,10 +85,10 @@ def locate(
         raise ValueError(f"model must be a name or a path, got {name!r}")
     if isinstance(model, str) and model in BUNDLED:
         return _choose(BUNDLED[model], f"the bundled model {model!r}", compression)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(name)
+    if _is_folder(path):
         return _choose(path.resolve(), str(path), compression)
-    if path.is_file():
+    if _is_file(path):
         raise CheckpointError(
             f"{path} is a file; give the folder that holds config.json and the adapters"
         )
@@ -122,16 +122,11 @@ def locate_base(
         return _named_base(base_model)
     name = config.decoder_model_name
     if "\0" not in name:
-        inside = (folder / name).resolve()
-        # A name such as "../.." must not lead out of the folder that it came with.
-        if (
-            not Path(name).is_absolute()
-            and inside.is_relative_to(folder.resolve())
-            and inside.is_dir()
-        ):
-            return str(inside)
-        if Path(name).is_absolute() and Path(name).is_dir():
-            return str(Path(name).resolve())
+        path = folder / name  # an absolute name stays what it is
+        # A name such as "../.." must not lead out of the folder that it came with, nor "." be it.
+        inside = Path(name).is_absolute() or folder.resolve() in path.resolve().parents
+        if inside and _is_file(path / CONFIG_FILE):
+            return str(path.resolve())
     if _is_hub_id(name):
         return name
     known = _KNOWN_BASES.get(re.split(r"[/\\]", name.rstrip("/\\"))[-1])
@@ -147,8 +142,10 @@ def locate_base(
 def _named_base(base_model: str | os.PathLike[str]) -> str:
     if not isinstance(base_model, str | os.PathLike):
         raise TypeError(f"base_model must be a name or a path, got {type(base_model).__name__}")
-    path = Path(base_model).expanduser()
-    if path.is_dir():
+    path = Path(base_model)
+    if _is_folder(path):
+        if not _is_file(path / CONFIG_FILE):
+            raise CheckpointError(f"base_model is {path}: the folder holds no {CONFIG_FILE}.")
         return str(path.resolve())
     if isinstance(base_model, str) and _is_hub_id(base_model):
         return base_model
@@ -164,7 +161,7 @@ def _is_hub_id(name: str) -> bool:
 
 def _choose(folder: Path, called: str, compression: int | None) -> Path:
     """Picks the folder of one rate: the given folder itself, or one of its `compression-N`."""
-    if (folder / CONFIG_FILE).is_file():
+    if _is_file(folder / CONFIG_FILE):
         if compression is not None:
             _check_rate(folder, called, compression)
         return folder
@@ -197,7 +194,23 @@ def _check_rate(folder: Path, called: str, compression: int) -> None:
         )
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name longer than the system takes, a folder above it that is closed to us
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _rates(folder: Path) -> list[int]:
+    if not _is_folder(folder):
+        return []
     found = (
         _SUBFOLDER.fullmatch(path.name)
         for path in folder.iterdir()
