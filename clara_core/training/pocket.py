@@ -42,7 +42,7 @@ from clara_core.training.losses import (
     straight_through_top_k,
 )
 from clara_core.training.pocket_base import random_base, train_tokenizer, write_base
-from clara_core.training.rows import RowBatch, build_batch, paraphrase_rows, question_rows
+from clara_core.training.rows import RowBatch, build_batch, paraphrase_rows, question_rows, split_rows
 from clara_core.training.world import Corpus, make_corpus
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 VOCABULARY = 2048
 CHUNK = 32  # passages that are compressed in one pass, sorted by length
 SAVE_SECONDS = 180.0
+LAYOUT = 0.15  # share of passages with a heading and paragraphs, as in files
 CONFIG = ClaraConfig(
     decoder_model_name="base",
     doc_max_length=256,
@@ -98,11 +99,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("base", 400, (2e-3, 2e-3), passages=64, documents=(1, 3), rows=32, questions=4, contrastive=0.0),
-    Stage("stage1", 1500, (2e-3, 1.5e-3), paraphrases=24),
+    Stage("base", 250, (2e-3, 2e-3), passages=48, documents=(1, 3), rows=20, questions=5, contrastive=0.0),
+    Stage("stage1", 1400, (2e-3, 2e-3), passages=64, rows=44, questions=5, paraphrases=8),
     Stage(
-        "stage1_2", 1500, (1.5e-3, 1e-4), words=(20, 200), documents=(1, 6), rows=20, questions=6, two_passage=0.5,
-        paraphrases=6, tau=0.03,
+        "stage1_2", 1200, (1.5e-3, 1e-4), passages=72, words=(20, 200), documents=(1, 6), rows=14, questions=7,
+        two_passage=0.7, paraphrases=4, tau=0.03,
     ),
     Stage(
         "stage2_pretrain_retrieval", 150, (3e-4, 3e-5), passages=192, words=(20, 200), rows=0, contrastive=1.0,
@@ -170,7 +171,8 @@ class Trainer:
                     saved = time.monotonic()
             self.stage, self.step = self.stage + 1, 0
             self._save()
-            self.export(self.out / stage.name)
+            if stage.name != "base":  # no adapter has learned anything before
+                self.export(self.out / "checkpoints" / stage.name)
 
     def _begin(self, stage: Stage) -> None:
         learning = stage.learning
@@ -200,9 +202,9 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
         line: dict[str, float | str] = {"stage": stage.name, "step": number, "lr": _rate(stage, number)}
-        line |= {name: round(float(loss), 4) for name, loss in losses.items()}
+        line |= {name: round(float(loss.detach()), 4) for name, loss in losses.items()}
         line |= {name: round(value, 4) for name, value in metrics.items()}
-        line |= {"norm": round(float(norm), 3), "seconds": round(time.monotonic() - started, 2)}
+        line |= {"norm": round(float(norm.detach()), 3), "seconds": round(time.monotonic() - started, 2)}
         if number % 10 == 0:
             log.info(" ".join(f"{key}={value}" for key, value in line.items()))
         return line
@@ -255,10 +257,17 @@ class Trainer:
         if rows is None:
             msg = "this stage has no generator rows"
             raise ValueError(msg)
-        filled = None if memories is None else memories[rows.documents].flatten(0, 1)  # [slots, hidden]
         role = None if memories is None else Role.GENERATOR
-        states = self.model.hidden_states(rows.ids, role, memories=filled, slots=rows.slots.to(self.device))
-        return self._answer_loss(states, rows.labels.to(self.device))
+        losses, hits, total = [], 0.0, 0
+        for part in split_rows(rows):
+            read = [document for row in part.documents for document in row]
+            filled = None if memories is None else memories[read].flatten(0, 1)  # [slots, hidden]
+            states = self.model.hidden_states(part.ids, role, memories=filled, slots=part.slots.to(self.device))
+            loss, accuracy = self._answer_loss(states, part.labels.to(self.device))
+            labelled = int((part.labels != IGNORE).sum())
+            losses.append(loss * labelled)
+            hits, total = hits + accuracy * labelled, total + labelled
+        return torch.stack(losses).sum() / total, hits / total
 
     def _end_to_end(self, step: Step, scores: Tensor, memories: Tensor) -> tuple[Tensor, float]:
         """The answer's loss over the five documents that the query reasoner picks among twenty."""
@@ -296,7 +305,9 @@ class Trainer:
 
     def _make(self, stage: Stage, number: int) -> Step:
         rng = random.Random(f"{self.seed} {stage.name} {number}")
-        corpus = make_corpus(rng, stage.passages, words=stage.words, two_passage=stage.two_passage)
+        corpus = make_corpus(
+            rng, stage.passages, words=stage.words, questions_per_passage=5, two_passage=stage.two_passage, layout=LAYOUT
+        )
         asked = rng.sample(corpus.questions, min(stage.passages, len(corpus.questions)))
         rows = None
         if stage.name == "stage2":
@@ -413,7 +424,7 @@ def _single_rows(tokenizer: ClaraTokenizer, prompts: list[list[int]], answers: l
 def _sample_texts(seed: int) -> Iterator[str]:
     """Text of the training world for the tokenizer."""
     for number in range(60):
-        corpus = make_corpus(random.Random(f"{seed} tokenizer {number}"), 100, two_passage=0.5)
+        corpus = make_corpus(random.Random(f"{seed} tokenizer {number}"), 100, two_passage=0.5, layout=LAYOUT)
         for passage in corpus.passages:
             yield passage.text
         for question in corpus.questions:

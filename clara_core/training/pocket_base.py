@@ -81,6 +81,7 @@ def random_base(vocab_size: int, seed: int) -> MistralForCausalLM:
         tie_word_embeddings=False,
         bos_token_id=1,
         eos_token_id=2,
+        attn_implementation="eager",  # on a processor the backward pass of the fused one is several times slower
     )
     return MistralForCausalLM(config)
 

@@ -17,6 +17,8 @@ from clara_core.tokens import ANSWER_SYSTEM, PARAPHRASE_INSTRUCTION, PARAPHRASE_
 from clara_core.training.losses import IGNORE
 from clara_core.training.world import Corpus, Question, paraphrase
 
+SYSTEM_SHARE = 0.3  # rows that carry the system message: it costs more tokens than a question and teaches little
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -25,7 +27,7 @@ class Row:
     Attributes:
         documents: Indices of the passages in the order of their slots; empty where the text itself is in the prompt.
         turns: Pairs of user text and assistant text; ``{docs}`` in the first is the documents' place.
-        system: System message.
+        system: System message; none where empty.
         text: Whether the documents stand as text instead of memory (the base's own lesson).
     """
 
@@ -43,13 +45,13 @@ class RowBatch:
         ids: Token ids, one list a row.
         labels: ``[rows, length]``.
         slots: Bool ``[rows, length]``.
-        documents: The passages whose memories fill the slots, in order, all rows in one list.
+        documents: For each row the passages whose memories fill its slots, in order.
     """
 
     ids: list[list[int]]
     labels: Tensor
     slots: Tensor
-    documents: list[int]
+    documents: list[tuple[int, ...]]
 
 
 def question_rows(
@@ -87,7 +89,8 @@ def question_rows(
         picked = [*rng.sample(both, min(len(both), 2)), *rng.sample(one, min(len(one), n_questions))][:n_questions]
         rng.shuffle(picked)
         if picked:
-            rows.append(Row(tuple(documents), _turns(picked), text=text))
+            system = ANSWER_SYSTEM if rng.random() < SYSTEM_SHARE else ""
+            rows.append(Row(tuple(documents), _turns(picked), system=system, text=text))
     return rows
 
 
@@ -107,9 +110,11 @@ def _turns(questions: list[Question]) -> tuple[tuple[str, str], ...]:
 
 
 def build_batch(tokenizer: ClaraTokenizer, corpus: Corpus, rows: list[Row], *, whole: bool = False) -> RowBatch:
-    """Token ids, labels and slots of rows; `whole` puts the loss on every token instead of the answers alone."""
+    """Token ids, labels and slots of rows, shortest first; `whole` puts the loss on every token instead of the answers alone."""
     markup = [_markup(tokenizer, corpus, row) for row in rows]
     ids = tokenizer.encode_markup_batch(markup)
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    ids, rows = [ids[index] for index in order], [rows[index] for index in order]
     length = max(map(len, ids))
     labels = torch.full((len(ids), length), IGNORE)
     slots = torch.zeros((len(ids), length), dtype=torch.bool)
@@ -121,14 +126,26 @@ def build_batch(tokenizer: ClaraTokenizer, corpus: Corpus, rows: list[Row], *, w
             if answering or whole:
                 labels[index, position] = token
             answering = token == assistant or (answering and token != eos)
-    documents = [document for row in rows if not row.text for document in row.documents]
+    documents = [row.documents if not row.text else () for row in rows]
     return RowBatch(ids, labels, slots, documents)
+
+
+def split_rows(batch: RowBatch) -> list[RowBatch]:
+    """Two halves of a batch, which is sorted by length: less padding."""
+    middle = (len(batch.ids) * 3) // 5
+    return [_part(batch, part) for part in (slice(0, middle), slice(middle, None)) if batch.ids[part]]
+
+
+def _part(batch: RowBatch, part: slice) -> RowBatch:
+    ids = batch.ids[part]
+    length = max(map(len, ids))
+    return RowBatch(ids, batch.labels[part, :length], batch.slots[part, :length], batch.documents[part])
 
 
 def _markup(tokenizer: ClaraTokenizer, corpus: Corpus, row: Row) -> str:
     texts = [corpus.passages[index].text for index in row.documents]
     docs = "\n".join(texts) if row.text else tokenizer.slots * len(row.documents)
-    parts = [f"<s><|system|>{row.system}"]
+    parts = [f"<s><|system|>{row.system}" if row.system else "<s>"]
     for user, answer in row.turns:
         parts.append(f"<|user|>{user.replace('{docs}', docs)}<|assistant|>{answer}</s>")
     return "".join(parts)
