@@ -17,6 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.baseline import SYSTEM
+
 CHAT = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
     "{{ '[INST] ' + message['content'] + '\n\n' }}{% elif message['role'] == 'user' %}"
@@ -139,7 +141,9 @@ def make_language(vocabulary: int, seed: int = 0) -> Language:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    core.train_from_iterator((" " + word for word in words), trainer)
+    # The fixed words of a prompt are whole tokens, as in any vocabulary trained on English.
+    english = [f"{SYSTEM} Background:\n\n\nQuestion: [INST] [/INST]"] * 1_000
+    core.train_from_iterator([*english, *(" " + word for word in words)], trainer)
     unk, bos, eos = SPECIALS
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
