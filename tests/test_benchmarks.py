@@ -1,0 +1,55 @@
+"""The benchmarks run, and their baseline computes what the model computes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.baseline import Baseline
+from benchmarks.workload import SHAPES, prepare, token_counts
+from tests.reference import Reference
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_baseline_is_the_model(tmp_path: Path) -> None:
+    """Padding, peft and generate change nothing but the time: else the comparison were unfair."""
+    work = prepare(SHAPES["tiny"], tmp_path, "cpu", torch.float32)
+    baseline = Baseline(work.checkpoint, work.base, "cpu", torch.float32)
+    twin = Reference.load(work.checkpoint, work.base)
+    passages, [question] = work.language.passages(5), work.language.questions(1)
+    memories = twin.compress(passages)
+    torch.testing.assert_close(baseline.compress(passages), memories, atol=1e-4, rtol=0)
+    queries = twin.reason([question])
+    torch.testing.assert_close(baseline.reason([question]), queries, atol=1e-4, rtol=0)
+    order = twin.score(queries, memories)[0].argsort(descending=True)
+    assert baseline.rank(question, passages) == order.tolist()
+    assert baseline.answer(question, memories, 8) == twin.answer(question, memories, 8)
+
+
+def test_passages_have_the_lengths_that_are_claimed(tmp_path: Path) -> None:
+    work = prepare(SHAPES["tiny"], tmp_path, "cpu", torch.float32)
+    counts = token_counts(work.language, work.language.passages(2_000))
+    assert max(counts) <= work.shape.window
+    assert 93 <= sum(counts) / len(counts) <= 99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["benchmarks.engine", "benchmarks.soak"])
+def test_quick_run(module: str) -> None:
+    """Ends well (it would not with results that differ) and prints one JSON line last."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--quick"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["rows"]
