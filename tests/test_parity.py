@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,7 @@ def test_memory(memories: list[Memory], golden: Golden) -> None:
     torch.testing.assert_close(stacked(memories), golden.memory, atol=1e-4, rtol=0)
 
 
-def test_query_scores_and_top_k(
-    engine: ClaraEngine, memories: list[Memory], golden: Golden
-) -> None:
+def test_query_scores_and_top_k(engine: ClaraEngine, memories: list[Memory], golden: Golden) -> None:
     if golden.query is None or golden.scores is None:
         with pytest.raises(RoleError, match="query reasoner"):
             engine.reason(golden.questions)
@@ -73,9 +72,7 @@ def test_query_scores_and_top_k(
     for row, case in zip(golden.scores, golden.from_questions, strict=True):
         ranked = engine.rank(case.question, memories, top_k=len(case.documents))
         assert [hit.index for hit in ranked] == case.documents
-        assert [hit.score for hit in ranked] == pytest.approx(
-            row[case.documents].tolist(), abs=1e-5
-        )
+        assert [hit.score for hit in ranked] == pytest.approx(row[case.documents].tolist(), abs=1e-5)
         best = [memories[hit.index] for hit in ranked]
         assert engine.answer(case.question, best, max_tokens=TOKENS).text == case.answer
 
@@ -86,9 +83,7 @@ def test_answers_one_by_one(engine: ClaraEngine, memories: list[Memory], golden:
         assert engine.answer(case.question, documents, max_tokens=TOKENS).text == case.answer
 
 
-def test_answers_of_one_ragged_batch(
-    engine: ClaraEngine, memories: list[Memory], golden: Golden
-) -> None:
+def test_answers_of_one_ragged_batch(engine: ClaraEngine, memories: list[Memory], golden: Golden) -> None:
     """Eleven questions with one to four documents each, together."""
     cases = golden.from_text + golden.from_questions
     pairs = [(case.question, [memories[index] for index in case.documents]) for case in cases]
@@ -141,14 +136,8 @@ def test_twin_answers(tiny: Tiny, twin: Reference) -> None:
     memories = engine.compress(TEXTS)
     tokens = twin.compress(TEXTS)
     picks = [[0], [1, 4], [3, 2, 0, 1, 4]]
-    expected = [
-        twin.answer(question, tokens[pick], TOKENS)
-        for question, pick in zip(QUESTIONS, picks, strict=True)
-    ]
-    pairs = [
-        (question, [memories[index] for index in pick])
-        for question, pick in zip(QUESTIONS, picks, strict=True)
-    ]
+    expected = [twin.answer(question, tokens[pick], TOKENS) for question, pick in zip(QUESTIONS, picks, strict=True)]
+    pairs = [(question, [memories[index] for index in pick]) for question, pick in zip(QUESTIONS, picks, strict=True)]
     assert [engine.answer(*pair, max_tokens=TOKENS).text for pair in pairs] == expected
     together = engine.answer_batch(pairs, max_tokens=TOKENS)
     assert [answer.text for answer in together] == expected
@@ -191,7 +180,7 @@ def test_missing_reasoner_is_named_and_can_be_stood_in_for() -> None:
         engine.reason(["Where?"])
     assert "query reasoner" in str(caught.value)
     assert str(golden.checkpoint) in str(caught.value)
-    assert 'reasoner="encoder"' in str(caught.value)
+    assert re.search(r"""reasoner=["']encoder["']""", str(caught.value))
 
     stand_in = engine_for(golden.checkpoint, golden.base, reasoner="encoder")
     twin = Reference.load(golden.checkpoint, golden.base)
