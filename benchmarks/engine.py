@@ -288,7 +288,7 @@ def run(
         Baseline(work.checkpoint, work.base, device, dtype),
         passages=work.language.passages(count),
         questions=work.language.questions(32),
-        measured=16 if quick else 48,
+        measured=24 if quick else 48,
         new_tokens=8 if quick else 32,
         repeats=1 if quick else 3,
         device=bounds.known_device(hardware(device)) if device != "cpu" else None,
