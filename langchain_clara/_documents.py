@@ -1,0 +1,106 @@
+"""Documents in messages: content blocks to and from what the model reads as memory tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from langchain_core.documents import Document
+
+DOCUMENT_BLOCKS: Final = ("text-plain", "document", "search_result")
+_TITLE_KEYS: Final = ("title", "source")
+_HOW = "give the text itself, as a text-plain block or a Document"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadDocument:
+    """A document on its way to the model.
+
+    Attributes:
+        text: What is compressed and read.
+        id: The document's id, if it has one.
+        title: What to call it in an account of what was read.
+    """
+
+    text: str
+    id: str | None = None
+    title: str | None = None
+
+    def account(self) -> dict[str, str]:
+        """What `response_metadata` says about it."""
+        named = {"id": self.id, "title": self.title}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+def block_from_document(document: Document | str) -> dict[str, Any]:
+    """The content block ``text-plain`` of a document: its text, id and title.
+
+    The block's id is the document's: a made-up one would keep LangChain's cache from ever finding
+    an answer again.
+    """
+    read = read_document(document)
+    return {"type": "text-plain", "mime_type": "text/plain", "text": read.text, **read.account()}
+
+
+def read_documents(documents: Iterable[Document | str]) -> list[ReadDocument]:
+    """What ``documents=`` means.
+
+    Raises:
+        TypeError: It is one document instead of several, or something else than documents and
+            strings.
+    """
+    if isinstance(documents, (str, Document, Mapping)):
+        raise TypeError(f"documents must be a list of Documents, got one {type(documents).__name__}")
+    return [read_document(document) for document in documents]
+
+
+def read_document(document: Document | str) -> ReadDocument:
+    """Text, id and title (metadata "title", else "source") of one document."""
+    if isinstance(document, str):
+        return ReadDocument(document)
+    if not isinstance(document, Document):
+        raise TypeError(f"a document must be a Document or a string, got {type(document).__name__}")
+    titles = (document.metadata.get(key) for key in _TITLE_KEYS)
+    title = next((str(title) for title in titles if title is not None), None)
+    return ReadDocument(document.page_content, document.id, title)
+
+
+def document_from_block(block: Mapping[str, Any]) -> ReadDocument:
+    """What a content block of one of `DOCUMENT_BLOCKS` holds.
+
+    Raises:
+        ValueError: The block points at a file or holds something else than text.
+    """
+    id_, title = block.get("id"), block.get("title")
+    if block["type"] == "text-plain":
+        text = block.get("text")
+        if not isinstance(text, str):
+            raise ValueError(f"a text-plain block without text cannot be read; {_HOW}")
+        return ReadDocument(text, id_, title)
+    if block["type"] == "search_result":
+        return ReadDocument(_joined(block.get("content"), "search_result"), id_, title or block.get("source"))
+    source = block.get("source")
+    if not isinstance(source, Mapping):
+        raise ValueError(f"a document block needs a source, got {source!r}; {_HOW}")  # noqa: TRY004
+    if source.get("type") == "text":
+        return ReadDocument(_joined(source.get("data"), "document"), id_, title)
+    if source.get("type") == "content":
+        return ReadDocument(_joined(source.get("content"), "document"), id_, title)
+    raise ValueError(f"a document block with a source of type {source.get('type')!r} cannot be read; {_HOW}")
+
+
+def _joined(content: Any, kind: str) -> str:
+    """The text of content that is a string or a list of text blocks."""
+    if isinstance(content, str):
+        return content
+    parts = []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str):
+            parts.append(part)
+        elif isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+            parts.append(part["text"])
+        else:
+            shown = part.get("type") if isinstance(part, Mapping) else part
+            raise ValueError(f"a {kind} block may hold text only, got {shown!r}; {_HOW}")
+    return "\n".join(parts)

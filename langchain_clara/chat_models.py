@@ -1,0 +1,263 @@
+"""The generator as a chat model that reads documents as memory tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing, suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ConfigDict, Field, model_validator
+
+from langchain_clara._documents import ReadDocument
+from langchain_clara._engine import DEFAULT_MODEL, EngineFields, nearest
+from langchain_clara._messages import Turn, read_messages
+
+if TYPE_CHECKING:
+    from clara_core import Answer
+    from clara_core.generation import Chunk
+
+_SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed")
+_TOOLS: Final = ("tools", "tool_choice", "functions", "function_call", "response_format")
+# What an engine was made from and does not change its answers.
+_NOT_IDENTITY: Final = frozenset({"token", "cache_dir", "local_files_only"})
+
+
+class ChatClara(BaseChatModel, EngineFields):
+    """Answers from documents that it reads as a few memory tokens each.
+
+    Documents come as content blocks of a message (`DocumentsPlaceholder` makes them; types
+    ``text-plain``, ``document`` and ``search_result``) or as ``documents=`` on `invoke`, `stream`
+    or `bind`; not both at once. They are compressed at first sight and known by their text from
+    then on. Without documents it is a plain chat model.
+
+    Example:
+        ```python
+        llm = ChatClara(model="pocket", max_tokens=64)
+        llm.invoke("When was the bridge opened?", documents=documents).content
+        ```
+
+    The answer says what it took: ``usage_metadata["input_tokens"]`` counts positions of the
+    prompt, text and memory tokens together; ``response_metadata`` has ``memory_tokens``,
+    ``source_tokens`` (what the documents would have cost as text), ``saved_tokens`` (the
+    difference), ``documents`` (id and title of each one read, in order), ``finish_reason`` and
+    ``model_name``.
+
+    Tools, structured output, images and other media are refused.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    # Options of models behind a network; generic code hands them to every chat model.
+    ignored_names: ClassVar[frozenset[str]] = frozenset({"api_key", "timeout", "max_retries"})
+
+    max_tokens: int = Field(default=128, ge=1)
+    """Most tokens to write."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy and reproducible."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Share of probability that is sampled from."""
+    seed: int | None = None
+    """Makes sampling reproducible."""
+    stop: list[str] | None = None
+    """Strings that end an answer and are no part of it; `stop` of a call takes their place."""
+    streaming: bool = False
+    """Whether `invoke` streams, for the sake of callbacks that wait for tokens."""
+
+    @model_validator(mode="after")
+    def _set_clara_version(self) -> ChatClara:
+        if hasattr(self, "_add_version"):  # newer versions of langchain-core
+            with suppress(PackageNotFoundError):  # run from a folder, without being installed
+                self._add_version("clara-rag", version("clara-rag"))
+        return self
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    @property
+    def model_name(self) -> str:
+        """The model as it was named."""
+        name: str = self.engine.arguments.model if self.engine is not None else self.model or DEFAULT_MODEL
+        return name
+
+    @property
+    def _llm_type(self) -> str:
+        return "clara"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        """All that an answer depends on; LangChain's cache tells models apart by it."""
+        arguments = self.shared_engine.arguments.public()
+        model = {name: value for name, value in arguments.items() if name not in _NOT_IDENTITY}
+        return {**model, **{name: getattr(self, name) for name in (*_SAMPLING, "stop")}}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "clara"
+        params["ls_model_name"] = self.model_name
+        if stop := self.stop if stop is None else stop:
+            params["ls_stop"] = stop
+        return params
+
+    def _resolve_model_profile(self) -> Any:
+        media = ("image", "image_url", "pdf", "audio", "video")
+        return {
+            "text_inputs": True,
+            **{f"{kind}_inputs": False for kind in media},
+            "text_outputs": True,
+            "tool_calling": False,
+            "structured_output": False,
+            "reasoning_output": False,
+            "open_weights": True,
+        }
+
+    # --- tokens ----------------------------------------------------------------------------------
+
+    def get_num_tokens(self, text: str) -> int:
+        """Tokens of a text by itself, by the model's own tokenizer."""
+        if self.custom_get_token_ids is not None:
+            return len(self.custom_get_token_ids(text))
+        return self.shared_engine.count_tokens(text)
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """Positions that a conversation takes of the context, documents as memory tokens."""
+        if tools:
+            raise ValueError(_no_tools("tools"))
+        turns, documents = read_messages(messages)
+        tokenizer = self.shared_engine.tokenizer
+        n_windows = sum(len(tokenizer.windows(document.text)) for document in documents)
+        return len(tokenizer.chat_prompt(turns, n_windows))
+
+    # --- answers ---------------------------------------------------------------------------------
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        documents: Iterable[Document | str] | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        engine = self.shared_engine
+        answer = engine.chat(turns, engine.remember([document.text for document in read]), **options)
+        return self._result(answer, read)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        *,
+        documents: Iterable[Document | str] | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        engine = await self.ashared_engine()
+        memories = await engine.aremember([document.text for document in read])
+        return self._result(await engine.achat(turns, memories, **options), read)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        documents: Iterable[Document | str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        engine = self.shared_engine
+        memories = engine.remember([document.text for document in read])
+        # Closed with this generator, which stops the work on the device.
+        with closing(engine.stream_chat(turns, memories, **options)) as pieces:
+            for piece in pieces:
+                chunk = self._chunk(piece.text, piece.answer, read)
+                if run_manager:
+                    run_manager.on_llm_new_token(piece.text, chunk=chunk)
+                yield chunk
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        *,
+        documents: Iterable[Document | str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        engine = await self.ashared_engine()
+        memories = await engine.aremember([document.text for document in read])
+        stream = cast("AsyncGenerator[Chunk, None]", engine.astream_chat(turns, memories, **options))
+        async with aclosing(stream) as pieces:
+            async for piece in pieces:
+                chunk = self._chunk(piece.text, piece.answer, read)
+                if run_manager:
+                    await run_manager.on_llm_new_token(piece.text, chunk=chunk)
+                yield chunk
+
+    def _prepared(
+        self,
+        messages: Sequence[BaseMessage],
+        documents: Iterable[Document | str] | None,
+        stop: Sequence[str] | None,
+        call: Mapping[str, Any],
+    ) -> tuple[list[Turn], list[ReadDocument], dict[str, Any]]:
+        """Turns, documents, and the engine's options: the call's before the object's."""
+        for name, value in call.items():
+            if name in _TOOLS and value:
+                raise ValueError(_no_tools(name))
+            if name not in {*_SAMPLING, *_TOOLS, "stream"}:
+                known = {*_SAMPLING, "stop", "documents"}
+                raise TypeError(f"ChatClara has no call option {name!r}{nearest(name, known)}")
+        turns, read = read_messages(messages, documents)
+        options = {name: call.get(name, getattr(self, name)) for name in _SAMPLING}
+        options["stop"] = self.stop if stop is None else stop
+        return turns, read, options
+
+    def _result(self, answer: Answer, read: Sequence[ReadDocument]) -> ChatResult:
+        message = AIMessage(
+            content=answer.text,
+            usage_metadata=_usage(answer),
+            response_metadata=self._account(answer, read),
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _chunk(self, text: str, answer: Answer | None, read: Sequence[ReadDocument]) -> ChatGenerationChunk:
+        """A piece of an answer; the account is the last one's alone, since merging adds up."""
+        if answer is None:
+            return ChatGenerationChunk(message=AIMessageChunk(content=text))
+        message = AIMessageChunk(
+            content=text,
+            usage_metadata=_usage(answer),
+            response_metadata=self._account(answer, read),
+            chunk_position="last",
+        )
+        return ChatGenerationChunk(message=message)
+
+    def _account(self, answer: Answer, read: Sequence[ReadDocument]) -> dict[str, Any]:
+        return {
+            "model_name": self.model_name,
+            "finish_reason": answer.finish_reason,
+            "memory_tokens": answer.memory_tokens,
+            "source_tokens": answer.source_tokens,
+            "saved_tokens": answer.source_tokens - answer.memory_tokens,
+            "documents": [document.account() for document in read],
+        }
+
+
+def _usage(answer: Answer) -> UsageMetadata:
+    read = answer.prompt_tokens + answer.memory_tokens
+    written = answer.completion_tokens
+    return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
+
+
+def _no_tools(name: str) -> str:
+    return f"ChatClara has no tools and no structured output; leave {name}= out"
