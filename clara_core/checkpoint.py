@@ -170,9 +170,7 @@ def write_checkpoint(
     adapters = dict(sorted(adapters.items()))
     prove(config, adapters, embeddings, f"the checkpoint for {target}")
     if target.exists() and not target.is_dir():
-        raise CheckpointError(
-            f"cannot write a checkpoint to {target}: a file of that name is in the way"
-        )
+        raise CheckpointError(f"cannot write a checkpoint to {target}: a file of that name is in the way")
     mark = uuid.uuid4().hex[:8]
     stage = target.with_name(f".{target.name}.new-{mark}")
     try:
@@ -185,9 +183,7 @@ def write_checkpoint(
         ) from exc
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-    return Checkpoint(
-        target, config, adapters, dict(embeddings), _identity(config, adapters, embeddings)
-    )
+    return Checkpoint(target, config, adapters, dict(embeddings), _identity(config, adapters, embeddings))
 
 
 def export_peft(checkpoint: Checkpoint, role: Role, folder: str | os.PathLike[str]) -> None:
@@ -221,9 +217,7 @@ def export_peft(checkpoint: Checkpoint, role: Role, folder: str | os.PathLike[st
     stage = target.with_name(f".{target.name}.new-{uuid.uuid4().hex[:8]}")
     try:
         stage.mkdir(parents=True)
-        (stage / "adapter_config.json").write_text(
-            json.dumps(content, indent=2) + "\n", encoding="utf-8"
-        )
+        (stage / "adapter_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         tensors = _own_storage({f"base_model.model.{key}": tensor for key, tensor in state.items()})
         save_file(tensors, stage / "adapter_model.safetensors", metadata={"format": "pt"})
         stage.replace(target)
@@ -233,21 +227,13 @@ def export_peft(checkpoint: Checkpoint, role: Role, folder: str | os.PathLike[st
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _write_files(
-    stage: Path, config: ClaraConfig, adapters: Mapping[Role, StateDict], embeddings: StateDict
-) -> None:
+def _write_files(stage: Path, config: ClaraConfig, adapters: Mapping[Role, StateDict], embeddings: StateDict) -> None:
     config.write(stage)
-    flat = {
-        f"{role.adapter}/{key}": tensor
-        for role, state in adapters.items()
-        for key, tensor in state.items()
-    }
+    flat = {f"{role.adapter}/{key}": tensor for role, state in adapters.items() for key, tensor in state.items()}
     metadata = {"format": "pt"} if embeddings else {"format": "pt", **NO_EMBEDDINGS}
     save_file(_own_storage(flat), stage / f"{ADAPTERS}.safetensors", metadata=metadata)
     if embeddings:
-        save_file(
-            _own_storage(embeddings), stage / f"{EMBEDDINGS}.safetensors", metadata={"format": "pt"}
-        )
+        save_file(_own_storage(embeddings), stage / f"{EMBEDDINGS}.safetensors", metadata={"format": "pt"})
     for path in stage.iterdir():
         _flush(path)
     _flush(stage)
@@ -307,9 +293,7 @@ def _own_storage(tensors: Mapping[str, Tensor]) -> StateDict:
     return result
 
 
-def _identity(
-    config: ClaraConfig, adapters: Mapping[Role, StateDict], embeddings: StateDict
-) -> str:
+def _identity(config: ClaraConfig, adapters: Mapping[Role, StateDict], embeddings: StateDict) -> str:
     digest = hashlib.sha256()
     facts = {name: getattr(config, name) for name in _IDENTITY_FACTS}
     digest.update(json.dumps(facts, sort_keys=True).encode())
@@ -324,9 +308,7 @@ def _identity(
     return digest.hexdigest()
 
 
-def _named_states(
-    adapters: Mapping[Role, StateDict], embeddings: StateDict
-) -> Iterable[tuple[str, StateDict]]:
+def _named_states(adapters: Mapping[Role, StateDict], embeddings: StateDict) -> Iterable[tuple[str, StateDict]]:
     for role, state in adapters.items():
         yield role.adapter, state
     yield EMBEDDINGS, embeddings

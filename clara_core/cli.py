@@ -61,18 +61,12 @@ class RoleName(StrEnum):
         return Role[self.name]
 
 
-Compression = Annotated[
-    int | None, typer.Option(help="Rate, where a repo or folder holds several (compression-N).")
-]
+Compression = Annotated[int | None, typer.Option(help="Rate, where a repo or folder holds several (compression-N).")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")]
-Token = Annotated[
-    str | None, typer.Option(help="Access token of the Hub.", envvar="HF_TOKEN", show_envvar=True)
-]
+Token = Annotated[str | None, typer.Option(help="Access token of the Hub.", envvar="HF_TOKEN", show_envvar=True)]
 CacheDir = Annotated[Path | None, typer.Option(help="Where files of the Hub are kept.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Look into the cache of the Hub only.")]
-BaseModel = Annotated[
-    str | None, typer.Option(help="Folder or Hub id of the base decoder, instead of the named one.")
-]
+BaseModel = Annotated[str | None, typer.Option(help="Folder or Hub id of the base decoder, instead of the named one.")]
 
 
 @app.callback()

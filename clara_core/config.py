@@ -184,8 +184,7 @@ class ClaraConfig(BaseModel):
             return cls.model_validate(raw)
         except ValidationError as exc:
             faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc'])) or 'config'}: {fault['msg']} (got "
-                f"{_short(fault['input'])})"
+                f"{'.'.join(map(str, fault['loc'])) or 'config'}: {fault['msg']} (got {_short(fault['input'])})"
                 for fault in exc.errors()
             )
             raise CheckpointError(f"{path} holds values that cannot be: {faults}") from exc

@@ -77,9 +77,7 @@ def _bring_base(base: Path, dst: Path) -> str:
         shutil.copytree(base, stage)
         stage.replace(target)
     except (OSError, shutil.Error) as exc:
-        raise CheckpointError(
-            f"copying the base decoder {base} to {target} failed ({exc})"
-        ) from exc
+        raise CheckpointError(f"copying the base decoder {base} to {target} failed ({exc})") from exc
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return BASE_FOLDER

@@ -59,7 +59,9 @@ class KVCache(Cache):
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
         return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None, None, :]
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values; returns all that its attention should see."""
         if not self._decoding:
             self.keys.append(_grow(key_states, _blocks(self._used)))

@@ -89,9 +89,7 @@ def locate(
     if _is_folder(path):
         return _choose(path.resolve(), str(path), compression)
     if _is_file(path):
-        raise CheckpointError(
-            f"{path} is a file; give the folder that holds config.json and the adapters"
-        )
+        raise CheckpointError(f"{path} is a file; give the folder that holds config.json and the adapters")
     if isinstance(model, str) and _is_hub_id(model):
         return _from_hub(model, compression, revision, token, cache_dir, local_files_only)
     raise CheckpointError(
@@ -101,9 +99,7 @@ def locate(
     )
 
 
-def locate_base(
-    config: ClaraConfig, folder: str | Path, base_model: str | os.PathLike[str] | None = None
-) -> str:
+def locate_base(config: ClaraConfig, folder: str | Path, base_model: str | os.PathLike[str] | None = None) -> str:
     """Says which base decoder a checkpoint stands on.
 
     The caller's `base_model` wins. Otherwise the name in the config is tried as a path inside the
@@ -179,9 +175,7 @@ def _choose(folder: Path, called: str, compression: int | None) -> Path:
             )
         compression = rates[0]
     if compression not in rates:
-        raise CheckpointError(
-            f"{called} has no compression-{compression}; it holds {', '.join(map(str, rates))}."
-        )
+        raise CheckpointError(f"{called} has no compression-{compression}; it holds {', '.join(map(str, rates))}.")
     return folder / f"compression-{compression}"
 
 
@@ -211,11 +205,7 @@ def _is_file(path: Path) -> bool:
 def _rates(folder: Path) -> list[int]:
     if not _is_folder(folder):
         return []
-    found = (
-        _SUBFOLDER.fullmatch(path.name)
-        for path in folder.iterdir()
-        if (path / CONFIG_FILE).is_file()
-    )
+    found = (_SUBFOLDER.fullmatch(path.name) for path in folder.iterdir() if (path / CONFIG_FILE).is_file())
     return sorted(int(match[1]) for match in found if match)
 
 
@@ -280,8 +270,7 @@ def _snapshot(
         )
     except GatedRepoError as exc:
         raise CheckpointError(
-            f"access to {where} on the Hub must be granted first: accept its terms on its page, "
-            "then pass token=."
+            f"access to {where} on the Hub must be granted first: accept its terms on its page, then pass token=."
         ) from exc
     except RepositoryNotFoundError as exc:
         raise CheckpointError(
@@ -293,14 +282,9 @@ def _snapshot(
         raise CheckpointError(f"{model!r} is no folder here and no valid Hub id: {exc}") from exc
     except LocalEntryNotFoundError as exc:
         cache = cache_dir or "the default Hub cache"
-        reason = (
-            "local_files_only is set"
-            if local_files_only
-            else "the Hub could not be reached (offline?)"
-        )
+        reason = "local_files_only is set" if local_files_only else "the Hub could not be reached (offline?)"
         raise CheckpointError(
-            f"{where} is not in {cache}, and {reason}. Fetch it once with a connection, or give a "
-            "folder."
+            f"{where} is not in {cache}, and {reason}. Fetch it once with a connection, or give a folder."
         ) from exc
     except broken as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__

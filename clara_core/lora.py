@@ -85,21 +85,23 @@ class RoutedLinear(nn.Module):
 
     def __init__(self, base: nn.Module, rank: int, scale: float) -> None:
         super().__init__()
-        weight = base.weight
+        weight: Tensor = base.weight  # type: ignore[assignment]  # a parameter, of whatever kind of layer
+        self.in_features = int(base.in_features)  # type: ignore[arg-type]
+        self.out_features = int(base.out_features)  # type: ignore[arg-type]
         # A quantized weight is stored in integers; the adapters stay in floating point.
         dtype = weight.dtype if weight.dtype.is_floating_point else torch.bfloat16
-        options = {"device": weight.device, "dtype": dtype}
         self.base = base
         self.rank = rank
         self.scale = scale
-        self.lora_A = nn.Parameter(torch.zeros(N_ROLES * rank, base.in_features, **options))
+        self.lora_A = nn.Parameter(torch.zeros(N_ROLES * rank, self.in_features, device=weight.device, dtype=dtype))
         # B is kept transposed, so that the rows of one role are one contiguous block.
-        self.lora_B = nn.Parameter(torch.zeros(N_ROLES * rank, base.out_features, **options))
+        self.lora_B = nn.Parameter(torch.zeros(N_ROLES * rank, self.out_features, device=weight.device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x [rows, length, in]``; the roles come from the running `routed` scope."""
         routing = current_routing()
-        y = self.base(x)
+        y: Tensor = self.base(x)
+        expand: Tensor
         if routing.columns is not None:
             shrunk = F.linear(x, self.lora_A) * routing.columns  # [rows, length, n_roles * rank]
             expand = self.lora_B

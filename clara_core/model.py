@@ -56,12 +56,14 @@ class ClaraModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where token ids have to be."""
-        return self.decoder.get_input_embeddings().weight.device
+        device: torch.device = self.decoder.get_input_embeddings().weight.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of hidden states and memory tokens."""
-        return self.decoder.get_input_embeddings().weight.dtype
+        dtype: torch.dtype = self.decoder.get_input_embeddings().weight.dtype
+        return dtype
 
     @property
     def context(self) -> int:
@@ -127,8 +129,8 @@ class ClaraModel(nn.Module):
             key = min(key for key in found.keys() | expected if found.get(key) != expected.get(key))
             msg = (
                 f"{checkpoint.folder}: {role.adapter} does not fit the base decoder at {key}: the file has "
-                f"{_shape(found.get(key))}, the decoder needs {_shape(expected.get(key))}; give the base it was trained "
-                "on with base_model="
+                f"{_shape(found.get(key))}, the decoder needs {_shape(expected.get(key))}; give the base it was "
+                "trained on with base_model="
             )
             raise CheckpointError(msg)
         for name, layer in self.routed.items():
@@ -138,8 +140,8 @@ class ClaraModel(nn.Module):
     @staticmethod
     def _adapter_shape(layer: RoutedLinear, part: str) -> tuple[int, int]:
         if part == "A":
-            return (layer.rank, layer.base.in_features)
-        return (layer.base.out_features, layer.rank)
+            return (layer.rank, layer.in_features)
+        return (layer.out_features, layer.rank)
 
     # --- forward -----------------------------------------------------------------------------------------
 
@@ -235,9 +237,7 @@ class ClaraModel(nn.Module):
             positions = cache.positions[:, None]  # [rows, 1]
         else:
             positions = torch.arange(length, device=embeddings.device).expand(rows, length)
-        with routed(
-            roles, self.config.lora_r, device=embeddings.device, dtype=embeddings.dtype, pause=pause
-        ):
+        with routed(roles, self.config.lora_r, device=embeddings.device, dtype=embeddings.dtype, pause=pause):
             output = self.trunk(
                 inputs_embeds=embeddings,
                 attention_mask=mask,

@@ -37,15 +37,11 @@ def roles_of(adapters: Mapping[str, StateDict], where: str) -> dict[Role, StateD
         try:
             found[Role.from_adapter(name)] = state
         except ValueError as exc:
-            raise CheckpointError(
-                f"{where} holds an adapter that nothing would use: {exc}"
-            ) from exc
+            raise CheckpointError(f"{where} holds an adapter that nothing would use: {exc}") from exc
     return dict(sorted(found.items()))
 
 
-def prove(
-    config: ClaraConfig, adapters: Mapping[Role, StateDict], embeddings: StateDict, where: str
-) -> None:
+def prove(config: ClaraConfig, adapters: Mapping[Role, StateDict], embeddings: StateDict, where: str) -> None:
     """Checks that the weights are all that the config promises, and nothing else.
 
     Args:
@@ -67,10 +63,7 @@ def prove(
                 f"{role.adapter} ({role}), but holds: {held}. The file is incomplete, or the "
                 "training_stage in config.json is wrong."
             )
-    shapes = {
-        role: _prove_adapter(config, state, f"{where}, {role.adapter}")
-        for role, state in adapters.items()
-    }
+    shapes = {role: _prove_adapter(config, state, f"{where}, {role.adapter}") for role, state in adapters.items()}
     first, *others = shapes
     for role in others:
         if shapes[role] != shapes[first]:
@@ -102,13 +95,10 @@ def _prove_adapter(config: ClaraConfig, state: StateDict, where: str) -> dict[in
         match = _LORA_KEY.fullmatch(key)
         if match is None:
             raise CheckpointError(
-                f"{where}: unknown key {key!r}; expected names such as "
-                "'model.layers.0.self_attn.q_proj.lora_A.weight'."
+                f"{where}: unknown key {key!r}; expected names such as 'model.layers.0.self_attn.q_proj.lora_A.weight'."
             )
         if tensor.ndim != 2 or not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{where}: {key} is {tuple(tensor.shape)} {tensor.dtype}, expected a float matrix."
-            )
+            raise CheckpointError(f"{where}: {key} is {tuple(tensor.shape)} {tensor.dtype}, expected a float matrix.")
         halves.setdefault((int(match[1]), match[2]), {})[match[3]] = tensor
         _prove_finite(tensor, f"{where}: {key}")
     if not halves:
@@ -120,51 +110,37 @@ def _prove_adapter(config: ClaraConfig, state: StateDict, where: str) -> dict[in
         a, b = pair["A"], pair["B"]  # [r, in], [out, r]
         if a.shape[0] != config.lora_r or b.shape[1] != config.lora_r:
             raise CheckpointError(
-                f"{name} has rank {a.shape[0]} (A) and {b.shape[1]} (B), config.json says lora_r "
-                f"{config.lora_r}."
+                f"{name} has rank {a.shape[0]} (A) and {b.shape[1]} (B), config.json says lora_r {config.lora_r}."
             )
         layers.setdefault(layer, {})[module] = (a.shape[1], b.shape[0])
     if sorted(layers) != list(range(len(layers))):
-        raise CheckpointError(
-            f"{where} covers layers {sorted(layers)}; layers are missing in between."
-        )
+        raise CheckpointError(f"{where} covers layers {sorted(layers)}; layers are missing in between.")
     for layer, modules in layers.items():
         if modules != layers[0]:
             differing = sorted(dict(modules.items() ^ layers[0].items()))
-            raise CheckpointError(
-                f"{where}: layers 0 and {layer} differ in {', '.join(differing)}."
-            )
+            raise CheckpointError(f"{where}: layers 0 and {layer} differ in {', '.join(differing)}.")
     if not any(bool(pair["B"].any()) for pair in halves.values()):
         raise CheckpointError(f"{where}: every lora_B is zero, the adapter was never trained.")
     return layers
 
 
-def _prove_embeddings(
-    config: ClaraConfig, embeddings: StateDict, shapes: _Shapes, where: str
-) -> None:
+def _prove_embeddings(config: ClaraConfig, embeddings: StateDict, shapes: _Shapes, where: str) -> None:
     if not embeddings:
         return
     unknown = sorted(set(embeddings) - set(VOCABULARY_KEYS))
     if unknown:
-        raise CheckpointError(
-            f"{where}: unknown keys beside the embeddings: {', '.join(unknown[:5])}."
-        )
+        raise CheckpointError(f"{where}: unknown keys beside the embeddings: {', '.join(unknown[:5])}.")
     if EMBED_KEY not in embeddings:
         raise CheckpointError(f"{where}: {EMBEDDINGS} lacks {EMBED_KEY}.")
-    hidden = {
-        shape[0] for module, shape in shapes.items() if module.rpartition(".")[2] in _READS_HIDDEN
-    }
+    hidden = {shape[0] for module, shape in shapes.items() if module.rpartition(".")[2] in _READS_HIDDEN}
     added = len(config.added_tokens)
     for key, tensor in embeddings.items():
         if tensor.ndim != 2 or not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{where}: {key} is {tuple(tensor.shape)} {tensor.dtype}, expected a float matrix."
-            )
+            raise CheckpointError(f"{where}: {key} is {tuple(tensor.shape)} {tensor.dtype}, expected a float matrix.")
         rows, width = tensor.shape
         if hidden and hidden != {width}:
             raise CheckpointError(
-                f"{where}: {key} is {width} wide, the adapters are made for hidden size "
-                f"{', '.join(map(str, hidden))}."
+                f"{where}: {key} is {width} wide, the adapters are made for hidden size {', '.join(map(str, hidden))}."
             )
         if rows <= added:
             raise CheckpointError(
@@ -180,6 +156,4 @@ def _prove_embeddings(
 def _prove_finite(tensor: Tensor, name: str) -> None:
     if not bool(torch.isfinite(tensor).all()):
         bad = int((~torch.isfinite(tensor)).sum())
-        raise CheckpointError(
-            f"{name} holds {bad} values that are NaN or infinite; the file is damaged."
-        )
+        raise CheckpointError(f"{name} holds {bad} values that are NaN or infinite; the file is damaged.")

@@ -167,10 +167,14 @@ class ClaraTokenizer:
 
     def count(self, text: str) -> int:
         """Tokens that the text takes of the compressor's window."""
-        return len(self._encode_enclosed([text])[0]) - self._overhead
+        return len(self._encode_enclosed([text])[0]) - self.overhead
 
-    def windows(self, text: str) -> list[tuple[int, int]]:
+    def windows(self, text: str, *, first_only: bool = False) -> list[tuple[int, int]]:
         """Cut a text into spans of at most `doc_max_length` tokens, at sentence or else word boundaries.
+
+        Args:
+            text: Any text.
+            first_only: Stop after the first window.
 
         Returns:
             list: Character spans ``(start, end)``, in order, that cover the text without gap or overlap.
@@ -184,7 +188,16 @@ class ClaraTokenizer:
             end = start + self._longest_prefix(text[start : start + window * _CHARS_PER_TOKEN])
             spans.append((start, end))
             start = end
+            if first_only:
+                break
         return spans
+
+    def truncation(self, text: str) -> int:
+        """Characters that the published tokenization keeps of a text that is too long."""
+        window = self.config.doc_max_length
+        head = text[: window * _CHARS_PER_TOKEN * 2]
+        encoding = self._plain.encode(replace_surrogates(head), add_special_tokens=False)
+        return int(encoding.offsets[min(window, len(encoding.offsets) - 1)][1])
 
     def _longest_prefix(self, piece: str) -> int:
         """Characters of `piece` that fit the window, ending at the best boundary there is."""
@@ -199,7 +212,8 @@ class ClaraTokenizer:
             end = max(end - excess, 1)
 
     @property
-    def _overhead(self) -> int:
+    def overhead(self) -> int:
+        """Ids that enclose a passage: ``<ENC>``, BOS, EOS."""
         return 1 + bool(self._bos) + bool(self._eos)
 
     def _encode_enclosed(self, texts: Sequence[str]) -> list[list[int]]:
@@ -310,7 +324,9 @@ class ClaraTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def load_tokenizer(base: str, config: ClaraConfig, load: Callable[..., Any] | None = None, **hub: Any) -> ClaraTokenizer:
+def load_tokenizer(
+    base: str, config: ClaraConfig, load: Callable[..., Any] | None = None, **hub: Any
+) -> ClaraTokenizer:
     """The tokenizer of a base decoder (folder or Hub id) with the checkpoint's memory tokens."""
     from transformers import AutoTokenizer
 

@@ -70,9 +70,7 @@ def read_weights(folder: Path) -> tuple[dict[str, StateDict], StateDict]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files that `read_weights` reads, as far as they are there."""
-    return [
-        path for path in (_find(folder, ADAPTERS), _find(folder, EMBEDDINGS)) if path is not None
-    ]
+    return [path for path in (_find(folder, ADAPTERS), _find(folder, EMBEDDINGS)) if path is not None]
 
 
 def _find(folder: Path, stem: str) -> Path | None:
@@ -114,9 +112,7 @@ def _load(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
     except OSError as exc:
         raise CheckpointError(f"cannot read {path}: {exc.strerror or exc}") from exc
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in that repo."
-        )
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in that repo.")
     if not head:
         raise CheckpointError(f"{path} is empty; fetch it again.")
     return _load_safetensors(path) if path.suffix == ".safetensors" else _load_pth(path, head)
@@ -129,8 +125,7 @@ def _load_safetensors(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(
-            f"{path} ({_size(path)} bytes) is cut short or is no safetensors file ({exc}); fetch "
-            "it again."
+            f"{path} ({_size(path)} bytes) is cut short or is no safetensors file ({exc}); fetch it again."
         ) from exc
 
 
@@ -161,9 +156,7 @@ def _load_pth(path: Path, head: bytes) -> tuple[Mapping[Any, Any], dict[str, str
         TypeError,
     ) as exc:
         what = "is cut short or damaged" if zipped else "is no file of tensors"
-        raise CheckpointError(
-            f"{path} ({_size(path)} bytes) {what} ({_first_line(exc)}); fetch it again."
-        ) from exc
+        raise CheckpointError(f"{path} ({_size(path)} bytes) {what} ({_first_line(exc)}); fetch it again.") from exc
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds {_kind(content)}, expected a dict of tensors.")
     return content, {}
@@ -173,9 +166,7 @@ def _flat(content: Mapping[Any, Any], path: Path) -> StateDict:
     state: StateDict = {}
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{path} holds {_kind(value)} under {key!r}, expected a tensor with a name."
-            )
+            raise CheckpointError(f"{path} holds {_kind(value)} under {key!r}, expected a tensor with a name.")
         state[key] = value.detach()  # embeddings are saved as parameters
     return state
 

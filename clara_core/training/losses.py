@@ -43,7 +43,7 @@ def cosine_scores(questions: Tensor, memories: Tensor) -> Tensor:
     """Cosine in float32: ``[B, D]`` against ``[N, D]`` -> ``[B, N]``, or against ``[B, N, D]`` -> ``[B, N]``."""
     questions = F.normalize(questions.float(), dim=-1)
     memories = F.normalize(memories.float(), dim=-1)
-    if memories.dim() == 2:  # noqa: PLR2004 - one shared set of candidates
+    if memories.dim() == 2:
         return questions @ memories.T
     return torch.einsum("bd,bnd->bn", questions, memories)
 

@@ -42,7 +42,13 @@ from clara_core.training.losses import (
     straight_through_top_k,
 )
 from clara_core.training.pocket_base import random_base, train_tokenizer, write_base
-from clara_core.training.rows import RowBatch, build_batch, paraphrase_rows, question_rows, split_rows
+from clara_core.training.rows import (
+    RowBatch,
+    build_batch,
+    paraphrase_rows,
+    question_rows,
+    split_rows,
+)
 from clara_core.training.world import Corpus, make_corpus
 
 log = logging.getLogger(__name__)
@@ -201,10 +207,17 @@ class Trainer:
             raise FloatingPointError(msg)
         for optimizer in self.optimizers:
             optimizer.step()
-        line: dict[str, float | str] = {"stage": stage.name, "step": number, "lr": _rate(stage, number)}
+        line: dict[str, float | str] = {
+            "stage": stage.name,
+            "step": number,
+            "lr": _rate(stage, number),
+        }
         line |= {name: round(float(loss.detach()), 4) for name, loss in losses.items()}
         line |= {name: round(value, 4) for name, value in metrics.items()}
-        line |= {"norm": round(float(norm.detach()), 3), "seconds": round(time.monotonic() - started, 2)}
+        line |= {
+            "norm": round(float(norm.detach()), 3),
+            "seconds": round(time.monotonic() - started, 2),
+        }
         if number % 10 == 0:
             log.info(" ".join(f"{key}={value}" for key, value in line.items()))
         return line
@@ -279,7 +292,10 @@ class Trainer:
         weights, _ = straight_through_top_k(scores.gather(1, candidates), CONFIG.generation_top_k)
         picked = torch.einsum("bkn,bnmh->bkmh", weights.to(memories.dtype), memories[candidates])
         states = self.model.hidden_states(
-            rows.ids, Role.GENERATOR, memories=picked.flatten(0, 2), slots=rows.slots.to(self.device)
+            rows.ids,
+            Role.GENERATOR,
+            memories=picked.flatten(0, 2),
+            slots=rows.slots.to(self.device),
         )
         return self._answer_loss(states, rows.labels.to(self.device))
 
@@ -306,7 +322,12 @@ class Trainer:
     def _make(self, stage: Stage, number: int) -> Step:
         rng = random.Random(f"{self.seed} {stage.name} {number}")
         corpus = make_corpus(
-            rng, stage.passages, words=stage.words, questions_per_passage=5, two_passage=stage.two_passage, layout=LAYOUT
+            rng,
+            stage.passages,
+            words=stage.words,
+            questions_per_passage=5,
+            two_passage=stage.two_passage,
+            layout=LAYOUT,
         )
         asked = rng.sample(corpus.questions, min(stage.passages, len(corpus.questions)))
         rows = None
@@ -317,7 +338,12 @@ class Trainer:
         elif stage.rows:
             text = stage.name == "base"
             made = question_rows(
-                rng, corpus, n_rows=stage.rows, n_documents=stage.documents, n_questions=stage.questions, text=text
+                rng,
+                corpus,
+                n_rows=stage.rows,
+                n_documents=stage.documents,
+                n_questions=stage.questions,
+                text=text,
             )
             rows = build_batch(self.tokenizer, corpus, made, whole=text)
         retold = None
@@ -385,7 +411,10 @@ def _optimizers(model: ClaraModel) -> list[torch.optim.Optimizer]:
     taken = {id(parameter) for parameter in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
     muon = torch.optim.Muon(
-        [{"params": matrices, "factor": 1.0}], lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        [{"params": matrices, "factor": 1.0}],
+        lr=1e-3,
+        weight_decay=0.01,
+        adjust_lr_fn="match_rms_adamw",
     )
     adam = torch.optim.AdamW([{"params": rest, "factor": 1.0}], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
     return [muon, adam]

@@ -39,7 +39,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         ]
     )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -49,7 +54,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         min_frequency=20,
         show_progress=False,
     )
-    prompts = [ANSWER_SYSTEM, PARAPHRASE_SYSTEM, "Background:\n", "\n\nQuestion:", "Background: means the same as"]
+    prompts = [
+        ANSWER_SYSTEM,
+        PARAPHRASE_SYSTEM,
+        "Background:\n",
+        "\n\nQuestion:",
+        "Background: means the same as",
+    ]
     tokenizer.train_from_iterator([*texts, *(prompts * 50)], trainer)
     layout = json.loads(tokenizer.to_str())
     # The trainer marks everything it was given as special; bytes are ordinary pieces of the vocabulary.

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clara_core.tokens import ANSWER_SYSTEM, PARAPHRASE_INSTRUCTION, PARAPHRASE_SYSTEM, ClaraTokenizer
+from clara_core.tokens import (
+    ANSWER_SYSTEM,
+    PARAPHRASE_INSTRUCTION,
+    PARAPHRASE_SYSTEM,
+    ClaraTokenizer,
+)
 from clara_core.training.losses import IGNORE
 from clara_core.training.world import Corpus, Question, paraphrase
 
@@ -55,7 +60,13 @@ class RowBatch:
 
 
 def question_rows(
-    rng: random.Random, corpus: Corpus, *, n_rows: int, n_documents: tuple[int, int], n_questions: int, text: bool = False
+    rng: random.Random,
+    corpus: Corpus,
+    *,
+    n_rows: int,
+    n_documents: tuple[int, int],
+    n_questions: int,
+    text: bool = False,
 ) -> list[Row]:
     """Rows that ask questions over a few passages of the corpus.
 
@@ -76,7 +87,7 @@ def question_rows(
     rows = []
     for number in range(n_rows):
         wanted = rng.randint(*n_documents)
-        if wanted > 1 and pairs and rng.random() < 0.6:  # noqa: PLR2004 - most rows hold a question over two
+        if wanted > 1 and pairs and rng.random() < 0.6:
             chosen = set(rng.choice(pairs).gold)
         else:
             chosen = {single[number % len(single)]}
@@ -86,7 +97,10 @@ def question_rows(
         asked = {id(q): q for d in documents for q in by_passage[d] if set(q.gold) <= chosen}
         both = [q for q in asked.values() if len(q.gold) > 1]
         one = [q for q in asked.values() if len(q.gold) == 1]
-        picked = [*rng.sample(both, min(len(both), 2)), *rng.sample(one, min(len(one), n_questions))][:n_questions]
+        picked = [
+            *rng.sample(both, min(len(both), 2)),
+            *rng.sample(one, min(len(one), n_questions)),
+        ][:n_questions]
         rng.shuffle(picked)
         if picked:
             system = ANSWER_SYSTEM if rng.random() < SYSTEM_SHARE else ""
@@ -98,7 +112,11 @@ def paraphrase_rows(rng: random.Random, corpus: Corpus, n_rows: int) -> list[Row
     """Rows that say one passage again."""
     chosen = rng.sample(range(len(corpus.passages)), min(n_rows, len(corpus.passages)))
     return [
-        Row((index,), ((PARAPHRASE_INSTRUCTION, paraphrase(rng, corpus.passages[index])),), system=PARAPHRASE_SYSTEM)
+        Row(
+            (index,),
+            ((PARAPHRASE_INSTRUCTION, paraphrase(rng, corpus.passages[index])),),
+            system=PARAPHRASE_SYSTEM,
+        )
         for index in chosen
     ]
 
@@ -110,7 +128,7 @@ def _turns(questions: list[Question]) -> tuple[tuple[str, str], ...]:
 
 
 def build_batch(tokenizer: ClaraTokenizer, corpus: Corpus, rows: list[Row], *, whole: bool = False) -> RowBatch:
-    """Token ids, labels and slots of rows, shortest first; `whole` puts the loss on every token instead of the answers alone."""
+    """Token ids, labels and slots of rows, shortest first; `whole` puts the loss on every token."""
     markup = [_markup(tokenizer, corpus, row) for row in rows]
     ids = tokenizer.encode_markup_batch(markup)
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))

@@ -1,0 +1,248 @@
+"""The shared engine: text in, memories, rankings and answers out. One instance a model in the whole process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Unpack
+
+from torch import Tensor
+
+from clara_core.async_calls import AsyncCalls
+from clara_core.generation import Answer, Chunk, Sampling, SamplingOptions
+from clara_core.loading import EngineArguments
+from clara_core.memory import Memory
+from clara_core.prepare import (
+    Documents,
+    Message,
+    Overflow,
+    asked,
+    check_memories,
+    checked_texts,
+    prepare_generation,
+)
+from clara_core.ranking import Ranked, rank_memories, score_memories
+from clara_core.requests import EncodeRequest
+from clara_core.streams import AnswerStream
+from clara_core.tokens import PARAPHRASE_INSTRUCTION
+
+__all__ = ["Answer", "Chunk", "ClaraEngine"]
+
+BLOCK = 256  # texts that are tokenized and queued at a time; two blocks are on their way
+
+_engines: dict[EngineArguments, ClaraEngine] = {}
+_engines_lock = threading.Lock()
+
+
+class ClaraEngine(AsyncCalls):
+    """One CLaRa model, shared by everyone in the process who asks for the same one.
+
+    Make it with `from_pretrained`. Safe under threads and asyncio: calls become requests of one worker, which batches
+    them. Copies are the object itself; a pickle carries the arguments and resolves them again.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = "pocket",
+        *,
+        compression: int | None = None,
+        base_model: str | None = None,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantization: str | None = None,
+        attn_implementation: str = "auto",
+        reasoner: str = "auto",
+        token: str | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
+    ) -> ClaraEngine:
+        """The engine of these arguments; the same object for the same ones. Weights load at first use.
+
+        Args:
+            model: A Hub id (``apple/CLaRa-7B-E2E``), a folder, or the bundled name ``pocket``.
+            compression: The rate, where a repo holds several: its subfolder ``compression-N``.
+            base_model: The base decoder, if not the one that the checkpoint names.
+            revision: Branch, tag or commit of a Hub repo.
+            device: ``auto`` or a torch device.
+            dtype: ``auto`` (bfloat16 on a GPU, float32 elsewhere), ``float32``, ``bfloat16``, ``float16``.
+            quantization: ``int8`` or ``nf4`` (bitsandbytes).
+            attn_implementation: ``auto``, ``sdpa``, ``eager`` or ``flash_attention_2``.
+            reasoner: ``encoder`` lets the compressor read questions where a checkpoint has no query reasoner.
+            token: Access token for the Hub.
+            cache_dir: Where downloads are kept.
+            local_files_only: Never use the network.
+        """
+        arguments = EngineArguments(
+            str(model), compression, None if base_model is None else str(base_model), revision, str(device), dtype,
+            quantization, attn_implementation, reasoner, token, None if cache_dir is None else str(cache_dir),
+            local_files_only,
+        ).resolved()  # fmt: skip
+        with _engines_lock:
+            return _engines.setdefault(arguments, cls(arguments))
+
+    def __copy__(self) -> ClaraEngine:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ClaraEngine:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], ClaraEngine], tuple[dict[str, Any]]]:
+        return _resolve_again, (self.arguments.public(),)
+
+    # --- documents ---------------------------------------------------------------------------------------
+
+    def compress(
+        self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
+    ) -> list[Memory]:
+        """Compress documents, each into one memory, in the order given.
+
+        Args:
+            texts: Any number of documents.
+            overflow: What to do with a text longer than the window: ``split`` it at sentence or word boundaries into
+                several windows, raise an ``error``, or ``truncate`` it with a warning.
+            show_progress: Draw a progress bar.
+
+        Raises:
+            WindowOverflow: A text is too long and ``overflow="error"``.
+        """
+        return list(self.compress_stream(texts, overflow, show_progress=show_progress))
+
+    def compress_stream(
+        self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
+    ) -> Iterator[Memory]:
+        """Like `compress`, but yields memories as they are made: any number of texts in bounded memory."""
+        from tqdm.auto import tqdm
+
+        total = len(texts) if isinstance(texts, Sequence) else None
+        with tqdm(total=total, desc="compressing", unit="doc", disable=not show_progress) as bar:
+            under_way: list[tuple[Documents, EncodeRequest]] = []
+            try:
+                for block in _blocks(checked_texts(texts)):
+                    # The next block is tokenized while the device works on the last one.
+                    under_way.append(self._submit_documents(block, overflow))
+                    if len(under_way) > 1:
+                        for memory in self._collect(*under_way.pop(0)):
+                            yield memory
+                            bar.update()
+                while under_way:
+                    for memory in self._collect(*under_way.pop(0)):
+                        yield memory
+                        bar.update()
+            finally:
+                for _, request in under_way:
+                    request.cancel()
+
+    def remember(self, texts: Iterable[str]) -> list[Memory]:
+        """Memories of documents by way of `cache`: a text that was compressed before costs nothing."""
+        given = list(checked_texts(texts))
+        known = self.cache.lookup(given, self.fingerprint)
+        made = self.compress([text for text, memory in known.items() if memory is None])
+        return self.cache.complete(given, known, made)
+
+    def paraphrase(self, memory: Memory, instruction: str | None = None, max_tokens: int = 128) -> Answer:
+        """Say a document again from its memory alone; ``{docs}`` in the instruction is the document's place."""
+        check_memories([memory], lambda: self.fingerprint)
+        ids = self.tokenizer.paraphrase_prompt(instruction or PARAPHRASE_INSTRUCTION, memory.n_windows)
+        sampling = Sampling(max_tokens=max_tokens)
+        context = self.load().model.context
+        request = prepare_generation(ids, [memory], sampling, tokenizer=self.tokenizer, context=context)
+        answer: Answer = self._wait([request])[0]
+        return answer
+
+    # --- questions ---------------------------------------------------------------------------------------
+
+    def reason(self, questions: Sequence[str]) -> Tensor:
+        """Memory tokens of questions, ``[n, n_mem, hidden]``, on the processor.
+
+        Raises:
+            RoleError: The checkpoint has no query reasoner.
+        """
+        request = self._question_request(questions)
+        if request is None:
+            return self._no_questions()
+        tokens: Tensor = self._wait([request])[0]
+        return tokens
+
+    def score(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
+        """Cosine of each question with each document's best window: ``[n_questions, n_memories]``, float32."""
+        check_memories(memories, lambda: self.fingerprint)
+        return score_memories(self.reason(questions), memories)
+
+    def rank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
+        """The documents for a question, best first; `top_k` larger than their number means all."""
+        check_memories(memories, lambda: self.fingerprint)
+        return rank_memories(self.reason([question])[0], memories, top_k)
+
+    # --- answers -----------------------------------------------------------------------------------------
+
+    def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]) -> Answer:
+        """Answer a question from compressed documents, in the order given; without any, from the model alone.
+
+        Args:
+            question: The question.
+            memories: Documents.
+            **options: ``max_tokens=128``, ``stop=None``, ``temperature=0.0``, ``top_p=1.0``, ``seed=None``; see
+                `Sampling`.
+
+        Raises:
+            ContextOverflow: The documents do not fit the context; nothing is ever cut.
+            FingerprintMismatch: A memory was made by another model.
+        """
+        return self.chat(asked(question), memories, **options)
+
+    def answer_batch(
+        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[SamplingOptions]
+    ) -> list[Answer]:
+        """Answer many questions together, each from its own documents (any number for each)."""
+        return self.chat_batch([(asked(question), memories) for question, memories in items], **options)
+
+    def stream(
+        self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
+    ) -> AnswerStream:
+        """The answer in pieces, as it is written. Closing the stream stops the work."""
+        return self.stream_chat(asked(question), memories, **options)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        memories: Sequence[Memory] = (),
+        **options: Unpack[SamplingOptions],
+    ) -> Answer:
+        """Go on with a conversation; the last user turn may read compressed documents.
+
+        Args:
+            messages: ``{"role": "system" | "user" | "assistant", "content": text}``, at least one of the user's.
+            memories: Documents.
+            **options: As in `answer`.
+        """
+        return self.chat_batch([(messages, memories)], **options)[0]
+
+    def chat_batch(
+        self,
+        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
+        **options: Unpack[SamplingOptions],
+    ) -> list[Answer]:
+        """Go on with many conversations together, each over its own documents."""
+        sampling = Sampling.of(options)
+        return self._wait([self._chat_request(messages, memories, sampling) for messages, memories in conversations])
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        memories: Sequence[Memory] = (),
+        **options: Unpack[SamplingOptions],
+    ) -> AnswerStream:
+        """Like `chat`, in pieces."""
+        return AnswerStream(self._chat_request(messages, memories, Sampling.of(options)), self._submit)
+
+
+def _blocks(texts: Iterator[str]) -> Iterator[list[str]]:
+    while block := list(islice(texts, BLOCK)):
+        yield block
+
+
+def _resolve_again(arguments: dict[str, Any]) -> ClaraEngine:
+    return ClaraEngine.from_pretrained(**arguments)

@@ -1,0 +1,199 @@
+"""One answer while it is written: sampling options, text from tokens, stop strings, usage."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+FinishReason = Literal["stop", "length", "cancelled"]
+REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the generator wrote, and what it read.
+
+    Attributes:
+        text: The answer.
+        finish_reason: "stop" (end of text or a stop string), "length" (max_tokens or the context), "cancelled".
+        prompt_tokens: Positions of the prompt that were text.
+        memory_tokens: Positions of the prompt that were memory slots.
+        source_tokens: What the text of the documents would have cost instead of the slots.
+        completion_tokens: Tokens written, the end token not counted.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    memory_tokens: int
+    source_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer; the last one has the whole `Answer`, and may have no text of its own."""
+
+    text: str
+    answer: Answer | None = None
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The options of every call that writes; what they mean stands at `Sampling`."""
+
+    max_tokens: int
+    stop: Sequence[str] | str | None
+    temperature: float
+    top_p: float
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_tokens: Most tokens to write.
+        stop: Strings that end the answer; they are not part of it.
+        temperature: 0 is greedy and reproducible.
+        top_p: Share of probability that is sampled from.
+        seed: Makes sampling reproducible, whatever else is in the batch.
+    """
+
+    max_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    @classmethod
+    def of(cls, options: SamplingOptions) -> Sampling:
+        """From the options of a call.
+
+        Raises:
+            TypeError: An unknown option; names the nearest right one.
+            ValueError: A value out of bounds.
+        """
+        known = list(SamplingOptions.__annotations__)
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+                msg = f"unknown option {name!r}{hint}"
+                raise TypeError(msg)
+        stop = options.get("stop") or ()
+        return cls(
+            max_tokens=options.get("max_tokens", 128),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            temperature=options.get("temperature", 0.0),
+            top_p=options.get("top_p", 1.0),
+            seed=options.get("seed"),
+        )
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        _check(self.temperature >= 0, "temperature", self.temperature, "at least 0")
+        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _check(all(self.stop), "stop", self.stop, "strings that are not empty")
+
+
+class Writer:
+    """Turns chosen tokens into text and knows when the answer ends.
+
+    Args:
+        decode: Token ids to text.
+        sampling: Options.
+        eos_ids: Tokens that end the answer.
+        room: Positions that the context leaves behind the prompt.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        sampling: Sampling,
+        eos_ids: frozenset[int],
+        room: int,
+    ) -> None:
+        self.sampling = sampling
+        self.ids: list[int] = []
+        self.text = ""
+        self.finish_reason: FinishReason | None = None
+        self._decode = decode
+        self._eos_ids = eos_ids
+        self._limit = min(sampling.max_tokens, room)
+        self._emitted = 0
+        self._generator: torch.Generator | None = None
+
+    def feed(self, token: int) -> str:
+        """Take one more token; returns the text that is now certain to belong to the answer."""
+        if token in self._eos_ids:
+            return self.finish("stop")
+        self.ids.append(token)
+        self.text = self._decode(self.ids)
+        cut = self._stop_position()
+        if cut is not None:
+            self.text = self.text[:cut]
+            return self.finish("stop")
+        if len(self.ids) >= self._limit:
+            return self.finish("length")
+        return self._emit(self._certain())
+
+    def finish(self, reason: FinishReason) -> str:
+        """End the answer; returns what was held back."""
+        self.finish_reason = reason
+        return self._emit(len(self.text))
+
+    def choose(self, logits: Tensor) -> int:
+        """Sample the next token from ``logits [vocab]`` (temperature above 0)."""
+        if self._generator is None:
+            self._generator = torch.Generator()
+            if self.sampling.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(self.sampling.seed)
+        probabilities = torch.softmax(logits.float().cpu() / self.sampling.temperature, dim=-1)
+        if self.sampling.top_p < 1:
+            ordered, order = probabilities.sort(descending=True)
+            # A token stays while the mass before it is below top_p, so the best one always stays.
+            ordered[ordered.cumsum(-1) - ordered >= self.sampling.top_p] = 0.0
+            probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered)
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+    def _stop_position(self) -> int | None:
+        found = [at for stop in self.sampling.stop if (at := self.text.find(stop)) >= 0]
+        return min(found, default=None)
+
+    def _certain(self) -> int:
+        """Length of the text that later tokens cannot take back: no unfinished character, no beginning of a stop."""
+        certain = len(self.text.rstrip(REPLACEMENT))
+        for stop in self.sampling.stop:
+            for held in range(min(len(stop) - 1, len(self.text)), 0, -1):
+                if self.text.endswith(stop[:held]):
+                    certain = min(certain, len(self.text) - held)
+                    break
+        return certain
+
+    def _emit(self, end: int) -> str:
+        piece = self.text[self._emitted : end]
+        self._emitted = max(self._emitted, end)
+        return piece
+
+
+def choose_tokens(logits: Tensor, writers: Sequence[Writer]) -> list[int]:
+    """The next token of each row: ``logits [rows, vocab]``, greedy or sampled as each writer wants."""
+    tokens: list[int] = logits.argmax(-1).tolist()
+    for row, writer in enumerate(writers):
+        if writer.sampling.temperature > 0:
+            tokens[row] = writer.choose(logits[row])
+    return tokens
+
+
+def _check(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        msg = f"{name} must be {expected}, got {value!r}"
+        raise ValueError(msg)

@@ -1,0 +1,194 @@
+"""One model's life and the requests made to it: what the calls of an engine stand on."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clara_core.config import ClaraConfig, Role
+from clara_core.errors import RoleError
+from clara_core.generation import Sampling
+from clara_core.loading import DTYPES, EngineArguments, Loaded, Plan, load_model, plan_engine
+from clara_core.memory import Memory, MemoryCache
+from clara_core.prepare import (
+    Documents,
+    Message,
+    Overflow,
+    check_memories,
+    checked_texts,
+    prepare_chat,
+    prepare_documents,
+)
+from clara_core.requests import EncodeRequest, GenerateRequest, Request
+from clara_core.tokens import ClaraTokenizer
+from clara_core.worker import Worker, release_memory
+
+
+class EngineInstance:
+    """A model that loads when it is needed, with its worker, its cache and its numbers."""
+
+    def __init__(self, arguments: EngineArguments) -> None:
+        self.arguments = arguments
+        self.cache = MemoryCache()
+        self._lock = threading.RLock()
+        self._plan: Plan | None = None
+        self._loaded: Loaded | None = None
+        self._worker: Worker | None = None
+
+    # --- what it is --------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """Checkpoint, base and tokenizer; found at first use, without reading any weights."""
+        with self._lock:
+            if self._plan is None:
+                self._plan = plan_engine(self.arguments)
+            return self._plan
+
+    @property
+    def config(self) -> ClaraConfig:
+        """What the checkpoint's config says."""
+        return self.plan.config
+
+    @property
+    def tokenizer(self) -> ClaraTokenizer:
+        """The base's tokenizer with the memory tokens."""
+        return self.plan.tokenizer
+
+    @property
+    def n_mem(self) -> int:
+        """Memory tokens of one window."""
+        return self.config.n_mem
+
+    @property
+    def hidden(self) -> int:
+        """Width of a memory token."""
+        return self.plan.hidden
+
+    @property
+    def dimension(self) -> int:
+        """Length of a flattened memory: ``n_mem * hidden``."""
+        return self.n_mem * self.hidden
+
+    @property
+    def window(self) -> int:
+        """Most text tokens that one window holds."""
+        return self.config.doc_max_length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, or will be."""
+        return torch.device(self.arguments.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and memory tokens."""
+        return DTYPES[self.arguments.dtype]
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles that the checkpoint holds (loads the weights)."""
+        return self.load().checkpoint.roles
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights and rate, whatever the dtype (loads the weights). Memories carry it."""
+        return self.load().fingerprint
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return self.tokenizer.count_plain(text)
+
+    # --- life --------------------------------------------------------------------------------------------
+
+    def load(self) -> Loaded:
+        """Load the weights now instead of at first use. A load that failed may be tried again.
+
+        Raises:
+            CheckpointError: What was looked for, where, and what to do.
+        """
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = load_model(self.arguments, self.plan)
+            if self._worker is None or not self._worker.alive:
+                self._worker = Worker(self._loaded.model)
+            return self._loaded
+
+    def unload(self) -> None:
+        """Free the device; the next use loads again. Calls that still wait get `EngineClosed`."""
+        with self._lock:
+            worker, self._worker, self._loaded = self._worker, None, None
+        if worker is not None:
+            worker.close()
+        gc.collect()
+        release_memory()
+
+    def __repr__(self) -> str:
+        state = "loaded" if self._loaded is not None else "not loaded"
+        return f"ClaraEngine({self.arguments.model!r}, {self.arguments.device}, {self.arguments.dtype}, {state})"
+
+    # --- requests ----------------------------------------------------------------------------------------
+
+    def _submit_documents(self, texts: list[str], overflow: Overflow) -> tuple[Documents, EncodeRequest]:
+        self._require(Role.COMPRESSOR)
+        documents = prepare_documents(texts, self.tokenizer, overflow)
+        request = documents.request()
+        self._submit(request)
+        return documents, request
+
+    def _collect(self, documents: Documents, request: EncodeRequest) -> list[Memory]:
+        return documents.memories(request.future.result(), self.fingerprint)
+
+    def _question_request(self, questions: Sequence[str]) -> EncodeRequest | None:
+        questions = list(checked_texts(questions, "questions"))
+        role = Role.COMPRESSOR if self.arguments.reasoner == "encoder" else Role.REASONER
+        self._require(role)
+        if not questions:
+            return None
+        return EncodeRequest(self.tokenizer.encode_passages(questions), role, urgent=True)
+
+    def _no_questions(self) -> Tensor:
+        return torch.zeros(0, self.n_mem, self.hidden, dtype=self.dtype)
+
+    def _chat_request(
+        self, messages: Sequence[Message], memories: Sequence[Memory], sampling: Sampling
+    ) -> GenerateRequest:
+        self._require(Role.GENERATOR)
+        check_memories(memories, lambda: self.fingerprint)
+        context = self.load().model.context
+        return prepare_chat(messages, memories, sampling, tokenizer=self.tokenizer, context=context)
+
+    def _require(self, role: Role) -> None:
+        held = self.roles
+        if role not in held:
+            hint = ' or let the compressor read questions with reasoner="encoder"' if role is Role.REASONER else ""
+            msg = (
+                f"{self.plan.folder} (stage {self.config.training_stage}) has no {role.label}: it holds "
+                f"{', '.join(item.label for item in held)}. Use a checkpoint with {role.adapter}, such as "
+                f"apple/CLaRa-7B-E2E,{hint}"
+            ).rstrip(",")
+            raise RoleError(msg)
+
+    def _submit(self, request: Request) -> None:
+        with self._lock:
+            self.load()
+            if self._worker is None:
+                msg = "an engine that is loaded has a worker"
+                raise RuntimeError(msg)
+            self._worker.submit(request)
+
+    def _wait(self, requests: Sequence[Request]) -> list[Any]:
+        """Submit and wait for all; whatever interrupts the waiting stops the work."""
+        try:
+            for request in requests:
+                self._submit(request)
+            return [request.future.result() for request in requests]
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise

@@ -1,0 +1,289 @@
+"""From arguments to a model on its device: what a shared engine is made of."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint
+from clara_core.config import ClaraConfig
+from clara_core.errors import CheckpointError
+from clara_core.locate import BUNDLED, locate, locate_base
+from clara_core.model import ClaraModel
+from clara_core.tokens import ClaraTokenizer
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZATIONS = ("int8", "nf4")
+ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
+REASONERS = ("auto", "encoder")
+_SAMPLE = 1 << 20  # bytes hashed at either end of a file of base weights
+
+
+@dataclass(frozen=True, slots=True)
+class EngineArguments:
+    """The arguments of `ClaraEngine.from_pretrained`, as values that can be compared.
+
+    The access token is no part of an engine's identity, is not shown and not pickled.
+    """
+
+    model: str = "pocket"
+    compression: int | None = None
+    base_model: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    quantization: str | None = None
+    attn_implementation: str = "auto"
+    reasoner: str = "auto"
+    token: str | None = field(default=None, repr=False, compare=False)
+    cache_dir: str | None = None
+    local_files_only: bool = False
+
+    def resolved(self) -> EngineArguments:
+        """The same arguments with every "auto" and every path made definite; checks the values.
+
+        Raises:
+            ValueError: A value that no engine can have.
+        """
+        device = _device(self.device)
+        _one_of("quantization", self.quantization, (None, *QUANTIZATIONS))
+        _one_of("attn_implementation", self.attn_implementation, ATTENTIONS)
+        _one_of("reasoner", self.reasoner, REASONERS)
+        _one_of("dtype", self.dtype, ("auto", *DTYPES))
+        return replace(
+            self,
+            model=_definite(self.model),
+            base_model=None if self.base_model is None else _definite(self.base_model),
+            device=str(device),
+            dtype=_dtype(device) if self.dtype == "auto" else self.dtype,
+            cache_dir=None if self.cache_dir is None else str(Path(self.cache_dir).resolve()),
+        )
+
+    def public(self) -> dict[str, Any]:
+        """Everything but the access token."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "token"}
+
+    def hub(self) -> dict[str, Any]:
+        """What transformers needs to find a base decoder."""
+        return {
+            "token": self.token,
+            "cache_dir": self.cache_dir,
+            "local_files_only": self.local_files_only,
+            "trust_remote_code": False,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known of an engine before its weights are read.
+
+    Attributes:
+        folder: Where the checkpoint lies.
+        config: What it says.
+        base: Folder or Hub id of the base decoder.
+        hidden: Width of a memory token.
+        tokenizer: The base's tokenizer with the memory tokens.
+    """
+
+    folder: Path
+    config: ClaraConfig
+    base: str
+    hidden: int
+    tokenizer: ClaraTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model on its device, with the proof of what it is."""
+
+    model: ClaraModel
+    checkpoint: Checkpoint
+    fingerprint: str
+
+
+def plan_engine(arguments: EngineArguments) -> Plan:
+    """Find checkpoint, base and tokenizer (fetching them where they lie on the Hub)."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = locate(
+        arguments.model,
+        arguments.compression,
+        arguments.revision,
+        arguments.token,
+        arguments.cache_dir,
+        arguments.local_files_only,
+    )
+    config = ClaraConfig.read(folder)
+    base = locate_base(config, folder, arguments.base_model)
+    with _base_errors(base, folder):
+        base_config = AutoConfig.from_pretrained(base, **arguments.hub())
+        tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
+    return Plan(folder, config, base, int(base_config.hidden_size), ClaraTokenizer(tokenizer, config))
+
+
+def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:
+    """Read the weights, prove them, and put them on the device.
+
+    Raises:
+        CheckpointError: Something is missing or does not fit; nothing stays half loaded.
+    """
+    checkpoint = read_checkpoint(plan.folder)
+    check_vocabulary(checkpoint, len(plan.tokenizer), plan.base)
+    decoder = _load_decoder(arguments, plan)
+    if len(plan.tokenizer) != decoder.get_input_embeddings().num_embeddings:
+        decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)
+    model = ClaraModel(decoder, plan.config)
+    model.load_adapters(checkpoint)
+    model.eval().requires_grad_(False)
+    fingerprint = hashlib.sha256(f"{checkpoint.identity} {base_identity(plan.base, decoder)}".encode()).hexdigest()
+    log.info("loaded %s on %s as %s", plan.folder, model.device, model.dtype)
+    # The adapters live in the model now; the file's tensors need not be held twice.
+    return Loaded(
+        model,
+        replace(checkpoint, adapters={role: {} for role in checkpoint.adapters}, embeddings={}),
+        fingerprint,
+    )
+
+
+def base_identity(base: str, decoder: Any) -> str:
+    """What tells one base's weights from another's, without reading all of them.
+
+    A Hub id with its commit; for a folder the names, sizes and both ends of its weight files.
+    """
+    commit = getattr(decoder.config, "_commit_hash", None)
+    if not os.path.isdir(base):  # noqa: PTH112 - a Hub id is no path
+        return f"{base}@{commit}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(base).glob("*.safetensors")) or sorted(Path(base).glob("*.bin")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def _load_decoder(arguments: EngineArguments, plan: Plan) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    device = torch.device(arguments.device)
+    options: dict[str, Any] = {"dtype": DTYPES[arguments.dtype], **arguments.hub()}
+    options["attn_implementation"] = _attention(arguments, device)
+    if arguments.quantization is not None:
+        options["quantization_config"] = _quantization(arguments)
+        options["device_map"] = {"": device}
+    with _base_errors(plan.base, plan.folder), _no_progress_bar():
+        decoder = AutoModelForCausalLM.from_pretrained(plan.base, **options)
+    return decoder if arguments.quantization is not None else decoder.to(device)
+
+
+def _attention(arguments: EngineArguments, device: torch.device) -> str:
+    from clara_core.attention import FLASH, flash_problem, register_flash
+
+    wanted = arguments.attn_implementation
+    if wanted in ("sdpa", "eager"):
+        return wanted
+    problem = flash_problem(device, DTYPES[arguments.dtype])
+    if problem is None:
+        register_flash()
+        return FLASH
+    if wanted == "flash_attention_2":
+        msg = f"attn_implementation='flash_attention_2' cannot be used here: {problem}"
+        raise ValueError(msg)
+    log.info("attention: sdpa (no flash attention: %s)", problem)
+    return "sdpa"
+
+
+def _quantization(arguments: EngineArguments) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401 - asked for at the door
+    except ImportError as exc:
+        msg = f"quantization={arguments.quantization!r} needs bitsandbytes: pip install 'clara-rag[quantization]'"
+        raise ImportError(msg) from exc
+    if arguments.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[arguments.dtype]
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        try:
+            device = torch.device(name)
+        except RuntimeError as exc:
+            msg = f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {name!r}"
+            raise ValueError(msg) from exc
+        if device.type == "cuda" and not torch.cuda.is_available():
+            msg = f"device={name!r} was asked for, but torch {torch.__version__} sees no CUDA device here"
+            raise ValueError(msg)
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _dtype(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "float32"
+
+
+def _definite(name: str) -> str:
+    if name in BUNDLED or not Path(name).exists():
+        return name
+    folder = Path(name).resolve()
+    return next((bundled for bundled, place in BUNDLED.items() if place == folder), str(folder))
+
+
+def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    if value in allowed:
+        return
+    near = difflib.get_close_matches(str(value), [str(option) for option in allowed], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    msg = f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}"
+    raise ValueError(msg)
+
+
+@contextmanager
+def _base_errors(base: str, folder: Path) -> Iterator[None]:
+    """Say which base could not be read, and for which checkpoint."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as exc:
+        first = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+        msg = (
+            f"the base decoder {base!r} of the checkpoint in {folder} could not be loaded: {first}. Check the name, "
+            "the network or the access token, or give another with base_model="
+        )
+        raise CheckpointError(msg) from exc
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Libraries are quiet unless asked: transformers draws a bar over the loading of weights."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,195 @@
+"""From what callers pass to what the worker takes: checks, windows, prompts."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from clara_core.config import Role
+from clara_core.errors import ContextOverflow, FingerprintMismatch, WindowOverflow
+from clara_core.generation import Sampling, Writer
+from clara_core.memory import Memory
+from clara_core.requests import EncodeRequest, GenerateRequest
+from clara_core.tokens import ClaraTokenizer
+
+log = logging.getLogger(__name__)
+
+Overflow: TypeAlias = Literal["split", "error", "truncate"]
+Message: TypeAlias = dict[str, str]
+
+SHORT = 512  # tokens: a compression of no more than this goes with the questions instead of behind a corpus
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """A block of documents on their way to the compressor.
+
+    Attributes:
+        texts: As given.
+        spans: Character spans of each document's windows.
+        sequences: Token ids of all windows, document after document.
+        overhead: Ids of a sequence that are not text.
+    """
+
+    texts: list[str]
+    spans: list[tuple[tuple[int, int], ...]]
+    sequences: list[list[int]]
+    overhead: int
+
+    def request(self) -> EncodeRequest:
+        """The work to be done."""
+        urgent = sum(map(len, self.sequences)) <= SHORT
+        return EncodeRequest(self.sequences, Role.COMPRESSOR, urgent=urgent)
+
+    def memories(self, tokens: Tensor, fingerprint: str) -> list[Memory]:
+        """The finished documents: ``tokens [windows of all, n_mem, hidden]``."""
+        counts = [len(spans) for spans in self.spans]
+        lengths = torch.tensor([len(ids) - self.overhead for ids in self.sequences]).split(counts)
+        return [
+            # A copy: a view would keep the whole block in memory for one document.
+            Memory(part.clone(), text, spans, int(length.sum()), fingerprint)
+            for part, text, spans, length in zip(tokens.split(counts), self.texts, self.spans, lengths, strict=True)
+        ]
+
+
+def prepare_documents(texts: list[str], tokenizer: ClaraTokenizer, overflow: Overflow) -> Documents:
+    """Cut documents into windows and tokenize them.
+
+    Raises:
+        WindowOverflow: A text is too long and ``overflow="error"``.
+    """
+    spans = [_spans(text, tokenizer, overflow) for text in texts]
+    pieces = [text[start:end] for text, windows in zip(texts, spans, strict=True) for start, end in windows]
+    return Documents(texts, spans, tokenizer.encode_passages(pieces), tokenizer.overhead + tokenizer.config.n_mem)
+
+
+def _spans(text: str, tokenizer: ClaraTokenizer, overflow: Overflow) -> tuple[tuple[int, int], ...]:
+    windows = tokenizer.windows(text, first_only=overflow != "split")
+    if windows[-1][1] == len(text) or overflow == "split":
+        return tuple(windows)
+    limit = tokenizer.config.doc_max_length
+    beginning = text[:60] + ("…" if len(text) > 60 else "")
+    if overflow == "error":
+        msg = (
+            f"a text of {len(text)} characters ({tokenizer.count(text)} tokens) does not fit the window of {limit} "
+            f"tokens: {beginning!r}; use overflow='split', or split it before"
+        )
+        raise WindowOverflow(msg)
+    # The published tokenization cuts at a token, not at a boundary, and so does this.
+    end = tokenizer.truncation(text)
+    msg = f"truncated a text of {len(text)} characters to its first {end} (a window of {limit} tokens): {beginning!r}"
+    warnings.warn(msg, stacklevel=2)
+    log.warning("%s", msg)
+    return ((0, end),)
+
+
+def prepare_chat(
+    messages: Sequence[Message],
+    memories: Sequence[Memory],
+    sampling: Sampling,
+    *,
+    tokenizer: ClaraTokenizer,
+    context: int,
+) -> GenerateRequest:
+    """The prompt of a conversation over compressed documents.
+
+    Raises:
+        ContextOverflow: It does not fit; names both numbers.
+    """
+    _check_messages(messages)
+    ids = tokenizer.chat_prompt(messages, sum(memory.n_windows for memory in memories))
+    return prepare_generation(ids, memories, sampling, tokenizer=tokenizer, context=context)
+
+
+def prepare_generation(
+    ids: list[int],
+    memories: Sequence[Memory],
+    sampling: Sampling,
+    *,
+    tokenizer: ClaraTokenizer,
+    context: int,
+) -> GenerateRequest:
+    """A request from the ids of a prompt and the memories that fill its slots."""
+    room = context - len(ids)
+    if room < 1:
+        windows = sum(memory.n_windows for memory in memories)
+        msg = (
+            f"the prompt takes {len(ids)} positions ({len(memories)} documents in {windows} windows), but the context "
+            f"holds {context}; give fewer documents"
+        )
+        raise ContextOverflow(msg)
+    slots = tokenizer.is_slot(ids)
+    tokens = [memory.tokens.flatten(0, 1) for memory in memories]  # [windows * n_mem, hidden] each
+    filled = torch.cat(tokens) if tokens else torch.zeros(0, 0)
+    if sum(slots) != len(filled):
+        msg = f"the chat template kept {sum(slots)} memory slots of {len(filled)}: it alters user messages"
+        raise ContextOverflow(msg)
+    return GenerateRequest(
+        ids=ids,
+        slots=slots,
+        memories=filled,
+        source_tokens=sum(memory.source_tokens for memory in memories),
+        writer=Writer(tokenizer.decode, sampling, tokenizer.eos_ids, room),
+    )
+
+
+def checked_texts(texts: Iterable[object], name: str = "texts") -> Iterator[str]:
+    """The texts one by one, each checked when it is reached.
+
+    Raises:
+        TypeError: One string instead of several, or something that is no string.
+    """
+    if isinstance(texts, str | bytes):
+        msg = f"{name} must be several strings, got one {type(texts).__name__}; put it into a list"
+        raise TypeError(msg)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            msg = f"{name}[{index}] must be a string, got {type(text).__name__}: {text!r:.60}"
+            raise TypeError(msg)
+        yield text
+
+
+def check_memories(memories: Sequence[object], fingerprint: Callable[[], str]) -> None:
+    """Refuse what is no memory, or was made by another model.
+
+    Raises:
+        FingerprintMismatch: Says both fingerprints.
+        TypeError: Something is no `Memory`.
+    """
+    for index, memory in enumerate(memories):
+        if not isinstance(memory, Memory):
+            msg = f"memories[{index}] must be a Memory, got {type(memory).__name__}; make one with engine.compress"
+            raise TypeError(msg)
+        if memory.fingerprint != fingerprint():
+            msg = (
+                f"memories[{index}] was made by the model {memory.fingerprint[:12]}, this engine is "
+                f"{fingerprint()[:12]}; compress its text again with this engine"
+            )
+            raise FingerprintMismatch(msg)
+
+
+def asked(question: object) -> list[Message]:
+    """A question as a conversation of one turn."""
+    if not isinstance(question, str):
+        msg = f"question must be a string, got {type(question).__name__}: {question!r:.60}"
+        raise TypeError(msg)
+    return [{"role": "user", "content": question}]
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    if not any(message.get("role") == "user" for message in messages):
+        msg = f"a conversation needs at least one message of the user, got {len(messages)} without any"
+        raise ValueError(msg)
+    for index, message in enumerate(messages):
+        if message.get("role") not in ("system", "user", "assistant"):
+            msg = f"messages[{index}] must have the role system, user or assistant, got {message.get('role')!r}"
+            raise ValueError(msg)
+        if not isinstance(message.get("content"), str):
+            msg = f"messages[{index}] must have a string as content, got {type(message.get('content')).__name__}"
+            raise TypeError(msg)

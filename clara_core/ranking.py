@@ -1,0 +1,131 @@
+"""Ranking by memory tokens: cosine, best first, diverse, fused. Works on the processor, in float32.
+
+A document's score is that of its best window. Letters of shapes: Q questions, M memories, W windows of all
+memories, D = n_mem * hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from clara_core.memory import Memory
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One candidate of a ranking.
+
+    Attributes:
+        index: Its place in the list of candidates that was given.
+        score: Cosine of question and document, in [-1, 1].
+        window: Which window of the document scored best.
+    """
+
+    index: int
+    score: float
+    window: int
+
+
+def unit_rows(tokens: Tensor) -> Tensor:
+    """Memory tokens ``[rows, n_mem, hidden]`` flattened to unit vectors ``[rows, D]`` in float32."""
+    return torch.nn.functional.normalize(tokens.flatten(1).float(), dim=1)
+
+
+def window_scores(questions: Tensor, memories: Sequence[Memory]) -> list[Tensor]:
+    """Cosine of each question with every window: one ``[Q, windows]`` for each memory."""
+    if not memories:
+        return []
+    windows = unit_rows(torch.cat([memory.tokens for memory in memories]))  # [W, D]
+    scores = unit_rows(questions) @ windows.T  # [Q, W]
+    return list(scores.split([len(memory.tokens) for memory in memories], dim=1))
+
+
+def score_memories(questions: Tensor, memories: Sequence[Memory]) -> Tensor:
+    """Cosine of each question with each document's best window.
+
+    Args:
+        questions: ``[Q, n_mem, hidden]``, as the query reasoner gives them.
+        memories: The documents.
+
+    Returns:
+        Tensor: ``[Q, M]``, float32.
+    """
+    if not memories:
+        return torch.zeros(len(questions), 0)
+    return torch.stack([scores.amax(1) for scores in window_scores(questions, memories)], dim=1)
+
+
+def rank_memories(question: Tensor, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
+    """The documents in order of their score, best first; equal scores keep the order given.
+
+    Args:
+        question: ``[n_mem, hidden]``.
+        memories: The candidates.
+        top_k: How many to return; more than there are, or None, means all.
+    """
+    if top_k is not None and top_k < 0:
+        msg = f"top_k must be at least 0, got {top_k}"
+        raise ValueError(msg)
+    best = [scores[0].max(0) for scores in window_scores(question[None], memories)]
+    ranked = [Ranked(index, float(top.values), int(top.indices)) for index, top in enumerate(best)]
+    ranked.sort(key=lambda candidate: -candidate.score)
+    return ranked if top_k is None else ranked[:top_k]
+
+
+def diversify(question: Tensor, candidates: Tensor, k: int, balance: float = 0.5) -> list[int]:
+    """Maximal marginal relevance: what answers the question and is not yet said.
+
+    Args:
+        question: ``[D]``, any length.
+        candidates: ``[M, D]``.
+        k: How many to choose.
+        balance: 1 is relevance alone, 0 is diversity alone.
+
+    Returns:
+        list: Indices of the chosen candidates, in order of choice.
+    """
+    if not 0.0 <= balance <= 1.0:
+        msg = f"balance must lie in [0, 1], got {balance}"
+        raise ValueError(msg)
+    vectors = torch.nn.functional.normalize(candidates.float(), dim=1)
+    relevance = vectors @ torch.nn.functional.normalize(question.float(), dim=0)  # [M]
+    repeated = torch.full_like(relevance, -1.0)
+    free = torch.ones_like(relevance, dtype=torch.bool)
+    chosen: list[int] = []
+    for _ in range(min(k, len(vectors))):
+        penalty = repeated if chosen else torch.zeros_like(relevance)
+        gain = (balance * relevance - (1 - balance) * penalty).masked_fill(~free, float("-inf"))
+        index = int(gain.argmax())
+        chosen.append(index)
+        free[index] = False
+        repeated = torch.maximum(repeated, vectors @ vectors[index])
+    return chosen
+
+
+def fuse_ranks(
+    rankings: Sequence[Sequence[Item]], weights: Sequence[float] | None = None, constant: int = 60
+) -> list[tuple[Item, float]]:
+    """Reciprocal rank fusion (Cormack et al., 2009): ``sum of weight / (constant + rank)``, best first.
+
+    Args:
+        rankings: Lists of items, best first; an item may be missing from some.
+        weights: One a ranking; equal where None.
+        constant: Damps the lead of the first ranks.
+    """
+    weights = [1.0] * len(rankings) if weights is None else weights
+    if len(weights) != len(rankings):
+        msg = f"one weight a ranking is needed: got {len(weights)} weights for {len(rankings)} rankings"
+        raise ValueError(msg)
+    totals: dict[Item, float] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        for rank, item in enumerate(dict.fromkeys(ranking), start=1):
+            totals[item] = totals.get(item, 0.0) + weight / (constant + rank)
+    return sorted(totals.items(), key=lambda pair: -pair[1])
