@@ -1,0 +1,159 @@
+"""What the bundled model is measured on: a held-out corpus, rankings of it, and documents to read with a question."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from clara_core import ClaraEngine, Memory
+from clara_core.evaluation import exact_match
+from clara_core.training.world import RELATIONS, Question, make_corpus
+
+SEED = 2024
+DOCUMENTS = 5  # that a question is read with
+MAX_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class World:
+    """Held-out passages and questions.
+
+    Attributes:
+        texts: Passages.
+        single: Questions that one passage answers.
+        double: Questions that need two.
+    """
+
+    texts: list[str]
+    single: list[Question]
+    double: list[Question]
+
+
+def make_world(passages: int, seed: int = SEED) -> World:
+    """A corpus of names that no training ever sees: a question for each passage, a two-passage one for every second."""
+    corpus = make_corpus(
+        random.Random(seed),
+        passages,
+        split="test",
+        words=(20, 200),
+        questions_per_passage=1,
+        two_passage=0.5,
+        layout=0.15,
+    )
+    single = [question for question in corpus.questions if len(question.gold) == 1]
+    double = [question for question in corpus.questions if len(question.gold) == 2]
+    return World([passage.text for passage in corpus.passages], single, double)
+
+
+# --- retrieval -------------------------------------------------------------------------------------------
+
+
+def memory_ranking(engine: ClaraEngine, questions: Sequence[Question], memories: Sequence[Memory]) -> list[list[int]]:
+    """All passages in order of their cosine, for each question."""
+    scores = engine.score([question.text for question in questions], memories)  # [questions, passages]
+    ranking: list[list[int]] = scores.argsort(dim=1, descending=True, stable=True).tolist()
+    return ranking
+
+
+def bm25_ranking(questions: Sequence[Question], texts: Sequence[str]) -> list[list[int]]:
+    """All passages in order of BM25 (words in lower case without English stop words), for each question."""
+    import bm25s
+
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(list(texts), show_progress=False), show_progress=False)
+    asked = bm25s.tokenize([question.text for question in questions], show_progress=False)
+    found, _ = index.retrieve(asked, k=len(texts), show_progress=False, n_threads=1)  # [questions, passages]
+    ranking: list[list[int]] = found.tolist()
+    return ranking
+
+
+def rerank(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], depth: int) -> list[list[int]]:
+    """For each question the top `depth` of the first ranking in the order of the second, then the first's rest."""
+    ranking = []
+    for one, other in zip(first, second, strict=True):
+        top = set(one[:depth])
+        ranking.append([*(index for index in other if index in top), *one[depth:]])
+    return ranking
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def with_gold(questions: Sequence[Question], others: Sequence[Sequence[int]], seed: int = SEED) -> list[list[int]]:
+    """Documents for each question: what it needs and the first of the others, five in all, in random order."""
+    rng = random.Random(seed)
+    chosen = []
+    for question, ranked in zip(questions, others, strict=True):
+        wrong = [index for index in ranked if index not in question.gold]
+        documents = [*question.gold, *wrong][:DOCUMENTS]
+        chosen.append(rng.sample(documents, len(documents)))
+    return chosen
+
+
+def random_others(questions: Sequence[Question], passages: int, seed: int = SEED) -> list[list[int]]:
+    """A few random passages for each question; more than are needed, since some may be its gold."""
+    rng = random.Random(seed + 1)
+    return [rng.sample(range(passages), min(passages, DOCUMENTS + 2)) for _ in questions]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Questions and what was answered, each from its own documents."""
+
+    questions: Sequence[Question]
+    answers: list[str]
+
+    def right(self) -> list[float]:
+        """Exact match of each."""
+        return [exact_match(said, q.answer) for q, said in zip(self.questions, self.answers, strict=True)]
+
+    def by(self, key: Callable[[Question], str]) -> dict[str, float]:
+        """Exact match of groups of questions."""
+        return by(self.questions, self.right(), key)
+
+    def wrong(self) -> list[dict[str, str]]:
+        """Every answer that is not right."""
+        return [
+            {"kind": q.kind, "question": q.text, "right": q.answer, "answer": said}
+            for q, said, right in zip(self.questions, self.answers, self.right(), strict=True)
+            if not right
+        ]
+
+
+def read(
+    engine: ClaraEngine,
+    questions: Sequence[Question],
+    memories: Sequence[Memory],
+    documents: Sequence[Sequence[int]],
+) -> Reading:
+    """Greedy answers to questions, each from its own documents."""
+    items = [(q.text, [memories[index] for index in few]) for q, few in zip(questions, documents, strict=True)]
+    return Reading(questions, [answer.text for answer in engine.answer_batch(items, max_tokens=MAX_TOKENS)])
+
+
+# --- groups ----------------------------------------------------------------------------------------------
+
+
+def by(questions: Sequence[Question], values: Sequence[float], key: Callable[[Question], str]) -> dict[str, float]:
+    """Means of groups of questions, in order of the groups' names."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for question, value in zip(questions, values, strict=True):
+        groups[key(question)].append(value)
+    return {name: sum(group) / len(group) for name, group in sorted(groups.items())}
+
+
+def family_of(question: Question) -> str:
+    """Pair, compare, same or bridge; for a question over one passage "single"."""
+    return question.kind.partition(":")[0] if ":" in question.kind else "single"
+
+
+def relation_of(question: Question) -> str:
+    """The relation that is asked for, with the family before it where two passages are needed."""
+    return question.kind
+
+
+def value_of(question: Question) -> str:
+    """What sort of value a question over one passage asks for: a year, a person, a list, ..."""
+    return RELATIONS[question.kind].draw.kind
