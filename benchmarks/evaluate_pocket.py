@@ -164,6 +164,11 @@ def _answered(name: str, reading: Reading, target: float | None = None, floor: f
     return Figure(name, scores["exact_match"], target, floor, {"cover": scores["cover_match"], "F1": scores["f1"]})
 
 
+def below_floor(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures that ``--check`` does not let pass."""
+    return [figure for figure in figures if figure.floor is not None and figure.value < figure.floor]
+
+
 def show(title: str, value: str, figures: Sequence[Figure]) -> None:
     """One table: the figure, what stands beside it, target and verdict."""
     columns = list(dict.fromkeys(name for figure in figures for name in figure.beside))
@@ -236,7 +241,7 @@ def main(
         wrong = {"single": evaluation.hard.wrong(), "double": evaluation.two_hard.wrong()}
         json_file.write_text(json.dumps({**facts, "relations": relations, "wrong": wrong}, indent=1) + "\n", "utf-8")
     print(json.dumps(facts))
-    low = [figure for figure in (*retrieval, *reading) if figure.floor is not None and figure.value < figure.floor]
+    low = below_floor([*retrieval, *reading])
     if check and low:
         raise SystemExit("below the floor: " + ", ".join(f"{f.name} {f.value:.3f} < {f.floor}" for f in low))
 
