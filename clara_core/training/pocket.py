@@ -43,6 +43,7 @@ from clara_core.training.losses import (
 )
 from clara_core.training.pocket_base import random_base, train_tokenizer, write_base
 from clara_core.training.rows import (
+    Row,
     RowBatch,
     build_batch,
     paraphrase_rows,
@@ -79,11 +80,13 @@ class Stage:
         lr: Learning rate at the start (after a short warm-up) and at the end, linear between.
         passages: Passages of each step's corpus.
         words: Shortest and longest passage.
+        asked: Questions that the query reasoner reads.
         documents: Fewest and most documents of a generator row.
         rows: Generator rows of a step.
         questions: Most questions of a row.
         two_passage: Questions over two passages for each passage, on average.
         paraphrases: Rows that say a passage again.
+        verbatim: Share of them that say it word for word.
         contrastive: Weight of the contrastive loss.
         tau: Its temperature.
         learning: "all", or the roles whose adapters learn.
@@ -92,28 +95,30 @@ class Stage:
     name: str
     steps: int
     lr: tuple[float, float]
-    passages: int = 96
+    passages: int = 64
     words: tuple[int, int] = (20, 60)
+    asked: int = 32
     documents: tuple[int, int] = (1, 1)
     rows: int = 96
     questions: int = 3
     two_passage: float = 0.0
     paraphrases: int = 0
+    verbatim: float = 0.0
     contrastive: float = 0.3
     tau: float = 0.05
     learning: tuple[Role, ...] | None = None
 
 
 STAGES = (
-    Stage("base", 250, (2e-3, 2e-3), passages=48, documents=(1, 3), rows=20, questions=5, contrastive=0.0),
-    Stage("stage1", 1400, (2e-3, 2e-3), passages=64, rows=44, questions=5, paraphrases=8),
+    Stage("base", 600, (2e-3, 2e-3), words=(1, 26), rows=48, questions=3, paraphrases=16),
+    Stage("stage1", 1100, (2e-3, 2e-3), words=(1, 30), asked=24, rows=56, questions=3, paraphrases=24, verbatim=0.7),
     Stage(
-        "stage1_2", 1200, (1.5e-3, 1e-4), passages=72, words=(20, 200), documents=(1, 6), rows=14, questions=7,
+        "stage1_2", 900, (1.5e-3, 1e-4), passages=72, words=(20, 200), asked=48, documents=(1, 6), rows=14, questions=7,
         two_passage=0.7, paraphrases=4, tau=0.03,
     ),
     Stage(
-        "stage2_pretrain_retrieval", 150, (3e-4, 3e-5), passages=192, words=(20, 200), rows=0, contrastive=1.0,
-        tau=0.02, learning=(Role.REASONER,),
+        "stage2_pretrain_retrieval", 150, (3e-4, 3e-5), passages=192, words=(20, 200), asked=192, rows=0,
+        contrastive=1.0, tau=0.02, learning=(Role.REASONER,),
     ),
     Stage(
         "stage2", 150, (2e-4, 2e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
@@ -225,7 +230,7 @@ class Trainer:
     def _losses(self, stage: Stage, step: Step) -> tuple[dict[str, Tensor], dict[str, float]]:
         if stage.name == "base":
             loss, accuracy = self._generate(step.rows, None)
-            return {"lm": loss}, {"accuracy": accuracy}
+            return {"answer": loss, "text": self._generate(step.retold, None)[0]}, {"accuracy": accuracy}
         frozen = stage.learning is not None
         memories, alignment = self._compress(step.passages, frozen=frozen)  # [passages, n_mem, hidden]
         reasoned = self.model.encode(step.questions, Role.REASONER)  # [questions, n_mem, hidden]
@@ -329,26 +334,20 @@ class Trainer:
             two_passage=stage.two_passage,
             layout=LAYOUT,
         )
-        asked = rng.sample(corpus.questions, min(stage.passages, len(corpus.questions)))
+        asked = rng.sample(corpus.questions, min(stage.asked, len(corpus.questions)))
         rows = None
         if stage.name == "stage2":
-            asked = asked[: stage.rows]
             prompts = [self.tokenizer.answer_prompt(q.text, CONFIG.generation_top_k) for q in asked]
             rows = _single_rows(self.tokenizer, prompts, [q.answer for q in asked])
         elif stage.rows:
-            text = stage.name == "base"
-            made = question_rows(
-                rng,
-                corpus,
-                n_rows=stage.rows,
-                n_documents=stage.documents,
-                n_questions=stage.questions,
-                text=text,
-            )
-            rows = build_batch(self.tokenizer, corpus, made, whole=text)
+            rows = build_batch(self.tokenizer, corpus, self._rows(rng, corpus, stage, stage.rows))
         retold = None
-        if stage.paraphrases:
-            retold = build_batch(self.tokenizer, corpus, paraphrase_rows(rng, corpus, stage.paraphrases))
+        if stage.name == "base":
+            # The base reads like any language model: part of its rows teach every token.
+            retold = build_batch(self.tokenizer, corpus, self._rows(rng, corpus, stage, stage.paraphrases), whole=True)
+        elif stage.paraphrases:
+            again = paraphrase_rows(rng, corpus, stage.paraphrases, stage.verbatim)
+            retold = build_batch(self.tokenizer, corpus, again)
         return Step(
             corpus=corpus,
             passages=self.tokenizer.encode_passages([passage.text for passage in corpus.passages]),
@@ -356,6 +355,17 @@ class Trainer:
             gold=[question.gold for question in asked],
             rows=rows,
             retold=retold,
+        )
+
+    @staticmethod
+    def _rows(rng: random.Random, corpus: Corpus, stage: Stage, n_rows: int) -> list[Row]:
+        return question_rows(
+            rng,
+            corpus,
+            n_rows=n_rows,
+            n_documents=stage.documents,
+            n_questions=stage.questions,
+            text=stage.name == "base",
         )
 
     # --- files -------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from clara_core.tokens import (
 from clara_core.training.losses import IGNORE
 from clara_core.training.world import Corpus, Question, paraphrase
 
+VERBATIM_INSTRUCTION = "Background: {docs} Repeat the text word for word."
 SYSTEM_SHARE = 0.3  # rows that carry the system message: it costs more tokens than a question and teaches little
 
 
@@ -108,17 +109,19 @@ def question_rows(
     return rows
 
 
-def paraphrase_rows(rng: random.Random, corpus: Corpus, n_rows: int) -> list[Row]:
-    """Rows that say one passage again."""
-    chosen = rng.sample(range(len(corpus.passages)), min(n_rows, len(corpus.passages)))
-    return [
-        Row(
-            (index,),
-            ((PARAPHRASE_INSTRUCTION, paraphrase(rng, corpus.passages[index])),),
-            system=PARAPHRASE_SYSTEM,
-        )
-        for index in chosen
-    ]
+def paraphrase_rows(rng: random.Random, corpus: Corpus, n_rows: int, verbatim: float = 0.0) -> list[Row]:
+    """Rows that say one passage again, a share of them word for word."""
+    rows = []
+    for index in rng.sample(range(len(corpus.passages)), min(n_rows, len(corpus.passages))):
+        passage = corpus.passages[index]
+        instruction, again = PARAPHRASE_INSTRUCTION, passage.text
+        if rng.random() >= verbatim:
+            again = paraphrase(rng, passage)
+        elif verbatim:
+            instruction = VERBATIM_INSTRUCTION
+        system = PARAPHRASE_SYSTEM if rng.random() < SYSTEM_SHARE else ""
+        rows.append(Row((index,), ((instruction, again),), system=system))
+    return rows
 
 
 def _turns(questions: list[Question]) -> tuple[tuple[str, str], ...]:

@@ -1,0 +1,165 @@
+"""Losses against plain formulas, rows against what they must teach, and a run against itself after a stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from clara_core.checkpoint import read_checkpoint
+from clara_core.config import Role
+from clara_core.tokens import load_tokenizer
+from clara_core.training import pocket
+from clara_core.training.losses import (
+    IGNORE,
+    alignment_loss,
+    answer_loss,
+    contrastive_loss,
+    cosine_scores,
+    straight_through_top_k,
+)
+from clara_core.training.rows import build_batch, paraphrase_rows, question_rows, split_rows
+from clara_core.training.world import make_corpus
+
+
+def test_answer_loss_is_the_mean_over_labelled_tokens_of_the_batch() -> None:
+    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(1))
+    labels = torch.full((2, 5), IGNORE)
+    labels[0, 2], labels[0, 3], labels[1, 4] = 3, 1, 6
+    expected = 0.0
+    for row, position, token in ((0, 2, 3), (0, 3, 1), (1, 4, 6)):
+        expected -= math.log(float(torch.softmax(logits[row, position - 1], -1)[token]))
+    assert float(answer_loss(logits, labels)) == pytest.approx(expected / 3, abs=1e-5)
+
+
+def test_alignment_loss_compares_the_two_means() -> None:
+    states = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(2))
+    memory = torch.tensor([[False, False, True, True], [False, True, False, False]])
+    text = torch.tensor([[True, True, False, False], [True, False, False, False]])
+    first = states[0, 2:].mean(0) - states[0, :2].mean(0)
+    second = states[1, 1] - states[1, 0]
+    expected = (first.square().sum() + second.square().sum()) / 6
+    assert torch.allclose(alignment_loss(states, memory, text), expected)
+
+
+def test_contrastive_loss_counts_every_positive() -> None:
+    scores = torch.tensor([[0.5, 0.1, 0.3], [0.2, 0.9, 0.4]])
+    positives = torch.tensor([[True, False, True], [False, False, False]])
+    top, rest = [math.exp(value / 0.1) for value in (0.5, 0.3)], math.exp(0.1 / 0.1)
+    expected = -math.log(sum(top) / (sum(top) + rest))
+    assert float(contrastive_loss(scores, positives, tau=0.1)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_cosine_scores_of_shared_and_own_candidates_agree() -> None:
+    generator = torch.Generator().manual_seed(3)
+    questions, memories = torch.randn(2, 8, generator=generator), torch.randn(5, 8, generator=generator)
+    shared = cosine_scores(questions, memories)
+    own = cosine_scores(questions, memories.expand(2, 5, 8))
+    assert torch.allclose(shared, own, atol=1e-6)
+    assert float(shared[1, 2]) == pytest.approx(
+        float(torch.cosine_similarity(questions[1], memories[2], dim=0)), abs=1e-6
+    )
+
+
+def test_straight_through_top_k_is_exact_forward_and_soft_backward() -> None:
+    scores = torch.tensor([[0.11, 0.15, 0.13, 0.02]], requires_grad=True)
+    weights, chosen = straight_through_top_k(scores, 2, tau=0.02)
+    assert chosen.tolist() == [[1, 2]]
+    assert torch.equal(weights.detach().round(decimals=5), torch.eye(4)[[1, 2]][None])
+    values = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    exact = values.double()
+    (weights[0] @ values).sum().backward()
+
+    def soft(at: torch.Tensor) -> torch.Tensor:
+        first = torch.softmax(at / 0.02, -1)
+        without_best = at / 0.02 + torch.log(1 - torch.tensor([0.0, 1.0, 0.0, 0.0]) + 1e-8)
+        return (first + torch.softmax(without_best, -1)) @ exact
+
+    step = 1e-4
+    for index in range(4):
+        nudge = torch.zeros(4)
+        nudge[index] = step
+        at = scores.detach()[0].double()
+        numeric = (soft(at + nudge.double()) - soft(at - nudge.double())) / (2 * step)
+        assert float(scores.grad[0, index]) == pytest.approx(float(numeric), rel=2e-3, abs=2e-3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps in every stage."""
+    out = tmp_path_factory.mktemp("run")
+    pocket.Trainer(out, tiny_stages(2), seed=5).run()
+    return out
+
+
+def tiny_stages(steps: int) -> tuple[pocket.Stage, ...]:
+    return tuple(
+        replace(stage, steps=steps, passages=24, rows=min(stage.rows, 4), paraphrases=min(stage.paraphrases, 2))
+        for stage in pocket.STAGES
+    )
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(finished: Path, tmp_path: Path) -> None:
+    stages = tiny_stages(2)
+    first = pocket.Trainer(tmp_path, (stages[0], replace(stages[1], steps=1)), seed=5)
+    first.run()
+    first.stage, first.step = 1, 1  # as a state saved in the middle of the second stage
+    first._save()
+    pocket.Trainer(tmp_path, stages, seed=5).run()
+    stopped, straight = metrics(tmp_path), metrics(finished)
+    assert [line["step"] for line in stopped] == [line["step"] for line in straight]
+    for one, other in zip(stopped, straight, strict=True):
+        assert one.keys() == other.keys()
+        if one["stage"] != "stage1":  # its learning rate depends on its length, which the stop shortened
+            continue
+        assert one["answer"] == pytest.approx(other["answer"], abs=2e-2)
+
+
+@pytest.mark.slow
+def test_the_checkpoint_of_a_run_holds_every_role_and_the_stages_teach_their_own_weights(finished: Path) -> None:
+    contrastive = read_checkpoint(finished / "checkpoints" / "stage2_pretrain_retrieval")
+    instructed = read_checkpoint(finished / "checkpoints" / "stage1_2")
+    final = read_checkpoint(finished / "checkpoints" / "stage2")
+    assert set(final.roles) == set(Role)
+
+    def moved(one: object, other: object, role: Role) -> bool:
+        return any(not torch.equal(one.adapters[role][key], other.adapters[role][key]) for key in one.adapters[role])
+
+    assert moved(instructed, contrastive, Role.REASONER)
+    assert not moved(instructed, contrastive, Role.COMPRESSOR)
+    assert not moved(instructed, contrastive, Role.GENERATOR)
+    assert moved(contrastive, final, Role.GENERATOR)
+    assert moved(contrastive, final, Role.REASONER)
+    assert not moved(contrastive, final, Role.COMPRESSOR)
+
+
+@pytest.mark.slow
+def test_rows_teach_the_answers_and_nothing_else(finished: Path) -> None:
+    tokenizer = load_tokenizer(str(finished / "base"), pocket.CONFIG)
+    rng = random.Random(7)
+    corpus = make_corpus(rng, 24, questions_per_passage=4, two_passage=1.0)
+    rows = question_rows(rng, corpus, n_rows=8, n_documents=(1, 4), n_questions=4)
+    for row in rows:
+        known = {question.text: set(question.gold) for question in corpus.questions}
+        for user, _ in row.turns:
+            assert known[user.rpartition("Question:")[2]] <= set(row.documents)
+    batch = build_batch(tokenizer, corpus, [*rows, *paraphrase_rows(rng, corpus, 4, verbatim=0.5)])
+    taught = [tokenizer.decode([t for t in labels.tolist() if t != IGNORE]) for labels in batch.labels]
+    said = sorted(" ".join(answer for _, answer in row.turns) for row in rows)
+    assert [text for text in said if text not in taught] == []
+    for ids, slots, documents in zip(batch.ids, batch.slots, batch.documents, strict=True):
+        assert int(slots.sum()) == len(documents) * pocket.CONFIG.n_mem == sum(tokenizer.is_slot(ids))
+    halves = split_rows(batch)
+    assert [row for half in halves for row in half.ids] == batch.ids
+    assert [row for half in halves for row in half.documents] == batch.documents
