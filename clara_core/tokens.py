@@ -34,6 +34,8 @@ _SPACE = re.compile(r"\s+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _CHARS_PER_TOKEN = 8  # generous: slices of a long text are cut to window * this many characters before encoding
+_WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+_EDGES = 4  # tokens by which a text alone and the same text between BOS and EOS may differ
 
 
 @dataclass
@@ -98,10 +100,15 @@ class ClaraTokenizer:
         self._trusted.no_truncation()
         specials = self._special_contents()
         self._pattern = re.compile("|".join(re.escape(s) for s in sorted(specials, key=len, reverse=True)))
-        self._plain, self._edges = self._without_specials(specials)
+        added = tokenizer.added_tokens_decoder.values()
+        self._strips = {token.content: (token.lstrip, token.rstrip) for token in added}
+        self._plain, self._edge = self._without_specials(specials)
         self.memory_ids: list[int] = [self.token_id(token) for token in config.mem_tokens]
         self.slots = "".join(config.mem_tokens) + ("<SEP>" if config.sep else "")
         self._takes_system = self._template_takes_system()
+        vocabulary = self._trusted.get_vocab(with_added_tokens=True)
+        # Bytes for characters that have no token: what a run of them spells is known only when the run has ended.
+        self.byte_ids = frozenset(index for token, index in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
 
     # --- vocabulary --------------------------------------------------------------------------------------
 
@@ -125,16 +132,15 @@ class ClaraTokenizer:
         added = self._tokenizer.added_tokens_decoder.values()
         return {token.content for token in added if token.special}
 
-    def _without_specials(self, specials: set[str]) -> tuple[Tokenizer, tuple[str, str]]:
-        """A copy that knows no special token but two private edges.
+    def _without_specials(self, specials: set[str]) -> tuple[Tokenizer, str]:
+        """A copy that knows no special token but a private one.
 
-        Text next to a special token may be treated otherwise than text at the start of a string (a leading space, a
-        trimmed one), so plain runs are encoded between edges that behave like BOS and EOS.
+        Text next to a special token may be treated otherwise than text at the start of a string (a leading space), so
+        plain runs are encoded with that token where the markup has one.
         """
         from tokenizers import AddedToken, Tokenizer
 
         layout = json.loads(self._trusted.to_str())
-        neighbours = {token["content"]: token for token in layout["added_tokens"]}
         vocabulary = self._trusted.get_vocab(with_added_tokens=False)
         nonce = secrets.token_hex(8)
         kept = []
@@ -147,12 +153,9 @@ class ClaraTokenizer:
         layout["added_tokens"] = kept
         layout["post_processor"] = None
         plain = Tokenizer.from_str(json.dumps(layout))
-        edges = (f"\ue000{nonce}<\ue001", f"\ue000{nonce}>\ue001")
-        for edge, like in zip(edges, (self._bos, self._eos), strict=True):
-            side = neighbours.get(like, {})
-            flags = {key: bool(side.get(key, False)) for key in ("lstrip", "rstrip")}
-            plain.add_special_tokens([AddedToken(edge, special=True, normalized=False, **flags)])
-        return plain, edges
+        edge = f"\ue000{nonce}|\ue001"
+        plain.add_special_tokens([AddedToken(edge, special=True, normalized=False)])
+        return plain, edge
 
     # --- passages and questions --------------------------------------------------------------------------
 
@@ -181,29 +184,41 @@ class ClaraTokenizer:
         """
         window = self.config.doc_max_length
         if len(text) <= window * _CHARS_PER_TOKEN and self.count(text) <= window:
-            return [(0, len(text))]
-        spans = []
-        start = 0
-        while start < len(text):
-            end = start + self._longest_prefix(text[start : start + window * _CHARS_PER_TOKEN])
-            spans.append((start, end))
-            start = end
-            if first_only:
-                break
+            return [(0, len(text))]  # most texts
+        spans = [(0, self._window_end(text, 0))]
+        while spans[-1][1] < len(text) and not first_only:
+            start = spans[-1][1]
+            spans.append((start, self._window_end(text, start)))
         return spans
 
     def truncation(self, text: str) -> int:
         """Characters that the published tokenization keeps of a text that is too long."""
-        window = self.config.doc_max_length
-        head = text[: window * _CHARS_PER_TOKEN * 2]
-        encoding = self._plain.encode(replace_surrogates(head), add_special_tokens=False)
-        return int(encoding.offsets[min(window, len(encoding.offsets) - 1)][1])
+        kept = self.config.doc_max_length + 3 - (1 + bool(self._bos))  # EOS is cut off before any of the text is
+        _, offsets = self._ahead(text, 0, kept)
+        return offsets[min(kept, len(offsets)) - 1][1]
 
-    def _longest_prefix(self, piece: str) -> int:
+    def _window_end(self, text: str, start: int) -> int:
+        """Where the window that begins at `start` ends."""
+        window = self.config.doc_max_length
+        piece, offsets = self._ahead(text, start, window)
+        if start + len(piece) == len(text) and len(offsets) <= window + _EDGES and self.count(piece) <= window:
+            return len(text)
+        return start + self._longest_prefix(piece, offsets)
+
+    def _ahead(self, text: str, start: int, tokens: int) -> tuple[str, list[tuple[int, int]]]:
+        """From `start` on a piece of certainly more than so many tokens, or the rest; with each token's characters."""
+        reach = tokens * _CHARS_PER_TOKEN
+        while True:
+            piece = text[start : start + reach]
+            encoding = self._plain.encode(replace_surrogates(piece), add_special_tokens=False)
+            if start + reach >= len(text) or len(encoding.ids) > tokens + _EDGES:
+                return piece, encoding.offsets
+            reach *= 2  # long tokens: a run of spaces may be one
+
+    def _longest_prefix(self, piece: str, offsets: list[tuple[int, int]]) -> int:
         """Characters of `piece` that fit the window, ending at the best boundary there is."""
         window = self.config.doc_max_length
-        encoding = self._plain.encode(replace_surrogates(piece), add_special_tokens=False)
-        end = len(piece) if len(encoding.ids) <= window else encoding.offsets[window - 1][1]
+        end = len(piece) if len(offsets) <= window else offsets[window - 1][1]
         while True:
             end = _last_boundary(piece, end) if end < len(piece) else end
             excess = self.count(piece[:end]) - window
@@ -276,24 +291,30 @@ class ClaraTokenizer:
     def _encode_chat(self, turns: list[dict[str, str]], shield: Shield) -> list[int]:
         if not self._takes_system and turns[0]["role"] == "system":
             system, *turns = turns
-            turns[0] = _turn("user", f"{system['content']}\n{turns[0]['content']}")
+            first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")
+            turns[first] = _turn("user", f"{system['content']}\n{turns[first]['content']}")
         markup = self._render(turns)
         if not shield.taken:
             return list(self._trusted.encode(markup, add_special_tokens=False).ids)
         return self._encode_markup(markup, shield)
 
     def _render(self, turns: list[dict[str, str]]) -> str:
-        rendered: Any = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return str(rendered)
-
-    def _template_takes_system(self) -> bool:
         from jinja2 import TemplateError
 
         try:
+            rendered: Any = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except TemplateError as exc:
+            roles = ", ".join(turn["role"] for turn in turns)
+            msg = f"the chat template of the base refuses a conversation of the roles {roles}: {exc}"
+            raise ValueError(msg) from exc
+        return str(rendered)
+
+    def _template_takes_system(self) -> bool:
+        try:
             rendered = self._render([_turn("system", "probe-of-system"), _turn("user", "user")])
-        except TemplateError:
+        except ValueError:
             return False
         return "probe-of-system" in rendered
 
@@ -301,27 +322,33 @@ class ClaraTokenizer:
         """Ids of trusted markup in which outside text was shielded: only the markup's own specials are special."""
         ids: list[int] = []
         position = 0
-        left = False
+        left = None
         for match in [*self._pattern.finditer(markup), None]:
+            right = match[0] if match else None
             end = match.start() if match else len(markup)
-            if run := shield.restore(markup[position:end]):
-                ids += self._encode_run(run, left=left, right=match is not None)
+            ids += self._encode_run(shield.restore(markup[position:end]), left, right)
             if match:
                 ids.append(self.token_id(match[0]))
-                position, left = match.end(), True
+                position, left = match.end(), match[0]
         return ids
 
-    def _encode_run(self, run: str, *, left: bool, right: bool) -> list[int]:
-        before, after = self._edges
-        markup = (before if left else "") + run + (after if right else "")
-        ids = list(self._plain.encode(markup, add_special_tokens=False).ids)
-        return ids[int(left) : len(ids) - int(right)]
+    def _encode_run(self, run: str, left: str | None, right: str | None) -> list[int]:
+        """Ids of plain text between two special tokens, or the ends of the string."""
+        if left is not None and self._strips[left][1]:
+            run = run.lstrip(_WHITESPACE)
+        if right is not None and self._strips[right][0]:
+            run = run.rstrip(_WHITESPACE)
+        if not run:
+            return []
+        before, after = left is not None, right is not None
+        ids = list(self._plain.encode(self._edge * before + run + self._edge * after, add_special_tokens=False).ids)
+        return ids[int(before) : len(ids) - int(after)]
 
     # --- answers -----------------------------------------------------------------------------------------
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def load_tokenizer(
