@@ -14,7 +14,7 @@ from torch import Tensor
 from clara_core.generation import Answer, Chunk, Sampling, SamplingOptions
 from clara_core.instance import EngineInstance
 from clara_core.memory import Memory
-from clara_core.prepare import Documents, Message, Overflow, asked, check_memories, checked_texts
+from clara_core.prepare import Documents, Message, Overflow, asked, asked_all, check_overflow, checked_texts
 from clara_core.ranking import Ranked, rank_memories, score_memories
 from clara_core.requests import EncodeRequest, GenerateRequest
 from clara_core.streams import off_loop, results, stream_async
@@ -27,6 +27,7 @@ class AsyncCalls(EngineInstance):
 
     async def acompress(self, texts: Iterable[str], overflow: Overflow = "split") -> list[Memory]:
         """Awaitable `compress`."""
+        check_overflow(overflow)
         given = list(checked_texts(texts))
         memories: list[Memory] = []
         for start in range(0, len(given), BLOCK):
@@ -39,8 +40,9 @@ class AsyncCalls(EngineInstance):
                 out.append(documents)
                 return [request]
 
-            [tokens] = await results(await off_loop(submit))
-            memories += prepared[0].memories(tokens, self.fingerprint)
+            requests = await off_loop(submit)
+            await results(requests)
+            memories += await asyncio.to_thread(self._collect, prepared[0], requests[0])
         return memories
 
     async def aremember(self, texts: Iterable[str]) -> list[Memory]:
@@ -65,14 +67,13 @@ class AsyncCalls(EngineInstance):
 
     async def ascore(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
         """Awaitable `score`."""
-        tokens = await self.areason(questions)
-        check_memories(memories, lambda: self.fingerprint)
-        return await asyncio.to_thread(score_memories, tokens, memories)
+        memories = await asyncio.to_thread(self._checked, memories)
+        return await asyncio.to_thread(score_memories, await self.areason(questions), memories)
 
     async def arank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
         """Awaitable `rank`."""
+        memories = await asyncio.to_thread(self._checked, memories)
         tokens = await self.areason([question])
-        check_memories(memories, lambda: self.fingerprint)
         return await asyncio.to_thread(rank_memories, tokens[0], memories, top_k)
 
     async def aanswer(
@@ -90,7 +91,7 @@ class AsyncCalls(EngineInstance):
         **options: Unpack[SamplingOptions],
     ) -> list[Answer]:
         """Awaitable `answer_batch`."""
-        return await self.achat_batch([(asked(question), memories) for question, memories in items], **options)
+        return await self.achat_batch(asked_all(items), **options)
 
     async def achat(
         self,
@@ -111,8 +112,7 @@ class AsyncCalls(EngineInstance):
 
         def submit() -> list[GenerateRequest]:
             requests = [self._chat_request(messages, memories, sampling) for messages, memories in conversations]
-            for request in requests:
-                self._submit(request)
+            self._submit_all(requests)
             return requests
 
         return await results(await off_loop(submit))

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from clara_core.ask import ask
 from clara_core.config import Role
 from clara_core.errors import CheckpointError, ClaraError
 
@@ -72,6 +73,9 @@ BaseModel = Annotated[str | None, typer.Option(help="Folder or Hub id of the bas
 @app.callback()
 def main() -> None:
     """Holds the commands together, also while there is only one."""
+
+
+app.command()(ask)
 
 
 @app.command()

@@ -18,9 +18,9 @@ from clara_core.prepare import (
     Message,
     Overflow,
     asked,
-    check_memories,
+    asked_all,
+    check_overflow,
     checked_texts,
-    prepare_generation,
 )
 from clara_core.ranking import Ranked, rank_memories, score_memories
 from clara_core.requests import EncodeRequest
@@ -81,7 +81,10 @@ class ClaraEngine(AsyncCalls):
             local_files_only,
         ).resolved()  # fmt: skip
         with _engines_lock:
-            return _engines.setdefault(arguments, cls(arguments))
+            engine = _engines.setdefault(arguments, cls(arguments))
+            if arguments.token is not None:
+                engine.arguments = arguments  # equal but for the token: the newest may open what none did before
+            return engine
 
     def __copy__(self) -> ClaraEngine:
         return self
@@ -116,6 +119,7 @@ class ClaraEngine(AsyncCalls):
         """Like `compress`, but yields memories as they are made: any number of texts in bounded memory."""
         from tqdm.auto import tqdm
 
+        check_overflow(overflow)
         total = len(texts) if isinstance(texts, Sequence) else None
         with tqdm(total=total, desc="compressing", unit="doc", disable=not show_progress) as bar:
             under_way: list[tuple[Documents, EncodeRequest]] = []
@@ -124,11 +128,15 @@ class ClaraEngine(AsyncCalls):
                     # The next block is tokenized while the device works on the last one.
                     under_way.append(self._submit_documents(block, overflow))
                     if len(under_way) > 1:
-                        for memory in self._collect(*under_way.pop(0)):
+                        memories = self._collect(*under_way[0])
+                        del under_way[0]  # only now: if the waiting is interrupted, it has to be cancelled too
+                        for memory in memories:
                             yield memory
                             bar.update()
                 while under_way:
-                    for memory in self._collect(*under_way.pop(0)):
+                    memories = self._collect(*under_way[0])
+                    del under_way[0]
+                    for memory in memories:
                         yield memory
                         bar.update()
             finally:
@@ -144,12 +152,10 @@ class ClaraEngine(AsyncCalls):
 
     def paraphrase(self, memory: Memory, instruction: str | None = None, max_tokens: int = 128) -> Answer:
         """Say a document again from its memory alone; ``{docs}`` in the instruction is the document's place."""
-        check_memories([memory], lambda: self.fingerprint)
-        ids = self.tokenizer.paraphrase_prompt(instruction or PARAPHRASE_INSTRUCTION, memory.n_windows)
         sampling = Sampling(max_tokens=max_tokens)
-        context = self.load().model.context
-        request = prepare_generation(ids, [memory], sampling, tokenizer=self.tokenizer, context=context)
-        answer: Answer = self._wait([request])[0]
+        memories = self._checked([memory])
+        ids = self.tokenizer.paraphrase_prompt(instruction or PARAPHRASE_INSTRUCTION, memory.n_windows)
+        answer: Answer = self._wait([self._prompt_request(ids, memories, sampling)])[0]
         return answer
 
     # --- questions ---------------------------------------------------------------------------------------
@@ -168,12 +174,12 @@ class ClaraEngine(AsyncCalls):
 
     def score(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
         """Cosine of each question with each document's best window: ``[n_questions, n_memories]``, float32."""
-        check_memories(memories, lambda: self.fingerprint)
+        memories = self._checked(memories)
         return score_memories(self.reason(questions), memories)
 
     def rank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
         """The documents for a question, best first; `top_k` larger than their number means all."""
-        check_memories(memories, lambda: self.fingerprint)
+        memories = self._checked(memories)
         return rank_memories(self.reason([question])[0], memories, top_k)
 
     # --- answers -----------------------------------------------------------------------------------------
@@ -197,7 +203,7 @@ class ClaraEngine(AsyncCalls):
         self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[SamplingOptions]
     ) -> list[Answer]:
         """Answer many questions together, each from its own documents (any number for each)."""
-        return self.chat_batch([(asked(question), memories) for question, memories in items], **options)
+        return self.chat_batch(asked_all(items), **options)
 
     def stream(
         self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]

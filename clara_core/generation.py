@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, TypedDict
 
 import torch
@@ -76,7 +78,7 @@ class Sampling:
         """From the options of a call.
 
         Raises:
-            TypeError: An unknown option; names the nearest right one.
+            TypeError: An unknown option (names the nearest right one), or a value of the wrong type.
             ValueError: A value out of bounds.
         """
         known = list(SamplingOptions.__annotations__)
@@ -86,18 +88,27 @@ class Sampling:
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
                 msg = f"unknown option {name!r}{hint}"
                 raise TypeError(msg)
-        stop = options.get("stop") or ()
+        stop = options.get("stop")
         return cls(
             max_tokens=options.get("max_tokens", 128),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop=() if stop is None else (stop,) if isinstance(stop, str) else _several(stop),
             temperature=options.get("temperature", 0.0),
             top_p=options.get("top_p", 1.0),
             seed=options.get("seed"),
         )
 
     def __post_init__(self) -> None:
+        # All of it here: in the worker's thread a wrong value would be found too late.
+        _check_type("max_tokens", self.max_tokens, Integral, "an integer")
+        _check_type("temperature", self.temperature, Real, "a number")
+        _check_type("top_p", self.top_p, Real, "a number")
+        if self.seed is not None:
+            _check_type("seed", self.seed, Integral, "an integer or None")
+            _check(-(2**63) <= self.seed < 2**64, "seed", self.seed, "an integer of 64 bits")
+        for index, stop in enumerate(self.stop):
+            _check_type(f"stop[{index}]", stop, str, "a string")
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-        _check(self.temperature >= 0, "temperature", self.temperature, "at least 0")
+        _check(self.temperature >= 0 and math.isfinite(self.temperature), "temperature", self.temperature, "at least 0")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _check(all(self.stop), "stop", self.stop, "strings that are not empty")
 
@@ -110,6 +121,7 @@ class Writer:
         sampling: Options.
         eos_ids: Tokens that end the answer.
         room: Positions that the context leaves behind the prompt.
+        byte_ids: Tokens that are single bytes; the text of a run of them is certain when the run has ended.
     """
 
     def __init__(
@@ -118,6 +130,7 @@ class Writer:
         sampling: Sampling,
         eos_ids: frozenset[int],
         room: int,
+        byte_ids: frozenset[int] = frozenset(),
     ) -> None:
         self.sampling = sampling
         self.ids: list[int] = []
@@ -125,6 +138,7 @@ class Writer:
         self.finish_reason: FinishReason | None = None
         self._decode = decode
         self._eos_ids = eos_ids
+        self._byte_ids = byte_ids
         self._limit = min(sampling.max_tokens, room)
         self._emitted = 0
         self._generator: torch.Generator | None = None
@@ -156,7 +170,9 @@ class Writer:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(self.sampling.seed)
-        probabilities = torch.softmax(logits.float().cpu() / self.sampling.temperature, dim=-1)
+        # In double precision even the smallest temperature leaves the best token finite.
+        logits = logits.double().cpu()
+        probabilities = torch.softmax((logits - logits.max()) / self.sampling.temperature, dim=-1)
         if self.sampling.top_p < 1:
             ordered, order = probabilities.sort(descending=True)
             # A token stays while the mass before it is below top_p, so the best one always stays.
@@ -170,13 +186,18 @@ class Writer:
 
     def _certain(self) -> int:
         """Length of the text that later tokens cannot take back: no unfinished character, no beginning of a stop."""
-        certain = len(self.text.rstrip(REPLACEMENT))
+        certain = self.text.rstrip(REPLACEMENT)
+        if self.ids[-1] in self._byte_ids:
+            # One wrong byte at the end of a run of bytes makes all characters of the run unreadable.
+            ended = max((at + 1 for at, token in enumerate(self.ids) if token not in self._byte_ids), default=0)
+            certain = certain[: len(self._decode(self.ids[:ended]))]
+        end = len(certain)
         for stop in self.sampling.stop:
-            for held in range(min(len(stop) - 1, len(self.text)), 0, -1):
-                if self.text.endswith(stop[:held]):
-                    certain = min(certain, len(self.text) - held)
+            for held in range(min(len(stop) - 1, len(certain)), 0, -1):
+                if certain.endswith(stop[:held]):
+                    end = min(end, len(certain) - held)
                     break
-        return certain
+        return end
 
     def _emit(self, end: int) -> str:
         piece = self.text[self._emitted : end]
@@ -184,13 +205,18 @@ class Writer:
         return piece
 
 
-def choose_tokens(logits: Tensor, writers: Sequence[Writer]) -> list[int]:
-    """The next token of each row: ``logits [rows, vocab]``, greedy or sampled as each writer wants."""
-    tokens: list[int] = logits.argmax(-1).tolist()
-    for row, writer in enumerate(writers):
-        if writer.sampling.temperature > 0:
-            tokens[row] = writer.choose(logits[row])
-    return tokens
+def _several(stop: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return tuple(stop)
+    except TypeError as exc:
+        msg = f"stop must be a string or several, got {type(stop).__name__}: {stop!r:.60}"
+        raise TypeError(msg) from exc
+
+
+def _check_type(name: str, value: object, kind: type, expected: str) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        msg = f"{name} must be {expected}, got {type(value).__name__}: {value!r:.60}"
+        raise TypeError(msg)
 
 
 def _check(holds: bool, name: str, value: object, expected: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from clara_core.prepare import (
     Documents,
     Message,
     Overflow,
-    check_memories,
+    checked_memories,
     checked_texts,
     prepare_chat,
     prepare_documents,
+    prepare_generation,
+    prepare_questions,
 )
 from clara_core.requests import EncodeRequest, GenerateRequest, Request
 from clara_core.tokens import ClaraTokenizer
@@ -114,7 +116,11 @@ class EngineInstance:
         """
         with self._lock:
             if self._loaded is None:
-                self._loaded = load_model(self.arguments, self.plan)
+                try:
+                    self._loaded = load_model(self.arguments, self.plan)
+                except BaseException:
+                    self._plan = None  # whatever is repaired before the next try is read anew
+                    raise
             if self._worker is None or not self._worker.alive:
                 self._worker = Worker(self._loaded.model)
             return self._loaded
@@ -142,6 +148,7 @@ class EngineInstance:
         return documents, request
 
     def _collect(self, documents: Documents, request: EncodeRequest) -> list[Memory]:
+        """Wait for documents that were submitted."""
         return documents.memories(request.future.result(), self.fingerprint)
 
     def _question_request(self, questions: Sequence[str]) -> EncodeRequest | None:
@@ -150,7 +157,7 @@ class EngineInstance:
         self._require(role)
         if not questions:
             return None
-        return EncodeRequest(self.tokenizer.encode_passages(questions), role, urgent=True)
+        return EncodeRequest(prepare_questions(questions, self.tokenizer), role, urgent=True)
 
     def _no_questions(self) -> Tensor:
         return torch.zeros(0, self.n_mem, self.hidden, dtype=self.dtype)
@@ -159,9 +166,21 @@ class EngineInstance:
         self, messages: Sequence[Message], memories: Sequence[Memory], sampling: Sampling
     ) -> GenerateRequest:
         self._require(Role.GENERATOR)
-        check_memories(memories, lambda: self.fingerprint)
-        context = self.load().model.context
-        return prepare_chat(messages, memories, sampling, tokenizer=self.tokenizer, context=context)
+        memories = self._checked(memories)
+        model = self.load().model
+        return prepare_chat(
+            messages, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.eos_ids
+        )
+
+    def _prompt_request(self, ids: list[int], memories: Sequence[Memory], sampling: Sampling) -> GenerateRequest:
+        self._require(Role.GENERATOR)
+        model = self.load().model
+        return prepare_generation(
+            ids, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.eos_ids
+        )
+
+    def _checked(self, memories: Iterable[object]) -> list[Memory]:
+        return checked_memories(memories, lambda: self.fingerprint)
 
     def _require(self, role: Role) -> None:
         held = self.roles
@@ -182,11 +201,20 @@ class EngineInstance:
                 raise RuntimeError(msg)
             self._worker.submit(request)
 
-    def _wait(self, requests: Sequence[Request]) -> list[Any]:
-        """Submit and wait for all; whatever interrupts the waiting stops the work."""
+    def _submit_all(self, requests: Sequence[Request]) -> None:
+        """All of them or none."""
         try:
             for request in requests:
                 self._submit(request)
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise
+
+    def _wait(self, requests: Sequence[Request]) -> list[Any]:
+        """Submit and wait for all; whatever interrupts the waiting stops the work."""
+        self._submit_all(requests)
+        try:
             return [request.future.result() for request in requests]
         except BaseException:
             for request in requests:

@@ -81,15 +81,14 @@ class RoutedLinear(nn.Module):
         base: The linear layer (plain or quantized); anything with ``in_features`` and ``out_features``.
         rank: Rank of each adapter.
         scale: ``lora_alpha / rank``.
+        dtype: Type of the adapters: that of the hidden states, which a quantized weight does not tell.
     """
 
-    def __init__(self, base: nn.Module, rank: int, scale: float) -> None:
+    def __init__(self, base: nn.Module, rank: int, scale: float, dtype: torch.dtype) -> None:
         super().__init__()
         weight: Tensor = base.weight  # type: ignore[assignment]  # a parameter, of whatever kind of layer
         self.in_features = int(base.in_features)  # type: ignore[arg-type]
         self.out_features = int(base.out_features)  # type: ignore[arg-type]
-        # A quantized weight is stored in integers; the adapters stay in floating point.
-        dtype = weight.dtype if weight.dtype.is_floating_point else torch.bfloat16
         self.base = base
         self.rank = rank
         self.scale = scale
@@ -131,14 +130,14 @@ class RoutedLinear(nn.Module):
         return self.lora_A[block].clone(), self.lora_B[block].T.contiguous()
 
 
-def route_linears(layers: nn.Module, rank: int, scale: float) -> dict[str, RoutedLinear]:
+def route_linears(layers: nn.Module, rank: int, scale: float, dtype: torch.dtype) -> dict[str, RoutedLinear]:
     """Wrap every linear layer below `layers` in place; returns them by their dotted name."""
     found = {
         name: module
         for name, module in layers.named_modules()
         if hasattr(module, "in_features") and hasattr(module, "out_features")
     }
-    routed_layers = {name: RoutedLinear(module, rank, scale) for name, module in found.items()}
+    routed_layers = {name: RoutedLinear(module, rank, scale, dtype) for name, module in found.items()}
     for name, module in routed_layers.items():
         parent, _, leaf = name.rpartition(".")
         setattr(layers.get_submodule(parent), leaf, module)

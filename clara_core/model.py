@@ -44,7 +44,7 @@ class ClaraModel(nn.Module):
         self.config = config
         self.trunk: nn.Module = getattr(decoder, decoder.base_model_prefix)
         self.prefix = f"{decoder.base_model_prefix}.layers."
-        self.routed = route_linears(self.trunk.layers, config.lora_r, config.lora_scale)
+        self.routed = route_linears(self.trunk.layers, config.lora_r, config.lora_scale, self.dtype)
         for layer in self.trunk.layers:
             layer.register_forward_pre_hook(_pause_between_layers)
 
@@ -71,6 +71,12 @@ class ClaraModel(nn.Module):
         limit = int(self.decoder.config.max_position_embeddings)
         sliding = getattr(self.decoder.config, "sliding_window", None)
         return min(limit, sliding) if sliding else limit
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end an answer by the generation config of the base (chat models have several)."""
+        ends = getattr(self.decoder.generation_config, "eos_token_id", None)
+        return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
     # --- weights -----------------------------------------------------------------------------------------
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -62,8 +63,10 @@ def prepare_documents(texts: list[str], tokenizer: ClaraTokenizer, overflow: Ove
     """Cut documents into windows and tokenize them.
 
     Raises:
+        ValueError: `overflow` is none of the three.
         WindowOverflow: A text is too long and ``overflow="error"``.
     """
+    check_overflow(overflow)
     spans = [_spans(text, tokenizer, overflow) for text in texts]
     pieces = [text[start:end] for text, windows in zip(texts, spans, strict=True) for start, end in windows]
     return Documents(texts, spans, tokenizer.encode_passages(pieces), tokenizer.overhead + tokenizer.config.n_mem)
@@ -89,6 +92,33 @@ def _spans(text: str, tokenizer: ClaraTokenizer, overflow: Overflow) -> tuple[tu
     return ((0, end),)
 
 
+def check_overflow(overflow: str) -> None:
+    """Refuse what is no way to treat a text that is too long.
+
+    Raises:
+        ValueError: Names the nearest right one.
+    """
+    known = get_args(Overflow)
+    if overflow not in known:
+        near = difflib.get_close_matches(str(overflow), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        msg = f"overflow must be one of {', '.join(map(repr, known))}, got {overflow!r}{hint}"
+        raise ValueError(msg)
+
+
+def prepare_questions(questions: list[str], tokenizer: ClaraTokenizer) -> list[list[int]]:
+    """Token ids of questions for the reasoner; one that does not fit the window is cut with a warning."""
+    sequences = tokenizer.encode_passages(questions)
+    window = tokenizer.config.doc_max_length
+    full = window + 3 + tokenizer.config.n_mem
+    for index, (question, ids) in enumerate(zip(questions, sequences, strict=True)):
+        if len(ids) == full and (tokens := tokenizer.count(question)) > window:
+            msg = f"truncated questions[{index}] of {tokens} tokens to a window of {window} tokens: {question[:60]!r}…"
+            warnings.warn(msg, stacklevel=2)
+            log.warning("%s", msg)
+    return sequences
+
+
 def prepare_chat(
     messages: Sequence[Message],
     memories: Sequence[Memory],
@@ -96,6 +126,7 @@ def prepare_chat(
     *,
     tokenizer: ClaraTokenizer,
     context: int,
+    ends: frozenset[int],
 ) -> GenerateRequest:
     """The prompt of a conversation over compressed documents.
 
@@ -104,7 +135,7 @@ def prepare_chat(
     """
     _check_messages(messages)
     ids = tokenizer.chat_prompt(messages, sum(memory.n_windows for memory in memories))
-    return prepare_generation(ids, memories, sampling, tokenizer=tokenizer, context=context)
+    return prepare_generation(ids, memories, sampling, tokenizer=tokenizer, context=context, ends=ends)
 
 
 def prepare_generation(
@@ -114,8 +145,21 @@ def prepare_generation(
     *,
     tokenizer: ClaraTokenizer,
     context: int,
+    ends: frozenset[int],
 ) -> GenerateRequest:
-    """A request from the ids of a prompt and the memories that fill its slots."""
+    """A request from the ids of a prompt and the memories that fill its slots.
+
+    Args:
+        ids: The prompt, slots included.
+        memories: Documents, in the order of their slots.
+        sampling: Options.
+        tokenizer: Of the same checkpoint.
+        context: Most positions that prompt and answer may take.
+        ends: Tokens that end an answer by the model's own account, besides the tokenizer's.
+
+    Raises:
+        ContextOverflow: The prompt does not fit; names both numbers.
+    """
     room = context - len(ids)
     if room < 1:
         windows = sum(memory.n_windows for memory in memories)
@@ -135,7 +179,7 @@ def prepare_generation(
         slots=slots,
         memories=filled,
         source_tokens=sum(memory.source_tokens for memory in memories),
-        writer=Writer(tokenizer.decode, sampling, tokenizer.eos_ids, room),
+        writer=Writer(tokenizer.decode, sampling, tokenizer.eos_ids | ends, room, tokenizer.byte_ids),
     )
 
 
@@ -145,7 +189,7 @@ def checked_texts(texts: Iterable[object], name: str = "texts") -> Iterator[str]
     Raises:
         TypeError: One string instead of several, or something that is no string.
     """
-    if isinstance(texts, str | bytes):
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         msg = f"{name} must be several strings, got one {type(texts).__name__}; put it into a list"
         raise TypeError(msg)
     for index, text in enumerate(texts):
@@ -155,41 +199,74 @@ def checked_texts(texts: Iterable[object], name: str = "texts") -> Iterator[str]
         yield text
 
 
-def check_memories(memories: Sequence[object], fingerprint: Callable[[], str]) -> None:
-    """Refuse what is no memory, or was made by another model.
+def checked_memories(memories: Iterable[object], fingerprint: Callable[[], str]) -> list[Memory]:
+    """The memories, none of them foreign.
 
     Raises:
-        FingerprintMismatch: Says both fingerprints.
+        FingerprintMismatch: One was made by another model; says both fingerprints.
         TypeError: Something is no `Memory`.
     """
+    if isinstance(memories, Memory | str | bytes) or not isinstance(memories, Iterable):
+        msg = f"memories must be several Memory objects, got one {type(memories).__name__}; put it into a list"
+        raise TypeError(msg)
+    checked: list[Memory] = []
+    own = ""
     for index, memory in enumerate(memories):
         if not isinstance(memory, Memory):
             msg = f"memories[{index}] must be a Memory, got {type(memory).__name__}; make one with engine.compress"
             raise TypeError(msg)
-        if memory.fingerprint != fingerprint():
+        own = own or fingerprint()
+        if memory.fingerprint != own:
             msg = (
-                f"memories[{index}] was made by the model {memory.fingerprint[:12]}, this engine is "
-                f"{fingerprint()[:12]}; compress its text again with this engine"
+                f"memories[{index}] was made by the model {memory.fingerprint[:12]}, this engine is {own[:12]}; "
+                "compress its text again with this engine"
             )
             raise FingerprintMismatch(msg)
+        checked.append(memory)
+    return checked
 
 
-def asked(question: object) -> list[Message]:
-    """A question as a conversation of one turn."""
+def asked(question: object, name: str = "question") -> list[Message]:
+    """A question as a conversation of one turn.
+
+    Raises:
+        TypeError: It is no string.
+    """
     if not isinstance(question, str):
-        msg = f"question must be a string, got {type(question).__name__}: {question!r:.60}"
+        msg = f"{name} must be a string, got {type(question).__name__}: {question!r:.60}"
         raise TypeError(msg)
     return [{"role": "user", "content": question}]
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
-    if not any(message.get("role") == "user" for message in messages):
-        msg = f"a conversation needs at least one message of the user, got {len(messages)} without any"
-        raise ValueError(msg)
+def asked_all(items: Iterable[object]) -> list[tuple[list[Message], Sequence[Memory]]]:
+    """Questions with their documents as conversations of one turn.
+
+    Raises:
+        TypeError: An item is no pair of a question and its memories; names its position.
+    """
+    conversations = []
+    for index, item in enumerate(items):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            msg = f"items[{index}] must be a pair (question, memories), got {type(item).__name__}: {item!r:.60}"
+            raise TypeError(msg)
+        conversations.append((asked(item[0], f"items[{index}][0]"), item[1]))
+    return conversations
+
+
+def _check_messages(messages: object) -> None:
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
+        msg = f"messages must be several messages, got one {type(messages).__name__}; put it into a list"
+        raise TypeError(msg)
     for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            msg = f"messages[{index}] must be a dict of role and content, got {type(message).__name__}: {message!r:.60}"
+            raise TypeError(msg)
         if message.get("role") not in ("system", "user", "assistant"):
             msg = f"messages[{index}] must have the role system, user or assistant, got {message.get('role')!r}"
             raise ValueError(msg)
         if not isinstance(message.get("content"), str):
             msg = f"messages[{index}] must have a string as content, got {type(message.get('content')).__name__}"
             raise TypeError(msg)
+    if not any(message["role"] == "user" for message in messages):
+        msg = f"a conversation needs at least one message of the user, got {len(messages)} without any"
+        raise ValueError(msg)

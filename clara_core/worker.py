@@ -1,8 +1,8 @@
 """One thread owns the device: every call becomes a request, and requests share batches.
 
-A turn serves the questions, then one decode step of all answers being written, then one batch of the corpus being
-compressed. The batch of the corpus pauses between its layers for the other two, so that a question waits neither
-for a corpus nor for a long answer.
+A turn serves one batch of questions, then one decode step of all answers being written, then one batch of the corpus
+being compressed. The batch of the corpus pauses between its layers for the other two, so that a question waits neither
+for a corpus nor for a long answer, and neither of those waits for ever behind a stream of questions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clara_core.errors import EngineClosed
-from clara_core.generation import choose_tokens
+from clara_core.errors import ClaraError, EngineClosed
 from clara_core.kv_cache import KVCache
 from clara_core.model import ClaraModel
 from clara_core.requests import (
@@ -60,8 +59,8 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken."""
-        return self._closed is None
+        """Whether requests are taken (not in a process forked from the one that made this: threads stay behind)."""
+        return self._closed is None and self._thread.is_alive()
 
     def submit(self, request: Request) -> None:
         """Queue a request; its future tells the rest.
@@ -110,8 +109,13 @@ class Worker:
 
     def _wait_for_work(self) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._urgent or self._bulk or self._waiting or self._writing)
+            if not self._has_work():
+                self._rows = self.limits.rows  # what did not fit beside others may fit another time
+            self._wake.wait_for(lambda: self._closed or self._has_work())
             return self._closed is None
+
+    def _has_work(self) -> bool:
+        return bool(self._urgent or self._bulk or self._waiting or self._writing)
 
     def _fail_all(self) -> None:
         with self._wake:
@@ -138,12 +142,20 @@ class Worker:
     # --- memory tokens -----------------------------------------------------------------------------------
 
     def _serve_questions(self) -> None:
-        while rows := self._take(self._urgent):
-            self._encode(rows, pause=None)
+        self._encode_some(self._urgent, pause=None)
 
     def _compress(self) -> None:
-        if rows := self._take(self._bulk):
-            self._encode(rows, pause=self._pause)
+        self._encode_some(self._bulk, pause=self._pause)
+
+    def _encode_some(self, queue: list[SequenceRow], pause: Callable[[], None] | None) -> None:
+        rows = self._take(queue)
+        if not rows:
+            return
+        try:
+            self._encode(rows, pause)
+        except BaseException:  # it ends this thread, and has to find those who wait
+            queue[:0] = rows
+            raise
 
     def _take(self, queue: list[SequenceRow]) -> list[SequenceRow]:
         """A batch around the row that waits longest, of lengths as like as can be."""
@@ -160,22 +172,31 @@ class Worker:
         try:
             states = self.model.encode([row.ids for row in rows], [row.request.role for row in rows], pause=pause)
             states = states.cpu()  # [rows, n_mem, hidden]
+            finite = states.flatten(1).isfinite().all(1).tolist()
         except Exception as exc:  # noqa: BLE001 - it belongs to those who asked
-            if is_out_of_memory(exc) and len(rows) > 1:
-                log.warning(
-                    "out of memory with %d sequences in a batch: going on with half of them",
-                    len(rows),
-                )
-                release_memory()
-                half = len(rows) // 2
-                self._encode(rows[:half], pause)
-                self._encode(rows[half:], pause)
+            if not is_out_of_memory(exc) or len(rows) == 1:
+                for row in rows:
+                    fail(row.request.future, exc)
                 return
-            for row in rows:
-                fail(row.request.future, exc)
+        else:
+            for row, tokens, usable in zip(rows, states, finite, strict=True):
+                if usable:
+                    row.deliver(tokens)
+                else:
+                    fail(row.request.future, self._not_finite("memory tokens"))
             return
-        for row, tokens in zip(rows, states, strict=True):
-            row.deliver(tokens)
+        # Out of the handler, since its exception holds on to the tensors of the batch.
+        log.warning("out of memory with %d sequences in a batch: going on with half of them", len(rows))
+        release_memory()
+        half = len(rows) // 2
+        self._encode(rows[:half], pause)
+        self._encode(rows[half:], pause)
+
+    def _not_finite(self, what: str) -> ClaraError:
+        return ClaraError(
+            f"the model gave {what} that are not finite in {self.model.dtype}: damaged weights, or numbers too large "
+            "for the type; try dtype='bfloat16' or 'float32'"
+        )
 
     # --- answers -----------------------------------------------------------------------------------------
 
@@ -191,11 +212,15 @@ class Worker:
         except Exception as exc:  # noqa: BLE001 - it belongs to those who asked
             self._step_failed(exc)
             return
-        self._advance(logits)
+        self._take_tokens(logits, 0)
 
     def _admit(self) -> None:
         while requests := self._next_prompts():
-            self._prefill(requests)
+            try:
+                self._prefill(requests)
+            except BaseException:  # it ends this thread, and has to find those who wait
+                self._waiting[:0] = requests
+                raise
 
     def _next_prompts(self) -> list[GenerateRequest]:
         with self._wake:
@@ -219,44 +244,59 @@ class Worker:
         slots = torch.zeros(len(requests), max(map(len, sequences)), dtype=torch.bool)
         for row, request in enumerate(requests):
             slots[row, : len(request.slots)] = torch.tensor(request.slots)
-        memories = torch.cat([request.memories for request in requests]).to(self.model.device)
         try:
-            logits, cache = self.model.prefill(sequences, memories, slots.to(self.model.device))
+            filled = [request.memories for request in requests if len(request.memories)]
+            memories = torch.cat(filled or [torch.zeros(0, self.model.hidden)])  # [slots, hidden]
+            logits, cache = self.model.prefill(sequences, memories.to(self.model.device), slots.to(self.model.device))
         except Exception as exc:  # noqa: BLE001 - it belongs to those who asked
-            if is_out_of_memory(exc) and len(requests) > 1:
-                log.warning(
-                    "out of memory with %d prompts in a batch: going on with half of them",
-                    len(requests),
-                )
-                release_memory()
-                half = len(requests) // 2
-                self._prefill(requests[:half])
-                self._prefill(requests[half:])
+            if not is_out_of_memory(exc) or len(requests) == 1:
+                for request in requests:
+                    fail(request.future, exc)
                 return
-            for request in requests:
-                fail(request.future, exc)
-            return
-        tokens = choose_tokens(logits, [request.writer for request in requests])
-        if self._cache is None:
-            self._cache = cache
         else:
-            self._cache.join(cache)
+            self._join(requests, cache, logits)
+            return
+        # Out of the handler, since its exception holds on to the tensors of the batch.
+        log.warning("out of memory with %d prompts in a batch: going on with half of them", len(requests))
+        release_memory()
+        half = len(requests) // 2
+        self._prefill(requests[:half])
+        self._prefill(requests[half:])
+
+    def _join(self, requests: list[GenerateRequest], cache: KVCache, logits: Tensor) -> None:
+        """Let new answers write along with the others: ``logits [new rows, vocab]``."""
+        first = len(self._writing)
         self._writing += requests
-        self._tokens += tokens
-        self._feed(len(self._writing) - len(requests))
+        self._tokens += [0] * len(requests)
+        try:
+            if self._cache is None:
+                self._cache = cache
+            else:
+                self._cache.join(cache)
+        except Exception as exc:  # noqa: BLE001 - it belongs to those who asked
+            self._step_failed(exc)
+            return
+        self._take_tokens(logits, first)
 
-    def _advance(self, logits: Tensor) -> None:
-        self._tokens = choose_tokens(logits, [request.writer for request in self._writing])
-        self._feed(0)
-
-    def _feed(self, first: int) -> None:
-        """Give the chosen tokens to the writers from row `first` on, and let finished rows go."""
-        for request, token in zip(self._writing[first:], self._tokens[first:], strict=True):
-            say(request, request.writer.feed(token))
-        self._let_go([request.writer.finish_reason is not None for request in self._writing])
+    def _take_tokens(self, logits: Tensor, first: int) -> None:
+        """Give the rows from `first` on their next token, ``logits [rows, vocab]``, and let finished rows go."""
+        best = logits.max(-1)  # NaN counts as the largest, so that it shows
+        tokens = best.indices.tolist()
+        for row, finite in enumerate(best.values.isfinite().tolist()):
+            request = self._writing[first + row]
+            try:
+                if not finite:
+                    raise self._not_finite("logits")  # noqa: TRY301 - like any other fault of this row
+                if request.writer.sampling.temperature > 0:
+                    tokens[row] = request.writer.choose(logits[row])
+                say(request, request.writer.feed(tokens[row]))
+            except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
+                fail(request.future, exc)
+        self._tokens[first:] = tokens
+        self._let_go([request.writer.finish_reason is not None or request.future.done() for request in self._writing])
 
     def _drop_cancelled(self) -> None:
-        self._let_go([request.cancelled for request in self._writing])
+        self._let_go([request.cancelled or request.future.done() for request in self._writing])
 
     def _let_go(self, leaving: list[bool]) -> None:
         if not any(leaving):
@@ -273,6 +313,8 @@ class Worker:
             self._finish(request)
 
     def _finish(self, request: GenerateRequest) -> None:
+        if request.future.done():  # failed, or nobody waits any more
+            return
         if request.writer.finish_reason is None:
             say(request, request.writer.finish("cancelled"))
         answer = request.answer()
