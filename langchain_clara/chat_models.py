@@ -94,7 +94,9 @@ class ChatClara(BaseChatModel, EngineFields):
         """All that an answer depends on; LangChain's cache tells models apart by it."""
         arguments = self.shared_engine.arguments.public()
         model = {name: value for name, value in arguments.items() if name not in _NOT_IDENTITY}
-        return {**model, **{name: getattr(self, name) for name in (*_SAMPLING, "stop")}}
+        options = {name: getattr(self, name) for name in _SAMPLING}
+        # Not as "stop": LangChain puts the stop of the call there, and None would hide ours.
+        return {**model, **options, "default_stop": self.stop}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
