@@ -47,9 +47,7 @@ class Baseline:
         self.device = device
         names = [f"<MEM{index}>" for index in range(self.n_mem)]
         self.tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-        self.tokenizer.add_special_tokens(
-            {"additional_special_tokens": [*names, "<AE>", "<ENC>", "<SEP>"]}
-        )
+        self.tokenizer.add_special_tokens({"additional_special_tokens": [*names, "<AE>", "<ENC>", "<SEP>"]})
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.bos_token
         self.slots = "".join(names) + "<SEP>"

@@ -115,10 +115,7 @@ class Language:
         # The cut at the top and whole words take a little off the mean; the factor gives it back.
         centre, spread = 1.075 * mean, 0.6
         mu = torch.tensor(centre).log().item() - spread**2 / 2
-        return [
-            self.text(max(8, min(longest, round(self.random.lognormvariate(mu, spread)))))
-            for _ in range(count)
-        ]
+        return [self.text(max(8, min(longest, round(self.random.lognormvariate(mu, spread))))) for _ in range(count)]
 
     def questions(self, count: int) -> list[str]:
         """Questions of 10 to 24 tokens."""
@@ -239,6 +236,4 @@ def _grown(matrix: Tensor, rows: int) -> Tensor:
 
 def token_counts(language: Language, texts: Sequence[str]) -> list[int]:
     """Tokens of each text by itself."""
-    return [
-        len(ids) for ids in language.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    ]
+    return [len(ids) for ids in language.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]

@@ -44,10 +44,7 @@ def read_golden(name: str) -> Golden:
     folder = PARITY / name
     facts = json.loads((folder / "golden.json").read_text())
     tensors = load_file(folder / "golden.safetensors")
-    single = [
-        Case(case["question"], list(range(case["n_documents"])), case["answer"])
-        for case in facts["from_text"]
-    ]
+    single = [Case(case["question"], list(range(case["n_documents"])), case["answer"]) for case in facts["from_text"]]
     # Recorded in one call: question i was given the three documents from 2i on.
     batch = [
         Case(facts["questions"][i], [2 * i, 2 * i + 1, 2 * i + 2], answer)
@@ -65,8 +62,7 @@ def read_golden(name: str) -> Golden:
         scores=tensors.get("scores"),
         from_text=single + batch,
         from_questions=[
-            Case(case["question"], case["topk"], case["answer"])
-            for case in facts.get("from_questions", [])
+            Case(case["question"], case["topk"], case["answer"]) for case in facts.get("from_questions", [])
         ],
         paraphrases=[(case["instruction"], case["answer"]) for case in facts["paraphrase"]],
     )

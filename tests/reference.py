@@ -34,8 +34,7 @@ ANSWER_SYSTEM = (
     "documents and to answer to questions as briefly as possible."
 )
 PARAPHRASE_SYSTEM = (
-    "You are a helpful assistant. Your task is follow the instructions to paraphrase the "
-    "background information."
+    "You are a helpful assistant. Your task is follow the instructions to paraphrase the background information."
 )
 
 TensorDict = Mapping[str, Tensor]

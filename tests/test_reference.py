@@ -38,9 +38,7 @@ def test_memory(memories: torch.Tensor, golden: Golden) -> None:
     torch.testing.assert_close(memories, golden.memory, atol=1e-4, rtol=0)
 
 
-def test_query_scores_and_top_k(
-    reference: Reference, memories: torch.Tensor, golden: Golden
-) -> None:
+def test_query_scores_and_top_k(reference: Reference, memories: torch.Tensor, golden: Golden) -> None:
     if golden.query is None:
         pytest.skip("the checkpoint has no query reasoner")
     query = reference.reason(golden.questions)

@@ -189,8 +189,8 @@ def _byte_level_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=None,
-        eos_token="<|im_end|>",  # noqa: S106 - not a password
-        pad_token="<|endoftext|>",  # noqa: S106
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
         chat_template=CHATML,
         clean_up_tokenization_spaces=False,
     )
@@ -238,9 +238,7 @@ def random_lora(model: PreTrainedModel, r: int, std: float = 0.1) -> dict[str, T
     return lora
 
 
-def random_embeddings(
-    model: PreTrainedModel, vocabulary: int, std: float = 0.1
-) -> dict[str, Tensor]:
+def random_embeddings(model: PreTrainedModel, vocabulary: int, std: float = 0.1) -> dict[str, Tensor]:
     """Embeddings of the base with the rows of the added tokens drawn at random."""
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     new = vocabulary - table.shape[0]
