@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -116,4 +117,4 @@ def content_key(text: str, fingerprint: str) -> str:
 
 
 def _weight(memory: Memory) -> int:
-    return memory.nbytes + len(memory.text)
+    return memory.nbytes + sys.getsizeof(memory.text)  # up to four bytes a character

@@ -44,7 +44,8 @@ def window_scores(questions: Tensor, memories: Sequence[Memory]) -> list[Tensor]
     if not memories:
         return []
     windows = unit_rows(torch.cat([memory.tokens for memory in memories]))  # [W, D]
-    scores = unit_rows(questions) @ windows.T  # [Q, W]
+    # Rounding can push the product of two equal unit vectors past one.
+    scores = (unit_rows(questions) @ windows.T).clamp(-1.0, 1.0)  # [Q, W]
     return list(scores.split([len(memory.tokens) for memory in memories], dim=1))
 
 
