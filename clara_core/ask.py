@@ -29,6 +29,7 @@ def ask(
         str | None, typer.Option(help="Folder or Hub id of the base decoder, instead of the named.")
     ] = None,
     compression: Annotated[int | None, typer.Option(help="Rate, where a repo or folder holds several.")] = None,
+    reasoner: Annotated[str | None, typer.Option(help="'encoder': the compressor reads the question, too.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Passages that the answer is read from.")] = 5,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
@@ -46,7 +47,9 @@ def ask(
 
     from clara_core import ClaraEngine
 
-    engine = ClaraEngine.from_pretrained(model, compression=compression, base_model=base_model)
+    engine = ClaraEngine.from_pretrained(
+        model, compression=compression, base_model=base_model, reasoner=reasoner or "auto"
+    )
     passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
     if not passages:
         raise ValueError(f"the {len(files)} files in {str(folder)!r} hold no text")

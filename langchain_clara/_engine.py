@@ -21,11 +21,25 @@ DEFAULT_MODEL = "pocket"
 SCORE_KEY = "relevance_score"
 """Metadata key of a document's score: a Python float, the cosine in [-1, 1]."""
 
-_OPTIONS = ("compression", "base_model", "revision", "device", "dtype", "quantization")
+_OPTIONS = (
+    "compression",
+    "base_model",
+    "revision",
+    "device",
+    "dtype",
+    "quantization",
+    "attn_implementation",
+    "reasoner",
+    "cache_dir",
+    "local_files_only",
+)
 
 
 class EngineFields(BaseModel):
     """Mixin of the components: ``model=`` with its options, or ``engine=``.
+
+    The options are those of `ClaraEngine.from_pretrained`, and None is what they are there by default. A component
+    shows what it was made from in traces, so an access token is not among them: make an engine with it.
 
     It stands last among the bases, so that what the framework does after validation is done first.
     """
@@ -46,7 +60,15 @@ class EngineFields(BaseModel):
     dtype: str | None = None
     """Such as "float32" or "bfloat16"; chosen by the engine where None."""
     quantization: str | None = None
-    """Passed on to the engine."""
+    """How weights are kept: "int8" or "nf4"."""
+    attn_implementation: str | None = None
+    """Such as "sdpa"; chosen by the engine where None."""
+    reasoner: str | None = None
+    """With "encoder" the compressor reads questions where a checkpoint has no query reasoner."""
+    cache_dir: str | None = None
+    """Where downloads are kept."""
+    local_files_only: bool | None = None
+    """Never use the network."""
     engine: Any = Field(default=None, exclude=True, repr=False)
     """A `ClaraEngine`, instead of `model` and its options."""
 

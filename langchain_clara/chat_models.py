@@ -101,7 +101,7 @@ class ChatClara(BaseChatModel, EngineFields):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "clara"
-        params["ls_model_name"] = self.model_name
+        params["ls_model_name"] = kwargs.get("model") or self.model_name
         if stop := self.stop if stop is None else stop:
             params["ls_stop"] = stop
         return params
@@ -125,6 +125,17 @@ class ChatClara(BaseChatModel, EngineFields):
         if self.custom_get_token_ids is not None:
             return len(self.custom_get_token_ids(text))
         return self.shared_engine.count_tokens(text)
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Not offered: ids of a text by itself are not those that it has in a prompt.
+
+        Raises:
+            NotImplementedError: Unless `custom_get_token_ids` is given; the framework's own way would download the
+                tokenizer of another model.
+        """
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        raise NotImplementedError("ChatClara counts tokens and gives no ids; call get_num_tokens")
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Positions that a conversation takes of the context, documents as memory tokens."""

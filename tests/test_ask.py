@@ -26,6 +26,12 @@ def model(tmp_path_factory):
     return str(build(tmp_path_factory.mktemp("ask")).folder)
 
 
+@pytest.fixture(scope="module")
+def without_reasoner(tmp_path_factory):
+    roles = ("encoder_adapter", "decoder_adapter")
+    return str(build(tmp_path_factory.mktemp("ask"), roles=roles).folder)
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "deep").mkdir()
@@ -136,6 +142,16 @@ def test_a_missing_model(clara, folder):
     code, _, err = clara("ask", folder, QUESTION, "--model", "/nowhere/at/all")
     assert (code, err.count("\n")) == (2, 1)
     assert "/nowhere/at/all" in err
+
+
+def test_a_model_without_a_query_reasoner(clara, folder, without_reasoner):
+    model = without_reasoner
+    code, _, err = clara("ask", folder, QUESTION, "--model", model)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "query reasoner" in err
+    code, out, _ = clara("ask", folder, QUESTION, "--model", model, "--reasoner", "encoder", "--json")
+    assert code == 0
+    assert len(json.loads(out)["sources"]) == 3
 
 
 @pytest.mark.parametrize("option", ["--top-k", "--max-tokens"])

@@ -57,7 +57,13 @@ def test_components_of_one_model_share_one_engine(model):
 
 
 def test_another_base_or_dtype_is_another_engine(tiny, model):
-    for option in ({"base_model": str(tiny.base)}, {"dtype": "bfloat16"}):
+    for option in (
+        {"base_model": str(tiny.base)},
+        {"dtype": "bfloat16"},
+        {"reasoner": "encoder"},
+        {"attn_implementation": "eager"},
+        {"local_files_only": True},
+    ):
         engine = ClaraRetriever(model=model, **option).shared_engine
         assert engine is not ClaraEngine.from_pretrained(model)
         assert engine is ClaraEngine.from_pretrained(model, **option)
