@@ -21,9 +21,10 @@ from langchain_core.documents import Document
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnablePassthrough
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from clara_core import ClaraEngine
+from clara_core.evaluation import exact_match
 from clara_core.passages import cut_passages, read_folder
 from langchain_clara import ChatClara, ClaraRerank, ClaraRetriever, DocumentsPlaceholder
 
@@ -51,18 +52,16 @@ def build_chain(retriever: ClaraRetriever, model: str) -> Runnable[dict[str, Any
 def show(entry: dict[str, Any], result: dict[str, Any], seconds: float) -> bool:
     """Print one answer with what it was read from; says whether it is the expected one."""
     answer, account = result["answer"].text.strip(), result["answer"].response_metadata
-    right = answer.rstrip(".").casefold() == entry["answer"].casefold()
+    right = bool(exact_match(answer, entry["answer"]))
     mark = "[green]✓[/]" if right else f"[red]✗[/] expected: {entry['answer']}"
     console.print(f"\n[bold]{entry['question']}[/]")
-    console.print(f"  {answer}", markup=False, style="bold cyan", end=" ")
-    console.print(mark)
-    sources = Table(box=None, show_header=False, padding=(0, 1))
+    console.print(f"  [bold cyan]{escape(answer)}[/] {mark}")
     for document in result["context"]:
-        source = document.metadata["source"]
+        source, score = document.metadata["source"], document.metadata["relevance_score"]
         style = "green" if source in entry["files"] else "dim"
-        words = " ".join(document.page_content.split())[:70]
-        sources.add_row(f" {document.metadata['relevance_score']:.3f}", f"[{style}]{source}[/]", words)
-    console.print(sources)
+        words = escape(" ".join(document.page_content.split()))
+        line = f"  {score:.3f}  [{style}]{source:<26}[/] [dim]{words}[/]"
+        console.print(line, no_wrap=True, overflow="ellipsis")
     console.print(
         f"  [dim]{seconds * 1000:.0f} ms, read {account['memory_tokens']} memory tokens "
         f"instead of {account['source_tokens']} of text[/]"
@@ -82,7 +81,8 @@ def main(model: str) -> int:
     text = sum(engine.count_tokens(document.page_content) for document in documents)
     console.print(
         f"[bold]{model}[/]: loaded in {loaded - start:.1f} s; {len(documents)} passages ({text:,} tokens of text) "
-        f"compressed in {ready - loaded:.1f} s, {engine.n_mem} memory tokens each"
+        f"compressed in {ready - loaded:.1f} s, {engine.n_mem} memory tokens each",
+        soft_wrap=True,
     )
     chain = build_chain(retriever, model)
     entries = json.loads((DATA / "questions.json").read_text(encoding="utf-8"))[:QUESTIONS]
