@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clara_core.config import Role
+from clara_core.dense import dense, product
 
 N_ROLES = len(Role)
 
@@ -99,19 +100,22 @@ class RoutedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x [rows, length, in]``; the roles come from the running `routed` scope."""
         routing = current_routing()
-        y: Tensor = self.base(x)
+        y = dense(self.base, x)
         expand: Tensor
         if routing.columns is not None:
-            shrunk = F.linear(x, self.lora_A) * routing.columns  # [rows, length, n_roles * rank]
+            shrunk = product(x, self.lora_A) * routing.columns  # [rows, length, n_roles * rank]
             expand = self.lora_B
         elif routing.role is not None:
             block = self.block(routing.role)
-            shrunk = F.linear(x, self.lora_A[block])  # [rows, length, rank]
+            shrunk = product(x, self.lora_A[block])  # [rows, length, rank]
             expand = self.lora_B[block]
         else:
             return y
-        flat = torch.addmm(y.flatten(0, -2), shrunk.flatten(0, -2), expand, alpha=self.scale)
-        return flat.view(y.shape)
+        flat = shrunk.flatten(0, -2)
+        if torch.is_grad_enabled():
+            return torch.addmm(y.flatten(0, -2), flat, expand, alpha=self.scale).view(y.shape)
+        y.view(-1, self.out_features).addmm_(flat, expand, alpha=self.scale)
+        return y
 
     def block(self, role: Role) -> slice:
         """The rows of the stacked matrices that belong to a role."""

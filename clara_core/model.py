@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from clara_core.config import ClaraConfig, Role
+from clara_core.dense import dense
 from clara_core.errors import CheckpointError
 from clara_core.kv_cache import KVCache
 from clara_core.lora import RoutedLinear, current_routing, route_linears, routed
@@ -213,8 +214,7 @@ class ClaraModel(nn.Module):
 
     def head(self, states: Tensor) -> Tensor:
         """Logits of hidden states ``[..., hidden]`` -> ``[..., vocab]``."""
-        logits: Tensor = self.decoder.get_output_embeddings()(states)
-        return logits
+        return dense(self.decoder.get_output_embeddings(), states)
 
     def pad(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Token ids padded on the right with id 0: ``[rows, length]``."""

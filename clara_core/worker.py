@@ -7,6 +7,7 @@ for a corpus nor for a long answer, and neither of those waits for ever behind a
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Callable
@@ -56,6 +57,8 @@ class Worker:
         self._pausing = False
         self._thread = threading.Thread(target=self._run, name="clara-engine", daemon=True)
         self._thread.start()
+        # A thread that is still inside torch when the interpreter goes down takes the process with it.
+        atexit.register(self.close)
 
     @property
     def alive(self) -> bool:
@@ -105,6 +108,7 @@ class Worker:
             with self._wake:
                 self._closed = EngineClosed(f"the engine's thread died ({type(exc).__name__}: {exc}); call again")
                 self._closed.__cause__ = exc
+        atexit.unregister(self.close)
         self._fail_all()
 
     def _wait_for_work(self) -> bool:
