@@ -110,7 +110,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("base", 600, (2e-3, 2e-3), words=(1, 26), rows=48, questions=3, paraphrases=16),
+    Stage("base", 750, (2e-3, 2e-3), words=(1, 26), rows=48, questions=3, paraphrases=16),
     Stage("stage1", 1100, (2e-3, 2e-3), words=(1, 30), asked=24, rows=56, questions=3, paraphrases=24, verbatim=0.7),
     Stage(
         "stage1_2", 900, (1.5e-3, 1e-4), passages=72, words=(20, 200), asked=48, documents=(1, 6), rows=14, questions=7,

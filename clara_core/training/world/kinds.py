@@ -208,9 +208,7 @@ def pronouns(kind: str, name: str) -> tuple[str, str, str]:
     return ("she", "her", "her") if female else ("he", "him", "his")
 
 
-_SPECIES_NOUNS = frozenset(
-    pattern.split()[-1] for kind in ("plant", "animal") for pattern in KINDS[kind].patterns
-)
+_SPECIES_NOUNS = frozenset(pattern.split()[-1] for kind in ("plant", "animal") for pattern in KINDS[kind].patterns)
 
 
 def _vocabulary() -> frozenset[str]:

@@ -51,9 +51,7 @@ class Names:
         stems: How many words are shared out among the subjects.
     """
 
-    def __init__(
-        self, rng: random.Random, split: Split, reserved: frozenset[str], stems: int
-    ) -> None:
+    def __init__(self, rng: random.Random, split: Split, reserved: frozenset[str], stems: int) -> None:
         self._rng = rng
         self._split: Split = split
         self._reserved = reserved

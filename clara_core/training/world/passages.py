@@ -94,9 +94,7 @@ class Writer:
         return template.replace("{s}", subject).replace("{o}", object_).replace("{p}", possessive)
 
 
-def write(
-    rng: random.Random, kind: str, name: str, facts: Sequence[Fact], bounds: tuple[int, int, int]
-) -> Passage:
+def write(rng: random.Random, kind: str, name: str, facts: Sequence[Fact], bounds: tuple[int, int, int]) -> Passage:
     """Write a passage.
 
     Args:

@@ -11,9 +11,7 @@ from .relations import sort_key
 from .types import Fact, Passage, Question
 
 
-def single_questions(
-    rng: random.Random, index: int, passage: Passage, count: int
-) -> list[Question]:
+def single_questions(rng: random.Random, index: int, passage: Passage, count: int) -> list[Question]:
     """Ask `count` questions about one passage.
 
     Every fact is asked for once before any is asked for again in other words.
