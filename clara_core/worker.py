@@ -113,8 +113,6 @@ class Worker:
 
     def _wait_for_work(self) -> bool:
         with self._wake:
-            if not self._has_work():
-                self._rows = self.limits.rows  # what did not fit beside others may fit another time
             self._wake.wait_for(lambda: self._closed or self._has_work())
             return self._closed is None
 
@@ -313,6 +311,8 @@ class Worker:
             self._cache.keep(kept)
         else:
             self._cache = None
+            if not self._waiting:
+                self._rows = self.limits.rows  # what did not fit together may be of another length next time
         for request in gone:
             self._finish(request)
 
