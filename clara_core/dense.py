@@ -1,8 +1,10 @@
-"""Matrix products of frozen layers on the processor.
+"""Matrix products on the processor: frozen weights packed once in the layout that oneDNN multiplies fastest.
 
-PyTorch multiplies float32 matrices with MKL, which on AMD processors reaches about half of what oneDNN reaches
-(measured on a Zen 5 core: 100 and 220 GFLOP/s; one row against 32,000: 4.2 and 2.8 ms). oneDNN is part of PyTorch,
-but its float32 product is only reachable by name. Its sums are in another order, so results agree to rounding.
+PyTorch multiplies float32 matrices with MKL, which on AMD processors reaches about half of what oneDNN reaches, and
+re-orders bfloat16 weights at every call. Packed once, on one Zen 5 core: 512 x 32,000 against one row 1.3 instead
+of 3.8 ms (float32) and 0.7 instead of 2.0 ms (bfloat16); against 512 rows 91 instead of 182 ms (float32). Sums are
+in another order than MKL's, so results agree to rounding. oneDNN is part of PyTorch, but these two calls
+are reachable by name only; where they are missing, everything stays as it was.
 """
 
 from __future__ import annotations
@@ -11,33 +13,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def dense(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)`` of a linear layer, by the faster of the two ways where no gradient is wanted."""
-    if type(layer) is nn.Linear and usable(x, layer.weight):
-        return product(x, layer.weight, layer.bias)
-    y: Tensor = layer(x)
-    return y
+AVAILABLE = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+)
+_ROWS = 8  # rows that the layout is chosen for; the same one is best or equal from 1 to 512
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x [..., in] @ weight[out, in].T + bias``."""
-    if usable(x, weight):
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001
+class PackedLinear(nn.Module):
+    """A frozen linear layer whose weight is kept in oneDNN's layout alone."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = layer.in_features
+        self.out_features = layer.out_features
+        self.bias = layer.bias
+        # No parameter and no buffer: the opaque layout can be neither moved nor saved.
+        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)  # noqa: SLF001
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in the usual layout ``[out, in]``, unpacked at each call."""
+        return self._packed.to_dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to ``x [..., in]``."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # noqa: SLF001
         return y
-    return F.linear(x, weight, bias)
 
 
-def usable(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN can and should do this product."""
-    return (
-        _AVAILABLE
-        and x.dtype is torch.float32
-        and weight.dtype is torch.float32
+def packed(layer: nn.Module) -> nn.Module:
+    """The layer, packed where it is a plain linear one on the processor in a type that oneDNN packs."""
+    if not AVAILABLE or type(layer) is not nn.Linear or layer.weight.device.type != "cpu":
+        return layer
+    return PackedLinear(layer) if layer.weight.dtype in (torch.float32, torch.bfloat16) else layer
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x [..., in] @ weight[out, in].T`` of a small matrix that is sliced at each call, and so cannot be packed."""
+    if (
+        AVAILABLE
+        and x.dtype is weight.dtype is torch.float32
         and x.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and x.numel() > 0
-    )
-
-
-_AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    ):
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # noqa: SLF001
+        return y
+    return F.linear(x, weight)

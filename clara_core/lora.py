@@ -8,7 +8,7 @@ threads may run different roles on one model at the same time. A routed layer ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clara_core.config import Role
-from clara_core.dense import dense, product
+from clara_core.dense import packed, product
 
 N_ROLES = len(Role)
 
@@ -100,7 +100,7 @@ class RoutedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x [rows, length, in]``; the roles come from the running `routed` scope."""
         routing = current_routing()
-        y = dense(self.base, x)
+        y: Tensor = self.base(x)
         expand: Tensor
         if routing.columns is not None:
             shrunk = product(x, self.lora_A) * routing.columns  # [rows, length, n_roles * rank]
@@ -146,6 +146,12 @@ def route_linears(layers: nn.Module, rank: int, scale: float, dtype: torch.dtype
         parent, _, leaf = name.rpartition(".")
         setattr(layers.get_submodule(parent), leaf, module)
     return routed_layers
+
+
+def pack_linears(layers: Iterable[RoutedLinear]) -> None:
+    """Pack the frozen weights of routed layers for fast products on the processor, where that is possible."""
+    for layer in layers:
+        layer.base = packed(layer.base)
 
 
 def init_adapter(layer: RoutedLinear, role: Role, generator: torch.Generator | None = None) -> None:

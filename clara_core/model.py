@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from clara_core.config import ClaraConfig, Role
-from clara_core.dense import dense
+from clara_core.dense import packed
 from clara_core.errors import CheckpointError
 from clara_core.kv_cache import KVCache
-from clara_core.lora import RoutedLinear, current_routing, route_linears, routed
+from clara_core.lora import RoutedLinear, current_routing, pack_linears, route_linears, routed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,6 +106,12 @@ class ClaraModel(nn.Module):
             EMBEDDINGS: self.decoder.get_input_embeddings().weight.detach().clone(),
             HEAD: self.decoder.get_output_embeddings().weight.detach().clone(),
         }
+
+    def freeze(self) -> None:
+        """No more training: weights stay as they are, in the layout that multiplies fastest."""
+        self.eval().requires_grad_(False)
+        pack_linears(self.routed.values())
+        self.decoder.set_output_embeddings(packed(self.decoder.get_output_embeddings()))
 
     def _load_embeddings(self, checkpoint: Checkpoint) -> None:
         targets = {
@@ -214,7 +220,8 @@ class ClaraModel(nn.Module):
 
     def head(self, states: Tensor) -> Tensor:
         """Logits of hidden states ``[..., hidden]`` -> ``[..., vocab]``."""
-        return dense(self.decoder.get_output_embeddings(), states)
+        logits: Tensor = self.decoder.get_output_embeddings()(states)
+        return logits
 
     def pad(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Token ids padded on the right with id 0: ``[rows, length]``."""

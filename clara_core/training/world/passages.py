@@ -36,10 +36,8 @@ class Writer:
         rng = self._rng
         first = RELATIONS[facts[0].relation]
         if len(facts) == 1:
-            if rng.random() < 0.5:
-                text = "{s} " + rng.choice(first.predicates) + "."
-            else:
-                text = rng.choice(first.sentences)
+            joined = rng.random() < 0.5
+            text = "{s} " + rng.choice(first.predicates) + "." if joined else rng.choice(first.sentences)
             text = self._mention(text).replace("{v}", facts[0].value)
         else:
             text = self._joined(facts)
