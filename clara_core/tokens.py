@@ -277,7 +277,11 @@ class ClaraTokenizer:
 
     def count_plain(self, text: str) -> int:
         """Tokens of a text by itself, with no special tokens around or in it."""
-        return len(self._plain.encode(replace_surrogates(text), add_special_tokens=False).ids)
+        return len(self.encode_plain(text))
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text by itself, with no special tokens around or in it."""
+        return list(self._plain.encode(replace_surrogates(text), add_special_tokens=False).ids)
 
     def encode_markup_batch(self, markup: Sequence[str]) -> list[list[int]]:
         """Ids of trusted strings whose special tokens are meant (training rows that we wrote ourselves)."""
