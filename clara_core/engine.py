@@ -143,11 +143,12 @@ class ClaraEngine(AsyncCalls):
                 for _, request in under_way:
                     request.cancel()
 
-    def remember(self, texts: Iterable[str]) -> list[Memory]:
+    def remember(self, texts: Iterable[str], *, show_progress: bool = False) -> list[Memory]:
         """Memories of documents by way of `cache`: a text that was compressed before costs nothing."""
         given = list(checked_texts(texts))
         known = self.cache.lookup(given, self.fingerprint)
-        made = self.compress([text for text, memory in known.items() if memory is None])
+        unknown = [text for text, memory in known.items() if memory is None]
+        made = self.compress(unknown, show_progress=show_progress and bool(unknown))
         return self.cache.complete(given, known, made)
 
     def paraphrase(self, memory: Memory, instruction: str | None = None, max_tokens: int = 128) -> Answer:

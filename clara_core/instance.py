@@ -83,6 +83,11 @@ class EngineInstance:
         return self.config.doc_max_length
 
     @property
+    def context(self) -> int:
+        """Most positions that a prompt and its answer may take together."""
+        return self.plan.context
+
+    @property
     def device(self) -> torch.device:
         """Where the model is, or will be."""
         return torch.device(self.arguments.device)

@@ -93,6 +93,7 @@ class Plan:
         config: What it says.
         base: Folder or Hub id of the base decoder.
         hidden: Width of a memory token.
+        context: Most positions that a prompt and its answer may take together.
         tokenizer: The base's tokenizer with the memory tokens.
     """
 
@@ -100,6 +101,7 @@ class Plan:
     config: ClaraConfig
     base: str
     hidden: int
+    context: int
     tokenizer: ClaraTokenizer
 
 
@@ -129,7 +131,9 @@ def plan_engine(arguments: EngineArguments) -> Plan:
     with _base_errors(base, folder):
         base_config = AutoConfig.from_pretrained(base, **arguments.hub())
         tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
-    return Plan(folder, config, base, int(base_config.hidden_size), ClaraTokenizer(tokenizer, config))
+    sliding = getattr(base_config, "sliding_window", None)
+    context = min(base_config.max_position_embeddings, sliding or base_config.max_position_embeddings)
+    return Plan(folder, config, base, int(base_config.hidden_size), int(context), ClaraTokenizer(tokenizer, config))
 
 
 def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:

@@ -172,23 +172,30 @@ class ClaraTokenizer:
         """Tokens that the text takes of the compressor's window."""
         return len(self._encode_enclosed([text])[0]) - self.overhead
 
-    def windows(self, text: str, *, first_only: bool = False) -> list[tuple[int, int]]:
+    def windows(self, text: str, *, first_only: bool = False, reserve: int = 0) -> list[tuple[int, int]]:
         """Cut a text into spans of at most `doc_max_length` tokens, at sentence or else word boundaries.
 
         Args:
             text: Any text.
             first_only: Stop after the first window.
+            reserve: Tokens of each window to leave free, such as for a heading that is put before each span.
 
         Returns:
             list: Character spans ``(start, end)``, in order, that cover the text without gap or overlap.
+
+        Raises:
+            ValueError: Nothing of a window would be left.
         """
-        window = self.config.doc_max_length
+        window = self.config.doc_max_length - reserve
+        if not 1 <= window <= self.config.doc_max_length:
+            msg = f"reserve must leave something of a window of {self.config.doc_max_length} tokens, got {reserve}"
+            raise ValueError(msg)
         if len(text) <= window * _CHARS_PER_TOKEN and self.count(text) <= window:
             return [(0, len(text))]  # most texts
-        spans = [(0, self._window_end(text, 0))]
+        spans = [(0, self._window_end(text, 0, window))]
         while spans[-1][1] < len(text) and not first_only:
             start = spans[-1][1]
-            spans.append((start, self._window_end(text, start)))
+            spans.append((start, self._window_end(text, start, window)))
         return spans
 
     def truncation(self, text: str) -> int:
@@ -197,13 +204,12 @@ class ClaraTokenizer:
         _, offsets = self._ahead(text, 0, kept)
         return offsets[min(kept, len(offsets)) - 1][1]
 
-    def _window_end(self, text: str, start: int) -> int:
-        """Where the window that begins at `start` ends."""
-        window = self.config.doc_max_length
+    def _window_end(self, text: str, start: int, window: int) -> int:
+        """Where the window of so many tokens that begins at `start` ends."""
         piece, offsets = self._ahead(text, start, window)
         if start + len(piece) == len(text) and len(offsets) <= window + _EDGES and self.count(piece) <= window:
             return len(text)
-        return start + self._longest_prefix(piece, offsets)
+        return start + self._longest_prefix(piece, offsets, window)
 
     def _ahead(self, text: str, start: int, tokens: int) -> tuple[str, list[tuple[int, int]]]:
         """From `start` on a piece of certainly more than so many tokens, or the rest; with each token's characters."""
@@ -215,9 +221,8 @@ class ClaraTokenizer:
                 return piece, encoding.offsets
             reach *= 2  # long tokens: a run of spaces may be one
 
-    def _longest_prefix(self, piece: str, offsets: list[tuple[int, int]]) -> int:
+    def _longest_prefix(self, piece: str, offsets: list[tuple[int, int]], window: int) -> int:
         """Characters of `piece` that fit the window, ending at the best boundary there is."""
-        window = self.config.doc_max_length
         end = len(piece) if len(offsets) <= window else offsets[window - 1][1]
         while True:
             end = _last_boundary(piece, end) if end < len(piece) else end

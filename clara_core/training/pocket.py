@@ -293,7 +293,7 @@ class Trainer:
         if rows is None:
             msg = "stage2 has no generator rows"
             raise ValueError(msg)
-        candidates = _candidates(step, 20).to(self.device)  # [questions, 20]
+        candidates = _hardest(scores.detach(), step.gold, 20)  # [questions, 20]
         weights, _ = straight_through_top_k(scores.gather(1, candidates), CONFIG.generation_top_k)
         picked = torch.einsum("bkn,bnmh->bkmh", weights.to(memories.dtype), memories[candidates])
         states = self.model.hidden_states(
@@ -436,15 +436,12 @@ def _rate(stage: Stage, number: int) -> float:
     return warm * (start + (end - start) * number / max(stage.steps - 1, 1))
 
 
-def _candidates(step: Step, n: int) -> Tensor:
-    """For each question its gold passages and others, shuffled by index: ``[questions, n]``."""
-    rng = random.Random(sum(map(len, step.questions)))
-    everything = range(len(step.passages))
-    rows = []
-    for gold in step.gold:
-        others = [index for index in rng.sample(everything, n + len(gold)) if index not in gold]
-        rows.append(sorted([*gold, *others[: n - len(gold)]]))
-    return torch.tensor(rows)
+def _hardest(scores: Tensor, gold: list[tuple[int, ...]], n: int) -> Tensor:
+    """For each question its gold passages and those that score best beside them: ``[questions, n]``."""
+    raised = scores.clone()
+    for index, passages in enumerate(gold):
+        raised[index, list(passages)] = float("inf")
+    return raised.topk(n, dim=-1).indices
 
 
 def _single_rows(tokenizer: ClaraTokenizer, prompts: list[list[int]], answers: list[str]) -> RowBatch:

@@ -85,6 +85,7 @@ def question_rows(
             by_passage[gold].append(question)
     single = list(by_passage)
     pairs = [question for question in corpus.questions if len(question.gold) > 1]
+    relatives = _relatives(corpus)
     rows = []
     for number in range(n_rows):
         wanted = rng.randint(*n_documents)
@@ -92,8 +93,12 @@ def question_rows(
             chosen = set(rng.choice(pairs).gold)
         else:
             chosen = {single[number % len(single)]}
+        namesakes = sorted({other for index in chosen for other in relatives[index]} - chosen)
+        rng.shuffle(namesakes)
         while len(chosen) < min(wanted, len(single)):
-            chosen.add(rng.choice(single))
+            # Half of the others are about something of a similar name: the hardest to keep apart.
+            near = namesakes and rng.random() < 0.5
+            chosen.add(namesakes.pop() if near else rng.choice(single))
         documents = rng.sample(sorted(chosen), len(chosen))
         asked = {id(q): q for d in documents for q in by_passage[d] if set(q.gold) <= chosen}
         both = [q for q in asked.values() if len(q.gold) > 1]
@@ -107,6 +112,15 @@ def question_rows(
             system = ANSWER_SYSTEM if rng.random() < SYSTEM_SHARE else ""
             rows.append(Row(tuple(documents), _turns(picked), system=system, text=text))
     return rows
+
+
+def _relatives(corpus: Corpus) -> list[set[int]]:
+    """For each passage the others whose title shares a word with its title."""
+    by_word: dict[str, set[int]] = defaultdict(set)
+    for index, passage in enumerate(corpus.passages):
+        for word in passage.title.split():
+            by_word[word].add(index)
+    return [set().union(*(by_word[word] for word in passage.title.split())) for passage in corpus.passages]
 
 
 def paraphrase_rows(rng: random.Random, corpus: Corpus, n_rows: int, verbatim: float = 0.0) -> list[Row]:
