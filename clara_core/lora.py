@@ -112,7 +112,7 @@ class RoutedLinear(nn.Module):
         else:
             return y
         flat = shrunk.flatten(0, -2)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or y.dtype is not expand.dtype:  # mixed precision casts out of place only
             return torch.addmm(y.flatten(0, -2), flat, expand, alpha=self.scale).view(y.shape)
         y.view(-1, self.out_features).addmm_(flat, expand, alpha=self.scale)
         return y
