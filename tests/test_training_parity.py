@@ -102,7 +102,7 @@ def gradient_norm(model: ClaraModel, role: Role) -> float:
     return squares**0.5
 
 
-@pytest.mark.parametrize(("name", "stage"), recorded())
+@pytest.mark.parametrize("name, stage", recorded())
 def test_losses_and_gradients_are_those_of_the_published_code(name: str, stage: str) -> None:
     model, tokenizer = load(name)
     wanted = json.loads((PARITY / name / "golden.json").read_text())["train"][stage]
