@@ -9,18 +9,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from langchain_clara.chains import create_clara_documents_chain
     from langchain_clara.chat_models import ChatClara
+    from langchain_clara.embeddings import ClaraEmbeddings
+    from langchain_clara.middleware import ClaraContextMiddleware
     from langchain_clara.prompts import DocumentsPlaceholder
     from langchain_clara.rerank import ClaraRerank
     from langchain_clara.retrievers import ClaraRetriever
+    from langchain_clara.text_splitter import ClaraTextSplitter
+    from langchain_clara.vectorstores import ClaraVectorStore
 
-__all__ = ["ChatClara", "ClaraRerank", "ClaraRetriever", "DocumentsPlaceholder"]
+__all__ = [
+    "ChatClara",
+    "ClaraContextMiddleware",
+    "ClaraEmbeddings",
+    "ClaraRerank",
+    "ClaraRetriever",
+    "ClaraTextSplitter",
+    "ClaraVectorStore",
+    "DocumentsPlaceholder",
+    "create_clara_documents_chain",
+]
 
 _MODULES: Final = {
     "ChatClara": "langchain_clara.chat_models",
+    "ClaraContextMiddleware": "langchain_clara.middleware",
+    "ClaraEmbeddings": "langchain_clara.embeddings",
     "ClaraRerank": "langchain_clara.rerank",
     "ClaraRetriever": "langchain_clara.retrievers",
+    "ClaraTextSplitter": "langchain_clara.text_splitter",
+    "ClaraVectorStore": "langchain_clara.vectorstores",
     "DocumentsPlaceholder": "langchain_clara.prompts",
+    "create_clara_documents_chain": "langchain_clara.chains",
 }
 
 

@@ -21,7 +21,7 @@ DEFAULT_MODEL = "pocket"
 SCORE_KEY = "relevance_score"
 """Metadata key of a document's score: a Python float, the cosine in [-1, 1]."""
 
-_OPTIONS = (
+ENGINE_OPTIONS = (
     "compression",
     "base_model",
     "revision",
@@ -99,7 +99,7 @@ class EngineFields(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_both(self) -> EngineFields:
-        given = [name for name in ("model", *_OPTIONS) if getattr(self, name) is not None]
+        given = [name for name in ("model", *ENGINE_OPTIONS) if getattr(self, name) is not None]
         if self.engine is not None and given:
             raise ValueError(f"give engine= or {given[0]}=, not both: an engine has its own model and options")
         return self
@@ -107,13 +107,23 @@ class EngineFields(BaseModel):
     @cached_property
     def shared_engine(self) -> ClaraEngine:
         """The engine, looked up at first use; its weights load when it first computes."""
+        return self.find_engine()
+
+    def find_engine(self) -> ClaraEngine:
+        """The engine that the fields name."""
         if self.engine is not None:
             found: ClaraEngine = self.engine
             return found
         from clara_core import ClaraEngine
 
-        options = {name: getattr(self, name) for name in _OPTIONS if getattr(self, name) is not None}
+        options = {name: getattr(self, name) for name in ENGINE_OPTIONS if getattr(self, name) is not None}
         return ClaraEngine.from_pretrained(self.model or DEFAULT_MODEL, **options)
+
+    @property
+    def model_label(self) -> str:
+        """The model as it was named."""
+        name: str = self.engine.arguments.model if self.engine is not None else self.model or DEFAULT_MODEL
+        return name
 
     async def ashared_engine(self) -> ClaraEngine:
         """The same, found in a thread: the first look-up imports torch and reads files."""

@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import (
+    Runnable,
+    RunnableConfig,
+    RunnableParallel,
+    RunnablePassthrough,
+    RunnableSerializable,
+)
 from pydantic import ConfigDict, Field
 
 from langchain_clara._engine import EngineFields
-from langchain_clara._index import with_score
+from langchain_clara._entries import with_score
 
 if TYPE_CHECKING:
     from clara_core import Ranked
 
 
-class ClaraRerank(BaseDocumentCompressor, EngineFields):
+_QUESTION: Final = ("question", "query", "input")
+_DOCUMENTS: Final = ("documents", "context")
+
+
+class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocumentCompressor, EngineFields):
     """Puts documents in the order in which they answer the question, and keeps the best.
 
-    Memory is found by the document's text: one that was compressed before (by a retriever, a
-    store, an earlier question) costs nothing, so that reranking known documents costs one
-    question. The documents returned are copies with the cosine of question and document in
-    ``metadata["relevance_score"]``, a Python float in [-1, 1].
+    Memory is found by the document's text: one that was compressed before (by a retriever, a store, an earlier
+    question) costs nothing, so that reranking known documents costs one question. The documents returned are copies
+    with the cosine of question and document in ``metadata["relevance_score"]``, a Python float in [-1, 1].
 
-    Example:
+    It is the `base_compressor` of a `ContextualCompressionRetriever`, and a step of a chain by itself.
+
+    Setup:
+        ```bash
+        pip install 'clara-rag[langchain]'
+        ```
+
+    Key init args:
+        top_n: int | None
+            Documents to keep; None keeps all of them.
+        model, compression, dtype, ... or engine:
+            See `EngineFields`.
+
+    Instantiate:
         ```python
-        rerank = ClaraRerank(top_n=3)
-        best = rerank.compress_documents(documents, "When was the bridge opened?")
-        chain = rerank.as_runnable(any_retriever)  # question -> its candidates, reranked
+        from langchain_clara import ClaraRerank
+
+        rerank = ClaraRerank(model="pocket", top_n=3)
+        ```
+
+    Usage:
+        ```python
+        rerank.compress_documents(documents, "When was the bridge opened?")
+        best_three = rerank.as_runnable(any_retriever)  # question -> its candidates, reranked
+        best_three = {"documents": any_retriever, "question": RunnablePassthrough()} | rerank  # the same
+        ```
+
+    Async:
+        ```python
+        await rerank.acompress_documents(documents, "When was the bridge opened?")
         ```
     """
 
@@ -67,6 +101,29 @@ class ClaraRerank(BaseDocumentCompressor, EngineFields):
         memories = await engine.aremember([document.page_content for document in documents])
         return _ordered(documents, await engine.arank(query, memories, top_k=self.top_n))
 
+    def invoke(self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:  # noqa: A002
+        """Rerank as a step of a chain.
+
+        Args:
+            input: The question ("question", "query" or "input") and the candidates ("documents" or "context").
+            config: Of the run.
+            **kwargs: There are none.
+        """
+        return self._call_with_config(lambda given: self.compress_documents(*_read(given)[::-1]), input, config)
+
+    async def ainvoke(
+        self,
+        input: dict[str, Any],  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """`invoke`, awaitable."""
+
+        async def rerank(given: dict[str, Any]) -> list[Document]:
+            return await self.acompress_documents(*_read(given)[::-1])
+
+        return await self._acall_with_config(rerank, input, config)
+
     def as_runnable(self, retriever: Runnable[str, list[Document]]) -> Runnable[str, list[Document]]:
         """A retriever's candidates, reranked, as one step of a chain.
 
@@ -74,18 +131,26 @@ class ClaraRerank(BaseDocumentCompressor, EngineFields):
             retriever: Anything that turns a question into documents.
 
         Returns:
-            Runnable: From a question to the best `top_n` of the retriever's documents, sync and
-                async.
+            Runnable: From a question to the best `top_n` of the retriever's documents, sync and async.
         """
+        return RunnableParallel(documents=retriever, question=RunnablePassthrough()) | self
 
-        def find(question: str, config: RunnableConfig) -> list[Document]:
-            return self.compress_documents(retriever.invoke(question, config), question, config.get("callbacks"))
 
-        async def afind(question: str, config: RunnableConfig) -> list[Document]:
-            candidates = await retriever.ainvoke(question, config)
-            return await self.acompress_documents(candidates, question, config.get("callbacks"))
-
-        return RunnableLambda(find, afind, name=type(self).__name__)
+def _read(given: object) -> tuple[str, list[Document]]:
+    """Question and candidates of a chain's input."""
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"ClaraRerank takes a dict with the question and the documents, got {type(given).__name__}; "
+            "use rerank.as_runnable(retriever)"
+        )
+    question = next((given[key] for key in _QUESTION if key in given), None)
+    documents = next((given[key] for key in _DOCUMENTS if key in given), None)
+    if question is None or documents is None:
+        raise ValueError(
+            f"ClaraRerank takes the question as one of {_QUESTION} and the documents as one of {_DOCUMENTS}, "
+            f"got {tuple(given)}"
+        )
+    return question, documents
 
 
 def _ordered(documents: Sequence[Document], ranked: Sequence[Ranked]) -> list[Document]:

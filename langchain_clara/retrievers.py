@@ -1,38 +1,66 @@
-"""The query reasoner as a retriever over documents that are held in memory."""
+"""The query reasoner as a retriever: over a store of memories, or over the candidates of another retriever."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForRetrieverRun,
-    CallbackManagerForRetrieverRun,
-)
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from pydantic import ConfigDict, Field
+from langchain_core.runnables import Runnable
+from pydantic import ConfigDict, Field, model_validator
 
-from langchain_clara._engine import DEFAULT_MODEL, EngineFields
-from langchain_clara._index import DocumentIndex, with_score
+from langchain_clara._engine import ENGINE_OPTIONS, EngineFields
+from langchain_clara._entries import Filter, acceptor, with_score
+from langchain_clara.embeddings import ClaraEmbeddings
+from langchain_clara.vectorstores import ClaraVectorStore
 
 if TYPE_CHECKING:
-    from clara_core import ClaraEngine, Memory, Ranked
+    from clara_core import ClaraEngine, Ranked
 
 
 class ClaraRetriever(BaseRetriever, EngineFields):
     """Finds documents by what the question asks for, on their memory tokens.
 
-    Documents are compressed when they are added. The ones that a search returns carry their text,
-    their id, and in ``metadata["relevance_score"]`` the cosine of question and document (a Python
-    float in [-1, 1], the best window of a long document). A reranker or a chat model of the same
-    model knows their memory already.
+    The documents that it returns are copies with their full text, their id, and in ``metadata["relevance_score"]``
+    the cosine of question and document (a Python float in [-1, 1], the best window of a long document). A reranker or
+    a chat model of the same model knows their memory already.
 
-    Example:
+    Setup:
+        ```bash
+        pip install 'clara-rag[langchain]'
+        ```
+
+    Key init args:
+        k: int
+            Documents to return.
+        filter: dict | Callable[[Document], bool] | None
+            Which documents may be returned; see `clara_core.filters`.
+        score_threshold: float | None
+            Lowest score.
+        vectorstore: ClaraVectorStore | None
+            The documents, where they are in a store already.
+        model, compression, dtype, ... or engine:
+            See `EngineFields`.
+
+    Instantiate:
         ```python
         retriever = ClaraRetriever.from_documents(documents, model="pocket", k=4)
+        retriever = ClaraRetriever(vectorstore=store, k=4)
+        retriever = ClaraRetriever.from_retriever(bm25, k=4, base_weight=0.5)  # reranks the candidates of any other
+        ```
+
+    Usage:
+        ```python
         retriever.invoke("When was the bridge opened?")
-        retriever.invoke("When was the bridge opened?", k=2)
+        retriever.invoke("When was the bridge opened?", k=2, filter={"town": "Aln"}, score_threshold=0.3)
+        ```
+
+    Async:
+        ```python
+        await retriever.ainvoke("When was the bridge opened?")
         ```
     """
 
@@ -40,10 +68,37 @@ class ClaraRetriever(BaseRetriever, EngineFields):
 
     k: int = Field(default=4, ge=1)
     """Documents to return."""
+    filter: Any = None
+    """Which documents may be returned: a dict, or a function of a document; None lets all pass."""
     score_threshold: float | None = None
     """Documents with a lower score are left out; None keeps the best `k` whatever their score."""
-    index: DocumentIndex = Field(default_factory=DocumentIndex, exclude=True, repr=False)
-    """The documents; copies of this retriever that the framework makes share it."""
+    vectorstore: ClaraVectorStore | None = Field(default=None, exclude=True, repr=False)
+    """The documents; copies of this retriever that the framework makes share it. Made where it is not given."""
+    base: Runnable[str, list[Document]] | None = Field(default=None, exclude=True, repr=False)
+    """Gives the candidates, instead of a store."""
+    base_weight: float = Field(default=0.0, ge=0, le=1)
+    """Share that the base's own order has in the result (reciprocal rank fusion): 0 is none, 0.5 is half."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if self.base is not None and self.vectorstore is not None:
+            raise ValueError("give base= or vectorstore=, not both: documents come from one of them")
+        if self.base_weight and self.base is None:
+            raise ValueError("base_weight= says how much the order of base= counts, and there is no base")
+        options = {name: getattr(self, name) for name in ("engine", "model", *ENGINE_OPTIONS)}
+        options = {name: value for name, value in options.items() if value is not None}
+        if self.vectorstore is not None:
+            # The framework copies a retriever by its fields: then both are there, and agree.
+            embedding = self.vectorstore.embeddings
+            other = [name for name, value in options.items() if getattr(embedding, name, None) != value]
+            if other:
+                raise ValueError(f"give vectorstore= or {other[0]}=, not both: a store has its own model and options")
+        elif self.base is None:
+            self.vectorstore = ClaraVectorStore(**options)
+        acceptor(self.filter)
+        return self
+
+    # --- making one ------------------------------------------------------------------------------
 
     @classmethod
     def from_documents(cls, documents: Iterable[Document], *, ids: Sequence[str] | None = None, **options: Any) -> Self:
@@ -67,26 +122,31 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         await retriever.aadd_documents(documents, ids=ids)
         return retriever
 
+    @classmethod
+    def from_retriever(cls, base: Runnable[str, list[Document]], **options: Any) -> Self:
+        """A retriever that takes the candidates of another one and returns the best of them.
+
+        Candidates are compressed at first sight; known ones cost one question. The base decides how many there are.
+
+        Args:
+            base: Anything that turns a question into documents.
+            **options: The fields of this class, such as ``model=``, ``k=`` and ``base_weight=``.
+        """
+        return cls(base=base, **options)
+
     def add_documents(self, documents: Iterable[Document], *, ids: Sequence[str] | None = None) -> list[str]:
         """Compress and keep more documents; one whose id is known replaces the other.
 
         Returns:
             list: The ids, in order.
         """
-        documents, keys = _listed(documents, ids)
-        if not documents:
-            return []
-        memories = self.shared_engine.remember([document.page_content for document in documents])
-        return self.index.put(documents, memories, keys)
+        return self._store().add_documents(documents, ids=None if ids is None else list(ids))
 
     async def aadd_documents(self, documents: Iterable[Document], *, ids: Sequence[str] | None = None) -> list[str]:
         """`add_documents`, awaitable."""
-        documents, keys = _listed(documents, ids)
-        if not documents:
-            return []
-        engine = await self.ashared_engine()
-        memories = await engine.aremember([document.page_content for document in documents])
-        return self.index.put(documents, memories, keys)
+        return await self._store().aadd_documents(documents, ids=None if ids is None else list(ids))
+
+    # --- finding ---------------------------------------------------------------------------------
 
     def _get_relevant_documents(
         self,
@@ -94,15 +154,19 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         *,
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
+        filter: Filter | None = None,  # noqa: A002
         score_threshold: float | None = None,
     ) -> list[Document]:
-        k, floor = self._limits(k, score_threshold)
-        documents, memories = self.index.snapshot()
-        if not documents:
+        k, condition, floor = self._limits(k, filter, score_threshold)
+        if self.base is None:
+            return _above(floor, self._store().similarity_search_with_score(query, k, condition))
+        candidates = self.base.invoke(query, {"callbacks": run_manager.get_child()})
+        candidates = _accepted(candidates, condition)
+        if not candidates:
             return []
         engine = self.shared_engine
-        ranked = engine.rank(query, memories, top_k=k)
-        return _found(engine, ranked, documents, memories, floor)
+        memories = engine.remember([document.page_content for document in candidates])
+        return _above(floor, self._ordered(candidates, engine.rank(query, memories)), k)
 
     async def _aget_relevant_documents(
         self,
@@ -110,51 +174,85 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,
         k: int | None = None,
+        filter: Filter | None = None,  # noqa: A002
         score_threshold: float | None = None,
     ) -> list[Document]:
-        k, floor = self._limits(k, score_threshold)
-        documents, memories = self.index.snapshot()
-        if not documents:
+        k, condition, floor = self._limits(k, filter, score_threshold)
+        if self.base is None:
+            return _above(floor, await self._store().asimilarity_search_with_score(query, k, condition))
+        candidates = await self.base.ainvoke(query, {"callbacks": run_manager.get_child()})
+        candidates = _accepted(candidates, condition)
+        if not candidates:
             return []
         engine = await self.ashared_engine()
-        ranked = await engine.arank(query, memories, top_k=k)
-        return _found(engine, ranked, documents, memories, floor)
+        memories = await engine.aremember([document.page_content for document in candidates])
+        return _above(floor, self._ordered(candidates, await engine.arank(query, memories)), k)
 
-    def _limits(self, k: int | None, score_threshold: float | None) -> tuple[int, float | None]:
+    def _limits(
+        self,
+        k: int | None,
+        condition: Filter | None,
+        floor: float | None,
+    ) -> tuple[int, Filter | None, float | None]:
+        """What a call asks for, else what this object says."""
         k = self.k if k is None else k
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        return k, self.score_threshold if score_threshold is None else score_threshold
+        condition = self.filter if condition is None else condition
+        return k, condition, self.score_threshold if floor is None else floor
+
+    def _ordered(self, candidates: Sequence[Document], ranked: Sequence[Ranked]) -> list[tuple[Document, float]]:
+        """Candidates with their scores, in the order of the ranking or of both rankings together."""
+        scores = {hit.index: hit.score for hit in ranked}
+        order = list(scores)
+        if self.base_weight:
+            from clara_core.ranking import fuse_ranks
+
+            fused = fuse_ranks([range(len(candidates)), order], [self.base_weight, 1 - self.base_weight])
+            order = [index for index, _ in fused]
+        return [(candidates[index], scores[index]) for index in order]
+
+    def _store(self) -> ClaraVectorStore:
+        if self.vectorstore is None:
+            raise TypeError("this retriever takes the candidates of another one and keeps no documents itself")
+        return self.vectorstore
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    @cached_property
+    def shared_engine(self) -> ClaraEngine:
+        """The engine, which is the store's where there is one.
+
+        Raises:
+            TypeError: The store keeps vectors of another embedding.
+        """
+        if self.vectorstore is None:
+            return self.find_engine()
+        embedding = self.vectorstore.embeddings
+        if not isinstance(embedding, ClaraEmbeddings):
+            raise TypeError(f"the store of this retriever searches with {type(embedding).__name__}, without an engine")
+        return embedding.shared_engine
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
-        return LangSmithRetrieverParams(
-            ls_retriever_name="clara",
-            ls_embedding_provider="clara",
-            ls_embedding_model=self.model or DEFAULT_MODEL,
-        )
+        params = LangSmithRetrieverParams(ls_retriever_name="clara")
+        embedding = None if self.vectorstore is None else self.vectorstore.embeddings
+        if embedding is not None and not isinstance(embedding, ClaraEmbeddings):
+            return {**params, "ls_vector_store_provider": "clara", "ls_embedding_provider": type(embedding).__name__}
+        name = self.model_label if embedding is None else embedding.model_label
+        if embedding is not None:
+            params["ls_vector_store_provider"] = "clara"
+        return {**params, "ls_embedding_provider": "clara", "ls_embedding_model": name}
 
 
-def _listed(documents: Iterable[Document], ids: Sequence[str] | None) -> tuple[list[Document], list[str | None]]:
-    """The documents as a list, and the id that each one brings along."""
-    documents = list(documents)
-    if ids is None:
-        return documents, [document.id for document in documents]
-    if len(ids) != len(documents):
-        raise ValueError(f"one id a document is needed: got {len(ids)} ids for {len(documents)} documents")
-    return documents, list(ids)
+def _accepted(candidates: Sequence[Document], condition: Filter | None) -> list[Document]:
+    """Those that the filter lets pass."""
+    accept = acceptor(condition)
+    if accept is None:
+        return list(candidates)
+    return [document for document in candidates if accept(document)]
 
 
-def _found(
-    engine: ClaraEngine,
-    ranked: Sequence[Ranked],
-    documents: Sequence[Document],
-    memories: Sequence[Memory],
-    floor: float | None,
-) -> list[Document]:
-    """Copies of the documents of a ranking, with scores."""
-    kept = [hit for hit in ranked if floor is None or hit.score >= floor]
-    for hit in kept:
-        # What is read next is looked up by its text; in a large corpus it may have been forgotten
-        # there.
-        engine.cache.put(memories[hit.index])
-    return [with_score(documents[hit.index], hit.score) for hit in kept]
+def _above(floor: float | None, pairs: Sequence[tuple[Document, float]], k: int | None = None) -> list[Document]:
+    """Copies of the first `k` documents whose score is high enough, with their scores."""
+    kept = [pair for pair in pairs if floor is None or pair[1] >= floor]
+    return [with_score(document, score) for document, score in kept[:k]]

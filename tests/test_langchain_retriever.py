@@ -129,7 +129,7 @@ def test_wrong_number_of_ids(model):
 
 def test_takes_a_generator(model):
     retriever = ClaraRetriever.from_documents((document for document in make_documents()), model=model)
-    assert len(retriever.index) == 5
+    assert len(retriever.vectorstore) == 5
 
 
 def test_nothing_given_is_changed_and_nothing_kept_can_be(model):
@@ -171,7 +171,7 @@ def test_copies_of_the_framework_share_the_documents(engine, model, retriever):
     assert len(flexible.invoke(QUESTION, config={"configurable": {"k": 1}})) == 1
     assert len(flexible.invoke(QUESTION)) == 3
     prepared, _ = flexible.prepare({"configurable": {"k": 1}})
-    assert prepared.index is retriever.index
+    assert prepared.vectorstore is retriever.vectorstore
     assert prepared.shared_engine is engine
 
 
@@ -179,7 +179,7 @@ def test_a_deep_copy_is_on_its_own(retriever):
     other = retriever.model_copy(deep=True)
     assert other.shared_engine is retriever.shared_engine
     other.add_documents([Document("More.")])
-    assert (len(retriever.index), len(other.index)) == (5, 6)
+    assert (len(retriever.vectorstore), len(other.vectorstore)) == (5, 6)
 
 
 def test_batch_equals_loop(retriever):
@@ -209,7 +209,7 @@ async def test_compressing_does_not_block_the_loop(model):
     documents = [Document(" ".join(f"w{number * word}" for word in range(60))) for number in range(150)]
     work = ClaraRetriever.afrom_documents(documents, model=model)
     retriever, seconds, gap = await longest_gap(work)
-    assert len(retriever.index) == 150
+    assert len(retriever.vectorstore) == 150
     assert gap < seconds / 3
 
 

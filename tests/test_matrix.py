@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -117,6 +119,15 @@ def test_lengths_that_do_not_belong_together():
     with pytest.raises(ValueError, match="question of 5 numbers"):
         matrix.search(torch.ones(5), 1)
     assert len(matrix) == 1
+
+
+def test_copies_are_on_their_own():
+    matrix = VectorMatrix()
+    matrix.put([("a", [1], vectors(0, 2))])
+    for copied in (copy.deepcopy(matrix), pickle.loads(pickle.dumps(matrix))):
+        copied.put([("b", [2], vectors(1, 1))])
+        copied.value("a").append(3)
+        assert (len(copied), len(matrix), matrix.value("a")) == (2, 1, [1])
 
 
 def test_a_reader_never_misses_what_is_being_replaced():

@@ -1,0 +1,93 @@
+"""Answering from compressed documents, where a chain of LangChain's would paste their text into the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.output_parsers import BaseOutputParser, StrOutputParser
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
+from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, MessagesPlaceholder, format_document
+from langchain_core.runnables import Runnable, RunnableLambda
+
+from langchain_clara.prompts import DocumentsPlaceholder
+
+
+def create_clara_documents_chain(
+    llm: Runnable[Any, BaseMessage] | BaseChatModel,
+    prompt: BasePromptTemplate[Any] | None = None,
+    *,
+    output_parser: BaseOutputParser[Any] | None = None,
+    document_prompt: BasePromptTemplate[str] | None = None,
+    document_variable_name: str = "context",
+) -> Runnable[dict[str, Any], Any]:
+    """A chain that answers from documents: what `create_stuff_documents_chain` is, without the stuffing.
+
+    Documents reach the model as content blocks, which `ChatClara` reads as memory tokens. It takes the same place in
+    `create_retrieval_chain` and the same prompts: a ``{context}`` in the text of a prompt stays empty, and the
+    documents stand in front of the last human message. A prompt with a `DocumentsPlaceholder` says itself where.
+
+    Example:
+        ```python
+        chain = create_retrieval_chain(retriever, create_clara_documents_chain(ChatClara()))
+        chain.invoke({"input": "When was the bridge opened?"})["answer"]
+        ```
+
+    Args:
+        llm: `ChatClara`, or another model that reads documents in messages.
+        prompt: Made of ``{input}`` and an optional ``chat_history`` where it is not given.
+        output_parser: Of the answer; the text where it is not given.
+        document_prompt: What to make of a document, from its text and metadata. A text that it changes is another
+            text, whose memory is not the one that a store holds.
+        document_variable_name: The input's key that holds the documents.
+
+    Returns:
+        Runnable: From ``{"context": documents, "input": question, ...}`` to the answer.
+
+    Raises:
+        KeyError: The input has no documents (when the chain is called).
+    """
+    used = _default_prompt(document_variable_name) if prompt is None else prompt
+
+    def fill(values: dict[str, Any]) -> PromptValue:
+        return _filled(used, _shown(values, document_variable_name, document_prompt), document_variable_name)
+
+    chain: Runnable[dict[str, Any], Any] = RunnableLambda(fill) | llm | (output_parser or StrOutputParser())
+    return chain.with_config(run_name="clara_documents_chain")
+
+
+def _default_prompt(name: str) -> ChatPromptTemplate:
+    history = MessagesPlaceholder("chat_history", optional=True)
+    return ChatPromptTemplate.from_messages([history, DocumentsPlaceholder(name), ("human", "{input}")])
+
+
+def _places_documents(prompt: BasePromptTemplate[Any], name: str) -> bool:
+    parts = getattr(prompt, "messages", [])
+    return any(isinstance(part, DocumentsPlaceholder) and part.variable_name == name for part in parts)
+
+
+def _shown(values: Mapping[str, Any], name: str, document_prompt: BasePromptTemplate[str] | None) -> dict[str, Any]:
+    """The input, its documents as `document_prompt` says them."""
+    if name not in values:
+        raise KeyError(f"the documents are missing: there is no {name!r} among {', '.join(map(repr, values))}")
+    if document_prompt is None:
+        return dict(values)
+    said = [
+        Document(format_document(document, document_prompt), id=document.id, metadata=document.metadata)
+        for document in values[name]
+    ]
+    return {**values, name: said}
+
+
+def _filled(prompt: BasePromptTemplate[Any], values: dict[str, Any], name: str) -> PromptValue:
+    """The prompt with the documents where it says, else in front of its last human message."""
+    if _places_documents(prompt, name):
+        return prompt.invoke(values)
+    documents = DocumentsPlaceholder(name).format_messages(**values)
+    messages = prompt.invoke({**values, name: ""}).to_messages()
+    human = [index for index, message in enumerate(messages) if isinstance(message, HumanMessage)]
+    place = human[-1] if human else len(messages)
+    return ChatPromptValue(messages=[*messages[:place], *documents, *messages[place:]])

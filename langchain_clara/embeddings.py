@@ -1,0 +1,170 @@
+"""The compressor as an embedding model, for any vector store."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from langchain_core.embeddings import Embeddings
+from pydantic import ConfigDict, Field
+
+from langchain_clara._engine import EngineFields
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clara_core import Memory
+    from clara_core.projection import Projection
+
+
+class ClaraEmbeddings(EngineFields, Embeddings):
+    """Memories as vectors: the compressor embeds documents, the query reasoner embeds questions.
+
+    A vector is a memory laid out flat, of length one, so that cosine, inner product and Euclidean distance rank
+    alike. `ClaraVectorStore` searches the memories themselves and needs none of this; it is meant for other stores.
+    Many of those take no vector of 65,536 numbers (a document of the 7B model at rate 16): `dimensions` makes it
+    shorter.
+
+    Setup:
+        ```bash
+        pip install 'clara-rag[langchain]'
+        ```
+
+    Key init args:
+        dimensions: int | None
+            Length of the vectors; None is the full length ``n_mem * hidden``.
+        overflow: "mean" | "error"
+            What becomes of a text that is longer than the compressor's window.
+        model, compression, dtype, ... or engine:
+            See `EngineFields`.
+
+    Instantiate:
+        ```python
+        from langchain_clara import ClaraEmbeddings
+
+        embeddings = ClaraEmbeddings(model="pocket", dimensions=1024)
+        ```
+
+    Embed:
+        ```python
+        embeddings.embed_documents(["Tolmet Bridge was opened in 1907."])
+        embeddings.embed_query("When was Tolmet Bridge opened?")
+        ```
+
+    Async:
+        ```python
+        await embeddings.aembed_query("When was Tolmet Bridge opened?")
+        ```
+
+    The same text has another vector as a document than as a question: a cache of embeddings needs a place for each.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    dimensions: int | None = Field(default=None, ge=1)
+    """Length of the vectors, by a seeded orthogonal projection; None keeps them whole.
+
+    A cosine is kept up to a standard deviation of ``(1 - cosine²) / sqrt(dimensions)``: 0.03 at 1,024 for texts that
+    have nothing in common, less for those that are alike.
+    """
+    seed: int = 0
+    """Of the projection; vectors are comparable only under the same one."""
+    overflow: Literal["mean", "error"] = "mean"
+    """A text longer than the window becomes the mean of its windows, with a warning, or raises `WindowOverflow`."""
+    show_progress: bool = False
+    """Draw a progress bar while documents are compressed."""
+
+    # --- LangChain's interface -------------------------------------------------------------------
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Vectors of documents, in order; a text that was compressed before costs nothing.
+
+        Raises:
+            WindowOverflow: A text is longer than the window and ``overflow="error"``.
+        """
+        if not texts:
+            return []
+        memories = self.shared_engine.remember(texts, show_progress=self.show_progress)
+        return _lists(self.memory_vectors(memories))
+
+    def embed_query(self, text: str) -> list[float]:
+        """Vector of a question."""
+        return _lists(self._projected(self.shared_engine.reason([text])))[0]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """`embed_documents`, awaitable; no thread is held while the device works."""
+        if not texts:
+            return []
+        engine = await self.ashared_engine()
+        memories = await engine.aremember(texts)
+        return await asyncio.to_thread(lambda: _lists(self.memory_vectors(memories)))
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """`embed_query`, awaitable."""
+        engine = await self.ashared_engine()
+        tokens = await engine.areason([text])
+        return (await asyncio.to_thread(lambda: _lists(self._projected(tokens))))[0]
+
+    # --- tensors ---------------------------------------------------------------------------------
+
+    def memory_vectors(self, memories: Sequence[Memory]) -> Tensor:
+        """Vectors ``[n, length]`` of memories, in float32: what `embed_documents` gives as lists."""
+        import torch
+
+        self._judge_long([memory for memory in memories if memory.n_windows > 1])
+        windows = [_unit(memory.tokens.flatten(1).float()) for memory in memories]  # [n_windows, n_mem * hidden] each
+        return self._projected(torch.stack([rows.mean(0) for rows in windows]))
+
+    def question_vector(self, tokens: Tensor) -> Tensor:
+        """Vector ``[length]`` of one question's memory tokens ``[1, n_mem, hidden]``."""
+        return self._projected(tokens)[0]
+
+    def _judge_long(self, long: Sequence[Memory]) -> None:
+        if not long:
+            return
+        window = self.shared_engine.window
+        first = f"{long[0].text[:60]!r}… of {long[0].source_tokens} tokens"
+        if self.overflow == "error":
+            from clara_core import WindowOverflow
+
+            raise WindowOverflow(f"{len(long)} texts do not fit the window of {window} tokens, such as {first}; {_HOW}")
+        warnings.warn(
+            f"{len(long)} texts are longer than the window of {window} tokens, such as {first}: "
+            f"their vectors are means of their windows; {_HOW}",
+            stacklevel=3,
+        )
+
+    def _projected(self, tokens: Tensor) -> Tensor:
+        """Unit vectors of the length that is asked for, from ``[n, n_mem, hidden]`` or ``[n, n_mem * hidden]``."""
+        vectors = tokens.flatten(1).float()
+        return _unit(vectors if self.projection is None else self.projection.apply(vectors))
+
+    @cached_property
+    def projection(self) -> Projection | None:
+        """From memories to `dimensions` numbers; None where vectors are kept whole."""
+        if self.dimensions is None:
+            return None
+        from clara_core.projection import Projection
+
+        dimension = self.shared_engine.dimension
+        if self.dimensions > dimension:
+            raise ValueError(f"dimensions={self.dimensions} is more than the {dimension} numbers of a memory")
+        return Projection(dimension, self.dimensions, self.seed)
+
+
+_HOW = "split them with ClaraTextSplitter, or search them in a ClaraVectorStore, which keeps every window"
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    import torch
+
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def _lists(vectors: Tensor) -> list[list[float]]:
+    """Python floats, as the interface wants them."""
+    lists: list[list[float]] = vectors.tolist()
+    return lists

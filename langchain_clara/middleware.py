@@ -1,0 +1,85 @@
+"""Documents for an agent's model: retrieved for each question, read as memory tokens. Needs `langchain`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.messages import AnyMessage, HumanMessage
+from langchain_core.runnables import Runnable
+
+from langchain_clara._documents import DOCUMENT_BLOCKS, block_from_document
+
+try:
+    from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+except ImportError as exc:
+    raise ImportError("ClaraContextMiddleware needs langchain: pip install 'clara-rag[agents]'") from exc
+
+
+class ClaraContextMiddleware(AgentMiddleware[Any, Any, Any]):
+    """Puts the documents that answer the last question in front of it, as content blocks.
+
+    The agent's state keeps the conversation as it was: what was retrieved for one question is not carried along to
+    the next. The answer says in ``response_metadata["documents"]`` which ones `ChatClara` read.
+
+    Example:
+        ```python
+        agent = create_agent(ChatClara(), tools=[], middleware=[ClaraContextMiddleware(retriever)])
+        agent.invoke({"messages": [("human", "When was the bridge opened?")]})
+        ```
+
+    Args:
+        retriever: Anything that turns a question into documents.
+        k: Most documents to hand over; None hands over all that the retriever gives.
+    """
+
+    tools: Sequence[Any] = ()
+
+    def __init__(self, retriever: Runnable[str, list[Document]], k: int | None = None) -> None:
+        super().__init__()
+        if k is not None and k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.retriever, self.k = retriever, k
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ModelResponse[Any]:
+        """Call the model with documents."""
+        question = _question(request.messages)
+        if question is None:
+            return handler(request)
+        return handler(self._with(request, self.retriever.invoke(question)))
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ModelResponse[Any]:
+        """`wrap_model_call`, awaitable."""
+        question = _question(request.messages)
+        if question is None:
+            return await handler(request)
+        return await handler(self._with(request, await self.retriever.ainvoke(question)))
+
+    def _with(self, request: ModelRequest[Any], documents: Sequence[Document]) -> ModelRequest[Any]:
+        blocks: list[str | dict[Any, Any]] = [block_from_document(document) for document in documents[: self.k]]
+        if not blocks:
+            return request
+        place = _last_human(request.messages)
+        messages: list[AnyMessage] = list(request.messages)
+        messages.insert(place, HumanMessage(content=blocks))
+        return request.override(messages=messages)
+
+
+def _question(messages: Sequence[AnyMessage]) -> str | None:
+    """Text of the last human message; None where it brings its own documents, or there is none."""
+    place = _last_human(messages)
+    if place < 0:
+        return None
+    message = messages[place]
+    kinds = {block.get("type") for block in message.content if isinstance(block, dict)}
+    return None if kinds & set(DOCUMENT_BLOCKS) else message.text
+
+
+def _last_human(messages: Sequence[AnyMessage]) -> int:
+    places = [index for index, message in enumerate(messages) if isinstance(message, HumanMessage)]
+    return places[-1] if places else -1

@@ -1,0 +1,67 @@
+"""Splitting by the compressor's window, so that a piece is one memory of `n_mem` tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_text_splitters import TextSplitter
+
+from langchain_clara._engine import EngineFields
+
+
+class ClaraTextSplitter(TextSplitter):
+    """Cuts texts into pieces that fit the compressor's window, at sentence ends, else between words.
+
+    The pieces of a text joined together are the text: nothing is lost, stripped or said twice. They are measured with
+    the model's own tokenizer; no weights are loaded.
+
+    Example:
+        ```python
+        splitter = ClaraTextSplitter(model="pocket", add_start_index=True)
+        pieces = splitter.split_documents(documents)
+        ```
+
+    Args:
+        add_start_index: Say in ``metadata["start_index"]`` where in its text a piece begins, in characters.
+        **options: ``model=`` and its options, or ``engine=``; see `EngineFields`.
+    """
+
+    def __init__(self, *, add_start_index: bool = False, **options: Any) -> None:
+        self._source = EngineFields(**options)
+        super().__init__(
+            chunk_overlap=0, length_function=self.count_tokens, add_start_index=add_start_index, strip_whitespace=False
+        )
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens that a text takes of the window."""
+        return self._source.shared_engine.tokenizer.count(text)
+
+    def split_text(self, text: str) -> list[str]:
+        """The pieces of a text, in order; an empty text has none."""
+        return [text[start:end] for start, end in self._spans(text)]
+
+    def create_documents(self, texts: list[str], metadatas: list[dict[Any, Any]] | None = None) -> list[Document]:
+        """The pieces of texts as documents, each with a copy of its text's metadata."""
+        if metadatas is not None and len(metadatas) != len(texts):
+            raise ValueError(f"one metadata a text is needed: got {len(metadatas)} for {len(texts)} texts")
+        pieces = []
+        for index, text in enumerate(texts):
+            for start, end in self._spans(text):
+                metadata = deepcopy(metadatas[index]) if metadatas else {}
+                if self._add_start_index:
+                    metadata["start_index"] = start
+                pieces.append(Document(text[start:end], metadata=metadata))
+        return pieces
+
+    def split_documents(self, documents: Iterable[Document]) -> list[Document]:
+        """The pieces of documents; their ids are their own, not the documents'."""
+        documents = list(documents)
+        return self.create_documents(
+            [document.page_content for document in documents], [document.metadata for document in documents]
+        )
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        return self._source.shared_engine.tokenizer.windows(text) if text else []
