@@ -6,6 +6,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from clara_core.training.losses import (
     cosine_scores,
     straight_through_top_k,
 )
+from clara_core.training.plot import plot_run, read_metrics
 from clara_core.training.rows import build_batch, paraphrase_rows, question_rows, split_rows
 from clara_core.training.world import make_corpus
 
@@ -163,3 +165,13 @@ def test_rows_teach_the_answers_and_nothing_else(finished: Path) -> None:
     halves = split_rows(batch)
     assert [row for half in halves for row in half.ids] == batch.ids
     assert [row for half in halves for row in half.documents] == batch.documents
+
+
+@pytest.mark.slow
+def test_the_curve_of_a_run_is_drawn(finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    lines = read_metrics(finished)
+    assert [line["stage"] for line in lines] == [stage.name for stage in pocket.STAGES for _ in range(2)]
+    assert all(before["hours"] <= after["hours"] for before, after in pairwise(lines))
+    plot_run(finished, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
