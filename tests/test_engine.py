@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import shutil
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -166,6 +168,19 @@ def test_unloading_while_others_wait(engine: ClaraEngine, memories) -> None:
     engine.unload()
     assert "not loaded" in repr(engine)
     assert engine.answer("Where?", memories, max_tokens=2).completion_tokens == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_forked_process_makes_its_own_worker(engine: ClaraEngine) -> None:
+    """The parent's thread does not live in the child: a call there must not wait for it."""
+    expected = engine.reason(["Where?"])
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # a child that hangs is killed
+        os._exit(0 if torch.allclose(engine.reason(["Where?"]), expected, atol=1e-5) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(engine.reason(["Where?"]), expected)
 
 
 # -- documents -------------------------------------------------------------------------------------

@@ -215,6 +215,16 @@ def test_windows_cover_the_text_and_fit(family: str, data: st.DataObject) -> Non
     assert all(tokens.count(text[start:end]) <= WINDOW or end == start + 1 for start, end in spans)
     assert (len(spans) == 1) == (tokens.count(text) <= WINDOW)
     assert tokens.windows(text, first_only=True) == spans[:1]
+    reserve = data.draw(st.integers(0, WINDOW - 8))
+    smaller = tokens.windows(text, reserve=reserve)
+    assert "".join(text[start:end] for start, end in smaller) == text
+    assert all(tokens.count(text[start:end]) <= WINDOW - reserve or end == start + 1 for start, end in smaller)
+
+
+@pytest.mark.parametrize("reserve", [-1, WINDOW, 99])
+def test_a_reserve_has_to_leave_a_window(reserve: int) -> None:
+    with pytest.raises(ValueError, match=f"window of {WINDOW} tokens, got {reserve}"):
+        tokenizer_of("mistral").windows("text", reserve=reserve)
 
 
 def test_windows_end_at_sentences_then_at_words() -> None:
