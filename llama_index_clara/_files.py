@@ -1,0 +1,125 @@
+"""A store in one file: a header of JSON, vectors as little-endian float32, and a hash over both.
+
+The file is written beside its place and moved there when it is whole, so that a crash leaves the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import IO, Any, Final
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
+
+from clara_core.errors import CheckpointError
+from llama_index_clara._nodes import text_of
+from llama_index_clara._queries import filterable
+from llama_index_clara._table import Entry
+from llama_index_clara._vectors import Array
+
+SUFFIX: Final = ".clara"
+"""Behind the name that LlamaIndex gives: under that name itself its own store would read an empty store."""
+_MAGIC: Final = b"clara-store-1\n"
+
+
+def write_file(path: str, fs: fsspec.AbstractFileSystem | None, header: dict[str, Any], rows: Iterable[Array]) -> None:
+    """Write a store.
+
+    Args:
+        path: Where to.
+        fs: Of which file system; None is the local one.
+        header: Everything but the vectors.
+        rows: Vectors in the order of the header's nodes, a matrix for each.
+    """
+    fs = fs or fsspec.filesystem("file")
+    folder = os.path.dirname(path)  # noqa: PTH120 - paths of any file system
+    if folder:
+        fs.makedirs(folder, exist_ok=True)
+    beside = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with fs.open(beside, "wb") as file:
+            _write(file, header, rows)
+        if isinstance(fs, LocalFileSystem):
+            os.replace(fs._strip_protocol(beside), fs._strip_protocol(path))  # noqa: PTH105, SLF001
+        else:
+            fs.mv(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            fs.rm_file(beside)
+        raise
+
+
+def _write(file: IO[bytes], header: dict[str, Any], rows: Iterable[Array]) -> None:
+    digest = hashlib.sha256()
+
+    def put(data: bytes) -> None:
+        digest.update(data)
+        file.write(data)
+
+    text = json.dumps(header).encode()
+    put(_MAGIC + len(text).to_bytes(8, "little") + text)
+    for matrix in rows:
+        put(matrix.astype("<f4", copy=False).tobytes())
+    file.write(digest.digest())
+    file.flush()
+    with suppress(AttributeError, OSError, ValueError):  # not every file system has a disk below
+        os.fsync(file.fileno())
+
+
+def read_file(path: str, fs: fsspec.AbstractFileSystem | None) -> tuple[dict[str, Any], Iterator[Array]]:
+    """Read a store: its header now, one matrix after the other when asked for.
+
+    Raises:
+        CheckpointError: There is no such file, it is none of these, or it is damaged.
+    """
+    fs = fs or fsspec.filesystem("file")
+    if not fs.exists(path):
+        raise CheckpointError(f"there is no stored ClaraVectorStore at {path}; persist() writes one")
+    file = fs.open(path, "rb")
+    head = file.read(len(_MAGIC) + 8)
+    size = int.from_bytes(head[len(_MAGIC) :], "little")
+    text = file.read(size) if head.startswith(_MAGIC) else b""
+    try:
+        header: dict[str, Any] = json.loads(text)
+    except ValueError as exc:
+        file.close()
+        raise CheckpointError(f"{path} is no ClaraVectorStore, or its beginning is damaged") from exc
+    return header, _rows(path, file, header, hashlib.sha256(head + text))
+
+
+def _rows(path: str, file: IO[bytes], header: dict[str, Any], digest: Any) -> Iterator[Array]:
+    length = header["length"]
+    with file:
+        for node in header["nodes"]:
+            size = 4 * length * node["rows"]
+            data = file.read(size)
+            if len(data) < size:
+                raise CheckpointError(f"{path} is damaged: it ends too early")
+            digest.update(data)
+            yield np.frombuffer(data, "<f4").reshape(node["rows"], length)
+        if file.read() != digest.digest():
+            raise CheckpointError(f"{path} is damaged: its content does not match its hash")
+
+
+def to_json(entry: Entry) -> dict[str, Any]:
+    """A stored node without its vectors. A class of node that LlamaIndex does not know comes back as the nearest."""
+    return {
+        "node": doc_to_json(entry.node),
+        "rows": len(entry.rows),
+        "spans": entry.spans,
+        "source_tokens": entry.source_tokens,
+    }
+
+
+def from_json(saved: dict[str, Any], rows: list[int]) -> tuple[str, Entry]:
+    """A node's id and entry from what `to_json` gave, and its rows."""
+    node = json_to_doc(saved["node"])
+    spans = None if saved["spans"] is None else tuple((start, end) for start, end in saved["spans"])
+    return node.node_id, Entry(node, text_of(node), filterable(node), spans, saved["source_tokens"], rows)

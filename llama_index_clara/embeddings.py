@@ -1,0 +1,123 @@
+"""The compressor and the query reasoner as an embedding model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from pydantic import Field, field_validator
+
+from llama_index_clara._engine import DEFAULT_MODEL, EngineFields, fields_of
+from llama_index_clara._vectors import VectorSpace
+
+log = logging.getLogger(__name__)
+
+
+class ClaraEmbedding(EngineFields, BaseEmbedding):
+    """Texts by the compressor, questions by the query reasoner, as unit vectors of the same space.
+
+    A vector is a flattened memory: `dimension` numbers (65,536 for a 7B model at rate 16). With ``dimensions=m`` it is
+    projected to m numbers, which keeps cosines and fits databases that take no more. The memory itself stays in the
+    engine's cache, where a reranker or synthesizer of the same model finds it by the text.
+
+    A text longer than the compressor's window becomes several windows, and its vector the mean of their directions,
+    with a warning in the log: split documents with `ClaraNodeParser`.
+
+    Example:
+        ```python
+        Settings.embed_model = ClaraEmbedding(model="pocket")
+        index = VectorStoreIndex.from_documents(documents, transformations=[ClaraNodeParser(model="pocket")])
+        ```
+    """
+
+    dimensions: int | None = Field(default=None, ge=1, description="Numbers of a vector; None is the full length.")
+    overflow: Literal["split", "error", "truncate"] = Field(
+        default="split", description="What to do with a text that is longer than the window."
+    )
+
+    def __init__(self, engine: Any = None, **options: Any) -> None:
+        """See `EngineFields`; ``model_name=`` means the same as ``model=``."""
+        name = options.get("model_name", options.get("model", DEFAULT_MODEL))
+        if engine is not None:
+            fields_of(engine, {key: value for key, value in options.items() if key != "model_name"})
+            name = engine.arguments.model
+        elif options.setdefault("model", name) != name:
+            raise ValueError(f"model= and model_name= mean the same, got {options['model']!r} and {name!r}")
+        options["model_name"] = name
+        super().__init__(engine=engine, **options)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name in serialized components and traces."""
+        return "ClaraEmbedding"
+
+    @field_validator("embeddings_cache")
+    @classmethod
+    def _check_cache(cls, value: Any) -> Any:
+        return _no_cache(value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _no_cache(value) if name == "embeddings_cache" else value)
+
+    @property
+    def space(self) -> VectorSpace:
+        """The vectors that this makes."""
+        return VectorSpace(self.engine, self.dimensions)
+
+    # --- questions ---------------------------------------------------------------------------------------
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._lists(self.space.questions(self.engine.reason([query])))[0]
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        tokens = await (await self.aengine()).areason([query])
+        return (await asyncio.to_thread(lambda: self._lists(self.space.questions(tokens))))[0]
+
+    # --- texts -------------------------------------------------------------------------------------------
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._get_text_embeddings([text])[0]
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return (await self._aget_text_embeddings([text]))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        engine = self.engine
+        memories = engine.remember(texts) if self.overflow == "split" else engine.compress(texts, self.overflow)
+        return self._vectors(memories)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        engine = await self.aengine()
+        if self.overflow == "split":
+            memories = await engine.aremember(texts)
+        else:
+            memories = await engine.acompress(texts, self.overflow)
+        return await asyncio.to_thread(self._vectors, memories)
+
+    def _vectors(self, memories: Sequence[Any]) -> list[Embedding]:
+        several = [memory.n_windows for memory in memories if memory.n_windows > 1]
+        if several:
+            log.warning(
+                "%d of %d texts are longer than the window of %d tokens (up to %d windows); their vectors are means. "
+                "Split documents with ClaraNodeParser.",
+                len(several), len(memories), self.engine.window, max(several),
+            )  # fmt: skip
+        for memory in memories if self.overflow != "split" else ():
+            if memory.spans[-1][1] == len(memory.text):  # nothing was cut off: good for everyone
+                self.engine.cache.put(memory)
+        return self._lists(self.space.documents(memories))
+
+    @staticmethod
+    def _lists(vectors: Any) -> list[Embedding]:
+        lists: list[Embedding] = vectors.tolist()
+        return lists
+
+
+def _no_cache(value: Any) -> Any:
+    if value is not None:
+        # The framework's key is the bare text: a question would be given the vector of an equal document.
+        raise ValueError("embeddings_cache mixes questions and documents; the engine keeps memories itself")
+    return value

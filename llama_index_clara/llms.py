@@ -1,0 +1,237 @@
+"""The generator as an LLM that reads documents as memory tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from llama_index.core.base.llms.generic_utils import (
+    astream_completion_response_to_chat_response,
+    completion_response_to_chat_response,
+    stream_completion_response_to_chat_response,
+)
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+)
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.schema import BaseNode, NodeWithScore
+from llama_index.core.types import TokenAsyncGen
+from pydantic import Field, PrivateAttr
+
+from clara_core.turns import Turn
+from llama_index_clara._engine import EngineFields, refuse_unknown
+from llama_index_clara._messages import read_messages
+from llama_index_clara._nodes import texts_of
+
+if TYPE_CHECKING:
+    from clara_core import Answer
+    from clara_core.generation import Chunk
+
+_SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed", "stop")
+
+
+class ClaraLLM(EngineFields, CustomLLM):
+    """Answers prompts and conversations; with `reading`, from documents as a few memory tokens each.
+
+    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed`` and ``stop``. `raw` of a response holds
+    numbers only: ``usage`` counts positions of the prompt (text and memory tokens together) and tokens written, and
+    what the documents would have cost as text. Leaving a stream early, or cancelling a task, stops the work.
+
+    Example:
+        ```python
+        llm = ClaraLLM(model="pocket", max_tokens=64)
+        llm.complete("Who designed Tolmet Bridge?").text
+        llm.reading(nodes).complete("Who designed Tolmet Bridge?").text
+        ```
+    """
+
+    max_tokens: int = Field(default=128, ge=1, description="Most tokens to write.")
+    temperature: float = Field(default=0.0, ge=0, description="0 is greedy and reproducible.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Share of probability that is sampled from.")
+    seed: int | None = Field(default=None, description="Makes sampling reproducible.")
+    stop: list[str] | None = Field(default=None, description="Strings that end an answer.")
+
+    _documents: tuple[str, ...] = PrivateAttr(default=())
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name in serialized components and traces."""
+        return "ClaraLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What the framework plans prompts by (finds the checkpoint, reads no weights)."""
+        return LLMMetadata(
+            context_window=self.engine.context,
+            num_output=self.max_tokens,
+            is_chat_model=True,
+            model_name=self.model,
+        )
+
+    def to_payload(self) -> dict[str, Any]:
+        """What events say about the model; asks nothing of the engine."""
+        return {"class_name": self.class_name(), "model_name": self.model, "max_tokens": self.max_tokens}
+
+    @property
+    def tokenizer(self) -> Callable[[str], list[int]]:
+        """Token ids of a text, for ``Settings.tokenizer``, by which stock components measure prompts."""
+        return self.engine.tokenizer.encode_plain
+
+    def reading(self, documents: Sequence[BaseNode | NodeWithScore | str]) -> ClaraLLM:
+        """The same model with documents before it: every call of it answers from them.
+
+        Args:
+            documents: Nodes or texts, in the order in which they are read.
+
+        Returns:
+            ClaraLLM: A copy; this object goes on without documents.
+        """
+        reader = self.model_copy()
+        reader._documents = tuple(texts_of(documents))  # noqa: SLF001 - a copy of this object
+        return reader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "documents": self._documents}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._documents = state["documents"]
+
+    # --- completions -------------------------------------------------------------------------------------
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a prompt, which becomes the only turn of a conversation."""
+        return self._answer(self._turns(prompt, formatted), kwargs)
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        """`complete`, in pieces."""
+        return self._stream(self._turns(prompt, formatted), kwargs)
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """`complete`, awaitable."""
+        return await self._aanswer(self._turns(prompt, formatted), kwargs)
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        """`stream_complete`, asynchronous."""
+        return self._astream(self._turns(prompt, formatted), kwargs)
+
+    # --- conversations -----------------------------------------------------------------------------------
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Go on with a conversation; its last user turn reads the documents."""
+        return completion_response_to_chat_response(self._answer(read_messages(messages), kwargs))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """`chat`, in pieces."""
+        return stream_completion_response_to_chat_response(self._stream(read_messages(messages), kwargs))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """`chat`, awaitable."""
+        return completion_response_to_chat_response(await self._aanswer(read_messages(messages), kwargs))
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """`stream_chat`, asynchronous."""
+        return astream_completion_response_to_chat_response(self._astream(read_messages(messages), kwargs))
+
+    # --- prompts: the framework asks for `metadata` on the loop, so the engine is found before -----------
+
+    async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """`predict`, awaitable."""
+        await self._planned()
+        return await super().apredict(prompt, **prompt_args)
+
+    async def astream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenAsyncGen:
+        """`stream`, asynchronous."""
+        await self._planned()
+        return await super().astream(prompt, **prompt_args)
+
+    async def _planned(self) -> None:
+        await asyncio.to_thread(lambda: self.engine.plan)
+
+    # --- the engine --------------------------------------------------------------------------------------
+
+    def _turns(self, prompt: str, formatted: bool) -> list[Turn]:
+        if not formatted and self.completion_to_prompt is not None:
+            prompt = self.completion_to_prompt(prompt)
+        return [{"role": "user", "content": prompt}]
+
+    def _options(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """The engine's options: the call's before the object's."""
+        refuse_unknown("a call of ClaraLLM", dict(call), set(_SAMPLING))
+        return {name: call.get(name, getattr(self, name)) for name in _SAMPLING}
+
+    def _answer(self, turns: list[Turn], call: Mapping[str, Any]) -> CompletionResponse:
+        options = self._options(call)
+        engine = self.engine
+        answer = engine.chat(turns, engine.remember(self._documents), **options)
+        return CompletionResponse(text=answer.text, raw=self._account(answer))
+
+    async def _aanswer(self, turns: list[Turn], call: Mapping[str, Any]) -> CompletionResponse:
+        options = self._options(call)
+        engine = await self.aengine()
+        answer = await engine.achat(turns, await engine.aremember(self._documents), **options)
+        return CompletionResponse(text=answer.text, raw=self._account(answer))
+
+    def _stream(self, turns: list[Turn], call: Mapping[str, Any]) -> CompletionResponseGen:
+        options = self._options(call)  # wrong ones are refused now, not at the first piece
+
+        def pieces() -> CompletionResponseGen:
+            engine = self.engine
+            memories = engine.remember(self._documents)
+            text = ""
+            # Closed with this generator, which stops the work on the device.
+            with closing(engine.stream_chat(turns, memories, **options)) as chunks:
+                for chunk in chunks:
+                    text += chunk.text
+                    yield self._piece(text, chunk)
+
+        return pieces()
+
+    def _astream(self, turns: list[Turn], call: Mapping[str, Any]) -> CompletionResponseAsyncGen:
+        options = self._options(call)
+
+        async def pieces() -> CompletionResponseAsyncGen:
+            engine = await self.aengine()
+            memories = await engine.aremember(self._documents)
+            text = ""
+            stream = cast("AsyncGenerator[Chunk, None]", engine.astream_chat(turns, memories, **options))
+            async with aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    text += chunk.text
+                    yield self._piece(text, chunk)
+
+        return pieces()
+
+    def _piece(self, text: str, chunk: Chunk) -> CompletionResponse:
+        raw = None if chunk.answer is None else self._account(chunk.answer)
+        return CompletionResponse(text=text, delta=chunk.text, raw=raw)
+
+    def _account(self, answer: Answer) -> dict[str, Any]:
+        read = answer.prompt_tokens + answer.memory_tokens
+        usage = {
+            "prompt_tokens": read,
+            "completion_tokens": answer.completion_tokens,
+            "total_tokens": read + answer.completion_tokens,
+            "memory_tokens": answer.memory_tokens,
+            "source_tokens": answer.source_tokens,
+        }
+        return {"model": self.model, "finish_reason": answer.finish_reason, "usage": usage}

@@ -1,0 +1,116 @@
+"""The query reasoner as a reranker of any retriever's nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from pydantic import Field
+
+from llama_index_clara._engine import EngineFields
+from llama_index_clara._nodes import text_of
+
+if TYPE_CHECKING:
+    from clara_core import Ranked
+
+dispatcher = get_dispatcher(__name__)
+
+
+class RerankedNode(NodeWithScore):
+    """A node with the score of the reranker, and the one that it came with.
+
+    Attributes:
+        retrieval_score: Score by the retriever, or None.
+    """
+
+    retrieval_score: float | None = None
+
+
+class ClaraRerank(EngineFields, BaseNodePostprocessor):
+    """Puts nodes in the order in which they answer the question, and keeps the best.
+
+    Memory is found by the node's text, so that known nodes cost one question, and a node whose text was changed since
+    is compressed anew. Scores are cosines in [-1, 1]. The nodes are those that were given, untouched.
+
+    Example:
+        ```python
+        engine = index.as_query_engine(similarity_top_k=20, node_postprocessors=[ClaraRerank(top_n=5)])
+        ```
+    """
+
+    top_n: int = Field(default=3, ge=1, description="Nodes to keep.")
+    keep_retrieval_score: bool = Field(
+        default=False,
+        description="Return RerankedNode objects with the old score. It is not written into the metadata, where it "
+        "would change the node's hash and stand in prompts.",
+    )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name in serialized components and traces."""
+        return "ClaraRerank"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        question = self._started(nodes, query_bundle)
+        with self.callback_manager.event(CBEventType.RERANKING, payload=self._payload(nodes, question)) as event:
+            readable, texts = _readable(nodes)
+            ranked: Sequence[Ranked] = []
+            if texts:
+                ranked = self.engine.rank(question, self.engine.remember(texts))
+            best = self._best(nodes, [(readable[hit.index], hit.score) for hit in ranked])
+            event.on_end(payload={EventPayload.NODES: best})
+        dispatcher.event(ReRankEndEvent(nodes=best))
+        return best
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        question = self._started(nodes, query_bundle)
+        with self.callback_manager.event(CBEventType.RERANKING, payload=self._payload(nodes, question)) as event:
+            readable, texts = _readable(nodes)
+            ranked: Sequence[Ranked] = []
+            if texts:
+                engine = await self.aengine()
+                ranked = await engine.arank(question, await engine.aremember(texts))
+            best = self._best(nodes, [(readable[hit.index], hit.score) for hit in ranked])
+            event.on_end(payload={EventPayload.NODES: best})
+        dispatcher.event(ReRankEndEvent(nodes=best))
+        return best
+
+    def _started(self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None) -> str:
+        if query_bundle is None:
+            raise ValueError("ClaraRerank needs the question: give query_bundle= or query_str=")
+        dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=self.top_n, model_name=self.model))
+        return query_bundle.query_str
+
+    def _payload(self, nodes: list[NodeWithScore], question: str) -> dict[str, object]:
+        return {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: self.model,
+            EventPayload.QUERY_STR: question,
+            EventPayload.TOP_K: self.top_n,
+        }
+
+    def _best(self, nodes: list[NodeWithScore], ranked: list[tuple[int, float]]) -> list[NodeWithScore]:
+        """The best `top_n`; nodes without text come last, since there is nothing to rank them by."""
+        seen = {index for index, _ in ranked}
+        order = ranked + [(index, -1.0) for index in range(len(nodes)) if index not in seen]
+        return [self._scored(nodes[index], score) for index, score in order[: self.top_n]]
+
+    def _scored(self, found: NodeWithScore, score: float) -> NodeWithScore:
+        if self.keep_retrieval_score:
+            return RerankedNode(node=found.node, score=score, retrieval_score=found.score)
+        return NodeWithScore(node=found.node, score=score)
+
+
+def _readable(nodes: list[NodeWithScore]) -> tuple[list[int], list[str]]:
+    """Which nodes have a text, and the texts."""
+    texts = {index: text for index, node in enumerate(nodes) if (text := text_of(node)).strip()}
+    return list(texts), list(texts.values())

@@ -1,0 +1,199 @@
+"""Answers from nodes that the generator reads as memory tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any, Final
+
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.indices.prompt_helper import PromptHelper
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.synthesis import GetResponseEndEvent, GetResponseStartEvent
+from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
+from llama_index.core.prompts.mixin import PromptDictType
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType
+from llama_index.core.types import RESPONSE_TEXT_TYPE
+
+from llama_index_clara._nodes import text_of
+from llama_index_clara.llms import ClaraLLM
+
+dispatcher = get_dispatcher(__name__)
+
+QUESTION_TEMPLATE: Final = PromptTemplate("{query_str}")
+"""The question alone: the form of the prompt around it is the checkpoint's."""
+_TEMPLATE: Final = "text_qa_template"
+
+
+class ClaraSynthesizer(BaseSynthesizer):
+    """Hands nodes to the generator as memories, in one go.
+
+    Memory is found by a node's text (with the metadata that an embedding sees). A node that was never compressed, or
+    whose text was changed since, is compressed on the fly; what a node carries as embedding is not looked at. Nodes
+    without text are not read but stay among the sources.
+
+    Args:
+        llm: A `ClaraLLM`; without one, it is made from ``engine=`` or ``model=`` and its options.
+        streaming: Whether answers are streams.
+        text_qa_template: Prompt with ``{query_str}``. It has no ``{context_str}``: the nodes are not text here.
+        empty_response: Answer where there is nothing to read.
+        metadata_mode: Which metadata is part of the text that is read. What is not `EMBED` is compressed again.
+        callback_manager: As everywhere in LlamaIndex.
+        output_cls: Refused: the generator writes short answers, no JSON.
+        multimodal: Refused: it reads text.
+        engine: See `ClaraLLM`.
+        **options: See `ClaraLLM`, such as ``model=`` and ``max_tokens=``.
+
+    Example:
+        ```python
+        query_engine = index.as_query_engine(llm=llm, response_synthesizer=ClaraSynthesizer(llm))
+        ```
+    """
+
+    def __init__(
+        self,
+        llm: ClaraLLM | None = None,
+        *,
+        streaming: bool = False,
+        text_qa_template: BasePromptTemplate | None = None,
+        empty_response: str | None = None,
+        metadata_mode: MetadataMode = MetadataMode.EMBED,
+        callback_manager: CallbackManager | None = None,
+        output_cls: type | None = None,
+        multimodal: bool = False,
+        engine: Any = None,
+        **options: Any,
+    ) -> None:
+        if output_cls is not None or multimodal:
+            raise ValueError("ClaraSynthesizer answers in text from text: leave output_cls= and multimodal= out")
+        if llm is not None and not isinstance(llm, ClaraLLM):
+            raise TypeError(f"ClaraSynthesizer needs a ClaraLLM, which can read memories, got {type(llm).__name__}")
+        if llm is not None and (engine is not None or options):
+            raise ValueError(f"give llm= or {next(iter(options), 'engine')}=, not both: an llm has its own engine")
+        super().__init__(
+            llm=llm or ClaraLLM(engine=engine, **options),
+            callback_manager=callback_manager,
+            streaming=streaming,
+            empty_response=empty_response,
+            **_helpers(),
+        )
+        self._metadata_mode = MetadataMode(metadata_mode)
+        self._template = _checked(text_qa_template or QUESTION_TEMPLATE)
+
+    @property
+    def llm(self) -> ClaraLLM:
+        """The model that writes."""
+        llm = self._llm
+        if not isinstance(llm, ClaraLLM):
+            raise TypeError(f"ClaraSynthesizer needs a ClaraLLM, got {type(llm).__name__}")
+        return llm
+
+    def _get_prompts(self) -> PromptDictType:
+        return {_TEMPLATE: self._template}
+
+    def _update_prompts(self, prompts: PromptDictType) -> None:
+        if _TEMPLATE in prompts:
+            self._template = _checked(prompts[_TEMPLATE])
+
+    # --- what the framework calls ------------------------------------------------------------------------
+
+    def synthesize(
+        self,
+        query: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """Answer from nodes."""
+        return super().synthesize(query, nodes, additional_source_nodes, clara_nodes=nodes, **response_kwargs)
+
+    async def asynthesize(
+        self,
+        query: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """`synthesize`, awaitable."""
+        return await super().asynthesize(query, nodes, additional_source_nodes, clara_nodes=nodes, **response_kwargs)
+
+    def get_response(
+        self,
+        query_str: str,
+        text_chunks: Sequence[str],
+        clara_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TEXT_TYPE:
+        """Answer from texts, or from nodes where they are given: a string, or a generator when streaming."""
+        texts = self._texts(query_str, text_chunks, clara_nodes)
+        answer: RESPONSE_TEXT_TYPE
+        if self._streaming:  # read at every call: chat engines switch it
+            answer = self._stream(texts, query_str, response_kwargs)
+        elif texts:
+            answer = self.llm.reading(texts).predict(self._template, query_str=query_str, **response_kwargs)
+        else:
+            answer = self._empty_response
+        dispatcher.event(GetResponseEndEvent())
+        return answer
+
+    async def aget_response(
+        self,
+        query_str: str,
+        text_chunks: Sequence[str],
+        clara_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TEXT_TYPE:
+        """`get_response`, awaitable; an asynchronous generator when streaming."""
+        texts = self._texts(query_str, text_chunks, clara_nodes)
+        answer: RESPONSE_TEXT_TYPE
+        if self._streaming:
+            answer = await self._astream(texts, query_str, response_kwargs)
+        elif texts:
+            answer = await self.llm.reading(texts).apredict(self._template, query_str=query_str, **response_kwargs)
+        else:
+            answer = self._empty_response
+        dispatcher.event(GetResponseEndEvent())
+        return answer
+
+    def _texts(self, query_str: str, text_chunks: Sequence[str], nodes: Sequence[NodeWithScore] | None) -> list[str]:
+        """What will be read; says so to whoever listens."""
+        texts = list(text_chunks) if nodes is None else [text_of(node, self._metadata_mode) for node in nodes]
+        texts = [text for text in texts if text.strip()]
+        dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=texts))
+        return texts
+
+    def _stream(self, texts: list[str], query_str: str, kwargs: dict[str, Any]) -> Generator[str, None, None]:
+        if not texts:
+            return self._empty_response_generator()
+        tokens: Any = self.llm.reading(texts).stream(self._template, query_str=query_str, **kwargs)
+        stream: Generator[str, None, None] = tokens
+        return stream
+
+    async def _astream(self, texts: list[str], query_str: str, kwargs: dict[str, Any]) -> AsyncGenerator[str, None]:
+        if not texts:
+            return self._empty_response_agenerator()
+        tokens: Any = await self.llm.reading(texts).astream(self._template, query_str=query_str, **kwargs)
+        stream: AsyncGenerator[str, None] = tokens
+        return stream
+
+
+def _helpers() -> dict[str, Any]:
+    """Helpers that repack text: never used, and made from a model's metadata if left out."""
+    known = inspect.signature(BaseSynthesizer.__init__).parameters
+    helpers: dict[str, Any] = {"prompt_helper": PromptHelper()}
+    if "chat_prompt_helper" in known:
+        from llama_index.core.indices.prompt_helper import ChatPromptHelper
+
+        helpers["chat_prompt_helper"] = ChatPromptHelper()
+    return helpers
+
+
+def _checked(template: BasePromptTemplate) -> BasePromptTemplate:
+    if "query_str" not in template.template_vars or "context_str" in template.template_vars:
+        raise ValueError(
+            "text_qa_template must hold {query_str} and no {context_str}: nodes are read as memory tokens, in the "
+            f"place that the checkpoint was trained on; got the variables {template.template_vars}"
+        )
+    return template

@@ -1,0 +1,186 @@
+"""The query reasoner as a retriever over a store of memories."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
+from llama_index.core.ingestion import arun_transformations, run_transformations
+from llama_index.core.schema import BaseNode, Document, IndexNode, NodeWithScore, QueryBundle, TransformComponent
+from llama_index.core.vector_stores.types import (
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
+
+from clara_core import ClaraEngine
+from llama_index_clara.embeddings import ClaraEmbedding
+from llama_index_clara.node_parser import ClaraNodeParser
+from llama_index_clara.vector_stores import ClaraVectorStore
+
+
+class ClaraRetriever(BaseRetriever):
+    """Finds nodes by what the question asks for, on their memory tokens, without an index around them.
+
+    Args:
+        vector_store: A `ClaraVectorStore`; without one, an empty one of ``engine=`` or ``model=`` and its options.
+        similarity_top_k: Nodes to return.
+        vector_store_query_mode: ``default``, ``mmr``, ``text_search`` or ``hybrid``.
+        filters: Metadata filters.
+        node_ids: Nodes to search among; None or empty is all.
+        doc_ids: Source documents to search among; None or empty is all.
+        alpha: Share of the cosine in ``hybrid``.
+        sparse_top_k: Candidates by words in ``hybrid``.
+        hybrid_top_k: Nodes to return in ``hybrid``.
+        mmr_threshold: Share of relevance in ``mmr``.
+        callback_manager: As everywhere in LlamaIndex.
+        object_map: See `BaseRetriever`.
+        objects: See `BaseRetriever`.
+        verbose: See `BaseRetriever`.
+        engine: See `ClaraVectorStore`.
+        **options: See `ClaraVectorStore`, such as ``model=`` and ``dimensions=``.
+
+    Example:
+        ```python
+        retriever = ClaraRetriever.from_documents(documents, model="pocket", similarity_top_k=5)
+        retriever.retrieve("Who designed Tolmet Bridge?")
+        ```
+    """
+
+    def __init__(
+        self,
+        vector_store: ClaraVectorStore | None = None,
+        *,
+        similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
+        vector_store_query_mode: VectorStoreQueryMode | str = VectorStoreQueryMode.DEFAULT,
+        filters: MetadataFilters | None = None,
+        node_ids: list[str] | None = None,
+        doc_ids: list[str] | None = None,
+        alpha: float | None = None,
+        sparse_top_k: int | None = None,
+        hybrid_top_k: int | None = None,
+        mmr_threshold: float | None = None,
+        callback_manager: CallbackManager | None = None,
+        object_map: dict[str, Any] | None = None,
+        objects: list[IndexNode] | None = None,
+        verbose: bool = False,
+        engine: ClaraEngine | None = None,
+        **options: Any,
+    ) -> None:
+        if vector_store is not None and (engine is not None or options):
+            name = next(iter(options), "engine")
+            raise ValueError(f"give vector_store= or {name}=, not both: a store has its own engine")
+        if similarity_top_k < 1:
+            raise ValueError(f"similarity_top_k must be at least 1, got {similarity_top_k}")
+        self._store = ClaraVectorStore(engine=engine, **options) if vector_store is None else vector_store
+        self._query = VectorStoreQuery(
+            similarity_top_k=similarity_top_k,
+            mode=VectorStoreQueryMode(vector_store_query_mode),
+            filters=filters,
+            node_ids=node_ids,
+            doc_ids=doc_ids,
+            alpha=alpha,
+            sparse_top_k=sparse_top_k,
+            hybrid_top_k=hybrid_top_k,
+            mmr_threshold=mmr_threshold,
+        )
+        self._embed_model: ClaraEmbedding | None = None
+        super().__init__(callback_manager, object_map, objects, verbose)
+
+    @property
+    def vector_store(self) -> ClaraVectorStore:
+        """Where the nodes are."""
+        return self._store
+
+    @property
+    def engine(self) -> ClaraEngine:
+        """The engine of the store."""
+        return self._store.engine
+
+    # --- nodes -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Sequence[Document],
+        transformations: Sequence[TransformComponent] | None = None,
+        *,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> Self:
+        """A retriever over documents, which are split and compressed now.
+
+        Args:
+            documents: They are not changed.
+            transformations: How they become nodes; `ClaraNodeParser` where None.
+            show_progress: Draw progress bars.
+            **options: The arguments of this class.
+        """
+        retriever = cls(**options)
+        steps = retriever._steps(transformations)
+        retriever.add_nodes(run_transformations(list(documents), steps, show_progress=show_progress))
+        return retriever
+
+    @classmethod
+    async def afrom_documents(
+        cls,
+        documents: Sequence[Document],
+        transformations: Sequence[TransformComponent] | None = None,
+        *,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> Self:
+        """`from_documents`, awaitable."""
+        retriever = cls(**options)
+        steps = await asyncio.to_thread(retriever._steps, transformations)
+        await retriever.aadd_nodes(await arun_transformations(list(documents), steps, show_progress=show_progress))
+        return retriever
+
+    def add_nodes(self, nodes: Iterable[BaseNode]) -> list[str]:
+        """Compress and keep more nodes; one whose id is known replaces the other."""
+        return self._store.add(nodes)
+
+    async def aadd_nodes(self, nodes: Iterable[BaseNode]) -> list[str]:
+        """`add_nodes`, awaitable."""
+        return await self._store.async_add(nodes)
+
+    def _steps(self, transformations: Sequence[TransformComponent] | None) -> list[TransformComponent]:
+        return [ClaraNodeParser(engine=self.engine)] if transformations is None else list(transformations)
+
+    # --- questions ---------------------------------------------------------------------------------------
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        embedding = query_bundle.embedding
+        if embedding is None and self._needs_embedding(query_bundle):
+            embedding = self._embedder().get_agg_embedding_from_queries(query_bundle.embedding_strs)
+        return _scored(self._store.query(self._asked(query_bundle, embedding)))
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        embedding = query_bundle.embedding
+        if embedding is None and self._needs_embedding(query_bundle):
+            embedder = await asyncio.to_thread(self._embedder)
+            embedding = await embedder.aget_agg_embedding_from_queries(query_bundle.embedding_strs)
+        return _scored(await self._store.aquery(self._asked(query_bundle, embedding)))
+
+    def _needs_embedding(self, query_bundle: QueryBundle) -> bool:
+        return self._query.mode is not VectorStoreQueryMode.TEXT_SEARCH and bool(query_bundle.embedding_strs)
+
+    def _embedder(self) -> ClaraEmbedding:
+        """The embedding model that makes questions into vectors, and events of it."""
+        if self._embed_model is None:
+            self._embed_model = ClaraEmbedding(engine=self.engine, dimensions=self._store.dimensions)
+        return self._embed_model
+
+    def _asked(self, query_bundle: QueryBundle, embedding: list[float] | None) -> VectorStoreQuery:
+        return replace(self._query, query_str=query_bundle.query_str, query_embedding=embedding)
+
+
+def _scored(result: VectorStoreQueryResult) -> list[NodeWithScore]:
+    found = zip(result.nodes or [], result.similarities or [], strict=True)
+    return [NodeWithScore(node=node, score=score) for node, score in found]
