@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.documents import Document
-from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, model_validator
 
+from langchain_clara._batching import SEAT, Meeting, Seat, run_apart, seated
 from langchain_clara._documents import ReadDocument
-from langchain_clara._engine import DEFAULT_MODEL, EngineFields, nearest
+from langchain_clara._engine import EngineFields, nearest
+from langchain_clara._identity import identity
 from langchain_clara._messages import Turn, read_messages
 
 if TYPE_CHECKING:
@@ -25,8 +31,9 @@ if TYPE_CHECKING:
 
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed")
 _TOOLS: Final = ("tools", "tool_choice", "functions", "function_call", "response_format")
-# What an engine was made from and does not change its answers.
-_NOT_IDENTITY: Final = frozenset({"token", "cache_dir", "local_files_only"})
+
+Asked: TypeAlias = "tuple[list[Turn], list[ReadDocument], dict[str, Any]]"
+"""A conversation, its documents, and the engine's options."""
 
 
 class ChatClara(BaseChatModel, EngineFields):
@@ -82,8 +89,7 @@ class ChatClara(BaseChatModel, EngineFields):
     @property
     def model_name(self) -> str:
         """The model as it was named."""
-        name: str = self.engine.arguments.model if self.engine is not None else self.model or DEFAULT_MODEL
-        return name
+        return self.model_label
 
     @property
     def _llm_type(self) -> str:
@@ -92,11 +98,9 @@ class ChatClara(BaseChatModel, EngineFields):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         """All that an answer depends on; LangChain's cache tells models apart by it."""
-        arguments = self.shared_engine.arguments.public()
-        model = {name: value for name, value in arguments.items() if name not in _NOT_IDENTITY}
         options = {name: getattr(self, name) for name in _SAMPLING}
         # Not as "stop": LangChain puts the stop of the call there, and None would hide ours.
-        return {**model, **options, "default_stop": self.stop}
+        return {**identity(self.shared_engine), **options, "default_stop": self.stop}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
@@ -120,22 +124,15 @@ class ChatClara(BaseChatModel, EngineFields):
 
     # --- tokens ----------------------------------------------------------------------------------
 
-    def get_num_tokens(self, text: str) -> int:
-        """Tokens of a text by itself, by the model's own tokenizer."""
-        if self.custom_get_token_ids is not None:
-            return len(self.custom_get_token_ids(text))
-        return self.shared_engine.count_tokens(text)
-
     def get_token_ids(self, text: str) -> list[int]:
-        """Not offered: ids of a text by itself are not those that it has in a prompt.
-
-        Raises:
-            NotImplementedError: Unless `custom_get_token_ids` is given; the framework's own way would download the
-                tokenizer of another model.
-        """
+        """Ids of a text by itself, by the model's own tokenizer."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        raise NotImplementedError("ChatClara counts tokens and gives no ids; call get_num_tokens")
+        return self.shared_engine.tokenizer.encode_plain(text)
+
+    def get_num_tokens(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self.get_token_ids(text))
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Positions that a conversation takes of the context, documents as memory tokens."""
@@ -172,6 +169,10 @@ class ChatClara(BaseChatModel, EngineFields):
         **kwargs: Any,
     ) -> ChatResult:
         turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        seat = SEAT.get()
+        meeting = None if seat is None else seat.take(self)
+        if meeting is not None:
+            return self._result(await meeting.join((turns, read, options)), read)
         engine = await self.ashared_engine()
         memories = await engine.aremember([document.text for document in read])
         return self._result(await engine.achat(turns, memories, **options), read)
@@ -205,6 +206,8 @@ class ChatClara(BaseChatModel, EngineFields):
         documents: Iterable[Document | str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        if (seat := SEAT.get()) is not None:
+            seat.give_up()  # a batch whose calls stream: the others need not wait for this one
         turns, read, options = self._prepared(messages, documents, stop, kwargs)
         engine = await self.ashared_engine()
         memories = await engine.aremember([document.text for document in read])
@@ -214,6 +217,94 @@ class ChatClara(BaseChatModel, EngineFields):
                 chunk = self._chunk(piece.text, piece.answer, read)
                 if run_manager:
                     await run_manager.on_llm_new_token(piece.text, chunk=chunk)
+                yield chunk
+
+    # --- many answers ----------------------------------------------------------------------------
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer many conversations as one batch of the engine; see `abatch`."""
+        if len(inputs) < 2:
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return run_apart(lambda: self.abatch(inputs, config, return_exceptions=return_exceptions, **kwargs))
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer many conversations as one batch of the engine.
+
+        Each has its own documents, callbacks and trace; ``config["max_concurrency"]`` bounds a batch.
+
+        Args:
+            inputs: The conversations.
+            config: One for all, or one each.
+            return_exceptions: Put the error of a conversation that fails into its place, instead of raising it.
+            **kwargs: Options of the call, the same for all.
+        """
+        configs = get_config_list(config, len(inputs))
+        size = (configs[0].get("max_concurrency") if configs else None) or max(len(inputs), 1)
+        answers: list[Any] = []
+        for start in range(0, len(inputs), size):
+            part, part_configs = inputs[start : start + size], configs[start : start + size]
+            meeting: Meeting[Asked, Answer] = Meeting(len(part), self._answer_all)
+            calls = [
+                asyncio.ensure_future(seated(Seat(self, meeting), partial(self.ainvoke, each, settings, **kwargs)))
+                for each, settings in zip(part, part_configs, strict=True)
+            ]
+            try:
+                answers += await asyncio.gather(*calls, return_exceptions=return_exceptions)
+            finally:
+                for call in calls:
+                    call.cancel()
+        return answers
+
+    async def _answer_all(self, asked: list[Asked]) -> Sequence[Answer | Exception]:
+        """Answer conversations with the same options; what fails in one does not fail the others."""
+        engine = await self.ashared_engine()
+        known = iter(await engine.aremember([document.text for _, read, _ in asked for document in read]))
+        conversations = [(turns, [next(known) for _ in read]) for turns, read, _ in asked]
+        options = asked[0][2]
+        try:
+            return await engine.achat_batch(conversations, **options)
+        except Exception as exc:  # noqa: BLE001 - whose it is shows when they are asked one by one
+            if len(asked) == 1:
+                return [exc]
+        alone = (engine.achat(turns, memories, **options) for turns, memories in conversations)
+        results = await asyncio.gather(*alone, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, Exception):
+                raise result
+        return cast("list[Answer | Exception]", results)
+
+    # --- an event loop that is not blocked -------------------------------------------------------
+
+    async def agenerate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
+        """Answer conversations; the engine is looked up beside the event loop before anything asks for it."""
+        await self.ashared_engine()
+        return await super().agenerate(messages, *args, **kwargs)
+
+    async def astream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """The answer in pieces; leaving the loop over it early stops the work."""
+        await self.ashared_engine()
+        stream = cast("AsyncGenerator[AIMessageChunk, None]", super().astream(input, config, **kwargs))
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
                 yield chunk
 
     def _prepared(

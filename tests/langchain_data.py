@@ -1,13 +1,19 @@
-"""What the tests of the LangChain components share: a tiny model, documents, hostile text."""
+"""What the tests of the LangChain components share: a model, documents, hostile text."""
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Awaitable
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 from langchain_core.documents import Document
+
+from clara_core.locate import BUNDLED
+from tests.tiny import build
 
 T = TypeVar("T")
 
@@ -29,6 +35,19 @@ def make_documents() -> list[Document]:
         Document("富士山 is 3,776 m high; le mont Blanc culmine à 4 806 m.", metadata={"title": "Heights"}),
         Document(" ".join(f"Sentence {number} speaks of the town." for number in range(60)), id="long"),
     ]
+
+
+@cache
+def bundled_or_tiny() -> str:
+    """The bundled model by its name, or a random one where its weights are not there (yet)."""
+    if (BUNDLED["pocket"] / "config.json").exists():
+        return "pocket"
+    folder = tempfile.TemporaryDirectory(prefix="clara-tiny-")
+    _kept.append(folder)
+    return str(build(Path(folder.name)).folder)
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []  # until the tests are over
 
 
 async def longest_gap(work: Awaitable[T]) -> tuple[T, float, float]:

@@ -1,0 +1,138 @@
+"""Many conversations of one `batch` as one batch of the engine.
+
+LangChain runs a batch as so many single calls, each with its own callbacks, cache look-up and trace. That stays as it
+is. The calls only meet before the engine: each leaves its conversation at the meeting, and when all have come (or
+need not come, because a cache knew the answer), the engine gets them together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Meeting(Generic[Item, Result]):
+    """Where the calls of one batch come together. Belongs to one event loop.
+
+    Args:
+        expected: How many calls there are.
+        answer: Answers all items at once; an item that fails has its exception as its result.
+    """
+
+    def __init__(self, expected: int, answer: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]]) -> None:
+        self._missing = expected
+        self._answer = answer
+        self._items: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def join(self, item: Item) -> Result:
+        """Leave an item and wait for its answer; if nobody waits any more, the work stops."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._items.append((item, future))
+        self.leave()
+        try:
+            return await future
+        finally:
+            if self._task is not None and all(waiting.done() for _, waiting in self._items):
+                self._task.cancel()
+
+    def leave(self) -> None:
+        """One call less to wait for."""
+        self._missing -= 1
+        if self._missing == 0 and self._items:
+            self._task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        waiting = [pair for pair in self._items if not pair[1].done()]
+        try:
+            results = await self._answer([item for item, _ in waiting])
+        except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
+            results = [exc] * len(waiting)
+        for (_, future), result in zip(waiting, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+
+class Seat:
+    """One call's place at a meeting; it is taken once, or given up."""
+
+    def __init__(self, owner: object, meeting: Meeting[Any, Any]) -> None:
+        self._owner = owner
+        self._meeting: Meeting[Any, Any] | None = meeting
+
+    def take(self, owner: object) -> Meeting[Any, Any] | None:
+        """The meeting, for the model that it was called by and the first time."""
+        if owner is not self._owner:
+            return None
+        meeting, self._meeting = self._meeting, None
+        return meeting
+
+    def give_up(self) -> None:
+        """Not coming: the answer was found elsewhere, or the call failed."""
+        meeting, self._meeting = self._meeting, None
+        if meeting is not None:
+            meeting.leave()
+
+
+SEAT: contextvars.ContextVar[Seat | None] = contextvars.ContextVar("clara_seat", default=None)
+"""The place of the call that is running."""
+
+
+async def seated(seat: Seat, call: Callable[[], Awaitable[Result]]) -> Result:
+    """Make a call that has a place at a meeting. Runs in a task of its own, whose context is changed."""
+    SEAT.set(seat)
+    try:
+        return await call()
+    finally:
+        seat.give_up()
+
+
+def run_apart(start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    """Run a coroutine to its end in a thread with its own event loop, whether or not one runs here.
+
+    Whatever interrupts the waiting (ctrl-C) cancels it.
+    """
+    outcome: list[Result] = []
+    failure: list[BaseException] = []
+    ready = threading.Event()
+    cancel: list[Callable[[], object]] = []
+
+    async def main() -> None:
+        task = asyncio.ensure_future(start())
+        loop = asyncio.get_running_loop()
+        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        ready.set()
+        outcome.append(await task)
+
+    def run() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as exc:  # noqa: BLE001 - raised again where it belongs
+            failure.append(exc)
+        finally:
+            ready.set()
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="clara-batch")
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        ready.wait()
+        for stop in cancel:
+            stop()
+        thread.join()
+        raise
+    if failure:
+        raise failure[0]
+    return outcome[0]

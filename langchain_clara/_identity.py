@@ -1,0 +1,61 @@
+"""What tells models apart in LangChain's cache, found without loading one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from clara_core import ClaraEngine
+
+# What an engine was made from and does not change its answers.
+_NOT_IDENTITY: Final = frozenset({"token", "cache_dir", "local_files_only"})
+_WEIGHTS: Final = ("*.safetensors", "*.pth", "*.bin", "config.json", "tokenizer.json")
+_stamps: WeakKeyDictionary[ClaraEngine, str] = WeakKeyDictionary()
+
+
+def identity(engine: ClaraEngine) -> dict[str, Any]:
+    """The arguments that answers depend on, and a stamp of the files behind them.
+
+    A model that was trained again in the same folder is another model: names, sizes and times of its files go into
+    the stamp, which is taken once for an engine. Of a Hub repo it is the commit, once the repo was fetched. The
+    weights themselves are not read, so that a cached answer needs no model; on another machine the stamp of a folder
+    may differ, and then the answer is made again.
+    """
+    arguments = {name: value for name, value in engine.arguments.public().items() if name not in _NOT_IDENTITY}
+    stamp = _stamps.get(engine)
+    if stamp is None:
+        stamp = _stamp(engine)
+        if stamp:
+            _stamps[engine] = stamp
+    return {**arguments, "weights": stamp}
+
+
+def _stamp(engine: ClaraEngine) -> str:
+    """Empty where nothing is known yet."""
+    facts = [fact for name in ("model", "base_model") for fact in _facts(engine, getattr(engine.arguments, name))]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16] if facts else ""
+
+
+def _facts(engine: ClaraEngine, name: str | None) -> Iterator[str]:
+    from clara_core.locate import BUNDLED
+
+    if name is None:
+        return
+    folder = BUNDLED.get(name, Path(name))
+    if folder.is_dir():
+        rate = folder / f"compression-{engine.arguments.compression}"
+        folder = rate if rate.is_dir() else folder
+        for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+            found = path.stat()
+            yield f"{path.name} {found.st_size} {found.st_mtime_ns}"
+        return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path(engine.arguments.cache_dir or HF_HUB_CACHE)
+    commit = cache / f"models--{name.replace('/', '--')}" / "refs" / (engine.arguments.revision or "main")
+    if commit.is_file():
+        yield f"{name} {commit.read_text().strip()}"

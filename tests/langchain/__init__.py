@@ -1,0 +1,1 @@
+"""Tests of the LangChain components that need more of LangChain than its core."""
