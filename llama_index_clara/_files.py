@@ -20,7 +20,7 @@ from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 
 from clara_core.errors import CheckpointError
 from llama_index_clara._nodes import text_of
-from llama_index_clara._queries import filterable
+from llama_index_clara._queries import filterable, without_object
 from llama_index_clara._table import Entry
 from llama_index_clara._vectors import Array
 
@@ -85,7 +85,7 @@ def read_file(path: str, fs: fsspec.AbstractFileSystem | None) -> tuple[dict[str
     file = fs.open(path, "rb")
     head = file.read(len(_MAGIC) + 8)
     size = int.from_bytes(head[len(_MAGIC) :], "little")
-    text = file.read(size) if head.startswith(_MAGIC) else b""
+    text = file.read(size) if head.startswith(_MAGIC) and size <= fs.size(path) else b""
     try:
         header: dict[str, Any] = json.loads(text)
     except ValueError as exc:
@@ -111,7 +111,7 @@ def _rows(path: str, file: IO[bytes], header: dict[str, Any], digest: Any) -> It
 def to_json(entry: Entry) -> dict[str, Any]:
     """A stored node without its vectors. A class of node that LlamaIndex does not know comes back as the nearest."""
     return {
-        "node": doc_to_json(entry.node),
+        "node": doc_to_json(without_object(entry.node)),
         "rows": len(entry.rows),
         "spans": entry.spans,
         "source_tokens": entry.source_tokens,

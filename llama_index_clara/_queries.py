@@ -48,9 +48,16 @@ def words_of(query: VectorStoreQuery) -> str:
 
 def filterable(node: BaseNode) -> dict[str, Any]:
     """Metadata as filters see it: what it would be after a round through a file, and the ids of the source."""
-    metadata = node_to_metadata_dict(node, remove_text=True)
+    metadata = node_to_metadata_dict(without_object(node), remove_text=True)
     del metadata["_node_content"]
     return metadata
+
+
+def without_object(node: BaseNode) -> BaseNode:
+    """An index node without the query engine or retriever that it points at, which is no data."""
+    if isinstance(node, IndexNode) and not isinstance(node.obj, BaseNode | None):
+        return node.model_copy(update={"obj": None})
+    return node
 
 
 def passing(entries: Mapping[str, Entry], filters: MetadataFilters | None) -> Callable[[str], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -19,10 +19,12 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
-from clara_core import ClaraEngine
 from llama_index_clara.embeddings import ClaraEmbedding
 from llama_index_clara.node_parser import ClaraNodeParser
 from llama_index_clara.vector_stores import ClaraVectorStore
+
+if TYPE_CHECKING:
+    from clara_core import ClaraEngine
 
 
 class ClaraRetriever(BaseRetriever):

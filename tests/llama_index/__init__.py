@@ -1,0 +1,1 @@
+"""The LlamaIndex components against LlamaIndex itself: the conformance suite that it does not ship."""

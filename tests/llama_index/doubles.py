@@ -1,0 +1,157 @@
+"""Other people's components, as small as they can be, and ways to watch ours."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from llama_index.core import Document
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.base.llms.types import CompletionResponse, LLMMetadata
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.llms import CustomLLM
+from llama_index.core.llms.callbacks import llm_completion_callback
+from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+from pydantic import Field, PrivateAttr
+
+T = TypeVar("T")
+
+QUESTION = "When was the bridge opened?"
+TEXTS = (
+    "Weldenia is a genus of flowering plants.",
+    "The bridge over the Aln was opened in 1907.",
+    "Short note.",
+    "Captain Ada Quill sailed the Merganser.",
+    "The company Brandt & Sons makes clocks.",
+)
+
+
+def documents() -> list[Document]:
+    return [Document(text=text, doc_id=f"doc-{number}") for number, text in enumerate(TEXTS)]
+
+
+def nodes(n: int = len(TEXTS), **fields: Any) -> list[TextNode]:
+    """Nodes with ids n-0, n-1, …, each of a source document doc-0, doc-1, …"""
+    return [
+        TextNode(
+            id_=f"n-{number}",
+            text=TEXTS[number % len(TEXTS)] + " " * (number // len(TEXTS)),
+            relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"doc-{number}")},
+            **fields,
+        )
+        for number in range(n)
+    ]
+
+
+def unit(seed: str, length: int) -> list[float]:
+    """A direction that follows from a text, and says nothing about it."""
+    digest = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little")
+    vector = np.random.default_rng(digest).standard_normal(length)
+    return (vector / np.linalg.norm(vector)).tolist()
+
+
+class HashEmbedding(BaseEmbedding):
+    """Somebody else's embedding model."""
+
+    length: int = 32
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return unit(query, self.length)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return unit(query, self.length)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return unit(text, self.length)
+
+
+class ScriptedLLM(CustomLLM):
+    """Somebody else's LLM: says its lines in turn, the last one for ever."""
+
+    lines: list[str] = Field(default_factory=lambda: ["YES"])
+    _said: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata()
+
+    @property
+    def prompts(self) -> list[str]:
+        return self._said
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        line = self.lines[min(len(self._said), len(self.lines) - 1)]
+        self._said.append(prompt)
+        return CompletionResponse(text=line)
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
+        text = self.complete(prompt, formatted=True).text
+
+        def pieces() -> Any:
+            yield CompletionResponse(text=text, delta=text)
+
+        return pieces()
+
+
+class Recorder(BaseEventHandler):
+    """Listens to every event of LlamaIndex."""
+
+    _events: list[BaseEvent] = PrivateAttr(default_factory=list)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Recorder"
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        self._events.append(event)
+
+    @property
+    def events(self) -> list[BaseEvent]:
+        return self._events
+
+    @property
+    def names(self) -> list[str]:
+        return [event.class_name() for event in self._events]
+
+    def clear(self) -> None:
+        self._events.clear()
+
+    def __enter__(self) -> Self:
+        get_dispatcher().add_event_handler(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        get_dispatcher().event_handlers.remove(self)
+
+
+async def longest_gap(make: Callable[[], Awaitable[T]]) -> tuple[T, float, float]:
+    """Await work beside a ticking loop: its result, its seconds, and the longest time without a tick."""
+    gaps = [0.0]
+
+    async def tick() -> None:
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.002)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    ticker = asyncio.create_task(tick())
+    await asyncio.sleep(0.01)
+    gaps.clear()
+    start = time.perf_counter()
+    try:
+        result = await make()
+        seconds = time.perf_counter() - start
+        await asyncio.sleep(0.005)  # a blocked loop shows when it ticks again
+    finally:
+        ticker.cancel()
+    return result, seconds, max(gaps)
