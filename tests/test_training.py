@@ -156,15 +156,20 @@ def test_rows_teach_the_answers_and_nothing_else(finished: Path) -> None:
         known = {question.text: set(question.gold) for question in corpus.questions}
         for user, _ in row.turns:
             assert known[user.rpartition("Question:")[2]] <= set(row.documents)
-    batch = build_batch(tokenizer, corpus, [*rows, *paraphrase_rows(rng, corpus, 4, verbatim=0.5)])
+    counts = [len(tokenizer.windows(passage.text)) for passage in corpus.passages]
+    windows = [range(sum(counts[:index]), sum(counts[: index + 1])) for index in range(len(counts))]
+    assert max(counts) > 1
+    batch = build_batch(tokenizer, corpus, [*rows, *paraphrase_rows(rng, corpus, 4, verbatim=0.5)], windows)
     taught = [tokenizer.decode([t for t in labels.tolist() if t != IGNORE]) for labels in batch.labels]
     said = sorted(" ".join(answer for _, answer in row.turns) for row in rows)
     assert [text for text in said if text not in taught] == []
-    for ids, slots, documents in zip(batch.ids, batch.slots, batch.documents, strict=True):
-        assert int(slots.sum()) == len(documents) * pocket.CONFIG.n_mem == sum(tokenizer.is_slot(ids))
+    for ids, slots, read in zip(batch.ids, batch.slots, batch.windows, strict=True):
+        assert int(slots.sum()) == len(read) * pocket.CONFIG.n_mem == sum(tokenizer.is_slot(ids))
+    read = {tuple(window for document in row.documents for window in windows[document]) for row in rows}
+    assert read <= set(batch.windows)
     halves = split_rows(batch)
     assert [row for half in halves for row in half.ids] == batch.ids
-    assert [row for half in halves for row in half.documents] == batch.documents
+    assert [row for half in halves for row in half.windows] == batch.windows
 
 
 @pytest.mark.slow

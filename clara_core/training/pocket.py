@@ -60,8 +60,8 @@ SAVE_SECONDS = 180.0
 LAYOUT = 0.15  # share of passages with a heading and paragraphs, as in files
 CONFIG = ClaraConfig(
     decoder_model_name="base",
-    doc_max_length=256,
-    compr_rate=16,
+    doc_max_length=64,
+    compr_rate=4,
     lora_r=16,
     sep=True,
     different_mem_tokens=True,
@@ -77,7 +77,8 @@ class Stage:
     Attributes:
         name: Name, as in the module's docstring.
         steps: Optimizer steps.
-        lr: Learning rate at the start (after a short warm-up) and at the end, linear between.
+        lr: Learning rate at the start (after a short warm-up) and at the end.
+        hold: Share of the steps at the first rate, before it falls in a straight line to the second.
         passages: Passages of each step's corpus.
         words: Shortest and longest passage.
         asked: Questions that the query reasoner reads.
@@ -95,6 +96,7 @@ class Stage:
     name: str
     steps: int
     lr: tuple[float, float]
+    hold: float = 0.0
     passages: int = 64
     words: tuple[int, int] = (20, 60)
     asked: int = 32
@@ -111,17 +113,20 @@ class Stage:
 
 STAGES = (
     Stage("base", 750, (2e-3, 2e-3), words=(1, 26), rows=48, questions=3, paraphrases=16),
-    Stage("stage1", 1100, (2e-3, 2e-3), words=(1, 30), asked=24, rows=56, questions=3, paraphrases=24, verbatim=0.7),
     Stage(
-        "stage1_2", 900, (1.5e-3, 1e-4), passages=72, words=(20, 200), asked=48, documents=(1, 6), rows=14, questions=7,
-        two_passage=0.7, paraphrases=4, tau=0.03,
+        "stage1", 1000, (2e-3, 3e-4), hold=0.78, words=(1, 30), asked=24, rows=56, questions=3, paraphrases=24,
+        verbatim=0.7,
     ),
     Stage(
-        "stage2_pretrain_retrieval", 150, (3e-4, 3e-5), passages=192, words=(20, 200), asked=192, rows=0,
+        "stage1_2", 1000, (1.2e-3, 5e-5), hold=0.3, passages=56, words=(20, 200), asked=40, documents=(1, 6), rows=16,
+        questions=8, two_passage=0.7, paraphrases=8, verbatim=0.5, tau=0.03,
+    ),
+    Stage(
+        "stage2_pretrain_retrieval", 100, (3e-4, 3e-5), passages=192, words=(20, 200), asked=192, rows=0,
         contrastive=1.0, tau=0.02, learning=(Role.REASONER,),
     ),
     Stage(
-        "stage2", 150, (2e-4, 2e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
+        "stage2", 100, (2e-4, 2e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
         learning=(Role.REASONER, Role.GENERATOR),
     ),
 )  # fmt: skip
@@ -129,10 +134,19 @@ STAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step learns from, ready before it is needed."""
+    """What one step learns from, ready before it is needed.
 
-    corpus: Corpus
-    passages: list[list[int]]
+    Attributes:
+        sequences: Token ids of the windows of all passages.
+        windows: For each passage which of them are its own.
+        questions: Token ids of the questions for the query reasoner.
+        gold: For each of them the passages that answer it.
+        rows: What the generator answers.
+        retold: What it says again.
+    """
+
+    sequences: list[list[int]]
+    windows: list[range]
     questions: list[list[int]]
     gold: list[tuple[int, ...]]
     rows: RowBatch | None
@@ -232,10 +246,12 @@ class Trainer:
             loss, accuracy = self._generate(step.rows, None)
             return {"answer": loss, "text": self._generate(step.retold, None)[0]}, {"accuracy": accuracy}
         frozen = stage.learning is not None
-        memories, alignment = self._compress(step.passages, frozen=frozen)  # [passages, n_mem, hidden]
+        memories, alignment = self._compress(step.sequences, frozen=frozen)  # [windows, n_mem, hidden]
         reasoned = self.model.encode(step.questions, Role.REASONER)  # [questions, n_mem, hidden]
-        scores = cosine_scores(reasoned.flatten(1), memories.flatten(1))  # [questions, passages]
-        positives = torch.zeros_like(scores, dtype=torch.bool)
+        by_window = cosine_scores(reasoned.flatten(1), memories.flatten(1))  # [questions, windows]
+        # A document's score is that of its best window.
+        scores = torch.stack([by_window[:, own.start : own.stop].amax(1) for own in step.windows], dim=1)
+        positives = torch.zeros_like(scores, dtype=torch.bool)  # [questions, passages]
         for index, gold in enumerate(step.gold):
             positives[index, list(gold)] = True
         best = scores.argmax(-1, keepdim=True)
@@ -244,7 +260,7 @@ class Trainer:
         if stage.contrastive:
             losses["contrastive"] = stage.contrastive * contrastive_loss(scores, positives, stage.tau)
         if stage.name == "stage2":
-            losses["answer"], metrics["accuracy"] = self._end_to_end(step, scores, memories)
+            losses["answer"], metrics["accuracy"] = self._end_to_end(step, by_window, memories)
         elif step.rows is not None:
             losses["answer"], metrics["accuracy"] = self._generate(step.rows, memories)
             losses["alignment"] = 0.1 * alignment
@@ -278,7 +294,7 @@ class Trainer:
         role = None if memories is None else Role.GENERATOR
         losses, hits, total = [], 0.0, 0
         for part in split_rows(rows):
-            read = [document for row in part.documents for document in row]
+            read = [window for row in part.windows for window in row]
             filled = None if memories is None else memories[read].flatten(0, 1)  # [slots, hidden]
             states = self.model.hidden_states(part.ids, role, memories=filled, slots=part.slots.to(self.device))
             loss, accuracy = self._answer_loss(states, part.labels.to(self.device))
@@ -288,19 +304,17 @@ class Trainer:
         return torch.stack(losses).sum() / total, hits / total
 
     def _end_to_end(self, step: Step, scores: Tensor, memories: Tensor) -> tuple[Tensor, float]:
-        """The answer's loss over the five documents that the query reasoner picks among twenty."""
+        """The answer's loss over the five windows that the query reasoner picks of twenty: ``scores [B, windows]``."""
         rows = step.rows
         if rows is None:
             msg = "stage2 has no generator rows"
             raise ValueError(msg)
-        candidates = _hardest(scores.detach(), step.gold, 20)  # [questions, 20]
+        own = [[window for passage in gold for window in step.windows[passage]] for gold in step.gold]
+        candidates = _hardest(scores.detach(), own, 20)  # [B, 20]
         weights, _ = straight_through_top_k(scores.gather(1, candidates), CONFIG.generation_top_k)
         picked = torch.einsum("bkn,bnmh->bkmh", weights.to(memories.dtype), memories[candidates])
         states = self.model.hidden_states(
-            rows.ids,
-            Role.GENERATOR,
-            memories=picked.flatten(0, 2),
-            slots=rows.slots.to(self.device),
+            rows.ids, Role.GENERATOR, memories=picked.flatten(0, 2), slots=rows.slots.to(self.device)
         )
         return self._answer_loss(states, rows.labels.to(self.device))
 
@@ -335,27 +349,38 @@ class Trainer:
             layout=LAYOUT,
         )
         asked = rng.sample(corpus.questions, min(stage.asked, len(corpus.questions)))
-        rows = None
+        sequences, windows = self._windows(corpus)
+        rows = retold = None
         if stage.name == "stage2":
             prompts = [self.tokenizer.answer_prompt(q.text, CONFIG.generation_top_k) for q in asked]
             rows = _single_rows(self.tokenizer, prompts, [q.answer for q in asked])
         elif stage.rows:
-            rows = build_batch(self.tokenizer, corpus, self._rows(rng, corpus, stage, stage.rows))
-        retold = None
+            rows = build_batch(self.tokenizer, corpus, self._rows(rng, corpus, stage, stage.rows), windows)
         if stage.name == "base":
             # The base reads like any language model: part of its rows teach every token.
-            retold = build_batch(self.tokenizer, corpus, self._rows(rng, corpus, stage, stage.paraphrases), whole=True)
+            whole = self._rows(rng, corpus, stage, stage.paraphrases)
+            retold = build_batch(self.tokenizer, corpus, whole, windows, whole=True)
         elif stage.paraphrases:
             again = paraphrase_rows(rng, corpus, stage.paraphrases, stage.verbatim)
-            retold = build_batch(self.tokenizer, corpus, again)
+            retold = build_batch(self.tokenizer, corpus, again, windows)
         return Step(
-            corpus=corpus,
-            passages=self.tokenizer.encode_passages([passage.text for passage in corpus.passages]),
+            sequences=sequences,
+            windows=windows,
             questions=self.tokenizer.encode_passages([question.text for question in asked]),
             gold=[question.gold for question in asked],
             rows=rows,
             retold=retold,
         )
+
+    def _windows(self, corpus: Corpus) -> tuple[list[list[int]], list[range]]:
+        """Passages cut as the engine cuts them: ids of all windows, and which belong to each passage."""
+        pieces: list[str] = []
+        windows = []
+        for passage in corpus.passages:
+            spans = self.tokenizer.windows(passage.text)
+            windows.append(range(len(pieces), len(pieces) + len(spans)))
+            pieces += [passage.text[start:end] for start, end in spans]
+        return self.tokenizer.encode_passages(pieces), windows
 
     @staticmethod
     def _rows(rng: random.Random, corpus: Corpus, stage: Stage, n_rows: int) -> list[Row]:
@@ -433,14 +458,16 @@ def _optimizers(model: ClaraModel) -> list[torch.optim.Optimizer]:
 def _rate(stage: Stage, number: int) -> float:
     start, end = stage.lr
     warm = min(1.0, (number + 1) / 50)
-    return warm * (start + (end - start) * number / max(stage.steps - 1, 1))
+    held = stage.hold * stage.steps
+    fallen = max(0.0, number - held) / max(stage.steps - 1 - held, 1)
+    return warm * (start + (end - start) * fallen)
 
 
-def _hardest(scores: Tensor, gold: list[tuple[int, ...]], n: int) -> Tensor:
-    """For each question its gold passages and those that score best beside them: ``[questions, n]``."""
+def _hardest(scores: Tensor, gold: list[list[int]], n: int) -> Tensor:
+    """For each question its gold windows and those that score best beside them: ``[questions, n]``."""
     raised = scores.clone()
-    for index, passages in enumerate(gold):
-        raised[index, list(passages)] = float("inf")
+    for index, windows in enumerate(gold):
+        raised[index, windows] = float("inf")
     return raised.topk(n, dim=-1).indices
 
 

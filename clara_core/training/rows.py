@@ -23,6 +23,7 @@ from clara_core.training.losses import IGNORE
 from clara_core.training.world import Corpus, Question, paraphrase
 
 VERBATIM_INSTRUCTION = "Background: {docs} Repeat the text word for word."
+LONGEST_RETOLD = 300  # characters
 SYSTEM_SHARE = 0.3  # rows that carry the system message: it costs more tokens than a question and teaches little
 
 
@@ -51,13 +52,13 @@ class RowBatch:
         ids: Token ids, one list a row.
         labels: ``[rows, length]``.
         slots: Bool ``[rows, length]``.
-        documents: For each row the passages whose memories fill its slots, in order.
+        windows: For each row the compressed windows that fill its slots, in order.
     """
 
     ids: list[list[int]]
     labels: Tensor
     slots: Tensor
-    documents: list[tuple[int, ...]]
+    windows: list[tuple[int, ...]]
 
 
 def question_rows(
@@ -125,8 +126,9 @@ def _relatives(corpus: Corpus) -> list[set[int]]:
 
 def paraphrase_rows(rng: random.Random, corpus: Corpus, n_rows: int, verbatim: float = 0.0) -> list[Row]:
     """Rows that say one passage again, a share of them word for word."""
+    short = [index for index, passage in enumerate(corpus.passages) if len(passage.text) <= LONGEST_RETOLD]
     rows = []
-    for index in rng.sample(range(len(corpus.passages)), min(n_rows, len(corpus.passages))):
+    for index in rng.sample(short, min(n_rows, len(short))):
         passage = corpus.passages[index]
         instruction, again = PARAPHRASE_INSTRUCTION, passage.text
         if rng.random() >= verbatim:
@@ -144,12 +146,23 @@ def _turns(questions: list[Question]) -> tuple[tuple[str, str], ...]:
     return (opening, *((f"Question:{question.text}", question.answer) for question in rest))
 
 
-def build_batch(tokenizer: ClaraTokenizer, corpus: Corpus, rows: list[Row], *, whole: bool = False) -> RowBatch:
-    """Token ids, labels and slots of rows, shortest first; `whole` puts the loss on every token."""
-    markup = [_markup(tokenizer, corpus, row) for row in rows]
+def build_batch(
+    tokenizer: ClaraTokenizer, corpus: Corpus, rows: list[Row], windows: list[range], *, whole: bool = False
+) -> RowBatch:
+    """Rows as tensors, shortest first.
+
+    Args:
+        tokenizer: The checkpoint's.
+        corpus: What the rows are about.
+        rows: The rows.
+        windows: For each passage of the corpus the numbers of its compressed windows.
+        whole: Put the loss on every token instead of the answers alone.
+    """
+    read = [() if row.text else tuple(w for d in row.documents for w in windows[d]) for row in rows]
+    markup = [_markup(tokenizer, corpus, row, len(slots)) for row, slots in zip(rows, read, strict=True)]
     ids = tokenizer.encode_markup_batch(markup)
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    ids, rows = [ids[index] for index in order], [rows[index] for index in order]
+    ids, read = [ids[index] for index in order], [read[index] for index in order]
     length = max(map(len, ids))
     labels = torch.full((len(ids), length), IGNORE)
     slots = torch.zeros((len(ids), length), dtype=torch.bool)
@@ -161,8 +174,7 @@ def build_batch(tokenizer: ClaraTokenizer, corpus: Corpus, rows: list[Row], *, w
             if answering or whole:
                 labels[index, position] = token
             answering = token == assistant or (answering and token != eos)
-    documents = [row.documents if not row.text else () for row in rows]
-    return RowBatch(ids, labels, slots, documents)
+    return RowBatch(ids, labels, slots, read)
 
 
 def split_rows(batch: RowBatch) -> list[RowBatch]:
@@ -174,12 +186,12 @@ def split_rows(batch: RowBatch) -> list[RowBatch]:
 def _part(batch: RowBatch, part: slice) -> RowBatch:
     ids = batch.ids[part]
     length = max(map(len, ids))
-    return RowBatch(ids, batch.labels[part, :length], batch.slots[part, :length], batch.documents[part])
+    return RowBatch(ids, batch.labels[part, :length], batch.slots[part, :length], batch.windows[part])
 
 
-def _markup(tokenizer: ClaraTokenizer, corpus: Corpus, row: Row) -> str:
+def _markup(tokenizer: ClaraTokenizer, corpus: Corpus, row: Row, n_windows: int) -> str:
     texts = [corpus.passages[index].text for index in row.documents]
-    docs = "\n".join(texts) if row.text else tokenizer.slots * len(row.documents)
+    docs = "\n".join(texts) if row.text else tokenizer.slots * n_windows
     parts = [f"<s><|system|>{row.system}" if row.system else "<s>"]
     for user, answer in row.turns:
         parts.append(f"<|user|>{user.replace('{docs}', docs)}<|assistant|>{answer}</s>")
