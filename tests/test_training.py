@@ -26,6 +26,7 @@ from clara_core.training.losses import (
 )
 from clara_core.training.plot import plot_run, read_metrics
 from clara_core.training.rows import build_batch, paraphrase_rows, question_rows, split_rows
+from clara_core.training.stages import CONFIG, STAGES, Stage
 from clara_core.training.world import make_corpus
 
 
@@ -99,10 +100,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def tiny_stages(steps: int) -> tuple[pocket.Stage, ...]:
+def tiny_stages(steps: int) -> tuple[Stage, ...]:
     return tuple(
         replace(stage, steps=steps, passages=24, rows=min(stage.rows, 4), paraphrases=min(stage.paraphrases, 2))
-        for stage in pocket.STAGES
+        for stage in STAGES
     )
 
 
@@ -148,7 +149,7 @@ def test_the_checkpoint_of_a_run_holds_every_role_and_the_stages_teach_their_own
 
 @pytest.mark.slow
 def test_rows_teach_the_answers_and_nothing_else(finished: Path) -> None:
-    tokenizer = load_tokenizer(str(finished / "base"), pocket.CONFIG)
+    tokenizer = load_tokenizer(str(finished / "base"), CONFIG)
     rng = random.Random(7)
     corpus = make_corpus(rng, 24, questions_per_passage=4, two_passage=1.0)
     rows = question_rows(rng, corpus, n_rows=8, n_documents=(1, 4), n_questions=4)
@@ -164,7 +165,7 @@ def test_rows_teach_the_answers_and_nothing_else(finished: Path) -> None:
     said = sorted(" ".join(answer for _, answer in row.turns) for row in rows)
     assert [text for text in said if text not in taught] == []
     for ids, slots, read in zip(batch.ids, batch.slots, batch.windows, strict=True):
-        assert int(slots.sum()) == len(read) * pocket.CONFIG.n_mem == sum(tokenizer.is_slot(ids))
+        assert int(slots.sum()) == len(read) * CONFIG.n_mem == sum(tokenizer.is_slot(ids))
     read = {tuple(window for document in row.documents for window in windows[document]) for row in rows}
     assert read <= set(batch.windows)
     halves = split_rows(batch)
@@ -176,7 +177,7 @@ def test_rows_teach_the_answers_and_nothing_else(finished: Path) -> None:
 def test_the_curve_of_a_run_is_drawn(finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     lines = read_metrics(finished)
-    assert [line["stage"] for line in lines] == [stage.name for stage in pocket.STAGES for _ in range(2)]
+    assert [line["stage"] for line in lines] == [stage.name for stage in STAGES for _ in range(2)]
     assert all(before["hours"] <= after["hours"] for before, after in pairwise(lines))
     plot_run(finished, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -17,19 +17,16 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import random
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from clara_core.checkpoint import write_checkpoint
-from clara_core.config import ClaraConfig, Role
+from clara_core.config import Role
 from clara_core.lora import init_adapter
 from clara_core.model import ClaraModel
 from clara_core.tokens import ClaraTokenizer, load_tokenizer
@@ -42,115 +39,15 @@ from clara_core.training.losses import (
     straight_through_top_k,
 )
 from clara_core.training.pocket_base import random_base, train_tokenizer, write_base
-from clara_core.training.rows import (
-    Row,
-    RowBatch,
-    build_batch,
-    paraphrase_rows,
-    question_rows,
-    split_rows,
-)
-from clara_core.training.world import Corpus, make_corpus
+from clara_core.training.rows import RowBatch, split_rows
+from clara_core.training.stages import CONFIG, STAGES, Stage, learning_rate
+from clara_core.training.steps import Step, StepMaker, sample_texts
 
 log = logging.getLogger(__name__)
 
 VOCABULARY = 2048
-CHUNK = 32  # passages that are compressed in one pass, sorted by length
+CHUNK = 32  # windows that are compressed in one pass, sorted by length
 SAVE_SECONDS = 180.0
-LAYOUT = 0.15  # share of passages with a heading and paragraphs, as in files
-CONFIG = ClaraConfig(
-    decoder_model_name="base",
-    doc_max_length=64,
-    compr_rate=4,
-    lora_r=16,
-    sep=True,
-    different_mem_tokens=True,
-    generation_top_k=5,
-    training_stage="stage2",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One lesson: how long, on what, and which weights learn.
-
-    Attributes:
-        name: Name, as in the module's docstring.
-        steps: Optimizer steps.
-        lr: Learning rate at the start (after a short warm-up) and at the end.
-        hold: Share of the steps at the first rate, before it falls in a straight line to the second.
-        passages: Passages of each step's corpus.
-        words: Shortest and longest passage.
-        asked: Questions that the query reasoner reads.
-        documents: Fewest and most documents of a generator row.
-        rows: Generator rows of a step.
-        questions: Most questions of a row.
-        two_passage: Questions over two passages for each passage, on average.
-        paraphrases: Rows that say a passage again.
-        verbatim: Share of them that say it word for word.
-        contrastive: Weight of the contrastive loss.
-        tau: Its temperature.
-        learning: "all", or the roles whose adapters learn.
-    """
-
-    name: str
-    steps: int
-    lr: tuple[float, float]
-    hold: float = 0.0
-    passages: int = 64
-    words: tuple[int, int] = (20, 60)
-    asked: int = 32
-    documents: tuple[int, int] = (1, 1)
-    rows: int = 96
-    questions: int = 3
-    two_passage: float = 0.0
-    paraphrases: int = 0
-    verbatim: float = 0.0
-    contrastive: float = 0.3
-    tau: float = 0.05
-    learning: tuple[Role, ...] | None = None
-
-
-STAGES = (
-    Stage("base", 750, (2e-3, 2e-3), words=(1, 26), rows=48, questions=3, paraphrases=16),
-    Stage(
-        "stage1", 1000, (2e-3, 3e-4), hold=0.78, words=(1, 30), asked=24, rows=56, questions=3, paraphrases=24,
-        verbatim=0.7,
-    ),
-    Stage(
-        "stage1_2", 1000, (1.2e-3, 5e-5), hold=0.3, passages=56, words=(20, 200), asked=40, documents=(1, 6), rows=16,
-        questions=8, two_passage=0.7, paraphrases=8, verbatim=0.5, tau=0.03,
-    ),
-    Stage(
-        "stage2_pretrain_retrieval", 100, (3e-4, 3e-5), passages=192, words=(20, 200), asked=192, rows=0,
-        contrastive=1.0, tau=0.02, learning=(Role.REASONER,),
-    ),
-    Stage(
-        "stage2", 100, (2e-4, 2e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
-        learning=(Role.REASONER, Role.GENERATOR),
-    ),
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one step learns from, ready before it is needed.
-
-    Attributes:
-        sequences: Token ids of the windows of all passages.
-        windows: For each passage which of them are its own.
-        questions: Token ids of the questions for the query reasoner.
-        gold: For each of them the passages that answer it.
-        rows: What the generator answers.
-        retold: What it says again.
-    """
-
-    sequences: list[list[int]]
-    windows: list[range]
-    questions: list[list[int]]
-    gold: list[tuple[int, ...]]
-    rows: RowBatch | None
-    retold: RowBatch | None
 
 
 class Trainer:
@@ -163,9 +60,10 @@ class Trainer:
         out.mkdir(parents=True, exist_ok=True)
         base = out / "base"
         if not (base / "config.json").exists():
-            tokenizer = train_tokenizer(_sample_texts(seed), VOCABULARY)
+            tokenizer = train_tokenizer(sample_texts(seed), VOCABULARY)
             write_base(base, random_base(len(tokenizer), seed), tokenizer)
         self.tokenizer: ClaraTokenizer = load_tokenizer(str(base), CONFIG)
+        self.steps = StepMaker(self.tokenizer, seed)
         decoder = random_base(len(self.tokenizer), seed)
         self.model = ClaraModel(decoder, CONFIG)
         generator = torch.Generator().manual_seed(seed)
@@ -187,7 +85,7 @@ class Trainer:
         while self.stage < len(self.stages):
             stage = self.stages[self.stage]
             self._begin(stage)
-            for number, step in self._prefetch(stage, self.step):
+            for number, step in self.steps.ahead(stage, self.step):
                 self.metrics.write(json.dumps(self._learn(stage, number, step)) + "\n")
                 self.metrics.flush()
                 self.step = number + 1
@@ -214,7 +112,7 @@ class Trainer:
         started = time.monotonic()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = _rate(stage, number) * group["factor"]
+                group["lr"] = learning_rate(stage, number) * group["factor"]
             optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16):
             losses, metrics = self._losses(stage, step)
@@ -229,7 +127,7 @@ class Trainer:
         line: dict[str, float | str] = {
             "stage": stage.name,
             "step": number,
-            "lr": _rate(stage, number),
+            "lr": learning_rate(stage, number),
         }
         line |= {name: round(float(loss.detach()), 4) for name, loss in losses.items()}
         line |= {name: round(value, 4) for name, value in metrics.items()}
@@ -327,72 +225,6 @@ class Trainer:
         loss = answer_loss(torch.nn.functional.pad(logits, (0, 0, 0, 1)), padded)
         return loss, float((logits.argmax(-1) == targets).float().mean())
 
-    # --- data --------------------------------------------------------------------------------------------
-
-    def _prefetch(self, stage: Stage, first: int) -> Iterator[tuple[int, Step]]:
-        with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(self._make, stage, first)
-            for number in range(first, stage.steps):
-                step = pending.result()
-                if number + 1 < stage.steps:
-                    pending = pool.submit(self._make, stage, number + 1)
-                yield number, step
-
-    def _make(self, stage: Stage, number: int) -> Step:
-        rng = random.Random(f"{self.seed} {stage.name} {number}")
-        corpus = make_corpus(
-            rng,
-            stage.passages,
-            words=stage.words,
-            questions_per_passage=5,
-            two_passage=stage.two_passage,
-            layout=LAYOUT,
-        )
-        asked = rng.sample(corpus.questions, min(stage.asked, len(corpus.questions)))
-        sequences, windows = self._windows(corpus)
-        rows = retold = None
-        if stage.name == "stage2":
-            prompts = [self.tokenizer.answer_prompt(q.text, CONFIG.generation_top_k) for q in asked]
-            rows = _single_rows(self.tokenizer, prompts, [q.answer for q in asked])
-        elif stage.rows:
-            rows = build_batch(self.tokenizer, corpus, self._rows(rng, corpus, stage, stage.rows), windows)
-        if stage.name == "base":
-            # The base reads like any language model: part of its rows teach every token.
-            whole = self._rows(rng, corpus, stage, stage.paraphrases)
-            retold = build_batch(self.tokenizer, corpus, whole, windows, whole=True)
-        elif stage.paraphrases:
-            again = paraphrase_rows(rng, corpus, stage.paraphrases, stage.verbatim)
-            retold = build_batch(self.tokenizer, corpus, again, windows)
-        return Step(
-            sequences=sequences,
-            windows=windows,
-            questions=self.tokenizer.encode_passages([question.text for question in asked]),
-            gold=[question.gold for question in asked],
-            rows=rows,
-            retold=retold,
-        )
-
-    def _windows(self, corpus: Corpus) -> tuple[list[list[int]], list[range]]:
-        """Passages cut as the engine cuts them: ids of all windows, and which belong to each passage."""
-        pieces: list[str] = []
-        windows = []
-        for passage in corpus.passages:
-            spans = self.tokenizer.windows(passage.text)
-            windows.append(range(len(pieces), len(pieces) + len(spans)))
-            pieces += [passage.text[start:end] for start, end in spans]
-        return self.tokenizer.encode_passages(pieces), windows
-
-    @staticmethod
-    def _rows(rng: random.Random, corpus: Corpus, stage: Stage, n_rows: int) -> list[Row]:
-        return question_rows(
-            rng,
-            corpus,
-            n_rows=n_rows,
-            n_documents=stage.documents,
-            n_questions=stage.questions,
-            text=stage.name == "base",
-        )
-
     # --- files -------------------------------------------------------------------------------------------
 
     def export(self, folder: Path) -> None:
@@ -455,44 +287,12 @@ def _optimizers(model: ClaraModel) -> list[torch.optim.Optimizer]:
     return [muon, adam]
 
 
-def _rate(stage: Stage, number: int) -> float:
-    start, end = stage.lr
-    warm = min(1.0, (number + 1) / 50)
-    held = stage.hold * stage.steps
-    fallen = max(0.0, number - held) / max(stage.steps - 1 - held, 1)
-    return warm * (start + (end - start) * fallen)
-
-
 def _hardest(scores: Tensor, gold: list[list[int]], n: int) -> Tensor:
     """For each question its gold windows and those that score best beside them: ``[questions, n]``."""
     raised = scores.clone()
     for index, windows in enumerate(gold):
         raised[index, windows] = float("inf")
     return raised.topk(n, dim=-1).indices
-
-
-def _single_rows(tokenizer: ClaraTokenizer, prompts: list[list[int]], answers: list[str]) -> RowBatch:
-    """One question a row, every slot filled later."""
-    tails = tokenizer.encode_markup_batch([f"<|assistant|>{answer}</s>" for answer in answers])
-    ids = [prompt + tail[1:] for prompt, tail in zip(prompts, tails, strict=True)]
-    length = max(map(len, ids))
-    labels = torch.full((len(ids), length), IGNORE)
-    slots = torch.zeros((len(ids), length), dtype=torch.bool)
-    for index, (prompt, row) in enumerate(zip(prompts, ids, strict=True)):
-        labels[index, len(prompt) : len(row)] = torch.tensor(row[len(prompt) :])
-        slots[index, : len(row)] = torch.tensor(tokenizer.is_slot(row))
-    return RowBatch(ids, labels, slots, [])
-
-
-def _sample_texts(seed: int) -> Iterator[str]:
-    """Text of the training world for the tokenizer."""
-    for number in range(60):
-        corpus = make_corpus(random.Random(f"{seed} tokenizer {number}"), 100, two_passage=0.5, layout=LAYOUT)
-        for passage in corpus.passages:
-            yield passage.text
-        for question in corpus.questions:
-            yield question.text
-            yield question.answer
 
 
 def main() -> None:
