@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
 from typing import Any, Final
 
 from llama_index.core.base.response.schema import RESPONSE_TYPE
@@ -149,7 +150,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         texts = self._texts(query_str, text_chunks, clara_nodes)
         answer: RESPONSE_TEXT_TYPE
         if self._streaming:
-            answer = await self._astream(texts, query_str, response_kwargs)
+            answer = self._astream(texts, query_str, response_kwargs)
         elif texts:
             answer = await self.llm.reading(texts).apredict(self._template, query_str=query_str, **response_kwargs)
         else:
@@ -164,19 +165,22 @@ class ClaraSynthesizer(BaseSynthesizer):
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=texts))
         return texts
 
+    # Streams begin to write when somebody begins to read, as those of LlamaIndex do.
+
     def _stream(self, texts: list[str], query_str: str, kwargs: dict[str, Any]) -> Generator[str, None, None]:
-        if not texts:
-            return self._empty_response_generator()
-        tokens: Any = self.llm.reading(texts).stream(self._template, query_str=query_str, **kwargs)
-        stream: Generator[str, None, None] = tokens
-        return stream
+        if texts:
+            yield from self.llm.reading(texts).stream(self._template, query_str=query_str, **kwargs)
+        else:
+            yield self._empty_response
 
     async def _astream(self, texts: list[str], query_str: str, kwargs: dict[str, Any]) -> AsyncGenerator[str, None]:
         if not texts:
-            return self._empty_response_agenerator()
-        tokens: Any = await self.llm.reading(texts).astream(self._template, query_str=query_str, **kwargs)
-        stream: AsyncGenerator[str, None] = tokens
-        return stream
+            yield self._empty_response
+            return
+        stream: Any = await self.llm.reading(texts).astream(self._template, query_str=query_str, **kwargs)
+        async with aclosing(stream) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 def _helpers() -> dict[str, Any]:

@@ -49,7 +49,7 @@ SENT = (ClaraEmbedding, ClaraRerank, ClaraLLM, ClaraNodeParser)  # all but the s
 ENGINED = (*FIELDED, ClaraRetriever)
 
 
-@pytest.mark.parametrize(("component", "base"), BASES.items())
+@pytest.mark.parametrize("component, base", BASES.items())
 def test_component_is_what_it_replaces(component, base):
     assert issubclass(component, base)
 

@@ -1,0 +1,508 @@
+"""Drop-in: LlamaIndex's own machinery with only our objects swapped in."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+from llama_index.core import (
+    Document,
+    PropertyGraphIndex,
+    Settings,
+    SimpleDirectoryReader,
+    StorageContext,
+    SummaryIndex,
+    VectorStoreIndex,
+)
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata
+from llama_index.core.chat_engine import CondenseQuestionChatEngine
+from llama_index.core.evaluation import FaithfulnessEvaluator
+from llama_index.core.graph_stores.types import EntityNode, Relation
+from llama_index.core.indices.property_graph import ImplicitPathExtractor
+from llama_index.core.indices.query.query_transform.base import BaseQueryTransform
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.node_parser import SentenceWindowNodeParser
+from llama_index.core.postprocessor import (
+    LongContextReorder,
+    MetadataReplacementPostProcessor,
+    SimilarityPostprocessor,
+)
+from llama_index.core.query_engine import (
+    CitationQueryEngine,
+    RetrieverQueryEngine,
+    RouterQueryEngine,
+    SubQuestionQueryEngine,
+    TransformQueryEngine,
+)
+from llama_index.core.question_gen import LLMQuestionGenerator
+from llama_index.core.response_synthesizers import TreeSummarize
+from llama_index.core.retrievers import QueryFusionRetriever
+from llama_index.core.schema import QueryBundle, TransformComponent
+from llama_index.core.selectors import LLMMultiSelector, LLMSingleSelector
+from llama_index.core.tools import QueryEngineTool
+from pydantic import PrivateAttr
+
+from clara_core import ClaraEngine
+from llama_index_clara import (
+    ClaraEmbedding,
+    ClaraLLM,
+    ClaraNodeParser,
+    ClaraQueryEngine,
+    ClaraRerank,
+    ClaraRetriever,
+    ClaraSynthesizer,
+    ClaraVectorStore,
+)
+from tests.llama_index.doubles import QUESTION, TEXTS, HashEmbedding, ScriptedLLM, documents, nodes
+
+
+@pytest.fixture
+def retriever(model):
+    return ClaraRetriever.from_documents(documents(), model=model, similarity_top_k=3)
+
+
+@pytest.fixture
+def query_engine(retriever):
+    return ClaraQueryEngine(retriever, max_tokens=8)
+
+
+@pytest.fixture
+def expected(engine):
+    """What a question is answered over our three best nodes, by the engine alone."""
+
+    def answer(question):
+        memories = engine.remember(list(TEXTS))
+        best = engine.rank(question, memories, top_k=3)
+        return engine.answer(question, [memories[hit.index] for hit in best], max_tokens=8).text
+
+    return answer
+
+
+# -- indexes ---------------------------------------------------------------------------------------
+
+
+def test_starter_example(best_model, tmp_path):
+    """The first program of LlamaIndex's documentation; `Settings` are the only lines that differ."""
+    for number, text in enumerate(TEXTS):
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+    Settings.llm = ClaraLLM(model=best_model, max_tokens=8)
+    Settings.embed_model = ClaraEmbedding(model=best_model)
+    Settings.node_parser = ClaraNodeParser(model=best_model)
+
+    documents = SimpleDirectoryReader(str(tmp_path)).load_data()
+    index = VectorStoreIndex.from_documents(documents)
+    query_engine = index.as_query_engine()
+    response = query_engine.query("What did the author do growing up?")
+
+    assert len(documents) == len(TEXTS)
+    assert isinstance(response.response, str)
+    assert {hit.text for hit in response.source_nodes} <= set(TEXTS)
+
+
+@pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize", "accumulate"])
+def test_stock_synthesizers_with_our_llm_over_text(model, mode):
+    index = VectorStoreIndex.from_documents(documents(), embed_model=ClaraEmbedding(model=model))
+    llm = ClaraLLM(model=model, max_tokens=4)
+    assert index.as_query_engine(llm=llm, response_mode=mode).query(QUESTION) is not None
+
+
+def test_index_with_everything_of_ours(model, expected):
+    llm = ClaraLLM(model=model, max_tokens=8)
+    index = VectorStoreIndex.from_documents(
+        documents(),
+        embed_model=ClaraEmbedding(model=model),
+        storage_context=StorageContext.from_defaults(vector_store=ClaraVectorStore(model=model)),
+        transformations=[ClaraNodeParser(model=model)],
+    )
+    engine = index.as_query_engine(llm=llm, response_synthesizer=ClaraSynthesizer(llm), similarity_top_k=3)
+    assert str(engine.query(QUESTION)) == expected(QUESTION)
+
+
+async def test_rerank_over_somebody_else_s_embedding(model, engine):
+    """One object swapped in; the index, its store and its vectors are other people's."""
+    index = VectorStoreIndex.from_documents(documents(), embed_model=HashEmbedding())
+    query_engine = index.as_query_engine(
+        llm=ScriptedLLM(), similarity_top_k=4, node_postprocessors=[ClaraRerank(model=model, top_n=2)]
+    )
+    candidates = index.as_retriever(similarity_top_k=4).retrieve(QUESTION)
+    ranked = engine.rank(QUESTION, engine.remember([hit.text for hit in candidates]), top_k=2)
+    for response in (query_engine.query(QUESTION), await query_engine.aquery(QUESTION)):
+        assert [hit.text for hit in response.source_nodes] == [candidates[hit.index].text for hit in ranked]
+
+
+def test_our_synthesizer_over_somebody_else_s_index(model, engine):
+    index = SummaryIndex.from_documents(documents())
+    llm = ClaraLLM(model=model, max_tokens=8)
+    response = index.as_query_engine(llm=llm, response_synthesizer=ClaraSynthesizer(llm)).query(QUESTION)
+    assert str(response) == engine.answer(QUESTION, engine.remember(list(TEXTS)), max_tokens=8).text
+
+
+async def test_async_index(model):
+    index = VectorStoreIndex(
+        nodes(),
+        embed_model=ClaraEmbedding(model=model, embed_batch_size=2),
+        storage_context=StorageContext.from_defaults(vector_store=ClaraVectorStore(model=model)),
+    )
+    hits = await index.as_retriever(similarity_top_k=5).aretrieve(QUESTION)
+    assert [hit.node_id for hit in hits] == [
+        hit.node_id for hit in index.as_retriever(similarity_top_k=5).retrieve(QUESTION)
+    ]
+
+
+def test_refreshing_documents(model):
+    store = ClaraVectorStore(model=model)
+    index = VectorStoreIndex.from_documents(
+        documents(),
+        embed_model=ClaraEmbedding(model=model),
+        storage_context=StorageContext.from_defaults(vector_store=store),
+        transformations=[ClaraNodeParser(model=model)],
+    )
+    changed = [Document(text="The bridge was closed in 1950.", doc_id="doc-1"), *documents()[2:]]
+    assert index.refresh_ref_docs(changed) == [True, False, False, False]
+    assert sorted(node.text for node in store.get_nodes()) == sorted([TEXTS[0], *(each.text for each in changed)])
+
+
+def test_property_graph_without_embedded_entities(model):
+    class Extractor(TransformComponent):
+        def __call__(self, nodes: Any, **kwargs: Any) -> Any:
+            for node in nodes:
+                node.metadata["nodes"] = [EntityNode(name="bridge"), EntityNode(name="Aln")]
+                node.metadata["relations"] = [Relation(label="over", source_id="bridge", target_id="Aln")]
+            return nodes
+
+    index = PropertyGraphIndex.from_documents(
+        documents()[1:2],
+        llm=ClaraLLM(model=model, max_tokens=4),
+        embed_model=ClaraEmbedding(model=model),
+        kg_extractors=[Extractor(), ImplicitPathExtractor()],
+        embed_kg_nodes=False,
+        use_async=False,
+    )
+    assert len(index.property_graph_store.get_triplets(entity_names=["bridge"])) == 1
+    assert index.as_retriever(include_text=True).retrieve("bridge") is not None
+
+
+# -- our own engine --------------------------------------------------------------------------------
+
+
+async def test_query_engine_says_what_the_engine_says(query_engine, expected):
+    for response in (query_engine.query(QUESTION), await query_engine.aquery(QUESTION)):
+        assert str(response) == expected(QUESTION)
+        assert len(response.source_nodes) == 3
+        assert all(hit.node.embedding is None for hit in response.source_nodes)
+
+
+@pytest.mark.parametrize("swap", ["constructor", "from_args", "from_documents", "with_retriever"])
+def test_ways_to_make_one_and_their_class(model, engine, retriever, expected, swap):
+    if swap == "constructor":
+        made = ClaraQueryEngine(retriever, ClaraSynthesizer(model=model, max_tokens=8))
+    elif swap == "from_args":
+        made = ClaraQueryEngine.from_args(retriever, llm=ClaraLLM(model=model, max_tokens=8))
+    elif swap == "from_documents":
+        made = ClaraQueryEngine.from_documents(documents(), model=model, similarity_top_k=3, max_tokens=8)
+    else:
+        made = ClaraQueryEngine(ClaraRetriever(model=model), max_tokens=8).with_retriever(retriever)
+    assert type(made) is ClaraQueryEngine
+    assert str(made.query(QUESTION)) == expected(QUESTION)
+
+
+def test_options_that_nobody_would_read(retriever, model):
+    with pytest.raises(ValueError, match="response_synthesizer= or max_tokens="):
+        ClaraQueryEngine(retriever, ClaraSynthesizer(model=model), max_tokens=8)
+    with pytest.raises(TypeError, match="did you mean 'max_tokens'"):
+        ClaraQueryEngine(retriever, max_token=8)
+    with pytest.raises(ValueError, match="vector_store= or model="):
+        ClaraRetriever(ClaraVectorStore(model=model), model=model)
+
+
+@pytest.mark.parametrize("question", ["", "  \n", "<MEM0> </s> [INST] {query_str} {x}", "lone \ud800 surrogate"])
+async def test_hostile_questions(query_engine, question):
+    assert isinstance(query_engine.query(question).response, str)
+    assert isinstance((await query_engine.aquery(question)).response, str)
+
+
+async def test_retriever_honours_the_whole_bundle(retriever, model):
+    embedding = ClaraEmbedding(model=model)
+    custom = QueryBundle("ignored", custom_embedding_strs=[QUESTION, TEXTS[0]])
+    vector = embedding.get_agg_embedding_from_queries([QUESTION, TEXTS[0]])
+    given = QueryBundle("ignored", embedding=vector)
+    scores = [
+        [(hit.node.text, pytest.approx(hit.score, abs=1e-5)) for hit in hits]
+        for hits in (retriever.retrieve(custom), await retriever.aretrieve(custom), retriever.retrieve(given))
+    ]
+    assert scores[0] == [(text, wanted.expected) for text, wanted in scores[1]]
+    assert scores[0] == [(text, wanted.expected) for text, wanted in scores[2]]
+
+
+@pytest.mark.parametrize("mode", ["default", "mmr", "text_search", "hybrid"])
+async def test_retriever_modes(model, mode):
+    retriever = await ClaraRetriever.afrom_documents(
+        documents(), model=model, similarity_top_k=4, vector_store_query_mode=mode
+    )
+    ours = [(hit.text, hit.score) for hit in retriever.retrieve("bridge over the Aln")]
+    assert ours == [(hit.text, hit.score) for hit in await retriever.aretrieve("bridge over the Aln")]
+    if mode in ("text_search", "hybrid"):
+        assert ours[0][0] == TEXTS[1]
+
+
+# -- other people's engines over ours --------------------------------------------------------------
+
+
+def tools(query_engine):
+    return [
+        QueryEngineTool.from_defaults(query_engine, name=name, description=f"About {name}")
+        for name in ("bridges", "ships")
+    ]
+
+
+async def test_router(query_engine, expected):
+    choice = json.dumps([{"choice": 2, "reason": "ships"}])
+    router = RouterQueryEngine.from_defaults(
+        tools(query_engine), llm=query_engine._response_synthesizer.llm,
+        selector=LLMSingleSelector.from_defaults(llm=ScriptedLLM(lines=[choice])),
+    )  # fmt: skip
+    for response in (router.query(QUESTION), await router.aquery(QUESTION)):
+        assert str(response) == expected(QUESTION)
+        assert response.metadata["selector_result"].ind == 1
+        assert len(response.source_nodes) == 3
+
+
+async def test_router_over_several(query_engine, model):
+    choices = json.dumps([{"choice": 1, "reason": "a"}, {"choice": 2, "reason": "b"}])
+    router = RouterQueryEngine.from_defaults(
+        tools(query_engine), llm=ClaraLLM(model=model), select_multi=True,
+        selector=LLMMultiSelector.from_defaults(llm=ScriptedLLM(lines=[choices])),
+        summarizer=TreeSummarize(llm=ClaraLLM(model=model, max_tokens=8)),
+    )  # fmt: skip
+    for response in (router.query(QUESTION), await router.aquery(QUESTION)):
+        assert isinstance(response.response, str)
+        assert response.metadata["selector_result"].inds == [0, 1]
+
+
+@pytest.mark.parametrize("use_async", [True, False])
+def test_sub_questions(query_engine, engine, expected, model, use_async):
+    asked = [{"sub_question": QUESTION, "tool_name": "bridges"}, {"sub_question": "Who sailed?", "tool_name": "ships"}]
+    sub = SubQuestionQueryEngine.from_defaults(
+        tools(query_engine), llm=ClaraLLM(model=model),
+        question_gen=LLMQuestionGenerator.from_defaults(llm=ScriptedLLM(lines=[json.dumps({"items": asked})])),
+        response_synthesizer=ClaraSynthesizer(model=model, max_tokens=8), use_async=use_async, verbose=False,
+    )  # fmt: skip
+    response = sub.query("When was it opened, and who sailed?")
+    read = [hit.text for hit in response.source_nodes[:2]]
+    assert read == [
+        f"Sub question: {each['sub_question']}\nResponse: {expected(each['sub_question'])}" for each in asked
+    ]
+    wanted = engine.answer("When was it opened, and who sailed?", engine.compress(read), max_tokens=8).text
+    assert str(response) == wanted
+
+
+async def test_condense_question_chat(query_engine, expected):
+    def chat():
+        return CondenseQuestionChatEngine.from_defaults(
+            query_engine, llm=ScriptedLLM(lines=[QUESTION]), chat_history=[ChatMessage(content="The bridge?")]
+        )
+
+    wanted = expected(QUESTION)
+    synthesizer = query_engine._response_synthesizer
+    for response in (chat().chat("And when?"), await chat().achat("And when?")):
+        assert response.response == wanted
+        assert len(response.source_nodes) == 3
+    assert synthesizer._streaming is False
+    streaming = chat().stream_chat("And when?")
+    assert "".join(streaming.response_gen) == wanted
+    assert len(streaming.source_nodes) == 3
+    later = await chat().astream_chat("And when?")
+    assert "".join([piece async for piece in later.async_response_gen()]) == wanted
+    assert synthesizer._streaming is False
+
+
+def test_conversation_goes_on(query_engine):
+    llm = ScriptedLLM(lines=[QUESTION])
+    chat = CondenseQuestionChatEngine.from_defaults(query_engine, llm=llm)
+    chat.chat("Hello?")
+    chat.chat("And then?")
+    assert len(chat.chat_history) == 4
+    assert "Hello?" in llm.prompts[-1]
+
+
+async def test_fusion_with_bm25(retriever, model):
+    bm25 = pytest.importorskip("llama_index.retrievers.bm25")
+    words = bm25.BM25Retriever.from_defaults(nodes=retriever.vector_store.get_nodes(), similarity_top_k=3)
+    fusion = QueryFusionRetriever(
+        [retriever, words], llm=ClaraLLM(model=model, max_tokens=8), num_queries=1, mode="reciprocal_rerank",
+        similarity_top_k=5, use_async=True,
+    )  # fmt: skip
+    found = await fusion.aretrieve("the bridge over the Aln")
+    assert TEXTS[1] in [hit.text for hit in found]
+    assert len({hit.node_id for hit in found}) == len(found)
+    assert {hit.node_id for hit in found} == {hit.node_id for hit in fusion.retrieve("the bridge over the Aln")}
+    engine = ClaraQueryEngine(fusion, model=model, max_tokens=8)
+    assert len((await engine.aquery("the bridge over the Aln")).source_nodes) == len(found)
+
+
+def test_fusion_writes_its_questions_with_our_llm(retriever, model):
+    fusion = QueryFusionRetriever([retriever], llm=ClaraLLM(model=model, max_tokens=8), num_queries=3, use_async=False)
+    assert fusion.retrieve(QUESTION)
+
+
+class ToolLLM(FunctionCallingLLM):
+    """Somebody else's LLM that calls the first tool with the user's words, and then repeats what the tool said."""
+
+    _turn: int = PrivateAttr(default=0)
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(is_chat_model=True, is_function_calling_model=True)
+
+    def _prepare_chat_with_tools(
+        self, tools: Any, user_msg: Any = None, chat_history: Any = None, **kwargs: Any
+    ) -> Any:
+        return {"messages": list(chat_history or [])}
+
+    def get_tool_calls_from_response(self, response: Any, error_on_no_tool_call: bool = True, **kwargs: Any) -> Any:
+        if self._turn > 1:
+            return []
+        return [ToolSelection(tool_id="1", tool_name="bridges", tool_kwargs={"input": QUESTION})]
+
+    async def achat(self, messages: Any, **kwargs: Any) -> Any:
+        self._turn += 1
+        said = "" if self._turn == 1 else str(messages[-1].content)
+        return ChatResponse(message=ChatMessage(role="assistant", content=said))
+
+    async def astream_chat(self, messages: Any, **kwargs: Any) -> Any:
+        response = await self.achat(messages)
+
+        async def pieces() -> Any:
+            yield response
+
+        return pieces()
+
+    def chat(self, messages: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    stream_chat = complete = stream_complete = acomplete = astream_complete = chat
+
+
+async def test_tool_of_an_agent(query_engine, expected):
+    tool = tools(query_engine)[0]
+    assert tool.call(QUESTION).content == (await tool.acall(QUESTION)).content == expected(QUESTION)
+    assert len(tool.call(QUESTION).raw_output.source_nodes) == 3
+    agent = FunctionAgent(tools=[tool], llm=ToolLLM())
+    answer = await agent.run(QUESTION)
+    assert expected(QUESTION) in str(answer)
+    assert [call.tool_name for call in answer.tool_calls] == ["bridges"]
+
+
+def test_questions_that_are_rewritten_first(query_engine, expected):
+    class Rewrite(BaseQueryTransform):
+        def _get_prompts(self) -> Any:
+            return {}
+
+        def _update_prompts(self, prompts: Any) -> None:
+            pass
+
+        def _run(self, query_bundle: QueryBundle, metadata: Any) -> QueryBundle:
+            return QueryBundle(query_str=QUESTION)
+
+    assert str(TransformQueryEngine(query_engine, Rewrite()).query("something")) == expected(QUESTION)
+
+
+# -- postprocessors and evaluators -----------------------------------------------------------------
+
+
+def test_similarity_cutoff(retriever, model):
+    hits = retriever.retrieve(QUESTION)
+    cutoff = (hits[0].score + hits[1].score) / 2
+    engine = ClaraQueryEngine(
+        retriever, node_postprocessors=[SimilarityPostprocessor(similarity_cutoff=cutoff)], max_tokens=4
+    )
+    assert [hit.node_id for hit in engine.query(QUESTION).source_nodes] == [hits[0].node_id]
+
+
+def test_long_context_reorder(retriever, model, engine):
+    reordered = ClaraQueryEngine(
+        retriever, node_postprocessors=[ClaraRerank(model=model, top_n=3), LongContextReorder()], max_tokens=8
+    )
+    response = reordered.query(QUESTION)
+    texts = [hit.text for hit in response.source_nodes]
+    assert sorted(texts) == sorted(hit.text for hit in retriever.retrieve(QUESTION))
+    assert str(response) == engine.answer(QUESTION, engine.remember(texts), max_tokens=8).text
+
+
+def test_sentence_windows(model, engine):
+    text = "The bridge is long. It was opened in 1907. Ships pass below. Trains pass above."
+    parser = SentenceWindowNodeParser.from_defaults(window_size=1)
+    retriever = ClaraRetriever.from_documents([Document(text=text)], [parser], model=model, similarity_top_k=2)
+    query_engine = ClaraQueryEngine(
+        retriever, max_tokens=8, node_postprocessors=[MetadataReplacementPostProcessor(target_metadata_key="window")]
+    )
+    response = query_engine.query(QUESTION)
+    read = [hit.text for hit in response.source_nodes]
+    assert all(len(each) > 35 for each in read)
+    assert str(response) == engine.answer(QUESTION, engine.compress(read), max_tokens=8).text
+
+
+def test_faithfulness_is_judged_by_the_text_of_the_sources(query_engine):
+    judge = ScriptedLLM(lines=["YES"])
+    response = query_engine.query(QUESTION)
+    assert FaithfulnessEvaluator(llm=judge).evaluate_response(QUESTION, response).passing
+    assert any(text in prompt for text in TEXTS for prompt in judge.prompts)
+
+
+def test_citations_are_compressed_anew(retriever, model, engine):
+    """It cuts nodes up and leaves the whole node's vector on each part."""
+    cited = CitationQueryEngine.from_args(
+        VectorStoreIndex.from_vector_store(retriever.vector_store, embed_model=ClaraEmbedding(model=model)),
+        llm=ClaraLLM(model=model),
+        retriever=retriever,
+        response_synthesizer=ClaraSynthesizer(model=model, max_tokens=8),
+    )
+    response = cited.query(QUESTION)
+    read = [hit.text for hit in response.source_nodes]
+    assert read[0].startswith("Source 1:")
+    assert str(response) == engine.answer(QUESTION, engine.compress(read), max_tokens=8).text
+
+
+# -- events ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("way", ["sync", "async"])
+async def test_events_come_in_the_order_of_the_stock_engine(model, retriever, recorder, way, streaming):
+    """Same LLM, same index; theirs with its default synthesizer, ours with ours."""
+    index = VectorStoreIndex.from_vector_store(retriever.vector_store, embed_model=ClaraEmbedding(model=model))
+    llm = ClaraLLM(model=model, max_tokens=8)
+    stock = RetrieverQueryEngine.from_args(index.as_retriever(similarity_top_k=3), llm=llm, streaming=streaming)
+    ours = ClaraQueryEngine(retriever, llm=llm, streaming=streaming)
+    orders = []
+    for engine in (stock, ours):
+        recorder.clear()
+        if way == "sync":
+            response = engine.query(QUESTION)
+            if streaming:
+                list(response.response_gen)
+        else:
+            response = await engine.aquery(QUESTION)
+            if streaming:
+                [piece async for piece in response.response_gen]
+        # How many pieces there are is the model's affair.
+        orders.append([name for name in recorder.names if name not in ("LLMChatInProgressEvent", "SpanDropEvent")])
+    assert orders[0] == orders[1]
+    assert orders[1][:4] == ["QueryStartEvent", "RetrievalStartEvent", "EmbeddingStartEvent", "EmbeddingEndEvent"]
+    assert {"SynthesizeEndEvent", "GetResponseEndEvent", "LLMPredictStartEvent", "LLMChatEndEvent"} <= set(orders[1])
+
+
+def test_logs_stay_quiet(model, caplog):
+    with caplog.at_level(logging.WARNING):
+        ClaraQueryEngine.from_documents(documents(), model=model, max_tokens=4).query(QUESTION)
+    assert not [record for record in caplog.records if record.name.startswith(("llama_index", "clara"))]
+
+
+def test_engine_of_all_parts_is_one(retriever, model):
+    made = ClaraQueryEngine(retriever, node_postprocessors=[ClaraRerank(model=model)])
+    engines = {id(part.engine) for part in (retriever, made._node_postprocessors[0], made._response_synthesizer.llm)}
+    assert engines == {id(ClaraEngine.from_pretrained(model))}
