@@ -33,7 +33,8 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.soak
 
 eval: install
 	$(BIN)/python benchmarks/evaluate_pocket.py
