@@ -16,13 +16,14 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 
+import langchain_clara
 from clara_core import CheckpointError, ClaraEngine
-from langchain_clara import ChatClara, ClaraRerank, ClaraRetriever, DocumentsPlaceholder
+from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever, DocumentsPlaceholder
 from tests.langchain_data import HOSTILE, longest_gap, make_documents
 from tests.tiny import build
 
 ROOT = Path(__file__).parent.parent
-COMPONENTS = (ChatClara, ClaraRerank, ClaraRetriever)
+COMPONENTS = (ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever)
 QUESTION = "When was the bridge opened?"
 
 
@@ -101,14 +102,20 @@ def test_a_missing_model_says_so_at_first_use_and_every_time():
 
 
 def test_making_components_imports_no_torch():
+    names = sorted({*langchain_clara.__all__} - {"ClaraContextMiddleware"})
     code = (
         "import sys\n"
-        "from langchain_clara import ChatClara, ClaraRerank, ClaraRetriever, DocumentsPlaceholder\n"
-        "ChatClara(model='x'), ClaraRerank(model='x'), ClaraRetriever(model='x'), DocumentsPlaceholder('c')\n"
-        "print('torch' in sys.modules, 'transformers' in sys.modules)\n"
+        "from langchain_core.language_models import BaseChatModel\n"
+        "before = {'torch', 'transformers'} & {*sys.modules}\n"  # older versions of LangChain import them
+        f"from langchain_clara import {', '.join(names)}\n"
+        "llm = ChatClara(model='x')\n"
+        "ClaraEmbeddings(model='x', dimensions=8), ClaraRerank(model='x'), ClaraRetriever(model='x')\n"
+        "ClaraTextSplitter(model='x'), ClaraVectorStore(model='x'), DocumentsPlaceholder('c')\n"
+        "create_clara_documents_chain(llm)\n"
+        "print({'torch', 'transformers'} & {*sys.modules} == before)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.split() == ["True"]
 
 
 def test_threads_that_come_first_at_once_get_the_same_engine(tmp_path):

@@ -18,7 +18,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.language_models import base as language_models_base
-from langchain_core.load import dumps, load
+from langchain_core.load import dumps, loads
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from clara_core import ClaraEngine
@@ -197,7 +197,7 @@ def test_tool_messages_are_refused(llm):
 
 def test_answers_can_be_written_and_read_again(llm):
     answer = llm.invoke(QUESTION, documents=make_documents())
-    assert load(dumps(answer), allowed_objects=[AIMessage]) == answer
+    assert loads(dumps(answer), allowed_objects=[AIMessage]) == answer
 
 
 # -- quiet, light, safe ----------------------------------------------------------------------------
