@@ -71,8 +71,11 @@ class Trainer:
             for role in Role:
                 init_adapter(layer, role, generator)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.to(self.device)
-        self.optimizers = _optimizers(self.model)
+        # Passes run in bfloat16; the optimizers keep every weight in float32 beside it.
+        self.model.to(self.device, torch.float32)
+        self.masters = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+        self.optimizers = _optimizers(self.masters)
+        self.model.to(torch.bfloat16)
         self.stage, self.step = 0, 0
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self._resume()
@@ -112,18 +115,19 @@ class Trainer:
         started = time.monotonic()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(stage, number) * group["factor"]
-            optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            losses, metrics = self._losses(stage, step)
-        total = torch.stack(list(losses.values())).sum()
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                group["lr"] = learning_rate(stage, number)
+        losses, metrics = self._losses(stage, step)
+        torch.stack(list(losses.values())).sum().backward()
+        for name, weight in self.model.named_parameters():
+            self.masters[name].grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), 1.0)
         if not torch.isfinite(norm):
             msg = f"{stage.name} step {number}: gradient norm is {norm}; the last saved state is in {self.out}"
             raise FloatingPointError(msg)
         for optimizer in self.optimizers:
             optimizer.step()
+        self._refresh()
         line: dict[str, float | str] = {
             "stage": stage.name,
             "step": number,
@@ -138,6 +142,12 @@ class Trainer:
         if number % 10 == 0:
             log.info(" ".join(f"{key}={value}" for key, value in line.items()))
         return line
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Bring the weights of the passes up to their float32 masters."""
+        for name, weight in self.model.named_parameters():
+            weight.copy_(self.masters[name])
 
     def _losses(self, stage: Stage, step: Step) -> tuple[dict[str, Tensor], dict[str, float]]:
         if stage.name == "base":
@@ -251,7 +261,7 @@ class Trainer:
 
     def _save(self) -> None:
         state = {
-            "model": self.model.state_dict(),
+            "model": self.masters,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "stage": self.stage,
             "step": self.step,
@@ -265,26 +275,24 @@ class Trainer:
         if not path.exists():
             return
         state = torch.load(path, weights_only=True, map_location=self.device)
-        self.model.load_state_dict(state["model"])
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(state["model"][name])
+        self._refresh()
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.stage, self.step = state["stage"], state["step"]
         log.info("going on from stage %d, step %d", self.stage, self.step)
 
 
-def _optimizers(model: ClaraModel) -> list[torch.optim.Optimizer]:
+def _optimizers(masters: dict[str, Tensor]) -> list[torch.optim.Optimizer]:
     """Muon for the base's matrices, AdamW for everything else (embeddings, norms, adapters)."""
-    matrices = [p for name, p in model.named_parameters() if name.endswith(".base.weight")]
-    taken = {id(parameter) for parameter in matrices}
-    rest = [p for p in model.parameters() if id(p) not in taken]
-    muon = torch.optim.Muon(
-        [{"params": matrices, "factor": 1.0}],
-        lr=1e-3,
-        weight_decay=0.01,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    adam = torch.optim.AdamW([{"params": rest, "factor": 1.0}], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    return [muon, adam]
+    matrices = [weight for name, weight in masters.items() if name.endswith(".base.weight")]
+    rest = [weight for name, weight in masters.items() if not name.endswith(".base.weight")]
+    return [
+        torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def _hardest(scores: Tensor, gold: list[list[int]], n: int) -> Tensor:

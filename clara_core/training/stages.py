@@ -66,15 +66,15 @@ STAGES = (
         verbatim=0.7,
     ),
     Stage(
-        "stage1_2", 1000, (1.2e-3, 5e-5), hold=0.3, passages=56, words=(20, 200), asked=40, documents=(1, 6), rows=16,
+        "stage1_2", 1050, (8e-4, 3e-5), hold=0.3, passages=56, words=(20, 200), asked=24, documents=(1, 5), rows=16,
         questions=8, two_passage=0.7, paraphrases=8, verbatim=0.5, tau=0.03,
     ),
     Stage(
-        "stage2_pretrain_retrieval", 100, (3e-4, 3e-5), passages=192, words=(20, 200), asked=192, rows=0,
+        "stage2_pretrain_retrieval", 60, (3e-4, 3e-5), passages=192, words=(20, 200), asked=192, rows=0,
         contrastive=1.0, tau=0.02, learning=(Role.REASONER,),
     ),
     Stage(
-        "stage2", 100, (2e-4, 2e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
+        "stage2", 60, (2e-4, 2e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
         learning=(Role.REASONER, Role.GENERATOR),
     ),
 )  # fmt: skip
