@@ -10,7 +10,7 @@ from clara_core.dense import AVAILABLE, PackedLinear, packed, product
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="this build of PyTorch has no oneDNN")
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [(1, 1), (3, 7), (2, 300)])
 def test_packed_layer_equals_the_plain_one(

@@ -15,7 +15,7 @@ TEXTS = ["Weldenia is a genus of flowering plants from Mexico.", "Hagsatera is a
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
-@pytest.mark.parametrize(("quantization", "closeness"), [("int8", 0.999), ("nf4", 0.9)])
+@pytest.mark.parametrize("quantization, closeness", [("int8", 0.999), ("nf4", 0.9)])
 def test_quantized_base_gives_nearly_the_same_memories(
     parity_folder: Path, quantization: str, closeness: float
 ) -> None:
