@@ -96,7 +96,7 @@ def test_2_nothing_of_a_chunk_is_cut_off(model, engine, caplog):
 
 
 def test_3_the_model_is_shared_by_copies_and_never_pickled(model, engine):
-    """The framework pickles every attribute twice to see whether it can, and deletes from the live object what cannot."""
+    """The framework tries to pickle every attribute, and deletes from the living object what cannot be."""
     engine.load()
     for made in (ClaraEmbedding(engine=engine), ClaraLLM(engine=engine), ClaraRerank(engine=engine)):
         made.callback_manager.add_handler(Unpicklable())
