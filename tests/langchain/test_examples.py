@@ -1,0 +1,47 @@
+"""The examples run; with the bundled model their answers are right."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.langchain_data import bundled_or_tiny
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+EXPECTED = {
+    entry["question"]: entry["answer"] for entry in json.loads((EXAMPLES / "data" / "questions.json").read_text())
+}
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["langchain_mixed", "langchain_store", "langchain_agent", "langchain_other_store"])
+def test_example(name, capsys):
+    module = load(name)
+    model = bundled_or_tiny()
+    result = module.main(model)
+    result = asyncio.run(result) if inspect.iscoroutine(result) else result
+    questions = getattr(module, "QUESTIONS", None) or [module.QUESTION]
+    answers = list(result.values()) if isinstance(result, dict) else [result] if isinstance(result, str) else result
+    shown = capsys.readouterr().out
+    for question, answer in zip(questions, answers, strict=True):
+        assert question in shown
+        assert answer.strip()
+        if model == "pocket":
+            assert EXPECTED[question].lower() in answer.lower()
+    assert shown.count(".md") + shown.count(".txt") >= 3  # with sources
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("langchain_*.py")), ids=lambda path: path.stem)
+def test_examples_are_short(path):
+    assert 30 <= len(path.read_text(encoding="utf-8").splitlines()) <= 80
