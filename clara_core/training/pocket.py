@@ -4,7 +4,8 @@ The lessons follow each other as in the paper, over a world that is made up anew
 
     base                        the bare decoder reads passages as text and answers questions over them
     stage1                      compress one passage; answer and paraphrase from its memory tokens
-    stage1_2                    questions over several compressed passages
+    stage1_2                    questions over several compressed passages, in any order
+    stage1_2_ranked             the same with the passages that answer first, as after a ranking
     stage2_pretrain_retrieval   contrastive: the query reasoner alone
     stage2                      end to end: the answer's loss teaches the query reasoner through the top-k
 

@@ -68,6 +68,8 @@ def question_rows(
     n_rows: int,
     n_documents: tuple[int, int],
     n_questions: int,
+    pairs: float = 0.5,
+    shuffled: float = 1.0,
     text: bool = False,
 ) -> list[Row]:
     """Rows that ask questions over a few passages of the corpus.
@@ -78,6 +80,9 @@ def question_rows(
         n_rows: Rows to make.
         n_documents: Fewest and most documents in a row.
         n_questions: Most questions in a row.
+        pairs: Share of the rows of several documents that ask over two of them at once.
+        shuffled: Share of the rows whose documents stand in any order. In the others those that are asked about stand
+            first, as after a ranking.
         text: Documents as text.
     """
     by_passage: dict[int, list[Question]] = defaultdict(list)
@@ -85,34 +90,50 @@ def question_rows(
         for gold in question.gold:
             by_passage[gold].append(question)
     single = list(by_passage)
-    pairs = [question for question in corpus.questions if len(question.gold) > 1]
+    over_two = [question for question in corpus.questions if len(question.gold) > 1]
     relatives = _relatives(corpus)
     rows = []
     for number in range(n_rows):
         wanted = rng.randint(*n_documents)
-        if wanted > 1 and pairs and rng.random() < 0.6:
-            chosen = set(rng.choice(pairs).gold)
-        else:
-            chosen = {single[number % len(single)]}
-        namesakes = sorted({other for index in chosen for other in relatives[index]} - chosen)
-        rng.shuffle(namesakes)
-        while len(chosen) < min(wanted, len(single)):
-            # Half of the others are about something of a similar name: the hardest to keep apart.
-            near = namesakes and rng.random() < 0.5
-            chosen.add(namesakes.pop() if near else rng.choice(single))
-        documents = rng.sample(sorted(chosen), len(chosen))
-        asked = {id(q): q for d in documents for q in by_passage[d] if set(q.gold) <= chosen}
-        both = [q for q in asked.values() if len(q.gold) > 1]
-        one = [q for q in asked.values() if len(q.gold) == 1]
-        picked = [
-            *rng.sample(both, min(len(both), 2)),
-            *rng.sample(one, min(len(one), n_questions)),
-        ][:n_questions]
-        rng.shuffle(picked)
-        if picked:
-            system = ANSWER_SYSTEM if rng.random() < SYSTEM_SHARE else ""
-            rows.append(Row(tuple(documents), _turns(picked), system=system, text=text))
+        first = [single[number % len(single)]]
+        if wanted > 1 and over_two and rng.random() < pairs:
+            asked = rng.choice(over_two)
+            first = rng.sample(asked.gold, len(asked.gold))
+        documents = first + _others(rng, set(first), single, relatives, wanted - len(first))
+        about = set(first)
+        if rng.random() < shuffled:
+            rng.shuffle(documents)
+            about = set(documents)
+        picked = _pick(rng, by_passage, about, n_questions)
+        system = ANSWER_SYSTEM if rng.random() < SYSTEM_SHARE else ""
+        rows.append(Row(tuple(documents), _turns(picked), system=system, text=text))
     return rows
+
+
+def _others(
+    rng: random.Random, first: set[int], everything: list[int], relatives: list[set[int]], count: int
+) -> list[int]:
+    """Other passages; half of them of a similar name, the hardest to keep apart."""
+    namesakes = sorted({other for index in first for other in relatives[index]} - first)
+    rng.shuffle(namesakes)
+    others: list[int] = []
+    while len(others) < min(count, len(everything) - len(first)):
+        near = namesakes and rng.random() < 0.5
+        other = namesakes.pop() if near else rng.choice(everything)
+        if other not in first and other not in others:
+            others.append(other)
+    return others
+
+
+def _pick(rng: random.Random, by_passage: dict[int, list[Question]], about: set[int], most: int) -> list[Question]:
+    """Questions that these passages answer, those over two first, in any order."""
+    known = {id(question): question for index in sorted(about) for question in by_passage[index]}
+    answered = [question for question in known.values() if set(question.gold) <= about]
+    both = [question for question in answered if len(question.gold) > 1]
+    one = [question for question in answered if len(question.gold) == 1]
+    picked = [*rng.sample(both, min(len(both), 2)), *rng.sample(one, min(len(one), most))][:most]
+    rng.shuffle(picked)
+    return picked
 
 
 def _relatives(corpus: Corpus) -> list[set[int]]:

@@ -34,6 +34,8 @@ class Stage:
         rows: Generator rows of a step.
         questions: Most questions of a row.
         two_passage: Questions over two passages for each passage, on average.
+        pairs: Share of the rows of several documents that ask over two at once.
+        shuffled: Share of the rows whose documents stand in any order; in the others the best stand first.
         paraphrases: Rows that say a passage again.
         verbatim: Share of them that say it word for word.
         contrastive: Weight of the contrastive loss.
@@ -52,6 +54,8 @@ class Stage:
     rows: int = 96
     questions: int = 3
     two_passage: float = 0.0
+    pairs: float = 0.5
+    shuffled: float = 1.0
     paraphrases: int = 0
     verbatim: float = 0.0
     contrastive: float = 0.3
@@ -66,15 +70,19 @@ STAGES = (
         verbatim=0.7,
     ),
     Stage(
-        "stage1_2", 1050, (8e-4, 3e-5), hold=0.3, passages=56, words=(20, 200), asked=24, documents=(1, 5), rows=16,
-        questions=8, two_passage=0.7, paraphrases=8, verbatim=0.5, tau=0.03,
+        "stage1_2", 430, (8e-4, 6.8e-4), hold=0.73, passages=56, words=(20, 200), asked=24, documents=(1, 5), rows=16,
+        questions=8, two_passage=0.7, pairs=0.6, paraphrases=8, verbatim=0.5, tau=0.03,
     ),
     Stage(
-        "stage2_pretrain_retrieval", 60, (3e-4, 3e-5), passages=192, words=(20, 200), asked=192, rows=0,
+        "stage1_2_ranked", 720, (5e-4, 3e-5), hold=0.15, passages=40, words=(20, 200), asked=24, documents=(1, 5),
+        rows=24, questions=5, two_passage=0.5, pairs=0.3, shuffled=0.15, paraphrases=12, verbatim=0.8, tau=0.03,
+    ),
+    Stage(
+        "stage2_pretrain_retrieval", 40, (3e-4, 3e-5), passages=192, words=(20, 200), asked=192, rows=0,
         contrastive=1.0, tau=0.02, learning=(Role.REASONER,),
     ),
     Stage(
-        "stage2", 60, (2e-4, 2e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
+        "stage2", 40, (1e-4, 1e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
         learning=(Role.REASONER, Role.GENERATOR),
     ),
 )  # fmt: skip

@@ -114,6 +114,8 @@ class StepMaker:
             n_rows=n_rows,
             n_documents=stage.documents,
             n_questions=stage.questions,
+            pairs=stage.pairs,
+            shuffled=stage.shuffled,
             text=stage.name == "base",
         )
 
