@@ -92,6 +92,15 @@ def with_gold(questions: Sequence[Question], others: Sequence[Sequence[int]], se
     return chosen
 
 
+def best_first(documents: Sequence[Sequence[int]], rankings: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The same documents in the order in which the engine ranks them: how CLaRa's generator is given them."""
+    ordered = []
+    for few, ranking in zip(documents, rankings, strict=True):
+        place = {index: rank for rank, index in enumerate(ranking)}
+        ordered.append(sorted(few, key=place.__getitem__))
+    return ordered
+
+
 def random_others(questions: Sequence[Question], passages: int, seed: int = SEED) -> list[list[int]]:
     """A few random passages for each question; more than are needed, since some may be its gold."""
     rng = random.Random(seed + 1)
