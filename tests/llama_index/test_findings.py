@@ -162,14 +162,15 @@ def test_7_stale_memories_are_not_trusted(model, engine):
     given[0].metadata["window"] = "The name was taken out."
     given[0].excluded_embed_metadata_keys = ["window"]
     hits = [NodeWithScore(node=node, score=0.5) for node in given]
+    synthesizer, rerank = ClaraSynthesizer(model=model, max_tokens=8), ClaraRerank(model=model)
+    synthesizer.synthesize(QUESTION, hits)  # they have seen these ids with other texts
+    rerank.postprocess_nodes(hits, query_str=QUESTION)
     replaced = MetadataReplacementPostProcessor(target_metadata_key="window").postprocess_nodes(hits)
     assert replaced[0].node.embedding is not None
     texts = ["The name was taken out.", TEXTS[1]]
     wanted = engine.answer(QUESTION, engine.compress(texts), max_tokens=8).text
-    assert str(ClaraSynthesizer(model=model, max_tokens=8).synthesize(QUESTION, replaced)) == wanted
-    scores = {
-        hit.node_id: hit.score for hit in ClaraRerank(model=model).postprocess_nodes(replaced, query_str=QUESTION)
-    }
+    assert str(synthesizer.synthesize(QUESTION, replaced)) == wanted
+    scores = {hit.node_id: hit.score for hit in rerank.postprocess_nodes(replaced, query_str=QUESTION)}
     assert scores["n-0"] == pytest.approx(engine.score([QUESTION], engine.compress(texts))[0, 0].item(), abs=1e-4)
 
 

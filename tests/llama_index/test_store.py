@@ -97,7 +97,7 @@ def test_top_k_of_zero_and_empty_store(store, pair, length, model):
         assert (found.nodes, found.similarities, found.ids) == ([], [], [])
 
 
-@pytest.mark.parametrize("threshold", [None, 0.0, 0.3, 1.0])
+@pytest.mark.parametrize("threshold", [None, 0.01, 0.3, 1.0])
 def test_mmr_is_that_of_llama_index(pair, length, threshold):
     store, simple = pair
     query = VectorStoreQuery(unit(QUESTION, length), 5, mode=VectorStoreQueryMode.MMR)
