@@ -21,7 +21,7 @@ help:
 
 install: $(VENV)/.installed
 
-demo: install
+demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: install
@@ -45,10 +45,16 @@ test-oldest: $(OLDEST)/.installed
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# Installed again only when what is to be installed has changed.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# The demo needs little of what the tests need. Installed again only when what is to be installed has changed.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[langchain]'
+	@touch $@
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
