@@ -39,22 +39,57 @@ Asked: TypeAlias = "tuple[list[Turn], list[ReadDocument], dict[str, Any]]"
 class ChatClara(BaseChatModel, EngineFields):
     """Answers from documents that it reads as a few memory tokens each.
 
-    Documents come as content blocks of a message (`DocumentsPlaceholder` makes them; types
-    ``text-plain``, ``document`` and ``search_result``) or as ``documents=`` on `invoke`, `stream`
-    or `bind`; not both at once. They are compressed at first sight and known by their text from
-    then on. Without documents it is a plain chat model.
+    Documents come as content blocks of a message (`DocumentsPlaceholder` makes them; types ``text-plain``,
+    ``document`` and ``search_result``) or as ``documents=`` on `invoke`, `stream`, `batch` or `bind`; not both at once.
+    They are compressed at first sight and known by their text from then on. Without documents it is a plain chat model.
 
-    Example:
-        ```python
-        llm = ChatClara(model="pocket", max_tokens=64)
-        llm.invoke("When was the bridge opened?", documents=documents).content
+    Setup:
+        ```bash
+        pip install 'clara-rag[langchain]'
         ```
 
-    The answer says what it took: ``usage_metadata["input_tokens"]`` counts positions of the
-    prompt, text and memory tokens together; ``response_metadata`` has ``memory_tokens``,
-    ``source_tokens`` (what the documents would have cost as text), ``saved_tokens`` (the
-    difference), ``documents`` (id and title of each one read, in order), ``finish_reason`` and
-    ``model_name``.
+    Key init args - completion params:
+        max_tokens: int
+            Most tokens to write.
+        temperature, top_p, seed:
+            Of sampling; temperature 0 is greedy and reproducible.
+        stop: list[str] | None
+            Strings that end an answer.
+
+    Key init args - client params:
+        model, compression, dtype, ... or engine:
+            See `EngineFields`.
+
+    Instantiate:
+        ```python
+        from langchain_clara import ChatClara
+
+        llm = ChatClara(model="pocket", max_tokens=64)
+        ```
+
+    Invoke:
+        ```python
+        llm.invoke("When was the bridge opened?", documents=documents).text
+        ```
+
+    Stream:
+        ```python
+        for chunk in llm.stream("When was the bridge opened?", documents=documents):
+            print(chunk.text, end="")
+        ```
+
+    Async:
+        ```python
+        await llm.ainvoke("When was the bridge opened?", documents=documents)
+        await llm.abatch(["When was it opened?", "Who designed it?"], documents=documents)  # one batch of the engine
+        ```
+
+    Token usage:
+        ``usage_metadata["input_tokens"]`` counts positions of the prompt, text and memory tokens together.
+
+    Response metadata:
+        ``memory_tokens``, ``source_tokens`` (what the documents would have cost as text), ``saved_tokens`` (the
+        difference), ``documents`` (id and title of each one read, in order), ``finish_reason`` and ``model_name``.
 
     Tools, structured output, images and other media are refused.
     """
@@ -206,8 +241,6 @@ class ChatClara(BaseChatModel, EngineFields):
         documents: Iterable[Document | str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        if (seat := SEAT.get()) is not None:
-            seat.give_up()  # a batch whose calls stream: the others need not wait for this one
         turns, read, options = self._prepared(messages, documents, stop, kwargs)
         engine = await self.ashared_engine()
         memories = await engine.aremember([document.text for document in read])

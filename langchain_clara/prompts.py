@@ -22,9 +22,9 @@ class DocumentsPlaceholder(BaseMessagePromptTemplate):
 
     Example:
         ```python
-        prompt = ChatPromptTemplate.from_messages([DocumentsPlaceholder("context"), ("human",
-        "{input}")]) chain = {"context": retriever, "input": RunnablePassthrough()} | prompt |
-        ChatClara() | StrOutputParser() ```
+        prompt = ChatPromptTemplate.from_messages([DocumentsPlaceholder("context"), ("human", "{input}")])
+        chain = {"context": retriever, "input": RunnablePassthrough()} | prompt | ChatClara() | StrOutputParser()
+        ```
 
     Args:
         variable_name: The prompt's variable that holds the Documents (or strings).

@@ -15,7 +15,7 @@ from langchain_core.indexing import InMemoryRecordManager, aindex, index
 
 from clara_core import ClaraEngine, FingerprintMismatch
 from clara_core.ranking import diversify
-from langchain_clara import ClaraEmbeddings, ClaraRetriever, ClaraVectorStore
+from langchain_clara import ClaraEmbeddings, ClaraRetriever, ClaraVectorStore, _rows
 from tests.langchain_data import HOSTILE, make_documents
 from tests.tiny import build
 
@@ -429,7 +429,15 @@ def test_a_deep_copy_is_on_its_own_and_shares_the_engine(store):
     assert other.embeddings.shared_engine is store.embeddings.shared_engine
 
 
-def test_threads_add_the_same_text_at_once(model):
+def test_threads_add_the_same_text_at_once(model, monkeypatch):
+    original = _rows.complete_ids
+
+    def slow(*args):
+        ids = original(*args)
+        time.sleep(0.005)  # others come between choosing an id and using it
+        return ids
+
+    monkeypatch.setattr(_rows, "complete_ids", slow)
     store = ClaraVectorStore(model=model)
     with ThreadPoolExecutor(8) as pool:
         ids = [id_ for made in pool.map(lambda _: store.add_texts(["same"] * 3), range(8)) for id_ in made]
