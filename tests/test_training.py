@@ -132,7 +132,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(finished: Pat
 @pytest.mark.slow
 def test_the_checkpoint_of_a_run_holds_every_role_and_the_stages_teach_their_own_weights(finished: Path) -> None:
     contrastive = read_checkpoint(finished / "checkpoints" / "stage2_pretrain_retrieval")
-    instructed = read_checkpoint(finished / "checkpoints" / "stage1_2")
+    instructed = read_checkpoint(finished / "checkpoints" / "stage1_2_ranked")
     final = read_checkpoint(finished / "checkpoints" / "stage2")
     assert set(final.roles) == set(Role)
 
