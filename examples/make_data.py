@@ -46,10 +46,7 @@ def main(folder: Path) -> None:
         path.write_text(heading + paragraphs(passage) + "\n", encoding="utf-8")
         places[index] = path.name
     chosen = choose(corpus, places)
-    entries = [
-        {"question": q.text, "answer": q.answer, "files": sorted({places[at] for at in q.gold})}
-        for q in chosen
-    ]
+    entries = [{"question": q.text, "answer": q.answer, "files": sorted({places[at] for at in q.gold})} for q in chosen]
     written = json.dumps(entries, indent=2, ensure_ascii=False)
     (folder / "questions.json").write_text(written + "\n", encoding="utf-8")
 
@@ -95,15 +92,11 @@ def choose(corpus: Corpus, places: dict[int, str]) -> list[Question]:
             next(
                 q
                 for q in usable
-                if len(q.gold) == 1
-                and RELATIONS[q.kind].draw.kind == kind
-                and places[q.gold[0]] not in seen
+                if len(q.gold) == 1 and RELATIONS[q.kind].draw.kind == kind and places[q.gold[0]] not in seen
             )
         )
     double = [
-        next(
-            q for q in usable if q.kind.startswith(form) and len({places[at] for at in q.gold}) == 2
-        )
+        next(q for q in usable if q.kind.startswith(form) and len({places[at] for at in q.gold}) == 2)
         for form in ("bridge", "compare", "pair")
     ]
     return [*single[:3], double[0], *single[3:6], double[1], *single[6:], double[2]]

@@ -113,10 +113,7 @@ def test_identity_does_not_depend_on_the_dtype_of_the_file(folder, tmp_path):
         }
 
     def to_float32(content):
-        return {
-            key: to_float32(value) if isinstance(value, dict) else value.float()
-            for key, value in content.items()
-        }
+        return {key: to_float32(value) if isinstance(value, dict) else value.float() for key, value in content.items()}
 
     for file in half:
         edit(folder, to_bfloat16, file)
@@ -365,9 +362,7 @@ def test_wrong_vocabulary_names_both_numbers(e2e):
 def test_a_peft_folder_is_no_checkpoint(e2e, tmp_path):
     export_peft(e2e, Role.GENERATOR, tmp_path / "peft")
     e2e.config.write(tmp_path / "peft")
-    (tmp_path / "peft" / "adapter_model.safetensors").rename(
-        tmp_path / "peft" / "adapters.safetensors"
-    )
+    (tmp_path / "peft" / "adapter_model.safetensors").rename(tmp_path / "peft" / "adapters.safetensors")
     refused(tmp_path / "peft", "plain peft folder is one adapter only")
 
 
@@ -393,9 +388,7 @@ def test_write_and_read_back(parity_folder, tmp_path, name):
 
 def test_tied_embeddings_are_written(e2e, tmp_path):
     shared = e2e.embeddings[EMBED_KEY]
-    write_checkpoint(
-        tmp_path / "c", e2e.config, e2e.adapters, {EMBED_KEY: shared, HEAD_KEY: shared}
-    )
+    write_checkpoint(tmp_path / "c", e2e.config, e2e.adapters, {EMBED_KEY: shared, HEAD_KEY: shared})
     assert torch.equal(read_checkpoint(tmp_path / "c").embeddings[HEAD_KEY], shared)
     write_checkpoint(tmp_path / "c", e2e.config, e2e.adapters, {EMBED_KEY: shared})
     assert set(read_checkpoint(tmp_path / "c").embeddings) == {EMBED_KEY}
@@ -545,9 +538,7 @@ def test_convert_cannot_bring_a_base_that_is_not_here(e2e, tmp_path):
 
 
 @pytest.mark.parametrize("role", list(Role))
-def test_exported_adapter_is_loaded_by_peft_and_equals_merged_weights(
-    parity_folder, e2e, tmp_path, role
-):
+def test_exported_adapter_is_loaded_by_peft_and_equals_merged_weights(parity_folder, e2e, tmp_path, role):
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     base = parity_folder / "e2e" / "base"

@@ -60,9 +60,7 @@ def test_one_memory_token_repeated_is_added_once():
 
 
 def test_rates_of_the_releases():
-    at = {
-        rate: ClaraConfig(decoder_model_name="a/b", compr_rate=rate).n_mem for rate in (4, 16, 128)
-    }
+    at = {rate: ClaraConfig(decoder_model_name="a/b", compr_rate=rate).n_mem for rate in (4, 16, 128)}
     assert at == {4: 64, 16: 16, 128: 2}
 
 

@@ -52,9 +52,7 @@ def test_reader_sees_imports_in_functions(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     path = tmp_path / "package" / "probe.py"
     path.parent.mkdir()
-    path.write_text(
-        "def f():\n    from torch import nn\n    import numpy as np\n    from . import x\n"
-    )
+    path.write_text("def f():\n    from torch import nn\n    import numpy as np\n    from . import x\n")
     assert imports(path) == {"torch", "torch.nn", "numpy", "package", "package.x"}
 
 
@@ -64,9 +62,7 @@ def test_core_knows_no_framework_and_no_adapter(path):
     assert not tops & (FRAMEWORKS | ADAPTERS)
 
 
-@pytest.mark.parametrize(
-    "path", files("langchain_clara"), ids=lambda path: str(path.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", files("langchain_clara"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_langchain_adapter_stands_on_langchain_core_alone(path):
     tops = {name.partition(".")[0] for name in imports(path)}
     # Agents live in `langchain`, an extra; whoever does not use them does not need it.
@@ -75,9 +71,7 @@ def test_langchain_adapter_stands_on_langchain_core_alone(path):
     assert not tops & {"llama_index", "llama_index_clara"}
 
 
-@pytest.mark.parametrize(
-    "path", files("llama_index_clara"), ids=lambda path: str(path.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", files("llama_index_clara"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_llama_index_adapter_stands_on_its_core_alone(path):
     names = imports(path)
     tops = {name.partition(".")[0] for name in names}

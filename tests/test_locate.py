@@ -102,9 +102,7 @@ def test_a_file_is_no_folder(parity_folder):
         locate(parity_folder / "e2e" / "checkpoint" / "config.json")
 
 
-def test_a_bundled_name_is_never_a_folder_of_the_working_directory(
-    parity_folder, tmp_path, monkeypatch
-):
+def test_a_bundled_name_is_never_a_folder_of_the_working_directory(parity_folder, tmp_path, monkeypatch):
     shutil.copytree(parity_folder / "e2e" / "checkpoint", tmp_path / "pocket")
     monkeypatch.chdir(tmp_path)
     assert locate("./pocket") == tmp_path / "pocket"
@@ -227,11 +225,7 @@ class Hub:
 
 @pytest.fixture
 def hub(release) -> Iterator[Hub]:
-    files = {
-        str(path.relative_to(release)): path.read_bytes()
-        for path in sorted(release.rglob("*"))
-        if path.is_file()
-    }
+    files = {str(path.relative_to(release)): path.read_bytes() for path in sorted(release.rglob("*")) if path.is_file()}
     content = Hub(files)
 
     class Handler(BaseHTTPRequestHandler):

@@ -120,9 +120,7 @@ def check_double(corpus: Corpus, question: Question) -> None:
         assert question.answer in (a, b)
         assert number(left) != number(right)
         most = a if number(left) > number(right) else b
-        wants_most = re.search(
-            r"more |longer|deeper|higher|heavier|later|larger|taller", question.text
-        )
+        wants_most = re.search(r"more |longer|deeper|higher|heavier|later|larger|taller", question.text)
         assert (question.answer == most) == bool(wants_most), question
 
 
