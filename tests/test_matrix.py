@@ -124,7 +124,7 @@ def test_lengths_that_do_not_belong_together():
 def test_copies_are_on_their_own():
     matrix = VectorMatrix()
     matrix.put([("a", [1], vectors(0, 2))])
-    for copied in (copy.deepcopy(matrix), pickle.loads(pickle.dumps(matrix))):
+    for copied in (copy.deepcopy(matrix), pickle.loads(pickle.dumps(matrix))):  # noqa: S301 - made here
         copied.put([("b", [2], vectors(1, 1))])
         copied.value("a").append(3)
         assert (len(copied), len(matrix), matrix.value("a")) == (2, 1, [1])
