@@ -82,7 +82,7 @@ def rerank(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], dept
 
 
 def with_gold(questions: Sequence[Question], others: Sequence[Sequence[int]], seed: int = SEED) -> list[list[int]]:
-    """Documents for each question: what it needs and the first of the others, five in all, in random order."""
+    """Documents for each question: what it needs and the first of the others, five in all, in any order."""
     rng = random.Random(seed)
     chosen = []
     for question, ranked in zip(questions, others, strict=True):
@@ -99,12 +99,6 @@ def best_first(documents: Sequence[Sequence[int]], rankings: Sequence[Sequence[i
         place = {index: rank for rank, index in enumerate(ranking)}
         ordered.append(sorted(few, key=place.__getitem__))
     return ordered
-
-
-def random_others(questions: Sequence[Question], passages: int, seed: int = SEED) -> list[list[int]]:
-    """A few random passages for each question; more than are needed, since some may be its gold."""
-    rng = random.Random(seed + 1)
-    return [rng.sample(range(passages), min(passages, DOCUMENTS + 2)) for _ in questions]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from benchmarks.pocket_tasks import (
     family_of,
     make_world,
     memory_ranking,
-    random_others,
     read,
     rerank,
     value_of,
@@ -67,7 +66,7 @@ def test_documents_hold_the_gold_and_the_first_of_the_others(world: World):
 
 
 def test_gold_stands_in_every_place(world: World):
-    documents = with_gold(world.single, random_others(world.single, 200))
+    documents = with_gold(world.single, [list(range(200))] * 200)
     places = [few.index(question.gold[0]) for question, few in zip(world.single, documents, strict=True)]
     assert all(25 <= places.count(place) <= 55 for place in range(DOCUMENTS))
 
