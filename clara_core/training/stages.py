@@ -74,15 +74,15 @@ STAGES = (
         questions=8, two_passage=0.7, pairs=0.6, paraphrases=8, verbatim=0.5, tau=0.03,
     ),
     Stage(
-        "stage1_2_ranked", 720, (5e-4, 3e-5), hold=0.15, passages=40, words=(20, 200), asked=24, documents=(1, 5),
+        "stage1_2_ranked", 900, (5e-4, 3e-5), hold=0.15, passages=40, words=(20, 200), asked=24, documents=(1, 5),
         rows=24, questions=5, two_passage=0.5, pairs=0.3, shuffled=0.15, paraphrases=12, verbatim=0.8, tau=0.03,
     ),
     Stage(
-        "stage2_pretrain_retrieval", 40, (3e-4, 3e-5), passages=192, words=(20, 200), asked=192, rows=0,
+        "stage2_pretrain_retrieval", 30, (3e-4, 3e-5), passages=192, words=(20, 200), asked=192, rows=0,
         contrastive=1.0, tau=0.02, learning=(Role.REASONER,),
     ),
     Stage(
-        "stage2", 40, (1e-4, 1e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
+        "stage2", 30, (1e-4, 1e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
         learning=(Role.REASONER, Role.GENERATOR),
     ),
 )  # fmt: skip
