@@ -19,7 +19,7 @@ from clara_core.passages import read_folder
 from langchain_clara import ChatClara, ClaraContextMiddleware, ClaraRetriever, ClaraTextSplitter
 
 DATA = Path(__file__).parent / "data"
-QUESTIONS = ("What area does Lake Zemel cover?", "When was Mount Masar first climbed?")
+QUESTIONS = ("What does Zorfen Foundry use as its emblem?", "When was Mount Masar first climbed?")
 
 
 async def main(model: str = "pocket") -> list[str]:

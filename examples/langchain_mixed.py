@@ -22,7 +22,7 @@ from clara_core.passages import read_folder
 from langchain_clara import ChatClara, ClaraRerank, ClaraTextSplitter, DocumentsPlaceholder
 
 DATA = Path(__file__).parent / "data"
-QUESTIONS = ("What area does Lake Zemel cover?", "When was Mount Masar first climbed?")
+QUESTIONS = ("What does Zorfen Foundry use as its emblem?", "When was Mount Masar first climbed?")
 
 
 def load_documents(model: str) -> list[Document]:

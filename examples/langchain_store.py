@@ -15,7 +15,7 @@ from clara_core.passages import read_folder
 from langchain_clara import ChatClara, ClaraTextSplitter, ClaraVectorStore, create_clara_documents_chain
 
 DATA = Path(__file__).parent / "data"
-QUESTION = "What area does Lake Zemel cover?"
+QUESTION = "What does Zorfen Foundry use as its emblem?"
 
 
 def load_documents(model: str) -> list[Document]:

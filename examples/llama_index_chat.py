@@ -15,7 +15,7 @@ from llama_index.core.chat_engine import CondenseQuestionChatEngine
 from llama_index_clara import ClaraLLM, ClaraQueryEngine
 
 DATA = Path(__file__).parent / "data"
-TURNS = ("Who designed Fesunrin Bridge?", "When was Fesunrin Bridge opened?")
+TURNS = ("What does Zorfen Foundry use as its emblem?", "When was Fesunrin Bridge opened?")
 
 
 async def talk(chat: CondenseQuestionChatEngine) -> None:

@@ -15,9 +15,9 @@ from llama_index_clara import ClaraQueryEngine, ClaraRerank
 
 DATA = Path(__file__).parent / "data"
 QUESTIONS = (
-    "Who designed Fesunrin Bridge?",
+    "What does Zorfen Foundry use as its emblem?",
     "When was Mount Masar first climbed?",
-    "In which town was the Zemel press first built?",
+    "When was Mount Masar first climbed?",
 )
 
 

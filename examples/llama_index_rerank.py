@@ -13,7 +13,7 @@ from llama_index.core import Document, SummaryIndex
 from llama_index_clara import ClaraNodeParser, ClaraRerank
 
 DATA = Path(__file__).parent / "data"
-QUESTION = "Who designed Fesunrin Bridge?"
+QUESTION = "What does Zorfen Foundry use as its emblem?"
 
 
 def main(model: str = "pocket") -> None:

@@ -24,7 +24,7 @@ from llama_index_clara import (
 )
 
 DATA = Path(__file__).parent / "data"
-QUESTIONS = ("Who designed Fesunrin Bridge?", "In which town was the Zemel press first built?")
+QUESTIONS = ("What does Zorfen Foundry use as its emblem?", "When was Mount Masar first climbed?")
 
 
 def main(model: str = "pocket") -> None:

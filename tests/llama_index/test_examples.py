@@ -16,7 +16,7 @@ SAYS = {
     "llama_index_chat": "4 messages so far",
     "llama_index_query_engine": "together:",
     "llama_index_rerank": "(was ",
-    "llama_index_starter": "In which town was the Zemel press first built?",
+    "llama_index_starter": "When was Mount Masar first climbed?",
     "llama_index_store": "opened again: ",
     "llama_index_with_langchain": "compressed a second time: 0 documents",
 }
