@@ -181,3 +181,15 @@ def test_the_curve_of_a_run_is_drawn(finished: Path, tmp_path: Path) -> None:
     assert all(before["hours"] <= after["hours"] for before, after in pairwise(lines))
     plot_run(finished, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_taught_further(finished: Path, tmp_path: Path) -> None:
+    start = finished / "checkpoints" / "stage1_2_ranked"
+    trainer = pocket.Trainer(tmp_path, tiny_stages(1), seed=6, start=start, first="stage2")
+    given = read_checkpoint(start)
+    taken = trainer.model.export_adapter(Role.GENERATOR)
+    assert all(torch.equal(taken[key], given.adapters[Role.GENERATOR][key]) for key in taken)
+    trainer.run()
+    assert [line["stage"] for line in metrics(tmp_path)] == ["stage2"]
+    assert (tmp_path / "checkpoints" / "stage2" / "adapters.safetensors").exists()

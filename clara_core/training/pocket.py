@@ -10,7 +10,8 @@ The lessons follow each other as in the paper, over a world that is made up anew
     stage2                      end to end: the answer's loss teaches the query reasoner through the top-k
 
 Unlike a 7B base, this one starts from nothing, so its own weights learn along until the end of ``stage1_2``. A run
-saves its whole state every few minutes and goes on from there when it is started again with the same folder.
+saves its whole state every few minutes and goes on from there when it is started again with the same folder. A finished
+checkpoint can be taught further: ``--start clara_core/pocket --first stage1_2_ranked``.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import MistralForCausalLM
 
-from clara_core.checkpoint import write_checkpoint
+from clara_core.checkpoint import read_checkpoint, write_checkpoint
 from clara_core.config import Role
 from clara_core.lora import init_adapter
 from clara_core.model import ClaraModel
@@ -52,32 +54,44 @@ SAVE_SECONDS = 180.0
 
 
 class Trainer:
-    """The model, its optimizers and where the run stands."""
+    """The model, its optimizers and where the run stands.
 
-    def __init__(self, out: Path, stages: tuple[Stage, ...], seed: int) -> None:
+    Args:
+        out: Folder of the run; if it holds a state, the run goes on from there.
+        stages: The lessons.
+        seed: Of weights and data.
+        start: A checkpoint of an earlier run to learn on from, instead of random weights.
+        first: The stage to begin with, instead of the first one.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        stages: tuple[Stage, ...],
+        seed: int,
+        start: Path | None = None,
+        first: str | None = None,
+    ) -> None:
         self.out = out
         self.stages = stages
         self.seed = seed
         out.mkdir(parents=True, exist_ok=True)
         base = out / "base"
+        if start is not None and not base.exists():
+            shutil.copytree(start / "base", base)
         if not (base / "config.json").exists():
             tokenizer = train_tokenizer(sample_texts(seed), VOCABULARY)
             write_base(base, random_base(len(tokenizer), seed), tokenizer)
         self.tokenizer: ClaraTokenizer = load_tokenizer(str(base), CONFIG)
         self.steps = StepMaker(self.tokenizer, seed)
-        decoder = random_base(len(self.tokenizer), seed)
-        self.model = ClaraModel(decoder, CONFIG)
-        generator = torch.Generator().manual_seed(seed)
-        for layer in self.model.routed.values():
-            for role in Role:
-                init_adapter(layer, role, generator)
+        self.model = _fresh_model(len(self.tokenizer), seed) if start is None else _model_of(start, self.tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Passes run in bfloat16; the optimizers keep every weight in float32 beside it.
         self.model.to(self.device, torch.float32)
         self.masters = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
         self.optimizers = _optimizers(self.masters)
         self.model.to(torch.bfloat16)
-        self.stage, self.step = 0, 0
+        self.stage, self.step = [stage.name for stage in stages].index(first or stages[0].name), 0
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self._resume()
 
@@ -286,6 +300,25 @@ class Trainer:
         log.info("going on from stage %d, step %d", self.stage, self.step)
 
 
+def _fresh_model(vocabulary: int, seed: int) -> ClaraModel:
+    """Random weights, and adapters that add nothing yet."""
+    model = ClaraModel(random_base(vocabulary, seed), CONFIG)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.routed.values():
+        for role in Role:
+            init_adapter(layer, role, generator)
+    return model
+
+
+def _model_of(folder: Path, tokenizer: ClaraTokenizer) -> ClaraModel:
+    """The weights of a checkpoint that `Trainer.export` wrote."""
+    decoder = MistralForCausalLM.from_pretrained(folder / "base", dtype=torch.float32, attn_implementation="eager")
+    decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model = ClaraModel(decoder, CONFIG)
+    model.load_adapters(read_checkpoint(folder))
+    return model
+
+
 def _optimizers(masters: dict[str, Tensor]) -> list[torch.optim.Optimizer]:
     """Muon for the base's matrices, AdamW for everything else (embeddings, norms, adapters)."""
     matrices = [weight for name, weight in masters.items() if name.endswith(".base.weight")]
@@ -310,6 +343,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pocket"), help="folder of the run (resumed if there)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every stage (for trials)")
+    parser.add_argument("--start", type=Path, default=None, help="checkpoint of an earlier run to learn on from")
+    parser.add_argument("--first", default=None, choices=[stage.name for stage in STAGES], help="stage to begin with")
     parser.add_argument("--threads", type=int, default=None, help="processor threads")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -319,7 +354,7 @@ def main() -> None:
     (arguments.out).mkdir(parents=True, exist_ok=True)
     plan = json.dumps([asdict(stage) for stage in stages], default=str, indent=1)
     (arguments.out / "stages.json").write_text(plan, encoding="utf-8")
-    Trainer(arguments.out, stages, arguments.seed).run()
+    Trainer(arguments.out, stages, arguments.seed, arguments.start, arguments.first).run()
 
 
 if __name__ == "__main__":
