@@ -149,7 +149,7 @@ def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:
         decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)
     model = ClaraModel(decoder, plan.config)
     model.load_adapters(checkpoint)
-    model.eval().requires_grad_(False)
+    model.freeze()
     fingerprint = hashlib.sha256(f"{checkpoint.identity} {base_identity(plan.base, decoder)}".encode()).hexdigest()
     log.info("loaded %s on %s as %s", plan.folder, model.device, model.dtype)
     # The adapters live in the model now; the file's tensors need not be held twice.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from clara_core import ClaraEngine
 from clara_core.dense import AVAILABLE, PackedLinear, packed, product
 
 
@@ -40,3 +41,12 @@ def test_product_has_a_gradient_where_one_is_wanted() -> None:
     assert torch.allclose(weight.grad, x.sum(0).expand(4, 5))
     with torch.no_grad():
         assert torch.allclose(product(x, weight), x @ weight.T, atol=1e-6)
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="this build of PyTorch has no oneDNN")
+def test_an_engine_on_the_processor_packs_every_frozen_layer(parity_folder):
+    folder = parity_folder / "e2e"
+    engine = ClaraEngine.from_pretrained(str(folder / "checkpoint"), base_model=str(folder / "base"), device="cpu")
+    model = engine.load().model
+    assert all(isinstance(layer.base, PackedLinear) for layer in model.routed.values())
+    assert isinstance(model.decoder.get_output_embeddings(), PackedLinear)
