@@ -55,6 +55,9 @@ def bytes_of_tensors():
     storages = {}
     for thing in gc.get_objects():
         if type(thing) in (torch.Tensor, torch.nn.Parameter):
+            if thing.is_mkldnn:  # packed weights have no storage that could be asked
+                storages[id(thing)] = thing.numel() * thing.element_size()
+                continue
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
@@ -63,9 +66,10 @@ def bytes_of_tensors():
 def test_all_components_hold_one_engine_and_one_copy_of_the_weights(tmp_path):
     model = str(build(tmp_path, seed=21).folder)
     engine = ClaraEngine.from_pretrained(model)
+    empty = bytes_of_tensors()
     loaded = engine.load()
-    weights = sum(parameter.nbytes for parameter in loaded.model.decoder.parameters())
     before = bytes_of_tensors()
+    weights = before - empty
     components = use_everything(model)
     assert {id(component.shared_engine) for component in components} == {id(engine)}
     assert engine.load() is loaded
