@@ -142,7 +142,7 @@ def test_a_reader_never_misses_what_is_being_replaced():
             version += 1
             matrix.put([(7, version, vectors(7, 1))])
             matrix.delete([100 + version - 3])
-            matrix.put([(100 + version, 0, vectors(version, 1))])
+            matrix.put([(100 + version, 0, vectors(1000 + version, 1))])  # never the vector of entry 7
 
     def read():
         return all(matrix.search(vectors(7, 1)[0], 1)[0].key == 7 for _ in range(300))
