@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -360,14 +360,11 @@ class ClaraTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def load_tokenizer(
-    base: str, config: ClaraConfig, load: Callable[..., Any] | None = None, **hub: Any
-) -> ClaraTokenizer:
-    """The tokenizer of a base decoder (folder or Hub id) with the checkpoint's memory tokens."""
+def load_tokenizer(base: str, config: ClaraConfig) -> ClaraTokenizer:
+    """The tokenizer of a base decoder in a folder, with the checkpoint's memory tokens."""
     from transformers import AutoTokenizer
 
-    tokenizer = (load or AutoTokenizer.from_pretrained)(base, padding_side="left", trust_remote_code=False, **hub)
-    return ClaraTokenizer(tokenizer, config)
+    return ClaraTokenizer(AutoTokenizer.from_pretrained(base, padding_side="left", trust_remote_code=False), config)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
