@@ -1,0 +1,141 @@
+"""Memory tokens as bytes of a fixed length and back, in bfloat16 or int8. Knows nothing of tables and files.
+
+Letters of shapes: w windows, T memory tokens of a window (`n_mem`), H numbers of a token (`hidden`).
+
+A row of ``bfloat16`` is ``T * H`` numbers of two bytes. A row of ``int8`` is T scales (float32), then ``T * H`` signed
+bytes: a number is its byte times the scale of its token, the largest number of a token is 127 scales. All numbers are
+little-endian.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["MEMORY_TYPES", "Loss", "MemoryCodec", "MemoryType"]
+
+MemoryType = Literal["bfloat16", "int8"]
+MEMORY_TYPES: Final = get_args(MemoryType)
+
+_LEVELS = 127  # steps of int8 on each side of zero; -128 is not used
+_SCALE_BYTES = 4
+_BYTES = {"bfloat16": 2, "int8": 1}  # of a number
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What was lost on the way through the bytes.
+
+    Attributes:
+        relative_error: Length of the difference over the length of the memory, mean over windows.
+        cosine: Of a window with what became of it, the worst of all windows.
+    """
+
+    relative_error: float
+    cosine: float
+
+
+class MemoryCodec:
+    """Windows of one shape to rows of bytes and back.
+
+    Args:
+        memory_type: ``bfloat16`` (exact for a model that computes in bfloat16) or ``int8`` (half the bytes).
+        n_mem: Memory tokens of a window.
+        hidden: Numbers of a memory token.
+
+    Raises:
+        ValueError: An unknown type, or a shape that is not positive.
+    """
+
+    def __init__(self, memory_type: MemoryType, n_mem: int, hidden: int) -> None:
+        if memory_type not in MEMORY_TYPES:
+            known = ", ".join(repr(name) for name in MEMORY_TYPES)
+            raise ValueError(f"memory_type must be one of {known}, got {memory_type!r}")
+        if n_mem < 1 or hidden < 1:
+            raise ValueError(f"n_mem and hidden must be at least 1, got {n_mem} and {hidden}")
+        if sys.byteorder != "little":
+            raise NotImplementedError("memories are stored little-endian, and this machine is not")
+        self.memory_type, self.n_mem, self.hidden = memory_type, n_mem, hidden
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a window."""
+        scales = _SCALE_BYTES * self.n_mem if self.memory_type == "int8" else 0
+        return scales + _BYTES[self.memory_type] * self.n_mem * self.hidden
+
+    def encode(self, tokens: Tensor) -> NDArray[np.uint8]:
+        """Windows ``[w, T, H]`` of any float type to ``[w, row_bytes]``, contiguous.
+
+        Raises:
+            ValueError: Another shape, or a number that is not finite (in bfloat16): such a memory finds and says
+                nothing.
+        """
+        if tokens.ndim != 3 or tokens.shape[1:] != (self.n_mem, self.hidden):
+            raise ValueError(f"memory must have the shape [windows, {self.n_mem}, {self.hidden}], "
+                             f"got {list(tokens.shape)}")  # fmt: skip
+        given = tokens.detach().cpu()
+        if self.memory_type == "bfloat16":
+            numbers = given.to(torch.bfloat16).contiguous()
+            self._check_finite(numbers)
+            return numbers.flatten(1).view(torch.uint8).numpy()
+        self._check_finite(given)
+        return self._quantize(given.float())
+
+    def decode(self, rows: NDArray[np.uint8], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows ``[w, row_bytes]`` to windows ``[w, T, H]``; a copy, so that the rows may go away.
+
+        Raises:
+            ValueError: The rows have another length: they were written for another shape or type.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.row_bytes or rows.dtype != np.uint8:
+            raise ValueError(f"a stored memory of [{self.n_mem}, {self.hidden}] in {self.memory_type} has "
+                             f"{self.row_bytes} bytes, got an array of {rows.dtype} {list(rows.shape)}")  # fmt: skip
+        shape = (len(rows), self.n_mem, self.hidden)
+        if self.memory_type == "bfloat16":
+            # bfloat16 is the upper half of float32: numpy knows no bfloat16, but it can move bits.
+            halves = np.ascontiguousarray(rows).view(np.uint16)
+            if dtype == torch.bfloat16:
+                return torch.from_numpy(halves.copy()).view(torch.bfloat16).view(shape)
+            wide = halves.astype(np.uint32)
+            wide <<= 16
+            return torch.from_numpy(wide.view(np.float32)).view(shape).to(dtype)
+        split = _SCALE_BYTES * self.n_mem
+        scales = np.ascontiguousarray(rows[:, :split]).view(np.float32)  # [w, T]
+        steps = torch.from_numpy(rows[:, split:].view(np.int8).astype(np.float32)).view(shape)
+        return steps.mul_(torch.from_numpy(scales).unsqueeze(-1)).to(dtype)
+
+    def loss(self, tokens: Tensor) -> Loss:
+        """What windows ``[w, T, H]`` lose when they are encoded; nothing where there are none."""
+        if not len(tokens):
+            return Loss(0.0, 1.0)
+        before = tokens.detach().cpu().flatten(1).double()
+        after = self.decode(self.encode(tokens)).flatten(1).double()
+        length = before.norm(dim=1).clamp_min(1e-300)
+        cosine = torch.nn.functional.cosine_similarity(before, after, dim=1)
+        return Loss(float(((before - after).norm(dim=1) / length).mean()), float(cosine.min()))
+
+    def _quantize(self, numbers: Tensor) -> NDArray[np.uint8]:
+        scales = numbers.abs().amax(dim=2) / _LEVELS  # [w, T]
+        # A token of zeros, or of numbers so small that the scale is nothing, becomes zeros.
+        steps = (numbers / scales.masked_fill(scales == 0, torch.inf).unsqueeze(-1)).round_()
+        steps = steps.clamp_(-_LEVELS, _LEVELS).to(torch.int8)  # [w, T, H]
+        split = _SCALE_BYTES * self.n_mem
+        rows = np.empty((len(numbers), self.row_bytes), np.uint8)
+        rows[:, :split] = scales.numpy().view(np.uint8)
+        rows[:, split:] = steps.flatten(1).view(torch.uint8).numpy()
+        return rows
+
+    def _check_finite(self, numbers: Tensor) -> None:
+        # The sum of absolute values is finite only if every number is; it needs no second array.
+        sums = numbers.flatten(1).float().abs().sum(dim=1)
+        if not bool(sums.isfinite().all()):
+            bad = (~numbers.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+            if bad:
+                raise ValueError(f"a memory must be finite numbers in {self.memory_type}; NaN or infinity in "
+                                 f"{len(bad)} of {len(numbers)} windows, the first is window {bad[0]}")  # fmt: skip
