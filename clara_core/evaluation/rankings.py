@@ -1,0 +1,108 @@
+"""How good rankings are: recall, hit rate, precision, reciprocal rank, nDCG.
+
+A ranking is a list of ids, best first, that names no id twice; what is relevant is a set of ids. A ranking may be
+shorter than `k`: places that were not filled count as misses. An id in the set that no ranking could name counts as
+missed, too. Every measure lies in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Hashable, Sequence
+from typing import TypeVar
+
+from clara_core.evaluation.means import check_lengths, mean
+
+Id = TypeVar("Id", bound=Hashable)
+
+
+def recall_at_k(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float:
+    """Share of the relevant ids that are among the first `k`.
+
+    Raises:
+        ValueError: Nothing is relevant (the share of nothing has no value), `k` is below 1, or an id is ranked twice.
+    """
+    found, wanted = _found(ranked, relevant, k)
+    return sum(found) / len(wanted)
+
+
+def hit_rate(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float:
+    """1.0 if at least one relevant id is among the first `k`, else 0.0; raises as `recall_at_k`."""
+    found, _ = _found(ranked, relevant, k)
+    return float(any(found))
+
+
+def precision_at_k(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float:
+    """Relevant ids among the first `k`, divided by `k` also where fewer were ranked; raises as `recall_at_k`."""
+    found, _ = _found(ranked, relevant, k)
+    return sum(found) / k
+
+
+def reciprocal_rank(ranked: Sequence[Id], relevant: Collection[Id], k: int | None = None) -> float:
+    """``1 / rank`` of the first relevant id, 0.0 where none is among the first `k` (None: all that are ranked).
+
+    Raises:
+        ValueError: As `recall_at_k`.
+    """
+    found, _ = _found(ranked, relevant, max(1, len(ranked)) if k is None else k)
+    return next((1 / rank for rank, hit in enumerate(found, start=1) if hit), 0.0)
+
+
+def ndcg_at_k(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float:
+    """Normalised discounted cumulative gain with gains of 0 and 1; raises as `recall_at_k`.
+
+    The gain at rank r is divided by ``log2(r + 1)``; the sum is divided by that of the best ranking possible, which
+    has the first ``min(k, number of relevant ids)`` places right.
+    """
+    found, wanted = _found(ranked, relevant, k)
+    gain = sum(_discount(rank) for rank, hit in enumerate(found, start=1) if hit)
+    return gain / sum(_discount(rank) for rank in range(1, min(k, len(wanted)) + 1))
+
+
+def mrr(rankings: Sequence[Sequence[Id]], relevant: Sequence[Collection[Id]], k: int | None = None) -> float:
+    """Mean reciprocal rank over questions.
+
+    Raises:
+        ValueError: No question, as many rankings as sets of relevant ids are not given, or as `recall_at_k`.
+    """
+    check_lengths("rankings", rankings, "relevant", relevant)
+    return mean(reciprocal_rank(ranked, wanted, k) for ranked, wanted in zip(rankings, relevant, strict=True))
+
+
+def score_rankings(
+    rankings: Sequence[Sequence[Id]], relevant: Sequence[Collection[Id]], ks: Sequence[int] = (1, 5, 20)
+) -> dict[str, float]:
+    """Means over questions: ``recall@k``, ``hit@k``, ``precision@k`` for each of `ks`, ``mrr``, ``ndcg@10``.
+
+    Raises:
+        ValueError: As `mrr`.
+    """
+    check_lengths("rankings", rankings, "relevant", relevant)
+    pairs = list(zip(rankings, relevant, strict=True))
+    measures = {"recall": recall_at_k, "hit": hit_rate, "precision": precision_at_k}
+    scores = {
+        f"{name}@{k}": mean(measure(ranked, wanted, k) for ranked, wanted in pairs)
+        for name, measure in measures.items()
+        for k in ks
+    }
+    scores["mrr"] = mrr(rankings, relevant)
+    scores["ndcg@10"] = mean(ndcg_at_k(ranked, wanted, 10) for ranked, wanted in pairs)
+    return scores
+
+
+def _found(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> tuple[list[bool], set[Id]]:
+    """Whether each of the first `k` is relevant, and the set of what is."""
+    wanted = set(relevant)
+    if not wanted:
+        raise ValueError("a question needs at least one relevant id, got none; leave such questions out")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if len(set(ranked)) < len(ranked):
+        twice = next(id_ for id_, count in Counter(ranked).items() if count > 1)
+        raise ValueError(f"a ranking must name each id once, got {twice!r} more than once")
+    return [id_ in wanted for id_ in ranked[:k]], wanted
+
+
+def _discount(rank: int) -> float:
+    return 1 / math.log2(rank + 1)
