@@ -34,3 +34,7 @@ class FingerprintMismatch(ClaraError):
 
 class EngineClosed(ClaraError):
     """The engine was closed, or its worker died, while the call was waiting."""
+
+
+class DataError(ClaraError):
+    """A line of training or evaluation data is not what it should be; the message names file and line."""

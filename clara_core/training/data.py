@@ -1,0 +1,213 @@
+"""Training sets: the published JSONL layouts, read, checked and written.
+
+    stage1       {"data_type": "qa", "question": [..], "answers": [..], "docs": [passage]}
+                 {"data_type": "paraphrase", "question": [], "answers": [paraphrase], "docs": [passage]}
+    stage1_2     {"question": .., "docs": [k passages], "answer": ..}
+    contrastive  {"question": .., "docs": [candidates], "pos_index": [..]}
+    stage2       {"question": .., "docs": [candidates], "gold_answer": .., "pos_index": [..]}
+
+The documents may be named ``docs``, ``context`` or ``content``; the answer ``answer``, ``answers``,
+``golden_answers`` or ``gold_answer``, of which the first one there is learned (the order of the published code) and all
+are kept as references. Files are ``.jsonl``, ``.jsonl.gz`` or ``.parquet``. Everything here is data: it is checked,
+never run, and no text is changed. Knows nothing of tokens and models.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, overload
+
+from clara_core.errors import DataError
+from clara_core.training.lines import (
+    STAGES,
+    CompressionLine,
+    InstructionLine,
+    Line,
+    RetrievalLine,
+    Stage,
+    check_line,
+    check_stage,
+    shown,
+)
+
+__all__ = [
+    "STAGES",
+    "CompressionLine",
+    "InstructionLine",
+    "Line",
+    "RetrievalLine",
+    "Stage",
+    "TrainingSet",
+    "check_line",
+    "read_lines",
+    "read_objects",
+]
+
+_SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".parquet")
+_PARQUET_ROWS = 1024  # rows that are decoded at a time
+
+
+class TrainingSet(Sequence[Line]):
+    """The lines of one or several files, checked from the first to the last and then read where they are needed.
+
+    Of a ``.jsonl`` file only the offsets of the lines are kept in memory; the other kinds cannot be entered in the
+    middle, so their lines are kept.
+
+    Args:
+        paths: A file or several.
+        stage: What the lines are for.
+
+    Raises:
+        DataError: A line is not right; names file and line.
+        ValueError: There is no such stage, or no line at all.
+    """
+
+    def __init__(self, paths: str | Path | Iterable[str | Path], stage: Stage) -> None:
+        check_stage(stage)
+        self.stage: Stage = stage
+        self.paths = tuple(Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths))
+        self._files: list[_Offsets | list[Line]] = []
+        for path in self.paths:
+            if _kind(path) == ".jsonl":
+                self._files.append(_Offsets(path, stage))
+            else:
+                self._files.append(list(read_lines(path, stage)))
+        if not len(self):
+            raise ValueError(f"no line in {', '.join(map(repr, map(str, self.paths))) or 'no file'}")
+
+    def __len__(self) -> int:
+        return sum(map(len, self._files))
+
+    @overload
+    def __getitem__(self, index: int) -> Line: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Line]: ...
+    def __getitem__(self, index: int | slice) -> Line | list[Line]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = index + len(self) if index < 0 else index
+        if number >= 0:
+            for lines in self._files:
+                if number < len(lines):
+                    return lines[number]
+                number -= len(lines)
+        raise IndexError(f"line {index} of {len(self)}")
+
+
+class _Offsets:
+    """A ``.jsonl`` file whose lines have been checked: where each begins, and which line of the file it is."""
+
+    def __init__(self, path: Path, stage: Stage) -> None:
+        self.path, self.stage = path, stage
+        self.starts, self.numbers = array("Q"), array("Q")
+        start = 0
+        for number, raw in _numbered(path, _raw_lines(path)):
+            if raw.strip():
+                check_line(_parse(raw, f"{path}:{number}"), stage, f"{path}:{number}")
+                self.starts.append(start)
+                self.numbers.append(number)
+            start += len(raw)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> Line:
+        where = f"{self.path}:{self.numbers[index]}"
+        # Opened anew each time: a shared position would be wrong under threads and forked workers.
+        with self.path.open("rb") as file:
+            file.seek(self.starts[index])
+            return check_line(_parse(file.readline(), where), self.stage, where)
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def read_lines(path: str | Path, stage: Stage) -> Iterator[Line]:
+    """The lines of a file, one after the other, each checked.
+
+    Args:
+        path: ``.jsonl``, ``.jsonl.gz`` or ``.parquet``. Blank lines are passed over.
+        stage: What the lines are for.
+
+    Raises:
+        DataError: The file cannot be read, or a line is not right; names file and line.
+        ValueError: There is no such stage.
+    """
+    check_stage(stage)
+    for where, found in read_objects(path):
+        yield check_line(found, stage, where)
+
+
+def read_objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The JSON objects of a file, each with its place ``file:line``; what is in them is not looked at.
+
+    Raises:
+        DataError: The file cannot be read, or a line is no JSON object; names file and line.
+    """
+    path = Path(path)
+    if _kind(path) == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    for number, raw in _numbered(path, _raw_lines(path)):
+        if raw.strip():
+            yield f"{path}:{number}", _parse(raw, f"{path}:{number}")
+
+
+def _kind(path: Path) -> str:
+    for suffix in _SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return suffix
+    raise DataError(f"{path}: data must be in one of {', '.join(_SUFFIXES)}")
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    with gzip.open(path, "rb") if _kind(path) == ".jsonl.gz" else path.open("rb") as file:
+        yield from file
+
+
+def _numbered(path: Path, lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers from 1 on; what goes wrong in the file itself names the line it happened at."""
+    number = 0
+    try:
+        for number, raw in enumerate(lines, start=1):
+            yield number, raw
+    except (OSError, EOFError, zlib.error) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise DataError(f"{path}:{number + 1}: the file cannot be read any further: {reason}") from exc
+
+
+def _parse(raw: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as exc:
+        raise DataError(f"{where}: not UTF-8 (byte {exc.start} of the line)") from exc
+    except (ValueError, RecursionError) as exc:
+        reason = f"{exc.msg} at character {exc.colno}" if isinstance(exc, json.JSONDecodeError) else exc
+        half = "" if raw.endswith(b"\n") else "; the line has no end: was the file cut off?"
+        raise DataError(f"{where}: no JSON: {reason}{half}") from exc
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: a line must be a JSON object, got {shown(found)}")
+    return found
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as exc:
+        raise ImportError("reading .parquet needs pyarrow: pip install pyarrow") from exc
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    # A column that other rows need is null here.
+                    yield f"{path}:{number}", {name: value for name, value in row.items() if value is not None}
+    except (OSError, ArrowException) as exc:
+        raise DataError(f"{path}:{number + 1}: the file cannot be read any further: {exc}") from exc
