@@ -15,12 +15,16 @@ never run, and no text is changed. Knows nothing of tokens and models.
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Final, overload
+from types import TracebackType
+from typing import IO, Any, Final, Self, overload
 
 from clara_core.errors import DataError
 from clara_core.training.lines import (
@@ -32,6 +36,7 @@ from clara_core.training.lines import (
     Stage,
     check_line,
     check_stage,
+    line_object,
     shown,
 )
 
@@ -40,16 +45,19 @@ __all__ = [
     "CompressionLine",
     "InstructionLine",
     "Line",
+    "LineWriter",
     "RetrievalLine",
     "Stage",
     "TrainingSet",
     "check_line",
     "read_lines",
     "read_objects",
+    "write_lines",
 ]
 
 _SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".parquet")
 _PARQUET_ROWS = 1024  # rows that are decoded at a time
+_BLOCK = 1 << 16  # bytes that are searched at a time for the end of a line
 
 
 class TrainingSet(Sequence[Line]):
@@ -211,3 +219,124 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"{path}:{number}", {name: value for name, value in row.items() if value is not None}
     except (OSError, ArrowException) as exc:
         raise DataError(f"{path}:{number + 1}: the file cannot be read any further: {exc}") from exc
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def write_lines(path: str | Path, lines: Iterable[Line | Mapping[str, Any]]) -> int:
+    """Write a file of lines: the whole of it, or nothing; a file of that name stays until the new one is complete.
+
+    Args:
+        path: ``.jsonl`` or ``.jsonl.gz``; its folder is made.
+        lines: Lines, written in the published layout, or objects, written as they are.
+
+    Returns:
+        int: How many lines there are.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    path = Path(path)
+    if _kind(path) == ".parquet":
+        raise DataError(f"{path}: .parquet is only read; write .jsonl or .jsonl.gz")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                count = _write_all(file, lines, packed=path.name.lower().endswith(".gz"))
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as exc:
+        raise _unwritable(path, exc) from exc
+    return count
+
+
+def _write_all(file: IO[bytes], lines: Iterable[Line | Mapping[str, Any]], *, packed: bool) -> int:
+    count = 0
+    with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if packed else nullcontext(file) as out:
+        for line in lines:
+            out.write(_encoded(line))
+            count += 1
+    file.flush()
+    return count
+
+
+class LineWriter:
+    """Adds lines to the end of a ``.jsonl`` file; each is on the disk when `write` returns, or not in the file at all.
+
+    A last line without an end, as a killed writer leaves it, is cut off when the file is opened: it was never
+    acknowledged. One process may write at a time.
+
+    Args:
+        path: The file; it and its folder are made where they are not there.
+
+    Raises:
+        DataError: The file cannot be opened.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if _kind(self.path) != ".jsonl":
+            raise DataError(f"{self.path}: lines can be added to .jsonl alone")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab+", buffering=0)
+            self._end = _end_of_last_line(self._file)
+            self._file.truncate(self._end)
+        except OSError as exc:
+            raise _unwritable(self.path, exc) from exc
+
+    def write(self, line: Line | Mapping[str, Any]) -> None:
+        """Add a line.
+
+        Raises:
+            DataError: The disk took only part of it, or nothing; the file is as it was before.
+        """
+        data = _encoded(line)
+        try:
+            written = 0
+            while written < len(data):
+                written += self._file.write(data[written:])
+            os.fsync(self._file.fileno())
+        except OSError as exc:
+            self._file.truncate(self._end)
+            raise _unwritable(self.path, exc) from exc
+        self._end += len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _encoded(line: Line | Mapping[str, Any]) -> bytes:
+    found = line if isinstance(line, Mapping) else line_object(line)
+    return json.dumps(found, ensure_ascii=False).encode() + b"\n"
+
+
+def _end_of_last_line(file: io.FileIO) -> int:
+    """Where the last whole line ends, in bytes."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _unwritable(path: Path, exc: OSError) -> DataError:
+    return DataError(f"{path}: cannot be written: {exc.strerror or exc}; what was there before is whole")
