@@ -188,8 +188,8 @@ class Trainer:
             losses["answer"], metrics["accuracy"] = self._generate(step.rows, memories)
             losses["alignment"] = 0.1 * alignment
         if step.retold is not None:
-            losses["paraphrase"], _ = self._generate(step.retold, memories)
-            losses["paraphrase"] = 0.5 * losses["paraphrase"]
+            retold, metrics["again"] = self._generate(step.retold, memories)
+            losses["paraphrase"] = 0.5 * retold
         return losses, metrics
 
     def _compress(self, passages: list[list[int]], *, frozen: bool) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,8 @@ from clara_core.training.losses import IGNORE
 from clara_core.training.world import Corpus, Question, paraphrase
 
 VERBATIM_INSTRUCTION = "Background: {docs} Repeat the text word for word."
+VERBATIM_ABOUT_INSTRUCTION = "Background: {docs} Repeat the text about {title} word for word."
+ABOUT_INSTRUCTION = "Background: {docs} Say in other words what the text says about {title}."
 LONGEST_RETOLD = 300  # characters
 SYSTEM_SHARE = 0.3  # rows that carry the system message: it costs more tokens than a question and teaches little
 
@@ -145,19 +147,34 @@ def _relatives(corpus: Corpus) -> list[set[int]]:
     return [set().union(*(by_word[word] for word in passage.title.split())) for passage in corpus.passages]
 
 
-def paraphrase_rows(rng: random.Random, corpus: Corpus, n_rows: int, verbatim: float = 0.0) -> list[Row]:
-    """Rows that say one passage again, a share of them word for word."""
+def paraphrase_rows(
+    rng: random.Random, corpus: Corpus, n_rows: int, verbatim: float = 0.0, n_documents: tuple[int, int] = (1, 1)
+) -> list[Row]:
+    """Rows that say one passage again, a share of them word for word.
+
+    Where several documents are given, the instruction names the one that is meant by its title, and they stand in any
+    order: nothing teaches as densely which memory belongs to which name.
+    """
     short = [index for index, passage in enumerate(corpus.passages) if len(passage.text) <= LONGEST_RETOLD]
+    relatives = _relatives(corpus)
     rows = []
     for index in rng.sample(short, min(n_rows, len(short))):
         passage = corpus.passages[index]
+        wanted = rng.randint(*n_documents)
+        others = _others(rng, {index}, short, relatives, wanted - 1)
+        documents = [index, *(other for other in others if corpus.passages[other].title != passage.title)]
+        rng.shuffle(documents)
         instruction, again = PARAPHRASE_INSTRUCTION, passage.text
         if rng.random() >= verbatim:
             again = paraphrase(rng, passage)
+            if len(documents) > 1:
+                instruction = ABOUT_INSTRUCTION.replace("{title}", passage.title)
         elif verbatim:
             instruction = VERBATIM_INSTRUCTION
+            if len(documents) > 1:
+                instruction = VERBATIM_ABOUT_INSTRUCTION.replace("{title}", passage.title)
         system = PARAPHRASE_SYSTEM if rng.random() < SYSTEM_SHARE else ""
-        rows.append(Row((index,), ((instruction, again),), system=system))
+        rows.append(Row(tuple(documents), ((instruction, again),), system=system))
     return rows
 
 

@@ -85,7 +85,7 @@ class StepMaker:
             whole = self._rows(rng, corpus, stage, stage.paraphrases)
             retold = build_batch(self.tokenizer, corpus, whole, windows, whole=True)
         elif stage.paraphrases:
-            again = paraphrase_rows(rng, corpus, stage.paraphrases, stage.verbatim)
+            again = paraphrase_rows(rng, corpus, stage.paraphrases, stage.verbatim, stage.documents)
             retold = build_batch(self.tokenizer, corpus, again, windows)
         return Step(
             sequences=sequences,
