@@ -39,7 +39,7 @@ def check_filter(condition: Mapping[str, Any]) -> None:
             check_filter(value)
         elif not isinstance(name, str) or name.startswith("$"):
             raise ValueError(f"unknown operator {name!r} of filters{_nearest(name, ('$and', '$or', '$not'))}")
-        elif _is_operators(value):
+        elif is_operators(value):
             _check_operators(name, value)
 
 
@@ -56,12 +56,13 @@ def _holds(name: str, value: Any, metadata: Mapping[str, Any]) -> bool:
     if name == "$not":
         return not matches(value, metadata)
     found = metadata.get(name, _MISSING)
-    if _is_operators(value):
+    if is_operators(value):
         return all(_OPERATORS[sign](found, operand) for sign, operand in value.items())
     return _equal(found, value)
 
 
-def _is_operators(value: object) -> bool:
+def is_operators(value: object) -> bool:
+    """Whether what a filter says of a name is operators, not a value to be equal to."""
     return isinstance(value, Mapping) and any(isinstance(key, str) and key.startswith("$") for key in value)
 
 
@@ -88,7 +89,10 @@ def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
             return False
         try:
             return bool(compare(found, value))
-        except TypeError:  # a number and a string, a date with and one without a time zone
+        except (
+            TypeError,
+            ArithmeticError,
+        ):  # a number and a string, dates of which one has a time zone, a decimal and NaN
             return False
 
     return holds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
@@ -53,6 +54,8 @@ METADATA = {
         ({"none": {"$lt": 1}}, False),
         ({"on": {"$lt": datetime(1908, 1, 1, tzinfo=UTC)}}, True),
         ({"on": {"$lt": datetime(1908, 1, 1)}}, False),  # noqa: DTZ001 - that is the point
+        ({"ratio": {"$lt": Decimal("NaN")}}, False),
+        ({"ratio": {"$lt": Decimal("0.6")}}, True),
         ({"town": {"$in": ["Wye", "Aln"]}}, True),
         ({"town": {"$in": {"Wye", "Aln"}}}, True),
         ({"town": {"$in": []}}, False),

@@ -1,0 +1,294 @@
+"""Filters as predicates of the table: `clara_core.filters.matches`, evaluated by Lance before the search.
+
+Metadata stands in the table as JSON, which no index knows and no comparison orders as Python does. So a row carries
+what filters ask, beside it:
+
+    facts         list[string]   ``["town"]`` (there is one), ``["town","Aln"]`` (its value), ``["tags","has","river"]``
+    number_names  list[string]   names whose value is a number, and the numbers
+    numbers       list[double]
+    text_names    list[string]   names whose value is a string, and the strings
+    texts         list[string]
+    odd           bool           something here cannot be said in the other columns
+
+A fact is canonical: equal values, and only those, have the same one (``1`` and ``1.0`` do, ``1`` and ``true`` do not).
+For a row that is not odd the predicate is exact. Odd rows (an integer that no double holds, a string that is no
+Unicode) are few and are judged by `matches` itself, as are all rows under a filter that `to_sql` cannot express.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from clara_core.filters import check_filter, is_operators, matches
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from lance import LanceDataset
+
+_LONGEST_FACT: Final = 96  # characters; a longer one stands there as its hash
+_MOST_PARTS: Final = 500  # names in a filter that becomes a predicate
+_DEEPEST: Final = 8  # filters within filters; Lance parses 20
+_ORDERS: Final[dict[str, tuple[str, Callable[[Any, Any], bool]]]] = {
+    "$gt": (">", operator.gt),
+    "$gte": (">=", operator.ge),
+    "$lt": ("<", operator.lt),
+    "$lte": ("<=", operator.le),
+}
+
+
+class _Beyond(Exception):
+    """A filter, or a value, that the columns cannot express."""
+
+
+# --- metadata to columns ---------------------------------------------------------------------------------------------
+
+
+def predicate_fields() -> list[pa.Field]:
+    """The columns that predicates need."""
+    import pyarrow as pa
+
+    words = pa.list_(pa.string())
+    return [
+        pa.field("facts", words),
+        pa.field("number_names", words),
+        pa.field("numbers", pa.list_(pa.float64())),
+        pa.field("text_names", words),
+        pa.field("texts", words),
+        pa.field("odd", pa.bool_()),
+    ]
+
+
+def predicate_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the columns of `predicate_fields` hold for metadata as JSON gives it back."""
+    facts: list[str] = []
+    numbers: list[tuple[str, float]] = []
+    texts: list[tuple[str, str]] = []
+    odd = False
+    for name, value in metadata.items():
+        facts.extend(_facts(name, value))
+        if isinstance(value, str):
+            if _is_unicode(value):
+                texts.append((_escaped(name), value))
+            else:
+                odd = True
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            if _is_double(value):
+                numbers.append((_escaped(name), value + 0.0))  # -0.0, which Lance puts below 0.0, becomes 0.0
+            else:
+                odd = odd or isinstance(value, int)  # not for NaN, which equals nothing and has no order
+    return {
+        "facts": facts,
+        "number_names": [name for name, _ in numbers],
+        "numbers": [number for _, number in numbers],
+        "text_names": [name for name, _ in texts],
+        "texts": [text for _, text in texts],
+        "odd": odd,
+    }
+
+
+def _facts(name: str, value: Any) -> Iterator[str]:
+    yield _fact(name)
+    if _is_comparable(value):
+        yield _fact(name, value)
+    if isinstance(value, list):
+        for member in value:
+            if _is_comparable(member):
+                yield _fact(name, "has", member)
+
+
+def _fact(name: str, *rest: Any) -> str:
+    """A statement about a name, in ASCII: ``[name]``, ``[name, value]`` or ``[name, "has", member]``."""
+    text = json.dumps([name, *map(_canonical, rest)], sort_keys=True, separators=(",", ":"))
+    return text if len(text) <= _LONGEST_FACT else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: Any, *, nested: bool = False) -> Any:
+    """One form for all values that are equal in Python; inside lists and dicts ``True == 1``."""
+    if isinstance(value, bool):
+        return int(value) if nested else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_canonical(member, nested=True) for member in value]
+    if isinstance(value, dict):
+        return {name: _canonical(member, nested=True) for name, member in value.items()}
+    return value
+
+
+def _is_comparable(value: Any) -> bool:
+    """Whether it equals itself when it is read a second time."""
+    if isinstance(value, list):
+        return all(map(_is_comparable, value))
+    if isinstance(value, dict):
+        return all(map(_is_comparable, value.values()))
+    return not (isinstance(value, float) and math.isnan(value))
+
+
+def _is_double(number: float) -> bool:
+    """Whether a double holds a number exactly."""
+    try:
+        return float(number) == number
+    except OverflowError:
+        return False
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _escaped(name: str) -> str:
+    """A name in ASCII, since a lone surrogate is no text to Arrow."""
+    return json.dumps(name)
+
+
+# --- filters to predicates -------------------------------------------------------------------------------------------
+
+
+def to_sql(condition: Mapping[str, Any]) -> str | None:
+    """The predicate of a filter that `check_filter` accepts; None where it has none.
+
+    It is exact for rows that are not odd, never null there, and holds nothing of the filter but quoted literals and
+    numbers.
+    """
+    try:
+        return _Parts().all_of(condition)
+    except (_Beyond, RecursionError, ValueError):  # the last: an integer of more digits than Python writes
+        return None
+
+
+class _Parts:
+    """Builds a predicate, and gives up on one that Lance's parser might."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def all_of(self, condition: Mapping[str, Any], depth: int = 0) -> str:
+        """What must hold of a filter, ``depth`` filters deep in another."""
+        self._count += len(condition)
+        if self._count > _MOST_PARTS or depth > _DEEPEST:
+            raise _Beyond
+        return _joined("AND", [self._named(name, value, depth + 1) for name, value in condition.items()])
+
+    def _named(self, name: str, value: Any, depth: int) -> str:
+        if name in ("$and", "$or"):
+            return _joined(name[1:].upper(), [self.all_of(part, depth) for part in value])
+        if name == "$not":
+            return f"(NOT {self.all_of(value, depth)})"
+        if is_operators(value):
+            return _joined("AND", [_compared(name, sign, operand) for sign, operand in value.items()])
+        return _compared(name, "$eq", value)
+
+
+def _compared(name: str, sign: str, operand: Any) -> str:
+    if sign in _ORDERS:
+        return _ordered(name, sign, operand)
+    if sign == "$exists":
+        exists = _any_of([_fact(name)])
+        return exists if operand else f"(NOT {exists})"
+    if sign == "$contains":
+        member = _equal_to_any([operand], name, "has")
+        if not isinstance(operand, str):
+            return member
+        return f"({member} OR coalesce(contains({_value('text', name)}, {_quoted(operand)}), false))"
+    equal = _equal_to_any(operand if sign in ("$in", "$nin") else [operand], name)
+    return f"(NOT {equal})" if sign in ("$ne", "$nin") else equal
+
+
+def _equal_to_any(operands: Iterable[Any], *about: str) -> str:
+    return _any_of([_fact(*about, value) for value in map(_plain, operands) if _is_comparable(value)])
+
+
+def _ordered(name: str, sign: str, operand: Any) -> str:
+    symbol, compare = _ORDERS[sign]
+    value = _plain(operand)
+    if isinstance(value, bool):
+        return _any_of([_fact(name, truth) for truth in (False, True) if compare(truth, value)])
+    if isinstance(value, str):
+        return f"coalesce({_value('text', name)} {symbol} {_quoted(value)}, false)"
+    if isinstance(value, list):
+        raise _Beyond
+    if value is None or isinstance(value, dict) or value != value:  # noqa: PLR0124 - NaN
+        return "false"
+    if not _is_double(value):
+        raise _Beyond
+    return f"coalesce({_value('number', name)} {symbol} CAST('{value + 0.0!r}' AS DOUBLE), false)"
+
+
+def _plain(value: Any) -> Any:
+    """A value of a filter, if it is of those kinds that JSON has.
+
+    Raises:
+        _Beyond: Another kind (a decimal, an array's number) may equal one of them in ways that only Python knows.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) is list:
+        return [_plain(member) for member in value]
+    if type(value) is dict and all(type(name) is str for name in value):
+        return {name: _plain(member) for name, member in value.items()}
+    raise _Beyond
+
+
+def _any_of(facts: Sequence[str]) -> str:
+    if not facts:
+        return "false"
+    if len(facts) == 1:
+        return f"array_has(facts, {_quoted(facts[0])})"
+    return f"array_has_any(facts, [{', '.join(map(_quoted, facts))}])"
+
+
+def _value(kind: str, name: str) -> str:
+    """The number or text under a name, null where there is none."""
+    return f"array_element({kind}s, CAST(array_position({kind}_names, {_quoted(_escaped(name))}) AS BIGINT))"
+
+
+def _joined(word: str, parts: Sequence[str]) -> str:
+    if not parts:
+        return "true" if word == "AND" else "false"
+    return parts[0] if len(parts) == 1 else f"({f' {word} '.join(parts)})"
+
+
+def _quoted(text: str) -> str:
+    if not _is_unicode(text):
+        raise _Beyond
+    return "'" + text.replace("'", "''") + "'"
+
+
+# --- rows that pass --------------------------------------------------------------------------------------------------
+
+
+def passing(dataset: LanceDataset, condition: Mapping[str, Any], columns: Sequence[str]) -> pa.Table:
+    """The rows whose metadata passes a filter, by exactly the rules of `matches`, in the order of the table.
+
+    Args:
+        dataset: A table with the columns of `predicate_fields`, and metadata as JSON in ``metadata``. A row whose
+            metadata is null passes no filter.
+        condition: As in `clara_core.filters`.
+        columns: What to return of the rows; ``_rowid`` is added to it.
+
+    Raises:
+        TypeError, ValueError: It is no filter.
+    """
+    import pyarrow as pa
+
+    check_filter(condition)
+    sql = to_sql(condition)
+    tables = []
+    if sql is not None:
+        plain = f"NOT odd AND {sql}"
+        tables.append(dataset.to_table(columns=list(columns), filter=plain, with_row_id=True))
+    judged = dataset.scanner(
+        columns=[*columns, *{"metadata"}.difference(columns)],
+        filter="metadata IS NOT NULL" if sql is None else "odd",
+        with_row_id=True,
+    )
+    for batch in judged.to_batches():
+        kept = [matches(condition, json.loads(text)) for text in batch.column("metadata").to_pylist()]
+        found = pa.Table.from_batches([batch.filter(pa.array(kept, pa.bool_()))])
+        tables.append(found.select([*columns, "_rowid"]))
+    return pa.concat_tables(tables).sort_by("_rowid")
