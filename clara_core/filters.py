@@ -4,10 +4,11 @@
     {"year": {"$gte": 1900, "$lt": 1950}}              operators; several must all match
     {"$or": [{"town": {"$in": ["Aln", "Wye"]}}, {"draft": {"$exists": False}}]}
 
-Operators: ``$eq $ne $gt $gte $lt $lte $in $nin $contains $exists`` on a value; ``$and $or $not`` on filters. A value
-that is missing equals nothing and is neither more nor less than anything, so only ``$ne``, ``$nin``, ``$not`` and
-``$exists: False`` match where it is. Values of different kinds (a number and a string, a number and a truth value)
-are unequal and have no order. ``$contains`` asks a list for a member and a string for a part.
+Operators: ``$eq $ne $gt $gte $lt $lte $in $nin $contains $icontains $exists`` on a value; ``$and $or $not`` on filters.
+A value that is missing equals nothing and is neither more nor less than anything, so only ``$ne``, ``$nin``, ``$not``
+and ``$exists: False`` match where it is. Values of different kinds (a number and a string, a number and a truth value)
+are unequal and have no order. ``$contains`` asks a list for a member and a string for a part; ``$icontains`` asks a
+string for a part in capitals or not.
 """
 
 from __future__ import annotations
@@ -108,6 +109,10 @@ def _contains(found: Any, value: Any) -> bool:
     return isinstance(found, list | tuple | set | frozenset) and any(_equal(member, value) for member in found)
 
 
+def _contains_in_any_case(found: Any, value: Any) -> bool:
+    return isinstance(found, str) and isinstance(value, str) and value.lower() in found.lower()
+
+
 _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "$eq": _equal,
     "$ne": lambda found, value: not _equal(found, value),
@@ -118,6 +123,7 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "$in": _in,
     "$nin": lambda found, values: not _in(found, values),
     "$contains": _contains,
+    "$icontains": _contains_in_any_case,
     "$exists": lambda found, value: (found is not _MISSING) == value,
 }
 

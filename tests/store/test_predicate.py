@@ -17,7 +17,7 @@ import lance
 import pyarrow as pa
 
 from clara_core.filters import matches
-from clara_core.store.predicate import passing, predicate_fields, predicate_values, to_sql
+from clara_core.store.predicate import _possible, passing, predicate_fields, predicate_values, to_sql
 
 NAMES = ("town", "we'ird", 'quo"ted', "a.b", "with space", "größe", "\ud800", "', true) --", "", "$notes", "\x00")
 NUMBERS = (0, 1, -1, 2, 1.0, 0.5, -0.0, 0.1, 1e300, 1e-300, 5e-324, math.inf, -math.inf, math.nan)
@@ -41,7 +41,10 @@ metadatas = st.dictionaries(names, values, max_size=3)
 comparisons = st.one_of(
     values,
     st.dictionaries(
-        st.sampled_from(["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$contains"]), values, min_size=1, max_size=2
+        st.sampled_from(["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$contains", "$icontains"]),
+        values,
+        min_size=1,
+        max_size=2,
     ),
     st.builds(lambda sign, some: {sign: some}, st.sampled_from(["$in", "$nin"]), st.lists(values, max_size=3)),
     st.builds(lambda truth: {"$exists": truth}, st.booleans()),
@@ -97,7 +100,7 @@ def test_any_filter_on_any_metadata(folder, rows, conditions):
         assert found(dataset, condition) == expected(rows, condition), (condition, to_sql(condition))
 
 
-@pytest.mark.parametrize("sign", ["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$contains"])
+@pytest.mark.parametrize("sign", ["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$contains", "$icontains"])
 def test_every_operator_on_every_value(everything, sign):
     rows, dataset = everything
     for operand in (*NUMBERS, *LARGE, *TEXTS, None, True, False, [], {}, [1], [True], [1.0], {"a": 1}, [math.nan]):
@@ -162,6 +165,14 @@ def test_a_row_without_metadata_passes_nothing(tmp_path):
     for condition in ({}, {"a": {"$ne": 1}}, {"b": Decimal(1)}, {"$not": {"b": Decimal(1)}}):
         assert 7 not in found(dataset, condition)
     assert found(dataset, {}) == [0, 1]
+
+
+def test_a_part_that_cannot_be_pushed_down_leaves_the_rest(tmp_path):
+    rows = [{"town": "Aln" if number == 3 else "Wye", "name": f"Note {number}"} for number in range(10)]
+    dataset = table(tmp_path / "part", rows)
+    condition = {"town": "Aln", "name": {"$icontains": "nOTE"}}
+    assert found(dataset, condition) == [3]
+    assert dataset.count_rows(_possible(condition)) == 1
 
 
 def test_what_is_pushed_down():
