@@ -100,6 +100,8 @@ class RoutedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x [rows, length, in]``; the roles come from the running `routed` scope."""
         routing = current_routing()
+        if routing.role is not None and torch.is_grad_enabled() and self._base_learns:
+            return F.linear(x, self._merged(routing.role), self.base.bias)  # type: ignore[arg-type]
         y: Tensor = self.base(x)
         expand: Tensor
         if routing.columns is not None:
@@ -116,6 +118,17 @@ class RoutedLinear(nn.Module):
             return torch.addmm(y.flatten(0, -2), flat, expand, alpha=self.scale).view(y.shape)
         y.view(-1, self.out_features).addmm_(flat, expand, alpha=self.scale)
         return y
+
+    @property
+    def _base_learns(self) -> bool:
+        weight = self.base.weight
+        return isinstance(weight, Tensor) and weight.requires_grad
+
+    def _merged(self, role: Role) -> Tensor:
+        """Base and adapter as one weight, ``[out, in]``: where both learn, one product a layer instead of three."""
+        block = self.block(role)
+        weight: Tensor = self.base.weight  # type: ignore[assignment]  # a parameter
+        return torch.addmm(weight, self.lora_B[block].T, self.lora_A[block], alpha=self.scale)
 
     def block(self, role: Role) -> slice:
         """The rows of the stacked matrices that belong to a role."""

@@ -67,6 +67,21 @@ def test_each_role_equals_its_merged_weight(layer: RoutedLinear) -> None:
         assert torch.equal(layer(x), layer.base(x))
 
 
+def test_gradients_are_the_same_whether_or_not_the_base_learns(layer: RoutedLinear) -> None:
+    x = torch.randn(3, 5, layer.in_features)
+    found = {}
+    for learns in (False, True):
+        layer.base.weight.requires_grad_(learns)
+        layer.zero_grad()
+        with routed(Role.REASONER, layer.rank):
+            y = layer(x)
+        y.square().sum().backward()
+        found[learns] = (y.detach(), layer.lora_A.grad.clone(), layer.lora_B.grad.clone())
+    assert layer.base.weight.grad.abs().sum() > 0
+    for apart, merged in zip(*found.values(), strict=True):
+        torch.testing.assert_close(merged, apart, rtol=1e-4, atol=1e-4)
+
+
 def test_rows_of_mixed_roles_equal_one_role_at_a_time(layer: RoutedLinear) -> None:
     x = torch.randn(6, 7, 12)
     roles = [Role.GENERATOR, Role.COMPRESSOR, Role.REASONER, Role.COMPRESSOR, Role.GENERATOR, Role.REASONER]
