@@ -69,6 +69,7 @@ def test_each_role_equals_its_merged_weight(layer: RoutedLinear) -> None:
 
 def test_gradients_are_the_same_whether_or_not_the_base_learns(layer: RoutedLinear) -> None:
     x = torch.randn(3, 5, layer.in_features)
+    layer.requires_grad_(True)
     found = {}
     for learns in (False, True):
         layer.base.weight.requires_grad_(learns)
