@@ -38,3 +38,11 @@ class EngineClosed(ClaraError):
 
 class DataError(ClaraError):
     """A line of training or evaluation data is not what it should be; the message names file and line."""
+
+
+class StoreError(ClaraError):
+    """A store cannot be opened, read or written: missing, damaged, of another format, or busy for too long."""
+
+
+class LLMError(ClaraError):
+    """A language model that was given for synthesis or evaluation fails every time it is asked."""

@@ -1,0 +1,105 @@
+"""Other people's objects, taken by what they can do: documents, language models, searches. Imports no framework."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+__all__ = ["Ask", "asker", "text_of"]
+
+Ask: TypeAlias = Callable[[str], Awaitable[str]]
+
+
+def text_of(document: object) -> str:
+    """The text of a LangChain Document, a LlamaIndex node, a hit of a store, or a text itself, as it is.
+
+    Raises:
+        TypeError: It is none of them.
+    """
+    if isinstance(document, str):
+        return document
+    text = getattr(document, "page_content", None)
+    if text is None and callable(read := getattr(document, "get_content", None)):
+        text = read()
+    if text is None:
+        text = getattr(document, "text", None)
+    if not isinstance(text, str):
+        kind = type(document).__name__
+        raise TypeError(f"a document must be a text, a LangChain Document or a LlamaIndex node, got {kind}")
+    return text
+
+
+def asker(llm: Any, *, asynchronous: bool) -> Ask:
+    """One awaitable call, prompt -> reply, whatever the language model is.
+
+    A LangChain model (anything with ``invoke``) and a LlamaIndex LLM (``complete``) get the prompt as one text, so that
+    models whose template refuses a system role work as well. Calls that are not awaitable run in threads.
+
+    Args:
+        llm: A LangChain chat model or LLM, a LlamaIndex LLM, or a function from text to text, awaitable or not.
+        asynchronous: Await the model's own asynchronous call where it has one. Otherwise its plain call is used: a
+            client that lives on another event loop would fail here.
+
+    Raises:
+        TypeError: It is none of them.
+    """
+    if asynchronous and callable(ainvoke := getattr(llm, "ainvoke", None)):
+        return _read_from(ainvoke)
+    # LlamaIndex: many of its `acomplete` are the plain call under another name and would block the event loop.
+    for name in ("invoke", "complete"):
+        if callable(call := getattr(llm, name, None)):
+            return _read_from(_threaded(call))
+    if inspect.isclass(llm) or not callable(llm):
+        raise TypeError(
+            f"llm must be a LangChain chat model, a LlamaIndex LLM or a function from text to text, got {llm!r:.80}"
+        )
+    awaited = inspect.iscoroutinefunction(llm) or inspect.iscoroutinefunction(type(llm).__call__)
+    return _read_from(llm if awaited else _threaded(llm))
+
+
+def _read_from(call: Callable[[str], Awaitable[Any]]) -> Ask:
+    async def ask(prompt: str) -> str:
+        reply = await call(prompt)
+        # AIMessage and CompletionResponse have `text`; other messages `content`.
+        for text in (reply, getattr(reply, "text", None), getattr(reply, "content", None)):
+            if isinstance(text, str):
+                return str(text)
+        raise TypeError(f"the language model must return a text or a message, got {type(reply).__name__}")
+
+    return ask
+
+
+def _threaded(call: Callable[[str], Any]) -> Callable[[str], Awaitable[Any]]:
+    """The call in a thread of its own, which nobody waits for once it is cancelled, not even the interpreter's end."""
+
+    async def run(prompt: str) -> Any:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                # A future cannot carry StopIteration.
+                future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = context.run(call, prompt)
+            except BaseException as exc:  # noqa: BLE001 - carried to the caller
+                error = exc
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, result, error)
+
+        threading.Thread(target=work, name="clara-synthesize", daemon=True).start()
+        return await future
+
+    return run
