@@ -15,6 +15,7 @@ from clara_core.errors import (
     EngineClosed,
     FingerprintMismatch,
     RoleError,
+    StoreError,
     WindowOverflow,
 )
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from clara_core.engine import Answer, ClaraEngine
     from clara_core.memory import Memory, MemoryCache
     from clara_core.ranking import Ranked
+    from clara_core.store import Hit, MemoryStore, Record, StoreStats
 
 __all__ = [
     "Answer",
@@ -33,11 +35,16 @@ __all__ = [
     "ContextOverflow",
     "EngineClosed",
     "FingerprintMismatch",
+    "Hit",
     "Memory",
     "MemoryCache",
+    "MemoryStore",
     "Ranked",
+    "Record",
     "Role",
     "RoleError",
+    "StoreError",
+    "StoreStats",
     "WindowOverflow",
 ]
 
@@ -45,10 +52,14 @@ _MODULES: Final = {
     "Answer": "clara_core.engine",
     "ClaraConfig": "clara_core.config",
     "ClaraEngine": "clara_core.engine",
+    "Hit": "clara_core.store",
     "Memory": "clara_core.memory",
     "MemoryCache": "clara_core.memory",
+    "MemoryStore": "clara_core.store",
     "Ranked": "clara_core.ranking",
+    "Record": "clara_core.store",
     "Role": "clara_core.config",
+    "StoreStats": "clara_core.store",
 }
 
 

@@ -1,0 +1,315 @@
+"""Documents into the table: checked, compressed where nobody did, written while the next ones are compressed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clara_core.errors import FingerprintMismatch
+from clara_core.memory import Memory, content_key
+from clara_core.store.reading import rows_at, rows_with
+from clara_core.store.records import made_id, metadata_json, unguarded
+from clara_core.store.schema import RECORD_COLUMNS, Entry, Layout, memory_shape, records
+from clara_core.store.table import Change, Table
+
+if TYPE_CHECKING:
+    from lance import LanceDataset
+
+BATCH: Final = 256  # texts of a commit
+_BATCH_BYTES: Final = 1 << 26  # of ready memories in a commit
+_BATCH_MOST: Final = 1 << 14  # ready memories of a commit
+_AHEAD: Final = 2  # batches that are compressed while one is written
+
+_MISSING: Final = object()
+
+Compress = Callable[[list[str]], Sequence[Memory]]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What `add` was given, checked; `metadata` is JSON."""
+
+    id: str
+    text: str
+    metadata: str
+    memory: Memory | None = None
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A batch on its way: what has to be written of it."""
+
+    size: int
+    entries: list[Entry]
+    memories: list[Memory]
+    layout: Layout | None = None
+    rows: pa.RecordBatch | None = None
+
+    def encode(self, layout: Layout) -> pa.RecordBatch:
+        """The rows of the batch under a layout."""
+        if self.rows is None or self.layout is not layout:
+            self.rows, self.layout = layout.rows(self.entries, self.memories), layout
+        return self.rows
+
+
+# --- checking --------------------------------------------------------------------------------------------
+
+
+def checked_documents(
+    texts: Iterable[object] | None,
+    metadatas: Iterable[object] | None,
+    ids: Iterable[object] | None,
+    memories: Iterable[object] | None,
+) -> Iterator[Document]:
+    """The documents one by one, each checked when it is reached.
+
+    Raises:
+        TypeError: Something is not what it should be; names it.
+        ValueError: Lengths differ, an id comes twice, a text is empty, or a memory is not finite.
+    """
+    if texts is None and memories is None:
+        raise TypeError("add takes texts, or memories, which carry their texts; got neither")
+    given = {"texts": texts, "metadatas": metadatas, "ids": ids, "memories": memories}
+    columns = {name: values for name, values in given.items() if values is not None}
+    for name, values in columns.items():
+        if isinstance(values, str | bytes | dict | Memory) or not isinstance(values, Iterable):
+            raise TypeError(f"{name} must be several values, got one {type(values).__name__}; put it into a list")
+        sizes = {other: len(found) for other, found in columns.items() if isinstance(found, Sequence)}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{size} {other}" for other, size in sizes.items())
+            raise ValueError(f"one of each a document is needed, got {listed}")
+    used: set[str] = set()
+    seen: dict[str, int] = {}
+    for index, row in enumerate(zip_longest(*columns.values(), fillvalue=_MISSING)):
+        values = dict(zip(columns, row, strict=True))
+        if short := [name for name, value in values.items() if value is _MISSING]:
+            raise ValueError(f"{short[0]} ended after {index} documents, the others go on: one a document is needed")
+        document = _checked(index, values, seen)
+        if document.id in used:
+            raise ValueError(f"ids[{index}] comes twice in one call: {document.id!r:.80}; give each document its own")
+        used.add(document.id)
+        yield document
+
+
+def _checked(index: int, values: dict[str, Any], seen: dict[str, int]) -> Document:
+    memory = values.get("memories")
+    if memory is not None:
+        _check_memory(index, memory)
+    elif "memories" in values:
+        raise TypeError(f"memories[{index}] must be a Memory, got None")
+    text = values.get("texts", None if memory is None else memory.text)
+    if not isinstance(text, str):
+        raise TypeError(f"texts[{index}] must be a string, got {type(text).__name__}: {text!r:.60}")
+    if not text:
+        raise ValueError(f"texts[{index}] is empty: there is nothing in it to find or to read; leave it out")
+    if memory is not None and memory.text != text:
+        raise ValueError(f"memories[{index}] is of another text than texts[{index}]: {memory.text!r:.60} "
+                         f"and {text!r:.60}")  # fmt: skip
+    id_ = values.get("ids")
+    if id_ is None:
+        base = made_id(text, 0)
+        count = seen.get(base, 0)
+        seen[base] = count + 1
+        id_ = base if count == 0 else made_id(text, count)
+    if not isinstance(id_, str):
+        raise TypeError(f"ids[{index}] must be a string or None, got {type(id_).__name__}: {id_!r:.60}")
+    return Document(id_, text, metadata_json(values.get("metadatas"), f"metadatas[{index}]"), memory)
+
+
+def _check_memory(index: int, memory: object) -> None:
+    if not isinstance(memory, Memory):
+        raise TypeError(f"memories[{index}] must be a Memory, got {type(memory).__name__}; make one with "
+                        "engine.compress")  # fmt: skip
+    memory_shape(memory)
+    if not bool(memory.tokens.isfinite().all()):
+        raise ValueError(f"memories[{index}] holds NaN or infinity; compress its text again: {memory.text!r:.60}")
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Writes documents of one fingerprint.
+
+    Args:
+        table: Where to.
+        fingerprint: Of the memories.
+        compress: Makes memories of texts; None where every document brings its own.
+        new_layout: The layout of a table that does not exist yet, from its first memories.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        fingerprint: str,
+        compress: Compress | None,
+        new_layout: Callable[[Sequence[Memory]], Layout],
+    ) -> None:
+        self._table = table
+        self._fingerprint = fingerprint
+        self._compress = compress
+        self._new_layout = new_layout
+        self._layout: Layout | None = None
+
+    def write(self, documents: Iterable[Document]) -> Iterator[int]:
+        """Write documents; yields how many of them are safe, each time that a batch is."""
+        waiting: deque[Future[Prepared]] = deque()
+        with ThreadPoolExecutor(_AHEAD, "clara-store") as pool:
+            try:
+                for batch in _batches(documents):
+                    waiting.append(pool.submit(self._prepare, batch))
+                    if len(waiting) > _AHEAD:
+                        yield self._commit(waiting.popleft().result())
+                while waiting:
+                    yield self._commit(waiting.popleft().result())
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _prepare(self, batch: list[Document]) -> Prepared:
+        """Find out what has to be written, and have it compressed."""
+        dataset = self._table.latest()
+        contents = [content_key(document.text, self._fingerprint) for document in batch]
+        entries = [
+            Entry(document.id, document.text, document.metadata, content)
+            for document, content in zip(batch, contents, strict=True)
+        ]
+        known = _known(dataset, entries)
+        changed = [
+            (document, entry)
+            for document, entry in zip(batch, entries, strict=True)
+            if known.get(entry.id) != (entry.content, entry.metadata)
+        ]
+        made = self._memories([document for document, _ in changed], [entry for _, entry in changed], dataset)
+        prepared = Prepared(len(batch), [entry for _, entry in changed], made)
+        if self._layout is not None and made:
+            prepared.encode(self._layout)
+        return prepared
+
+    def _memories(
+        self, documents: Sequence[Document], entries: Sequence[Entry], dataset: LanceDataset | None
+    ) -> list[Memory]:
+        """A memory for each document: its own, one of the table with the same text, or a new one."""
+        wanted = {entry.content: entry.text for document, entry in zip(documents, entries, strict=True)
+                  if document.memory is None}  # fmt: skip
+        there = stored_memories(dataset, self._table.uri, list(wanted)) if dataset is not None and wanted else {}
+        missing = [text for content, text in wanted.items() if content not in there]
+        if missing:
+            if self._compress is None:
+                raise ValueError(f"{len(missing)} texts have no memory and there is no engine to compress them: open "
+                                 "the store with engine= or model=")  # fmt: skip
+            made = self._compress(missing)
+            there.update({content_key(memory.text, self._fingerprint): memory for memory in made})
+        return [
+            document.memory if document.memory is not None else replace(there[entry.content], text=document.text)
+            for document, entry in zip(documents, entries, strict=True)
+        ]
+
+    def _commit(self, prepared: Prepared) -> int:
+        if not prepared.entries:
+            return prepared.size
+        if (dataset := self._table.latest()) is None:
+            dataset = self._table.create(self._new_layout(prepared.memories).schema)
+        if self._layout is None:
+            self._layout = checked_layout(dataset, self._table.uri, self._fingerprint)
+        added = self._table.write(prepared.encode(self._layout))
+        ids = [entry.id for entry in prepared.entries]
+
+        def change(latest: LanceDataset) -> Change:
+            old = rows_with(latest, "id", ids, ["window"]).column("_rowid").to_pylist()
+            return Change(old, added)
+
+        self._table.commit(change)
+        return prepared.size
+
+
+def checked_layout(dataset: LanceDataset, uri: str, fingerprint: str) -> Layout:
+    """The layout of a table that is to hold memories of this fingerprint.
+
+    Raises:
+        FingerprintMismatch: It holds others.
+    """
+    layout = Layout.of(dataset.schema, uri)
+    if layout.fingerprint != fingerprint:
+        raise FingerprintMismatch(
+            f"the store at {uri} holds memories of the model {layout.fingerprint[:12]}, this one is "
+            f"{fingerprint[:12]}: open it with the model that wrote it, keep the memories of this one in another "
+            "folder (add the texts of the store to it), or open it without an engine and with read_only=True for its "
+            "texts"
+        )
+    return layout
+
+
+def stored_memories(dataset: LanceDataset, uri: str, contents: Sequence[str]) -> dict[str, Memory]:
+    """Memories that the table holds, by the content of their document."""
+    layout = Layout.of(dataset.schema, uri)
+    heads = rows_with(dataset, "content", contents, ["id", "content"])
+    by_id: dict[str, str] = {}
+    for id_, content in zip(heads["id"].to_pylist(), heads["content"].to_pylist(), strict=True):
+        if content not in by_id.values():
+            by_id[unguarded(id_)] = content
+    return {by_id[memory_id]: memory for memory_id, memory in memories_of(dataset, layout, list(by_id)).items()}
+
+
+def memories_of(dataset: LanceDataset, layout: Layout, ids: Sequence[str]) -> dict[str, Memory]:
+    """Memories by the id of their document, for those that are there."""
+    rows = rows_with(dataset, "id", ids, RECORD_COLUMNS)
+    if not rows.num_rows:
+        return {}
+    taken = rows_at(dataset, rows["_rowid"].to_numpy(), ["memory"])
+    place = {row: index for index, row in enumerate(taken["_rowid"].to_pylist())}
+    tokens = layout.tokens(taken["memory"])
+    by_window = {
+        (id_, window): place[row]
+        for id_, window, row in zip(
+            rows["id"].to_pylist(), rows["window"].to_pylist(), rows["_rowid"].to_pylist(), strict=True
+        )
+    }
+    from clara_core.store.records import guarded
+
+    return {
+        record.id: Memory(
+            tokens[[by_window[guarded(record.id), window] for window in range(len(record.spans))]],
+            record.text,
+            record.spans,
+            record.source_tokens,
+            layout.fingerprint,
+        )
+        for record in records(rows)
+    }
+
+
+def _known(dataset: LanceDataset | None, entries: Sequence[Entry]) -> dict[str, tuple[str, str]]:
+    """Content and metadata of the documents that are there, by id."""
+    if dataset is None:
+        return {}
+    found = rows_with(dataset, "id", [entry.id for entry in entries], ["id", "content", "metadata"])
+    heads = found.filter(pc.is_valid(found["content"]))
+    return {
+        unguarded(id_): (content, metadata)
+        for id_, content, metadata in zip(
+            heads["id"].to_pylist(), heads["content"].to_pylist(), heads["metadata"].to_pylist(), strict=True
+        )
+    }
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """What is committed together: so many texts, or so many bytes of ready memories."""
+    batch: list[Document] = []
+    texts = size = 0
+    for document in documents:
+        batch.append(document)
+        texts += document.memory is None
+        size += 0 if document.memory is None else document.memory.nbytes
+        if texts >= BATCH or size >= _BATCH_BYTES or len(batch) >= _BATCH_MOST:
+            yield batch
+            batch, texts, size = [], 0, 0
+    if batch:
+        yield batch
