@@ -80,7 +80,7 @@ def test_gradients_are_the_same_whether_or_not_the_base_learns(layer: RoutedLine
         found[learns] = (y.detach(), layer.lora_A.grad.clone(), layer.lora_B.grad.clone())
     assert layer.base.weight.grad.abs().sum() > 0
     for apart, merged in zip(*found.values(), strict=True):
-        torch.testing.assert_close(merged, apart, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merged, apart, rtol=1e-3, atol=1e-3)
 
 
 def test_rows_of_mixed_roles_equal_one_role_at_a_time(layer: RoutedLinear) -> None:
