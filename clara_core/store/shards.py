@@ -278,6 +278,11 @@ def _suffix(path: str) -> str:
     return PurePosixPath(path).suffix.lower()
 
 
+def definite(source: str) -> str:
+    """An address that means the same in any folder."""
+    return source if "://" in source else str(Path(source).resolve())
+
+
 def _uri(source: str) -> str:
     """An address that names its file system; a path of this machine becomes one."""
     return source if "://" in source else Path(source).resolve().as_uri()
