@@ -18,6 +18,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from clara_core.ask import ask
+from clara_core.cli_eval import evaluate_file
 from clara_core.config import Role
 from clara_core.errors import CheckpointError, ClaraError
 
@@ -76,6 +77,7 @@ def main() -> None:
 
 
 app.command()(ask)
+app.command("eval")(evaluate_file)
 
 
 @app.command()

@@ -16,18 +16,30 @@ from clara_core.evaluation.rankings import (
     reciprocal_rank,
     score_rankings,
 )
+from clara_core.evaluation.report import Report
+from clara_core.evaluation.run import evaluate, over_corpus, read_questions
+from clara_core.evaluation.texts import bleu, entities, entity_preservation, rouge, score_paraphrases
 
 __all__ = [
+    "Report",
+    "bleu",
     "cover_match",
+    "entities",
+    "entity_preservation",
+    "evaluate",
     "exact_match",
     "f1",
     "hit_rate",
     "mrr",
     "ndcg_at_k",
     "normalize_answer",
+    "over_corpus",
     "precision_at_k",
+    "read_questions",
     "recall_at_k",
     "reciprocal_rank",
+    "rouge",
     "score_answers",
+    "score_paraphrases",
     "score_rankings",
 ]

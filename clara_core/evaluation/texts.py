@@ -6,14 +6,20 @@ All of it lies in [0, 1]. BLEU is that of `sacrebleu`, ROUGE that of `rouge-scor
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from clara_core.evaluation.means import check_lengths, mean
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.bleu import BLEU
 
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 _WORD = re.compile(r"[^\W_]+")
 _PIECE = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’-][^\W\d_]+)*")  # noqa: RUF001 - apostrophes
+_SENTENCE_END = re.compile(r"[.!?…:]|\n\s*\n")
+_POSSESSIVE = re.compile(r"['’]s\b", re.IGNORECASE)  # noqa: RUF001 - apostrophes
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Words that begin many a sentence with a capital letter and are no names.
 _FUNCTION_WORDS = (
@@ -40,14 +46,11 @@ def bleu(predictions: Sequence[str], golds: Sequence[str | Sequence[str]]) -> fl
     several = [[gold] if isinstance(gold, str) else list(gold) for gold in golds]
     if not all(several):
         raise ValueError("a text needs at least one gold text, got none")
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-    except ImportError as exc:
-        raise ImportError("BLEU needs sacrebleu: pip install 'clara-rag[train]'") from exc
+    metric = load_bleu()(effective_order=True)
     most = max(map(len, several))
     # None: no such gold text.
     streams = [[one[place] if place < len(one) else None for one in several] for place in range(most)]
-    score = BLEU(effective_order=True).corpus_score(list(predictions), cast("list[list[str]]", streams))
+    score = metric.corpus_score(list(predictions), cast("list[list[str]]", streams))
     return min(1.0, float(score.score) / 100)  # rounding can push it past one
 
 
@@ -60,11 +63,7 @@ def rouge(prediction: str, gold: str) -> dict[str, float]:
     Raises:
         ImportError: rouge-score is not installed.
     """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as exc:
-        raise ImportError("ROUGE needs rouge-score: pip install 'clara-rag[train]'") from exc
-    scores = RougeScorer(list(_ROUGE), tokenizer=_Words()).score(gold, prediction)
+    scores = load_rouge()(list(_ROUGE), tokenizer=_Words()).score(gold, prediction)
     return {name: float(score.fmeasure) for name, score in scores.items()}
 
 
@@ -73,10 +72,15 @@ def entities(text: str) -> list[str]:
 
     A *number* begins with a digit: ``1907``, ``3.5``, ``12:30``; commas between thousands are dropped. A *name* is a
     longest run of words with a capital letter that nothing but space divides; English function words at its beginning
-    (The, In, I) are no part of it. There is no model behind this: "Founded" at the beginning of a sentence counts as a
-    name, and scripts without capital letters have numbers only.
+    (The, In, I) are no part of it. A single word that stands nowhere but at the beginning of one sentence is none
+    ("Founded in 1907"), and the s of possession is dropped. There is no model behind this; scripts without capital
+    letters have numbers only.
     """
-    return list(dict.fromkeys(name for run in _runs(_THOUSANDS.sub("", text)) for name in _names(run)))
+    found = [(name, opens and place == 0) for run, opens in _runs(_plain(text)) for name, place in _names(run)]
+    often = Counter(name for name, _ in found)
+    # A number is no doubtful word, and neither is a name of several.
+    doubtful = {name for name, first in found if first and name.isalpha() and often[name] == 1}
+    return [name for name in often if name not in doubtful]
 
 
 def entity_preservation(passage: str, again: str) -> float | None:
@@ -87,8 +91,13 @@ def entity_preservation(passage: str, again: str) -> float | None:
     wanted = entities(passage)
     if not wanted:
         return None
-    said = f" {' '.join(_PIECE.findall(_THOUSANDS.sub('', again).casefold()))} "
-    return mean(float(f" {entity} " in said) for entity in wanted)
+    return 1 - len(lost_entities(passage, again)) / len(wanted)
+
+
+def lost_entities(passage: str, again: str) -> list[str]:
+    """Names and numbers of a passage that another text does not say."""
+    said = f" {' '.join(_PIECE.findall(_plain(again).casefold()))} "
+    return [entity for entity in entities(passage) if f" {entity} " not in said]
 
 
 def score_paraphrases(passages: Sequence[str], again: Sequence[str]) -> dict[str, float]:
@@ -110,6 +119,32 @@ def score_paraphrases(passages: Sequence[str], again: Sequence[str]) -> dict[str
     return scores
 
 
+def load_bleu() -> type[BLEU]:
+    """The metric of sacrebleu.
+
+    Raises:
+        ImportError: It is not installed; says how to do so.
+    """
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ImportError as exc:
+        raise ImportError("BLEU needs sacrebleu: pip install 'clara-rag[train]'") from exc
+    return BLEU
+
+
+def load_rouge() -> Any:
+    """The scorer of rouge-score.
+
+    Raises:
+        ImportError: It is not installed; says how to do so.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as exc:
+        raise ImportError("ROUGE needs rouge-score: pip install 'clara-rag[train]'") from exc
+    return RougeScorer
+
+
 class _Words:
     """The tokenizer that `rouge-score` asks for."""
 
@@ -117,31 +152,35 @@ class _Words:
         return _WORD.findall(text.lower())
 
 
-def _runs(text: str) -> Iterator[list[str]]:
-    """Words and numbers between which stands nothing but space, or the point of an initial."""
+def _plain(text: str) -> str:
+    """Without commas between thousands and the s of possession."""
+    return _POSSESSIVE.sub("", _THOUSANDS.sub("", text))
+
+
+def _runs(text: str) -> Iterator[tuple[list[str], bool]]:
+    """Words and numbers between which stands only space, or the point of an initial; whether they open a sentence."""
     run: list[str] = []
-    end = 0
+    end, opens = 0, True
     for match in _PIECE.finditer(text):
         gap = text[end : match.start()]
         initial = bool(run) and len(run[-1]) == 1 and gap.startswith(".")
         if run and gap[initial:].strip():
-            yield run
-            run = []
+            yield run, opens
+            run, opens = [], bool(_SENTENCE_END.search(gap))
         run.append(match[0])
         end = match.end()
-    yield run
+    yield run, opens
 
 
-def _names(run: list[str]) -> Iterator[str]:
+def _names(run: list[str]) -> Iterator[tuple[str, int]]:
+    """Names and numbers of a run, each with the place of its first word."""
     name: list[str] = []
-    for word in run:
-        if word[0].isupper() and (name or word.lower() not in _NO_NAMES):
+    for place, word in enumerate([*run, ""]):
+        if word[:1].isupper() and (name or word.lower() not in _NO_NAMES):
             name.append(word.casefold())
             continue
         if name:
-            yield " ".join(name)
+            yield " ".join(name), place - len(name)
             name = []
-        if word[0].isdigit():
-            yield word.casefold()
-    if name:
-        yield " ".join(name)
+        if word[:1].isdigit():
+            yield word.casefold(), place

@@ -1,0 +1,233 @@
+"""What came out for one question, and the file in which that is kept while a run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from clara_core.errors import ClaraError, DataError
+from clara_core.training.lines import RetrievalLine
+
+Mode: TypeAlias = Literal["normal", "oracle"]
+Ranker: TypeAlias = Literal["memory", "bm25", "given"]
+
+QUESTIONS = "questions.jsonl"
+SETTINGS = "run.json"
+KEPT = 20  # candidates of a ranking that are written down
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """One order of a question's candidates.
+
+    Attributes:
+        top: The first candidates, by their places in the line.
+        gold_ranks: Ranks of the gold passages among all candidates, from 1 on.
+    """
+
+    top: tuple[int, ...]
+    gold_ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer to a question.
+
+    Attributes:
+        mode: "normal" or "oracle".
+        system: Who read what: "memory", "text" (the same documents as text), "bm25_text".
+        documents: Candidates that were read, in order.
+        text: The answer; empty where it failed.
+        exact_match: 0 or 1.
+        cover_match: 0 or 1.
+        f1: In [0, 1].
+        memory_tokens: Memory slots of the prompt.
+        source_tokens: What the text of the documents costs, in tokens of the engine.
+        failed: Why there is no answer; empty where there is one.
+    """
+
+    mode: Mode
+    system: str
+    documents: tuple[int, ...]
+    text: str
+    exact_match: float
+    cover_match: float
+    f1: float
+    memory_tokens: int
+    source_tokens: int
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the candidates of a question weigh, together.
+
+    Attributes:
+        passages: Their number.
+        memory_bytes: As memory.
+        text_bytes: As UTF-8.
+        memory_tokens: As memory.
+        text_tokens: As text.
+    """
+
+    passages: int
+    memory_bytes: int
+    text_bytes: int
+    memory_tokens: int
+    text_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything that came out for one question.
+
+    Attributes:
+        where: ``file:line`` of the question.
+        key: Hash of question, candidates and answers: finds out whether a run goes on with the same data.
+        question: The question.
+        references: Gold answers.
+        sizes: Of the candidates.
+        rankings: By ranker.
+        replies: By mode and system.
+    """
+
+    where: str
+    key: str
+    question: str
+    references: tuple[str, ...]
+    sizes: Sizes
+    rankings: dict[str, Ranking]
+    replies: tuple[Reply, ...]
+
+    def to_json(self) -> str:
+        """One line without its end."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_object(cls, found: Mapping[str, Any]) -> Outcome:
+        """Of a line that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is no such line.
+        """
+        rankings = {
+            name: Ranking(tuple(one["top"]), tuple(one["gold_ranks"])) for name, one in found["rankings"].items()
+        }
+        replies = tuple(Reply(**{**one, "documents": tuple(one["documents"])}) for one in found["replies"])
+        return cls(
+            where=found["where"],
+            key=found["key"],
+            question=found["question"],
+            references=tuple(found["references"]),
+            sizes=Sizes(**found["sizes"]),
+            rankings=rankings,
+            replies=replies,
+        )
+
+
+def line_key(line: RetrievalLine) -> str:
+    """Hash of what a line asks, not of where it stands."""
+    content = json.dumps([line.question, line.docs, line.references, line.pos_index])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+class OutcomeLog:
+    """The outcomes of a run in a folder, one line a question, written as they come.
+
+    A run that was ended at any moment goes on after its last whole line, if the settings are the same.
+
+    Args:
+        folder: Made if it is not there.
+        settings: What the outcomes depend on, as JSON would give it back.
+        lines: The questions, in order.
+
+    Raises:
+        ValueError: The folder holds a run with other settings, or over other questions.
+        DataError: A line of the folder's file is damaged.
+        ClaraError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], lines: Sequence[RetrievalLine]) -> None:
+        self.path = folder / QUESTIONS
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._check_settings(folder / SETTINGS, settings)
+            self.outcomes = self._read(lines)
+        except OSError as exc:
+            raise ClaraError(f"{folder} cannot be used for results: {exc.strerror or exc}") from exc
+
+    def append(self, outcomes: Sequence[Outcome]) -> None:
+        """Write outcomes down; what was written before stays whole whatever happens.
+
+        Raises:
+            ClaraError: The file cannot be written.
+        """
+        written = "".join(outcome.to_json() + "\n" for outcome in outcomes)
+        try:
+            with self.path.open("ab") as file:
+                file.write(written.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            raise ClaraError(
+                f"{self.path} cannot be written: {exc.strerror or exc}; {len(self.outcomes)} questions are kept there, "
+                "and the same call goes on after them"
+            ) from exc
+        self.outcomes += outcomes
+
+    def _check_settings(self, path: Path, settings: Mapping[str, Any]) -> None:
+        if path.exists():
+            try:
+                before = json.loads(path.read_text("utf-8"))
+                other = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+            except (ValueError, TypeError, AttributeError) as exc:
+                raise DataError(f"{path}: not the settings of a run: {exc}; choose another folder") from exc
+            if other:
+                changed = ", ".join(f"{name} was {before.get(name)!r}, is {settings.get(name)!r}" for name in other)
+                raise ValueError(f"{path.parent} holds a run with other settings: {changed}; choose another folder")
+        elif self.path.exists():
+            raise ValueError(f"{path.parent} holds {QUESTIONS} but no {SETTINGS}; choose another folder")
+        else:
+            unfinished = path.with_suffix(".json.part")
+            unfinished.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", "utf-8")
+            unfinished.replace(path)
+
+    def _read(self, lines: Sequence[RetrievalLine]) -> list[Outcome]:
+        """What the file holds of these lines; half a line at its end is cut off."""
+        if not self.path.exists():
+            return []
+        outcomes: list[Outcome] = []
+        whole = 0
+        with self.path.open("r+b") as file:
+            for number, raw in enumerate(file, start=1):
+                if not raw.endswith(b"\n"):
+                    file.truncate(whole)
+                    break
+                whole += len(raw)
+                if number > len(lines):
+                    continue  # more questions were asked before than now
+                outcomes.append(self._parse(raw, number))
+                self._check_line(outcomes[-1], lines[number - 1], number)
+        return outcomes
+
+    def _parse(self, raw: bytes, number: int) -> Outcome:
+        try:
+            return Outcome.from_object(json.loads(raw))
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            reason = f"{type(exc).__name__}: {exc}"
+            raise DataError(
+                f"{self.path}:{number}: not an outcome of a run ({reason}); delete this line and those after it, or "
+                "choose another folder"
+            ) from exc
+
+    def _check_line(self, outcome: Outcome, line: RetrievalLine, number: int) -> None:
+        if outcome.key != line_key(line):
+            raise ValueError(
+                f"{self.path}:{number} is about another question than {line.where or f'line {number}'}: the data have "
+                "changed; choose another folder"
+            )
