@@ -46,3 +46,7 @@ class StoreError(ClaraError):
 
 class LLMError(ClaraError):
     """A language model that was given for synthesis or evaluation fails every time it is asked."""
+
+
+class TrainingError(ClaraError):
+    """A training run cannot go on: its loss is no number, its files cannot be written, or belong to another run."""
