@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _LONGEST_FACT: Final = 96  # characters; a longer one stands there as its hash
 _MOST_PARTS: Final = 500  # names in a filter that becomes a predicate
-_DEEPEST: Final = 8  # filters within filters; Lance parses 20
+_DEEPEST: Final = 12  # filters within filters; Lance parses 20
 _ORDERS: Final[dict[str, tuple[str, Callable[[Any, Any], bool]]]] = {
     "$gt": (">", operator.gt),
     "$gte": (">=", operator.ge),
@@ -280,20 +280,25 @@ def passing(dataset: LanceDataset, condition: Mapping[str, Any], columns: Sequen
     import pyarrow as pa
 
     check_filter(condition)
-    tables = []
     sql = to_sql(condition)
-    if sql is not None:
-        tables.append(dataset.to_table(columns=list(columns), filter=f"NOT odd AND {sql}", with_row_id=True))
     judged = dataset.scanner(
         columns=[*columns, *{"metadata"}.difference(columns)],
         filter="odd" if sql is not None else _possible(condition),
         with_row_id=True,
     )
-    for batch in judged.to_batches():
-        kept = [matches(condition, json.loads(text)) for text in batch.column("metadata").to_pylist()]
-        found = pa.Table.from_batches([batch.filter(pa.array(kept, pa.bool_()))])
-        tables.append(found.select([*columns, "_rowid"]))
-    return pa.concat_tables(tables).sort_by("_rowid")
+    kept = [_passing(batch, condition) for batch in judged.to_batches()]
+    found = pa.Table.from_batches(kept, judged.projected_schema).select([*columns, "_rowid"])
+    if sql is None:
+        return found
+    plain = dataset.to_table(columns=list(columns), filter=f"NOT odd AND {sql}", with_row_id=True)
+    return pa.concat_tables([plain, found]).sort_by("_rowid") if found.num_rows else plain
+
+
+def _passing(batch: pa.RecordBatch, condition: Mapping[str, Any]) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    judged = [matches(condition, json.loads(text)) for text in batch.column("metadata").to_pylist()]
+    return batch.filter(pa.array(judged, pa.bool_()))
 
 
 def _possible(condition: Mapping[str, Any]) -> str:

@@ -133,7 +133,7 @@ def test_filters_of_many_parts(everything, parts):
         assert found(dataset, condition) == expected(rows, condition)
 
 
-@pytest.mark.parametrize("depth", [3, 40])
+@pytest.mark.parametrize("depth", [3, 6, 40])
 def test_deep_filters(everything, depth):
     rows, dataset = everything
     condition = {"x": {"$gt": 0}}
