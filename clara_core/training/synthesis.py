@@ -245,8 +245,8 @@ class _Work:
 
     def _give_up(self) -> NoReturn:
         raise LLMError(
-            f"the language model failed for {self._in_a_row} passages in a row, last with {self._last}; what is done is "
-            f"kept in {self.journal.path}: mend the cause and run again with the same folder"
+            f"the language model failed for {self._in_a_row} passages in a row, last with {self._last}; what is done "
+            f"is kept in {self.journal.path}: mend the cause and run again with the same folder"
         ) from (self._last and self._last.__cause__)
 
     async def _one(self, key: str, text: str) -> None:

@@ -7,6 +7,7 @@ fence, between remarks, cut off in the middle) and never run. What cannot be use
 from __future__ import annotations
 
 import json
+import re
 import string
 import unicodedata
 from collections import Counter
@@ -32,6 +33,7 @@ _ANSWER_KEYS = frozenset({"answer", "a", "response"})
 _QUESTION_MARKS = ("?", "\N{FULLWIDTH QUESTION MARK}", "\N{ARABIC QUESTION MARK}")
 # What models write where there is no answer. Short on purpose: "unknown", "none" and "Na" can be answers.
 _NO_ANSWERS = frozenset({"n/a", "not mentioned", "not specified", "not stated", "not provided", "i don't know"})
+_START = re.compile(r'\{\s*["}]|\[\s*[\[{"\]]')  # of an object or list; not "[1]" or "{you}" in a remark
 _DECODER = json.JSONDecoder(strict=False)  # models put line breaks into strings
 _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -85,7 +87,7 @@ def read_pairs(reply: str, faults: Counter[str]) -> list[Pair] | None:
 
 def read_paraphrase(reply: str, passage: str, faults: Counter[str]) -> str | None:
     """The paraphrase in a reply, or None where it cannot be used."""
-    values = _json_values(reply, faults)
+    values = _unwrapped(_json_values(reply, faults))
     texts = [text for value in values if (text := _only_text(value)) is not None]
     if not texts:
         if values:
@@ -105,7 +107,7 @@ def read_paraphrase(reply: str, passage: str, faults: Counter[str]) -> str | Non
 
 def read_verdict(reply: str, faults: Counter[str]) -> Verdict | None:
     """The verdict in a reply, or None where there is none."""
-    values = _json_values(reply, faults)
+    values = _unwrapped(_json_values(reply, faults))
     for value in values:
         fields = {_key(name): found for name, found in value.items()} if isinstance(value, dict) else {}
         missing, lost, wrong = fields.get("missing"), fields.get("lost", []), fields.get("wrong", [])
@@ -135,11 +137,11 @@ def _json_values(reply: str, faults: Counter[str]) -> list[Any]:
         faults["empty reply"] += 1
         return []
     values, position, failed = [], 0, 0
-    while failed < _FAILED_STARTS and (start := _next_bracket(reply, position)) >= 0:
+    while failed < _FAILED_STARTS and (start := _START.search(reply, position)):
         try:
-            value, position = _DECODER.raw_decode(reply, start)
+            value, position = _DECODER.raw_decode(reply, start.start())
         except (ValueError, RecursionError):
-            position, failed = start + 1, failed + 1
+            position, failed = start.start() + 1, failed + 1
         else:
             values.append(value)
     if failed:
@@ -147,11 +149,6 @@ def _json_values(reply: str, faults: Counter[str]) -> list[Any]:
     elif not values:
         faults["no JSON"] += 1
     return values
-
-
-def _next_bracket(text: str, position: int) -> int:
-    found = [at for at in (text.find("{", position), text.find("[", position)) if at >= 0]
-    return min(found, default=-1)
 
 
 # --- what was asked for ----------------------------------------------------------------------------------
@@ -202,6 +199,11 @@ def _pair_fault(question: str, answer: str) -> str | None:
     if not _is_unicode(question + answer):
         return "no Unicode text"
     return None
+
+
+def _unwrapped(values: list[Any]) -> list[Any]:
+    """Values, those of a list one by one."""
+    return [item for value in values for item in (value if isinstance(value, list) else [value])]
 
 
 def _only_text(value: Any) -> str | None:
