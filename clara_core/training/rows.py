@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ VERBATIM_INSTRUCTION = "Background: {docs} Repeat the text word for word."
 VERBATIM_ABOUT_INSTRUCTION = "Background: {docs} Repeat the text about {title} word for word."
 ABOUT_INSTRUCTION = "Background: {docs} Say in other words what the text says about {title}."
 LONGEST_RETOLD = 300  # characters
+NEIGHBOURS = (0.6, 0.25, 0.15)  # shares of other passages that are of the same kind, of a similar name, any
 SYSTEM_SHARE = 0.3  # rows that carry the system message: it costs more tokens than a question and teaches little
 
 
@@ -93,7 +95,7 @@ def question_rows(
             by_passage[gold].append(question)
     single = list(by_passage)
     over_two = [question for question in corpus.questions if len(question.gold) > 1]
-    relatives = _relatives(corpus)
+    neighbours = Neighbours.of(corpus, single)
     rows = []
     for number in range(n_rows):
         wanted = rng.randint(*n_documents)
@@ -101,7 +103,7 @@ def question_rows(
         if wanted > 1 and over_two and rng.random() < pairs:
             asked = rng.choice(over_two)
             first = rng.sample(asked.gold, len(asked.gold))
-        documents = first + _others(rng, set(first), single, relatives, wanted - len(first))
+        documents = first + _others(rng, set(first), neighbours, wanted - len(first))
         about = set(first)
         if rng.random() < shuffled:
             rng.shuffle(documents)
@@ -112,16 +114,16 @@ def question_rows(
     return rows
 
 
-def _others(
-    rng: random.Random, first: set[int], everything: list[int], relatives: list[set[int]], count: int
-) -> list[int]:
-    """Other passages; half of them of a similar name, the hardest to keep apart."""
-    namesakes = sorted({other for index in first for other in relatives[index]} - first)
+def _others(rng: random.Random, first: set[int], neighbours: Neighbours, count: int) -> list[int]:
+    """Other passages, most of them hard to keep apart: of the same kind, or of a similar name."""
+    kin = sorted({other for index in first for other in neighbours.kin[index]} - first)
+    namesakes = sorted({other for index in first for other in neighbours.namesakes[index]} - first)
+    rng.shuffle(kin)
     rng.shuffle(namesakes)
     others: list[int] = []
-    while len(others) < min(count, len(everything) - len(first)):
-        near = namesakes and rng.random() < 0.5
-        other = namesakes.pop() if near else rng.choice(everything)
+    while len(others) < min(count, len(neighbours.everything) - len(first)):
+        [near] = rng.choices((kin, namesakes, None), NEIGHBOURS)
+        other = near.pop() if near else rng.choice(neighbours.everything)
         if other not in first and other not in others:
             others.append(other)
     return others
@@ -138,13 +140,34 @@ def _pick(rng: random.Random, by_passage: dict[int, list[Question]], about: set[
     return picked
 
 
-def _relatives(corpus: Corpus) -> list[set[int]]:
-    """For each passage the others whose title shares a word with its title."""
-    by_word: dict[str, set[int]] = defaultdict(set)
-    for index, passage in enumerate(corpus.passages):
-        for word in passage.title.split():
-            by_word[word].add(index)
-    return [set().union(*(by_word[word] for word in passage.title.split())) for passage in corpus.passages]
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Which passages stand beside each other in rows.
+
+    Attributes:
+        everything: Passages to choose from.
+        kin: For each passage of the corpus those of the same kind, which tell the same relations.
+        namesakes: For each passage those whose title shares a word with its title.
+    """
+
+    everything: list[int]
+    kin: list[set[int]]
+    namesakes: list[set[int]]
+
+    @classmethod
+    def of(cls, corpus: Corpus, everything: Iterable[int]) -> Neighbours:
+        """The neighbours among some of the passages."""
+        chosen = list(everything)
+        by_kind: dict[str, set[int]] = defaultdict(set)
+        by_word: dict[str, set[int]] = defaultdict(set)
+        for index in chosen:
+            passage = corpus.passages[index]
+            by_kind[passage.kind].add(index)
+            for word in passage.title.split():
+                by_word[word].add(index)
+        kin = [by_kind[passage.kind] for passage in corpus.passages]
+        namesakes = [set().union(*(by_word[word] for word in p.title.split())) for p in corpus.passages]
+        return cls(chosen, kin, namesakes)
 
 
 def paraphrase_rows(
@@ -156,12 +179,12 @@ def paraphrase_rows(
     order: nothing teaches as densely which memory belongs to which name.
     """
     short = [index for index, passage in enumerate(corpus.passages) if len(passage.text) <= LONGEST_RETOLD]
-    relatives = _relatives(corpus)
+    neighbours = Neighbours.of(corpus, short)
     rows = []
     for index in rng.sample(short, min(n_rows, len(short))):
         passage = corpus.passages[index]
         wanted = rng.randint(*n_documents)
-        others = _others(rng, {index}, short, relatives, wanted - 1)
+        others = _others(rng, {index}, neighbours, wanted - 1)
         documents = [index, *(other for other in others if corpus.passages[other].title != passage.title)]
         rng.shuffle(documents)
         instruction, again = PARAPHRASE_INSTRUCTION, passage.text
