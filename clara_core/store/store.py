@@ -14,6 +14,8 @@ from clara_core.errors import FingerprintMismatch, StoreError
 from clara_core.memory import Memory
 from clara_core.store import search as _search
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
+from clara_core.store.damage import Broken, explaining
+from clara_core.store.damage import salvage as _salvage
 from clara_core.store.keys import DEFAULT_LENGTH, Key
 from clara_core.store.reading import batches, passing_rows, rows_with
 from clara_core.store.records import Hit, Record, StoreStats
@@ -38,6 +40,10 @@ _KEEP: Final = timedelta(hours=1)  # how long readers of other processes may hol
 Filter = Mapping[str, Any]
 
 
+@explaining(
+    "add", "delete", "compact", "optimize", "get", "memories", "count", "__contains__", "__iter__", "stats", "search",
+    "search_mmr",
+)  # fmt: skip
 class MemoryStore:
     """Documents by id with text, metadata and memory, on disk. Safe under threads and beside other processes.
 
@@ -212,6 +218,15 @@ class MemoryStore:
         self._check_writable()
         if (dataset := self._table.latest()) is not None:
             dataset.checkout_version(dataset.version).optimize.optimize_indices()
+
+    def salvage(self) -> list[Broken]:
+        """Take out the documents whose files are broken, so that the others can be read again.
+
+        Returns:
+            list: The broken files; without any, nothing was changed.
+        """
+        self._check_writable()
+        return _salvage(self._table)
 
     # --- reading -----------------------------------------------------------------------------------------
 
