@@ -21,6 +21,7 @@ from clara_core.training.data import CompressionLine, write_lines
 from clara_core.training.foreign import Ask, asker, text_of
 from clara_core.training.synthesis_draft import Draft, Unanswered
 from clara_core.training.synthesis_journal import Journal, Outcome, passage_key
+from clara_core.training.synthesis_replies import Pair, same_words
 
 __all__ = ["HELD_OUT", "STAGE1", "SynthesisReport", "asynthesize", "synthesize"]
 
@@ -280,7 +281,7 @@ def _write(
             continue
         docs = (passages[outcome.passage],)
         for pairs in (outcome.simple, outcome.complex):
-            kept_out = {pair for pair in pairs if _fraction(pair[0]) < held_out}
+            kept_out = {pair for pair in pairs if _fraction(same_words(pair[0])) < held_out}
             train += _qa([pair for pair in pairs if pair not in kept_out], docs)
             apart += _qa([pair for pair in pairs if pair in kept_out], docs)
         train.append(CompressionLine("paraphrase", (), (outcome.paraphrase,), docs))
@@ -292,7 +293,7 @@ def _write(
     return sum(len(line.questions) for line in apart), (folder / STAGE1, folder / HELD_OUT)
 
 
-def _qa(pairs: Sequence[tuple[str, str]], docs: tuple[str, ...]) -> Iterator[CompressionLine]:
+def _qa(pairs: Sequence[Pair], docs: tuple[str, ...]) -> Iterator[CompressionLine]:
     if pairs:
         questions, answers = zip(*pairs, strict=True)
         yield CompressionLine("qa", questions, answers, docs)
