@@ -100,3 +100,6 @@ def kind_of(prompt: str) -> str:
     if '{"paraphrase"' in prompt:
         return "paraphrase"
     return "complex" if "two or more facts" in prompt else "simple"
+
+
+taught = Teacher()  # for a command line
