@@ -34,7 +34,7 @@ DEFAULT_LENGTH: Final = 1024
 
 _KIND = "folded-hadamard-1"  # changes whenever the same settings would give other keys
 _BLOCK = 256
-_ROWS = 1024  # windows that are projected at a time
+_ROWS = 16  # windows that are projected at a time: more leave the cache and take twice as long
 
 
 class Key:
