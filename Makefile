@@ -1,5 +1,6 @@
 # Every target makes its own virtual environment from nothing and then works in it.
 #   make demo                    text files -> memory tokens -> search, rerank, answers, on the CPU
+#   make domain-demo             the bundled model learns a domain that it has never seen; before and after
 #   make test lint               what CI runs
 #   make PYTHON=python3.12 test  with another Python (3.11 or newer)
 
@@ -14,15 +15,18 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench eval test-oldest clean
+.PHONY: help install demo domain-demo test lint bench eval test-oldest clean
 
 help:
-	@echo "make demo | test | lint | bench | eval | test-oldest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+	@echo "make demo | domain-demo | test | lint | bench | eval | test-oldest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
 
 install: $(VENV)/.installed
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
+
+domain-demo: $(VENV)/.train
+	$(BIN)/python -m examples.domain.demo
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -48,6 +52,10 @@ clean:
 # The demo needs little of what the tests need. Installed again only when what is to be installed has changed.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[langchain]'
+	@touch $@
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[train]'
 	@touch $@
 
 $(BIN)/python:
