@@ -114,10 +114,8 @@ def _from_lines(path: Path, windows: Callable[[str], Spans]) -> list[str]:
     for where, found in read_objects(path):
         text = next((found[name] for name in _TEXTS if isinstance(found.get(name), str)), None)
         if text is None:
-            names = ", ".join(map(repr, _TEXTS))
-            raise DataError(
-                f"{where}: a document needs its text under one of {names}; has {', '.join(found) or 'none'}"
-            )
+            names = " or ".join(map(repr, _TEXTS))
+            raise DataError(f"{where}: a document must have a text named {names}; the line has {list(found)}")
         passages += [text[start:end] for start, end in windows(text)]
     if not passages:
         raise ValueError(f"no document in {str(path)!r}")

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from clara_core.training.foreign import asker
+
 __all__ = ["open_llm"]
 
 _OPENAI = re.compile(r"(?P<model>.+?)(?:@(?P<url>https?://\S+))?")
@@ -37,7 +39,7 @@ def open_llm(spec: str) -> Any:
         return _openai(match["model"], match["url"])
     module, _, name = rest.rpartition(":")
     if kind == "python" and module and name:
-        return _attribute(_from_file(Path(module)) if module.endswith(".py") else _from_package(module), name)
+        return _checked(_attribute(_from_file(Path(module)) if module.endswith(".py") else _from_package(module), name))
     raise ValueError(
         "a language model is named openai:MODEL, openai:MODEL@URL, python:MODULE:NAME or python:FILE.py:NAME, "
         f"got {spec!r}"
@@ -80,6 +82,14 @@ def _from_file(path: Path) -> ModuleType:
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _checked(llm: Any) -> Any:
+    try:
+        asker(llm, asynchronous=False)
+    except TypeError as exc:
+        raise ValueError(str(exc)) from exc
+    return llm
 
 
 def _attribute(module: ModuleType, name: str) -> Any:

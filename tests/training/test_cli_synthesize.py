@@ -83,10 +83,9 @@ def test_passages_are_cut_to_the_window_of_the_model(clara, docs, tmp_path, tiny
 
 def test_candidates_of_a_store(clara, docs, tmp_path, tiny):
     uri = tmp_path / "store"
-    with open_engine(tiny) as engine:
-        store = MemoryStore.open(uri, engine=engine)
-        store.add([*TEXTS[:4], "Something else."])
-        store.close()
+    store = MemoryStore.open(uri, engine=open_engine(tiny))
+    store.add([*TEXTS[:4], "Something else."])
+    store.close()
     arguments = ("--n-candidates", 5, "--top-k", 2, "--model", tiny.folder)
     code, _, warned = clara(docs, "--llm", TEACHER, "--out", tmp_path / "out", "--candidates", uri, *arguments)
     assert (code, warned) == (0, "")

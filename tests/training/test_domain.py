@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clara_core.evaluation import over_corpus, read_questions
 from clara_core.training.data import TrainingSet, read_objects
 from clara_core.training.synthesis import synthesize
 from clara_core.training.synthesis_prompts import complex_prompt, paraphrase_prompt, simple_prompt, verify_prompt
@@ -76,9 +77,11 @@ def test_answers_stand_in_their_passage_word_for_word(domain):
 def test_files_hold_the_domain(domain, tmp_path):
     write_domain(domain, tmp_path)
     documents = [found["text"] for _, found in read_objects(tmp_path / "documents.jsonl")]
-    unseen = [found["text"] for _, found in read_objects(tmp_path / "unseen.jsonl")]
-    assert sorted(documents + unseen) == sorted(document.text for document in domain.documents)
-    assert len(list(read_objects(tmp_path / "held_out.jsonl"))) == len(domain.questions)
+    assert documents == [document.text for document in domain.documents if document.seen]
+    lines = read_questions(tmp_path / "held_out.jsonl")
+    assert [line.question for line in lines] == [question.question for question in domain.questions]
+    assert set(over_corpus(lines)[0].docs) == {document.text for document in domain.documents}
+    assert all(line.answer in line.docs[0] for line in lines)
 
 
 def test_too_small_a_domain_is_refused():
