@@ -47,8 +47,8 @@ class Hit:
         id: Of the document.
         text: Exactly as it was given.
         metadata: As it was given; the reader's own copy.
-        score: By ``mode``: the cosine of question and best window in [-1, 1] (``memory``), BM25 (``text``), or the sum of
-            reciprocal ranks (``hybrid``). More is better; scores of different modes are not comparable.
+        score: By ``mode``: the cosine of question and best window in [-1, 1] (``memory``), BM25 (``text``), or the sum
+            of reciprocal ranks (``hybrid``). More is better; scores of different modes are not comparable.
         window: Which window of the document scored best; 0 where only the text was searched.
     """
 

@@ -7,23 +7,26 @@ Letters of shapes: Q questions, N rows, L numbers of a key, m candidates.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import pyarrow as pa
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from clara_core.store.keys import Key
-from clara_core.store.reading import RowIds
-from clara_core.store.schema import number_rows
+from clara_core.store.reading import RowIds, batches, rows_at
+from clara_core.store.schema import Layout, number_rows
 
 if TYPE_CHECKING:
     from lance import LanceDataset, LanceFragment
 
 Scores = NDArray[np.float32]
 
-_BLOCK_NUMBERS: Final = 1 << 24  # of keys that are compared at a time
+_PART: Final = 1 << 15  # keys that a thread compares before it takes the next ones
+_PIECE: Final = 1 << 19  # numbers of keys that are compared at a time, so that they stay in the cache
+_BLOCK_BYTES: Final = 1 << 26  # of memories that keys are made from at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,113 +43,141 @@ class Keys:
     rows: RowIds
     alive: NDArray[np.bool_]
 
-    def best(self, key: Key, questions: Scores, m: int, allowed: RowIds | None) -> list[RowIds]:
+    def best(self, questions: Scores, m: int, allowed: RowIds | None) -> list[RowIds]:
         """Row ids of the m keys most like each question key ``[Q, L]``, best first.
 
         Args:
-            key: Compares.
             questions: Keys of questions.
             m: Most candidates of a question.
             allowed: Rows that may be found; None means all.
         """
         mask = self.alive if allowed is None else self.alive & np.isin(self.rows, allowed)
-        chosen = np.flatnonzero(mask) if not mask.all() else None
+        chosen = None if mask.all() else np.flatnonzero(mask)
         total = len(self.rows) if chosen is None else len(chosen)
-        step = max(1, _BLOCK_NUMBERS // self.keys.shape[1])
-        scores = np.empty((len(questions), 0), np.float32)  # of the best so far, [Q, <= m]
-        places = np.empty((len(questions), 0), np.int64)
-        for start in range(0, total, step):
-            stop = min(start + step, total)
-            block = slice(start, stop) if chosen is None else chosen[start:stop]
-            here = np.arange(start, stop) if chosen is None else chosen[start:stop]
-            scores = np.concatenate([scores, key.scores(questions, self.keys[block])], axis=1)
-            places = np.concatenate([places, np.broadcast_to(here, (len(questions), len(here)))], axis=1)
-            if scores.shape[1] > m:
-                kept = np.argpartition(-scores, m - 1, axis=1)[:, :m]
-                scores, places = np.take_along_axis(scores, kept, 1), np.take_along_axis(places, kept, 1)
-        order = np.argsort(-scores, axis=1, kind="stable")
-        return [self.rows[row] for row in np.take_along_axis(places, order, 1)]
+        asked = torch.from_numpy(questions)
+
+        def part(start: int) -> tuple[Tensor, Tensor]:
+            stop = min(start + _PART, total)
+            places = None if chosen is None else torch.from_numpy(chosen[start:stop])
+            scores = self._products(asked, slice(start, stop), places)
+            best = scores.topk(min(m, stop - start), dim=1)
+            found = best.indices + start if places is None else places[best.indices]
+            return best.values, found
+
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            parts = list(pool.map(part, range(0, total, _PART)))
+        if not parts:
+            return [self.rows[:0] for _ in questions]
+        scores, places = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, :m]
+        return [self.rows[row] for row in places.gather(1, order).numpy()]
+
+    def _products(self, asked: Tensor, rows: slice, places: Tensor | None) -> Tensor:
+        """Inner products ``[Q, n]``; converted to float32 in pieces that stay in the cache."""
+        keys = torch.from_numpy(self.keys)
+        size = rows.stop - rows.start
+        scores = torch.empty(len(asked), size)
+        step = max(1, _PIECE // keys.shape[1])
+        for start in range(0, size, step):
+            stop = min(start + step, size)
+            piece = keys[rows.start + start : rows.start + stop] if places is None else keys[places[start:stop]]
+            torch.mm(asked, piece.float().T, out=scores[:, start:stop])
+        return scores
 
 
 @dataclass(slots=True)
 class _File:
-    """Where the rows of a file are in the arrays."""
+    """Where the rows of a file are in the arrays, and how many of them were dead when it was looked at last."""
 
-    start: int
-    stop: int
+    place: slice
     deletions: int
 
 
-@dataclass(slots=True)
 class KeyScan:
-    """Keeps `Keys` of the latest snapshot that was asked for. Safe under threads."""
+    """Gives the keys of a snapshot; remembers those of the last one. Safe under threads."""
 
-    _keys: Keys | None = None
-    _used: int = 0
-    _files: dict[int, _File] = field(default_factory=dict)
-    _store: NDArray[np.float16] | None = None  # [capacity, L]
-    _rows: RowIds | None = None  # [capacity]
-    _version: int = -1
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _keys: Keys
+    _seen: tuple[int, int]  # version and settings of keys
 
-    def at(self, dataset: LanceDataset) -> Keys:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._forget(0)
+
+    def at(self, dataset: LanceDataset, layout: Layout) -> Keys:
         """The keys of a snapshot."""
         with self._lock:
-            if self._keys is None or self._version != dataset.version:
-                self._refresh(dataset)
-            assert self._keys is not None
+            if self._seen == (dataset.version, layout.fit):
+                return self._keys
+            fragments = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
+            dead = sum(f.place.stop - f.place.start for number, f in self._files.items() if number not in fragments)
+            # Other settings, or a compaction, which makes new files of everything.
+            if self._seen[1] != layout.fit or dead > self._used // 2:
+                self._forget(layout.key.length)
+            alive = self._still_alive(dataset, fragments)
+            try:
+                self._read(dataset, layout, [each for number, each in fragments.items() if number not in self._files])
+            except BaseException:
+                self._forget(layout.key.length)
+                raise
+            alive = np.concatenate([alive, np.ones(self._used - len(alive), np.bool_)])
+            self._keys = Keys(self._store[: self._used], self._rows[: self._used], alive)
+            self._seen = (dataset.version, layout.fit)
             return self._keys
 
-    def _refresh(self, dataset: LanceDataset) -> None:
-        fragments = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
-        gone = [number for number in self._files if number not in fragments]
-        dead = sum(self._files[number].stop - self._files[number].start for number in gone)
-        if dead > self._used // 2:  # after a compaction, nearly all of it
-            self._files, self._used, self._store, self._rows, gone = {}, 0, None, None, []
+    def _forget(self, length: int) -> None:
+        self._files: dict[int, _File] = {}
+        self._used = 0
+        self._store = np.empty((0, length), np.float16)  # [capacity, L]
+        self._rows = np.empty(0, np.uint64)  # [capacity]
+        self._keys = Keys(self._store, self._rows, np.empty(0, np.bool_))
+        self._seen = (-1, 0)
+
+    def _still_alive(self, dataset: LanceDataset, fragments: dict[int, LanceFragment]) -> NDArray[np.bool_]:
+        """Which of the rows that are here the snapshot has; forgets files that it has not."""
         alive = np.zeros(self._used, np.bool_)
-        new = [fragment for number, fragment in fragments.items() if number not in self._files]
-        for number, place in self._files.items():
-            if number in fragments:
-                alive[place.start : place.stop] = self._alive(dataset, fragments[number], place)
-        for number in gone:
-            del self._files[number]
-        self._read(dataset, new)
-        added = self._used - len(alive)
-        alive = np.concatenate([alive, np.ones(added, np.bool_)])
-        assert self._store is not None
-        assert self._rows is not None
-        self._keys = Keys(self._store[: self._used], self._rows[: self._used], alive)
-        self._version = dataset.version
+        for number, file in list(self._files.items()):
+            fragment = fragments.get(number)
+            if fragment is None:
+                del self._files[number]
+                continue
+            if fragment.num_deletions == file.deletions:
+                alive[file.place] = self._keys.alive[file.place]
+                continue
+            left = dataset.scanner(columns=["window"], fragments=[fragment], with_row_id=True).to_table()["_rowid"]
+            alive[file.place] = np.isin(self._rows[file.place], left.to_numpy())
+            file.deletions = fragment.num_deletions
+        return alive
 
-    def _alive(self, dataset: LanceDataset, fragment: LanceFragment, place: _File) -> NDArray[np.bool_] | bool:
-        if fragment.num_deletions == place.deletions and self._keys is not None:
-            return self._keys.alive[place.start : place.stop]
-        assert self._rows is not None
-        left = dataset.scanner(columns=["window"], fragments=[fragment], with_row_id=True).to_table()["_rowid"]
-        return np.isin(self._rows[place.start : place.stop], left.to_numpy())
-
-    def _read(self, dataset: LanceDataset, fragments: list[LanceFragment]) -> None:
-        length = dataset.schema.field("key").type.list_size
-        self._grow(sum(fragment.count_rows() for fragment in fragments), length)
-        assert self._store is not None
-        assert self._rows is not None
+    def _read(self, dataset: LanceDataset, layout: Layout, fragments: list[LanceFragment]) -> None:
+        self._grow(sum(fragment.count_rows() for fragment in fragments))
         for fragment in fragments:
             start = self._used
-            scanner = dataset.scanner(columns=["key"], fragments=[fragment], with_row_id=True, scan_in_order=True)
-            for batch in scanner.to_batches():
-                stop = self._used + batch.num_rows
-                self._store[self._used : stop] = number_rows(batch.column("key"))
-                self._rows[self._used : stop] = batch.column("_rowid").to_numpy()
-                self._used = stop
-            self._files[fragment.fragment_id] = _File(start, self._used, fragment.num_deletions)
+            for batch in batches(dataset, ["key", "fit"], fragments=[fragment]):
+                rows = batch.column("_rowid").to_numpy()
+                place = slice(self._used, self._used + len(rows))
+                self._store[place], self._rows[place] = number_rows(batch.column("key")), rows
+                other = np.flatnonzero(batch.column("fit").to_numpy() != layout.fit)
+                if len(other):
+                    self._store[place.start + other] = made_keys(dataset, layout, rows[other])
+                self._used = place.stop
+            self._files[fragment.fragment_id] = _File(slice(start, self._used), fragment.num_deletions)
 
-    def _grow(self, added: int, length: int) -> None:
+    def _grow(self, added: int) -> None:
         """Room for more rows; readers keep the arrays that they have."""
         needed = self._used + added
-        if self._store is not None and self._rows is not None and needed <= len(self._store):
+        if needed <= len(self._rows):
             return
-        capacity = needed if self._store is None else max(needed, len(self._store) * 5 // 4)
-        store, rows = np.empty((capacity, length), np.float16), np.empty(capacity, np.uint64)
-        if self._store is not None and self._rows is not None:
-            store[: self._used], rows[: self._used] = self._store[: self._used], self._rows[: self._used]
+        capacity = max(needed, len(self._rows) * 5 // 4)
+        store, rows = np.empty((capacity, self._store.shape[1]), np.float16), np.empty(capacity, np.uint64)
+        store[: self._used], rows[: self._used] = self._store[: self._used], self._rows[: self._used]
         self._store, self._rows = store, rows
+
+
+def made_keys(dataset: LanceDataset, layout: Layout, rows: RowIds) -> NDArray[np.float16]:
+    """Keys of rows ``[n, L]`` by the settings of now, from their memories."""
+    step = max(1, _BLOCK_BYTES // layout.codec.row_bytes)
+    parts = [
+        layout.key.documents(layout.tokens(rows_at(dataset, rows[start : start + step], ["memory"])["memory"]))
+        for start in range(0, len(rows), step)
+    ]
+    return np.concatenate(parts)

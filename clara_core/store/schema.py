@@ -9,17 +9,21 @@ A row is a window of a document; the rows of one document are always written by 
     metadata                 of the document, as JSON
     facts … odd              what filters ask, see `predicate`
     content                  hash of text and fingerprint, on the first window
-    key                      of the memory, for the first step of a search; its settings stand in the field's metadata
+    key, fit                 of the memory, for the first step of a search; by which settings it was made
     memory                   bytes, see `codec`
+
+The settings of keys are fitted to the memories, and fitted again once there are many; rows with keys of other settings
+are told by `fit`, and their keys are made anew when they are read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, cast, get_args
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -39,8 +43,11 @@ if TYPE_CHECKING:
 FORMAT: Final = 1  # of the table; rises whenever an older version of this library could not read or write it
 RECORD_COLUMNS: Final = ["id", "window", "windows", "text", "start", "end", "source_tokens", "metadata"]
 
-_COVER: Final = "clara.store"  # key of the schema's metadata
-_KEY: Final = b"clara.key"  # key of the key column's metadata
+FIT_ROWS: Final = 256  # windows that settings of keys are fitted to at least, once there are so many
+
+# Keys of the schema's metadata.
+_COVER: Final = "clara.store"
+_KEY: Final = "clara.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ class Layout:
         n_mem: Memory tokens of a window.
         hidden: Numbers of a memory token.
         key: Makes keys.
+        fitted_to: How many windows the key was fitted to; it is not fitted again where there were enough.
     """
 
     fingerprint: str
@@ -77,6 +85,7 @@ class Layout:
     n_mem: int
     hidden: int
     key: Key
+    fitted_to: int = FIT_ROWS
 
     @cached_property
     def codec(self) -> MemoryCodec:
@@ -89,15 +98,26 @@ class Layout:
         return torch.bfloat16 if self.memory_type == "bfloat16" else torch.float32
 
     @cached_property
-    def schema(self) -> pa.Schema:
-        """Of the table."""
+    def fit(self) -> int:
+        """Tells keys of these settings from others."""
+        return int.from_bytes(hashlib.sha256(self.key.to_json().encode()).digest()[:8], "little", signed=True)
+
+    @cached_property
+    def cover(self) -> dict[str, str]:
+        """What stands on the table's cover: the metadata of its schema."""
         cover = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "memory_type": self.memory_type,
             "n_mem": self.n_mem,
             "hidden": self.hidden,
+            "fitted_to": self.fitted_to,
         }
+        return {_COVER: json.dumps(cover), _KEY: self.key.to_json()}
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of the table."""
         fields = [
             pa.field("id", pa.string(), nullable=False),
             pa.field("window", pa.int32(), nullable=False),
@@ -109,10 +129,16 @@ class Layout:
             pa.field("metadata", pa.string(), nullable=False),
             *predicate_fields(),
             pa.field("content", pa.string()),
-            pa.field("key", pa.list_(pa.float16(), self.key.length), metadata={_KEY: self.key.to_json().encode()}),
-            pa.field("memory", pa.binary(self.codec.row_bytes)),
+            pa.field("key", pa.list_(pa.float16(), self.key.length), nullable=False),
+            pa.field("fit", pa.int64(), nullable=False),
+            # Lance writes lists of a fixed length twice as fast as binary values of one.
+            pa.field("memory", pa.list_(pa.uint8(), self.codec.row_bytes), nullable=False),
         ]
-        return pa.schema(fields, metadata={_COVER: json.dumps(cover)})
+        return pa.schema(fields, metadata=self.cover)
+
+    def fitted(self, tokens: torch.Tensor) -> Layout:
+        """The same with keys that are fitted to memories ``[rows, n_mem, hidden]``."""
+        return replace(self, key=self.key.fitted(tokens), fitted_to=len(tokens))
 
     @classmethod
     def of(cls, schema: pa.Schema, uri: str) -> Layout:
@@ -121,24 +147,11 @@ class Layout:
         Raises:
             StoreError: It is not one of ours, or of another format; says what to do.
         """
-        cover = (schema.metadata or {}).get(_COVER.encode())
+        metadata = schema.metadata or {}
+        cover = metadata.get(_COVER.encode())
         if cover is None:
             raise StoreError(f"the table at {uri} was not written by a MemoryStore; open another folder")
-        try:
-            found: dict[str, Any] = json.loads(cover)
-            version = int(found["format"])
-            if version > FORMAT:
-                raise StoreError(
-                    f"the store at {uri} has format {version}, this version of clara-rag reads up to {FORMAT}: "
-                    "pip install -U clara-rag"
-                )
-            key = Key.from_json(schema.field("key").metadata[_KEY].decode())
-            memory_type = cast("MemoryType", found["memory_type"])
-            if memory_type not in get_args(MemoryType):
-                raise ValueError(f"memory_type {memory_type!r} is unknown")
-            return cls(str(found["fingerprint"]), memory_type, int(found["n_mem"]), int(found["hidden"]), key)
-        except (KeyError, TypeError, ValueError) as exc:
-            raise StoreError(f"the cover of the table at {uri} cannot be read ({exc!r}): {cover[:200]!r}") from exc
+        return _read_cover(cover, metadata.get(_KEY.encode(), b""), uri)
 
     # --- rows --------------------------------------------------------------------------------------------
 
@@ -149,25 +162,37 @@ class Layout:
             ValueError: A memory has another shape, or holds NaN or infinity.
         """
         tokens = torch.cat([memory.tokens for memory in memories])  # [rows, n_mem, hidden]
-        columns: dict[str, list[Any]] = {name: [] for name in self.schema.names if name not in ("key", "memory")}
+        made = {
+            "key": number_column(self.key.documents(tokens)),
+            "fit": pa.array(np.full(len(tokens), self.fit, np.int64)),
+            "memory": number_column(self.codec.encode(tokens)),
+        }
+        told: dict[str, list[Any]] = {name: [] for name in self.schema.names if name not in made}
         for entry, memory in zip(entries, memories, strict=True):
-            _add_rows(columns, entry, memory)
-        arrays = [
-            pa.array(columns[field.name], field.type) if field.name in columns else self._numbers(field.name, tokens)
-            for field in self.schema
-        ]
+            _add_rows(told, entry, memory)
+        arrays = [made.get(each.name, pa.array(told.get(each.name, ()), each.type)) for each in self.schema]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
-    def _numbers(self, name: str, tokens: torch.Tensor) -> pa.Array:
-        if name == "key":
-            keys = self.key.documents(tokens)
-            return pa.FixedSizeListArray.from_arrays(pa.array(keys.reshape(-1)), self.key.length)
-        rows = self.codec.encode(tokens)
-        return pa.Array.from_buffers(pa.binary(self.codec.row_bytes), len(rows), [None, pa.py_buffer(rows)])
+    def tokens(self, memory: pa.Array | pa.ChunkedArray) -> torch.Tensor:
+        """Windows ``[rows, n_mem, hidden]`` from the column of their bytes."""
+        return self.codec.decode(number_rows(memory), self.dtype)
 
-    def tokens(self, memory: pa.Array | pa.ChunkedArray, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Windows ``[rows, n_mem, hidden]`` from a column of bytes."""
-        return self.codec.decode(byte_rows(memory), dtype or self.dtype)
+
+@lru_cache(maxsize=16)
+def _read_cover(cover: bytes, settings: bytes, uri: str) -> Layout:
+    try:
+        found: dict[str, Any] = json.loads(cover)
+        version = int(found["format"])
+        if version <= FORMAT:
+            key = Key.from_json(settings.decode())
+            n_mem, hidden, fitted_to = (int(found[name]) for name in ("n_mem", "hidden", "fitted_to"))
+            layout = Layout(str(found["fingerprint"]), found["memory_type"], n_mem, hidden, key, fitted_to)
+            MemoryCodec(layout.memory_type, n_mem, hidden)  # knows what is possible
+            return layout
+    except (KeyError, TypeError, ValueError) as exc:
+        raise StoreError(f"the cover of the table at {uri} cannot be read ({exc!r}): {cover[:200]!r}") from exc
+    raise StoreError(f"the store at {uri} has format {version}, this version of clara-rag reads up to {FORMAT}: "
+                     "pip install -U clara-rag")  # fmt: skip
 
 
 def memory_shape(memory: Memory) -> tuple[int, int]:
@@ -205,19 +230,17 @@ def _add_rows(columns: dict[str, list[Any]], entry: Entry, memory: Memory) -> No
             values.append(row[name])
 
 
-def byte_rows(column: pa.Array | pa.ChunkedArray) -> NDArray[np.uint8]:
-    """A column of equally long bytes as ``[rows, bytes]``, without a copy where it lies in one piece."""
+def number_column(rows: NDArray[Any]) -> pa.Array:
+    """``[rows, length]`` as a column, without a copy."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
+
+def number_rows(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
+    """A column of equally long lists of numbers as ``[rows, length]``, without a copy where it lies in one piece."""
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-    width = column.type.byte_width
-    start = column.offset * width
-    return np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, start).reshape(len(column), width)
-
-
-def number_rows(column: pa.Array) -> NDArray[np.float16]:
-    """A column of keys as ``[rows, length]``, without a copy."""
-    numbers: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=True)
-    return numbers.reshape(len(column), -1)
+    numbers: NDArray[Any] = column.flatten().to_numpy()
+    return numbers.reshape(len(column), column.type.list_size)
 
 
 def records(table: pa.Table) -> Iterator[Record]:

@@ -1,21 +1,25 @@
-"""Questions to documents: keys first, then the exact cosine of the best; or everything; or words.
+"""Questions to rows of a snapshot: keys first, then the exact cosine of the best; or everything; or words.
 
-A document's score is that of its best window. Letters of shapes: Q questions, D numbers of a memory, n rows.
+A document's score is that of its best window. Letters of shapes: Q questions, D numbers of a memory, n rows,
+m candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import pyarrow as pa
 import torch
+from lance.dataset import ScannerBuilder, serialize_row_addrs
 from lance.query import MatchQuery
 from torch import Tensor
 
 from clara_core.ranking import fuse_ranks, unit_rows
-from clara_core.store.reading import RowIds, batches, rows_at, rows_with
+from clara_core.store.reading import RowIds, batches, readable, rows_at, rows_with
 from clara_core.store.records import Hit, unguarded
 from clara_core.store.scan import Keys
 from clara_core.store.schema import RECORD_COLUMNS, Layout, records
@@ -23,9 +27,13 @@ from clara_core.store.schema import RECORD_COLUMNS, Layout, records
 if TYPE_CHECKING:
     from lance import LanceDataset
 
-Mode = Literal["memory", "text", "hybrid"]
+_SCAN_BYTES: Final = 1 << 25  # of memories that are read at a time
+_NEAR_BYTES: Final = 1 << 21  # of float32 memories that are compared at a time, so that they stay in the cache
+_PROBES: Final = 32  # parts of an index that are looked through
+_TINY: Final = 1e-12  # as in torch's normalize
 
-_SCAN_BYTES: Final = 1 << 25  # of memories that are compared at a time
+Nominate = Callable[[Sequence[int], int], list[RowIds]]
+"""Row ids of the m best candidates of some of the questions, by their places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +60,53 @@ class Snapshot:
     layout: Layout
     allowed: RowIds | None = None
 
+    @property
+    def rows(self) -> int:
+        """How many may be found."""
+        return int(self.dataset.count_rows()) if self.allowed is None else len(self.allowed)
+
+
+# --- candidates ------------------------------------------------------------------------------------------
+
+
+def by_scan(snapshot: Snapshot, keys: Keys, questions: Tensor) -> Nominate:
+    """Candidates for questions ``[Q, n_mem, hidden]`` from all keys."""
+    asked = snapshot.layout.key.questions(questions)  # [Q, L]
+    return lambda places, m: keys.best(asked[list(places)], m, snapshot.allowed)
+
+
+def by_index(snapshot: Snapshot, questions: Tensor) -> Nominate:
+    """Candidates by the index over the keys; rows that it does not cover are scanned."""
+    asked = snapshot.layout.key.questions(questions)
+
+    def nearest(place: int, m: int) -> RowIds:
+        builder = ScannerBuilder(snapshot.dataset).columns([]).with_row_id()
+        builder = builder.nearest("key", asked[place].astype(np.float16), k=m, metric="dot", nprobes=_PROBES)
+        if snapshot.allowed is not None:
+            builder = builder.prefilter(True).row_addr_prefilter(serialize_row_addrs(snapshot.allowed.tolist()))
+        with readable(snapshot.dataset):
+            rows: RowIds = builder.to_scanner().to_table()["_rowid"].to_numpy()
+        return rows
+
+    return lambda places, m: [nearest(place, m) for place in places]
+
 
 # --- memories --------------------------------------------------------------------------------------------
 
 
-def by_memory(snapshot: Snapshot, keys: Keys, questions: Tensor, k: int, oversample: int) -> list[list[Found]]:
-    """The k documents most like each question ``[Q, n_mem, hidden]``, by keys and then by memories."""
+def by_memory(snapshot: Snapshot, questions: Tensor, nominate: Nominate, k: int, oversample: int) -> list[list[Found]]:
+    """The k documents most like each question ``[Q, n_mem, hidden]`` among candidates, by exact cosine."""
     units = unit_rows(questions)  # [Q, D]
-    key = snapshot.layout.key
-    question_keys = key.questions(questions)
-    rows_in_all = len(keys.rows) if snapshot.allowed is None else len(snapshot.allowed)
-    found: list[list[Found] | None] = [None] * len(units)
-    wanted = oversample * k
-    while missing := [index for index, done in enumerate(found) if done is None]:
-        candidates = keys.best(key, question_keys[missing], wanted, snapshot.allowed)
-        ranked = _ranked(snapshot, units[missing], candidates, k)
-        for index, documents in zip(missing, ranked, strict=True):
-            # Many windows of few documents: look further, until there are enough documents or no more rows.
-            if len(documents) >= k or wanted >= rows_in_all:
-                found[index] = documents
+    found: list[list[Found]] = [[] for _ in units]
+    missing, wanted, most = list(range(len(units))), oversample * k, snapshot.rows
+    while missing:
+        candidates = nominate(missing, wanted)
+        for place, documents in zip(missing, _ranked(snapshot, units[missing], candidates, k), strict=True):
+            found[place] = documents
+        # Many windows of few documents: look further, until there are enough documents or no more rows.
+        missing = [] if wanted >= most else [place for place in missing if len(found[place]) < k]
         wanted *= 4
-    return [documents for documents in found if documents is not None]
+    return found
 
 
 def _ranked(snapshot: Snapshot, units: Tensor, candidates: Sequence[RowIds], k: int) -> list[list[Found]]:
@@ -81,13 +115,13 @@ def _ranked(snapshot: Snapshot, units: Tensor, candidates: Sequence[RowIds], k: 
     best = _Best(len(units), k)
     step = max(1, _SCAN_BYTES // snapshot.layout.codec.row_bytes)
     for start in range(0, len(union), step):
-        block = union[start : start + step]
-        table = rows_at(snapshot.dataset, block, ["id", "window", "memory"])
+        table = rows_at(snapshot.dataset, union[start : start + step], ["id", "window", "memory"])
         rows = table["_rowid"].to_numpy()
-        scores = units @ unit_rows(snapshot.layout.tokens(table["memory"])).T  # [Q, n]
-        for index, own in enumerate(candidates):
-            scores[index, torch.from_numpy(~np.isin(rows, own))] = -torch.inf
-        best.offer(scores, table["id"].to_pylist(), table["window"].to_pylist(), rows)
+        scores = cosines(units, snapshot.layout.tokens(table["memory"]))
+        if len(candidates) > 1:
+            meant = np.stack([np.isin(rows, own) for own in candidates])
+            scores.masked_fill_(~torch.from_numpy(meant), -torch.inf)
+        best.offer(scores, table["id"], table["window"], rows)
     return best.documents()
 
 
@@ -97,10 +131,25 @@ def by_everything(snapshot: Snapshot, questions: Tensor, k: int) -> list[list[Fo
     best = _Best(len(units), k)
     step = max(1, _SCAN_BYTES // snapshot.layout.codec.row_bytes)
     for batch in batches(snapshot.dataset, ["id", "window", "memory"], snapshot.allowed, step):
-        scores = units @ unit_rows(snapshot.layout.tokens(batch.column("memory"))).T  # [Q, n]
-        rows = batch.column("_rowid").to_numpy()
-        best.offer(scores, batch.column("id").to_pylist(), batch.column("window").to_pylist(), rows)
+        scores = cosines(units, snapshot.layout.tokens(batch.column("memory")))
+        best.offer(scores, batch.column("id"), batch.column("window"), batch.column("_rowid").to_numpy())
     return best.documents()
+
+
+def cosines(units: Tensor, memories: Tensor) -> Tensor:
+    """Cosine of unit vectors ``[Q, D]`` with windows ``[n, n_mem, hidden]``: ``[Q, n]``, in float32.
+
+    As `clara_core.ranking.window_scores`, in pieces that stay in the processor's cache.
+    """
+    flat = memories.flatten(1)
+    step = max(1, _NEAR_BYTES // (4 * flat.shape[1]), len(units))
+    parts = []
+    for piece in flat.split(step):
+        numbers = piece.float()
+        lengths = torch.linalg.vector_norm(numbers, dim=1).clamp_min(_TINY)
+        parts.append((units @ numbers.T) / lengths)
+    # Rounding can push the product of two equal unit vectors past one.
+    return torch.cat(parts, dim=1).clamp_(-1.0, 1.0) if parts else torch.empty(len(units), 0)
 
 
 class _Best:
@@ -110,21 +159,16 @@ class _Best:
         self._k = k
         self._found: list[dict[str, Found]] = [{} for _ in range(questions)]
 
-    def offer(self, scores: Tensor, ids: Sequence[str], windows: Sequence[int], rows: RowIds) -> None:
-        """Rows with their scores ``[Q, n]``; of minus infinity are not meant."""
-        # Rounding can push the product of two equal unit vectors past one.
-        for found, own in zip(self._found, scores.clamp(max=1.0), strict=True):
-            least = min((document.score for document in found.values()), default=-torch.inf)
-            floor = least if len(found) >= self._k else -torch.inf
-            for place in (own > floor).nonzero().flatten().tolist():
-                score = max(float(own[place]), -1.0)
-                before = found.get(ids[place])
-                if before is None or score > before.score:
-                    found[ids[place]] = Found(ids[place], score, windows[place], int(rows[place]))
-            if len(found) > self._k:
-                kept = sorted(found.values(), key=_order)[: self._k]
-                found.clear()
-                found.update({document.id: document for document in kept})
+    def offer(self, scores: Tensor, ids: pa.ChunkedArray, windows: pa.ChunkedArray, rows: RowIds) -> None:
+        """Rows with their scores ``[Q, n]``; minus infinity is no candidate."""
+        for found, own in zip(self._found, scores.numpy(), strict=True):
+            floor = min(each.score for each in found.values()) if len(found) >= self._k else -np.inf
+            for place in np.flatnonzero(own > floor).tolist():
+                id_, score = ids[place].as_py(), float(own[place])
+                if id_ not in found or score > found[id_].score:
+                    found[id_] = Found(id_, score, windows[place].as_py(), int(rows[place]))
+            for each in sorted(found.values(), key=_order)[self._k :]:
+                del found[each.id]
 
     def documents(self) -> list[list[Found]]:
         """Best first; equal scores in the order of the table."""
@@ -139,29 +183,23 @@ def _order(document: Found) -> tuple[float, int]:
 
 
 def by_text(snapshot: Snapshot, question: str, k: int) -> list[Found]:
-    """The k documents that share most with the words of a question (BM25)."""
-    from lance.dataset import ScannerBuilder, serialize_row_addrs
-
-    if not question.strip() or (snapshot.allowed is not None and not len(snapshot.allowed)):
-        return []
+    """The k documents that share most with the words of a question (BM25), rows without an index among them."""
     builder = ScannerBuilder(snapshot.dataset).columns(["id", "_score"]).with_row_id().limit(k)
     builder = builder.full_text_search(MatchQuery(question, "text"))
     if snapshot.allowed is not None:
+        if not len(snapshot.allowed):
+            return []
         builder = builder.prefilter(True).row_addr_prefilter(serialize_row_addrs(snapshot.allowed.tolist()))
-    table = builder.to_scanner().to_table()
-    found = [
-        Found(id_, score, 0, row)
-        for id_, score, row in zip(
-            table["id"].to_pylist(), table["_score"].to_pylist(), table["_rowid"].to_pylist(), strict=True
-        )
-    ]
-    return sorted(found, key=_order)
+    with readable(snapshot.dataset):
+        table = builder.to_scanner().to_table()
+    columns = (table["id"].to_pylist(), table["_score"].to_pylist(), table["_rowid"].to_pylist())
+    return sorted((Found(id_, score, 0, row) for id_, score, row in zip(*columns, strict=True)), key=_order)
 
 
 def fused(memory: Sequence[Found], text: Sequence[Found], weight: float, k: int) -> list[Found]:
     """Both rankings as one, by reciprocal ranks; `weight` is that of the text, the memory has the rest."""
     known = {document.id: document for document in [*text, *memory]}  # the window is the memory's
-    ranked = fuse_ranks([[d.id for d in memory], [d.id for d in text]], [1 - weight, weight])
+    ranked = fuse_ranks([[each.id for each in memory], [each.id for each in text]], [1 - weight, weight])
     return [Found(id_, score, known[id_].window, known[id_].row) for id_, score in ranked[:k] if score > 0]
 
 
@@ -170,15 +208,16 @@ def fused(memory: Sequence[Found], text: Sequence[Found], weight: float, k: int)
 
 def hits(dataset: LanceDataset, found: Sequence[Sequence[Found]]) -> list[list[Hit]]:
     """The documents that were found, as they were given."""
-    ids = list(dict.fromkeys(unguarded(document.id) for documents in found for document in documents))
-    there = {record.id: record for record in records(rows_with(dataset, "id", ids, RECORD_COLUMNS))}
-    import copy
+    rows = np.array(sorted({each.row for documents in found for each in documents}), np.uint64)
+    table = rows_at(dataset, rows, RECORD_COLUMNS)
+    whole = pa.compute.equal(table["windows"], 1)
+    there = {record.id: record for record in records(table.filter(whole))}
+    # The text of a document of several windows stands on its first one.
+    split = [unguarded(id_) for id_ in table.filter(pa.compute.invert(whole))["id"].unique().to_pylist()]
+    there.update({record.id: record for record in records(rows_with(dataset, "id", split, RECORD_COLUMNS))})
 
-    result = []
-    for documents in found:
-        own = []
-        for document in documents:
-            record = there[unguarded(document.id)]
-            own.append(Hit(record.id, record.text, copy.deepcopy(record.metadata), document.score, document.window))
-        result.append(own)
-    return result
+    def hit(document: Found) -> Hit:
+        record = there[unguarded(document.id)]
+        return Hit(record.id, record.text, copy.deepcopy(record.metadata), document.score, document.window)
+
+    return [[hit(document) for document in documents] for documents in found]

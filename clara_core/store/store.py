@@ -5,52 +5,49 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import pyarrow as pa
 import torch
-from torch import Tensor
 
 from clara_core.errors import FingerprintMismatch, StoreError
+from clara_core.filters import check_filter
 from clara_core.memory import Memory
-from clara_core.store import search as _search
+from clara_core.store.asking import Filter, StoreSearch, check_engine
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
-from clara_core.store.damage import Broken, explaining
-from clara_core.store.damage import salvage as _salvage
+from clara_core.store.damage import Broken, explaining, salvage
 from clara_core.store.keys import DEFAULT_LENGTH, Key
-from clara_core.store.reading import batches, passing_rows, rows_with
-from clara_core.store.records import Hit, Record, StoreStats
+from clara_core.store.reading import batches, memories_of, passing_rows, rows_with
+from clara_core.store.records import Record, StoreStats
 from clara_core.store.scan import KeyScan
 from clara_core.store.schema import RECORD_COLUMNS, Layout, memory_shape, records
-from clara_core.store.search import Found, Mode, Snapshot
 from clara_core.store.table import Change, Table
-from clara_core.store.writing import Writer, checked_documents, memories_of
+from clara_core.store.upkeep import build_indexes, refit, rewrite_keys, statistics
+from clara_core.store.writing import Writer, checked_documents
 
 if TYPE_CHECKING:
     from lance import LanceDataset
 
     from clara_core.engine import ClaraEngine
 
-DEFAULT_MODE: Final[Mode] = "hybrid"
-DEFAULT_OVERSAMPLE: Final = 10
-DEFAULT_TEXT_WEIGHT: Final = 0.5
-
 _RECORDS: Final = 1024  # rows that are read at a time
 _KEEP: Final = timedelta(hours=1)  # how long readers of other processes may hold an old version
 
-Filter = Mapping[str, Any]
-
 
 @explaining(
-    "add", "delete", "compact", "optimize", "get", "memories", "count", "__contains__", "__iter__", "stats", "search",
+    "delete", "compact", "optimize", "get", "memories", "count", "__contains__", "__iter__", "stats", "search",
     "search_mmr",
 )  # fmt: skip
-class MemoryStore:
+class MemoryStore(StoreSearch):
     """Documents by id with text, metadata and memory, on disk. Safe under threads and beside other processes.
 
     Make one with `open`.
     """
 
-    def __init__(self, table: Table, engine: ClaraEngine | None, memory_type: MemoryType, key: int, read_only: bool):
+    def __init__(
+        self, table: Table, engine: ClaraEngine | None, memory_type: MemoryType, key: int, read_only: bool
+    ) -> None:
         self._table = table
         self.engine = engine
         self._memory_type = memory_type
@@ -192,13 +189,15 @@ class MemoryStore:
         if ids is None and filter is None:
             raise ValueError("delete needs ids or a filter; filter={} takes everything out")
         wanted = None if ids is None else _checked_ids(ids)
+        condition = filter or {}
+        check_filter(condition)
         taken = 0
 
         def change(dataset: LanceDataset) -> Change:
             nonlocal taken
-            rows = self._chosen(dataset, wanted, filter)
-            taken = rows[1]
-            return Change(removed=rows[0])
+            rows = self._chosen(dataset, wanted, condition)
+            taken = _documents(rows)
+            return Change(removed=rows["_rowid"].to_pylist())
 
         if self._table.latest() is not None:
             self._table.commit(change)
@@ -214,19 +213,36 @@ class MemoryStore:
         self._table.compact(older_than)
 
     def optimize(self, *, show_progress: bool = False) -> None:
-        """Bring the indexes up to date. Without that, everything is found as well, more slowly."""
+        """Bring keys and indexes up to date. Without that everything is found as well, more slowly.
+
+        Makes indexes over words, ids and contents, and, from `INDEX_ROWS` windows on, over the keys. Rows that are
+        added later are found without it; call it again when they have become many.
+
+        Args:
+            show_progress: Say on a bar what is being done.
+        """
+        from tqdm.auto import tqdm
+
         self._check_writable()
-        if (dataset := self._table.latest()) is not None:
-            dataset.checkout_version(dataset.version).optimize.optimize_indices()
+        refit(self._table)
+        with tqdm(desc="keys", unit="row", disable=not show_progress) as bar:
+            rewrite_keys(self._table, bar.update)
+        with tqdm(desc="indexes", unit="step", disable=not show_progress) as bar:
+
+            def begun(step: str) -> None:
+                bar.set_description(step)
+                bar.update()
+
+            build_indexes(self._table, begun)
 
     def salvage(self) -> list[Broken]:
-        """Take out the documents whose files are broken, so that the others can be read again.
+        """Take the documents of broken files out, so that all others can be read; see `clara_core.store.damage`.
 
         Returns:
             list: The broken files; without any, nothing was changed.
         """
         self._check_writable()
-        return _salvage(self._table)
+        return salvage(self._table)
 
     # --- reading -----------------------------------------------------------------------------------------
 
@@ -263,7 +279,7 @@ class MemoryStore:
             return 0
         if filter is None:
             return int(dataset.count_rows("window = 0"))
-        return self._chosen(dataset, None, filter)[1]
+        return _documents(passing_rows(dataset, filter))
 
     def __contains__(self, id_: object) -> bool:
         dataset = self._table.latest()
@@ -274,8 +290,6 @@ class MemoryStore:
         dataset = self._table.latest()
         if dataset is None:
             return
-        import pyarrow as pa
-
         rest: pa.Table | None = None  # the windows of a document may lie in two batches
         for batch in batches(dataset, RECORD_COLUMNS, batch_size=_RECORDS):
             table = pa.Table.from_batches([batch])
@@ -289,118 +303,7 @@ class MemoryStore:
 
     def stats(self) -> StoreStats:
         """Size and state."""
-        dataset = self._table.latest()
-        if dataset is None:
-            return StoreStats(0, 0, 0, 0.0, 0, 0, None, None, None, 0, None)
-        layout = Layout.of(dataset.schema, self.uri)
-        documents, rows = int(dataset.count_rows("window = 0")), int(dataset.count_rows())
-        fragments = dataset.get_fragments()
-        size = sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.metadata.files)
-        return StoreStats(
-            documents, rows, size, size / documents if documents else 0.0, len(fragments), dataset.version,
-            layout.fingerprint, layout.memory_type, layout.key.length, 0, None,
-        )  # fmt: skip
-
-    # --- searching ---------------------------------------------------------------------------------------
-
-    @overload
-    def search(
-        self, question: str, k: int = ..., *, filter: Filter | None = ..., mode: Mode | None = ..., exact: bool = ...,
-        oversample: int = ..., text_weight: float = ...,
-    ) -> list[Hit]: ...  # fmt: skip
-
-    @overload
-    def search(
-        self, question: Sequence[str], k: int = ..., *, filter: Filter | None = ..., mode: Mode | None = ...,
-        exact: bool = ..., oversample: int = ..., text_weight: float = ...,
-    ) -> list[list[Hit]]: ...  # fmt: skip
-
-    @overload
-    def search(
-        self, question: Tensor, k: int = ..., *, filter: Filter | None = ..., mode: Mode | None = ...,
-        exact: bool = ..., oversample: int = ..., text_weight: float = ...,
-    ) -> list[Hit] | list[list[Hit]]: ...  # fmt: skip
-
-    def search(
-        self,
-        question: str | Sequence[str] | Tensor,
-        k: int = 4,
-        *,
-        filter: Filter | None = None,  # noqa: A002
-        mode: Mode | None = None,
-        exact: bool = False,
-        oversample: int = DEFAULT_OVERSAMPLE,
-        text_weight: float = DEFAULT_TEXT_WEIGHT,
-    ) -> list[Hit] | list[list[Hit]]:
-        """The documents that answer a question best, best first; of several questions a list each.
-
-        Args:
-            question: A question, several, or what the query reasoner made of them: ``[D]`` for one,
-                ``[Q, n_mem, hidden]`` or ``[Q, D]`` for several, ``D = n_mem * hidden``.
-            k: Most documents to find.
-            filter: Which documents may be found, as in `clara_core.filters`.
-            mode: ``memory`` by cosine, ``text`` by words (BM25), ``hybrid`` by both; None is ``hybrid`` for texts and
-                ``memory`` for tensors.
-            exact: Compare with all memories instead of the best ``oversample * k`` by their keys.
-            oversample: How many candidates by key for one document.
-            text_weight: Weight of the words in ``hybrid``, in [0, 1].
-        """
-        asked, one = _questions(question)
-        mode = mode or (DEFAULT_MODE if isinstance(asked, list) else "memory")
-        _check_search(k, mode, oversample, text_weight, isinstance(asked, list))
-        dataset = self._table.latest()
-        if dataset is None:
-            return [] if one else [[] for _ in range(len(asked))]
-        found = self._found(self._snapshot(dataset, filter), asked, k, mode, exact, oversample, text_weight)
-        result = _search.hits(dataset, found)
-        return result[0] if one else result
-
-    def search_mmr(
-        self,
-        question: str | Tensor,
-        k: int = 4,
-        *,
-        fetch_k: int = 20,
-        balance: float = 0.5,
-        filter: Filter | None = None,  # noqa: A002
-        exact: bool = False,
-        oversample: int = DEFAULT_OVERSAMPLE,
-    ) -> list[Hit]:
-        """Of the `fetch_k` documents most like a question `k` that do not repeat each other.
-
-        Args:
-            question: As in `search`, one.
-            k: Most documents to find.
-            fetch_k: How many to choose from.
-            balance: 1 is relevance alone, 0 is diversity alone.
-            filter: As in `search`.
-            exact: As in `search`.
-            oversample: As in `search`.
-
-        Returns:
-            list: In the order of choice; scores are cosines.
-        """
-        from clara_core.ranking import diversify
-
-        asked, one = _questions(question)
-        if not one:
-            raise ValueError("search_mmr takes one question")
-        _check_search(k, "memory", oversample, 0.0, isinstance(asked, list))
-        dataset = self._table.latest()
-        if dataset is None:
-            return []
-        snapshot = self._snapshot(dataset, filter)
-        vectors = self._question_vectors(asked, snapshot.layout)
-        found = self._by_memory(snapshot, vectors, max(k, fetch_k), exact, oversample)[0]
-        if not found:
-            return []
-        from clara_core.store.reading import rows_at
-
-        taken = rows_at(dataset, [document.row for document in found], ["memory"])
-        place = {row: index for index, row in enumerate(taken["_rowid"].to_pylist())}
-        tokens = snapshot.layout.tokens(taken["memory"]).flatten(1)[[place[document.row] for document in found]]
-        chosen = diversify(vectors[0].flatten(), tokens, k, balance)
-        return _search.hits(dataset, [[found[index] for index in chosen]])[0]
+        return statistics(self._table)
 
     def close(self) -> None:
         """Let go of what is held in memory; the store may be used again."""
@@ -408,111 +311,48 @@ class MemoryStore:
 
     # --- within ------------------------------------------------------------------------------------------
 
-    def _found(
-        self,
-        snapshot: Snapshot,
-        asked: list[str] | Tensor,
-        k: int,
-        mode: Mode,
-        exact: bool,
-        oversample: int,
-        text_weight: float,
-    ) -> list[list[Found]]:
-        if not len(asked):
-            return []
-        depth = k if mode != "hybrid" else max(4 * k, 50)
-        words: list[list[Found]] = []
-        if mode != "memory":
-            words = [_search.by_text(snapshot, question, depth) for question in asked]  # type: ignore[arg-type]
-            if mode == "text":
-                return words
-        memory = self._by_memory(snapshot, self._question_vectors(asked, snapshot.layout), depth, exact, oversample)
-        if mode == "memory":
-            return memory
-        return [_search.fused(*both, text_weight, k) for both in zip(memory, words, strict=True)]
-
-    def _by_memory(
-        self, snapshot: Snapshot, questions: Tensor, k: int, exact: bool, oversample: int
-    ) -> list[list[Found]]:
-        if snapshot.allowed is not None and not len(snapshot.allowed):
-            return [[] for _ in questions]
-        if exact:
-            return _search.by_everything(snapshot, questions, k)
-        return _search.by_memory(snapshot, self._scan.at(snapshot.dataset), questions, k, oversample)
-
-    def _snapshot(self, dataset: LanceDataset, condition: Filter | None) -> Snapshot:
-        allowed = None if condition is None else passing_rows(dataset, condition)
-        return Snapshot(dataset, Layout.of(dataset.schema, self.uri), allowed)
-
-    def _question_vectors(self, asked: list[str] | Tensor, layout: Layout) -> Tensor:
-        """``[Q, n_mem, hidden]``."""
-        if isinstance(asked, Tensor):
-            dimension = layout.n_mem * layout.hidden
-            if asked.numel() != len(asked) * dimension:
-                raise ValueError(f"questions for this store have {layout.n_mem} x {layout.hidden} = {dimension} "
-                                 f"numbers, got the shape {list(asked.shape)}")  # fmt: skip
-            return asked.reshape(len(asked), layout.n_mem, layout.hidden)
-        return self._reader("search by memory", layout).reason(asked)
-
-    def _reader(self, purpose: str, layout: Layout) -> ClaraEngine:
-        """The engine, if it is of the store's model.
-
-        Raises:
-            ValueError: There is none.
-            FingerprintMismatch: It is of another.
-        """
-        if self.engine is None:
-            raise ValueError(f"{purpose} needs a model: open the store with engine= or model=")
-        if self.engine.fingerprint != layout.fingerprint:
-            raise FingerprintMismatch(
-                f"the store at {self.uri} holds memories of the model {layout.fingerprint[:12]}, the engine is "
-                f"{self.engine.fingerprint[:12]}: open it with the model that wrote it, or add its texts to a store "
-                'in another folder with this one; mode="text" works as it is'
-            )
-        return self.engine
-
     def _layout(self, dataset: LanceDataset) -> Layout:
         layout = Layout.of(dataset.schema, self.uri)
         if self.engine is not None:
-            self._reader("memories", layout)
+            check_engine(self.engine, layout, self.uri)
         return layout
 
     def _new_layout(self, memories: Sequence[Memory]) -> Layout:
         n_mem, hidden = memory_shape(memories[0])
-        tokens = torch.cat([memory.tokens for memory in memories])
-        key = Key(n_mem * hidden, self._key_length).fitted(tokens)
-        return Layout(memories[0].fingerprint, self._memory_type, n_mem, hidden, key)
+        layout = Layout(
+            memories[0].fingerprint, self._memory_type, n_mem, hidden, Key(n_mem * hidden, self._key_length)
+        )
+        return layout.fitted(torch.cat([memory.tokens for memory in memories]))
 
     def _writing_fingerprint(self, memory: Memory | None) -> str:
         if memory is not None:
+            if self.engine is not None and self.engine.fingerprint != memory.fingerprint:
+                raise FingerprintMismatch(
+                    f"the memories are of the model {memory.fingerprint[:12]}, the engine of this store is "
+                    f"{self.engine.fingerprint[:12]}: give texts, or open the store with the model that made them"
+                )
             return memory.fingerprint
         if self.engine is None:
             raise ValueError("texts have to be compressed: open the store with engine= or model=, or give memories")
         return self.engine.fingerprint
 
-    def _chosen(
-        self, dataset: LanceDataset, ids: Sequence[str] | None, condition: Filter | None
-    ) -> tuple[list[int], int]:
-        """Row ids of the documents with one of the ids that pass a filter, and how many documents they are."""
-        import numpy as np
-
-        if ids is not None:
-            table = rows_with(dataset, "id", ids, ["window"])
-            if condition is not None:
-                passing = passing_rows(dataset, condition)
-                import pyarrow as pa
-
-                table = table.filter(pa.array(np.isin(table["_rowid"].to_numpy(), passing)))
-        else:
-            from clara_core.store.predicate import passing as passing_table
-
-            table = passing_table(dataset, condition or {}, ["window"])
-        windows = table["window"].to_numpy()
-        return table["_rowid"].to_pylist(), int((windows == 0).sum())
+    def _chosen(self, dataset: LanceDataset, ids: Sequence[str] | None, condition: Filter) -> pa.Table:
+        """``window`` and ``_rowid`` of the documents with one of the ids that pass a filter."""
+        if ids is None:
+            return passing_rows(dataset, condition)
+        table = rows_with(dataset, "id", ids, ["window"])
+        if not condition:
+            return table
+        passing = passing_rows(dataset, condition)["_rowid"]
+        return table.filter(pa.array(np.isin(table["_rowid"].to_numpy(), passing.to_numpy())))
 
     def _check_writable(self) -> None:
         if self._read_only:
             raise StoreError(f"the store at {self.uri} was opened with read_only=True; open it without to write")
+
+
+def _documents(rows: pa.Table) -> int:
+    return int(np.count_nonzero(rows["window"].to_numpy() == 0))
 
 
 def _is_sized(values: object) -> bool:
@@ -527,25 +367,3 @@ def _checked_ids(ids: Iterable[str]) -> list[str]:
         if not isinstance(id_, str):
             raise TypeError(f"ids[{index}] must be a string, got {type(id_).__name__}: {id_!r:.60}")
     return wanted
-
-
-def _questions(question: str | Sequence[str] | Tensor) -> tuple[list[str] | Tensor, bool]:
-    """The questions as several, and whether it was one."""
-    if isinstance(question, str):
-        return [question], True
-    if isinstance(question, Tensor):
-        return (question[None], True) if question.ndim == 1 else (question, False)
-    return list(question), False
-
-
-def _check_search(k: int, mode: str, oversample: int, text_weight: float, words: bool) -> None:
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    if mode not in ("memory", "text", "hybrid"):
-        raise ValueError(f"mode must be memory, text or hybrid, got {mode!r}")
-    if mode != "memory" and not words:
-        raise ValueError(f"mode={mode!r} needs the words of the question, got a tensor; use mode='memory'")
-    if oversample < 1:
-        raise ValueError(f"oversample must be at least 1, got {oversample}")
-    if not 0.0 <= text_weight <= 1.0:
-        raise ValueError(f"text_weight must lie in [0, 1], got {text_weight}")

@@ -32,6 +32,7 @@ _ATTEMPTS: Final = 20  # of a commit that others got in the way of
 _PATIENCE: Final = 120.0  # seconds to wait for other writers
 _PAUSE: Final = 0.05  # seconds before another attempt, at most, the first time
 _MANY_ROWS: Final = 1 << 20  # of a file
+_LARGE_FILE: Final = 1 << 30  # bytes, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,30 +125,38 @@ class Table:
             change: Asked again whenever others changed the table meanwhile.
 
         Raises:
-            StoreError: Others were always quicker, or did not let go of the lock.
+            StoreError: There is no table, others were always quicker, or did not let go of the lock.
         """
+        return self.operate(lambda latest: _operation(latest, change(latest)))
+
+    def operate(self, operation: Callable[[LanceDataset], LanceOperation.BaseOperation | None]) -> LanceDataset:
+        """The same, with an operation of Lance; None is nothing to do."""
         with self.turn():
             for attempt in range(_ATTEMPTS):
                 dataset = self.latest()
                 if dataset is None:
-                    raise StoreError(f"the table at {self.uri} is gone")
-                wanted = change(dataset)
-                if not wanted.removed and not wanted.added:
+                    raise StoreError(f"there is no table at {self.uri}")
+                if (wanted := operation(dataset)) is None:
                     return dataset
                 try:
                     done = LanceDataset.commit(
-                        dataset,
-                        _operation(dataset, wanted),
-                        read_version=dataset.version,
-                        storage_options=self.storage_options,
+                        dataset, wanted, read_version=dataset.version, storage_options=self.storage_options
                     )
                 except CommitConflictError:
-                    time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))
+                    _pause(attempt)
                     continue
                 with self._state:
                     self._dataset = done
                 return done
         raise StoreError(f"{_ATTEMPTS} commits to the store at {self.uri} met others' commits; let fewer writers write")
+
+    def set_cover(self, cover: dict[str, str]) -> None:
+        """Replace what stands on the table's cover."""
+        with self.turn():
+            dataset = self.latest()
+            if dataset is None:
+                raise StoreError(f"there is no table at {self.uri}")
+            _own(dataset).update_schema_metadata({**cover})
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -172,33 +181,42 @@ class Table:
             finally:
                 lock.release()
 
-    def compact(self, older_than: timedelta) -> LanceDataset | None:
+    def compact(self, older_than: timedelta) -> None:
         """Merge small files, drop rows that were taken out, and delete versions that are older."""
         for attempt in range(_ATTEMPTS):
             if (dataset := self.latest()) is None:
-                return None
-            dataset = dataset.checkout_version(dataset.version)  # it changes in place, and others hold the snapshot
+                return
             try:
-                dataset.optimize.compact_files(target_rows_per_fragment=_MANY_ROWS, max_bytes_per_file=_LARGE_FILE)
+                own = _own(dataset)
+                own.optimize.compact_files(target_rows_per_fragment=_MANY_ROWS, max_bytes_per_file=_LARGE_FILE)
+                own.cleanup_old_versions(older_than=older_than)
             except CommitConflictError:
-                time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))
+                _pause(attempt)
                 continue
-            dataset.cleanup_old_versions(older_than=older_than)
-            return self.latest()
+            return
         raise StoreError(f"{_ATTEMPTS} tries to compact the store at {self.uri} met others' commits; "
                          "compact it when less is written")  # fmt: skip
 
 
-_LARGE_FILE: Final = 1 << 30  # bytes, about
+def _own(dataset: LanceDataset) -> LanceDataset:
+    """The same version as an object that may change in place."""
+    return dataset.checkout_version(dataset.version)
 
 
-def _operation(dataset: LanceDataset, change: Change) -> LanceOperation.BaseOperation:
+def _pause(attempt: int) -> None:
+    time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))
+
+
+def _operation(dataset: LanceDataset, change: Change) -> LanceOperation.BaseOperation | None:
+    if not change.removed and not change.added:
+        return None
     offsets: dict[int, list[int]] = {}
     for row in change.removed:
         offsets.setdefault(row >> 32, []).append(row & 0xFFFFFFFF)  # a row id is file and place
     changed, gone = [], []
     for fragment, rows in offsets.items():
-        left = dataset.get_fragment(fragment).delete_rows(rows)
+        file = dataset.get_fragment(fragment)
+        left = None if file is None else file.delete_rows(rows)
         if left is None:
             gone.append(fragment)
         else:

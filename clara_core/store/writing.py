@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from clara_core.errors import FingerprintMismatch
 from clara_core.memory import Memory, content_key
-from clara_core.store.reading import rows_at, rows_with
+from clara_core.store.damage import explained
+from clara_core.store.reading import memories_of, rows_with
 from clara_core.store.records import made_id, metadata_json, unguarded
-from clara_core.store.schema import RECORD_COLUMNS, Entry, Layout, memory_shape, records
+from clara_core.store.schema import FIT_ROWS, Entry, Layout, memory_shape
 from clara_core.store.table import Change, Table
+from clara_core.store.upkeep import refit
 
 if TYPE_CHECKING:
     from lance import LanceDataset
@@ -73,25 +76,30 @@ def checked_documents(
     Raises:
         TypeError: Something is not what it should be; names it.
         ValueError: Lengths differ, an id comes twice, a text is empty, or a memory is not finite.
+        FingerprintMismatch: Memories are of several models.
     """
     if texts is None and memories is None:
         raise TypeError("add takes texts, or memories, which carry their texts; got neither")
     given = {"texts": texts, "metadatas": metadatas, "ids": ids, "memories": memories}
     columns = {name: values for name, values in given.items() if values is not None}
-    for name, values in columns.items():
-        if isinstance(values, str | bytes | dict | Memory) or not isinstance(values, Iterable):
-            raise TypeError(f"{name} must be several values, got one {type(values).__name__}; put it into a list")
+    for name, several in columns.items():
+        if isinstance(several, str | bytes | dict | Memory) or not isinstance(several, Iterable):
+            raise TypeError(f"{name} must be several values, got one {type(several).__name__}; put it into a list")
         sizes = {other: len(found) for other, found in columns.items() if isinstance(found, Sequence)}
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{size} {other}" for other, size in sizes.items())
             raise ValueError(f"one of each a document is needed, got {listed}")
     used: set[str] = set()
     seen: dict[str, int] = {}
+    model: Memory | None = None
     for index, row in enumerate(zip_longest(*columns.values(), fillvalue=_MISSING)):
-        values = dict(zip(columns, row, strict=True))
+        values: dict[str, Any] = dict(zip(columns, row, strict=True))
         if short := [name for name, value in values.items() if value is _MISSING]:
             raise ValueError(f"{short[0]} ended after {index} documents, the others go on: one a document is needed")
         document = _checked(index, values, seen)
+        model = model or document.memory
+        if document.memory is not None and model is not None:
+            _check_alike(index, document.memory, model)
         if document.id in used:
             raise ValueError(f"ids[{index}] comes twice in one call: {document.id!r:.80}; give each document its own")
         used.add(document.id)
@@ -128,8 +136,20 @@ def _check_memory(index: int, memory: object) -> None:
         raise TypeError(f"memories[{index}] must be a Memory, got {type(memory).__name__}; make one with "
                         "engine.compress")  # fmt: skip
     memory_shape(memory)
-    if not bool(memory.tokens.isfinite().all()):
+    # The sum is finite only if every number is, unless it is too large itself; it is quicker than asking each.
+    if not bool(memory.tokens.sum(dtype=torch.float32).isfinite()) and not bool(memory.tokens.isfinite().all()):
         raise ValueError(f"memories[{index}] holds NaN or infinity; compress its text again: {memory.text!r:.60}")
+
+
+def _check_alike(index: int, memory: Memory, first: Memory) -> None:
+    if memory.fingerprint != first.fingerprint:
+        raise FingerprintMismatch(
+            f"memories[{index}] was made by the model {memory.fingerprint[:12]}, the first one by "
+            f"{first.fingerprint[:12]}: a store holds memories of one model; compress its text again"
+        )
+    if memory.tokens.shape[1:] != first.tokens.shape[1:]:
+        raise ValueError(f"memories[{index}] has windows of {list(memory.tokens.shape[1:])} numbers, the first one of "
+                         f"{list(first.tokens.shape[1:])}")  # fmt: skip
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -159,7 +179,13 @@ class Writer:
         self._layout: Layout | None = None
 
     def write(self, documents: Iterable[Document]) -> Iterator[int]:
-        """Write documents; yields how many of them are safe, each time that a batch is."""
+        """Write documents; yields how many of them are safe, each time that a batch is.
+
+        Raises:
+            FingerprintMismatch: The table holds memories of another model.
+        """
+        if (dataset := self._table.latest()) is not None:
+            self._layout = checked_layout(dataset, self._table.uri, self._fingerprint)
         waiting: deque[Future[Prepared]] = deque()
         with ThreadPoolExecutor(_AHEAD, "clara-store") as pool:
             try:
@@ -176,30 +202,24 @@ class Writer:
     def _prepare(self, batch: list[Document]) -> Prepared:
         """Find out what has to be written, and have it compressed."""
         dataset = self._table.latest()
-        contents = [content_key(document.text, self._fingerprint) for document in batch]
         entries = [
-            Entry(document.id, document.text, document.metadata, content)
-            for document, content in zip(batch, contents, strict=True)
+            Entry(document.id, document.text, document.metadata, content_key(document.text, self._fingerprint))
+            for document in batch
         ]
-        known = _known(dataset, entries)
-        changed = [
-            (document, entry)
-            for document, entry in zip(batch, entries, strict=True)
-            if known.get(entry.id) != (entry.content, entry.metadata)
-        ]
-        made = self._memories([document for document, _ in changed], [entry for _, entry in changed], dataset)
-        prepared = Prepared(len(batch), [entry for _, entry in changed], made)
-        if self._layout is not None and made:
+        with explained(self._table):
+            known = _known(dataset, entries)
+        pairs = zip(batch, entries, strict=True)
+        changed = [pair for pair in pairs if known.get(pair[1].id) != (pair[1].content, pair[1].metadata)]
+        prepared = Prepared(len(batch), [entry for _, entry in changed], self._memories(changed, dataset))
+        if self._layout is not None and changed:
             prepared.encode(self._layout)
         return prepared
 
-    def _memories(
-        self, documents: Sequence[Document], entries: Sequence[Entry], dataset: LanceDataset | None
-    ) -> list[Memory]:
+    def _memories(self, changed: Sequence[tuple[Document, Entry]], dataset: LanceDataset | None) -> list[Memory]:
         """A memory for each document: its own, one of the table with the same text, or a new one."""
-        wanted = {entry.content: entry.text for document, entry in zip(documents, entries, strict=True)
-                  if document.memory is None}  # fmt: skip
-        there = stored_memories(dataset, self._table.uri, list(wanted)) if dataset is not None and wanted else {}
+        wanted = {entry.content: entry.text for document, entry in changed if document.memory is None}
+        with explained(self._table):
+            there = stored_memories(dataset, self._table.uri, list(wanted)) if dataset is not None and wanted else {}
         missing = [text for content, text in wanted.items() if content not in there]
         if missing:
             if self._compress is None:
@@ -207,27 +227,51 @@ class Writer:
                                  "the store with engine= or model=")  # fmt: skip
             made = self._compress(missing)
             there.update({content_key(memory.text, self._fingerprint): memory for memory in made})
-        return [
-            document.memory if document.memory is not None else replace(there[entry.content], text=document.text)
-            for document, entry in zip(documents, entries, strict=True)
-        ]
+        return [there[entry.content] if document.memory is None else document.memory for document, entry in changed]
 
     def _commit(self, prepared: Prepared) -> int:
-        if not prepared.entries:
-            return prepared.size
+        if prepared.entries:
+            with explained(self._table):
+                self._put(prepared)
+        return prepared.size
+
+    def _put(self, prepared: Prepared) -> None:
         if (dataset := self._table.latest()) is None:
             dataset = self._table.create(self._new_layout(prepared.memories).schema)
         if self._layout is None:
             self._layout = checked_layout(dataset, self._table.uri, self._fingerprint)
         added = self._table.write(prepared.encode(self._layout))
         ids = [entry.id for entry in prepared.entries]
+        seen = 0
 
         def change(latest: LanceDataset) -> Change:
-            old = rows_with(latest, "id", ids, ["window"]).column("_rowid").to_pylist()
-            return Change(old, added)
+            nonlocal seen
+            seen = latest.version
+            return Change(rows_with(latest, "id", ids, ["window"])["_rowid"].to_pylist(), added)
 
-        self._table.commit(change)
-        return prepared.size
+        done = self._table.commit(change)
+        if done.version != seen + 1:
+            drop_doubles(self._table, ids)
+        if self._layout.fitted_to < FIT_ROWS <= done.count_rows():
+            refit(self._table)
+            self._layout = None
+
+
+def drop_doubles(table: Table, ids: Sequence[str]) -> None:
+    """Of documents that two writers put in at the same moment, leave the later version.
+
+    Where a lock keeps writers apart this finds nothing. Whoever comes second finds the other's rows, and all that look
+    choose the same ones.
+    """
+
+    def change(latest: LanceDataset) -> Change:
+        rows = rows_with(latest, "id", ids, ["id"])
+        files: dict[str, dict[int, list[int]]] = {}  # rows of a document, by file
+        for id_, row in zip(rows["id"].to_pylist(), rows["_rowid"].to_pylist(), strict=True):
+            files.setdefault(id_, {}).setdefault(row >> 32, []).append(row)
+        return Change([row for own in files.values() for file in sorted(own)[:-1] for row in own[file]])
+
+    table.commit(change)
 
 
 def checked_layout(dataset: LanceDataset, uri: str, fingerprint: str) -> Layout:
@@ -249,41 +293,10 @@ def checked_layout(dataset: LanceDataset, uri: str, fingerprint: str) -> Layout:
 
 def stored_memories(dataset: LanceDataset, uri: str, contents: Sequence[str]) -> dict[str, Memory]:
     """Memories that the table holds, by the content of their document."""
-    layout = Layout.of(dataset.schema, uri)
     heads = rows_with(dataset, "content", contents, ["id", "content"])
-    by_id: dict[str, str] = {}
-    for id_, content in zip(heads["id"].to_pylist(), heads["content"].to_pylist(), strict=True):
-        if content not in by_id.values():
-            by_id[unguarded(id_)] = content
-    return {by_id[memory_id]: memory for memory_id, memory in memories_of(dataset, layout, list(by_id)).items()}
-
-
-def memories_of(dataset: LanceDataset, layout: Layout, ids: Sequence[str]) -> dict[str, Memory]:
-    """Memories by the id of their document, for those that are there."""
-    rows = rows_with(dataset, "id", ids, RECORD_COLUMNS)
-    if not rows.num_rows:
-        return {}
-    taken = rows_at(dataset, rows["_rowid"].to_numpy(), ["memory"])
-    place = {row: index for index, row in enumerate(taken["_rowid"].to_pylist())}
-    tokens = layout.tokens(taken["memory"])
-    by_window = {
-        (id_, window): place[row]
-        for id_, window, row in zip(
-            rows["id"].to_pylist(), rows["window"].to_pylist(), rows["_rowid"].to_pylist(), strict=True
-        )
-    }
-    from clara_core.store.records import guarded
-
-    return {
-        record.id: Memory(
-            tokens[[by_window[guarded(record.id), window] for window in range(len(record.spans))]],
-            record.text,
-            record.spans,
-            record.source_tokens,
-            layout.fingerprint,
-        )
-        for record in records(rows)
-    }
+    ids = dict(zip(heads["content"].to_pylist(), map(unguarded, heads["id"].to_pylist()), strict=True))
+    found = memories_of(dataset, Layout.of(dataset.schema, uri), list(ids.values()))
+    return {content: found[id_] for content, id_ in ids.items()}
 
 
 def _known(dataset: LanceDataset | None, entries: Sequence[Entry]) -> dict[str, tuple[str, str]]:
