@@ -55,9 +55,13 @@ def evaluate_file(
         bool, typer.Option("--corpus", help="Search all passages of the file for each question.")
     ] = False,
     bm25: Annotated[bool, typer.Option(help="Rank by BM25 as well.")] = True,
+    text_llm: Annotated[
+        str | None,
+        typer.Option(help="Reads the same as text: openai:MODEL[@URL], python:MODULE:NAME or python:FILE.py:NAME."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Questions that are worked on together.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Questions (and prompts of the text LLM) at a time.")] = 16,
     timed: Annotated[int, typer.Option(min=0, help="Questions that are timed one by one.")] = 20,
     paraphrases: Annotated[int, typer.Option(min=0, help="Passages that are said again from memory.")] = 20,
     out: Annotated[
@@ -69,10 +73,8 @@ def evaluate_file(
     from clara_core import ClaraEngine
     from clara_core.evaluation import evaluate, over_corpus, read_questions
     from clara_core.evaluation.plots import load_figure
+    from clara_core.training.llm_spec import open_llm
 
-    lines = read_questions(data, limit)
-    if corpus:
-        lines = over_corpus(lines)
     engine = ClaraEngine.from_pretrained(
         model,
         compression=compression,
@@ -85,15 +87,18 @@ def evaluate_file(
         local_files_only=offline,
     )
     try:
+        lines = read_questions(data, limit)
         if out is not None:
             load_figure()  # what the report will need
         report = evaluate(
             engine,
-            lines,
+            over_corpus(lines) if corpus else lines,
             modes=[one.value for one in mode or [ModeName.NORMAL]],
             top_k=top_k,
             ranker=ranker.value,
             bm25=bm25,
+            text_llm=None if text_llm is None else open_llm(text_llm),
+            text_llm_name=text_llm,
             max_tokens=max_tokens,
             batch=batch,
             timed=timed,

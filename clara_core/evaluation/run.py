@@ -69,6 +69,7 @@ def evaluate(
     ranker: Ranker = "memory",
     bm25: bool = True,
     text_llm: Any = None,
+    text_llm_name: str | None = None,
     max_tokens: int = 64,
     batch: int = 16,
     timed: int = 20,
@@ -91,6 +92,7 @@ def evaluate(
         bm25: Rank by BM25 as well, over the same candidates.
         text_llm: A LangChain chat model, a LlamaIndex LLM or a function from text to text that reads the same
             documents as text, and those of BM25.
+        text_llm_name: How the report calls it, and by what a run that goes on knows it again; its own name where None.
         max_tokens: Of an answer from memory.
         batch: Questions that are worked on together; also prompts that the text LLM is given at a time, in threads.
         timed: Of so many questions the time is taken, one by one, after all have been asked.
@@ -107,7 +109,7 @@ def evaluate(
     """
     plan = Plan(tuple(dict.fromkeys(modes)), top_k, ranker, bm25, max_tokens)
     _check(lines, plan, batch=batch, timed=timed, paraphrases=paraphrases)
-    text = None if text_llm is None else TextReader(text_llm, batch)
+    text = None if text_llm is None else TextReader(text_llm, batch, text_llm_name)
     if ranker == "memory":
         engine.reason([])  # says now, and not after much work, that there is no query reasoner
     settings = _settings(engine, plan, text)

@@ -19,15 +19,16 @@ class TextReader:
     Args:
         llm: A LangChain chat model or LLM, a LlamaIndex LLM, or a function from text to text.
         workers: Prompts that it is given at a time, each in a thread of its own.
+        name: What it is called; its own name where None.
 
     Raises:
         TypeError: `llm` is none of them.
     """
 
-    def __init__(self, llm: Any, workers: int) -> None:
+    def __init__(self, llm: Any, workers: int, name: str | None = None) -> None:
         self._ask = asker(llm, asynchronous=False)
         self._workers = workers
-        self.label = _label(llm)
+        self.label = name or _label(llm)
 
     def read(self, items: Sequence[tuple[RetrievalLine, Sequence[str]]]) -> list[str]:
         """Answers to the questions of lines, each from its own texts.
