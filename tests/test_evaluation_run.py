@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clara_core import ClaraEngine, ClaraError, RoleError
+from clara_core import ClaraEngine, ClaraError, MemoryCache, RoleError
 from clara_core.errors import DataError
 from clara_core.evaluation import (
     cover_match,
@@ -130,6 +130,13 @@ def test_over_a_corpus_all_passages_are_candidates_of_all(engine, lines):
     memories = engine.compress(whole[0].docs)
     for line, outcome in zip(whole, report.questions, strict=True):
         assert list(outcome.rankings["memory"].top) == [one.index for one in engine.rank(line.question, memories)]
+
+
+def test_a_corpus_that_no_cache_holds_is_compressed_once(engine, lines, monkeypatch):
+    monkeypatch.setattr(engine, "cache", MemoryCache(max_bytes=0))
+    with Counter(engine.load().model, "encode") as calls:
+        evaluate(engine, over_corpus(lines), batch=1, **SHORT)
+    assert calls.calls <= 1 + len(lines)  # all passages in one batch, and each question
 
 
 def test_documents_that_do_not_fit_the_context_fail_alone(tmp_path, lines):

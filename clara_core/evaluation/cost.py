@@ -52,13 +52,14 @@ def latency(
         engine.compress(line.docs[:COMPRESSED])
         timed("compress", start)
         passages += len(line.docs[:COMPRESSED])
-        memories = engine.remember(line.docs)
+        by_text = runner.memories(line.docs)
+        memories = [by_text[text] for text in line.docs]
         start = time.perf_counter()
         if plan.ranker == "memory":
             order = [found.index for found in engine.rank(line.question, memories)]
             timed("rank", start)
         else:
-            order = runner.rank([line], dict(zip(line.docs, memories, strict=True)))[0][plan.ranker]
+            order = runner.rank([line], by_text)[0][plan.ranker]
         read = [memories[place] for place in order[: plan.top_k]]
         start = time.perf_counter()
         engine.answer(line.question, read, max_tokens=plan.max_tokens)

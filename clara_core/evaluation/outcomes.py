@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -132,8 +133,13 @@ class Outcome:
 
 def line_key(line: RetrievalLine) -> str:
     """Hash of what a line asks, not of where it stands."""
-    content = json.dumps([line.question, line.docs, line.references, line.pos_index])
+    content = json.dumps([line.question, _docs_key(line.docs), line.references, line.pos_index])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=16)  # over a corpus all lines have the same candidates
+def _docs_key(docs: tuple[str, ...]) -> str:
+    return hashlib.sha256(json.dumps(docs).encode()).hexdigest()
 
 
 class OutcomeLog:

@@ -73,12 +73,13 @@ class Runner:
         self.engine = engine
         self.plan = plan
         self.text = text
-        self._bm25: tuple[tuple[str, ...], Bm25] | None = None  # of the last candidates: often those of the next
+        # Of the last candidates, which are often those of the next question, too.
+        self._memories: dict[str, Memory] = {}
+        self._bm25: tuple[tuple[str, ...], Bm25] | None = None
 
     def run(self, lines: Sequence[RetrievalLine]) -> list[Outcome]:
         """Outcomes of a batch of lines, in order."""
-        texts = list(dict.fromkeys(text for line in lines for text in line.docs))
-        memories = dict(zip(texts, self.engine.remember(texts), strict=True))
+        memories = self.memories([text for line in lines for text in line.docs])
         orders = self.rank(lines, memories)
         readings = [self._readings(at, line, orders[at]) for at, line in enumerate(lines)]
         said = self._read(lines, list(dict.fromkeys(one for some in readings for one in some.values())), memories)
@@ -97,6 +98,13 @@ class Runner:
             )
             for at, line in enumerate(lines)
         ]
+
+    def memories(self, texts: Sequence[str]) -> dict[str, Memory]:
+        """Memories by text. Those of the last call are at hand, however little the engine's cache holds."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._memories]
+        known = self._memories | dict(zip(new, self.engine.remember(new), strict=True))
+        self._memories = {text: known[text] for text in texts}
+        return self._memories
 
     # --- ranking -----------------------------------------------------------------------------------------
 
