@@ -12,10 +12,13 @@ from clara_core.errors import (
     CheckpointError,
     ClaraError,
     ContextOverflow,
+    DataError,
     EngineClosed,
     FingerprintMismatch,
+    LLMError,
     RoleError,
     StoreError,
+    TrainingError,
     WindowOverflow,
 )
 
@@ -33,9 +36,11 @@ __all__ = [
     "ClaraEngine",
     "ClaraError",
     "ContextOverflow",
+    "DataError",
     "EngineClosed",
     "FingerprintMismatch",
     "Hit",
+    "LLMError",
     "Memory",
     "MemoryCache",
     "MemoryStore",
@@ -45,6 +50,7 @@ __all__ = [
     "RoleError",
     "StoreError",
     "StoreStats",
+    "TrainingError",
     "WindowOverflow",
 ]
 
