@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -447,6 +448,19 @@ def test_killed_runs_go_on_and_write_what_one_run_writes(tmp_path, request):
 
     synthesize(texts, Teacher(), tmp_path / "at once")
     assert (out / "stage1.jsonl").read_bytes() == (tmp_path / "at once" / "stage1.jsonl").read_bytes()
+
+
+def test_a_run_that_is_interrupted_writes_what_it_has(tmp_path, request):
+    arguments = [sys.executable, "-c", RUN, str(request.config.rootpath), str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(60):
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    kept = len(stage1(tmp_path)) // 3
+    assert 10 <= kept < 160
+    assert synthesize(TEXTS, Teacher(), tmp_path).passages == 8
 
 
 def test_a_finished_run_asks_nothing_and_writes_the_same(tmp_path):
