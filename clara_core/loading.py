@@ -144,7 +144,7 @@ def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:
     """
     checkpoint = read_checkpoint(plan.folder)
     check_vocabulary(checkpoint, len(plan.tokenizer), plan.base)
-    decoder = _load_decoder(arguments, plan)
+    decoder = load_decoder(arguments, plan)
     if len(plan.tokenizer) != decoder.get_input_embeddings().num_embeddings:
         decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)
     model = ClaraModel(decoder, plan.config)
@@ -179,7 +179,8 @@ def base_identity(base: str, decoder: Any) -> str:
     return digest.hexdigest()
 
 
-def _load_decoder(arguments: EngineArguments, plan: Plan) -> Any:
+def load_decoder(arguments: EngineArguments, plan: Plan) -> Any:
+    """The base decoder on its device, in its type, quantized where that is asked for; nothing added to it yet."""
     from transformers import AutoModelForCausalLM
 
     device = torch.device(arguments.device)

@@ -93,6 +93,7 @@ class RoutedLinear(nn.Module):
         self.base = base
         self.rank = rank
         self.scale = scale
+        self.dropout = 0.0  # of what the adapter reads, where it learns
         self.lora_A = nn.Parameter(torch.zeros(N_ROLES * rank, self.in_features, device=weight.device, dtype=dtype))
         # B is kept transposed, so that the rows of one role are one contiguous block.
         self.lora_B = nn.Parameter(torch.zeros(N_ROLES * rank, self.out_features, device=weight.device, dtype=dtype))
@@ -103,6 +104,8 @@ class RoutedLinear(nn.Module):
         if routing.role is not None and torch.is_grad_enabled() and self._base_learns:
             return F.linear(x, self._merged(routing.role), self.base.bias)  # type: ignore[arg-type]
         y: Tensor = self.base(x)
+        if self.dropout and self.training and torch.is_grad_enabled():
+            x = F.dropout(x, self.dropout)
         expand: Tensor
         if routing.columns is not None:
             shrunk = product(x, self.lora_A) * routing.columns  # [rows, length, n_roles * rank]

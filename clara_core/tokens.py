@@ -280,6 +280,29 @@ class ClaraTokenizer:
             turns[last] = _turn("user", content)
         return self._encode_chat(turns, shield)
 
+    def taught(self, system: str, user: str, n_windows: int, answer: str) -> tuple[list[int], int]:
+        """Ids of a conversation that ends in the answer to be learned, and where the answer begins in them.
+
+        Args:
+            system: System message, ours.
+            user: User message; its first ``{docs}`` is the place of the memory slots, everything else is outside text.
+            n_windows: Compressed windows that are read.
+            answer: What the assistant says, outside text.
+
+        Returns:
+            tuple: The ids of the prompt with those of the answer and of what ends it, and the length of the prompt.
+        """
+        shield = Shield(self._pattern)
+        before, _, after = user.partition("{docs}")
+        turns = [_turn("system", system), _turn("user", shield(before) + self.slots * n_windows + shield(after))]
+        prompt = self._encode_chat(turns, shield)
+        said = shield(answer)
+        whole = self._encode_chat([*turns, _turn("assistant", said)], shield, answered=True)
+        if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
+            return whole, len(prompt)
+        # The template writes a past answer otherwise than one that is still to come: teach what generation begins with.
+        return prompt + self._encode_markup(said + self._eos, shield), len(prompt)
+
     def count_plain(self, text: str) -> int:
         """Tokens of a text by itself, with no special tokens around or in it."""
         return len(self.encode_plain(text))
@@ -297,22 +320,22 @@ class ClaraTokenizer:
         memory = set(self.memory_ids)
         return [token in memory for token in ids]
 
-    def _encode_chat(self, turns: list[dict[str, str]], shield: Shield) -> list[int]:
+    def _encode_chat(self, turns: list[dict[str, str]], shield: Shield, *, answered: bool = False) -> list[int]:
         if not self._takes_system and turns[0]["role"] == "system":
             system, *turns = turns
             first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")
             turns[first] = _turn("user", f"{system['content']}\n{turns[first]['content']}")
-        markup = self._render(turns)
+        markup = self._render(turns, answered=answered)
         if not shield.taken:
             return list(self._trusted.encode(markup, add_special_tokens=False).ids)
         return self._encode_markup(markup, shield)
 
-    def _render(self, turns: list[dict[str, str]]) -> str:
+    def _render(self, turns: list[dict[str, str]], *, answered: bool = False) -> str:
         from jinja2 import TemplateError
 
         try:
             rendered: Any = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                turns, tokenize=False, add_generation_prompt=not answered, enable_thinking=False
             )
         except TemplateError as exc:
             roles = ", ".join(turn["role"] for turn in turns)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from clara_core.checkpoint import read_checkpoint
 from clara_core.config import Role
 from clara_core.tokens import load_tokenizer
 from clara_core.training import pocket
+from clara_core.training.batch import split_rows
 from clara_core.training.losses import (
     IGNORE,
     alignment_loss,
@@ -25,8 +26,8 @@ from clara_core.training.losses import (
     straight_through_top_k,
 )
 from clara_core.training.plot import plot_run, read_metrics
-from clara_core.training.rows import build_batch, paraphrase_rows, question_rows, split_rows
-from clara_core.training.stages import CONFIG, STAGES, Stage
+from clara_core.training.rows import build_batch, paraphrase_rows, question_rows
+from clara_core.training.stages import CONFIG, WorldConfig
 from clara_core.training.world import make_corpus
 
 
@@ -96,15 +97,19 @@ def test_straight_through_top_k_is_exact_forward_and_soft_backward() -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps in every stage."""
     out = tmp_path_factory.mktemp("run")
-    pocket.Trainer(out, tiny_stages(2), seed=5).run()
+    pocket.train_world(tiny_config(out))
     return out
 
 
-def tiny_stages(steps: int) -> tuple[Stage, ...]:
-    return tuple(
-        replace(stage, steps=steps, passages=24, rows=min(stage.rows, 4), paraphrases=min(stage.paraphrases, 2))
-        for stage in STAGES
-    )
+def tiny_config(out: Path, steps: int = 2, **given: Any) -> WorldConfig:
+    """The lessons of the bundled model, short and over small worlds."""
+    config = WorldConfig.read(pocket.CONFIG_FILE, out=out, tensorboard=False, seed=5)
+    lessons = {
+        stage.name: config.lessons[stage.name]
+        | {"steps": steps, "passages": 24, "rows": min(stage.rows, 4), "paraphrases": min(stage.paraphrases, 2)}
+        for stage in config.stages
+    }
+    return config.model_copy(update={"lessons": lessons, **given})
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
@@ -112,21 +117,39 @@ def metrics(out: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
+class Killed(BaseException):
+    """Ends a run like a kill: nothing is saved after it."""
+
+
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(finished: Path, tmp_path: Path) -> None:
-    stages = tiny_stages(2)
-    first = pocket.Trainer(tmp_path, (stages[0], replace(stages[1], steps=1)), seed=5)
-    first.run()
-    first.stage, first.step = 1, 1  # as a state saved in the middle of the second stage
-    first._save()
-    pocket.Trainer(tmp_path, stages, seed=5).run()
-    stopped, straight = metrics(tmp_path), metrics(finished)
-    assert [line["step"] for line in stopped] == [line["step"] for line in straight]
-    for one, other in zip(stopped, straight, strict=True):
-        assert one.keys() == other.keys()
-        if one["stage"] != "stage1":  # its learning rate depends on its length, which the stop shortened
-            continue
-        assert one["answer"] == pytest.approx(other["answer"], abs=2e-2)
+@pytest.mark.parametrize("step", [3, 9])
+def test_a_run_of_many_lessons_goes_on_as_if_it_had_not_been_stopped(finished: Path, tmp_path: Path, step: int) -> None:
+    config = tiny_config(tmp_path, save_every=1)
+    trainer = pocket.world_trainer(config)
+    learn = trainer._learn
+    done = 0
+
+    def learn_until_killed(*arguments: Any) -> Any:
+        nonlocal done
+        if done == step:
+            raise Killed
+        done += 1
+        return learn(*arguments)
+
+    trainer._learn = learn_until_killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        trainer.run()
+    pocket.train_world(config)
+    assert metrics(tmp_path) == metrics(finished)
+
+
+def test_configs_name_the_nearest_option(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'stage1' has no option 'shufled'; did you mean 'shuffled'"):
+        WorldConfig.read(pocket.CONFIG_FILE, ["lessons.stage1.shufled=1"])
+    with pytest.raises(ValueError, match="no option 'sede'; did you mean 'seed'"):
+        WorldConfig.read(pocket.CONFIG_FILE, ["sede=1"])
+    with pytest.raises(ValueError, match="first must be one of base"):
+        _ = WorldConfig.read(pocket.CONFIG_FILE, ["first=stage3"]).stages
 
 
 @pytest.mark.slow
@@ -177,7 +200,7 @@ def test_rows_teach_the_answers_and_nothing_else(finished: Path) -> None:
 def test_the_curve_of_a_run_is_drawn(finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     lines = read_metrics(finished)
-    assert [line["stage"] for line in lines] == [stage.name for stage in STAGES for _ in range(2)]
+    assert [line["stage"] for line in lines] == [name for name in tiny_config(tmp_path).lessons for _ in range(2)]
     assert all(before["hours"] <= after["hours"] for before, after in pairwise(lines))
     plot_run(finished, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
@@ -186,10 +209,13 @@ def test_the_curve_of_a_run_is_drawn(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_checkpoint_is_taught_further(finished: Path, tmp_path: Path) -> None:
     start = finished / "checkpoints" / "stage1_2_ranked"
-    trainer = pocket.Trainer(tmp_path, tiny_stages(1), seed=6, start=start, first="stage2")
+    trainer = pocket.world_trainer(tiny_config(tmp_path, steps=1, start=str(start), first="stage2"))
     given = read_checkpoint(start)
     taken = trainer.model.export_adapter(Role.GENERATOR)
     assert all(torch.equal(taken[key], given.adapters[Role.GENERATOR][key]) for key in taken)
     trainer.run()
     assert [line["stage"] for line in metrics(tmp_path)] == ["stage2"]
     assert (tmp_path / "checkpoints" / "stage2" / "adapters.safetensors").exists()
+    card = (tmp_path / "checkpoints" / "stage2" / "README.md").read_text(encoding="utf-8")
+    assert str(start) in card
+    assert "| stage2 | 1 |" in card

@@ -1,29 +1,31 @@
-"""The curve of a run as a picture: ``python -m clara_core.training.plot RUN CURVE.png``."""
+"""The curves of a run as a picture: ``python -m clara_core.training.plot RUN CURVE.png``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from clara_core.training.journal import METRICS_FILE, read_lines
+
 WINDOW = 20  # steps of the running mean
+_SHARES = {"accuracy": "answer tokens right", "recall@1": "recall@1 in the batch", "again": "retold tokens right"}
+_LOSSES = {"answer": "answer", "contrastive": "contrastive", "held_out": "held out"}
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run in order, each with the hours of work up to its step; a step that was repeated counts once."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    last = {(line["stage"], line["step"]): line for line in lines}
+    last = {(line["stage"], line["step"]): dict(line) for line in read_lines(run / METRICS_FILE)}
     hours = 0.0
     for line in last.values():
-        hours += line["seconds"] / 3600
+        hours += float(line["seconds"]) / 3600
         line["hours"] = hours
     return list(last.values())
 
 
 def plot_run(run: Path, picture: Path) -> None:
-    """Draw accuracy of the answers' tokens and recall within the batch over the hours of the run.
+    """Draw what a run learned over its hours: shares that are right, and losses.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -33,20 +35,32 @@ def plot_run(run: Path, picture: Path) -> None:
     except ImportError as exc:
         msg = "a picture needs matplotlib: pip install 'clara-rag[train]'"
         raise ImportError(msg) from exc
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for name, colour, label in (("accuracy", "C0", "answer tokens right"), ("recall@1", "C1", "recall@1 in the batch")):
-        for index, (_, group) in enumerate(groupby(read_metrics(run), key=lambda line: line["stage"])):
+    lines = read_metrics(run)
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    shares, losses = figure.subplots(1, 2)
+    _draw(shares, lines, _SHARES)
+    _draw(losses, lines, _LOSSES)
+    shares.set(xlabel="hours", ylim=(0, 1), ylabel="share")
+    losses.set(xlabel="hours", ylabel="loss", ylim=(0, None))
+    figure.savefig(picture, dpi=120)
+
+
+def _draw(axes: Any, lines: list[dict[str, Any]], curves: dict[str, str]) -> None:
+    """One curve a metric, broken where a stage ends, and a line with its name where one begins."""
+    for number, (name, label) in enumerate(curves.items()):
+        shown: str | None = label
+        for _, group in groupby(lines, key=lambda line: line["stage"]):
             points = [(line["hours"], line[name]) for line in group if name in line]
-            smooth = _running_mean([value for _, value in points])
-            axes.plot([at for at, _ in points], smooth, colour, linewidth=1.2, label=None if index else label)
-    for stage, group in groupby(read_metrics(run), key=lambda line: line["stage"]):
+            if points:
+                smooth = _running_mean([value for _, value in points])
+                axes.plot([at for at, _ in points], smooth, f"C{number}", linewidth=1.2, label=shown)
+                shown = None
+    for stage, group in groupby(lines, key=lambda line: line["stage"]):
         start = next(group)["hours"]
         axes.axvline(start, color="0.8", linewidth=0.8, zorder=0)
-        axes.text(start, 1.02, f" {stage}", fontsize=7, rotation=20)
-    axes.set(xlabel="hours", ylim=(0, 1), ylabel="share")
-    axes.legend(loc="lower right", frameon=False)
-    figure.savefig(picture, dpi=120)
+        axes.text(start, 1.02, f" {stage}", fontsize=7, rotation=20, transform=axes.get_xaxis_transform())
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
 
 
 def _running_mean(values: list[float]) -> list[float]:

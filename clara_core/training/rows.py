@@ -11,15 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from clara_core.tokens import (
     ANSWER_SYSTEM,
     PARAPHRASE_INSTRUCTION,
     PARAPHRASE_SYSTEM,
     ClaraTokenizer,
 )
+from clara_core.training.batch import RowBatch, row_batch
 from clara_core.training.losses import IGNORE
 from clara_core.training.world import Corpus, Question, paraphrase
 
@@ -46,23 +44,6 @@ class Row:
     turns: tuple[tuple[str, str], ...]
     system: str = ANSWER_SYSTEM
     text: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RowBatch:
-    """Rows as tensors.
-
-    Attributes:
-        ids: Token ids, one list a row.
-        labels: ``[rows, length]``.
-        slots: Bool ``[rows, length]``.
-        windows: For each row the compressed windows that fill its slots, in order.
-    """
-
-    ids: list[list[int]]
-    labels: Tensor
-    slots: Tensor
-    windows: list[tuple[int, ...]]
 
 
 def question_rows(
@@ -222,32 +203,16 @@ def build_batch(
     read = [() if row.text else tuple(w for d in row.documents for w in windows[d]) for row in rows]
     markup = [_markup(tokenizer, corpus, row, len(slots)) for row, slots in zip(rows, read, strict=True)]
     ids = tokenizer.encode_markup_batch(markup)
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    ids, read = [ids[index] for index in order], [read[index] for index in order]
-    length = max(map(len, ids))
-    labels = torch.full((len(ids), length), IGNORE)
-    slots = torch.zeros((len(ids), length), dtype=torch.bool)
     assistant, eos = tokenizer.token_id("<|assistant|>"), min(tokenizer.eos_ids)
-    for index, row in enumerate(ids):
-        slots[index, : len(row)] = torch.tensor(tokenizer.is_slot(row))
+    labels = []
+    for row in ids:
         answering = False
-        for position, token in enumerate(row):
-            if answering or whole:
-                labels[index, position] = token
+        marked = []
+        for token in row:
+            marked.append(token if answering or whole else IGNORE)
             answering = token == assistant or (answering and token != eos)
-    return RowBatch(ids, labels, slots, read)
-
-
-def split_rows(batch: RowBatch) -> list[RowBatch]:
-    """Two halves of a batch, which is sorted by length: less padding."""
-    middle = (len(batch.ids) * 3) // 5
-    return [_part(batch, part) for part in (slice(0, middle), slice(middle, None)) if batch.ids[part]]
-
-
-def _part(batch: RowBatch, part: slice) -> RowBatch:
-    ids = batch.ids[part]
-    length = max(map(len, ids))
-    return RowBatch(ids, batch.labels[part, :length], batch.slots[part, :length], batch.windows[part])
+        labels.append(marked)
+    return row_batch(ids, labels, [tokenizer.is_slot(row) for row in ids], read)
 
 
 def _markup(tokenizer: ClaraTokenizer, corpus: Corpus, row: Row, n_windows: int) -> str:

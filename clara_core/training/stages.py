@@ -1,10 +1,19 @@
-"""The lessons of the bundled model: how long each is, on what, and which weights learn."""
+"""The lessons over the generated world: how long each is, on what, and which weights learn.
+
+The lessons of the bundled model stand in ``configs/pocket.toml``, one table each with the fields of `Stage`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from clara_core.config import ClaraConfig, Role
+from clara_core.training.config import ROLES, Settings, nearest, parse, read_table
 
 CONFIG = ClaraConfig(
     decoder_model_name="base",
@@ -23,7 +32,7 @@ class Stage:
     """One lesson: how long, on what, and which weights learn.
 
     Attributes:
-        name: Name, as in the module's docstring.
+        name: Its name. "base" reads passages as text; "stage2" learns end to end.
         steps: Optimizer steps.
         lr: Learning rate at the start (after a short warm-up) and at the end.
         hold: Share of the steps at the first rate, before it falls in a straight line to the second.
@@ -40,7 +49,7 @@ class Stage:
         verbatim: Share of them that say it word for word.
         contrastive: Weight of the contrastive loss.
         tau: Its temperature.
-        learning: "all", or the roles whose adapters learn.
+        learning: The roles whose adapters learn; None for all weights, the decoder's own with them.
     """
 
     name: str
@@ -63,35 +72,72 @@ class Stage:
     learning: tuple[Role, ...] | None = None
 
 
-STAGES = (
-    Stage("base", 750, (2e-3, 2e-3), words=(1, 26), rows=48, questions=3, paraphrases=16),
-    Stage(
-        "stage1", 1000, (2e-3, 3e-4), hold=0.78, words=(1, 30), asked=24, rows=56, questions=3, paraphrases=24,
-        verbatim=0.7,
-    ),
-    Stage(
-        "stage1_2", 430, (8e-4, 6.8e-4), hold=0.73, passages=56, words=(20, 200), asked=24, documents=(1, 5), rows=16,
-        questions=8, two_passage=0.7, pairs=0.6, paraphrases=8, verbatim=0.5, tau=0.03,
-    ),
-    Stage(
-        "stage1_2_ranked", 900, (5e-4, 3e-5), hold=0.15, passages=40, words=(20, 200), asked=24, documents=(1, 5),
-        rows=24, questions=5, two_passage=0.5, pairs=0.3, shuffled=0.15, paraphrases=12, verbatim=0.8, tau=0.03,
-    ),
-    Stage(
-        "stage2_pretrain_retrieval", 30, (3e-4, 3e-5), passages=192, words=(20, 200), asked=192, rows=0,
-        contrastive=1.0, tau=0.02, learning=(Role.REASONER,),
-    ),
-    Stage(
-        "stage2", 30, (1e-4, 1e-5), words=(20, 200), rows=32, questions=1, two_passage=0.5, contrastive=0.0,
-        learning=(Role.REASONER, Role.GENERATOR),
-    ),
-)  # fmt: skip
+_STAGE = TypeAdapter(Stage)
 
 
-def learning_rate(stage: Stage, number: int) -> float:
-    """The learning rate of a step: a short warm-up, then held, then falling."""
-    start, end = stage.lr
-    warm = min(1.0, (number + 1) / 50)
-    held = stage.hold * stage.steps
-    fallen = max(0.0, number - held) / max(stage.steps - 1 - held, 1)
-    return warm * (start + (end - start) * fallen)
+class WorldConfig(Settings):
+    """A run of lessons over the generated world.
+
+    Attributes:
+        out: Folder of the run; checkpoints are its subfolders ``checkpoints/<lesson>``. A run that was stopped goes on.
+        start: Checkpoint of an earlier run to learn on from (bundled name or folder), instead of random weights.
+        first: Lesson to begin with, instead of the first one.
+        seed: Of weights and data.
+        scale: Multiplies the steps of every lesson (for trials).
+        precision: Type of the passes; masters are float32 in any case.
+        save_minutes: Minutes between two saved states.
+        save_every: Steps between two saved states. None: by time alone.
+        tensorboard: Write event files. None: where TensorBoard is installed.
+        lessons: By name, in order; the fields of `Stage`.
+    """
+
+    out: Path = Path("runs/pocket")
+    start: str | None = None
+    first: str | None = None
+    seed: int = 1
+    scale: float = Field(default=1.0, gt=0)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    save_minutes: float = Field(default=3.0, gt=0)
+    save_every: int | None = Field(default=None, gt=0)
+    tensorboard: bool | None = None
+    lessons: dict[str, dict[str, Any]]
+
+    @field_validator("lessons")
+    @classmethod
+    def _known(cls, lessons: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, values in lessons.items():
+            _stage(name, values)
+        return lessons
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The lessons from the first one to be held on."""
+        found = [_stage(name, values) for name, values in self.lessons.items()]
+        names = [stage.name for stage in found]
+        if self.first is not None and self.first not in names:
+            raise ValueError(f"first must be one of {', '.join(names)}, got {self.first!r}{nearest(self.first, names)}")
+        found = found[0 if self.first is None else names.index(self.first) :]
+        return tuple(replace(stage, steps=max(1, round(stage.steps * self.scale))) for stage in found)
+
+    @classmethod
+    def read(cls, path: str | Path, changes: Sequence[str] = (), **given: Any) -> Self:
+        """The config in a file; see `TrainingConfig.read`."""
+        return parse(cls, {**read_table(path, changes), **given}, str(path))
+
+
+def _stage(name: str, values: Mapping[str, Any]) -> Stage:
+    known = [item.name for item in fields(Stage)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"lesson {name!r} has no option {key!r}{nearest(key, known)}")
+    found = {**values, "name": name}
+    if found.get("learning") is not None:
+        for role in found["learning"]:
+            if role not in ROLES:
+                raise ValueError(f"lesson {name!r}: learning must name roles ({', '.join(ROLES)}), got {role!r}")
+        found["learning"] = tuple(ROLES[role] for role in found["learning"])
+    try:
+        return _STAGE.validate_python(found)
+    except ValidationError as exc:
+        faults = "; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in exc.errors())
+        raise ValueError(f"lesson {name!r}: {faults}") from exc

@@ -4,66 +4,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-
-import torch
 
 from clara_core.tokens import ClaraTokenizer
+from clara_core.training.batch import RowBatch, Step, row_batch
 from clara_core.training.losses import IGNORE
-from clara_core.training.rows import Row, RowBatch, build_batch, paraphrase_rows, question_rows
-from clara_core.training.stages import CONFIG, Stage
+from clara_core.training.rows import Row, build_batch, paraphrase_rows, question_rows
+from clara_core.training.stages import Stage
 from clara_core.training.world import Corpus, make_corpus
 
 LAYOUT = 0.15  # share of passages with a heading and paragraphs, as in files
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one step learns from, ready before it is needed.
-
-    Attributes:
-        sequences: Token ids of the windows of all passages.
-        windows: For each passage which of them are its own.
-        questions: Token ids of the questions for the query reasoner.
-        gold: For each of them the passages that answer it.
-        rows: What the generator answers.
-        retold: What it says again.
-    """
-
-    sequences: list[list[int]]
-    windows: list[range]
-    questions: list[list[int]]
-    gold: list[tuple[int, ...]]
-    rows: RowBatch | None
-    retold: RowBatch | None
-
-
-class StepMaker:
-    """Makes the steps of a run; each follows from the seed, the stage and the number alone.
+class WorldSteps:
+    """The steps of a lesson over the generated world; each follows from the seed, the lesson and its number alone.
 
     Args:
-        tokenizer: The checkpoint's.
+        tokenizer: The checkpoint's; its base must know the roles of `pocket_base`.
         seed: Of the run.
+        stage: The lesson.
+        process: Number of this process; each makes a world of its own.
     """
 
-    def __init__(self, tokenizer: ClaraTokenizer, seed: int) -> None:
+    def __init__(self, tokenizer: ClaraTokenizer, seed: int, stage: Stage, process: int = 0) -> None:
         self.tokenizer = tokenizer
-        self.seed = seed
+        self.stage = stage
+        self.seed = f"{seed} {stage.name}" + (f" {process}" if process else "")
 
-    def ahead(self, stage: Stage, first: int) -> Iterator[tuple[int, Step]]:
-        """The steps of a stage from `first` on with their numbers, the next one made while one is learned from."""
-        with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(self.make, stage, first)
-            for number in range(first, stage.steps):
-                step = pending.result()
-                if number + 1 < stage.steps:
-                    pending = pool.submit(self.make, stage, number + 1)
-                yield number, step
-
-    def make(self, stage: Stage, number: int) -> Step:
+    def __call__(self, number: int) -> list[Step]:
         """One step, whole."""
-        rng = random.Random(f"{self.seed} {stage.name} {number}")
+        stage = self.stage
+        rng = random.Random(f"{self.seed} {number}")
         corpus = make_corpus(
             rng,
             stage.passages,
@@ -76,7 +46,7 @@ class StepMaker:
         sequences, windows = self._windows(corpus)
         rows = retold = None
         if stage.name == "stage2":
-            prompts = [self.tokenizer.answer_prompt(q.text, CONFIG.generation_top_k) for q in asked]
+            prompts = [self.tokenizer.answer_prompt(q.text, self.tokenizer.config.generation_top_k) for q in asked]
             rows = _single_rows(self.tokenizer, prompts, [q.answer for q in asked])
         elif stage.rows:
             rows = build_batch(self.tokenizer, corpus, self._rows(rng, corpus, stage, stage.rows), windows)
@@ -87,14 +57,9 @@ class StepMaker:
         elif stage.paraphrases:
             again = paraphrase_rows(rng, corpus, stage.paraphrases, stage.verbatim, stage.documents)
             retold = build_batch(self.tokenizer, corpus, again, windows)
-        return Step(
-            sequences=sequences,
-            windows=windows,
-            questions=self.tokenizer.encode_passages([question.text for question in asked]),
-            gold=[question.gold for question in asked],
-            rows=rows,
-            retold=retold,
-        )
+        questions = self.tokenizer.encode_passages([question.text for question in asked])
+        gold = [question.gold for question in asked]
+        return [Step(sequences, windows, questions, gold, rows, retold, places=(f"{self.seed} {number}",))]
 
     def _windows(self, corpus: Corpus) -> tuple[list[list[int]], list[range]]:
         """Passages cut as the engine cuts them: ids of all windows, and which belong to each passage."""
@@ -124,13 +89,8 @@ def _single_rows(tokenizer: ClaraTokenizer, prompts: list[list[int]], answers: l
     """One question a row, every slot filled later."""
     tails = tokenizer.encode_markup_batch([f"<|assistant|>{answer}</s>" for answer in answers])
     ids = [prompt + tail[1:] for prompt, tail in zip(prompts, tails, strict=True)]
-    length = max(map(len, ids))
-    labels = torch.full((len(ids), length), IGNORE)
-    slots = torch.zeros((len(ids), length), dtype=torch.bool)
-    for index, (prompt, row) in enumerate(zip(prompts, ids, strict=True)):
-        labels[index, len(prompt) : len(row)] = torch.tensor(row[len(prompt) :])
-        slots[index, : len(row)] = torch.tensor(tokenizer.is_slot(row))
-    return RowBatch(ids, labels, slots, [])
+    labels = [[IGNORE] * len(prompt) + row[len(prompt) :] for prompt, row in zip(prompts, ids, strict=True)]
+    return row_batch(ids, labels, [tokenizer.is_slot(row) for row in ids], [])
 
 
 def sample_texts(seed: int) -> Iterator[str]:

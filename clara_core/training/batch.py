@@ -1,0 +1,120 @@
+"""What one pass learns from, as token ids and tensors: the form that every source of data is brought into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clara_core.training.losses import IGNORE
+
+SPLIT_FROM = 8  # rows from which on a batch is read in two passes
+
+# Of what each loss and each metric is a mean.
+MEAN_OF = {
+    "answer": "answer tokens",
+    "accuracy": "answer tokens",
+    "text": "retold tokens",
+    "paraphrase": "retold tokens",
+    "again": "retold tokens",
+    "alignment": "windows",
+    "contrastive": "questions",
+    "recall@1": "questions",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Rows of the generator as tensors.
+
+    Attributes:
+        ids: Token ids, one list a row.
+        labels: ``[rows, length]``: the token at each position, or `IGNORE`.
+        slots: Bool ``[rows, length]``: where memory tokens go.
+        windows: For each row the compressed windows that fill its slots, in order; empty where they are picked later.
+    """
+
+    ids: list[list[int]]
+    labels: Tensor
+    slots: Tensor
+    windows: list[tuple[int, ...]]
+
+    @property
+    def labelled(self) -> int:
+        """Tokens that carry a loss."""
+        return int((self.labels != IGNORE).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one pass learns from, ready before it is needed.
+
+    Attributes:
+        sequences: Token ids of the windows of all documents.
+        windows: For each document which of them are its own.
+        questions: Token ids of the questions for the query reasoner; may be none.
+        gold: For each of them the documents that answer it; may be none.
+        rows: What the generator answers.
+        retold: What it says again.
+        candidates: For each question the documents that it is asked over; None where it is asked over all.
+        places: Where it comes from (``file:line``), for messages.
+    """
+
+    sequences: list[list[int]]
+    windows: list[range]
+    questions: list[list[int]]
+    gold: list[tuple[int, ...]]
+    rows: RowBatch | None = None
+    retold: RowBatch | None = None
+    candidates: list[tuple[int, ...]] | None = None
+    places: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Over how many things the means of the losses go (see `MEAN_OF`)."""
+        return {
+            "answer tokens": 0 if self.rows is None else self.rows.labelled,
+            "retold tokens": 0 if self.retold is None else self.retold.labelled,
+            "windows": len(self.sequences),
+            "questions": sum(map(bool, self.gold)),
+        }
+
+
+def row_batch(
+    ids: list[list[int]],
+    labels: Sequence[Sequence[int]],
+    slots: Sequence[Sequence[bool]],
+    windows: list[tuple[int, ...]],
+) -> RowBatch:
+    """Rows of any lengths as one batch, shortest first where their windows are known.
+
+    Rows whose windows are picked later stand in the order of their questions.
+    """
+    order = list(range(len(ids)))
+    if windows:
+        order.sort(key=lambda index: len(ids[index]))
+    length = max(map(len, ids))
+    label_table = torch.full((len(ids), length), IGNORE)
+    slot_table = torch.zeros((len(ids), length), dtype=torch.bool)
+    for row, index in enumerate(order):
+        label_table[row, : len(ids[index])] = torch.tensor(labels[index])
+        slot_table[row, : len(ids[index])] = torch.tensor(slots[index])
+    return RowBatch(
+        [ids[index] for index in order], label_table, slot_table, [windows[index] for index in order] if windows else []
+    )
+
+
+def split_rows(batch: RowBatch) -> list[RowBatch]:
+    """Two halves of a batch, which is sorted by length: less padding. A batch of few rows stays whole."""
+    if len(batch.ids) < SPLIT_FROM:
+        return [batch]
+    middle = (len(batch.ids) * 3) // 5
+    return [_part(batch, part) for part in (slice(0, middle), slice(middle, None))]
+
+
+def _part(batch: RowBatch, part: slice) -> RowBatch:
+    ids = batch.ids[part]
+    length = max(map(len, ids))
+    return RowBatch(ids, batch.labels[part, :length], batch.slots[part, :length], batch.windows[part])

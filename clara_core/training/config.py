@@ -1,0 +1,292 @@
+"""What a training run is asked to do: values of a TOML or YAML file, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from clara_core.config import Role
+from clara_core.training.lines import Stage
+
+RoleName = Literal["compressor", "reasoner", "generator"]
+Precision = Literal["auto", "bf16", "fp32"]
+Model = TypeVar("Model", bound=BaseModel)
+
+ROLES: dict[RoleName, Role] = {
+    "compressor": Role.COMPRESSOR,
+    "reasoner": Role.REASONER,
+    "generator": Role.GENERATOR,
+}
+# What the paper does, where the config does not say: rate, schedule, batch, weights that learn.
+RECIPES: dict[Stage, dict[str, Any]] = {
+    "stage1": {"lr": 1e-4, "schedule": "cosine", "batch_size": 128, "learn": ("compressor", "generator")},
+    "stage1_2": {"lr": 1e-4, "schedule": "cosine", "batch_size": 128, "learn": ("compressor", "generator")},
+    "contrastive": {"lr": 1e-4, "schedule": "cosine", "batch_size": 32, "learn": ("reasoner",)},
+    "stage2": {"lr": 5e-6, "schedule": "constant", "batch_size": 32, "learn": ("reasoner", "generator")},
+}
+_COMPRESSOR_LEARNS: tuple[Stage, ...] = ("stage1", "stage1_2")
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | Path) else value
+
+
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_listed)]
+
+
+class Settings(BaseModel):
+    """Values that are refused as a whole where one of them is unknown or cannot be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shape(Settings):
+    """What new adapters over a plain base look like.
+
+    Attributes:
+        window: Tokens of text in a window of the compressor.
+        rate: Tokens of text that share one memory token.
+        lora_r: Rank of the adapters.
+        top_k: Documents that the generator reads.
+    """
+
+    window: int = Field(default=256, gt=0)
+    rate: int = Field(default=16, gt=0)
+    lora_r: int = Field(default=16, gt=0)
+    top_k: int = Field(default=5, gt=0)
+
+
+class TrainingConfig(Settings):
+    """One stage over the lines of files. Where a value is None the recipe of the paper for the stage stands.
+
+    Attributes:
+        stage: What is learned.
+        model: Checkpoint to start from: bundled name, folder or Hub id. None: new adapters over `base_model`.
+        base_model: Folder or Hub id of the base decoder, instead of the one the checkpoint names.
+        compression: Rate, where a repo or folder holds several.
+        revision: Branch, tag or commit of a Hub repo.
+        shape: Of new adapters; only where there is no `model`.
+        data: Files of lines of this stage.
+        held_out: Files of lines that are not learned, or the share of `data` to keep aside.
+        out: Folder of the run; the result is its subfolder ``checkpoint``. A run that was stopped goes on.
+        epochs: Passes over the data.
+        steps: Optimizer steps, instead of `epochs`.
+        batch_size: Lines of an optimizer step, over all processes.
+        micro_batch_size: Most lines of a pass; the gradients of the passes of a step are added up.
+        lr: Greatest learning rate.
+        schedule: "cosine" or "constant".
+        warmup: Share of the steps in which a cosine rate climbs.
+        weight_decay: Of AdamW.
+        max_grad_norm: Gradients are scaled down to this norm.
+        learn: Roles whose adapters learn.
+        memory_tokens: Whether the embeddings of the memory tokens learn. None: where the compressor does.
+        dropout: Of what the adapters read.
+        overflow: A document that is longer than a window is split into several, or truncated as in the paper.
+        top_k: Windows that the generator reads end to end. None: as the checkpoint says.
+        top_k_gradient: Whether the answer's loss reaches the query reasoner (stage2).
+        alignment: Weight of the alignment loss (stage1, stage1_2).
+        contrastive: Weight of the contrastive loss. None: 1 in the contrastive stage, else 0.
+        tau: Temperature of the contrastive loss.
+        in_batch_negatives: Candidates of the other questions of a pass are negatives, too.
+        precision: Passes in "bf16" (with float32 masters) or "fp32". "auto": bf16 on a GPU that has it.
+        quantization: "int8" or "nf4" for the base; the adapters learn over it.
+        gradient_checkpointing: Compute states again in the backward pass instead of keeping them.
+        attn_implementation: As for an engine. "auto" on a processor means "eager", which learns fastest there.
+        device: "auto" or a torch device.
+        memory_room_mb: Memories of frozen documents that are kept instead of made anew at each step.
+        seed: Of data order, dropout and new weights.
+        save_every: Steps between two saved states. None: by time alone.
+        save_minutes: Minutes between two saved states.
+        eval_every: Steps between two looks at the held-out lines. None: at the end of each epoch.
+        patience: Looks without a better held-out loss after which the run ends. None: never.
+        tensorboard: Write event files. None: where TensorBoard is installed.
+        cache_dir: Where files of the Hub are kept.
+        offline: Look into the cache of the Hub only.
+    """
+
+    stage: Stage
+    model: str | None = None
+    base_model: str | None = None
+    compression: int | None = None
+    revision: str | None = None
+    shape: Shape = Shape()
+    data: Paths = Field(min_length=1)
+    held_out: Paths | Annotated[float, Field(ge=0, lt=1)] = 0.0
+    out: Path
+    epochs: int = Field(default=1, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=0, ge=0)
+    micro_batch_size: int = Field(default=8, gt=0)
+    lr: float = Field(default=0.0, ge=0)
+    schedule: Literal["cosine", "constant"] | None = None
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    learn: tuple[RoleName, ...] = ()
+    memory_tokens: bool | None = None
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    overflow: Literal["split", "truncate"] = "split"
+    top_k: int | None = Field(default=None, gt=0)
+    top_k_gradient: bool = True
+    alignment: float = Field(default=0.1, ge=0)
+    contrastive: float | None = Field(default=None, ge=0)
+    tau: float = Field(default=0.02, gt=0)
+    in_batch_negatives: bool = False
+    precision: Precision = "auto"
+    quantization: Literal["int8", "nf4"] | None = None
+    gradient_checkpointing: bool = False
+    attn_implementation: str = "auto"
+    device: str = "auto"
+    memory_room_mb: int = Field(default=1024, ge=0)
+    seed: int = 1
+    save_every: int | None = Field(default=None, gt=0)
+    save_minutes: float = Field(default=10.0, gt=0)
+    eval_every: int | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, gt=0)
+    tensorboard: bool | None = None
+    cache_dir: Path | None = None
+    offline: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_recipe(cls, values: Any) -> Any:
+        """Puts the values of the paper where none are given."""
+        if not isinstance(values, Mapping) or values.get("stage") not in RECIPES:
+            return values
+        stage: Stage = values["stage"]
+        found = dict(values)
+        for name, value in RECIPES[stage].items():
+            if found.get(name) is None:
+                found[name] = value
+        if found.get("memory_tokens") is None:
+            found["memory_tokens"] = stage in _COMPRESSOR_LEARNS and "compressor" in found["learn"]
+        if found.get("contrastive") is None:
+            found["contrastive"] = 1.0 if stage == "contrastive" else 0.0
+        return found
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.model is None and self.base_model is None:
+            raise ValueError("give model (a checkpoint to start from) or base_model (for new adapters over it)")
+        if self.model is not None and "shape" in self.model_fields_set:
+            raise ValueError("shape is for new adapters over base_model; a checkpoint has its own")
+        if self.model is None and self.stage in ("contrastive", "stage2"):
+            raise ValueError(f"{self.stage} needs a model whose compressor was trained: run stage1 first")
+        if self.stage not in _COMPRESSOR_LEARNS and ("compressor" in self.learn or self.memory_tokens):
+            raise ValueError(f"in {self.stage} memories carry no gradient: compressor and memory_tokens cannot learn")
+        if not self.learn or not self.batch_size or not self.lr:
+            raise ValueError("learn, batch_size and lr must not be empty or 0")
+        if self.patience is not None and not self.held_out:
+            raise ValueError("patience needs held_out: without held-out lines nothing says when to stop")
+        return self
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles whose adapters learn."""
+        return tuple(sorted({ROLES[name] for name in self.learn}))
+
+    @classmethod
+    def read(cls, path: str | Path, changes: Sequence[str] = (), **given: Any) -> Self:
+        """The config in a file.
+
+        Args:
+            path: ``.toml``, ``.yaml`` or ``.yml``.
+            changes: ``key=value``, each in place of what the file says; values are written as in TOML.
+            given: Values that stand above the file, such as ``stage="stage1"``.
+
+        Raises:
+            ValueError: The file cannot be read, or holds a key or value that cannot be.
+        """
+        return parse(cls, {**read_table(path, changes), **given}, str(path))
+
+
+def read_table(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of a file with changes, not checked."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ValueError(f"cannot read {path}: {getattr(exc, 'strerror', None) or exc}") from exc
+    if path.suffix == ".toml":
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as exc:
+            raise ValueError(f"{path} is no TOML: {exc}") from exc
+    elif path.suffix in (".yaml", ".yml"):
+        values = _yaml(text, path)
+    else:
+        raise ValueError(f"{path}: a config must be .toml, .yaml or .yml")
+    for change in changes:
+        _change(values, change)
+    return values
+
+
+def parse(kind: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """Checked values.
+
+    Raises:
+        ValueError: Names what is wrong, and for an unknown key the nearest right one.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as exc:
+        faults = [_fault(kind, fault) for fault in exc.errors()]
+        raise ValueError(f"{where}: {'; '.join(faults)}") from exc
+
+
+def _fault(kind: type[BaseModel], fault: Any) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "missing":
+        return f"{name} is missing"
+    if fault["type"] != "extra_forbidden":
+        message = str(fault["msg"]).removeprefix("Value error, ")
+        return f"{name}: {message}, got {fault['input']!r}" if name else message
+    model: Any = kind
+    for part in fault["loc"][:-1]:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        inner = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        model = next((item for item in inner if hasattr(item, "model_fields")), model)
+    return f"there is no option {name!r}{nearest(str(fault['loc'][-1]), list(model.model_fields))}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the nearest right one, or all there are."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def _yaml(text: str, path: Path) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError as exc:
+        raise ImportError(f"reading {path} needs PyYAML: pip install pyyaml (or write the config as TOML)") from exc
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise ValueError(f"{path} is no YAML: {exc}") from exc
+    if not isinstance(found, dict):
+        raise ValueError(  # noqa: TRY004 - the file is wrong, not the caller
+            f"{path} must hold keys and values, got {type(found).__name__}"
+        )
+    return found
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    name, equals, text = change.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"a change must be key=value, got {change!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word: a path or a name
+    *tables, leaf = name.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{change!r}: {table} is a value, not a table")  # noqa: TRY004 - what the user wrote
+    values[leaf] = value

@@ -1,0 +1,82 @@
+"""Memories of documents whose compressor is frozen: made once, then read at every step."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clara_core.training.objective import CHUNK, compress_frozen
+
+if TYPE_CHECKING:
+    from clara_core.model import ClaraModel
+
+
+class FrozenMemories:
+    """Memories by the token ids of their windows.
+
+    What is kept is decided once, in the order in which `keep` sees it, so that a run that was stopped and goes on
+    reads the very same numbers. Windows for which there is no room are compressed anew at each step.
+
+    Args:
+        model: Its compressor must not change while this lives.
+        room: Most bytes to keep, on the processor's side.
+    """
+
+    def __init__(self, model: ClaraModel, room: int) -> None:
+        self.model = model
+        self.most = room // (model.config.n_mem * model.hidden * model.dtype.itemsize)
+        self._index: dict[bytes, int] = {}
+        self._parts: list[Tensor] = []
+        self._kept = torch.empty(0, model.config.n_mem, model.hidden, dtype=model.dtype)
+        self._waiting: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for more."""
+        return len(self._index) >= self.most
+
+    def keep(self, sequences: Iterable[list[int]]) -> None:
+        """Compress windows and keep their memories, as far as there is room."""
+        for ids in sequences:
+            key = _key(ids)
+            if key not in self._index and not self.full:
+                self._index[key] = len(self._index)
+                self._waiting.append(ids)
+                if len(self._waiting) == CHUNK * 8:
+                    self._compress()
+
+    def close(self) -> None:
+        """Compress what is left after the last `keep`."""
+        self._compress()
+        if self._parts:
+            self._kept = torch.cat(self._parts)
+            self._parts = []
+
+    def get(self, sequences: list[list[int]]) -> Tensor:
+        """Memories ``[windows, n_mem, hidden]`` on the model's device."""
+        rows = [self._index.get(_key(ids), -1) for ids in sequences]
+        memories = self._kept[[max(row, 0) for row in rows]] if len(self._kept) else None
+        new = [number for number, row in enumerate(rows) if row < 0]
+        if memories is None:
+            return compress_frozen(self.model, sequences)
+        memories = memories.to(self.model.device)
+        if new:
+            memories[new] = compress_frozen(self.model, [sequences[number] for number in new])
+        return memories
+
+    def _compress(self) -> None:
+        if self._waiting:
+            self._parts.append(compress_frozen(self.model, self._waiting).cpu())
+            self._waiting = []
+
+
+def _key(ids: list[int]) -> bytes:
+    return hashlib.blake2b(array("i", ids).tobytes(), digest_size=16).digest()

@@ -1,0 +1,223 @@
+"""Steps from training sets: lines of the published layouts as token ids."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clara_core.errors import DataError
+from clara_core.tokens import ANSWER_SYSTEM, PARAPHRASE_INSTRUCTION, PARAPHRASE_SYSTEM, ClaraTokenizer
+from clara_core.training.batch import RowBatch, Step, row_batch
+from clara_core.training.lines import CompressionLine, Line, RetrievalLine
+from clara_core.training.losses import IGNORE
+
+SCP_SYSTEM = (
+    "You are a helpful assistant. Given a document, your task is to generate some single questions to cover all key "
+    "information of the document and answer them sequentially."
+)
+_SCP_USER = "Background:\n{docs}"
+_TEMPLATE = 200  # positions
+_ANSWER_USER = "Background:\n{docs}\n\nQuestion:"
+
+Overflow = Literal["split", "truncate"]
+
+
+@dataclass(slots=True)
+class _Documents:
+    """Windows of the documents of a step; the same document of two lines is compressed once where it may be."""
+
+    tokenizer: ClaraTokenizer
+    overflow: Overflow
+    pieces: list[str] = field(default_factory=list)
+    windows: list[range] = field(default_factory=list)
+    known: dict[str, int] = field(default_factory=dict)
+
+    def add(self, text: str, *, once: bool) -> int:
+        """The number of a document; the same for the same text where `once` says so."""
+        if once and text in self.known:
+            return self.known[text]
+        spans = self.tokenizer.windows(text) if self.overflow == "split" else [(0, len(text))]
+        self.windows.append(range(len(self.pieces), len(self.pieces) + len(spans)))
+        self.pieces += [text[start:end] for start, end in spans]
+        return self.known.setdefault(text, len(self.windows) - 1) if once else len(self.windows) - 1
+
+    def of(self, documents: Iterable[int]) -> tuple[int, ...]:
+        """Their windows, in order."""
+        return tuple(window for document in documents for window in self.windows[document])
+
+
+class LineReader:
+    """Makes steps of lines.
+
+    Args:
+        tokenizer: The checkpoint's.
+        context: Most positions that a prompt and its answer may take together.
+        top_k: Windows that the generator reads end to end.
+        overflow: Whether a document that is longer than a window is cut into several, as the engine does, or loses
+            what is too much, as in the published code.
+        answers: Whether lines with candidates teach their answers, too.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ClaraTokenizer,
+        context: int,
+        top_k: int,
+        overflow: Overflow = "split",
+        *,
+        answers: bool = True,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.context = context
+        self.top_k = top_k
+        self.overflow: Overflow = overflow
+        self.answers = answers
+
+    def step(self, lines: Sequence[Line]) -> Step:
+        """One pass over some lines of one stage.
+
+        Raises:
+            DataError: A prompt with its answer is longer than the context; names file and line.
+        """
+        documents = _Documents(self.tokenizer, self.overflow)
+        rows: list[tuple[list[int], int]] = []
+        read: list[tuple[int, ...]] = []
+        asked = [line for line in lines if isinstance(line, RetrievalLine)]
+        listed = [[documents.add(text, once=True) for text in line.docs] for line in asked]
+        candidates = [tuple(dict.fromkeys(own)) for own in listed]
+        if self.answers:
+            taught = zip(asked, candidates, strict=True)
+            rows = [self._row(line, min(self.top_k, len(documents.of(own)))) for line, own in taught]
+        for line in lines:
+            if not isinstance(line, RetrievalLine):
+                read.append(documents.of([documents.add(text, once=False) for text in line.docs]))
+                rows.append(self._row(line, len(read[-1])))
+        gold = [tuple(own[position] for position in line.pos_index) for line, own in zip(asked, listed, strict=True)]
+        return Step(
+            sequences=self.tokenizer.encode_passages(documents.pieces),
+            windows=documents.windows,
+            questions=self.tokenizer.encode_passages([line.question for line in asked]),
+            gold=gold,
+            rows=self._batch(rows, read) if rows else None,
+            candidates=candidates or None,
+            places=tuple(line.where for line in lines),
+        )
+
+    def windows(self, texts: Iterable[str]) -> list[list[int]]:
+        """Token ids of the windows of documents."""
+        documents = _Documents(self.tokenizer, self.overflow)
+        for text in texts:
+            documents.add(text, once=True)
+        return self.tokenizer.encode_passages(documents.pieces)
+
+    def check(self, line: Line) -> None:
+        """Refuse a line that does not fit the context, quickly where it surely does.
+
+        Raises:
+            DataError: Prompt and answer are too long together; names file and line.
+        """
+        texts = _texts(line)
+        slots = len(self.tokenizer.memory_ids) + 1
+        # No token is shorter than a byte, and no chat template longer than this.
+        most = sum(len(text.encode()) for text in texts) + len(SCP_SYSTEM) + _TEMPLATE
+        if isinstance(line, RetrievalLine):
+            most += self.top_k * slots
+        elif all(len(text.encode()) <= self.tokenizer.config.doc_max_length for text in line.docs):
+            most += len(line.docs) * slots
+        else:
+            most = self.context + 1
+        if most > self.context:
+            self.step([line])
+
+    def _row(self, line: Line, n_windows: int) -> tuple[list[int], int]:
+        """Ids of prompt and answer, and where the answer begins."""
+        if isinstance(line, CompressionLine):
+            if line.kind == "qa":
+                pairs = zip(line.questions, line.answers, strict=True)
+                said = "\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)
+                row = self.tokenizer.taught(SCP_SYSTEM, _SCP_USER, n_windows, said)
+            else:
+                row = self.tokenizer.taught(PARAPHRASE_SYSTEM, PARAPHRASE_INSTRUCTION, n_windows, line.answers[0])
+        else:
+            row = self.tokenizer.taught(ANSWER_SYSTEM, _ANSWER_USER + line.question, n_windows, line.answer)
+        ids, start = row
+        if len(ids) > self.context:
+            raise DataError(
+                f"{line.where}: the prompt takes {start} positions ({n_windows} windows of memory) and the answer "
+                f"{len(ids) - start}, but the context of the model is {self.context}: shorten the answer, or give "
+                "fewer or shorter documents"
+            )
+        return row
+
+    def _batch(self, rows: list[tuple[list[int], int]], read: list[tuple[int, ...]]) -> RowBatch:
+        ids = [row for row, _ in rows]
+        labels = [[IGNORE] * start + row[start:] for row, start in rows]
+        return row_batch(ids, labels, [self.tokenizer.is_slot(row) for row in ids], read)
+
+
+def _texts(line: Line) -> list[str]:
+    """Everything of a line that stands in its prompt or answer."""
+    if isinstance(line, CompressionLine):
+        return [*line.questions, *line.answers, *["Question: Answer: "] * len(line.answers)]
+    return [line.question, line.answer]
+
+
+class LineSteps:
+    """The steps of a lesson over lines: each follows from the seed and its number alone.
+
+    A step takes the next `batch` lines of an order that is drawn anew for each epoch; the last of an epoch may be
+    smaller. This process takes its share of them, in passes of at most `micro` lines.
+
+    Args:
+        lines: The training set.
+        reader: Makes steps of lines.
+        seed: Of the order.
+        batch: Lines of a step, over all processes.
+        micro: Most lines of a pass.
+        process: Number of this process.
+        processes: How many there are.
+    """
+
+    def __init__(
+        self,
+        lines: Sequence[Line],
+        reader: LineReader,
+        *,
+        seed: int,
+        batch: int,
+        micro: int,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.lines = lines
+        self.reader = reader
+        self.seed = seed
+        self.batch = batch
+        self.micro = micro
+        self.process = process
+        self.processes = processes
+        self.per_epoch = -(-len(lines) // batch)
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def __call__(self, number: int) -> list[Step]:
+        """The passes of a step that are this process's share; none where the batch is too small for it."""
+        epoch, place = divmod(number, self.per_epoch)
+        if self._order[0] != epoch:
+            order = list(range(len(self.lines)))
+            random.Random(f"{self.seed} epoch {epoch}").shuffle(order)
+            self._order = (epoch, order)
+        batch = self._order[1][place * self.batch : (place + 1) * self.batch]
+        return list(self.passes([self.lines[index] for index in batch[self.process :: self.processes]]))
+
+    def passes(self, lines: Sequence[Line]) -> Iterator[Step]:
+        """Lines in passes."""
+        for start in range(0, len(lines), self.micro):
+            yield self.reader.step(lines[start : start + self.micro])
+
+
+def without_gold(lines: Iterable[Line]) -> tuple[int, int]:
+    """How many lines with candidates name no right one among them, and how many there are."""
+    asked = [bool(line.pos_index) for line in lines if isinstance(line, RetrievalLine)]
+    return asked.count(False), len(asked)

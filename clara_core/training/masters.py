@@ -1,0 +1,208 @@
+"""The weights that learn: float32 masters beside the weights of the passes, and their optimizers.
+
+Passes may run in bfloat16; each weight that learns has a float32 master, in which gradients are added up and steps are
+taken. A master may be a block of rows of a parameter: one stacked tensor holds the adapters of all roles, and one table
+holds the embeddings of the base and those of the memory tokens. What has no master stays as it is, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from clara_core.config import Role
+from clara_core.errors import TrainingError
+
+if TYPE_CHECKING:
+    from clara_core.model import ClaraModel
+    from clara_core.training.processes import Processes
+
+_STATE = "optimizer"  # what keys of optimizer tensors begin with
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """Which weights learn, and how.
+
+    Attributes:
+        roles: The adapters.
+        memory_tokens: Embeddings of the tokens that were added to the base's vocabulary.
+        base: Everything, the decoder too; for a base that starts from random weights.
+        optimizer: "adamw", or "muon" for the matrices of the decoder with AdamW for the rest.
+        weight_decay: Of the adapters.
+        max_norm: Gradients are scaled down to this norm.
+    """
+
+    roles: tuple[Role, ...]
+    memory_tokens: bool = False
+    base: bool = False
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    weight_decay: float = 0.0
+    max_norm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of a parameter that learn together."""
+
+    parameter: nn.Parameter
+    rows: slice
+
+    def read(self) -> Tensor:
+        """Their values in float32; may share memory with the parameter."""
+        return self.parameter.detach()[self.rows].float()
+
+    def write(self, value: Tensor) -> None:
+        """Take over values."""
+        with torch.no_grad():
+            self.parameter[self.rows].copy_(value)
+
+
+class Masters:
+    """Masters of a model, gradients and optimizers of them.
+
+    Args:
+        model: Its weights become the masters' start.
+        learning: Which of them learn; all others are frozen.
+    """
+
+    def __init__(self, model: ClaraModel, learning: Learning) -> None:
+        self.learning = learning
+        self._parts = parts_of(model, learning)
+        chosen = {id(part.parameter) for part in self._parts.values()}
+        for parameter in model.parameters():
+            if parameter.is_floating_point():  # a quantized weight is none, and never learns
+                parameter.requires_grad_(id(parameter) in chosen)
+            parameter.grad = None
+        self.weights = {name: part.read().clone() for name, part in self._parts.items()}
+        self._optimizers = _optimizers(self.weights, learning)
+
+    def collect(self) -> None:
+        """Add the gradients of the last backward pass to those of the masters, in float32."""
+        for name, part in self._parts.items():
+            if part.parameter.grad is None:
+                continue
+            gradient = part.parameter.grad[part.rows]
+            master = self.weights[name]
+            if master.grad is None:
+                master.grad = gradient.float() if gradient.dtype is not torch.float32 else gradient.clone()
+            else:
+                master.grad += gradient
+        for part in self._parts.values():
+            part.parameter.grad = None
+
+    def reduce(self, processes: Processes) -> None:
+        """Add up the gradients of all processes."""
+        if processes.count == 1:
+            return
+        for master in self.weights.values():
+            if master.grad is None:  # nothing of this process's share reached it
+                master.grad = torch.zeros_like(master)
+        gradients = [master.grad for master in self.weights.values() if master.grad is not None]
+        flat = processes.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def clip(self) -> float:
+        """Scale the gradients down to the greatest norm that is allowed; returns the norm that they had."""
+        return float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.learning.max_norm))
+
+    def step(self, rate: float) -> None:
+        """Take a step at a learning rate, and bring the weights of the passes up to it."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        self.drop()
+        self.refresh()
+
+    def drop(self) -> None:
+        """Forget the gradients."""
+        for master in self.weights.values():
+            master.grad = None
+
+    def refresh(self) -> None:
+        """Bring the weights of the passes up to their masters."""
+        for name, part in self._parts.items():
+            part.write(self.weights[name])
+
+    # --- states ------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Masters and optimizer states, flat."""
+        tensors = {f"weights/{name}": weight.detach() for name, weight in self.weights.items()}
+        for number, optimizer in enumerate(self._optimizers):
+            for index, entry in optimizer.state_dict()["state"].items():
+                tensors |= {f"{_STATE}/{number}/{index}/{key}": value for key, value in entry.items()}
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` gave, or the weights of it alone.
+
+        Raises:
+            TrainingError: It is the state of other weights.
+        """
+        for name, weight in self.weights.items():
+            saved = tensors.get(f"weights/{name}")
+            if saved is None or saved.shape != weight.shape:
+                raise TrainingError(
+                    f"the saved state does not fit the weights that learn here ({name}): it is of another run; "
+                    "give another folder as out"
+                )
+            weight.copy_(saved)
+        for number, optimizer in enumerate(self._optimizers):
+            entries: dict[int, dict[str, Tensor]] = {}
+            prefix = f"{_STATE}/{number}/"
+            for key, value in tensors.items():
+                if key.startswith(prefix):
+                    index, _, leaf = key.removeprefix(prefix).partition("/")
+                    entries.setdefault(int(index), {})[leaf] = value
+            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.refresh()
+
+
+def parts_of(model: ClaraModel, learning: Learning) -> dict[str, Part]:
+    """The weights of a model that learn, by name."""
+    return dict(_parts(model, learning))
+
+
+def read_parts(parts: Mapping[str, Part]) -> dict[str, Tensor]:
+    """Their values for a file, in the type of the passes."""
+    return {f"learned/{name}": part.parameter.detach()[part.rows].clone() for name, part in parts.items()}
+
+
+def write_parts(parts: Mapping[str, Part], tensors: Mapping[str, Tensor]) -> None:
+    """Take over what `read_parts` gave, as far as it is there."""
+    for name, part in parts.items():
+        if f"learned/{name}" in tensors:
+            part.write(tensors[f"learned/{name}"])
+
+
+def _parts(model: ClaraModel, learning: Learning) -> Iterator[tuple[str, Part]]:
+    if learning.base:
+        for name, parameter in model.named_parameters():
+            yield name, Part(parameter, slice(None))
+        return
+    for role in learning.roles:
+        for name, layer in model.routed.items():
+            yield f"{role.adapter}/{name}.lora_A", Part(layer.lora_A, layer.block(role))
+            yield f"{role.adapter}/{name}.lora_B", Part(layer.lora_B, layer.block(role))
+    if learning.memory_tokens:
+        table: nn.Parameter = model.decoder.get_input_embeddings().weight
+        yield "memory_tokens", Part(table, slice(len(table) - len(model.config.added_tokens), None))
+
+
+def _optimizers(weights: dict[str, Tensor], learning: Learning) -> list[torch.optim.Optimizer]:
+    """The rates given here mean nothing: `Masters.step` sets them."""
+    if learning.optimizer == "adamw":
+        return [torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=learning.weight_decay)]
+    matrices = [weight for name, weight in weights.items() if name.endswith(".base.weight")]
+    rest = [weight for name, weight in weights.items() if not name.endswith(".base.weight")]
+    adamw = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=learning.weight_decay)
+    if not matrices:
+        return [adamw]
+    return [torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adamw]

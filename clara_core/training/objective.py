@@ -1,0 +1,250 @@
+"""The objective of every stage: a model and a step in, named losses out. One body for every trainer and every test.
+
+Letters of shapes: B questions, N candidate windows of a question, W windows of the step, k windows that are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clara_core.config import Role
+from clara_core.training.batch import RowBatch, Step, split_rows
+from clara_core.training.losses import (
+    IGNORE,
+    TAU,
+    alignment_loss,
+    answer_loss,
+    contrastive_loss,
+    cosine_scores,
+    straight_through_top_k,
+)
+
+if TYPE_CHECKING:
+    from clara_core.model import ClaraModel
+    from clara_core.training.frozen import FrozenMemories
+
+CHUNK = 32  # windows that are compressed in one pass, sorted by length
+HARDEST = 20  # candidates of a question that has none of its own: its gold windows and those that score best
+_BELOW_ANY_COSINE = -2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The losses of a stage with their weights.
+
+    Attributes:
+        text: The generator reads text, nothing is compressed (the lesson of a bare base).
+        frozen: Memories carry no gradient.
+        end_to_end: The generator reads the windows that the query reasoner picks.
+        top_k: How many.
+        top_k_gradient: Whether the answer's loss reaches the query reasoner through the choice.
+        in_batch: Candidates of the other questions of the step are negatives, too.
+        alignment: Weight of the alignment loss.
+        paraphrase: Weight of the loss of what is said again.
+        contrastive: Weight of the contrastive loss.
+        tau: Temperature of the contrastive loss.
+    """
+
+    text: bool = False
+    frozen: bool = False
+    end_to_end: bool = False
+    top_k: int = 5
+    top_k_gradient: bool = True
+    in_batch: bool = True
+    alignment: float = 0.1
+    paraphrase: float = 0.5
+    contrastive: float = 0.0
+    tau: float = TAU
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Losses with their gradient, already weighted, and metrics. Each is a mean over what `MEAN_OF` says.
+
+    Attributes:
+        losses: By name.
+        metrics: By name.
+        chosen: ``[B, k]``: which of its candidate windows each question picked, best first; None without end to end.
+    """
+
+    losses: dict[str, Tensor]
+    metrics: dict[str, float]
+    chosen: Tensor | None = None
+
+
+class Objective:
+    """Losses of a stage.
+
+    Args:
+        model: The model that learns.
+        terms: The losses.
+        memories: Memories that were made before, where the compressor is frozen.
+    """
+
+    def __init__(self, model: ClaraModel, terms: Terms, memories: FrozenMemories | None = None) -> None:
+        self.model = model
+        self.terms = terms
+        self.memories = memories
+
+    def __call__(self, step: Step) -> Outcome:
+        """The losses of a step."""
+        terms = self.terms
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, float] = {}
+        if terms.text:
+            losses["answer"], metrics["accuracy"] = self.generate(_rows(step.rows), None)
+            if step.retold is not None:
+                losses["text"] = self.generate(step.retold, None)[0]
+            return Outcome(losses, metrics)
+        memories, alignment = self.compress(step.sequences)  # [W, n_mem, hidden]
+        chosen = None
+        if step.questions:
+            by_window = self.rank(step.questions, memories)  # [B, W]
+            scores, positives = _document_scores(step, by_window, in_batch=terms.in_batch)  # [B, documents]
+            if positives.any():
+                metrics["recall@1"] = _recall(scores, positives)
+                if terms.contrastive:
+                    losses["contrastive"] = terms.contrastive * contrastive_loss(scores, positives, terms.tau)
+            if terms.end_to_end:
+                losses["answer"], metrics["accuracy"], chosen = self.end_to_end(step, by_window, memories)
+        if not terms.end_to_end and step.rows is not None:
+            losses["answer"], metrics["accuracy"] = self.generate(step.rows, memories)
+        if alignment is not None and step.rows is not None:
+            losses["alignment"] = terms.alignment * alignment
+        if step.retold is not None:
+            retold, metrics["again"] = self.generate(step.retold, memories)
+            losses["paraphrase"] = terms.paraphrase * retold
+        return Outcome(losses, metrics, chosen)
+
+    # --- the parts ---------------------------------------------------------------------------------------
+
+    def compress(self, sequences: list[list[int]]) -> tuple[Tensor, Tensor | None]:
+        """Memories ``[W, n_mem, hidden]`` and the alignment loss, in passes over windows of like length.
+
+        A frozen compressor makes memories without gradient and no loss.
+        """
+        if self.terms.frozen:
+            if self.memories is not None:
+                return self.memories.get(sequences), None
+            return compress_frozen(self.model, sequences), None
+        parts, alignments = [], []
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        n_mem = self.model.config.n_mem
+        for start in range(0, len(order), CHUNK):
+            chunk = [sequences[index] for index in order[start : start + CHUNK]]
+            states = self.model.hidden_states(chunk, Role.COMPRESSOR)  # [rows, length, hidden]
+            ends = torch.tensor([len(ids) for ids in chunk], device=states.device)[:, None]
+            columns = torch.arange(states.shape[1], device=states.device)[None]
+            is_memory = (columns < ends) & (columns >= ends - n_mem)
+            parts.append(states[is_memory].view(len(chunk), n_mem, -1))
+            aligned = alignment_loss(states.float(), is_memory, columns < ends - n_mem)
+            alignments.append(aligned * (len(chunk) / len(order)))
+        restore = torch.tensor(order, device=self.model.device).argsort()
+        return torch.cat(parts)[restore], torch.stack(alignments).sum()
+
+    def rank(self, questions: list[list[int]], memories: Tensor) -> Tensor:
+        """Cosines ``[B, W]`` of questions, read by the query reasoner, with memories ``[W, n_mem, hidden]``."""
+        reasoned = self.model.encode(questions, Role.REASONER)  # [B, n_mem, hidden]
+        return cosine_scores(reasoned.flatten(1), memories.flatten(1))
+
+    def generate(self, rows: RowBatch, memories: Tensor | None) -> tuple[Tensor, float]:
+        """Answer loss and token accuracy of rows over memories (or over text, in the bare base)."""
+        role = None if memories is None else Role.GENERATOR
+        losses, hits, total = [], 0.0, 0
+        for part in split_rows(rows):
+            read = [window for row in part.windows for window in row]
+            filled = None if memories is None else memories[read].flatten(0, 1)  # [slots, hidden]
+            states = self.model.hidden_states(part.ids, role, memories=filled, slots=part.slots.to(self.model.device))
+            loss, accuracy = self._answer(states, part.labels)
+            losses.append(loss * part.labelled)
+            hits, total = hits + accuracy * part.labelled, total + part.labelled
+        return torch.stack(losses).sum() / total, hits / total
+
+    def end_to_end(self, step: Step, by_window: Tensor, memories: Tensor) -> tuple[Tensor, float, Tensor]:
+        """The answer's loss over the windows that the query reasoner picks: ``by_window [B, W]``.
+
+        Returns:
+            tuple: Loss, token accuracy, and the picks ``[B, k]`` as positions among the candidates.
+        """
+        rows = _rows(step.rows)
+        candidates, real = _candidate_windows(step, by_window.detach())  # [B, N] each
+        scores = by_window.gather(1, candidates).masked_fill(~real, _BELOW_ANY_COSINE)
+        k = min(self.terms.top_k, candidates.shape[1])
+        weights, chosen = straight_through_top_k(scores, k)  # [B, k, N]
+        if not self.terms.top_k_gradient:
+            weights = weights.detach()
+        picked = torch.einsum("bkn,bnmh->bkmh", weights.to(memories.dtype), memories[candidates])
+        filled = picked[
+            torch.arange(k, device=real.device) < real.sum(1, keepdim=True)
+        ]  # [read windows, n_mem, hidden]
+        slots = rows.slots.to(self.model.device)
+        states = self.model.hidden_states(rows.ids, Role.GENERATOR, memories=filled.flatten(0, 1), slots=slots)
+        loss, accuracy = self._answer(states, rows.labels)
+        return loss, accuracy, chosen
+
+    def _answer(self, states: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        labels = labels.to(states.device)
+        # The head reads only the positions that carry a loss.
+        kept = labels[:, 1:] != IGNORE
+        logits = self.model.head(states[:, :-1][kept])[None]  # [1, kept, vocab]
+        targets = labels[:, 1:][kept][None]
+        loss = answer_loss(F.pad(logits, (0, 0, 0, 1)), F.pad(targets, (1, 0), value=IGNORE))
+        return loss, float((logits.argmax(-1) == targets).float().mean())
+
+
+@torch.no_grad()
+def compress_frozen(model: ClaraModel, sequences: list[list[int]]) -> Tensor:
+    """Memories ``[W, n_mem, hidden]`` without gradient, in passes over windows of like length."""
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    parts = [
+        model.encode([sequences[index] for index in order[start : start + CHUNK]], Role.COMPRESSOR)
+        for start in range(0, len(order), CHUNK)
+    ]
+    return torch.cat(parts)[torch.tensor(order, device=model.device).argsort()]
+
+
+def _document_scores(step: Step, by_window: Tensor, *, in_batch: bool) -> tuple[Tensor, Tensor]:
+    """Scores ``[B, documents]``, minus infinity where a document is no candidate, and which of them are right."""
+    # A document's score is that of its best window.
+    scores = torch.stack([by_window[:, own.start : own.stop].amax(1) for own in step.windows], dim=1)
+    positives = torch.zeros_like(scores, dtype=torch.bool)  # [B, documents]
+    for index, gold in enumerate(step.gold):
+        positives[index, list(gold)] = True
+    if step.candidates is not None and not in_batch:
+        allowed = torch.zeros_like(positives)
+        for index, own in enumerate(step.candidates):
+            allowed[index, list(own)] = True
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return scores, positives
+
+
+def _recall(scores: Tensor, positives: Tensor) -> float:
+    """Share of the questions with a right document that have one in the first place."""
+    hit = positives.gather(1, scores.argmax(-1, keepdim=True))[:, 0]  # [B]
+    return float(hit[positives.any(-1)].float().mean())
+
+
+def _candidate_windows(step: Step, by_window: Tensor) -> tuple[Tensor, Tensor]:
+    """For each question the windows it may pick from, ``[B, N]``, and which of them are real."""
+    if step.candidates is None:
+        raised = by_window.clone()
+        for index, gold in enumerate(step.gold):
+            raised[index, [window for passage in gold for window in step.windows[passage]]] = float("inf")
+        hardest = raised.topk(min(HARDEST, raised.shape[1]), dim=-1).indices
+        return hardest, torch.ones_like(hardest, dtype=torch.bool)
+    own = [[window for passage in passages for window in step.windows[passage]] for passages in step.candidates]
+    most = max(map(len, own))
+    table = torch.tensor([[*windows, *[0] * (most - len(windows))] for windows in own], device=by_window.device)
+    counts = torch.tensor([len(windows) for windows in own], device=by_window.device)
+    return table, torch.arange(most, device=by_window.device) < counts[:, None]
+
+
+def _rows(rows: RowBatch | None) -> RowBatch:
+    if rows is None:
+        raise ValueError("this step has no rows for the generator to learn from")
+    return rows

@@ -1,0 +1,238 @@
+"""Models that are going to learn: a checkpoint, a base with new adapters, or random weights; and back to files."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint, write_checkpoint
+from clara_core.config import ClaraConfig, Role
+from clara_core.convert import BASE_FOLDER
+from clara_core.errors import CheckpointError
+from clara_core.loading import EngineArguments, Plan, load_decoder, plan_engine
+from clara_core.locate import locate_base
+from clara_core.lora import current_routing, init_adapter, routed
+from clara_core.model import ClaraModel
+from clara_core.tokens import ClaraTokenizer, load_tokenizer
+from clara_core.training.state import new_folder
+
+if TYPE_CHECKING:
+    from clara_core.training.masters import Learning
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.index.json")
+
+
+@dataclass(slots=True)
+class Opened:
+    """A model that can learn, and what has to be known to write it.
+
+    Attributes:
+        model: On its device.
+        tokenizer: With the memory tokens.
+        base: Folder or Hub id of the base decoder.
+        origin: What it was opened from, for the card.
+        roles: Adapters that mean something; a role that learns is added.
+        base_vocabulary: Rows of the base's own embeddings.
+        bring_base: Whether the base is written along with the checkpoint.
+    """
+
+    model: ClaraModel
+    tokenizer: ClaraTokenizer
+    base: str
+    origin: str
+    roles: set[Role] = field(default_factory=set)
+    base_vocabulary: int = 0
+    bring_base: bool = False
+
+    def begin(self, learning: Learning) -> None:
+        """Give the roles that learn something to start from.
+
+        Raises:
+            CheckpointError: There is no compressor that the query reasoner could start as.
+        """
+        for role in learning.roles:
+            if role in self.roles:
+                continue
+            if role is Role.REASONER:
+                if Role.COMPRESSOR not in self.roles:
+                    raise CheckpointError(f"{self.origin} holds no compressor that a query reasoner could start as")
+                for layer in self.model.routed.values():  # as in the paper: a copy of the compressor
+                    layer.load(role, *layer.export(Role.COMPRESSOR))
+            else:
+                generator = torch.Generator().manual_seed(role)
+                for layer in self.model.routed.values():
+                    _init_on_processor(layer, role, generator)
+            self.roles.add(role)
+
+
+def open_checkpoint(arguments: EngineArguments) -> Opened:
+    """A trained checkpoint, to be taught further.
+
+    Raises:
+        CheckpointError: As for an engine.
+    """
+    plan = plan_engine(arguments)
+    checkpoint = read_checkpoint(plan.folder)
+    check_vocabulary(checkpoint, len(plan.tokenizer), plan.base)
+    opened = _opened(plan, arguments, arguments.model)
+    opened.model.load_adapters(checkpoint)
+    opened.roles = set(checkpoint.roles)
+    opened.bring_base = _lies_inside(checkpoint, arguments.base_model)
+    return opened
+
+
+def open_base(base_model: str, config: ClaraConfig, arguments: EngineArguments, seed: int) -> Opened:
+    """A plain decoder with adapters that add nothing yet, and new memory tokens.
+
+    Args:
+        base_model: Folder or Hub id.
+        config: Window, rate and rank.
+        arguments: Device, type, quantization and access to the Hub.
+        seed: Of the new numbers.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    base = locate_base(config, Path(), base_model)
+    try:
+        shape = AutoConfig.from_pretrained(base, **arguments.hub())
+        words = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
+    except (OSError, ValueError, KeyError) as exc:
+        raise CheckpointError(f"the base decoder {base!r} could not be loaded: {str(exc).splitlines()[0]}") from exc
+    sliding = getattr(shape, "sliding_window", None) or shape.max_position_embeddings
+    context = min(shape.max_position_embeddings, sliding)
+    plan = Plan(Path(), config, base, int(shape.hidden_size), int(context), ClaraTokenizer(words, config))
+    opened = _opened(plan, arguments, base)
+    generator = torch.Generator().manual_seed(seed)
+    _draw_memory_tokens(opened.model, generator)
+    for layer in opened.model.routed.values():
+        for role in (Role.COMPRESSOR, Role.GENERATOR):
+            _init_on_processor(layer, role, generator)
+    opened.roles = {Role.COMPRESSOR, Role.GENERATOR}
+    return opened
+
+
+def open_random(folder: Path, seed: int) -> Opened:
+    """The random weights of the bundled model's kind over a base folder that holds its tokenizer."""
+    from clara_core.training.pocket_base import random_base
+    from clara_core.training.stages import CONFIG
+
+    tokenizer = load_tokenizer(str(folder), CONFIG)
+    model = ClaraModel(random_base(len(tokenizer), seed), CONFIG)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.routed.values():
+        for role in Role:
+            init_adapter(layer, role, generator)
+    vocabulary = len(tokenizer) - len(CONFIG.added_tokens)
+    return Opened(model, tokenizer, str(folder), "random weights", set(Role), vocabulary, bring_base=True)
+
+
+def _opened(plan: Plan, arguments: EngineArguments, origin: str) -> Opened:
+    decoder = load_decoder(arguments, plan)
+    vocabulary = int(decoder.get_input_embeddings().num_embeddings)
+    if len(plan.tokenizer) != vocabulary:
+        decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)
+    return Opened(ClaraModel(decoder, plan.config), plan.tokenizer, plan.base, origin, base_vocabulary=vocabulary)
+
+
+def _lies_inside(checkpoint: Checkpoint, base_model: str | None) -> bool:
+    """Whether the base is part of the checkpoint's own folder."""
+    base = Path(locate_base(checkpoint.config, checkpoint.folder, base_model))
+    return base.is_dir() and checkpoint.folder.resolve() in base.resolve().parents
+
+
+def _draw_memory_tokens(model: ClaraModel, generator: torch.Generator) -> None:
+    """Embeddings of the added tokens, drawn like the others: with their mean and spread in every dimension."""
+    added = len(model.config.added_tokens)
+    for layer in (model.decoder.get_input_embeddings(), model.decoder.get_output_embeddings()):
+        weight: Tensor = layer.weight.detach()
+        known = weight[:-added].float()
+        spread, mean = torch.std_mean(known, dim=0)
+        drawn = torch.randn(added, weight.shape[1], generator=generator).to(weight.device)
+        weight[-added:] = (mean + drawn * spread).to(weight.dtype)
+
+
+def _init_on_processor(layer: Any, role: Role, generator: torch.Generator) -> None:
+    """The same numbers whatever the device."""
+    bound = layer.in_features**-0.5
+    a = torch.empty(layer.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
+    layer.load(role, a, torch.zeros(layer.out_features, layer.rank))
+
+
+# --- training switches -----------------------------------------------------------------------------------
+
+
+def set_dropout(model: ClaraModel, share: float) -> None:
+    """Dropout of what the adapters read, in passes that carry a gradient."""
+    for layer in model.routed.values():
+        layer.dropout = share
+
+
+def checkpoint_gradients(model: ClaraModel) -> None:
+    """Keep only the states between the layers, and compute the rest again in the backward pass: less memory."""
+    rank = model.config.lora_r
+
+    def contexts() -> tuple[Any, Any]:
+        # The backward pass runs outside of the forward's `routed` scope, and perhaps in another thread.
+        return nullcontext(), routed(current_routing().role, rank)
+
+    model.decoder.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_learned: bool) -> Checkpoint:
+    """Write a checkpoint that every component loads, with its card: whole, or not at all.
+
+    Args:
+        folder: Its name and place; what is there is replaced.
+        opened: The model.
+        stage: The last `training_stage`.
+        card: Text of README.md.
+        base_learned: Whether the decoder's own weights changed, so that they belong to the checkpoint.
+
+    Raises:
+        TrainingError: It cannot be written; what was there before is as it was.
+        CheckpointError: The same, of the weights.
+    """
+    bring = base_learned or opened.bring_base
+    name = BASE_FOLDER if bring else opened.base
+    config = opened.model.config.model_copy(update={"decoder_model_name": name, "training_stage": stage})
+    dtype = opened.model.dtype
+    roles = sorted(opened.roles)
+    adapters = {role: _on_processor(opened.model.export_adapter(role), dtype) for role in roles}
+    embeddings = _on_processor(opened.model.export_embeddings(), dtype)
+    with new_folder(folder) as new:
+        write_checkpoint(new, config, adapters, embeddings)
+        if bring:
+            ignore = shutil.ignore_patterns(*_WEIGHTS) if base_learned else None
+            shutil.copytree(opened.base, new / BASE_FOLDER, ignore=ignore)
+        if base_learned:
+            _plain_base(opened).save_pretrained(new / BASE_FOLDER)
+        (new / "README.md").write_text(card, encoding="utf-8")
+    return read_checkpoint(folder)
+
+
+def _on_processor(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {key: tensor.detach().to("cpu", dtype) for key, tensor in tensors.items()}
+
+
+def _plain_base(opened: Opened) -> Any:
+    """The decoder as a library knows it: without adapters and memory tokens."""
+    decoder: Any = opened.model.decoder
+    plain = type(decoder)(copy.deepcopy(decoder.config))
+    state = {
+        key.replace(".base.weight", ".weight"): tensor.detach().cpu()
+        for key, tensor in decoder.state_dict().items()
+        if ".lora_" not in key
+    }
+    plain.load_state_dict(state)
+    plain.resize_token_embeddings(opened.base_vocabulary)
+    return plain.to(opened.model.dtype)

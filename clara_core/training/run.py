@@ -1,0 +1,331 @@
+"""A training run over files of lines: from a config to a checkpoint folder."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from clara_core.config import ClaraConfig
+from clara_core.errors import TrainingError
+from clara_core.loading import DTYPES, EngineArguments
+from clara_core.training.card import DataFile, card, hardware, versions
+from clara_core.training.config import TrainingConfig
+from clara_core.training.data import TrainingSet
+from clara_core.training.frozen import FrozenMemories
+from clara_core.training.journal import METRICS_FILE, Journal, read_lines
+from clara_core.training.line_steps import LineReader, LineSteps
+from clara_core.training.lines import Line, RetrievalLine
+from clara_core.training.masters import Learning
+from clara_core.training.objective import Terms
+from clara_core.training.opening import Opened, checkpoint_gradients, open_base, open_checkpoint, write_model
+from clara_core.training.processes import Processes
+from clara_core.training.schedule import scheduled
+from clara_core.training.trainer import Lesson, Saving, Standing, Trainer
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint"
+STAGE_NAMES = {"contrastive": "stage2_pretrain_retrieval"}
+# Values that may change between a stop and going on: they change no number.
+_FREE = {"out", "save_every", "save_minutes", "tensorboard", "cache_dir", "offline", "device"}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What came out of a run.
+
+    Attributes:
+        checkpoint: Folder of the checkpoint.
+        metrics: File with a line of metrics for each step.
+        steps: Optimizer steps that were taken.
+        seconds: Time of this call.
+    """
+
+    checkpoint: Path
+    metrics: Path
+    steps: int
+    seconds: float
+
+
+def train(config: TrainingConfig, *, progress: bool = False) -> TrainingResult:
+    """Train one stage; a run that was stopped goes on from its last saved state.
+
+    Args:
+        config: What to do.
+        progress: Draw a bar.
+
+    Raises:
+        DataError: A line is not right, or does not fit the model; names file and line.
+        CheckpointError: The model to start from cannot be read.
+        TrainingError: A loss was no number, a file could not be written, or `out` holds another run.
+    """
+    started = time.monotonic()
+    processes = Processes(_wanted_device(config.device))
+    learned, held_out = _data(config)
+    # Everything that can be wrong with the data is found before the weights are read.
+    files = [DataFile.of(path) for path in (*config.data, *_held_out_files(config))]
+    opened = _open(config, processes)
+    reader = LineReader(
+        opened.tokenizer,
+        opened.model.context,
+        opened.model.config.generation_top_k,
+        config.overflow,
+        answers=config.stage == "stage2",
+    )
+    _check_lines(reader, [*learned, *held_out])
+    lesson = _lesson(config, opened, reader, learned, held_out, processes)
+    config.out.mkdir(parents=True, exist_ok=True)
+    saving = Saving(config.save_every, config.save_minutes * 60, _run_facts(config, files, processes))
+    journal = Journal(config.out, active=processes.is_main, progress=progress, tensorboard=config.tensorboard)
+    export = partial(_export, config, opened, files, (len(learned), len(held_out)))
+    Trainer(
+        opened,
+        [lesson],
+        config.out,
+        export,
+        processes=processes,
+        dtype=_precision(config, processes.device),
+        journal=journal,
+        seed=config.seed,
+        saving=saving,
+    ).run()
+    processes.wait()
+    metrics = config.out / METRICS_FILE
+    return TrainingResult(config.out / CHECKPOINT, metrics, len(read_lines(metrics)), time.monotonic() - started)
+
+
+# --- data ------------------------------------------------------------------------------------------------
+
+
+class _Part(Sequence[Line]):
+    """Some lines of a training set."""
+
+    def __init__(self, lines: Sequence[Line], indices: Sequence[int]) -> None:
+        self.lines = lines
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Line: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Line]: ...
+    def __getitem__(self, index: int | slice) -> Line | list[Line]:
+        if isinstance(index, slice):
+            return [self.lines[number] for number in self.indices[index]]
+        return self.lines[self.indices[index]]
+
+    def __iter__(self) -> Iterator[Line]:
+        return (self.lines[number] for number in self.indices)
+
+
+def _data(config: TrainingConfig) -> tuple[Sequence[Line], Sequence[Line]]:
+    """The lines that are learned, and those that are held out."""
+    lines = TrainingSet(config.data, config.stage)
+    if not isinstance(config.held_out, float):
+        return lines, TrainingSet(config.held_out, config.stage)
+    order = list(range(len(lines)))
+    random.Random(f"{config.seed} held out").shuffle(order)
+    aside = round(len(lines) * config.held_out)
+    if config.held_out and not 0 < aside < len(lines):
+        raise ValueError(f"held_out={config.held_out} of {len(lines)} lines leaves nothing on one side; give a file")
+    return _Part(lines, sorted(order[aside:])), _Part(lines, sorted(order[:aside]))
+
+
+def _held_out_files(config: TrainingConfig) -> tuple[Path, ...]:
+    return () if isinstance(config.held_out, float) else config.held_out
+
+
+def _check_lines(reader: LineReader, lines: Sequence[Line]) -> None:
+    """Every line fits the context; warns where candidates lack the right passage."""
+    asked = missing = 0
+    for line in lines:
+        reader.check(line)
+        if isinstance(line, RetrievalLine):
+            asked += 1
+            missing += not line.pos_index
+    if missing:
+        log.warning(
+            "%d of %d questions (%.1f %%) name no gold passage among their candidates: what they teach about retrieval "
+            "is noise. Put the gold passage in (`clara synthesize` does), or drop these lines",
+            missing,
+            asked,
+            100 * missing / asked,
+        )
+
+
+def _run_facts(config: TrainingConfig, files: Sequence[DataFile], processes: Processes) -> dict[str, Any]:
+    """What a saved state belongs to."""
+    values = {name: value for name, value in config.model_dump(mode="json").items() if name not in _FREE}
+    return {**values, "data": [file.sha256 for file in files], "processes": processes.count}
+
+
+# --- the model -------------------------------------------------------------------------------------------
+
+
+def _wanted_device(device: str) -> torch.device | None:
+    return None if device == "auto" else torch.device(EngineArguments(device=device).resolved().device)
+
+
+def _precision(config: TrainingConfig, device: torch.device) -> torch.dtype:
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def _open(config: TrainingConfig, processes: Processes) -> Opened:
+    on_processor = processes.device.type == "cpu"
+    dtype = _precision(config, processes.device)
+    attention = config.attn_implementation
+    arguments = EngineArguments(
+        model=config.model or "pocket",
+        compression=config.compression,
+        base_model=config.base_model,
+        revision=config.revision,
+        device=str(processes.device),
+        dtype=next(name for name, known in DTYPES.items() if known is dtype),
+        quantization=config.quantization,
+        attn_implementation="eager" if on_processor and attention == "auto" else attention,
+        cache_dir=None if config.cache_dir is None else str(config.cache_dir),
+        local_files_only=config.offline,
+    ).resolved()
+    if config.model is not None:
+        opened = open_checkpoint(arguments)
+    else:
+        opened = open_base(config.base_model or "", _new_config(config), arguments, config.seed)
+    if config.top_k is not None:
+        opened.model.config = opened.model.config.model_copy(update={"generation_top_k": config.top_k})
+    if config.gradient_checkpointing:
+        checkpoint_gradients(opened.model)
+    return opened
+
+
+def _new_config(config: TrainingConfig) -> ClaraConfig:
+    return ClaraConfig(
+        decoder_model_name=config.base_model or "",
+        doc_max_length=config.shape.window,
+        compr_rate=config.shape.rate,
+        lora_r=config.shape.lora_r,
+        generation_top_k=config.shape.top_k,
+        training_stage=config.stage,
+    )
+
+
+# --- the lesson ------------------------------------------------------------------------------------------
+
+
+def _lesson(
+    config: TrainingConfig,
+    opened: Opened,
+    reader: LineReader,
+    learned: Sequence[Line],
+    held_out: Sequence[Line],
+    processes: Processes,
+) -> Lesson:
+    source = LineSteps(
+        learned,
+        reader,
+        seed=config.seed,
+        batch=config.batch_size,
+        micro=config.micro_batch_size,
+        process=processes.index,
+        processes=processes.count,
+    )
+    steps = config.steps or config.epochs * source.per_epoch
+    frozen = config.stage in ("contrastive", "stage2")
+    terms = Terms(
+        frozen=frozen,
+        end_to_end=config.stage == "stage2",
+        top_k=opened.model.config.generation_top_k,
+        top_k_gradient=config.top_k_gradient,
+        in_batch=config.in_batch_negatives,
+        alignment=config.alignment,
+        contrastive=config.contrastive or 0.0,
+        tau=config.tau,
+    )
+    learning = Learning(
+        config.roles,
+        memory_tokens=bool(config.memory_tokens),
+        weight_decay=config.weight_decay,
+        max_norm=config.max_grad_norm,
+    )
+    return Lesson(
+        name=config.stage,
+        steps=steps,
+        rate=partial(scheduled, config.schedule or "cosine", config.lr, steps, config.warmup),
+        terms=terms,
+        learning=learning,
+        source=source,
+        held_out=list(source.passes([*held_out][processes.index :: processes.count])),
+        dropout=config.dropout,
+        eval_every=(config.eval_every or min(steps, source.per_epoch)) if held_out else 0,
+        patience=config.patience,
+        memories=_kept_memories(config, opened, reader, [learned, held_out]) if frozen else None,
+    )
+
+
+def _kept_memories(
+    config: TrainingConfig, opened: Opened, reader: LineReader, sets: Sequence[Sequence[Line]]
+) -> Callable[[], FrozenMemories] | None:
+    if not config.memory_room_mb:
+        return None
+
+    def make() -> FrozenMemories:
+        memories = FrozenMemories(opened.model, config.memory_room_mb << 20)
+        for lines in sets:
+            for line in lines:
+                if memories.full:
+                    break
+                memories.keep(reader.windows(line.docs))
+        memories.close()
+        log.info("%d windows of documents compressed once", len(memories))
+        return memories
+
+    return make
+
+
+# --- the result ------------------------------------------------------------------------------------------
+
+
+def _export(
+    config: TrainingConfig,
+    opened: Opened,
+    files: Sequence[DataFile],
+    counts: tuple[int, int],
+    lesson: Lesson,
+    standing: Standing,
+) -> None:
+    learned, held_out = counts
+    stage = STAGE_NAMES.get(config.stage, config.stage)
+    metrics = read_lines(config.out / METRICS_FILE)
+    if not metrics:
+        raise TrainingError(f"{config.out / METRICS_FILE} is gone; it was written during this run")
+    kept = standing.best_step if standing.best is not None else len(metrics)
+    facts = {
+        "stage": stage,
+        "trained from": f"`{opened.origin}`",
+        "base decoder": f"`{opened.base}`",
+        "what learned": ", ".join(config.learn) + (", memory tokens" if config.memory_tokens else ""),
+        "steps": f"{len(metrics):,} of {config.batch_size} lines; the weights are those after step {kept:,}",
+        "lines": f"{learned:,} learned" + (f", {held_out:,} held out" if held_out else ""),
+        "held-out loss": None if standing.best is None else f"{standing.best:.4f}",
+        "time": f"{standing.seconds / 60:.1f} minutes on {hardware()}",
+        "made with": versions(),
+    }
+    text = card(
+        title=f"CLaRa, {stage}",
+        facts=facts,
+        files=files,
+        metrics=metrics,
+        settings=config.model_dump(mode="json", exclude={"out", "cache_dir", "offline", "device", "tensorboard"}),
+    )
+    write_model(config.out / CHECKPOINT, opened, stage, text, base_learned=False)

@@ -1,0 +1,379 @@
+"""The loop: lessons one after the other, saved so that a run that is killed at any step goes on as if it had not been.
+
+Every number of a step follows from the weights, the seed and the number of the step alone: data order, dropout and
+learning rate know no other state. A step's gradient is the one of its whole batch, however it is cut into passes and
+spread over processes: each loss is a mean over the tokens, windows or questions of all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from clara_core.errors import TrainingError
+from clara_core.training.batch import MEAN_OF, Step
+from clara_core.training.frozen import FrozenMemories
+from clara_core.training.journal import Journal, Line
+from clara_core.training.masters import Learning, Masters, Part, parts_of, read_parts, write_parts
+from clara_core.training.objective import Objective, Outcome, Terms
+from clara_core.training.opening import Opened, set_dropout
+from clara_core.training.processes import Processes
+from clara_core.training.state import load_state, save_state
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "state.safetensors"
+BEST_FILE = "best.safetensors"
+
+
+class Source(Protocol):
+    """Where the steps of a lesson come from."""
+
+    def __call__(self, number: int) -> list[Step]:
+        """This process's passes of a step; the same at every call."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One stage of a run.
+
+    Attributes:
+        name: Its name in metrics and messages.
+        steps: Optimizer steps.
+        rate: Learning rate of a step.
+        terms: The losses.
+        learning: The weights that learn.
+        source: The data.
+        held_out: Passes that are not learned, this process's share; they say how well the lesson goes.
+        dropout: Of what the adapters read.
+        eval_every: Steps between two looks at the held-out passes.
+        patience: Looks without a better loss after which the lesson ends, with the best weights. None: never.
+        memories: Makes the memories of a frozen compressor that are kept; None where they are made at each step.
+    """
+
+    name: str
+    steps: int
+    rate: Callable[[int], float]
+    terms: Terms
+    learning: Learning
+    source: Source
+    held_out: Sequence[Step] = ()
+    dropout: float = 0.0
+    eval_every: int = 0
+    patience: int | None = None
+    memories: Callable[[], FrozenMemories] | None = None
+
+
+@dataclass(slots=True)
+class Standing:
+    """Where a run stands; what is saved beside the weights.
+
+    Attributes:
+        lesson: Number of the lesson.
+        step: Steps of it that are done.
+        best: Lowest held-out loss so far.
+        best_step: After how many steps.
+        worse: Looks since then.
+        seconds: Time that the steps took.
+    """
+
+    lesson: int = 0
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    worse: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """How often the state is saved, and what it belongs to.
+
+    Attributes:
+        steps: Between two states; None for time alone.
+        seconds: Between two states.
+        run: What the run is (its config and data): a state of another one is refused.
+    """
+
+    steps: int | None = None
+    seconds: float = 600.0
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """Runs lessons over a model.
+
+    Args:
+        opened: The model.
+        lessons: What it learns, in order.
+        out: Folder of the run; if it holds a state, the run goes on from there.
+        export: Called with the lesson after its end, to write the checkpoint.
+        processes: This process among the others.
+        dtype: Type of the passes.
+        seed: Of dropout.
+        saving: When to save.
+        journal: Where metrics go.
+
+    Raises:
+        TrainingError: The state in `out` is damaged, or of another run.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        lessons: Sequence[Lesson],
+        out: Path,
+        export: Callable[[Lesson, Standing], None],
+        *,
+        processes: Processes,
+        dtype: torch.dtype,
+        journal: Journal,
+        seed: int = 1,
+        saving: Saving | None = None,
+    ) -> None:
+        self.opened = opened
+        self.model = opened.model
+        self.lessons = lessons
+        self.out = out
+        self.export = export
+        self.processes = processes
+        self.journal = journal
+        self.seed = seed
+        self.saving = saving or Saving()
+        self.standing = Standing()
+        saved = load_state(out / STATE_FILE)
+        if saved is not None:
+            self._check_run(saved[1]["run"])
+            self.standing = Standing(**saved[1]["standing"])
+        lesson = lessons[min(self.standing.lesson, len(lessons) - 1)]
+        opened.begin(lesson.learning)
+        self._learned: dict[str, Part] = {}  # what earlier lessons changed
+        if saved is not None:
+            for earlier in lessons[: self.standing.lesson]:
+                self._learned |= parts_of(self.model, earlier.learning)
+            write_parts(self._learned, saved[0])
+        self.masters = Masters(self.model, lesson.learning)
+        self._masters_of = min(self.standing.lesson, len(lessons) - 1)
+        if self.model.dtype is not dtype:
+            self.model.to(dtype)
+        if saved is not None and self.standing.lesson < len(lessons):
+            if lessons[saved[1]["masters"]].learning == lesson.learning:
+                self.masters.load(saved[0])
+            log.info("going on from %s, step %d", lesson.name, self.standing.step)
+
+    # --- the loop ----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Learn from where the run stands to the end, saving on the way; exports after each lesson.
+
+        Raises:
+            TrainingError: A loss is no number, or the disk is full; the last good state is saved.
+            DataError: A line does not fit the model.
+        """
+        with self.journal:
+            while self.standing.lesson < len(self.lessons):
+                lesson = self.lessons[self.standing.lesson]
+                self._learn_lesson(lesson)
+                if self.processes.is_main:
+                    self.export(lesson, self.standing)
+                self.processes.wait()
+                self._learned |= parts_of(self.model, lesson.learning)
+                self.standing = Standing(lesson=self.standing.lesson + 1)
+                self.save()
+                if self.processes.is_main:
+                    (self.out / BEST_FILE).unlink(missing_ok=True)
+
+    def _learn_lesson(self, lesson: Lesson) -> None:
+        self.opened.begin(lesson.learning)
+        if self.masters.learning != lesson.learning:
+            self.masters = Masters(self.model, lesson.learning)
+        self._masters_of = self.standing.lesson
+        set_dropout(self.model, lesson.dropout)
+        objective = Objective(self.model, lesson.terms, None if lesson.memories is None else lesson.memories())
+        standing = self.standing
+        self.journal.begin(lesson.name, lesson.steps, standing.step)
+        saved = time.monotonic()
+        for number, passes in _ahead(lesson.source, standing.step, lesson.steps):
+            started = time.monotonic()
+            line = self._learn(lesson, objective, number, passes)
+            standing.step = number + 1
+            looked = self._due(lesson)
+            if looked:
+                line |= self._look(lesson, objective)
+            standing.seconds += time.monotonic() - started
+            line["seconds"] = round(time.monotonic() - started, 2)
+            self.journal.write(line)
+            if lesson.patience is not None and standing.worse >= lesson.patience:
+                log.info("%s: no better held-out loss for %d looks, ending", lesson.name, lesson.patience)
+                break
+            every = self.saving.steps
+            if (every and standing.step % every == 0) or time.monotonic() - saved > self.saving.seconds:
+                self.save()
+                saved = time.monotonic()
+        if standing.best is not None:
+            self._take_best()
+        self.journal.end()
+
+    def _learn(self, lesson: Lesson, objective: Objective, number: int, passes: Sequence[Step]) -> Line:
+        """One optimizer step over this process's passes."""
+        self.model.train()
+        totals = self._totals(passes)
+        sums: dict[str, float] = {}
+        bad: list[str] = []
+        for index, step in enumerate(passes):
+            torch.manual_seed(_seed_of(self.seed, lesson.name, number, self.processes.index, index))
+            outcome = objective(step)
+            if outcome.losses:
+                loss = torch.stack([value * _share(name, step, totals) for name, value in outcome.losses.items()]).sum()
+                if loss.requires_grad:
+                    loss.backward()
+                self.masters.collect()
+            _add(sums, outcome, step, totals)
+            if not all(math.isfinite(float(value.detach())) for value in outcome.losses.values()):
+                bad += step.places
+        self.masters.reduce(self.processes)
+        sums = self._summed(sums)
+        norm = self.masters.clip()
+        if not math.isfinite(norm) or not all(map(math.isfinite, sums.values())):
+            self._stop(lesson, number, passes, bad, norm)
+        rate = lesson.rate(number)
+        self.masters.step(rate)
+        line: Line = {"stage": lesson.name, "step": number, "lr": rate}
+        line |= {name: round(value, 4) for name, value in sums.items()}
+        line["norm"] = round(norm, 3)
+        return line
+
+    def _stop(self, lesson: Lesson, number: int, passes: Sequence[Step], bad: list[str], norm: float) -> None:
+        """Stop before a step that would spoil the weights, and say of what it is."""
+        self.masters.drop()
+        places = self.processes.gather(bad or [place for step in passes for place in step.places])
+        self.save()
+        raise TrainingError(
+            f"{lesson.name}, step {number}: a loss or gradient is no number (gradient norm {norm}) in the batch of "
+            f"{', '.join(places)}. The weights before this step are good and saved in {self.out / STATE_FILE}; look at "
+            "these lines, or lower lr, and start the same command again to go on"
+        )
+
+    # --- held-out passes ---------------------------------------------------------------------------------
+
+    def _due(self, lesson: Lesson) -> bool:
+        if not lesson.eval_every:
+            return False
+        return self.standing.step % lesson.eval_every == 0 or self.standing.step == lesson.steps
+
+    def _look(self, lesson: Lesson, objective: Objective) -> Line:
+        """Losses of the held-out passes, and whether they are the best so far."""
+        standing = self.standing
+        self.model.eval()
+        totals = self._totals(lesson.held_out)
+        sums: dict[str, float] = {}
+        losses = 0.0
+        with torch.no_grad():
+            for step in lesson.held_out:
+                outcome = objective(step)
+                _add(sums, outcome, step, totals)
+                losses += sum(float(value) * _share(name, step, totals) for name, value in outcome.losses.items())
+        sums = self._summed({**sums, "": losses})
+        loss = sums.pop("")
+        if standing.best is None or loss < standing.best:
+            standing.best, standing.best_step, standing.worse = loss, standing.step, 0
+            if self.processes.is_main:
+                weights = {name: value for name, value in self.masters.state().items() if name.startswith("weights/")}
+                save_state(self.out / BEST_FILE, weights, {"step": standing.step})
+        else:
+            standing.worse += 1
+        line: Line = {"held_out": round(loss, 4)}
+        return line | {f"held_out_{name}": round(value, 4) for name, value in sums.items()}
+
+    def _take_best(self) -> None:
+        """Go back to the weights of the lowest held-out loss."""
+        self.processes.wait()
+        best = load_state(self.out / BEST_FILE)
+        if best is not None and self.standing.best_step != self.standing.step:
+            log.info("taking the weights after step %d, whose held-out loss is lowest", self.standing.best_step)
+            self.masters.load(best[0])
+
+    # --- sums over passes and processes ------------------------------------------------------------------
+
+    def _totals(self, passes: Sequence[Step]) -> dict[str, int]:
+        """Tokens, windows and questions of all passes of all processes."""
+        names = sorted(set(MEAN_OF.values()))
+        counts = [sum(step.counts[name] for step in passes) for name in names]
+        if self.processes.count > 1:
+            counts = self.processes.sum(torch.tensor(counts, device=self.processes.device)).tolist()
+        return dict(zip(names, counts, strict=True))
+
+    def _summed(self, sums: dict[str, float]) -> dict[str, float]:
+        """Sums over all processes; all of them must have the same names."""
+        if self.processes.count == 1:
+            return sums
+        names = sorted({*sums, *self.processes.gather(list(sums))})
+        values = torch.tensor([sums.get(name, 0.0) for name in names], device=self.processes.device)
+        return dict(zip(names, self.processes.sum(values).tolist(), strict=True))
+
+    # --- states ------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Save where the run stands.
+
+        Raises:
+            TrainingError: The disk is full; the state that was saved before is whole.
+        """
+        if not self.processes.is_main:
+            return
+        standing = {name: getattr(self.standing, name) for name in Standing.__slots__}
+        facts = {"standing": standing, "masters": self._masters_of, "run": self.saving.run}
+        finished = self.standing.lesson == len(self.lessons)
+        tensors = {} if finished else read_parts(self._learned) | self.masters.state()
+        save_state(self.out / STATE_FILE, tensors, facts)
+
+    def _check_run(self, run: dict[str, Any]) -> None:
+        here = self.saving.run
+        other = [name for name in sorted({*run, *here}) if run.get(name) != here.get(name)]
+        if other:
+            shown = "; ".join(f"{name} was {run.get(name)!r}, is {here.get(name)!r}" for name in other)
+            raise TrainingError(
+                f"{self.out} holds a run of another kind: {shown}. Give another folder as out, or delete this one"
+            )
+
+
+def _ahead(source: Source, first: int, steps: int) -> Iterator[tuple[int, list[Step]]]:
+    """Steps with their numbers, the next one made while one is learned from."""
+    if first >= steps:
+        return
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(source, first)
+        for number in range(first, steps):
+            passes = pending.result()
+            if number + 1 < steps:
+                pending = pool.submit(source, number + 1)
+            yield number, passes
+
+
+def _share(name: str, step: Step, totals: dict[str, int]) -> float:
+    """What part of the mean over the whole batch a pass has."""
+    kind = MEAN_OF[name]
+    return step.counts[kind] / max(totals[kind], 1)
+
+
+def _add(sums: dict[str, float], outcome: Outcome, step: Step, totals: dict[str, int]) -> None:
+    values: dict[str, float | Tensor] = {**outcome.losses, **outcome.metrics}
+    for name, value in values.items():
+        number = float(value.detach()) if isinstance(value, Tensor) else value
+        sums[name] = sums.get(name, 0.0) + number * _share(name, step, totals)
+
+
+def _seed_of(seed: int, lesson: str, number: int, process: int, index: int) -> int:
+    import hashlib
+
+    digest = hashlib.blake2b(f"{seed} {lesson} {number} {process} {index}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest)
