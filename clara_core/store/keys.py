@@ -196,7 +196,8 @@ def _hadamard_matrix(size: int) -> Tensor:
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / math.sqrt(size)
+    matrix /= math.sqrt(size)
+    return matrix
 
 
 def _in_bytes(direction: Tensor) -> Tensor:
