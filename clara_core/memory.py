@@ -76,13 +76,22 @@ class MemoryCache:
             self._entries.move_to_end(key)
             return memory
 
-    def put(self, memory: Memory) -> None:
-        """Keep a memory, and let the oldest go until the bound holds."""
+    def put(self, memory: Memory, *, replace: bool = True) -> None:
+        """Keep a memory, and let the oldest go until the bound holds.
+
+        Args:
+            memory: To keep.
+            replace: Where the text has one already: take this one instead, or leave the other (which may be more exact
+                than one that was written in fewer bits).
+        """
         size = _weight(memory)
         if size > self.max_bytes:
             return
         key = content_key(memory.text, memory.fingerprint)
         with self._lock:
+            if not replace and key in self._entries:
+                self._entries.move_to_end(key)
+                return
             replaced = self._entries.pop(key, None)
             self.nbytes += size - (_weight(replaced) if replaced else 0)
             self._entries[key] = memory

@@ -90,7 +90,7 @@ def complete_ids(documents: Sequence[Document], ids: Sequence[str | None], taken
     for document, given in zip(documents, ids, strict=True):
         id_ = given
         if id_ is None:
-            made = (_made_id(document.page_content, seen) for seen in count())
+            made = (made_id(document.page_content, seen) for seen in count())
             id_ = next(name for name in made if name not in used and not taken(name))
             used.add(id_)
         complete.append(id_)
@@ -114,12 +114,22 @@ def acceptor(condition: Filter | None) -> Callable[[Document], bool] | None:
     return lambda document: matches(rules, document.metadata)
 
 
+def checked(condition: Filter | None) -> Filter | None:
+    """A filter, before anything is computed for its sake.
+
+    Raises:
+        TypeError, ValueError: It is no filter; see `check_filter`.
+    """
+    acceptor(condition)
+    return condition
+
+
 def with_score(document: Document, score: float) -> Document:
     """A copy of the document with the score, a Python float, in its metadata."""
     metadata = {**deepcopy(document.metadata), SCORE_KEY: float(score)}
     return document.model_copy(update={"metadata": metadata})
 
 
-def _made_id(text: str, seen: int) -> str:
-    """`seen` tells equal texts apart."""
+def made_id(text: str, seen: int) -> str:
+    """The id of a text that was given none; `seen` tells equal texts apart."""
     return hashlib.sha256(f"{seen}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,19 +1,19 @@
 """What stands behind `ClaraVectorStore`: documents, their vectors, and how a text becomes a vector.
 
-The store speaks LangChain; this keeps and finds. A store that lasts takes the place of this class.
+The store speaks LangChain; this keeps and finds. In a store that lasts `DurableRows` takes its place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from langchain_clara._entries import Entry, complete_ids
+from langchain_clara._entries import Entry, Filter, acceptor, complete_ids
 from langchain_clara.embeddings import ClaraEmbeddings
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from clara_core.matrix import Found, VectorMatrix
 
     Hits: TypeAlias = list[Found[str, Entry]]
-
-Accept: TypeAlias = Callable[[Document], bool]
 
 # One for all: ids are made and used under it, and rows without a lock can be copied.
 _ADDING = threading.Lock()
@@ -46,8 +44,12 @@ class Rows:
     def __len__(self) -> int:
         return 0 if self._matrix is None else len(self._matrix)
 
-    def __iter__(self) -> Iterator[Entry]:
-        return iter([entry for _, entry in self._matrix or ()])
+    def is_empty(self) -> bool:
+        """Whether there is nothing to be found."""
+        return not len(self)
+
+    def __iter__(self) -> Iterator[Document]:
+        return iter([entry.copy() for _, entry in self._matrix or ()])
 
     # --- texts to vectors ------------------------------------------------------------------------
 
@@ -110,14 +112,26 @@ class Rows:
 
     # --- keeping ---------------------------------------------------------------------------------
 
-    def keep(
+    def add(
+        self, documents: Sequence[Document], ids: Sequence[str | None], memories: Sequence[Memory] | None = None
+    ) -> list[str]:
+        """Keep copies of documents, compressed now where their memories are not given; returns their ids."""
+        if memories is not None:
+            return self._keep(documents, ids, self.windows(memories), memories)
+        return self._keep(documents, ids, *self.embed([document.page_content for document in documents]))
+
+    async def aadd(self, documents: Sequence[Document], ids: Sequence[str | None]) -> list[str]:
+        """`add`, awaitable."""
+        vectors, memories = await self.aembed([document.page_content for document in documents])
+        return await asyncio.to_thread(self._keep, documents, ids, vectors, memories)
+
+    def _keep(
         self,
         documents: Sequence[Document],
         ids: Sequence[str | None],
         vectors: Sequence[Tensor],
         memories: Sequence[Memory | None],
     ) -> list[str]:
-        """Keep copies of documents with their vectors; returns their ids, made where None."""
         if not documents:
             return []
         from clara_core.matrix import VectorMatrix
@@ -129,9 +143,9 @@ class Rows:
             matrix.put(list(zip(keys, entries, vectors, strict=True)))
         return keys
 
-    def delete(self, ids: Iterable[str] | None, accept: Accept | None) -> None:
-        """Take out what has one of the ids and is accepted; None means all."""
-        matrix = self._matrix
+    def delete(self, ids: Iterable[str] | None, condition: Filter | None) -> None:
+        """Take out what has one of the ids and passes the filter; None means all."""
+        matrix, accept = self._matrix, acceptor(condition)
         if matrix is None:
             return
         if ids is None and accept is None:
@@ -143,10 +157,10 @@ class Rows:
             found = [id_ for id_, entry in matrix if chosen is None or id_ in chosen]
             matrix.delete([id_ for id_ in found if (entry := matrix.value(id_)) is not None and accept(entry.document)])
 
-    def entries(self, ids: Iterable[str]) -> list[Entry]:
-        """In the order of the ids; ids that are not here are passed over."""
+    def get(self, ids: Iterable[str]) -> list[Document]:
+        """Copies, in the order of the ids; ids that are not here are passed over."""
         found = [] if self._matrix is None else [self._matrix.value(id_) for id_ in ids]
-        return [entry for entry in found if entry is not None]
+        return [entry.copy() for entry in found if entry is not None]
 
     def memories(self, ids: Sequence[str]) -> list[Memory]:
         """Memories of documents, in the order of their ids.
@@ -167,27 +181,32 @@ class Rows:
 
     # --- finding ---------------------------------------------------------------------------------
 
-    def search(self, question: Tensor, k: int, accept: Accept | None) -> list[tuple[Document, float]]:
+    def search(self, question: Tensor, k: int, condition: Filter | None) -> list[tuple[Document, float]]:
         """Copies of the documents most like a question, with their cosines, best first."""
-        return self._copies(self._hits(question, k, accept))
+        return self._copies(self._hits(question, k, condition))
+
+    def search_words(self, query: str, k: int, condition: Filter | None, mode: str) -> NoReturn:
+        """Refuse to: there is no index of words."""
+        raise ValueError(f"mode={mode!r} needs a store that lasts, with uri=; in memory there is 'memory' alone")
 
     def diverse(
-        self, question: Tensor, k: int, fetch_k: int, balance: float, accept: Accept | None
+        self, question: Tensor, k: int, fetch_k: int, balance: float, condition: Filter | None
     ) -> list[tuple[Document, float]]:
         """Of the `fetch_k` best documents `k` that do not repeat each other."""
         import torch
 
         from clara_core.ranking import diversify
 
-        hits = self._hits(question, max(k, fetch_k), accept)
+        hits = self._hits(question, max(k, fetch_k), condition)
         if not hits:
             return []
         chosen = diversify(question, torch.stack([hit.vector for hit in hits]), k, balance)
         return self._copies([hits[index] for index in chosen])
 
-    def _hits(self, question: Tensor, k: int, accept: Accept | None) -> Hits:
+    def _hits(self, question: Tensor, k: int, condition: Filter | None) -> Hits:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
+        accept = acceptor(condition)
         return (
             []
             if self._matrix is None

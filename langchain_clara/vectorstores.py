@@ -1,37 +1,43 @@
-"""A vector store of memories, in this process's memory."""
+"""A vector store of memories: in this process, or in a folder that any process can open again."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-from langchain_clara._entries import Filter, acceptor, listed, with_texts
+from langchain_clara._durable import DurableRows
+from langchain_clara._entries import Filter, checked, listed, with_texts
 from langchain_clara._rows import Rows, vector_of
 from langchain_clara.embeddings import ClaraEmbeddings
 
 if TYPE_CHECKING:
     from clara_core import Memory
+    from clara_core.store import MemoryStore
 
 
 class ClaraVectorStore(VectorStore):
     """Documents with their memories: compressed once, searched, and read by `ChatClara` without compressing again.
 
     A document's score is the cosine of the question and its best window, in [-1, 1]; a document longer than the
-    compressor's window has several. The store takes any other `Embeddings` as well, and then keeps their vectors.
+    compressor's window has several. With `uri` the documents are in a `clara_core.store.MemoryStore` and outlast the
+    process; without it they are in memory, and the store takes any other `Embeddings` as well and keeps their vectors.
 
     Setup:
         ```bash
-        pip install 'clara-rag[langchain]'
+        pip install 'clara-rag[langchain]'  # with uri=: 'clara-rag[langchain,store]'
         ```
 
     Key init args, indexing params:
         embedding: Embeddings | None
             `ClaraEmbeddings`, or any other; made from the client params where it is not given.
+        uri: str | None
+            A folder or an address of object storage; None keeps the documents in memory.
 
     Key init args, client params:
         model, compression, dtype, ... or engine:
@@ -43,6 +49,7 @@ class ClaraVectorStore(VectorStore):
 
         store = ClaraVectorStore(model="pocket")
         store = ClaraVectorStore.from_documents(documents, ClaraEmbeddings(model="pocket"))
+        store = ClaraVectorStore(uri="memories", model="pocket")  # opened, or made by the first document
         ```
 
     Add Documents:
@@ -69,6 +76,11 @@ class ClaraVectorStore(VectorStore):
         store.similarity_search(question, filter=lambda document: document.id.startswith("a"))
         ```
 
+    Search by words, with `uri`:
+        ```python
+        store.similarity_search(question, mode="hybrid")
+        ```
+
     Search with score:
         ```python
         store.similarity_search_with_score(question)  # cosine, higher is better
@@ -87,22 +99,51 @@ class ClaraVectorStore(VectorStore):
         ```
 
     Args:
-        embedding: What makes vectors.
+        embedding: What makes vectors; with `uri`, `ClaraEmbeddings` of full length.
+        uri: Where documents are kept; None is in memory.
+        store: An opened `MemoryStore` with an engine, instead of `uri` and the model.
         show_progress: Draw a progress bar while documents are compressed.
         **options: Of `EngineFields`, where `embedding` is not given.
+
+    Raises:
+        TypeError: With `uri`, an embedding that makes no memories.
+        ValueError: Things that exclude each other.
     """
 
-    def __init__(self, embedding: Embeddings | None = None, *, show_progress: bool = False, **options: Any) -> None:
-        if embedding is not None and options:
-            name = next(iter(options))
-            raise ValueError(f"give embedding= or {name}=, not both: an embedding has its own model and options")
-        embedding = ClaraEmbeddings(**options) if embedding is None else embedding
-        self._rows = Rows(embedding, show_progress=show_progress)
+    def __init__(
+        self,
+        embedding: Embeddings | None = None,
+        *,
+        uri: str | PathLike[str] | None = None,
+        store: MemoryStore | None = None,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> None:
+        given = {"embedding": embedding, "store": store}
+        owners = [name for name, value in given.items() if value is not None]
+        if owners and (options or len(owners) > 1):
+            name = [*owners[1:], *options][0]
+            raise ValueError(f"give {owners[0]}= or {name}=, not both: it has its own model and options")
+        if store is not None and uri is not None:
+            raise ValueError("give store= or uri=, not both: a store knows where it is")
+        if store is None and embedding is None:
+            embedding = ClaraEmbeddings(**options)
+        self._rows: Rows | DurableRows
+        if embedding is not None and uri is None:
+            self._rows = Rows(embedding, show_progress=show_progress)
+        else:
+            place = None if uri is None else fspath(uri)
+            self._rows = DurableRows(embedding, uri=place, store=store, show_progress=show_progress)
 
     @property
     def embeddings(self) -> Embeddings:
         """What makes vectors."""
         return self._rows.embedding
+
+    @property
+    def store(self) -> MemoryStore | None:
+        """Where documents that last are kept, with `optimize`, `compact` and `stats`; None for those in memory."""
+        return self._rows.store if isinstance(self._rows, DurableRows) else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -112,7 +153,7 @@ class ClaraVectorStore(VectorStore):
 
     def __iter__(self) -> Iterator[Document]:
         """Copies of all documents, in the order in which they came."""
-        return iter([entry.copy() for entry in self._rows])
+        return iter(self._rows)
 
     # --- adding ----------------------------------------------------------------------------------
 
@@ -127,16 +168,13 @@ class ClaraVectorStore(VectorStore):
         Returns:
             list: The ids, in order.
         """
-        documents, keys = listed(documents, ids)
-        return self._rows.keep(documents, keys, *self._rows.embed([document.page_content for document in documents]))
+        return self._rows.add(*listed(documents, ids))
 
     async def aadd_documents(
         self, documents: Iterable[Document], *, ids: list[str] | None = None, **kwargs: Any
     ) -> list[str]:
         """`add_documents`, awaitable."""
-        documents, keys = listed(documents, ids)
-        vectors, memories = await self._rows.aembed([document.page_content for document in documents])
-        return await asyncio.to_thread(self._rows.keep, documents, keys, vectors, memories)
+        return await self._rows.aadd(*listed(documents, ids))
 
     def add_texts(
         self,
@@ -180,9 +218,8 @@ class ClaraVectorStore(VectorStore):
         from clara_core.prepare import checked_memories
 
         engine = self._rows.engine("add_memories")
-        checked = checked_memories(memories, lambda: engine.fingerprint)
-        documents, keys = listed(with_texts([memory.text for memory in checked], metadatas), ids)
-        return self._rows.keep(documents, keys, self._rows.windows(checked), checked)
+        ready = checked_memories(memories, lambda: engine.fingerprint)
+        return self._rows.add(*listed(with_texts([memory.text for memory in ready], metadatas), ids), ready)
 
     # --- deleting, looking up --------------------------------------------------------------------
 
@@ -192,7 +229,7 @@ class ClaraVectorStore(VectorStore):
         Returns:
             bool: True; ids that are not here are passed over.
         """
-        self._rows.delete(ids, acceptor(filter))
+        self._rows.delete(ids, checked(filter))
         return True
 
     async def adelete(self, ids: list[str] | None = None, *, filter: Filter | None = None, **kwargs: Any) -> bool:  # noqa: A002
@@ -201,11 +238,11 @@ class ClaraVectorStore(VectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Copies of documents in the order of their ids; ids that are not here are passed over."""
-        return [entry.copy() for entry in self._rows.entries(ids)]
+        return self._rows.get(ids)
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """`get_by_ids`, awaitable."""
-        return self.get_by_ids(ids)
+        return await asyncio.to_thread(self.get_by_ids, ids)
 
     def get_memories(self, ids: Sequence[str]) -> list[Memory]:
         """Memories of documents, in the order of their ids.
@@ -223,6 +260,7 @@ class ClaraVectorStore(VectorStore):
         query: str,
         k: int = 4,
         filter: Filter | None = None,  # noqa: A002
+        mode: str = "memory",
         **kwargs: Any,
     ) -> list[Document]:
         """The documents that answer a question best.
@@ -230,47 +268,59 @@ class ClaraVectorStore(VectorStore):
         Args:
             query: The question.
             k: Most documents to return.
-            filter: A dict as in `clara_core.filters`, or a function of the document.
+            filter: A dict as in `clara_core.filters`, or a function of the document. With `uri` the store searches only
+                what passes a dict; a function is asked about what was found, over and over until `k` passed.
+            mode: ``memory`` by cosine; with `uri` also ``text`` by words, and ``hybrid`` by both.
             **kwargs: There are no others; one more is an error.
         """
-        return _documents(self.similarity_search_with_score(query, k, filter, **kwargs))
+        return _documents(self.similarity_search_with_score(query, k, filter, mode, **kwargs))
 
     async def asimilarity_search(
         self,
         query: str,
         k: int = 4,
         filter: Filter | None = None,  # noqa: A002
+        mode: str = "memory",
         **kwargs: Any,
     ) -> list[Document]:
         """`similarity_search`, awaitable."""
-        return _documents(await self.asimilarity_search_with_score(query, k, filter, **kwargs))
+        return _documents(await self.asimilarity_search_with_score(query, k, filter, mode, **kwargs))
 
     def similarity_search_with_score(
         self,
         query: str,
         k: int = 4,
         filter: Filter | None = None,  # noqa: A002
+        mode: str = "memory",
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
-        """Like `similarity_search`, each document with its cosine: a Python float in [-1, 1], higher is better."""
+        """Like `similarity_search`, each document with its cosine: a Python float in [-1, 1], higher is better.
+
+        In other modes scores are BM25 (``text``) or sums of reciprocal ranks (``hybrid``).
+        """
         _no_more("similarity_search", kwargs)
-        accept = acceptor(filter)
-        return self._rows.search(self._rows.question(query), k, accept) if len(self) else []
+        condition = checked(filter)
+        if mode != "memory":
+            return self._rows.search_words(query, k, condition, mode)
+        return [] if self._rows.is_empty() else self._rows.search(self._rows.question(query), k, condition)
 
     async def asimilarity_search_with_score(
         self,
         query: str,
         k: int = 4,
         filter: Filter | None = None,  # noqa: A002
+        mode: str = "memory",
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score`, awaitable."""
         _no_more("similarity_search", kwargs)
-        accept = acceptor(filter)
-        if not len(self):
+        condition = checked(filter)
+        if mode != "memory":
+            return await asyncio.to_thread(self._rows.search_words, query, k, condition, mode)
+        if await asyncio.to_thread(self._rows.is_empty):
             return []
         question = await self._rows.aquestion(query)
-        return await asyncio.to_thread(self._rows.search, question, k, accept)
+        return await asyncio.to_thread(self._rows.search, question, k, condition)
 
     def similarity_search_by_vector(
         self,
@@ -285,7 +335,7 @@ class ClaraVectorStore(VectorStore):
             ValueError: The vector has another length.
         """
         _no_more("similarity_search_by_vector", kwargs)
-        return _documents(self._rows.search(vector_of(embedding), k, acceptor(filter)))
+        return _documents(self._rows.search(vector_of(embedding), k, checked(filter)))
 
     async def asimilarity_search_by_vector(
         self,
@@ -317,10 +367,10 @@ class ClaraVectorStore(VectorStore):
             **kwargs: There are no others; one more is an error.
         """
         _no_more("max_marginal_relevance_search", kwargs)
-        accept = acceptor(filter)
-        if not len(self):
+        condition = checked(filter)
+        if self._rows.is_empty():
             return []
-        return _documents(self._rows.diverse(self._rows.question(query), k, fetch_k, lambda_mult, accept))
+        return _documents(self._rows.diverse(self._rows.question(query), k, fetch_k, lambda_mult, condition))
 
     async def amax_marginal_relevance_search(
         self,
@@ -333,11 +383,11 @@ class ClaraVectorStore(VectorStore):
     ) -> list[Document]:
         """`max_marginal_relevance_search`, awaitable."""
         _no_more("max_marginal_relevance_search", kwargs)
-        accept = acceptor(filter)
-        if not len(self):
+        condition = checked(filter)
+        if await asyncio.to_thread(self._rows.is_empty):
             return []
         question = await self._rows.aquestion(query)
-        return _documents(await asyncio.to_thread(self._rows.diverse, question, k, fetch_k, lambda_mult, accept))
+        return _documents(await asyncio.to_thread(self._rows.diverse, question, k, fetch_k, lambda_mult, condition))
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -350,7 +400,7 @@ class ClaraVectorStore(VectorStore):
     ) -> list[Document]:
         """`max_marginal_relevance_search` for a vector of this store's embedding."""
         _no_more("max_marginal_relevance_search_by_vector", kwargs)
-        return _documents(self._rows.diverse(vector_of(embedding), k, fetch_k, lambda_mult, acceptor(filter)))
+        return _documents(self._rows.diverse(vector_of(embedding), k, fetch_k, lambda_mult, checked(filter)))
 
     async def amax_marginal_relevance_search_by_vector(
         self,

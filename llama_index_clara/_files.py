@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import IO, Any, Final
 
@@ -27,6 +27,39 @@ from llama_index_clara._vectors import Array
 SUFFIX: Final = ".clara"
 """Behind the name that LlamaIndex gives: under that name itself its own store would read an empty store."""
 _MAGIC: Final = b"clara-store-1\n"
+_POINTER: Final = b"clara-store-at-1\n"
+
+
+def write_pointer(path: str, fs: fsspec.AbstractFileSystem | None, uri: str, made_by: dict[str, Any]) -> None:
+    """Write where a store with a uri of its own is.
+
+    Raises:
+        ValueError: It ends with this process.
+    """
+    if uri.startswith("memory://"):
+        raise ValueError("a store at memory:// ends with its process; give uri= a folder, which needs no persist()")
+    place = uri if "://" in uri else os.path.abspath(uri)  # noqa: PTH100 - as text
+    data = _POINTER + json.dumps({"uri": place, "made_by": made_by}).encode()
+    _replace(path, fs, lambda file: file.write(data))
+
+
+def read_pointer(path: str, fs: fsspec.AbstractFileSystem | None) -> dict[str, Any] | None:
+    """What `write_pointer` wrote; None where there is something else, or nothing.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    fs = fs or fsspec.filesystem("file")
+    if not fs.exists(path):
+        return None
+    with fs.open(path, "rb") as file:
+        if file.read(len(_POINTER)) != _POINTER:
+            return None
+        try:
+            found: dict[str, Any] = json.loads(file.read())
+        except ValueError as exc:
+            raise CheckpointError(f"{path} is damaged: it should say where a ClaraVectorStore is") from exc
+    return found
 
 
 def write_file(path: str, fs: fsspec.AbstractFileSystem | None, header: dict[str, Any], rows: Iterable[Array]) -> None:
@@ -38,6 +71,11 @@ def write_file(path: str, fs: fsspec.AbstractFileSystem | None, header: dict[str
         header: Everything but the vectors.
         rows: Vectors in the order of the header's nodes, a matrix for each.
     """
+    _replace(path, fs, lambda file: _write(file, header, rows))
+
+
+def _replace(path: str, fs: fsspec.AbstractFileSystem | None, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file whole or not at all."""
     fs = fs or fsspec.filesystem("file")
     folder = os.path.dirname(path)  # noqa: PTH120 - paths of any file system
     if folder:
@@ -45,7 +83,7 @@ def write_file(path: str, fs: fsspec.AbstractFileSystem | None, header: dict[str
     beside = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         with fs.open(beside, "wb") as file:
-            _write(file, header, rows)
+            write(file)
         if isinstance(fs, LocalFileSystem):
             os.replace(fs._strip_protocol(beside), fs._strip_protocol(path))  # noqa: PTH105, SLF001
         else:

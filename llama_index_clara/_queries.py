@@ -10,7 +10,7 @@ from llama_index.core.schema import BaseNode, ImageNode, IndexNode
 from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery, VectorStoreQueryMode
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn, node_to_metadata_dict
 
-from llama_index_clara._table import Entry, Table
+from llama_index_clara._table import Entry
 from llama_index_clara._vectors import Array
 
 MODES: Final = (
@@ -104,8 +104,18 @@ def mmr_balance(query: VectorStoreQuery, options: Mapping[str, Any]) -> float:
     return balance
 
 
-def fused(table: Table, question: Array, allowed: set[str] | None, query: VectorStoreQuery) -> list[tuple[str, float]]:
+Ranking = list[tuple[str, float]]
+
+
+def fused(
+    nearest: Callable[[int], Ranking], matching: Callable[[str, int], Ranking], query: VectorStoreQuery
+) -> Ranking:
     """Cosines and words by their ranks; 1 is the first place in both.
+
+    Args:
+        nearest: So many ids by their cosine.
+        matching: So many ids by the words they share with a question.
+        query: What for.
 
     Raises:
         ValueError: ``alpha`` is outside [0, 1].
@@ -117,8 +127,8 @@ def fused(table: Table, question: Array, allowed: set[str] | None, query: Vector
         raise ValueError(f"alpha must lie in [0, 1] (0 is words alone, 1 is vectors alone), got {alpha}")
     pool = max(query.similarity_top_k, _POOL)
     rankings = [
-        (alpha, table.nearest(question, allowed, pool)),
-        (1 - alpha, table.matching(words_of(query), allowed, query.sparse_top_k or pool)),
+        (alpha, nearest(pool)),
+        (1 - alpha, matching(words_of(query), query.sparse_top_k or pool)),
     ]
     used = [(weight, [id_ for id_, _ in hits]) for weight, hits in rankings if weight > 0]
     fused_ = fuse_ranks([ids for _, ids in used], [weight for weight, _ in used], _CONSTANT)

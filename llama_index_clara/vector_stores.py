@@ -1,4 +1,4 @@
-"""Memories of nodes, searched by the query reasoner, by words, or both."""
+"""Memories of nodes, searched by the query reasoner, by words, or both: in this process, or in a folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from llama_index.core.vector_stores.types import (
 from pydantic import Field, PrivateAttr
 
 from clara_core.errors import FingerprintMismatch
+from llama_index_clara._durable import DurableNodes
 from llama_index_clara._engine import EngineFields
-from llama_index_clara._files import SUFFIX, from_json, read_file, to_json, write_file
+from llama_index_clara._files import SUFFIX, from_json, read_file, read_pointer, to_json, write_file, write_pointer
 from llama_index_clara._nodes import copy_of, text_of
 from llama_index_clara._queries import (
     allowed_ids,
@@ -42,6 +43,7 @@ from llama_index_clara._vectors import Array, VectorSpace
 
 if TYPE_CHECKING:
     from clara_core import ClaraEngine, Memory
+    from clara_core.store import MemoryStore
 
 _SAME: Final = 0.999  # cosine of two vectors of the same text, whatever the batch and the dtype they came from
 _BATCH: Final = 64  # nodes that are looked at together; vectors as lists take eight times their room
@@ -49,7 +51,8 @@ _IDENTITY: Final = ("model", "compression", "base_model", "revision", "quantizat
 
 
 class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
-    """Holds nodes with their memories, in this process; `persist` writes them to a file.
+    """Holds nodes with their memories: with `uri` in a `clara_core.store.MemoryStore`, which outlasts the process;
+    without it in memory, from where `persist` writes them to a file.
 
     Nodes come with embeddings of `ClaraEmbedding` of the same model (a `VectorStoreIndex` sees to that), or without:
     then they are compressed here, and no list of numbers is ever made. What a query finds comes back as copies without
@@ -63,19 +66,44 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         store = ClaraVectorStore(model="pocket")
         storage_context = StorageContext.from_defaults(vector_store=store)
         index = VectorStoreIndex.from_documents(documents, storage_context=storage_context)
+
+        store = ClaraVectorStore(model="pocket", uri="memories")  # opened, or made by the first node
         ```
     """
 
     stores_text: bool = True
     is_embedding_query: bool = True
     dimensions: int | None = Field(default=None, ge=1, description="Numbers of a vector, as in ClaraEmbedding.")
+    uri: str | None = Field(default=None, description="Folder or address of object storage; None is in memory.")
 
     _table: Table = PrivateAttr()
+    _durable: DurableNodes | None = PrivateAttr(default=None)
 
-    def __init__(self, engine: Any = None, **options: Any) -> None:
-        """See `EngineFields`."""
+    def __init__(self, engine: Any = None, *, store: MemoryStore | None = None, **options: Any) -> None:
+        """See `EngineFields`.
+
+        Args:
+            engine: Instead of a model.
+            store: An opened store with an engine, instead of `uri` and the model.
+            **options: The fields.
+
+        Raises:
+            ValueError: Things that exclude each other.
+        """
+        if store is not None:
+            if engine is not None or options.keys() & {"model", "uri"}:
+                raise ValueError("give store= alone: it knows its engine and where it is")
+            if store.engine is None:
+                raise ValueError("store= has no engine: MemoryStore.open(uri, model=...) gives it one")
+            engine, options = store.engine, {**options, "uri": store.uri}
+        if isinstance(options.get("uri"), os.PathLike):
+            options["uri"] = os.fspath(options["uri"])
         super().__init__(engine=engine, **options)
         self._table = Table(lambda: self.space.length)
+        if self.uri is not None:
+            if self.dimensions is not None:
+                raise ValueError("leave dimensions= out: a store with uri= keeps whole memories and its own short keys")
+            self._durable = DurableNodes(self.uri, lambda: self.engine, store)
 
     @classmethod
     def class_name(cls) -> str:
@@ -84,8 +112,8 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     @property
     def client(self) -> Any:
-        """What the nodes are in (an implementation detail)."""
-        return self._table
+        """What the nodes are in: a `MemoryStore` with `uri`, else an implementation detail."""
+        return self._table if self._durable is None else self._durable.store
 
     @property
     def space(self) -> VectorSpace:
@@ -95,15 +123,17 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
     @property
     def count(self) -> int:
         """Nodes in the store. (It has no ``len``, by which an empty one would count as false.)"""
-        return len(self._table)
+        return len(self._table if self._durable is None else self._durable)
 
     def __getstate__(self) -> dict[str, Any]:
+        if self.uri is not None and not self.uri.startswith("memory://"):
+            return super().__getstate__()
         raise TypeError("a ClaraVectorStore lives in its process and is not pickled; use persist and from_persist_dir")
 
     # --- writing -----------------------------------------------------------------------------------------
 
     def add(self, nodes: Iterable[BaseNode], *, memories: Iterable[Memory] | None = None, **kwargs: Any) -> list[str]:
-        """Keep copies of nodes; one whose id is here already is replaced. All of them or none.
+        """Keep copies of nodes; one whose id is here already is replaced. All of them or none; with `uri` each node.
 
         Args:
             nodes: Any number, from a generator too.
@@ -114,9 +144,11 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
             list: The ids, in order.
 
         Raises:
-            ValueError: A vector is of another length, not finite, or zero.
+            ValueError: A vector is of another length, not finite, or zero; with `uri`, not that of the node's text.
             FingerprintMismatch: A memory is another model's.
         """
+        if self._durable is not None:
+            return self._add_durably(self._durable, list(nodes), memories)
         table = self._table
         added: list[tuple[str, Entry]] = []
         given = None if memories is None else iter(memories)
@@ -131,6 +163,33 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
             raise
         table.commit(added)
         return [id_ for id_, _ in added]
+
+    def _add_durably(
+        self, durable: DurableNodes, nodes: list[BaseNode], memories: Iterable[Memory] | None
+    ) -> list[str]:
+        if memories is not None:
+            durable.put(nodes, list(self._memories(nodes, iter(memories)).values()))
+            return [node.node_id for node in nodes]
+        bare = [node for node in nodes if node.embedding is None]
+        embedded = [node for node in nodes if node.embedding is not None]
+        found: list[Memory] = []
+        for start in range(0, len(embedded), _BATCH):
+            batch = embedded[start : start + _BATCH]
+            found += self.engine.remember([text_of(node) for node in batch])
+            for node, memory in zip(batch, found[start:], strict=True):
+                self._check_vector(node, memory)
+        durable.put(embedded, found)
+        durable.put(bare, None)
+        return [node.node_id for node in nodes]
+
+    def _check_vector(self, node: BaseNode, memory: Memory) -> None:
+        """Refuse a vector that is not kept, and would not be found again."""
+        vector = vector_of(node.embedding or [], self.space.length, f"node {node.node_id!r}", self.model)
+        if not _same(self.space, memory, vector):
+            raise ValueError(
+                f"the vector of node {node.node_id!r} is not the memory of its text, and a store with uri= keeps "
+                "nothing but memories: leave the vector out, or embed with ClaraEmbedding"
+            )
 
     def _memories(self, batch: list[BaseNode], given: Any) -> dict[int, Memory]:
         """Memories by the position of their nodes: given, known to the engine, or made now for lack of a vector."""
@@ -178,6 +237,9 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Forget all nodes of a source document; an unknown one is nothing to do."""
+        if self._durable is not None:
+            self._durable.delete_source(ref_doc_id)
+            return
         with self._table.entries() as entries:
             self._table.remove([id_ for id_, entry in entries.items() if entry.node.ref_doc_id == ref_doc_id])
 
@@ -194,6 +256,9 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         """
         if node_ids is None and filters is None:
             raise ValueError("give node_ids= or filters=; clear() empties the store")
+        if self._durable is not None:
+            self._durable.delete_nodes(node_ids, filters)
+            return
         with self._table.entries() as entries:
             ids = entries if node_ids is None else set(node_ids) & set(entries)
             passes = passing(entries, filters)
@@ -202,11 +267,15 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
     def clear(self) -> None:
         """Forget everything."""
         self._table.clear()
+        if self._durable is not None:
+            self._durable.delete_nodes(None, None)
 
     # --- reading -----------------------------------------------------------------------------------------
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Copies of nodes, in the order in which they are asked for; unknown ids are left out."""
+        if self._durable is not None:
+            return self._durable.get_nodes(node_ids, filters)
         with self._table.entries() as entries:
             ids = list(entries) if node_ids is None else [id_ for id_ in node_ids if id_ in entries]
             passes = passing(entries, filters)
@@ -218,6 +287,8 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         Raises:
             KeyError: There is no such node.
         """
+        if self._durable is not None:
+            return self._durable.memories(node_ids)
         with self._table.entries() as entries:
             missing = [id_ for id_ in node_ids if id_ not in entries]
             if missing:
@@ -244,12 +315,18 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         table = self._table
         mode = checked_mode(query)
         question = None if mode is VectorStoreQueryMode.TEXT_SEARCH else self._question(query)
+        if self._durable is not None:
+            return self._durable.query(query, mode, question, kwargs)
         with table.entries() as entries:
             allowed = allowed_ids(entries, query)
             if question is None:
                 hits = table.matching(words_of(query), allowed, query.similarity_top_k)
             elif mode is VectorStoreQueryMode.HYBRID:
-                hits = fused(table, question, allowed, query)
+                hits = fused(
+                    lambda k: table.nearest(question, allowed, k),
+                    lambda words, k: table.matching(words, allowed, k),
+                    query,
+                )
             elif mode is VectorStoreQueryMode.MMR:
                 hits = table.diverse(question, allowed, query.similarity_top_k, mmr_balance(query, kwargs))
             else:
@@ -290,7 +367,12 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         """`add`, awaitable; cancelling it while nodes are being compressed stops that."""
         engine = await self.aengine()
         listed = list(nodes)
-        if kwargs.get("memories") is None and listed and all(node.embedding is None for node in listed):
+        if (
+            self._durable is None
+            and kwargs.get("memories") is None
+            and listed
+            and all(node.embedding is None for node in listed)
+        ):
             kwargs["memories"] = await engine.acompress([text_of(node) for node in listed])
         return await asyncio.to_thread(self.add, listed, **kwargs)
 
@@ -328,18 +410,24 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         persist_path: str = os.path.join(DEFAULT_PERSIST_DIR, DEFAULT_PERSIST_FNAME),  # noqa: PTH118
         fs: fsspec.AbstractFileSystem | None = None,
     ) -> None:
-        """Write everything to ``<persist_path>.clara``, whole or not at all."""
+        """Write everything to ``<persist_path>.clara``, whole or not at all; with `uri`, where the nodes are."""
         engine, table = self.engine, self._table
+        if self.uri is not None:
+            write_pointer(f"{persist_path}{SUFFIX}", fs, self.uri, self._made_by())
+            return
         with table.entries() as entries:
             header = {
                 "fingerprint": engine.fingerprint if entries else None,
-                "made_by": {name: getattr(engine.arguments, name) for name in _IDENTITY},
+                "made_by": self._made_by(),
                 "length": table.length,
                 "dimensions": self.dimensions,
                 "nodes": [to_json(entry) for entry in entries.values()],
             }
             vectors = (table.vectors(entry) for entry in entries.values())
             write_file(f"{persist_path}{SUFFIX}", fs, header, vectors)
+
+    def _made_by(self) -> dict[str, Any]:
+        return {name: getattr(self.engine.arguments, name) for name in _IDENTITY}
 
     @classmethod
     def from_persist_path(cls, persist_path: str, fs: fsspec.AbstractFileSystem | None = None, **options: Any) -> Self:
@@ -354,6 +442,9 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
             CheckpointError: There is no store, or it is damaged.
             FingerprintMismatch: It was made by another model; its memories cannot be read by this one.
         """
+        if (pointer := read_pointer(f"{persist_path}{SUFFIX}", fs)) is not None:
+            made_by = {} if {"engine", "model"} & set(options) else pointer["made_by"]
+            return cls(**{"uri": pointer["uri"], **made_by, **options})
         header, rows = read_file(f"{persist_path}{SUFFIX}", fs)
         if not {"engine", "model"} & set(options):
             options = {**header["made_by"], **options}

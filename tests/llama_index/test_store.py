@@ -48,22 +48,50 @@ def length(engine):
     return engine.dimension
 
 
+@pytest.fixture(params=["memory", "durable"])
+def store(request, model, engine, tmp_path):
+    """A store in this process, and one in a folder."""
+    if request.param == "memory":
+        yield ClaraVectorStore(model=model)
+    else:
+        yield ClaraVectorStore(model=model, uri=tmp_path / "memories")
+        engine.cache.clear()  # of memories that were written in fewer bits and read again
+
+
 @pytest.fixture
-def store(model):
+def plain(model):
+    """What is so only in memory is asked of this one."""
     return ClaraVectorStore(model=model)
 
 
 @pytest.fixture
-def pair(store, length):
-    """Our store and LlamaIndex's, with the same eight nodes under the same made-up vectors."""
+def pair(store, model, length):
+    """Our store and LlamaIndex's, with the same eight nodes under the same vectors."""
+    return filled(store, model, length)
+
+
+@pytest.fixture
+def plain_pair(plain, model, length):
+    return filled(plain, model, length)
+
+
+def filled(store, model, length):
+    """Vectors are made up, where any can be kept."""
     simple = SimpleVectorStore()
     given = nodes(8)
     for number, node in enumerate(given):
         node.metadata = dict(METADATA[number % len(METADATA)])
+        node.excluded_embed_metadata_keys = list(node.metadata)
         node.embedding = unit(node.node_id, length)
+    given = given if store.uri is None else ClaraEmbedding(model=model)(given)
     for each in (store, simple):
         assert each.add(given) == [node.node_id for node in given]
     return store, simple
+
+
+def rounding(store):
+    """What a cosine may differ by: a store in a folder writes bfloat16."""
+    return 1e-5 if store.uri is None else 4e-3
 
 
 def ask(store, length, **fields):
@@ -85,7 +113,7 @@ def outcome(call):
 def test_same_order_and_scores_as_the_simple_store(pair, length, top_k):
     ours, theirs = (ask(store, length, similarity_top_k=top_k) for store in pair)
     assert ours.ids == theirs.ids
-    assert ours.similarities == pytest.approx(theirs.similarities, abs=1e-5)
+    assert ours.similarities == pytest.approx(theirs.similarities, abs=rounding(pair[0]))
     assert [node.node_id for node in ours.nodes] == ours.ids
     assert all(type(score) is float and -1 <= score <= 1 for score in ours.similarities)
 
@@ -103,7 +131,7 @@ def test_mmr_is_that_of_llama_index(pair, length, threshold):
     query = VectorStoreQuery(unit(QUESTION, length), 5, mode=VectorStoreQueryMode.MMR)
     ours, theirs = (each.query(query, mmr_threshold=threshold) for each in (store, simple))
     assert ours.ids == theirs.ids
-    assert ours.similarities == pytest.approx(theirs.similarities, abs=1e-5)
+    assert ours.similarities == pytest.approx(theirs.similarities, abs=rounding(store))
 
 
 def test_mmr_threshold_of_the_query_and_its_bounds(pair, length):
@@ -129,15 +157,15 @@ def test_text_search_finds_words_best_first(store):
     assert again.ids == []
 
 
-def test_text_search_is_bm25(store):
+def test_text_search_is_bm25(plain):
     from bm25s import BM25
 
     texts = ["red red fox", "red dog", "blue dog and a fox in a long line of words", "nothing"]
-    store.add([TextNode(id_=str(i), text=text) for i, text in enumerate(texts)])
+    plain.add([TextNode(id_=str(i), text=text) for i, text in enumerate(texts)])
     oracle = BM25(method="lucene", k1=1.5, b=0.75)
     oracle.index([text.split() for text in texts], show_progress=False)
     expected = oracle.get_scores(["red", "fox"]) * 2.5  # Lucene leaves out the constant k1 + 1
-    found = store.query(VectorStoreQuery(query_str="red fox", mode="text_search", similarity_top_k=9))
+    found = plain.query(VectorStoreQuery(query_str="red fox", mode="text_search", similarity_top_k=9))
     assert dict(zip(found.ids, found.similarities, strict=True)) == pytest.approx(
         {str(i): score for i, score in enumerate(expected) if score > 0}, rel=1e-4
     )
@@ -193,7 +221,7 @@ def test_zero_question(store, length):
 
 @pytest.mark.parametrize("operator", list(FilterOperator))
 @pytest.mark.parametrize("key", ["year", "place", "tags", "ratio", "note", "when", "missing", "ref_doc_id"])
-def test_every_operator_filters_as_llama_index_does(pair, length, operator, key):
+def test_every_operator_filters_as_llama_index_does(plain_pair, length, operator, key):
     for value in VALUES:
         try:
             filters = MetadataFilters(filters=[MetadataFilter(key=key, value=value, operator=operator)])
@@ -201,13 +229,13 @@ def test_every_operator_filters_as_llama_index_does(pair, length, operator, key)
             continue
         ours, theirs = (
             outcome(lambda store=store: sorted(ask(store, length, similarity_top_k=9, filters=filters).ids))  # noqa: B023
-            for store in pair
+            for store in plain_pair
         )
         assert ours == theirs, (operator, key, value)
 
 
 @pytest.mark.parametrize("condition", [*FilterCondition, None])
-def test_every_condition_filters_as_llama_index_does(pair, length, condition):
+def test_every_condition_filters_as_llama_index_does(plain_pair, length, condition):
     several = [
         MetadataFilter(key="year", value=1907),
         MetadataFilter(key="place", value="aln", operator=FilterOperator.TEXT_MATCH_INSENSITIVE),
@@ -216,13 +244,38 @@ def test_every_condition_filters_as_llama_index_does(pair, length, condition):
         filters = MetadataFilters(filters=chosen, condition=condition)
         ours, theirs = (
             outcome(lambda store=store: sorted(ask(store, length, similarity_top_k=9, filters=filters).ids))  # noqa: B023
-            for store in pair
+            for store in plain_pair
         )
         assert ours == theirs
     nested = MetadataFilters(filters=[MetadataFilters(filters=several)], condition=condition)
-    assert outcome(lambda: ask(pair[0], length, filters=nested)) is outcome(
-        lambda: ask(pair[1], length, filters=nested)
+    assert outcome(lambda: ask(plain_pair[0], length, filters=nested)) is outcome(
+        lambda: ask(plain_pair[1], length, filters=nested)
     )
+
+
+def test_filters_of_a_store_in_a_folder(model, length, tmp_path):
+    """What `core_filter` makes of every filter is tested beside it; here, that the store asks it."""
+    store, simple = filled(ClaraVectorStore(model=model, uri=str(tmp_path / "memories")), model, length)
+    answered = 0
+    for operator in FilterOperator:
+        for key, value in (("year", 1907), ("place", "Aln"), ("tags", ["bridge", "river"]), ("ratio", 0.5)):
+            for condition in FilterCondition:
+                several = [
+                    MetadataFilter(key=key, value=value, operator=operator),
+                    MetadataFilter(key="year", value=1950),
+                ]
+                filters = MetadataFilters(filters=several, condition=condition)
+                ours, theirs = (
+                    outcome(lambda store=store: sorted(ask(store, length, similarity_top_k=9, filters=filters).ids))  # noqa: B023
+                    for store in (store, simple)
+                )
+                if theirs is not TypeError and ours is not ValueError:  # no order, no list
+                    assert ours == theirs, (operator, key, value, condition)
+                    answered += 1
+                    assert sorted(node.node_id for node in store.get_nodes(filters=filters)) == ours
+    assert answered > 80
+    store.delete_nodes(filters=MetadataFilters(filters=[MetadataFilter(key="year", value=1907)]))
+    assert [node.node_id for node in store.get_nodes()] == ["n-1", "n-2", "n-3", "n-5", "n-6", "n-7"]
 
 
 @pytest.mark.parametrize("none", [None, []])
@@ -261,7 +314,7 @@ def test_add_replaces(store, length):
     fresh = ClaraVectorStore(engine=store.engine)
     fresh.add([changed])
     ours, theirs = (each.query(VectorStoreQuery(query_str=QUESTION, node_ids=["n-0"])) for each in (store, fresh))
-    assert ours.similarities == pytest.approx(theirs.similarities, abs=1e-5)
+    assert ours.similarities == pytest.approx(theirs.similarities, abs=rounding(store))
 
 
 def test_deleting(pair):
@@ -283,11 +336,11 @@ def test_deleting(pair):
     store.delete("doc-3")
 
 
-def test_freed_room_is_used_again(store, length):
+def test_freed_room_is_used_again(plain, length):
     for _ in range(5):
-        store.add(nodes(40))
-        store.delete_nodes([f"n-{number}" for number in range(40)])
-    assert store.client._end == 40
+        plain.add(nodes(40))
+        plain.delete_nodes([f"n-{number}" for number in range(40)])
+    assert plain.client._end == 40
 
 
 def test_get_nodes_in_the_order_asked_for(pair):
@@ -313,11 +366,12 @@ def test_vectors_that_cannot_be_searched_are_refused_whole(store, length, kind):
     given = nodes(3)
     given[2].embedding = BAD[kind](length)
     store.add(nodes(1))
-    end = store.client._end
+    table = store._table  # of one in memory
+    end = table._end
     with pytest.raises(ValueError, match="node 'n-2'"):
         store.add(given)
     assert store.count == 1
-    assert store.client._end - len(store.client._free) == end
+    assert table._end - len(table._free) == end
 
 
 def test_error_about_a_foreign_embedding_says_what_to_do(store, length):
@@ -335,8 +389,7 @@ def long_node():
 
 
 @pytest.mark.parametrize("how", ["compressed here", "embedded before", "given"])
-def test_memories_come_back_whole(model, engine, how):
-    store = ClaraVectorStore(model=model)
+def test_memories_come_back_whole(store, model, engine, how):
     given = [*nodes(2), long_node()]
     expected = engine.remember([node.get_content() for node in given])
     if how == "embedded before":
@@ -345,7 +398,7 @@ def test_memories_come_back_whole(model, engine, how):
     engine.cache.clear()
     memories = store.memories(["n-0", "n-1", "long"])
     for memory, wanted in zip(memories, expected, strict=True):
-        assert np.allclose(memory.tokens, wanted.tokens, atol=1e-4)
+        assert np.allclose(memory.tokens.float(), wanted.tokens, atol=1e-4 if store.uri is None else 2e-2)
         assert (memory.text, memory.spans, memory.source_tokens) == (wanted.text, wanted.spans, wanted.source_tokens)
     assert len(memories[2].spans) > 2
     assert engine.cache.misses == 0  # nothing was compressed again
@@ -357,17 +410,17 @@ def test_long_node_scores_by_its_best_window(store, engine):
     store.add([long_node()])
     memory = engine.remember([long_node().text])[0]
     found = store.query(VectorStoreQuery(query_str=QUESTION))
-    assert found.similarities[0] == pytest.approx(engine.score([QUESTION], [memory]).item(), abs=1e-4)
+    assert found.similarities[0] == pytest.approx(engine.score([QUESTION], [memory]).item(), abs=10 * rounding(store))
 
 
-def test_vector_that_is_no_memory_is_searched_as_it_is(store, engine, length):
+def test_vector_that_is_no_memory_is_searched_as_it_is(plain, engine, length):
     given = nodes(1)
     given[0].embedding = unit("anything", length)
     engine.remember([TEXTS[0]])  # known to the engine, and another one
-    store.add(given)
-    found = store.query(VectorStoreQuery(query_embedding=unit("anything", length)))
+    plain.add(given)
+    found = plain.query(VectorStoreQuery(query_embedding=unit("anything", length)))
     assert found.similarities[0] == pytest.approx(1.0, abs=1e-5)
-    assert store.memories(["n-0"])[0].text == TEXTS[0]
+    assert plain.memories(["n-0"])[0].text == TEXTS[0]
 
 
 def test_query_leaves_memories_for_the_reranker(store, engine):
@@ -408,7 +461,8 @@ def test_memory_of_another_model_or_text_is_refused(store, engine, tmp_path):
 
 def test_nodes_come_back_as_they_were_and_as_copies(store, length):
     node = TextNode(
-        id_="a", text=TEXTS[0], embedding=unit("a", length), metadata={"deep": {"er": [1]}, "year": 1907},
+        id_="a", text=TEXTS[0], metadata={"deep": {"er": [1]}, "year": 1907},
+        embedding=unit("a", length) if store.uri is None else None,
         excluded_embed_metadata_keys=["year"], excluded_llm_metadata_keys=["deep"],
         relationships={
             NodeRelationship.SOURCE: RelatedNodeInfo(node_id="doc", metadata={"x": 1}, hash="h"),
@@ -434,7 +488,7 @@ def test_nodes_come_back_as_they_were_and_as_copies(store, length):
     assert store.get_nodes(["a"])[0].metadata["year"] == 1907
 
 
-def test_every_class_of_node_comes_back(store):
+def test_every_class_of_node_comes_back(plain):
     class Mine(TextNode):
         colour: str = "red"
 
@@ -446,8 +500,8 @@ def test_every_class_of_node_comes_back(store):
         Node(id_="node", text_resource=MediaResource(text="d")),
         Document(text="e", doc_id="document"),
     ]
-    store.add(given)
-    back = store.get_nodes([node.node_id for node in given])
+    plain.add(given)
+    back = plain.get_nodes([node.node_id for node in given])
     assert [type(node) for node in back] == [type(node) for node in given]
     assert back[0].colour == "blue"
     assert back[1].obj is retriever
@@ -474,17 +528,17 @@ def test_index_from_vector_store(store, model):
 # -- threads ---------------------------------------------------------------------------------------
 
 
-def test_readers_never_see_half_a_write(store, engine, length):
+def test_readers_never_see_half_a_write(plain, engine, length):
     batches = [nodes(20), [node.model_copy(update={"text": node.text + "!"}) for node in nodes(20)]]
     for batch in batches:
         for node in batch:
             node.embedding = unit(node.text, length)
-    store.add(batches[0])
+    plain.add(batches[0])
     stop, problems = threading.Event(), []
 
     def read():
         while not stop.is_set():
-            found = ask(store, length, similarity_top_k=20)
+            found = ask(plain, length, similarity_top_k=20)
             if len({node.text.endswith("!") for node in found.nodes}) != 1:
                 problems.append("texts of two writes")
             for node, score in zip(found.nodes, found.similarities, strict=True):
@@ -496,7 +550,7 @@ def test_readers_never_see_half_a_write(store, engine, length):
     for reader in readers:
         reader.start()
     for number in range(30):
-        store.add(batches[number % 2])
+        plain.add(batches[number % 2])
     stop.set()
     for reader in readers:
         reader.join()
