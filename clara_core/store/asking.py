@@ -17,11 +17,9 @@ from clara_core.store.scan import KeyScan
 from clara_core.store.schema import Layout
 from clara_core.store.search import Found, Snapshot
 from clara_core.store.table import Table
-from clara_core.store.upkeep import KEY_INDEX
+from clara_core.store.upkeep import is_indexed
 
 if TYPE_CHECKING:
-    from lance import LanceDataset
-
     from clara_core.engine import ClaraEngine
 
 Filter = Mapping[str, Any]
@@ -192,15 +190,11 @@ class StoreSearch:
             return [[] for _ in questions]
         if how.exact:
             return steps.by_everything(snapshot, questions, how.k)
-        if self._is_indexed(snapshot.dataset):
+        if is_indexed(snapshot.dataset):
             nominate = steps.by_index(snapshot, questions)
         else:
             nominate = steps.by_scan(snapshot, self._scan.at(snapshot.dataset, snapshot.layout), questions)
         return steps.by_memory(snapshot, questions, nominate, how.k, how.oversample)
-
-    @staticmethod
-    def _is_indexed(dataset: LanceDataset) -> bool:
-        return any(index["name"] == KEY_INDEX for index in dataset.list_indices())
 
     def _vectors(self, asked: list[str] | Tensor, layout: Layout) -> Tensor:
         """``[Q, n_mem, hidden]``."""

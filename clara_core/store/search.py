@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clara_core.ranking import fuse_ranks, unit_rows
 from clara_core.store.reading import RowIds, batches, readable, rows_at, rows_with
-from clara_core.store.records import Hit, unguarded
+from clara_core.store.records import Hit, guarded, unguarded
 from clara_core.store.scan import Keys
 from clara_core.store.schema import RECORD_COLUMNS, Layout, records
 
@@ -185,7 +185,7 @@ def _order(document: Found) -> tuple[float, int]:
 def by_text(snapshot: Snapshot, question: str, k: int) -> list[Found]:
     """The k documents that share most with the words of a question (BM25), rows without an index among them."""
     builder = ScannerBuilder(snapshot.dataset).columns(["id", "_score"]).with_row_id().limit(k)
-    builder = builder.full_text_search(MatchQuery(question, "text"))
+    builder = builder.full_text_search(MatchQuery(guarded(question), "text"))
     if snapshot.allowed is not None:
         if not len(snapshot.allowed):
             return []

@@ -210,7 +210,9 @@ class MemoryStore(StoreSearch):
             older_than: Readers of other processes may still look at younger versions.
         """
         self._check_writable()
-        self._table.compact(older_than)
+        if self._table.latest() is not None:
+            with self._table.upkeep():
+                self._table.compact(older_than)
 
     def optimize(self, *, show_progress: bool = False) -> None:
         """Bring keys and indexes up to date. Without that everything is found as well, more slowly.
@@ -224,16 +226,19 @@ class MemoryStore(StoreSearch):
         from tqdm.auto import tqdm
 
         self._check_writable()
-        refit(self._table)
-        with tqdm(desc="keys", unit="row", disable=not show_progress) as bar:
-            rewrite_keys(self._table, bar.update)
-        with tqdm(desc="indexes", unit="step", disable=not show_progress) as bar:
+        if self._table.latest() is None:
+            return
+        with self._table.upkeep():
+            refit(self._table)
+            with tqdm(desc="keys", unit="row", disable=not show_progress) as bar:
+                rewrite_keys(self._table, bar.update)
+            with tqdm(desc="indexes", unit="step", disable=not show_progress) as bar:
 
-            def begun(step: str) -> None:
-                bar.set_description(step)
-                bar.update()
+                def begun(step: str) -> None:
+                    bar.set_description(step)
+                    bar.update()
 
-            build_indexes(self._table, begun)
+                build_indexes(self._table, begun)
 
     def salvage(self) -> list[Broken]:
         """Take the documents of broken files out, so that all others can be read; see `clara_core.store.damage`.

@@ -10,11 +10,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import lance
 import pyarrow as pa
@@ -27,12 +27,17 @@ from clara_core.errors import StoreError
 
 TABLE: Final = "memories"
 LOCK: Final = ".memories.lock"
+UPKEEP_LOCK: Final = ".memories.upkeep.lock"
 
 _ATTEMPTS: Final = 20  # of a commit that others got in the way of
+_BESIDE_OTHERS: Final = 3  # attempts of tidying before others have to wait
 _PATIENCE: Final = 120.0  # seconds to wait for other writers
 _PAUSE: Final = 0.05  # seconds before another attempt, at most, the first time
 _MANY_ROWS: Final = 1 << 20  # of a file
 _LARGE_FILE: Final = 1 << 30  # bytes, about
+_LARGE_PART: Final = 1 << 32  # bytes of files that are merged by one commit, about
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,8 @@ class Table:
         self._address = f"{uri.rstrip('/')}/{'private/' if uri == 'memory://' else ''}{TABLE}.lance"
         self._dataset: LanceDataset | None = None
         self._state = threading.Lock()
-        self._writing = threading.RLock()
+        self._writing = _Lock(self._folder, LOCK)
+        self._tidying = _Lock(self._folder, UPKEEP_LOCK)
 
     # --- reading -----------------------------------------------------------------------------------------
 
@@ -110,11 +116,8 @@ class Table:
 
     def write(self, rows: pa.RecordBatch) -> list[FragmentMetadata]:
         """Write rows into files that belong to no version yet; `commit` makes them part of the table."""
-        dataset = self.latest()
-        if dataset is None:
-            raise StoreError(f"there is no table at {self.uri}")
         found: list[FragmentMetadata] = write_fragments(
-            pa.Table.from_batches([rows]), dataset, mode="append", max_rows_per_file=_MANY_ROWS
+            pa.Table.from_batches([rows]), self._there(), mode="append", max_rows_per_file=_MANY_ROWS
         )
         return found
 
@@ -133,9 +136,7 @@ class Table:
         """The same, with an operation of Lance; None is nothing to do."""
         with self.turn():
             for attempt in range(_ATTEMPTS):
-                dataset = self.latest()
-                if dataset is None:
-                    raise StoreError(f"there is no table at {self.uri}")
+                dataset = self._there()
                 if (wanted := operation(dataset)) is None:
                     return dataset
                 try:
@@ -150,57 +151,98 @@ class Table:
                 return done
         raise StoreError(f"{_ATTEMPTS} commits to the store at {self.uri} met others' commits; let fewer writers write")
 
+    def maintain(self, work: Callable[[LanceDataset], T]) -> T:
+        """Do what Lance itself commits, while others write; if they get in the way too often, while they wait.
+
+        Args:
+            work: Called with the latest version, as an object that may change in place; again if it came to nothing.
+
+        Raises:
+            StoreError: There is no table, or somebody got in the way every time.
+        """
+        for attempt in range(_ATTEMPTS):
+            with nullcontext() if attempt < _BESIDE_OTHERS else self.turn():
+                dataset = self._there()
+                try:
+                    return work(dataset.checkout_version(dataset.version))
+                except OSError as exc:  # Lance says only some conflicts by their type
+                    if not isinstance(exc, CommitConflictError) and "commit conflict" not in str(exc):
+                        raise
+            _pause(attempt)
+        raise StoreError(f"{_ATTEMPTS} tries to tidy the store at {self.uri} met others' commits; try again when less "
+                         "is written")  # fmt: skip
+
     def set_cover(self, cover: dict[str, str]) -> None:
         """Replace what stands on the table's cover."""
-        with self.turn():
-            dataset = self.latest()
-            if dataset is None:
-                raise StoreError(f"there is no table at {self.uri}")
-            _own(dataset).update_schema_metadata({**cover})
+        self.maintain(lambda dataset: dataset.update_schema_metadata({**cover}))
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
+    def compact(self, older_than: timedelta) -> None:
+        """Merge small files, drop rows that were taken out, and delete versions that are older.
+
+        Not all at once: what meets another's commit has to be done again.
+        """
+
+        def part(dataset: LanceDataset) -> int:
+            done = dataset.optimize.compact_files(
+                target_rows_per_fragment=_MANY_ROWS, max_bytes_per_file=_LARGE_FILE, max_source_bytes=_LARGE_PART
+            )
+            return int(done.fragments_removed)
+
+        while self.maintain(part):
+            pass
+        self.maintain(lambda dataset: dataset.cleanup_old_versions(older_than=older_than))
+
+    def turn(self) -> AbstractContextManager[None]:
         """Write alone on this machine.
 
         Raises:
             StoreError: Another writer did not finish in time.
         """
-        with self._writing:
-            if self._folder is None:
+        return self._writing.held(self.uri)
+
+    def upkeep(self) -> AbstractContextManager[None]:
+        """Tidy alone on this machine; others may write.
+
+        Raises:
+            StoreError: Somebody else who tidies did not finish in time.
+        """
+        return self._tidying.held(self.uri)
+
+    def _there(self) -> LanceDataset:
+        if (dataset := self.latest()) is None:
+            raise StoreError(f"there is no table at {self.uri}")
+        return dataset
+
+
+class _Lock:
+    """One holder among the threads and processes of this machine; it may take it again. A killed one lets go.
+
+    Args:
+        folder: Where its file lies; without one there are no other processes.
+        name: Of the file.
+    """
+
+    def __init__(self, folder: Path | None, name: str) -> None:
+        self._folder = folder
+        self._here = threading.RLock()
+        self._file = None if folder is None else FileLock(folder / name, thread_local=False)
+
+    @contextmanager
+    def held(self, uri: str) -> Iterator[None]:
+        with self._here:
+            if self._folder is None or self._file is None:
                 yield
                 return
             self._folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._folder / LOCK)
             try:
-                lock.acquire(timeout=_PATIENCE)
+                self._file.acquire(timeout=_PATIENCE)
             except Timeout:
-                raise StoreError(f"another process has been writing to {self.uri} for {_PATIENCE:.0f} seconds; "
-                                 "try again when it is done") from None  # fmt: skip
+                raise StoreError(f"another process has been writing to {uri} for {_PATIENCE:.0f} seconds (it holds "
+                                 f"{self._file.lock_file}); try again when it is done") from None  # fmt: skip
             try:
                 yield
             finally:
-                lock.release()
-
-    def compact(self, older_than: timedelta) -> None:
-        """Merge small files, drop rows that were taken out, and delete versions that are older."""
-        for attempt in range(_ATTEMPTS):
-            if (dataset := self.latest()) is None:
-                return
-            try:
-                own = _own(dataset)
-                own.optimize.compact_files(target_rows_per_fragment=_MANY_ROWS, max_bytes_per_file=_LARGE_FILE)
-                own.cleanup_old_versions(older_than=older_than)
-            except CommitConflictError:
-                _pause(attempt)
-                continue
-            return
-        raise StoreError(f"{_ATTEMPTS} tries to compact the store at {self.uri} met others' commits; "
-                         "compact it when less is written")  # fmt: skip
-
-
-def _own(dataset: LanceDataset) -> LanceDataset:
-    """The same version as an object that may change in place."""
-    return dataset.checkout_version(dataset.version)
+                self._file.release()
 
 
 def _pause(attempt: int) -> None:

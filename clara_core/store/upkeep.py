@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -28,13 +29,16 @@ _SAMPLE: Final = 2 * FIT_ROWS  # windows that keys are fitted to
 
 def indexed_rows(dataset: LanceDataset, name: str) -> int | None:
     """How many rows an index covers; None where there is no such index."""
-    covered: set[int] = set()
-    parts = [index for index in dataset.list_indices() if index["name"] == name]
-    for part in parts:
-        covered.update(part["fragment_ids"])
-    if not parts:
+    index = next((index for index in dataset.describe_indices() if index.name == name), None)
+    if index is None:
         return None
+    covered = {number for segment in index.segments for number in segment.fragment_ids}
     return sum(fragment.count_rows() for fragment in dataset.get_fragments() if fragment.fragment_id in covered)
+
+
+def is_indexed(dataset: LanceDataset) -> bool:
+    """Whether there is an index over the keys."""
+    return any(index.name == KEY_INDEX for index in dataset.describe_indices())
 
 
 def refit(table: Table) -> None:
@@ -104,24 +108,30 @@ def build_indexes(table: Table, begun: Callable[[str], Any]) -> None:
     dataset = table.latest()
     if dataset is None or not dataset.count_rows():
         return
-    dataset = dataset.checkout_version(dataset.version)  # it changes in place, and others hold the snapshot
-    there = {index["name"] for index in dataset.list_indices()}
-    with readable(dataset):
+    there = {index.name for index in dataset.describe_indices()}
+    if TEXT_INDEX not in there:
         begun("index of words")
-        if TEXT_INDEX not in there:
-            # Names and numbers are what the words are there for: nothing is stemmed or left out.
-            dataset.create_scalar_index(
-                "text", "INVERTED", name=TEXT_INDEX, with_position=False, stem=False, remove_stop_words=False
-            )
-        for column, name in _VALUE_INDEXES.items():
-            begun(f"index of {column}")
-            if name not in there:
-                dataset.create_scalar_index(column, "BTREE", name=name)
+        table.maintain(_index_words)
+    for column, name in _VALUE_INDEXES.items():
+        if name not in there:
+            begun(f"index of {column}s")
+            table.maintain(partial(_index_values, column=column, name=name))
+    if KEY_INDEX not in there and dataset.count_rows() >= INDEX_ROWS:
         begun("index of keys")
-        if KEY_INDEX not in there and dataset.count_rows() >= INDEX_ROWS:
-            dataset.create_index("key", "IVF_RQ", name=KEY_INDEX, metric="dot")
-        begun("rows added since")
-        dataset.optimize.optimize_indices()
+        table.maintain(lambda own: own.create_index("key", "IVF_RQ", name=KEY_INDEX, metric="dot"))
+    begun("rows added since")
+    table.maintain(lambda own: own.optimize.optimize_indices())
+
+
+def _index_words(dataset: LanceDataset) -> None:
+    # Names and numbers are what the words are there for: nothing is stemmed or left out.
+    dataset.create_scalar_index(
+        "text", "INVERTED", name=TEXT_INDEX, with_position=False, stem=False, remove_stop_words=False
+    )
+
+
+def _index_values(dataset: LanceDataset, column: str, name: str) -> None:
+    dataset.create_scalar_index(column, "BTREE", name=name)
 
 
 def statistics(table: Table) -> StoreStats:
