@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from clara_core.ask import ask
 from clara_core.cli_eval import evaluate_file
 from clara_core.cli_synthesize import synthesize_documents
+from clara_core.cli_train import train_stage
 from clara_core.config import Role
 from clara_core.errors import CheckpointError, ClaraError
 
@@ -80,6 +81,7 @@ def main() -> None:
 app.command()(ask)
 app.command("eval")(evaluate_file)
 app.command("synthesize")(synthesize_documents)
+app.command("train")(train_stage)
 
 
 @app.command()

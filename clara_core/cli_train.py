@@ -1,0 +1,46 @@
+"""The command `clara train`: one stage over files of lines, or the lessons of the bundled model."""
+
+from __future__ import annotations
+
+import logging
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class StageName(StrEnum):
+    """What is trained, as a word of the command line."""
+
+    STAGE1 = "stage1"
+    STAGE1_2 = "stage1_2"
+    CONTRASTIVE = "contrastive"
+    STAGE2 = "stage2"
+    POCKET = "pocket"
+
+
+def train_stage(
+    stage: Annotated[
+        StageName, typer.Argument(help="A stage of the paper, or 'pocket' for lessons over a made-up world.")
+    ],
+    config: Annotated[Path, typer.Argument(help="What to do: .toml, .yaml or .yml (docs/training.md).")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value in place of what the file says; may be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    progress: Annotated[bool, typer.Option(help="Draw a bar over the steps.")] = True,
+) -> None:
+    """Trains a checkpoint; started again with the same config, it goes on where it was stopped."""
+    logging.basicConfig(level=logging.WARNING, format="clara: %(message)s")
+    if stage is StageName.POCKET:
+        from clara_core.training.pocket import train_world
+        from clara_core.training.stages import WorldConfig
+
+        checkpoint = train_world(WorldConfig.read(config, changes or ()), progress=progress)
+    else:
+        from clara_core.training.config import TrainingConfig
+        from clara_core.training.run import train
+
+        checkpoint = train(TrainingConfig.read(config, changes or (), stage=stage.value), progress=progress).checkpoint
+    typer.echo(f"{stage.value} -> {checkpoint}")
