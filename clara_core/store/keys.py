@@ -188,7 +188,8 @@ class _Fold:
             vectors = F.pad(vectors, (0, self._padded - self._source))
         mixed = (vectors * self._first).view(-1, _BLOCK) @ self._mix.to(vectors.dtype)  # [n * blocks, B]
         blocks = mixed.view(n, -1, self._groups, _BLOCK) * self._second
-        return blocks.sum(dim=1, dtype=torch.float32).view(n, -1)[:, : self.target]
+        folded: Tensor = blocks.sum(dim=1, dtype=torch.float32).view(n, -1)[:, : self.target]
+        return folded
 
 
 def _hadamard_matrix(size: int) -> Tensor:
