@@ -40,7 +40,7 @@ from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.progress import Progress
 from clara_core.store.reading import batches
 from clara_core.store.records import unguarded
-from clara_core.store.schema import Layout
+from clara_core.store.schema import FIT_ROWS, Layout
 from clara_core.store.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
 from clara_core.store.table import Table
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchCompressor", "Columns", "FragmentWriter", "commit_written", "compress_dataset", "prepare_store"]
 
 ROWS_PER_SHARD: Final = 16_384  # documents: minutes of a GPU, which is what a dead worker loses
-_SAMPLE: Final = 512  # texts that decide what memories have in common
+_SAMPLE: Final = FIT_ROWS  # texts that keys are fitted to
 _TRIES: Final = 5  # of a shard whose worker died: one that kills every worker must not go on for ever
 
 
@@ -319,6 +319,7 @@ def main(
     store: Annotated[str, typer.Argument(help="Folder or object store; made where there is none.")],
     model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
     compression: Annotated[int | None, typer.Option(help="Rate, where a repo holds several.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Base decoder, instead of the named one.")] = None,
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Column of the ids; else made from the texts.")] = None,
     metadata_column: Annotated[list[str] | None, typer.Option(help="Column to keep; default: all others.")] = None,
@@ -332,7 +333,7 @@ def main(
         count = compress_dataset(
             source,
             store,
-            EngineArguments(model, compression),
+            EngineArguments(model, compression, base_model),
             Columns(text_column, id_column, metadata),
             workers=workers,
             memory_type=cast("MemoryType", memory_type),

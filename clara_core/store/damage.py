@@ -147,8 +147,8 @@ def _meaning(table: Table, exc: BaseException) -> str:
         broken = []
     if not broken:
         return (
-            f"the store at {table.uri} could not be read or written: {reason}. What was acknowledged is safe; make room "
-            "or mend the disk, and try again"
+            f"the store at {table.uri} could not be read or written: {reason}. What was acknowledged is safe; make "
+            "room or mend the disk, and try again"
         )
     shown = "; ".join(f"{file.path} ({file.rows} rows: {file.reason})" for file in broken[:_SHOWN])
     more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""

@@ -32,6 +32,7 @@ from clara_core.store.records import made_id, metadata_json, unguarded
 from clara_core.store.schema import Entry, Layout
 from clara_core.store.shards import Columns, Rows
 from clara_core.store.table import Change, Table
+from clara_core.store.upkeep import refit
 
 if TYPE_CHECKING:
     from lance import LanceDataset
@@ -74,9 +75,9 @@ def prepare_store(
     if dataset is None:
         opened = ClaraEngine.from_pretrained(**(engine or EngineArguments()).public())
         key = Key(opened.dimension, key_length)
+        layout = Layout(opened.fingerprint, memory_type, opened.n_mem, opened.hidden, key, fitted_to=0)
         if memories := opened.compress(texts):
-            key = key.fitted(torch.cat([memory.tokens for memory in memories]))
-        layout = Layout(opened.fingerprint, memory_type, opened.n_mem, opened.hidden, key)
+            layout = layout.fitted(torch.cat([memory.tokens for memory in memories]))
         dataset = table.create(layout.schema)
     return dataset.schema
 
@@ -194,7 +195,7 @@ def _write(dataset: LanceDataset, rows: Iterator[pa.RecordBatch]) -> list[Fragme
             failures.append(exc)  # Lance keeps nothing of it but its text
             raise
 
-    reader = pa.RecordBatchReader.from_batches(dataset.schema, kept())
+    reader = pa.RecordBatchReader.from_batches(first.schema, kept())
     try:
         found: list[FragmentMetadata] = write_fragments(reader, dataset, mode="append", max_bytes_per_file=_FILE_BYTES)
     except Exception:
@@ -230,7 +231,9 @@ def commit_written(uri: str, written: Iterable[pa.RecordBatch]) -> int:
             removed += batch["_rowid"].filter(pa.array(known)).to_pylist()
         return Change(removed, fragments)
 
-    Table(uri).commit(change)
+    table = Table(uri)
+    table.commit(change)
+    refit(table)
     return len(ids)
 
 

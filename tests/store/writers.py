@@ -1,0 +1,143 @@
+"""Processes that write into a store until they are killed, for `test_faults.py`.
+
+    python -m tests.store.writers
+
+Reads one JSON object a line: the arguments of `write`. For each it forks a child, which writes, and says each step on
+standard output before it begins (XX Imports are
+made once, so that a child is there in milliseconds; the parent opens nothing that a child could share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import warnings
+from itertools import count, pairwise
+from typing import Any
+
+import torch
+
+from clara_core import Memory, MemoryStore
+
+N_MEM, HIDDEN = 2, 16
+FINGERPRINT = "f" * 64
+IDS = 60
+
+
+def text_of(name: str, version: int) -> str:
+    """Text of a version of a document; says which it is."""
+    return f"{name} in its version {version}: " + "words of it " * (version % 7)
+
+
+def memory_of(name: str, version: int) -> Memory:
+    """A memory of one to three windows that no other version of any document has."""
+    text = text_of(name, version)
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    generator = torch.Generator().manual_seed(seed)
+    windows = 1 + version % 3
+    tokens = torch.randn(windows, N_MEM, HIDDEN, generator=generator).bfloat16().float()
+    cuts = [len(text) * part // windows for part in range(windows + 1)]
+    return Memory(tokens, text, tuple(pairwise(cuts)), 5 * windows, FINGERPRINT)
+
+
+def add(store: MemoryStore, versions: dict[str, int]) -> None:
+    """Write documents, each in its version."""
+    memories = [memory_of(name, version) for name, version in versions.items()]
+    store.add(
+        [memory.text for memory in memories],
+        ids=list(versions),
+        metadatas=[{"version": version, "name": name} for name, version in versions.items()],
+        memories=memories,
+    )
+
+
+def step(rng: random.Random, versions: dict[str, int], name: str) -> dict[str, Any]:
+    """What to do next: mostly new or changed documents, now and then a deletion or a tidying up."""
+    chance = rng.random()
+    if chance < 0.15 and versions:
+        return {"delete": rng.sample(sorted(versions), min(len(versions), 3))}
+    if chance < 0.22:
+        return {"tidy": "compact"}
+    if chance < 0.28:
+        return {"tidy": "optimize"}
+    names = rng.sample([f"{name} {number}" for number in range(IDS)], rng.randint(1, 6))
+    return {"add": {each: versions.get(each, -1) + 1 for each in names}}
+
+
+def say(kind: str, what: Any) -> None:
+    """One line, at once and whole (it is shorter than a pipe's buffer), with the process that says it."""
+    os.write(1, (json.dumps([os.getpid(), kind, what]) + "\n").encode())
+
+
+def write(
+    uri: str,
+    seed: int,
+    versions: dict[str, int],
+    name: str = "document",
+    steps: int | None = None,
+    largest_file: int | None = None,
+) -> None:
+    """Change the store again and again.
+
+    Args:
+        uri: Of the store.
+        seed: Of what is done.
+        versions: Of the documents that are in it.
+        name: What the names of the documents begin with.
+        steps: How many; None for no end.
+        largest_file: Bytes that a file may have; None for no bound.
+    """
+    if largest_file is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error of the call instead of the end of the process
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    rng = random.Random(seed)
+    store = MemoryStore.open(uri)
+    for _ in count() if steps is None else range(steps):
+        todo = step(rng, versions, name)
+        say("will", todo)
+        try:
+            take(store, todo, versions)
+        except Exception as exc:  # noqa: BLE001 - said to the test, whatever it is
+            say("failed", [type(exc).__name__, str(exc)])
+            return
+        say("done", todo)
+
+
+def take(store: MemoryStore, todo: dict[str, Any], versions: dict[str, int]) -> None:
+    """Take a step, and note it in `versions`."""
+    if "add" in todo:
+        add(store, todo["add"])
+        versions |= todo["add"]
+    elif "delete" in todo:
+        store.delete(ids=todo["delete"])
+        for name in todo["delete"]:
+            del versions[name]
+    else:
+        getattr(store, todo["tidy"])()
+
+
+def main() -> None:
+    """Fork a writer for each line, or wait for the end of one that was forked."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # forking before anything was opened is safe
+    say("ready", None)
+    for line in sys.stdin:
+        arguments = json.loads(line)
+        if "wait" in arguments:
+            os.waitpid(arguments["wait"], 0)
+            say("ended", arguments["wait"])
+            continue
+        pid = os.fork()
+        if pid == 0:
+            write(**arguments)
+            os._exit(0)
+        say("started", pid)
+
+
+if __name__ == "__main__":
+    main()
