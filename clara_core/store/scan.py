@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clara_core.store.keys import Key
 from clara_core.store.reading import RowIds, batches, rows_at
 from clara_core.store.schema import Layout, number_rows
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 Scores = NDArray[np.float32]
 
 _PART: Final = 1 << 15  # keys that a thread compares before it takes the next ones
-_PIECE: Final = 1 << 19  # numbers of keys that are compared at a time, so that they stay in the cache
 _BLOCK_BYTES: Final = 1 << 26  # of memories that keys are made from at a time
 
 
@@ -54,35 +54,22 @@ class Keys:
         mask = self.alive if allowed is None else self.alive & np.isin(self.rows, allowed)
         chosen = None if mask.all() else np.flatnonzero(mask)
         total = len(self.rows) if chosen is None else len(chosen)
-        asked = torch.from_numpy(questions)
 
         def part(start: int) -> tuple[Tensor, Tensor]:
-            stop = min(start + _PART, total)
-            places = None if chosen is None else torch.from_numpy(chosen[start:stop])
-            scores = self._products(asked, slice(start, stop), places)
-            best = scores.topk(min(m, stop - start), dim=1)
-            found = best.indices + start if places is None else places[best.indices]
-            return best.values, found
+            places = slice(start, min(start + _PART, total)) if chosen is None else chosen[start : start + _PART]
+            scores = torch.from_numpy(Key.scores(questions, self.keys[places]))
+            best = scores.topk(min(m, scores.shape[1]), dim=1)
+            return best.values, best.indices + start if chosen is None else torch.from_numpy(places)[best.indices]
 
-        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-            parts = list(pool.map(part, range(0, total, _PART)))
-        if not parts:
-            return [self.rows[:0] for _ in questions]
+        starts = range(0, total, _PART)
+        if len(starts) > 1:
+            with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+                parts = list(pool.map(part, starts))
+        else:
+            parts = [part(0)]
         scores, places = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
         order = scores.argsort(dim=1, descending=True, stable=True)[:, :m]
         return [self.rows[row] for row in places.gather(1, order).numpy()]
-
-    def _products(self, asked: Tensor, rows: slice, places: Tensor | None) -> Tensor:
-        """Inner products ``[Q, n]``; converted to float32 in pieces that stay in the cache."""
-        keys = torch.from_numpy(self.keys)
-        size = rows.stop - rows.start
-        scores = torch.empty(len(asked), size)
-        step = max(1, _PIECE // keys.shape[1])
-        for start in range(0, size, step):
-            stop = min(start + step, size)
-            piece = keys[rows.start + start : rows.start + stop] if places is None else keys[places[start:stop]]
-            torch.mm(asked, piece.float().T, out=scores[:, start:stop])
-        return scores
 
 
 @dataclass(slots=True)

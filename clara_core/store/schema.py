@@ -183,7 +183,7 @@ def _read_cover(cover: bytes, settings: bytes, uri: str) -> Layout:
     try:
         found: dict[str, Any] = json.loads(cover)
         version = int(found["format"])
-        if version <= FORMAT:
+        if version == FORMAT:
             key = Key.from_json(settings.decode())
             n_mem, hidden, fitted_to = (int(found[name]) for name in ("n_mem", "hidden", "fitted_to"))
             layout = Layout(str(found["fingerprint"]), found["memory_type"], n_mem, hidden, key, fitted_to)
@@ -191,8 +191,17 @@ def _read_cover(cover: bytes, settings: bytes, uri: str) -> Layout:
             return layout
     except (KeyError, TypeError, ValueError) as exc:
         raise StoreError(f"the cover of the table at {uri} cannot be read ({exc!r}): {cover[:200]!r}") from exc
-    raise StoreError(f"the store at {uri} has format {version}, this version of clara-rag reads up to {FORMAT}: "
-                     "pip install -U clara-rag")  # fmt: skip
+    what = f"the store at {uri} has format {version}, this version of clara-rag reads format {FORMAT}: "
+    raise StoreError(what + ("pip install -U clara-rag" if version > FORMAT else _RESCUE.format(uri=uri)))
+
+
+# Ids, texts and metadata stand in the same columns in every format.
+_RESCUE: Final = (
+    "compress its texts again, into another folder: "
+    "rows = lance.dataset({uri!r} + '/memories.lance').to_table(['id', 'text', 'metadata'], 'window = 0').to_pylist(); "
+    "MemoryStore.open('ANOTHER FOLDER', model='pocket').add([row['text'] for row in rows], "
+    "[json.loads(row['metadata']) for row in rows], [row['id'] for row in rows])"
+)
 
 
 def memory_shape(memory: Memory) -> tuple[int, int]:
