@@ -82,7 +82,7 @@ def _search(candidates: str, model: str) -> Search | None:
     if candidates == _NO_CANDIDATES:
         return None
     if candidates == _BM25:
-        from clara_core.training.candidates import Bm25
+        from clara_core.lexical import Bm25
 
         Bm25([])  # is it installed?
         return None

@@ -14,10 +14,10 @@ from clara_core.evaluation.outcomes import Mode, Outcome, OutcomeLog, Ranker
 from clara_core.evaluation.paraphrases import paraphrase_passages
 from clara_core.evaluation.report import Report
 from clara_core.evaluation.runner import Plan, Runner
-from clara_core.evaluation.search import load_bm25s
 from clara_core.evaluation.summary import summarize
 from clara_core.evaluation.text_reader import TextReader
 from clara_core.evaluation.texts import load_bleu, load_rouge
+from clara_core.lexical import load_bm25s
 from clara_core.training.data import read_lines
 from clara_core.training.lines import RetrievalLine
 

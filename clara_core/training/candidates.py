@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from clara_core.lexical import Bm25
 from clara_core.training.data import CompressionLine, InstructionLine, RetrievalLine, read_lines, write_lines
 from clara_core.training.foreign import text_of
 from clara_core.training.synthesis import HELD_OUT, STAGE1
 from clara_core.training.synthesis_replies import same_words
 
-__all__ = ["Bm25", "CandidateReport", "Candidates", "Search", "end_to_end_sets", "find_candidates"]
+__all__ = ["CandidateReport", "Candidates", "Search", "end_to_end_sets", "find_candidates"]
 
 log = logging.getLogger(__name__)
 
@@ -31,51 +31,13 @@ INSTRUCTION: Final = "stage1_2.jsonl"
 RETRIEVAL: Final = "stage2.jsonl"
 EVALUATION: Final = "evaluation.jsonl"
 
-# Words of any script; Chinese and Japanese, which put no spaces between words, by single characters.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
-
 
 class Search(Protocol):
-    """What finds candidates: `clara_core.store.MemoryStore`, `Bm25`, or an object of your own."""
+    """What finds candidates: `clara_core.store.MemoryStore`, `clara_core.lexical.Bm25`, or an object of your own."""
 
     def search(self, question: str, k: int) -> Iterable[Any]:
         """At most `k` hits, best first: texts, or objects with one (``text``, a LangChain Document, a node)."""
         ...
-
-
-class Bm25:
-    """Search by words in memory, with bm25s.
-
-    Args:
-        texts: The passages.
-
-    Raises:
-        ImportError: bm25s is not installed.
-    """
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        try:
-            import bm25s
-        except ImportError as exc:
-            raise ImportError("candidates by BM25 need bm25s: pip install 'clara-rag[train]'") from exc
-        self._texts = list(texts)
-        words = [_words(text) for text in self._texts]
-        self._known = {word for text in words for word in text}
-        self._index = bm25s.BM25()
-        if self._known:
-            self._index.index(words, show_progress=False)
-
-    def search(self, question: str, k: int) -> list[str]:
-        """The texts that share words with the question, best first, at most `k`."""
-        words = [word for word in _words(question) if word in self._known]
-        if not words:
-            return []
-        found, scores = self._index.retrieve([words], k=min(k, len(self._texts)), show_progress=False)
-        return [self._texts[at] for at, score in zip(found[0], scores[0], strict=True) if score > 0]
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
 
 
 @dataclass(frozen=True, slots=True)

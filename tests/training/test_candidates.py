@@ -8,8 +8,9 @@ import pytest
 from langchain_core.documents import Document
 
 from clara_core.errors import DataError
+from clara_core.lexical import Bm25
 from clara_core.store import MemoryStore
-from clara_core.training.candidates import Bm25, end_to_end_sets, find_candidates
+from clara_core.training.candidates import end_to_end_sets, find_candidates
 from clara_core.training.data import CompressionLine, TrainingSet, read_lines, write_lines
 from clara_core.training.synthesis import synthesize
 from tests.engines import open_engine
