@@ -136,9 +136,9 @@ def compress_dataset(
     pool = _Ray(workers) if workers else _Here()
     schema = pool.prepare(uri, _sample(source, shards, columns), engine, memory_type, key_length)
     fingerprint = Layout.of(schema, uri).fingerprint
+    tasks, documents = _plan(source, uri, shards, columns, fingerprint)
     progress.begin({"shards": [shard.name for shard in shards], "fingerprint": fingerprint, "columns": repr(columns)})
 
-    tasks, documents = _plan(source, uri, shards, columns, fingerprint)
     worker = ShardWorker(source, uri, BatchCompressor(schema, engine, columns))
     with tqdm(total=documents, desc="compressing", unit="doc", disable=not show_progress) as bar:
         for done in pool.run(worker, tasks):

@@ -20,16 +20,20 @@ def digests(strings: Iterable[str]) -> NDArray[np.void]:
 
 def first_of_each(found: NDArray[np.void]) -> NDArray[np.bool_]:
     """Which digests ``[n]`` did not occur before."""
-    order = np.lexsort((found["low"], found["high"]))  # stable: equal ones stay in the order of the rows
-    ordered = found[order]
-    new = np.ones(len(found), bool)
-    new[1:] = ordered[1:] != ordered[:-1]
-    first = np.empty(len(found), bool)
-    first[order] = new
-    return first
+    return _first_place(found) == np.arange(len(found))
 
 
 def member_of(found: NDArray[np.void], known: NDArray[np.void]) -> NDArray[np.bool_]:
     """Which digests ``[n]`` are among others, ``[m]``."""
-    both = np.concatenate([known, found])
-    return ~first_of_each(both)[len(known) :] if len(known) else np.zeros(len(found), bool)
+    return _first_place(np.concatenate([known, found]))[len(known) :] < len(known)
+
+
+def _first_place(found: NDArray[np.void]) -> NDArray[np.int64]:
+    """Where each digest ``[n]`` occurs first."""
+    order = np.lexsort((found["low"], found["high"]))  # stable: equal ones stay in the order of the rows
+    ordered = found[order]
+    new = np.ones(len(found), bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    places = np.empty(len(found), np.int64)
+    places[order] = order[new][np.cumsum(new) - 1]
+    return places

@@ -1,0 +1,380 @@
+"""A dataset in a store: the same by every way, whole or not at all, and gone on with after any end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clara_core import ClaraEngine, DataError, FingerprintMismatch, MemoryStore, StoreError
+from clara_core.loading import EngineArguments
+from clara_core.store import bulk
+from clara_core.store.bulk import (
+    BatchCompressor,
+    Columns,
+    FragmentWriter,
+    commit_written,
+    compress_dataset,
+    prepare_store,
+)
+from clara_core.store.digests import digests, first_of_each, member_of
+from clara_core.store.fragments import WRITTEN
+from clara_core.store.progress import Progress
+from tests.tiny import TEXTS, build
+
+ROOT = Path(__file__).parent.parent.parent
+COLUMNS = Columns(id="id")
+N = 60
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    tiny = build(tmp_path_factory.mktemp("tiny"))
+    return EngineArguments(str(tiny.folder), base_model=str(tiny.base), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def engine(arguments):
+    return ClaraEngine.from_pretrained(**arguments.public())
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Documents of one to a few windows, with metadata of several types."""
+    texts = [f"{number}. " + " ".join(TEXTS[: 1 + number % 5]) for number in range(N)]
+    return pa.table(
+        {
+            "id": [f"doc 'n\"{number}" for number in range(N)],
+            "text": texts,
+            "year": list(range(1900, 1900 + N)),
+            "tags": [[f"t{number % 3}", None] for number in range(N)],
+        }
+    )
+
+
+@pytest.fixture
+def source(table, tmp_path):
+    path = tmp_path / "corpus.parquet"
+    pq.write_table(table, path, row_group_size=5)
+    return str(path)
+
+
+def contents(uri):
+    """All of a store, by id."""
+    store = MemoryStore.open(uri)
+    found = {record.id: record for record in store}
+    memories = dict(zip(found, store.memories(list(found)), strict=True))
+    assert store.count() == len(found)
+    return {id_: (record, memories[id_].tokens, memories[id_].spans) for id_, record in found.items()}
+
+
+def assert_equal(one, other):
+    """Texts are batched with others than in `add`: a number may be rounded to the next one of bfloat16."""
+    assert one.keys() == other.keys()
+    for id_, (record, tokens, spans) in one.items():
+        assert (record, spans) == (other[id_][0], other[id_][2])
+        torch.testing.assert_close(tokens, other[id_][1], rtol=2**-7, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def added(engine, table, tmp_path_factory):
+    """What `MemoryStore.add` makes of the table."""
+    folder = tmp_path_factory.mktemp("added")
+    rows = table.to_pylist()
+    MemoryStore.open(folder, engine=engine).add(
+        [row["text"] for row in rows],
+        ids=[row["id"] for row in rows],
+        metadatas=[{"year": row["year"], "tags": row["tags"]} for row in rows],
+    )
+    return contents(folder)
+
+
+# --- many strings ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from("abcdefgh")), st.lists(st.sampled_from("abcdefgh")))
+def test_sets_of_digests_are_sets(known, found):
+    assert member_of(digests(found), digests(known)).tolist() == [string in known for string in found]
+    assert first_of_each(digests(found)).tolist() == [string not in found[:n] for n, string in enumerate(found)]
+
+
+# --- the functions -----------------------------------------------------------------------------------------
+
+
+def test_batches_of_texts_become_the_rows_that_add_writes(arguments, table, added, tmp_path):
+    """As Spark and others would call it: pickled, with an iterator of batches of any size, a task at a time."""
+    uri = str(tmp_path / "store")
+    schema = prepare_store(uri, table["text"].to_pylist()[:20], arguments)
+    assert MemoryStore.open(uri).count() == 0
+    compress_batches = pickle.loads(pickle.dumps(BatchCompressor(schema, arguments, COLUMNS)))  # noqa: S301 - our own
+    batches = table.to_batches(max_chunksize=7)
+    parts = [iter(batches[:3]), iter(batches[3:]), iter([])]
+    written = []
+    for part in parts:
+        rows = list(compress_batches(part))
+        assert all(batch.schema == schema for batch in rows)
+        [note] = FragmentWriter(uri)(iter(rows))
+        assert note.schema == WRITTEN
+        written.append(note)
+    assert MemoryStore.open(uri).count() == 0  # nothing is seen of it yet
+    assert commit_written(uri, written) == N
+    assert_equal(contents(uri), added)
+    assert commit_written(uri, written) == N  # again: the same documents take their own places
+    assert_equal(contents(uri), added)
+
+
+def test_any_number_of_batches_takes_bounded_memory(arguments, table, tmp_path, monkeypatch):
+    """Rows come out while texts go in."""
+    monkeypatch.setattr("clara_core.store.fragments._BATCH_BYTES", 1)
+    schema = prepare_store(str(tmp_path / "store"), [], arguments)
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield table.to_batches()[0]
+
+    rows = BatchCompressor(schema, arguments, COLUMNS)(endless())
+    assert next(rows)["id"].to_pylist()[0] == table["id"][0].as_py()
+    assert taken < 30
+
+
+def test_an_access_token_does_not_travel(arguments):
+    from dataclasses import replace
+
+    compress = BatchCompressor(pa.schema([]), replace(arguments, token="secret"), COLUMNS)
+    assert b"secret" not in pickle.dumps(compress)
+    assert compress.engine.token is None
+    assert BatchCompressor(pa.schema([]), EngineArguments()).engine.device == "auto"  # found where the work is done
+
+
+def test_another_engine_than_the_stores_is_refused(arguments, table, tmp_path, tmp_path_factory):
+    schema = prepare_store(str(tmp_path / "store"), ["a text"], arguments)
+    tiny = build(tmp_path_factory.mktemp("other"), seed=1)
+    other = EngineArguments(str(tiny.folder), base_model=str(tiny.base), dtype="float32", device="cpu")
+    with pytest.raises(FingerprintMismatch, match="the store is for memories of the model"):
+        list(BatchCompressor(schema, other, COLUMNS)(iter(table.to_batches())))
+
+
+def test_an_id_that_is_written_twice_is_refused(arguments, table, tmp_path):
+    uri = str(tmp_path / "store")
+    compress = BatchCompressor(prepare_store(uri, ["a text"], arguments), arguments, COLUMNS)
+    twice = [*table.slice(0, 2).to_batches(), *table.slice(1, 1).to_batches()]
+    with pytest.raises(DataError, match="1 ids were written twice"):
+        commit_written(uri, FragmentWriter(uri)(compress(iter(twice))))
+    assert MemoryStore.open(uri).count() == 0
+
+
+def test_a_store_has_to_be_prepared(table, tmp_path):
+    with pytest.raises(StoreError, match="call prepare_store first"):
+        list(FragmentWriter(str(tmp_path / "store"))(iter([])))
+
+
+# --- whole datasets ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows_per_shard", [5, 1000])
+def test_a_dataset_becomes_what_add_makes_of_it(source, arguments, added, rows_per_shard, tmp_path):
+    uri = str(tmp_path / "store")
+    assert compress_dataset(source, uri, arguments, COLUMNS, rows_per_shard=rows_per_shard) == N
+    assert_equal(contents(uri), added)
+    store = MemoryStore.open(uri)
+    version = store.stats().version
+    assert compress_dataset(source, uri, arguments, COLUMNS) == 0  # all of it is there
+    assert store.stats().version == version
+    assert [path.name for path in Path(uri).iterdir() if path.name == "bulk"] == []
+
+
+def test_only_what_changed_is_compressed(source, table, arguments, engine, tmp_path, monkeypatch):
+    uri = str(tmp_path / "store")
+    store = MemoryStore.open(uri, engine=engine)
+    rows = table.to_pylist()
+    store.add(
+        ["another text", *(row["text"] for row in rows[1:40])],
+        ids=[row["id"] for row in rows[:40]],
+        metadatas=[{"year": row["year"], "tags": row["tags"]} for row in rows[:40]],
+    )
+    store.add(["not in the dataset"], ids=["own"])
+    compressed = []
+    original = ClaraEngine.compress_stream
+    monkeypatch.setattr(
+        ClaraEngine,
+        "compress_stream",
+        lambda self, texts: original(self, (compressed.append(text) or text for text in texts)),
+    )
+    assert compress_dataset(source, uri, arguments, COLUMNS, rows_per_shard=5) == 21
+    assert compressed == [rows[0]["text"], *(row["text"] for row in rows[40:])]
+    found = contents(uri)
+    assert found.keys() == {"own", *(row["id"] for row in rows)}
+    assert [found[row["id"]][0].text for row in rows] == [row["text"] for row in rows]
+
+
+def test_equal_texts_without_ids_are_one_document(arguments, engine, tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    texts = ["one", "two", "one", "three", "two"]
+    path.write_text("".join(json.dumps({"text": text, "n": n}) + "\n\n" for n, text in enumerate(texts)))
+    uri = str(tmp_path / "store")
+    assert compress_dataset(str(path), uri, arguments, rows_per_shard=2) == 3
+    found = list(MemoryStore.open(uri))
+    assert [(record.text, record.metadata) for record in found] == [
+        ("one", {"n": 0}),
+        ("two", {"n": 1}),
+        ("three", {"n": 3}),
+    ]
+    store = MemoryStore.open(uri, engine=engine)
+    assert store.add(["two"], [{"n": 1}]) == [found[1].id]  # ids are those that `add` makes
+    assert store.count() == 3
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (
+            ['{"id": "a", "text": "x"}', '{"id": "b", "text": "y"}', '{"id": "a", "text": "z"}'],
+            "the id 'a' comes again",
+        ),
+        (['{"id": "a", "text": ""}'], "a text is empty"),
+        (['{"id": "a", "text": null}'], "column 'text' must hold strings, got None"),
+        (['{"id": "a", "text": "x", "n": NaN}'], "must be a finite number"),
+        (['{"id": "a"'], "a line is no JSON"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_compressed(lines, message, arguments, tmp_path, monkeypatch):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("\n".join(lines))
+    monkeypatch.setattr(bulk.ShardWorker, "__call__", lambda *_: pytest.fail("began to compress"))
+    with pytest.raises(DataError, match=message):
+        compress_dataset(str(path), str(tmp_path / "store"), arguments, COLUMNS)
+
+
+def test_dates_are_refused_with_a_way_out(arguments, tmp_path):
+    import datetime as dt
+
+    path = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"text": ["x"], "day": [dt.date(2026, 1, 1)]}), path)
+    with pytest.raises(DataError, match=r"datetime.date, which JSON does not know.*turn it into a string"):
+        compress_dataset(str(path), str(tmp_path / "store"), arguments)
+    assert compress_dataset(str(path), str(tmp_path / "store"), arguments, Columns(metadata=())) == 1
+
+
+def test_a_job_needs_a_store_that_others_can_reach(source, arguments):
+    with pytest.raises(ValueError, match="a folder or an object store"):
+        compress_dataset(source, "memory://", arguments)
+
+
+# --- stopped and gone on with ------------------------------------------------------------------------------
+
+
+def test_finished_shards_are_kept(source, arguments, added, tmp_path, monkeypatch):
+    """Every third shard fails at first; the next call goes on there, and no finished shard is read again."""
+    uri = str(tmp_path / "store")
+    original, calls = bulk.FragmentWriter.__call__, []
+
+    def failing(self, rows):
+        calls.append(1)
+        if len(calls) % 3 == 0:
+            raise RuntimeError("killed")
+        return original(self, rows)
+
+    monkeypatch.setattr(bulk.FragmentWriter, "__call__", failing)
+    attempts = 0
+    while attempts < 10:
+        attempts += 1
+        try:
+            total = compress_dataset(source, uri, arguments, COLUMNS, rows_per_shard=5)
+            break
+        except RuntimeError:
+            assert MemoryStore.open(uri).count() == 0
+    assert total == N
+    assert attempts == 6
+    assert len(calls) == 12 + 5  # each shard once, and once more where it failed
+    assert_equal(contents(uri), added)
+
+
+def test_a_job_that_ended_before_it_could_say_so_is_committed_once(source, arguments, added, tmp_path, monkeypatch):
+    uri = str(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "end", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            compress_dataset(source, uri, arguments, COLUMNS, rows_per_shard=20)
+    assert_equal(contents(uri), added)
+    assert compress_dataset(source, uri, arguments, COLUMNS, rows_per_shard=20) == N
+    assert_equal(contents(uri), added)
+    MemoryStore.open(uri).compact()
+    assert_equal(contents(uri), added)
+
+
+def test_another_job_at_the_same_store_is_refused(source, arguments, tmp_path, monkeypatch):
+    uri = str(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk.FragmentWriter, "__call__", lambda self, rows: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError):
+            compress_dataset(source, uri, arguments, COLUMNS)
+    with pytest.raises(StoreError, match="another bulk job has done, with other columns: finish that one"):
+        compress_dataset(source, uri, arguments, Columns(id="id", metadata=("year",)))
+    with pytest.raises(StoreError, match="with other shards"):
+        compress_dataset(source, uri, arguments, COLUMNS, rows_per_shard=5)
+    assert compress_dataset(source, uri, arguments, COLUMNS) == N
+
+
+def test_a_note_that_is_not_whole_counts_as_none(tmp_path):
+    progress = Progress(str(tmp_path))
+    note = pa.RecordBatch.from_pylist([{"files": [], "ids": b"", "documents": 0}], WRITTEN)
+    progress.finish("shard", note)
+    assert progress.written("shard") == note
+    path = tmp_path / "bulk" / "shard.arrow"
+    for size in (0, 10, path.stat().st_size // 2):
+        path.write_bytes(path.read_bytes()[:size])
+        assert progress.written("shard") is None
+        progress.finish("shard", note)
+
+
+# --- the command, killed -----------------------------------------------------------------------------------
+
+
+def command(source, uri, *options):
+    return [sys.executable, "-m", "clara_core.store.bulk", source, uri, "--id-column", "id", *options]
+
+
+def test_the_command_goes_on_after_it_was_killed(source, added, engine, arguments, tmp_path):
+    uri = str(tmp_path / "store")
+    options = ["--model", arguments.model, "--base-model", arguments.base_model, "--rows-per-shard", "5"]
+    process = subprocess.Popen(command(source, uri, *options), cwd=ROOT, stderr=subprocess.PIPE)
+    notes = Path(uri) / "bulk"
+    while process.poll() is None and len(list(notes.glob("*.arrow"))) < 3:
+        pass
+    assert process.poll() is None, process.stderr.read()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    kept = {path.name: path.stat().st_mtime_ns for path in notes.glob("[!.]*.arrow")}
+    assert 3 <= len(kept) < 12
+    assert MemoryStore.open(uri).count() == 0
+    done = subprocess.run(command(source, uri, *options), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{N} documents of {source} -> {uri}\n"
+    assert_equal(contents(uri), added)
+
+
+def test_the_command_says_what_is_wrong_in_one_line(source, tmp_path):
+    done = subprocess.run(
+        command(source, str(tmp_path / "store"), "--text-column", "txt"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("columns ['txt'] are not among ['id', 'text', 'year', 'tags']")
+    assert done.stderr.count("\n") == 1
