@@ -182,7 +182,10 @@ def checkpoint_gradients(model: ClaraModel) -> None:
         # The backward pass runs outside of the forward's `routed` scope, and perhaps in another thread.
         return nullcontext(), routed(current_routing().role, rank)
 
-    model.decoder.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    decoder = model.decoder
+    # The method was renamed in transformers 5.
+    enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "context_fn": contexts})
 
 
 # --- writing ---------------------------------------------------------------------------------------------
