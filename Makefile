@@ -15,10 +15,10 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo domain-demo test lint bench eval test-oldest clean
+.PHONY: help install demo domain-demo test test-ray lint bench eval test-oldest clean
 
 help:
-	@echo "make demo | domain-demo | test | lint | bench | eval | test-oldest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+	@echo "make demo | domain-demo | test | test-ray | lint | bench | eval | test-oldest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,11 @@ domain-demo: $(VENV)/.train
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Ray is large and its cluster slow to start: not part of `test`.
+test-ray: install
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev,ray]'
+	$(TEST_ENV) $(BIN)/python -m pytest -m ray $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .
