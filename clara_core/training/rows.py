@@ -25,7 +25,7 @@ VERBATIM_INSTRUCTION = "Background: {docs} Repeat the text word for word."
 VERBATIM_ABOUT_INSTRUCTION = "Background: {docs} Repeat the text about {title} word for word."
 ABOUT_INSTRUCTION = "Background: {docs} Say in other words what the text says about {title}."
 LONGEST_RETOLD = 300  # characters
-NEIGHBOURS = (0.6, 0.25, 0.15)  # shares of other passages that are of the same kind, of a similar name, any
+NEIGHBOURS = (0.4, 0.4, 0.2)  # shares of other passages that are of the same kind, of a similar name, any
 SYSTEM_SHARE = 0.3  # rows that carry the system message: it costs more tokens than a question and teaches little
 
 
@@ -66,8 +66,8 @@ def question_rows(
         n_documents: Fewest and most documents in a row.
         n_questions: Most questions in a row.
         pairs: Share of the rows of several documents that ask over two of them at once.
-        shuffled: Share of the rows whose documents stand in any order. In the others those that are asked about stand
-            first, as after a ranking.
+        shuffled: Share of the rows whose documents stand in any order. In the others the one that is asked about
+            stands first, as after a ranking; of two, one of them.
         text: Documents as text.
     """
     by_passage: dict[int, list[Question]] = defaultdict(list)
@@ -89,6 +89,11 @@ def question_rows(
         if rng.random() < shuffled:
             rng.shuffle(documents)
             about = set(documents)
+        elif len(first) > 1:
+            # A search brings one of the two to the top; the other may be anywhere.
+            rest = documents[1:]
+            rng.shuffle(rest)
+            documents = [documents[0], *rest]
         picked = _pick(rng, by_passage, about, n_questions)
         system = ANSWER_SYSTEM if rng.random() < SYSTEM_SHARE else ""
         rows.append(Row(tuple(documents), _turns(picked), system=system, text=text))
