@@ -26,6 +26,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 from clara_core.errors import StoreError
 
 TABLE: Final = "memories"
+TEXT_INDEX: Final = "text_words"
 LOCK: Final = ".memories.lock"
 UPKEEP_LOCK: Final = ".memories.upkeep.lock"
 
@@ -110,6 +111,7 @@ class Table:
             dataset = lance.write_dataset(
                 schema.empty_table(), self._address, mode="create", storage_options=self.storage_options
             )
+            index_words(dataset)  # it says how rows that it does not cover yet are searched, too: in any case
             with self._state:
                 self._dataset = dataset
             return dataset
@@ -247,6 +249,13 @@ class _Lock:
 
 def _pause(attempt: int) -> None:
     time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))
+
+
+def index_words(dataset: LanceDataset) -> None:
+    """Index the words of texts. Names and numbers are what they are there for: nothing is stemmed or left out."""
+    dataset.create_scalar_index(
+        "text", "INVERTED", name=TEXT_INDEX, with_position=False, stem=False, remove_stop_words=False
+    )
 
 
 def _operation(dataset: LanceDataset, change: Change) -> LanceOperation.BaseOperation | None:

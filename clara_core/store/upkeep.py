@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,16 +14,16 @@ from clara_core.store.reading import readable
 from clara_core.store.records import StoreStats
 from clara_core.store.scan import made_keys
 from clara_core.store.schema import FIT_ROWS, Layout, number_column
-from clara_core.store.table import Table
+from clara_core.store.table import TEXT_INDEX, Table, index_words
 
 if TYPE_CHECKING:
     from lance import LanceDataset
 
 INDEX_ROWS: Final = 500_000  # from here on an index over the keys is quicker than the keys themselves
 
-TEXT_INDEX: Final = "text_words"
 KEY_INDEX: Final = "key_near"
-_VALUE_INDEXES: Final = {"id": "id_value", "content": "content_value"}
+_IndexKind = Literal["BTREE", "LABEL_LIST"]
+_VALUE_INDEXES: Final[dict[str, _IndexKind]] = {"id": "BTREE", "content": "BTREE", "facts": "LABEL_LIST"}
 _SAMPLE: Final = 2 * FIT_ROWS  # windows that keys are fitted to
 
 
@@ -111,11 +111,11 @@ def build_indexes(table: Table, begun: Callable[[str], Any]) -> None:
     there = {index.name for index in dataset.describe_indices()}
     if TEXT_INDEX not in there:
         begun("index of words")
-        table.maintain(_index_words)
-    for column, name in _VALUE_INDEXES.items():
-        if name not in there:
-            begun(f"index of {column}s")
-            table.maintain(partial(_index_values, column=column, name=name))
+        table.maintain(index_words)
+    for column, kind in _VALUE_INDEXES.items():
+        if (name := f"{column}_value") not in there:
+            begun(f"index of {column}")
+            table.maintain(partial(_index_values, column=column, kind=kind, name=name))
     if KEY_INDEX not in there and dataset.count_rows() >= INDEX_ROWS:
         begun("index of keys")
         table.maintain(lambda own: own.create_index("key", "IVF_RQ", name=KEY_INDEX, metric="dot"))
@@ -123,15 +123,8 @@ def build_indexes(table: Table, begun: Callable[[str], Any]) -> None:
     table.maintain(lambda own: own.optimize.optimize_indices())
 
 
-def _index_words(dataset: LanceDataset) -> None:
-    # Names and numbers are what the words are there for: nothing is stemmed or left out.
-    dataset.create_scalar_index(
-        "text", "INVERTED", name=TEXT_INDEX, with_position=False, stem=False, remove_stop_words=False
-    )
-
-
-def _index_values(dataset: LanceDataset, column: str, name: str) -> None:
-    dataset.create_scalar_index(column, "BTREE", name=name)
+def _index_values(dataset: LanceDataset, column: str, kind: _IndexKind, name: str) -> None:
+    dataset.create_scalar_index(column, kind, name=name)
 
 
 def statistics(table: Table) -> StoreStats:

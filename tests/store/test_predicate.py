@@ -158,6 +158,24 @@ def test_an_index_on_the_facts_changes_nothing(tmp_path):
         assert found(dataset, condition) == expected(rows, condition)
 
 
+def test_rows_that_come_and_go_after_the_index(tmp_path):
+    folder = str(tmp_path / "later")
+    rows = [{"n": number % 7, "tags": [str(number % 3)]} for number in range(60)]
+    table(folder, rows[:40]).create_scalar_index("facts", "LABEL_LIST")
+    columns = [{"n": n, "metadata": json.dumps(row), **predicate_values(row)} for n, row in enumerate(rows)]
+    dataset = lance.dataset(folder)
+    dataset.insert(pa.Table.from_pylist(columns[40:], dataset.schema))
+    dataset = lance.dataset(folder)
+    dataset.delete("n % 5 = 0")
+    for condition in (
+        {"n": 3},
+        {"n": {"$ne": 3}},
+        {"tags": {"$contains": "1"}},
+        {"$not": {"tags": {"$contains": "1"}}},
+    ):
+        assert found(dataset, condition) == [n for n in expected(rows, condition) if n % 5]
+
+
 def test_a_row_without_metadata_passes_nothing(tmp_path):
     dataset = table(tmp_path / "null", [{"a": 1}, {}])
     empty = pa.Table.from_pylist([{"n": 7}], dataset.schema)
