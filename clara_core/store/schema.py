@@ -161,6 +161,10 @@ class Layout:
         Raises:
             ValueError: A memory has another shape, or holds NaN or infinity.
         """
+        for memory in memories:
+            if memory_shape(memory) != (self.n_mem, self.hidden):
+                raise ValueError(f"memories of this store have windows of {self.n_mem} x {self.hidden} numbers, got "
+                                 f"{list(memory.tokens.shape)}")  # fmt: skip
         tokens = torch.cat([memory.tokens for memory in memories])  # [rows, n_mem, hidden]
         made = {
             "key": number_column(self.key.documents(tokens)),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _SCAN_BYTES: Final = 1 << 25  # of memories that are read at a time
 _NEAR_BYTES: Final = 1 << 21  # of float32 memories that are compared at a time, so that they stay in the cache
 _PROBES: Final = 32  # parts of an index that are looked through
+_DIGITS: Final = 6  # of a cosine in float32; so equal memories have equal scores, wherever they were compared
 _TINY: Final = 1e-12  # as in torch's normalize
 
 Nominate = Callable[[Sequence[int], int], list[RowIds]]
@@ -80,7 +81,7 @@ def by_index(snapshot: Snapshot, questions: Tensor) -> Nominate:
     asked = snapshot.layout.key.questions(questions)
 
     def nearest(place: int, m: int) -> RowIds:
-        builder = ScannerBuilder(snapshot.dataset).columns([]).with_row_id()
+        builder = ScannerBuilder(snapshot.dataset).columns(["_distance"]).with_row_id()
         builder = builder.nearest("key", asked[place].astype(np.float16), k=m, metric="dot", nprobes=_PROBES)
         if snapshot.allowed is not None:
             builder = builder.prefilter(True).row_addr_prefilter(serialize_row_addrs(snapshot.allowed.tolist()))
@@ -164,7 +165,7 @@ class _Best:
         for found, own in zip(self._found, scores.numpy(), strict=True):
             floor = min(each.score for each in found.values()) if len(found) >= self._k else -np.inf
             for place in np.flatnonzero(own > floor).tolist():
-                id_, score = ids[place].as_py(), float(own[place])
+                id_, score = ids[place].as_py(), round(float(own[place]), _DIGITS)
                 if id_ not in found or score > found[id_].score:
                     found[id_] = Found(id_, score, windows[place].as_py(), int(rows[place]))
             for each in sorted(found.values(), key=_order)[self._k :]:

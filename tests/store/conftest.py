@@ -1,0 +1,41 @@
+"""Memories without a model, and a tiny model, for the tests of the store."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+
+import pytest
+import torch
+
+from clara_core import ClaraEngine, Memory
+from tests.engines import open_engine
+from tests.tiny import build
+
+N_MEM, HIDDEN = 4, 64
+FINGERPRINT = "a" * 64
+
+
+def made_memory(text: str, windows: int = 1, fingerprint: str = FINGERPRINT, shape: tuple[int, int] = (N_MEM, HIDDEN)):
+    """A memory that follows from the text alone, with a strong common part, exact in bfloat16."""
+    seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:7], "little")
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.linspace(-1, 1, shape[0] * shape[1]).view(1, *shape)
+    tokens = (common + 0.6 * torch.randn(windows, *shape, generator=generator)).bfloat16()
+    cuts = [len(text) * part // windows for part in range(windows + 1)]
+    return Memory(tokens, text, tuple(pairwise(cuts)), 3 * windows, fingerprint)
+
+
+def told(hits):
+    """Hits as pairs of id and score, which rounding may change."""
+    return [(hit.id, pytest.approx(hit.score, abs=1e-5)) for hit in hits]
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> ClaraEngine:
+    return open_engine(build(tmp_path_factory.mktemp("store-engine"), "mistral", seed=11))
+
+
+@pytest.fixture(scope="session")
+def other_engine(tmp_path_factory: pytest.TempPathFactory) -> ClaraEngine:
+    return open_engine(build(tmp_path_factory.mktemp("store-other"), "mistral", seed=12))
