@@ -89,6 +89,15 @@ class TestVectorStoreOfMemories(VectorStoreIntegrationTests):
         return ClaraVectorStore(model=bundled_or_tiny(), reasoner="encoder")
 
 
+class TestVectorStoreThatLasts(VectorStoreIntegrationTests):
+    """The same in a folder."""
+
+    @pytest.fixture
+    def vectorstore(self, tmp_path):
+        pytest.importorskip("lance", reason="the store is not installed: pip install 'clara-rag[store]'")
+        return ClaraVectorStore(uri=tmp_path / "memories", model=bundled_or_tiny(), reasoner="encoder")
+
+
 class TestRetriever(RetrieversIntegrationTests):
     @property
     def retriever_constructor(self):
