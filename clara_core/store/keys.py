@@ -148,7 +148,8 @@ class Key:
         return max(1, _NUMBERS // self.dimension)
 
     def _blocks(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        return tokens.split(self._step) if len(tokens) else ()
+        parts: tuple[Tensor, ...] = tokens.split(self._step)
+        return parts
 
     def _write(self, keys: Tensor, vectors: Tensor) -> None:
         """Keys ``[n, L]`` of vectors ``[n, D]`` of any length and type."""
