@@ -187,9 +187,9 @@ class _Fold:
         n = len(vectors)
         if self._padded > self._source:
             vectors = F.pad(vectors, (0, self._padded - self._source))
-        mixed = (vectors * self._first).view(-1, _BLOCK) @ self._mix.to(vectors.dtype)  # [n * blocks, B]
-        blocks = mixed.view(n, -1, self._groups, _BLOCK) * self._second
-        folded: Tensor = blocks.sum(dim=1, dtype=torch.float32).view(n, -1)[:, : self.target]
+        mixed = (vectors * self._first).view(n * self._padded // _BLOCK, _BLOCK) @ self._mix.to(vectors.dtype)
+        blocks = mixed.view(n, *self._second.shape) * self._second  # [n, blocks of a group, groups, B]
+        folded: Tensor = blocks.sum(dim=1, dtype=torch.float32).flatten(1)[:, : self.target]
         return folded
 
 
