@@ -15,10 +15,10 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo domain-demo test test-ray lint bench eval test-oldest clean
+.PHONY: help install demo domain-demo test test-ray lint bench eval eval-retrieval bench-store test-oldest clean
 
 help:
-	@echo "make demo | domain-demo | test | test-ray | lint | bench | eval | test-oldest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+	@echo "make demo | domain-demo | test | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
 
 install: $(VENV)/.installed
 
@@ -47,6 +47,12 @@ bench: install
 
 eval: install
 	$(BIN)/python benchmarks/evaluate_pocket.py
+
+eval-retrieval: install
+	$(BIN)/python -m benchmarks.evaluate_retrieval
+
+bench-store: install
+	$(BIN)/python -m benchmarks.store
 
 test-oldest: $(OLDEST)/.installed
 	$(TEST_ENV) $(OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
