@@ -2,10 +2,10 @@
 
     python examples/domain/make_domain.py --out runs/domain/data      300 passages, seed 7
 
-Writes ``documents.jsonl`` (what training data may be made of), ``unseen.jsonl`` (further passages of the same
-collection, of which no question is ever trained) and ``held_out.jsonl`` (questions about both, in phrasings that no
-training question has). Answers come from the generator's facts; the training data comes from the texts alone, see
-`examples.domain.templated_llm`.
+Writes ``documents.jsonl`` (what training data may be made of) and ``held_out.jsonl``, a file for `clara eval --corpus`:
+questions in phrasings that no training question has, each with the passage that answers it. A fifth of those passages
+are in no other file (``"seen": false``): nothing about them is ever trained. The answers come from the generator's
+facts; training data comes from the texts alone, see `examples.domain.templated_llm`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from clara_core.training.data import write_lines
 from examples.domain.language import FILLERS, FIRST, KINDS, LAST, OPENINGS, Kind, PoolName, Relation
 
+DOCUMENTS = "documents.jsonl"
+HELD_OUT = "held_out.jsonl"
 SEED = 7
 PASSAGES = 300
 UNSEEN = 0.2  # share of the passages of which no question is trained
@@ -94,11 +96,23 @@ def make_domain(passages: int = PASSAGES, seed: int = SEED) -> Domain:
 
 
 def write_domain(domain: Domain, folder: Path) -> None:
-    """Write the three files of a domain."""
-    for name, seen in (("documents", True), ("unseen", False)):
-        lines = [{"id": one.id, "text": one.text} for one in domain.documents if one.seen == seen]
-        write_lines(folder / f"{name}.jsonl", lines)
-    write_lines(folder / "held_out.jsonl", [asdict(one) for one in domain.questions])
+    """Write the files of a domain."""
+    texts = {one.id: one.text for one in domain.documents}
+    write_lines(folder / DOCUMENTS, ({"id": one.id, "text": one.text} for one in domain.documents if one.seen))
+    write_lines(
+        folder / HELD_OUT,
+        (
+            {
+                "question": one.question,
+                "docs": [texts[one.gold]],
+                "answer": one.answer,
+                "pos_index": [0],
+                "relation": one.relation,
+                "seen": one.seen,
+            }
+            for one in domain.questions
+        ),
+    )
 
 
 # --- names and values ------------------------------------------------------------------------------------
@@ -170,7 +184,7 @@ def state(rng: random.Random, kind: Kind, subject: str, facts: Sequence[tuple[Re
     sentences, at = [], 0
     while at < len(facts):
         few = facts[at : at + 1 + (rng.random() < 0.3)]
-        who = rng.choice((subject, subject, f"the {kind.name}", "it"))
+        who = rng.choice((subject, subject, subject, f"the {kind.name}", "it"))
         if len(few) == 2:
             said = " and ".join(rng.choice(relation.predicates).replace("{v}", value) for relation, value in few)
             sentences.append(f"{who} {said}.")

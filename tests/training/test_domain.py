@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import random
 import re
+import statistics
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import end_to_end_gain
+from clara_core import ClaraEngine
+from clara_core.checkpoint import read_checkpoint
+from clara_core.config import Role
 from clara_core.evaluation import over_corpus, read_questions
 from clara_core.training.data import TrainingSet, read_objects
+from clara_core.training.journal import read_lines as read_metrics
 from clara_core.training.synthesis import synthesize
 from clara_core.training.synthesis_prompts import complex_prompt, paraphrase_prompt, simple_prompt, verify_prompt
 from clara_core.training.world import KINDS as OLD_KINDS
 from clara_core.training.world import RELATIONS as OLD_RELATIONS
 from clara_core.training.world import SYLLABLES, make_corpus
+from examples.domain.demo import Plan, run, show
 from examples.domain.grammar import read_entry
 from examples.domain.language import FIRST, KINDS, LAST
 from examples.domain.make_domain import LONGEST, SHORTEST, UNSEEN, make_domain, write_domain
@@ -55,7 +63,7 @@ def test_nothing_of_it_is_in_the_world_of_the_bundled_model(domain):
     assert not {relation.name for relation in RELATIONS} & set(OLD_RELATIONS)
     old = {text for relation in OLD_RELATIONS.values() for text in (*relation.says, *relation.asks)}
     assert not old & {t for r in RELATIONS for t in (*r.predicates, *r.sentences, *r.asks, *r.held_out)}
-    assert not set(FIRST + LAST) & set(SYLLABLES)
+    assert not {syllable.lower() for syllable in FIRST + LAST} & set(SYLLABLES)
     invented = re.compile(rf"\b(?:{'|'.join(FIRST)})(?:{'|'.join(LAST)})\b", re.IGNORECASE)
     names = {word for document in domain.documents for word in invented.findall(document.text)}
     assert len(names) > 100
@@ -112,7 +120,7 @@ def test_the_grammar_says_nothing_where_the_text_does_not():
 
 # --- the templated LLM -----------------------------------------------------------------------------------
 
-PASSAGE = "The Grubix is a ship. It was launched in 1950 and carries tea. The captain of the Grubix is Flonoff Twisash."
+PASSAGE = "The Grubix is a ship. It left the yard in 1950 and carries tea. The captain of the Grubix is Flonoff Twisash."
 
 
 def test_it_answers_from_the_text_that_it_is_shown():
@@ -134,7 +142,7 @@ def test_it_combines_two_facts_and_retells_all():
 
 
 def test_its_verdict_finds_what_is_missing_lost_and_wrong():
-    pairs = [("When was the Grubix launched?", "1950"), ("What does the Grubix carry?", "salt")]
+    pairs = [("When did the Grubix leave the yard?", "1950"), ("What does the Grubix carry?", "salt")]
     found = json.loads(templated_llm(verify_prompt(PASSAGE, pairs, "The Grubix is a ship. It carries tea.")))
     assert found["missing"] == [
         "The cargo of the Grubix is tea.",
@@ -166,3 +174,82 @@ def test_synthesis_covers_every_fact_and_takes_no_held_out_question(domain, tmp_
     for text in seen:
         assert {fact.value for fact in read_entry(text).facts} <= {answer for _, answer in asked[text]}
     assert not {q.question for q in domain.questions} & {question for pairs in asked.values() for question, _ in pairs}
+
+
+# --- adaptation in small ---------------------------------------------------------------------------------
+
+CHANGES = {
+    "stage1": ["steps=24", "batch_size=8"],
+    "stage1_2": ["steps=12", "batch_size=16"],
+    "contrastive": ["steps=12", "batch_size=16"],
+    "stage2": ["steps=8", "batch_size=16"],
+}
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    plan = Plan(tmp_path_factory.mktemp("domain"), passages=15, replay=12, measured=26, changes=CHANGES)
+    return plan, run(plan)
+
+
+def losses(plan, stage, name):
+    return [line[name] for line in read_metrics(plan.out / stage / "metrics.jsonl")]
+
+
+@pytest.mark.slow
+def test_every_stage_learns(adapted):
+    plan, _ = adapted
+    answers = losses(plan, "stage1", "answer")
+    assert statistics.mean(answers[-4:]) < 0.6 * statistics.mean(answers[:4])
+    for stage, changes in CHANGES.items():
+        assert f"steps={len(losses(plan, stage, 'norm'))}" in changes
+
+
+@pytest.mark.slow
+def test_figures_of_both_worlds_stand_in_the_result_and_in_the_card(adapted, capsys):
+    plan, result = adapted
+    assert json.loads((plan.out / "result.json").read_text()) == result
+    card = (plan.out / "checkpoint" / "README.md").read_text()
+    for name, scores in result["before"].items():
+        assert scores.keys() == result["after"][name].keys() == {"recall@1", "recall@5", "exact match"}
+        assert f"| {name} | " in card
+    assert result["after"]["gazette"]["recall@1"] >= result["before"]["gazette"]["recall@1"]
+    assert result["after"]["old world, one passage"]["recall@5"] >= 0.95
+    show(result)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+
+
+@pytest.mark.slow
+def test_the_result_is_a_checkpoint_that_answers_in_the_new_words(adapted):
+    plan, result = adapted
+    engine = ClaraEngine.from_pretrained(result["checkpoint"])
+    lines = over_corpus(read_questions(plan.out / "data" / "held_out.jsonl"))
+    said = engine.answer_batch([(line.question, engine.remember(line.docs[:1])) for line in lines], max_tokens=8)
+    old = ClaraEngine.from_pretrained("pocket")
+    before = old.answer_batch([(line.question, old.remember(line.docs[:1])) for line in lines], max_tokens=8)
+    assert [one.text for one in said] != [one.text for one in before]
+    engine.unload()
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_trained_again(adapted):
+    plan, result = adapted
+    weights = (plan.out / "stage2" / "checkpoint" / "adapters.safetensors").read_bytes()
+    written = (plan.out / "stage2" / "metrics.jsonl").read_bytes()
+    again = run(plan)
+    assert again["after"] == result["after"]
+    assert (plan.out / "stage2" / "metrics.jsonl").read_bytes() == written
+    assert (plan.out / "stage2" / "checkpoint" / "adapters.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_the_end_to_end_stage_is_compared_with_and_without_the_gradient(adapted, capsys):
+    plan, _ = adapted
+    out = plan.out / "gain"
+    end_to_end_gain.main(plan.out, start="stage1_2", seeds=2, steps=2, out=out)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {len(result["gazette: recall@1"][arm]) for arm in ("with", "without")} == {2}
+    start = read_checkpoint(plan.out / "stage1_2" / "checkpoint").adapters[Role.REASONER]
+    for arm, taught in (("with-1", True), ("without-1", False)):
+        reasoner = read_checkpoint(out / arm / "checkpoint").adapters[Role.REASONER]
+        assert any(not torch.equal(reasoner[name], start[name]) for name in start) == taught

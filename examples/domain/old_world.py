@@ -1,0 +1,90 @@
+"""The world that the bundled model knows: what is rehearsed against forgetting, and what is measured of it.
+
+A model that learns a new domain alone forgets what it knew. So the training sets of every stage hold lines of the old
+world as well (replay): passages and questions of its training half. What is measured is its other half: names that no
+training ever sees.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from clara_core.evaluation import over_corpus
+from clara_core.lexical import Bm25
+from clara_core.training.data import CompressionLine, InstructionLine, RetrievalLine, write_lines
+from clara_core.training.world import Corpus, make_corpus, paraphrase
+
+COMPRESSION = "stage1.jsonl"
+INSTRUCTION = "stage1_2.jsonl"
+RETRIEVAL = "stage2.jsonl"
+WORDS = (20, 200)  # of a passage, as in the model's own training and evaluation
+LAYOUT = 0.15  # share of passages with headings
+MEASURED_SEED = 2024
+
+
+def write_replay(folder: Path, passages: int, seed: int, n_candidates: int = 20) -> None:
+    """Write sets of the old world for every stage: ``stage1.jsonl``, ``stage1_2.jsonl`` and ``stage2.jsonl``.
+
+    Args:
+        folder: Where to.
+        passages: How many; three questions over each, and one over two for every fourth.
+        seed: Of the passages.
+        n_candidates: Candidates of a question: the passages that answer it and those that share words with it.
+    """
+    rng = random.Random(f"replay {seed}")
+    corpus = make_corpus(rng, passages, words=WORDS, layout=LAYOUT)
+    retold = [CompressionLine("paraphrase", (), (paraphrase(rng, one),), (one.text,)) for one in corpus.passages]
+    write_lines(folder / COMPRESSION, [*_lists(corpus), *retold])
+    lines = _lines(corpus)
+    write_lines(
+        folder / INSTRUCTION,
+        (InstructionLine(line.question, line.docs, line.answer, line.references) for line in lines),
+    )
+    search = Bm25(passage.text for passage in corpus.passages)
+    write_lines(folder / RETRIEVAL, (_among(search, line, n_candidates) for line in lines))
+
+
+def _lists(corpus: Corpus) -> Iterator[CompressionLine]:
+    """For each passage the questions that it answers."""
+    for index, passage in enumerate(corpus.passages):
+        asked = [question for question in corpus.questions if question.gold == (index,)]
+        texts, answers = tuple(one.text for one in asked), tuple(one.answer for one in asked)
+        yield CompressionLine("qa", texts, answers, (passage.text,))
+
+
+def _among(search: Bm25, line: RetrievalLine, n_candidates: int) -> RetrievalLine:
+    """A question whose passages stand among others that share words with it."""
+    found = [text for text in search.search(line.question, n_candidates) if text not in line.docs]
+    return replace(line, docs=(*line.docs, *found)[:n_candidates])
+
+
+def held_out_lines(passages: int) -> tuple[list[RetrievalLine], list[RetrievalLine]]:
+    """Questions over one passage and over two, each over all passages of a held-out corpus."""
+    corpus = make_corpus(
+        random.Random(MEASURED_SEED),
+        passages,
+        split="test",
+        words=WORDS,
+        questions_per_passage=1,
+        two_passage=0.5,
+        layout=LAYOUT,
+    )
+    lines = over_corpus(_lines(corpus))
+    return [line for line in lines if len(line.pos_index) == 1], [line for line in lines if len(line.pos_index) > 1]
+
+
+def _lines(corpus: Corpus) -> list[RetrievalLine]:
+    texts = [passage.text for passage in corpus.passages]
+    return [
+        RetrievalLine(
+            question.text,
+            tuple(texts[index] for index in question.gold),
+            question.answer,
+            (question.answer,),
+            tuple(range(len(question.gold))),
+        )
+        for question in corpus.questions
+    ]
