@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -43,4 +45,8 @@ def train_stage(
         from clara_core.training.run import train
 
         checkpoint = train(TrainingConfig.read(config, changes or (), stage=stage.value), progress=progress).checkpoint
+        if find_spec("matplotlib") is not None and int(os.environ.get("RANK", "0")) == 0:
+            from clara_core.training.plot import plot_run
+
+            plot_run(checkpoint.parent, checkpoint.parent / "curve.png")
     typer.echo(f"{stage.value} -> {checkpoint}")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 
 class Processes:
     """Where this process stands among the others.
 
     One process needs nothing but torch. Several (`accelerate launch`, `torchrun`) are connected by accelerate, which
-    reads its own configuration: devices, machines, back end.
+    reads its own configuration: devices, machines, back end. Each process holds the whole base, which is frozen, and
+    the gradients of the adapters are added up. FSDP and DeepSpeed would cut the base into pieces; that is not done
+    here, so such a configuration starts processes and no more.
 
     Args:
         device: Where one process works; several get theirs from accelerate. None: a CUDA device where there is one.
@@ -34,6 +39,11 @@ class Processes:
             self._state = PartialState(cpu=self.device.type == "cpu")
             self.count, self.index = int(self._state.num_processes), int(self._state.process_index)
             self.device = self._state.device
+            if "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED")):
+                log.warning(
+                    "the FSDP or DeepSpeed part of accelerate's configuration cuts nothing here: every process holds "
+                    "the whole frozen base; where that is too much, take quantization='nf4'"
+                )
 
     @property
     def is_main(self) -> bool:

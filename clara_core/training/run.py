@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -68,9 +69,17 @@ def train(config: TrainingConfig, *, progress: bool = False) -> TrainingResult:
         TrainingError: A loss was no number, a file could not be written, or `out` holds another run.
     """
     started = time.monotonic()
+    trainer = trainer_of(config, progress=progress)
+    trainer.run()
+    trainer.processes.wait()
+    metrics = config.out / METRICS_FILE
+    return TrainingResult(config.out / CHECKPOINT, metrics, len(read_lines(metrics)), time.monotonic() - started)
+
+
+def trainer_of(config: TrainingConfig, *, progress: bool = False) -> Trainer:
+    """The trainer of a config, ready to run from where its folder stands; raises what `train` raises."""
     processes = Processes(_wanted_device(config.device))
     learned, held_out = _data(config)
-    # Everything that can be wrong with the data is found before the weights are read.
     files = [DataFile.of(path) for path in (*config.data, *_held_out_files(config))]
     opened = _open(config, processes)
     reader = LineReader(
@@ -80,26 +89,20 @@ def train(config: TrainingConfig, *, progress: bool = False) -> TrainingResult:
         config.overflow,
         answers=config.stage == "stage2",
     )
-    _check_lines(reader, [*learned, *held_out])
+    _check_lines(reader, [learned, held_out])
     lesson = _lesson(config, opened, reader, learned, held_out, processes)
     config.out.mkdir(parents=True, exist_ok=True)
-    saving = Saving(config.save_every, config.save_minutes * 60, _run_facts(config, files, processes))
-    journal = Journal(config.out, active=processes.is_main, progress=progress, tensorboard=config.tensorboard)
-    export = partial(_export, config, opened, files, (len(learned), len(held_out)))
-    Trainer(
+    return Trainer(
         opened,
         [lesson],
         config.out,
-        export,
+        partial(_export, config, opened, files, (len(learned), len(held_out))),
         processes=processes,
         dtype=_precision(config, processes.device),
-        journal=journal,
+        journal=Journal(config.out, active=processes.is_main, progress=progress, tensorboard=config.tensorboard),
         seed=config.seed,
-        saving=saving,
-    ).run()
-    processes.wait()
-    metrics = config.out / METRICS_FILE
-    return TrainingResult(config.out / CHECKPOINT, metrics, len(read_lines(metrics)), time.monotonic() - started)
+        saving=Saving(config.save_every, config.save_minutes * 60, _run_facts(config, files, processes)),
+    )
 
 
 # --- data ------------------------------------------------------------------------------------------------
@@ -145,10 +148,10 @@ def _held_out_files(config: TrainingConfig) -> tuple[Path, ...]:
     return () if isinstance(config.held_out, float) else config.held_out
 
 
-def _check_lines(reader: LineReader, lines: Sequence[Line]) -> None:
+def _check_lines(reader: LineReader, sets: Sequence[Sequence[Line]]) -> None:
     """Every line fits the context; warns where candidates lack the right passage."""
     asked = missing = 0
-    for line in lines:
+    for line in chain(*sets):
         reader.check(line)
         if isinstance(line, RetrievalLine):
             asked += 1
@@ -315,7 +318,7 @@ def _export(
         "trained from": f"`{opened.origin}`",
         "base decoder": f"`{opened.base}`",
         "what learned": ", ".join(config.learn) + (", memory tokens" if config.memory_tokens else ""),
-        "steps": f"{len(metrics):,} of {config.batch_size} lines; the weights are those after step {kept:,}",
+        "steps": f"{len(metrics):,} of {lesson.steps:,} of {config.batch_size} lines each; the weights after {kept:,}",
         "lines": f"{learned:,} learned" + (f", {held_out:,} held out" if held_out else ""),
         "held-out loss": None if standing.best is None else f"{standing.best:.4f}",
         "time": f"{standing.seconds / 60:.1f} minutes on {hardware()}",

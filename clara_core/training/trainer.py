@@ -116,7 +116,7 @@ class Trainer:
         opened: The model.
         lessons: What it learns, in order.
         out: Folder of the run; if it holds a state, the run goes on from there.
-        export: Called with the lesson after its end, to write the checkpoint.
+        export: Called with a lesson that has ended, or cannot go on, to write the checkpoint.
         processes: This process among the others.
         dtype: Type of the passes.
         seed: Of dropout.
@@ -257,10 +257,12 @@ class Trainer:
         self.masters.drop()
         places = self.processes.gather(bad or [place for step in passes for place in step.places])
         self.save()
+        if self.processes.is_main and number:
+            self.export(lesson, self.standing)
         raise TrainingError(
             f"{lesson.name}, step {number}: a loss or gradient is no number (gradient norm {norm}) in the batch of "
-            f"{', '.join(places)}. The weights before this step are good and saved in {self.out / STATE_FILE}; look at "
-            "these lines, or lower lr, and start the same command again to go on"
+            f"{', '.join(places)}. The weights before this step are good: they are saved in "
+            f"{self.out / STATE_FILE} and as a checkpoint. Look at these lines, and start the same command again to go on, or anew with a lower lr"
         )
 
     # --- held-out passes ---------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from clara_core.training.trainer import STATE_FILE
 from tests.tiny import Tiny, build
 from tests.training.lessons import config_for, lines_of, metrics, write
 
-CHILD = Path(__file__).with_name("child.py")
+COMMAND = ["-m", "clara_core.training"]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_killed_run_goes_on_with_the_same_curve(tiny: Tiny, tmp_path: Path) ->
     reached = 0
     for wanted in (5, 21):
         with (tmp_path / "child.log").open("wb") as log:
-            command = [sys.executable, str(CHILD), "train", "stage2", str(path), "--no-progress"]
+            command = [sys.executable, *COMMAND, "stage2", str(path), "--no-progress"]
             child = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
             while child.poll() is None and (not journal.exists() or len(metrics_of(journal)) < wanted):
                 time.sleep(0.002)
@@ -96,7 +96,7 @@ def test_two_processes_learn_what_one_learns(tiny: Tiny, tmp_path: Path) -> None
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
     launch += ["--main_process_port", "0"]
     done = subprocess.run(
-        [*launch, str(CHILD), "train", "stage1", str(path), "--no-progress"],
+        [*launch, *COMMAND, "stage1", str(path), "--no-progress"],
         env=environment(),
         capture_output=True,
         text=True,
@@ -120,6 +120,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_weights(tiny: Tiny
     saved = load_state(config.out / STATE_FILE)
     assert saved is not None
     assert saved[1]["standing"]["step"] == 1
+    good = read_checkpoint(config.out / "checkpoint")  # what it has learned up to there
+    for role, tensors in good.adapters.items():
+        name, weight = next(iter(tensors.items()))
+        assert torch.isfinite(weight).all(), (role, name)
     with pytest.raises(TrainingError, match="step 1"):  # it goes on where it stopped, and says the same
         train(config)
 
@@ -239,3 +243,20 @@ def test_the_command_trains_and_says_errors_in_one_line(tiny: Tiny, tmp_path: Pa
     assert wrong.exit_code == 2
     assert "there is no option 'step'; did you mean 'steps'?" in wrong.stderr
     assert "\n" not in wrong.stderr.strip()
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_on_training_names_every_option() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    options = page.split("## Options")[1].split("## What a run leaves")[0]
+    assert [name for name in TrainingConfig.model_fields if f"`{name}`" not in options and name != "stage"] == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[2].glob("configs/mistral-7b/*.toml")), ids=lambda p: p.stem
+)
+def test_the_configs_of_the_paper_hold(path: Path) -> None:
+    config = TrainingConfig.read(path, stage=path.stem)
+    assert config.gradient_checkpointing
+    assert path.stem in str(config.out)

@@ -1,0 +1,8 @@
+"""The command `clara train` as a module, for ``accelerate launch -m clara_core.training STAGE CONFIG``."""
+
+import sys
+
+from clara_core.cli import app
+
+if __name__ == "__main__":
+    app(args=["train", *sys.argv[1:]])
