@@ -144,7 +144,7 @@ def _read_files(
 
 
 def _read_store(engine: ClaraEngine, uri: str, question: str, top_k: int) -> _Reading:
-    store = open_store(uri, engine, read_only=True)
+    store = written_store(uri, engine)
     reading = _Reading(store.count())
     with reading.timed("search"):
         hits = store.search(question, top_k)
@@ -153,20 +153,29 @@ def _read_store(engine: ClaraEngine, uri: str, question: str, top_k: int) -> _Re
     return reading
 
 
-def open_store(
-    uri: str, engine: ClaraEngine | None, *, read_only: bool, memory_type: MemoryType = "bfloat16"
-) -> MemoryStore:
-    """A `MemoryStore`.
+def open_store(uri: str, engine: ClaraEngine | None, memory_type: MemoryType = "bfloat16") -> MemoryStore:
+    """A `MemoryStore`, which need not be there yet.
 
     Raises:
         ValueError: The extra that it needs is not installed.
-        StoreError: There is none, and it is to be read.
     """
     try:
         from clara_core.store import MemoryStore
     except ImportError as exc:
         raise ValueError(str(exc)) from exc
-    return MemoryStore.open(uri, engine, read_only=read_only, memory_type=memory_type)
+    return MemoryStore.open(uri, engine, memory_type=memory_type)
+
+
+def written_store(uri: str, engine: ClaraEngine | None) -> MemoryStore:
+    """A `MemoryStore` to be read.
+
+    Raises:
+        ValueError: There is none.
+    """
+    store = open_store(uri, engine)
+    if store.fingerprint is None:
+        raise ValueError(f"there is no store at {uri!r}; `clara index FOLDER --store {uri}` makes one")
+    return store
 
 
 def source_of(hit: Hit) -> Source:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from clara_core.ask import open_store, plain, read_files, show_sources, source_of, write_json
+from clara_core.ask import open_store, plain, read_files, show_sources, source_of, write_json, written_store
 from clara_core.passages import Passage, TextFile, cut_passages
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def index_folder(
 
     engine = _engine(model, base_model, compression, None)
     passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
-    opened = open_store(store, engine, read_only=False, memory_type=memory_type.value)
+    opened = open_store(store, engine, memory_type.value)
     plan = _plan(opened, source, root, files, passages)
     start = time.perf_counter()
     _carry_out(opened, plan, source, prune=prune, show_progress=notes.is_terminal)
@@ -201,7 +201,7 @@ def search_store(
     parsed = _filter(condition)
     # Words alone need no model, and the store may be of any.
     engine = None if mode is ModeName.TEXT else _engine(model, base_model, compression, reasoner)
-    opened = open_store(store, engine, read_only=True)
+    opened = written_store(store, engine)
     start = time.perf_counter()
     hits = opened.search(question, k, filter=parsed, mode=mode.value, exact=exact)
     seconds = time.perf_counter() - start
