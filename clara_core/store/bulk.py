@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 import typer
 from numpy.typing import NDArray
 
-from clara_core.errors import ClaraError, DataError
+from clara_core.errors import ClaraError, DataError, StoreError
 from clara_core.loading import EngineArguments
 from clara_core.store.digests import DIGEST, digests, first_of_each, member_of
 from clara_core.store.fragments import (
@@ -51,7 +52,7 @@ __all__ = ["BatchCompressor", "Columns", "FragmentWriter", "commit_written", "co
 
 ROWS_PER_SHARD: Final = 16_384  # documents: minutes of a GPU, which is what a dead worker loses
 _SAMPLE: Final = FIT_ROWS  # texts that keys are fitted to
-_TRIES: Final = 5  # of a shard whose worker died: one that kills every worker must not go on for ever
+_TRIES: Final = 5  # of a shard whose worker died: Ray by itself would try one that kills every worker for ever
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,23 @@ class ShardWorker:
         source: The dataset.
         uri: Of the store.
         compress: Texts to rows.
+        run: Tells this call of the job from others.
     """
 
     source: str
     uri: str
     compress: BatchCompressor
+    run: str
 
     def __call__(self, task: Task) -> int:
         """Write a shard, unless it is written already; returns how many documents it has."""
         progress = Progress(self.uri)
         written = progress.written(task.shard.name)
         if written is None:
+            if progress.tried(task.shard.name, self.run) >= _TRIES:
+                raise StoreError(
+                    f"{_TRIES} workers died of {task.shard}; have its rows looked at, or give them more memory"
+                )
             parts = read_shard(self.source, task.shard, self.compress.columns)
             [written] = FragmentWriter(self.uri)(self.compress.compress(_without(parts, set(task.left_out))))
             progress.finish(task.shard.name, written)
@@ -139,7 +146,7 @@ def compress_dataset(
     tasks, documents = _plan(source, uri, shards, columns, fingerprint)
     progress.begin({"shards": [shard.name for shard in shards], "fingerprint": fingerprint, "columns": repr(columns)})
 
-    worker = ShardWorker(source, uri, BatchCompressor(schema, engine, columns))
+    worker = ShardWorker(source, uri, BatchCompressor(schema, engine, columns), uuid4().hex)
     with tqdm(total=documents, desc="compressing", unit="doc", disable=not show_progress) as bar:
         for done in pool.run(worker, tasks):
             bar.update(done)
@@ -284,12 +291,15 @@ class _Ray:
             fn_constructor_args=(worker,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(tasks)), max_tasks_in_flight_per_actor=1),
-            max_task_retries=_TRIES,
             num_gpus=self.gpus,
             num_cpus=self.cpus,
         )
-        for row in done.iter_rows():
-            yield int(row["documents"])
+        try:
+            for row in done.iter_rows():
+                yield int(row["documents"])
+        except ray.exceptions.RayError as exc:
+            last = (str(exc).strip() or type(exc).__name__).splitlines()[-1]
+            raise StoreError(f"a worker failed: {last}; finished shards are kept, call again to go on") from exc
 
 
 class _Actor:

@@ -65,6 +65,13 @@ class Progress:
             writer.write_batch(written)
         self._write(f"{shard}.arrow", sink.getvalue().to_pybytes())
 
+    def tried(self, shard: str, run: str) -> int:
+        """How often a shard was tried before in a call of the job; counts this time."""
+        name = f"{shard}.{run}.tries"
+        tries = len(self._read(name) or b"")
+        self._write(name, b"." * (tries + 1))
+        return tries
+
     def end(self) -> None:
         """Forget the job."""
         self._filesystem.delete_dir(self._folder)

@@ -329,6 +329,18 @@ def test_another_job_at_the_same_store_is_refused(source, arguments, tmp_path, m
     assert compress_dataset(source, uri, arguments, COLUMNS) == N
 
 
+def test_a_shard_that_kills_every_worker_is_given_up(source, arguments, tmp_path):
+    uri = str(tmp_path / "store")
+    [shard] = bulk.plan_shards(source, 1000)
+    compress = BatchCompressor(prepare_store(uri, ["a text"], arguments), arguments, COLUMNS)
+    progress = Progress(uri)
+    for tries in range(5):
+        assert progress.tried(shard.name, "run") == tries
+    with pytest.raises(StoreError, match="5 workers died of Shard"):
+        bulk.ShardWorker(source, uri, compress, "run")(bulk.Task(shard, ()))
+    assert bulk.ShardWorker(source, uri, compress, "another")(bulk.Task(shard, ())) == N
+
+
 def test_a_note_that_is_not_whole_counts_as_none(tmp_path):
     progress = Progress(str(tmp_path))
     note = pa.RecordBatch.from_pylist([{"files": [], "ids": b"", "documents": 0}], WRITTEN)
@@ -348,6 +360,7 @@ def command(source, uri, *options):
     return [sys.executable, "-m", "clara_core.store.bulk", source, uri, "--id-column", "id", *options]
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_after_it_was_killed(source, added, engine, arguments, tmp_path):
     uri = str(tmp_path / "store")
     options = ["--model", arguments.model, "--base-model", arguments.base_model, "--rows-per-shard", "5"]
