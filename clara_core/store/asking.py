@@ -30,7 +30,7 @@ DEFAULT_MODE: Final[Mode] = "hybrid"
 DEFAULT_OVERSAMPLE: Final = 10
 DEFAULT_TEXT_WEIGHT: Final = 0.5
 
-_FUSED: Final = 50  # documents of each ranking, at least, that are fused
+_FUSED: Final = 30  # documents of each ranking, at least, that are fused
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,8 @@ class StoreSearch:
             return self._by_memory(snapshot, self._vectors(asked, snapshot.layout), how)
         if how.mode == "text":
             return [steps.by_text(snapshot, question, how.k) for question in asked]
-        deep = Search(max(how.k, _FUSED), "memory", how.exact, max(1, how.oversample * how.k // _FUSED), 0.0)
+        depth = max(how.k, _FUSED)
+        deep = Search(depth, "memory", how.exact, max(2, how.oversample * how.k // depth), 0.0)
         words = [steps.by_text(snapshot, question, deep.k) for question in asked]
         memory = self._by_memory(snapshot, self._vectors(asked, snapshot.layout), deep)
         return [steps.fused(*both, how.text_weight, how.k) for both in zip(memory, words, strict=True)]
@@ -188,7 +189,7 @@ class StoreSearch:
     def _by_memory(self, snapshot: Snapshot, questions: Tensor, how: Search) -> list[list[Found]]:
         if not snapshot.rows:
             return [[] for _ in questions]
-        if how.exact:
+        if how.exact or snapshot.rows <= how.oversample * how.k:
             return steps.by_everything(snapshot, questions, how.k)
         if is_indexed(snapshot.dataset):
             nominate = steps.by_index(snapshot, questions)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 RowIds = NDArray[np.uint64]
 
+_AHEAD_BYTES: Final = 1 << 27  # that are read before they are asked for; Lance would take two gigabytes
 _VALUES: Final = 500  # of a predicate: Lance parses it recursively
 
 
@@ -81,7 +82,7 @@ def batches(
 ) -> Iterator[pa.RecordBatch]:
     """All rows, or those with some ids or of some files, in the order of the table, with ``_rowid``."""
     builder = ScannerBuilder(dataset).columns(list(columns)).with_row_id().batch_size(batch_size).scan_in_order()
-    builder = builder.batch_readahead(2).fragment_readahead(1)
+    builder = builder.batch_readahead(2).fragment_readahead(1).io_buffer_size(_AHEAD_BYTES)
     if rows is not None:
         builder = builder.row_addr_prefilter(serialize_row_addrs(rows.tolist()))
     if fragments is not None:

@@ -49,9 +49,9 @@ class Keys:
         Args:
             questions: Keys of questions.
             m: Most candidates of a question.
-            allowed: Rows that may be found; None means all.
+            allowed: Rows that may be found, ascending; None means all.
         """
-        mask = self.alive if allowed is None else self.alive & np.isin(self.rows, allowed)
+        mask = self.alive if allowed is None else self.alive & _members(self.rows, allowed)
         chosen = None if mask.all() else np.flatnonzero(mask)
         total = len(self.rows) if chosen is None else len(chosen)
 
@@ -131,7 +131,7 @@ class KeyScan:
                 alive[file.place] = self._keys.alive[file.place]
                 continue
             left = dataset.scanner(columns=["window"], fragments=[fragment], with_row_id=True).to_table()["_rowid"]
-            alive[file.place] = np.isin(self._rows[file.place], left.to_numpy())
+            alive[file.place] = _members(self._rows[file.place], left.to_numpy())
             file.deletions = fragment.num_deletions
         return alive
 
@@ -158,6 +158,16 @@ class KeyScan:
         store, rows = np.empty((capacity, self._store.shape[1]), np.float16), np.empty(capacity, np.uint64)
         store[: self._used], rows[: self._used] = self._store[: self._used], self._rows[: self._used]
         self._store, self._rows = store, rows
+
+
+def _members(rows: RowIds, among: RowIds) -> NDArray[np.bool_]:
+    """Which rows are among others, which are ascending."""
+    if not len(among):
+        return np.zeros(len(rows), np.bool_)
+    places = np.searchsorted(among, rows)
+    places[places == len(among)] = 0
+    found: NDArray[np.bool_] = among[places] == rows
+    return found
 
 
 def made_keys(dataset: LanceDataset, layout: Layout, rows: RowIds) -> NDArray[np.float16]:

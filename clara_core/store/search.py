@@ -22,7 +22,7 @@ from clara_core.ranking import fuse_ranks, unit_rows
 from clara_core.store.reading import RowIds, batches, readable, rows_at, rows_with
 from clara_core.store.records import Hit, guarded, unguarded
 from clara_core.store.scan import Keys
-from clara_core.store.schema import RECORD_COLUMNS, Layout, records
+from clara_core.store.schema import RECORD_COLUMNS, Layout, number_rows, records
 
 if TYPE_CHECKING:
     from lance import LanceDataset
@@ -97,16 +97,18 @@ def by_index(snapshot: Snapshot, questions: Tensor) -> Nominate:
 
 def by_memory(snapshot: Snapshot, questions: Tensor, nominate: Nominate, k: int, oversample: int) -> list[list[Found]]:
     """The k documents most like each question ``[Q, n_mem, hidden]`` among candidates, by exact cosine."""
-    units = unit_rows(questions)  # [Q, D]
-    found: list[list[Found]] = [[] for _ in units]
-    missing, wanted, most = list(range(len(units))), oversample * k, snapshot.rows
-    while missing:
-        candidates = nominate(missing, wanted)
-        for place, documents in zip(missing, _ranked(snapshot, units[missing], candidates, k), strict=True):
+    found: list[list[Found]] = [[] for _ in questions]
+    missing, wanted, most = list(range(len(questions))), oversample * k, snapshot.rows
+    while missing and wanted < most:
+        ranked = _ranked(snapshot, unit_rows(questions[missing]), nominate(missing, wanted), k)
+        for place, documents in zip(missing, ranked, strict=True):
             found[place] = documents
-        # Many windows of few documents: look further, until there are enough documents or no more rows.
-        missing = [] if wanted >= most else [place for place in missing if len(found[place]) < k]
-        wanted *= 4
+        # Many windows of few documents: look further.
+        missing, wanted = [place for place in missing if len(found[place]) < k], 4 * wanted
+    for place, documents in zip(
+        missing, by_everything(snapshot, questions[missing], k) if missing else (), strict=True
+    ):
+        found[place] = documents
     return found
 
 
@@ -118,7 +120,7 @@ def _ranked(snapshot: Snapshot, units: Tensor, candidates: Sequence[RowIds], k: 
     for start in range(0, len(union), step):
         table = rows_at(snapshot.dataset, union[start : start + step], ["id", "window", "memory"])
         rows = table["_rowid"].to_numpy()
-        scores = cosines(units, snapshot.layout.tokens(table["memory"]))
+        scores = cosines(units, snapshot.layout, table["memory"])
         if len(candidates) > 1:
             meant = np.stack([np.isin(rows, own) for own in candidates])
             scores.masked_fill_(~torch.from_numpy(meant), -torch.inf)
@@ -132,25 +134,25 @@ def by_everything(snapshot: Snapshot, questions: Tensor, k: int) -> list[list[Fo
     best = _Best(len(units), k)
     step = max(1, _SCAN_BYTES // snapshot.layout.codec.row_bytes)
     for batch in batches(snapshot.dataset, ["id", "window", "memory"], snapshot.allowed, step):
-        scores = cosines(units, snapshot.layout.tokens(batch.column("memory")))
+        scores = cosines(units, snapshot.layout, batch.column("memory"))
         best.offer(scores, batch.column("id"), batch.column("window"), batch.column("_rowid").to_numpy())
     return best.documents()
 
 
-def cosines(units: Tensor, memories: Tensor) -> Tensor:
-    """Cosine of unit vectors ``[Q, D]`` with windows ``[n, n_mem, hidden]``: ``[Q, n]``, in float32.
+def cosines(units: Tensor, layout: Layout, memory: pa.Array | pa.ChunkedArray) -> Tensor:
+    """Cosine of unit vectors ``[Q, D]`` with windows, from the column of their bytes: ``[Q, n]``, in float32.
 
     As `clara_core.ranking.window_scores`, in pieces that stay in the processor's cache.
     """
-    flat = memories.flatten(1)
-    step = max(1, _NEAR_BYTES // (4 * flat.shape[1]), len(units))
-    parts = []
-    for piece in flat.split(step):
-        numbers = piece.float()
-        lengths = torch.linalg.vector_norm(numbers, dim=1).clamp_min(_TINY)
-        parts.append((units @ numbers.T) / lengths)
+    rows = number_rows(memory)  # [n, bytes]
+    scores = torch.empty(len(units), len(rows))
+    step = max(1, _NEAR_BYTES // (4 * units.shape[1]), len(units))
+    for start in range(0, len(rows), step):
+        windows = layout.codec.decode(rows[start : start + step], layout.dtype).flatten(1).float()
+        lengths = torch.linalg.vector_norm(windows, dim=1).clamp_min(_TINY)
+        scores[:, start : start + step] = (units @ windows.T) / lengths
     # Rounding can push the product of two equal unit vectors past one.
-    return torch.cat(parts, dim=1).clamp_(-1.0, 1.0) if parts else torch.empty(len(units), 0)
+    return scores.clamp_(-1.0, 1.0)
 
 
 class _Best:

@@ -232,13 +232,14 @@ class MemoryStore(StoreSearch):
             refit(self._table)
             with tqdm(desc="keys", unit="row", disable=not show_progress) as bar:
                 rewrite_keys(self._table, bar.update)
-            with tqdm(desc="indexes", unit="step", disable=not show_progress) as bar:
+            with tqdm(desc="indexes", disable=not show_progress) as bar:
 
-                def begun(step: str) -> None:
-                    bar.set_description(step)
-                    bar.update()
+                def shown(step: str, done: int, total: int) -> None:
+                    bar.set_description(step, refresh=False)
+                    bar.n, bar.total = done, total or None
+                    bar.refresh()
 
-                build_indexes(self._table, begun)
+                build_indexes(self._table, shown)
 
     def salvage(self) -> list[Broken]:
         """Take the documents of broken files out, so that all others can be read; see `clara_core.store.damage`.

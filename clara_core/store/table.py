@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import lance
 import pyarrow as pa
@@ -22,6 +24,7 @@ from filelock import FileLock, Timeout
 from lance import LanceDataset, LanceOperation
 from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
+from lance.progress import IndexProgress
 
 from clara_core.errors import StoreError
 
@@ -36,6 +39,7 @@ _PATIENCE: Final = 120.0  # seconds to wait for other writers
 _PAUSE: Final = 0.05  # seconds before another attempt, at most, the first time
 _MANY_ROWS: Final = 1 << 20  # of a file
 _LARGE_FILE: Final = 1 << 30  # bytes, about
+_MERGED_BYTES: Final = 1 << 25  # that are merged at a time
 _LARGE_PART: Final = 1 << 32  # bytes of files that are merged by one commit, about
 
 T = TypeVar("T")
@@ -65,8 +69,9 @@ class Table:
     def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
         self.uri = uri
         self.storage_options = storage_options
-        self._folder = None if "://" in uri else Path(uri)
-        self._address = f"{uri.rstrip('/')}/{'private/' if uri == 'memory://' else ''}{TABLE}.lance"
+        self._folder = _folder(uri)
+        place = uri.rstrip("/") if self._folder is None else str(self._folder)
+        self._address = f"{place}/{'private/' if uri == 'memory://' else ''}{TABLE}.lance"
         self._dataset: LanceDataset | None = None
         self._state = threading.Lock()
         self._writing = _Lock(self._folder, LOCK)
@@ -184,11 +189,16 @@ class Table:
         Not all at once: what meets another's commit has to be done again.
         """
 
-        def part(dataset: LanceDataset) -> int:
+        def part(dataset: LanceDataset) -> bool:
+            width = max(1, data_bytes(dataset) // max(1, dataset.count_rows()))  # bytes of a row
             done = dataset.optimize.compact_files(
-                target_rows_per_fragment=_MANY_ROWS, max_bytes_per_file=_LARGE_FILE, max_source_bytes=_LARGE_PART
+                # A file with fewer rows is merged again: this has to agree with the size that files come out with.
+                target_rows_per_fragment=min(_MANY_ROWS, max(1, _LARGE_FILE // width)),
+                max_source_bytes=_LARGE_PART,
+                batch_size=min(_MANY_ROWS, max(1, _MERGED_BYTES // width)),
+                num_threads=1,
             )
-            return int(done.fragments_removed)
+            return bool(done.fragments_removed > done.fragments_added)
 
         while self.maintain(part):
             pass
@@ -214,6 +224,18 @@ class Table:
         if (dataset := self.latest()) is None:
             raise StoreError(f"there is no table at {self.uri}")
         return dataset
+
+
+def data_bytes(dataset: LanceDataset) -> int:
+    """What the rows of a snapshot take on disk."""
+    return sum(file.file_size_bytes or 0 for fragment in dataset.get_fragments() for file in fragment.metadata.files)
+
+
+def _folder(uri: str) -> Path | None:
+    """The folder of this machine that an address means; whole, since a process may change where it is."""
+    if uri.startswith("file://"):
+        return Path(url2pathname(urlsplit(uri).path)).absolute()
+    return None if "://" in uri else Path(uri).absolute()
 
 
 class _Lock:
@@ -251,11 +273,12 @@ def _pause(attempt: int) -> None:
     time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))
 
 
-def index_words(dataset: LanceDataset) -> None:
+def index_words(dataset: LanceDataset, progress: Callable[[IndexProgress], None] | None = None) -> None:
     """Index the words of texts. Names and numbers are what they are there for: nothing is stemmed or left out."""
     dataset.create_scalar_index(
-        "text", "INVERTED", name=TEXT_INDEX, with_position=False, stem=False, remove_stop_words=False
-    )
+        "text", "INVERTED", name=TEXT_INDEX, with_position=False, stem=False, remove_stop_words=False,
+        progress_callback=progress,
+    )  # fmt: skip
 
 
 def _operation(dataset: LanceDataset, change: Change) -> LanceOperation.BaseOperation | None:

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 from lance import LanceOperation
+from lance.progress import IndexProgress
 
 from clara_core.store.reading import readable
 from clara_core.store.records import StoreStats
 from clara_core.store.scan import made_keys
 from clara_core.store.schema import FIT_ROWS, Layout, number_column
-from clara_core.store.table import TEXT_INDEX, Table, index_words
+from clara_core.store.table import TEXT_INDEX, Table, data_bytes, index_words
 
 if TYPE_CHECKING:
     from lance import LanceDataset
+
+Report = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is; 0 where that is not known."""
 
 INDEX_ROWS: Final = 500_000  # from here on an index over the keys is quicker than the keys themselves
 
@@ -98,33 +102,42 @@ def rewrite_keys(table: Table, progress: Callable[[int], Any]) -> None:
         progress(len(rows))
 
 
-def build_indexes(table: Table, begun: Callable[[str], Any]) -> None:
+def build_indexes(table: Table, report: Report) -> None:
     """Make the indexes that are missing, and take rows that were added since into the others.
 
     Args:
         table: The table.
-        begun: Told the name of each step.
+        report: Told what is being done, and how far it is where Lance knows.
     """
     dataset = table.latest()
     if dataset is None or not dataset.count_rows():
         return
     there = {index.name for index in dataset.describe_indices()}
     if TEXT_INDEX not in there:
-        begun("index of words")
-        table.maintain(index_words)
+        table.maintain(partial(index_words, progress=_reporting(report, "index of words")))
     for column, kind in _VALUE_INDEXES.items():
         if (name := f"{column}_value") not in there:
-            begun(f"index of {column}")
-            table.maintain(partial(_index_values, column=column, kind=kind, name=name))
+            shown = _reporting(report, f"index of {column}")
+            table.maintain(partial(_index_values, column=column, kind=kind, name=name, progress=shown))
     if KEY_INDEX not in there and dataset.count_rows() >= INDEX_ROWS:
-        begun("index of keys")
-        table.maintain(lambda own: own.create_index("key", "IVF_RQ", name=KEY_INDEX, metric="dot"))
-    begun("rows added since")
+        table.maintain(partial(_index_keys, progress=_reporting(report, "index of keys")))
+    report("rows added since", 0, 0)
     table.maintain(lambda own: own.optimize.optimize_indices())
 
 
-def _index_values(dataset: LanceDataset, column: str, kind: _IndexKind, name: str) -> None:
-    dataset.create_scalar_index(column, kind, name=name)
+def _index_values(
+    dataset: LanceDataset, column: str, kind: _IndexKind, name: str, progress: Callable[[IndexProgress], None]
+) -> None:
+    dataset.create_scalar_index(column, kind, name=name, progress_callback=progress)
+
+
+def _index_keys(dataset: LanceDataset, progress: Callable[[IndexProgress], None]) -> None:
+    dataset.create_index("key", "IVF_RQ", name=KEY_INDEX, metric="dot", progress_callback=progress)
+
+
+def _reporting(report: Report, step: str) -> Callable[[IndexProgress], None]:
+    report(step, 0, 0)
+    return lambda event: report(f"{step}: {event.stage}", event.completed or 0, event.total or 0)
 
 
 def statistics(table: Table) -> StoreStats:
@@ -136,7 +149,7 @@ def statistics(table: Table) -> StoreStats:
     with readable(dataset):
         documents, rows = int(dataset.count_rows("window = 0")), int(dataset.count_rows())
         fragments = dataset.get_fragments()
-        size = sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.metadata.files)
+        size = data_bytes(dataset)
         return StoreStats(
             documents=documents,
             rows=rows,

@@ -47,18 +47,17 @@ class Document:
 
 @dataclass(slots=True)
 class Prepared:
-    """A batch on its way: what has to be written of it."""
+    """A batch on its way: what has to be written of it, as documents and then as rows."""
 
     size: int
     entries: list[Entry]
     memories: list[Memory]
-    layout: Layout | None = None
     rows: pa.RecordBatch | None = None
 
-    def encode(self, layout: Layout) -> pa.RecordBatch:
-        """The rows of the batch under a layout."""
-        if self.rows is None or self.layout is not layout:
-            self.rows, self.layout = layout.rows(self.entries, self.memories), layout
+    def encoded(self, layout: Layout) -> pa.RecordBatch:
+        """The rows of the batch; lets go of the memories."""
+        if self.rows is None:
+            self.rows, self.memories = layout.rows(self.entries, self.memories), []
         return self.rows
 
 
@@ -212,7 +211,7 @@ class Writer:
         changed = [pair for pair in pairs if known.get(pair[1].id) != (pair[1].content, pair[1].metadata)]
         prepared = Prepared(len(batch), [entry for _, entry in changed], self._memories(changed, dataset))
         if self._layout is not None and changed:
-            prepared.encode(self._layout)
+            prepared.encoded(self._layout)
         return prepared
 
     def _memories(self, changed: Sequence[tuple[Document, Entry]], dataset: LanceDataset | None) -> list[Memory]:
@@ -240,7 +239,7 @@ class Writer:
             dataset = self._table.create(self._new_layout(prepared.memories).schema)
         if self._layout is None:
             self._layout = checked_layout(dataset, self._table.uri, self._fingerprint)
-        added = self._table.write(prepared.encode(self._layout))
+        added = self._table.write(prepared.encoded(self._layout))
         ids = [entry.id for entry in prepared.entries]
         seen = 0
 
