@@ -255,14 +255,16 @@ class Trainer:
     def _stop(self, lesson: Lesson, number: int, passes: Sequence[Step], bad: list[str], norm: float) -> None:
         """Stop before a step that would spoil the weights, and say of what it is."""
         self.masters.drop()
-        places = self.processes.gather(bad or [place for step in passes for place in step.places])
+        places = self.processes.gather(bad)
+        places = places or self.processes.gather([place for step in passes for place in step.places])
         self.save()
         if self.processes.is_main and number:
             self.export(lesson, self.standing)
         raise TrainingError(
             f"{lesson.name}, step {number}: a loss or gradient is no number (gradient norm {norm}) in the batch of "
             f"{', '.join(places)}. The weights before this step are good: they are saved in "
-            f"{self.out / STATE_FILE} and as a checkpoint. Look at these lines, and start the same command again to go on, or anew with a lower lr"
+            f"{self.out / STATE_FILE} and as a checkpoint. Look at these lines, and start the same command again to go "
+            "on, or anew with a lower lr"
         )
 
     # --- held-out passes ---------------------------------------------------------------------------------
