@@ -25,7 +25,9 @@ def load(name):
     return module
 
 
-@pytest.mark.parametrize("name", ["langchain_mixed", "langchain_store", "langchain_agent", "langchain_other_store"])
+@pytest.mark.parametrize(
+    "name", ["langchain_mixed", "langchain_store", "langchain_durable", "langchain_agent", "langchain_other_store"]
+)
 def test_example(name, capsys):
     module = load(name)
     model = bundled_or_tiny()
