@@ -20,12 +20,14 @@ def digests(strings: Iterable[str]) -> NDArray[np.void]:
 
 def first_of_each(found: NDArray[np.void]) -> NDArray[np.bool_]:
     """Which digests ``[n]`` did not occur before."""
-    return _first_place(found) == np.arange(len(found))
+    first: NDArray[np.bool_] = _first_place(found) == np.arange(len(found))
+    return first
 
 
 def member_of(found: NDArray[np.void], known: NDArray[np.void]) -> NDArray[np.bool_]:
     """Which digests ``[n]`` are among others, ``[m]``."""
-    return _first_place(np.concatenate([known, found]))[len(known) :] < len(known)
+    member: NDArray[np.bool_] = _first_place(np.concatenate([known, found]))[len(known) :] < len(known)
+    return member
 
 
 def _first_place(found: NDArray[np.void]) -> NDArray[np.int64]:
