@@ -100,9 +100,12 @@ class Table:
         try:
             return lance.dataset(self._address, storage_options=self.storage_options)
         except (ValueError, OSError) as exc:
-            if self._folder is None and "not found" in str(exc).lower():
-                return None
+            if "not found" in str(exc).lower() and not self._holds_data():
+                return None  # or is just being made, or somebody was killed while making it
             raise StoreError(f"the store at {self.uri} cannot be opened: {exc}") from exc
+
+    def _holds_data(self) -> bool:
+        return self._folder is not None and any((self._folder / f"{TABLE}.lance" / "data").glob("*"))
 
     # --- writing -----------------------------------------------------------------------------------------
 

@@ -99,6 +99,21 @@ def test_an_empty_store_is_asked_like_any_other(store):
     assert list(store) == []
 
 
+def test_a_store_that_is_just_being_made_is_an_empty_one(tmp_path):
+    """So it looks to others before its first version, and for ever when its maker is killed there."""
+    (tmp_path / "store" / "memories.lance" / "_versions").mkdir(parents=True)
+    store = MemoryStore.open(tmp_path / "store")
+    assert (store.count(), store.get(["a"]), list(store)) == (0, [], [])
+    assert add(store, "one") == ["one"]
+    assert MemoryStore.open(tmp_path / "store").count() == 1
+
+
+def test_words_are_found_in_any_case_before_there_is_an_index_of_them(store):
+    add(store, "Passage about the BRIDGE")
+    for words in ("bridge", "passage", "PASSAGE"):
+        assert len(store.search(words, mode="text")) == 1
+
+
 def test_int8_takes_half_the_bytes_and_loses_little(tmp_path):
     memories = [made_memory(f"text {number}", shape=(16, 512)) for number in range(10)]
     sizes = {}
