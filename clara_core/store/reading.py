@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RowIds = NDArray[np.uint64]
 
 _AHEAD_BYTES: Final = 1 << 27  # that are read before they are asked for; Lance would take two gigabytes
-_VALUES: Final = 500  # of a predicate: Lance parses it recursively
+_VALUES: Final = 10_000  # strings of a predicate
 
 
 @contextmanager
