@@ -39,14 +39,18 @@ def train_stage(
         from clara_core.training.pocket import train_world
         from clara_core.training.stages import WorldConfig
 
-        checkpoint = train_world(WorldConfig.read(config, changes or ()), progress=progress)
+        lessons = WorldConfig.read(config, changes or ())
+        out, checkpoint = lessons.out, train_world(lessons, progress=progress)
     else:
         from clara_core.training.config import TrainingConfig
         from clara_core.training.run import train
 
-        checkpoint = train(TrainingConfig.read(config, changes or (), stage=stage.value), progress=progress).checkpoint
-        if find_spec("matplotlib") is not None and int(os.environ.get("RANK", "0")) == 0:
-            from clara_core.training.plot import plot_run
+        wanted = TrainingConfig.read(config, changes or (), stage=stage.value)
+        out, checkpoint = wanted.out, train(wanted, progress=progress).checkpoint
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if find_spec("matplotlib") is not None:
+        from clara_core.training.plot import plot_run
 
-            plot_run(checkpoint.parent, checkpoint.parent / "curve.png")
+        plot_run(out, out / "curve.png")
     typer.echo(f"{stage.value} -> {checkpoint}")

@@ -189,7 +189,7 @@ def load_decoder(arguments: EngineArguments, plan: Plan) -> Any:
     if arguments.quantization is not None:
         options["quantization_config"] = _quantization(arguments)
         options["device_map"] = {"": device}
-    with _base_errors(plan.base, plan.folder), _no_progress_bar():
+    with _base_errors(plan.base, plan.folder), no_progress_bar():
         decoder = AutoModelForCausalLM.from_pretrained(plan.base, **options)
     return decoder if arguments.quantization is not None else decoder.to(device)
 
@@ -281,7 +281,7 @@ def _base_errors(base: str, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Libraries are quiet unless asked: transformers draws a bar over the loading of weights."""
     from transformers.utils import logging as transformers_logging
 

@@ -16,7 +16,7 @@ from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint,
 from clara_core.config import ClaraConfig, Role
 from clara_core.convert import BASE_FOLDER
 from clara_core.errors import CheckpointError
-from clara_core.loading import EngineArguments, Plan, load_decoder, plan_engine
+from clara_core.loading import EngineArguments, Plan, load_decoder, no_progress_bar, plan_engine
 from clara_core.locate import locate_base
 from clara_core.lora import current_routing, init_adapter, routed
 from clara_core.model import ClaraModel
@@ -218,7 +218,8 @@ def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_lea
             ignore = shutil.ignore_patterns(*_WEIGHTS) if base_learned else None
             shutil.copytree(opened.base, new / BASE_FOLDER, ignore=ignore)
         if base_learned:
-            _plain_base(opened).save_pretrained(new / BASE_FOLDER)
+            with no_progress_bar():
+                _plain_base(opened).save_pretrained(new / BASE_FOLDER)
         (new / "README.md").write_text(card, encoding="utf-8")
     return read_checkpoint(folder)
 
