@@ -75,7 +75,7 @@ def prepare_store(
     if dataset is None:
         opened = ClaraEngine.from_pretrained(**(engine or EngineArguments()).public())
         key = Key(opened.dimension, key_length)
-        layout = Layout(opened.fingerprint, memory_type, opened.n_mem, opened.hidden, key, fitted_to=0)
+        layout = Layout(opened.fingerprint, memory_type, opened.n_mem, opened.hidden, key)
         if memories := opened.compress(texts):
             layout = layout.fitted(torch.cat([memory.tokens for memory in memories]))
         dataset = table.create(layout.schema)

@@ -77,7 +77,7 @@ class Layout:
         n_mem: Memory tokens of a window.
         hidden: Numbers of a memory token.
         key: Makes keys.
-        fitted_to: How many windows the key was fitted to; it is not fitted again where there were enough.
+        fitted_to: How many windows the key was fitted to; it is fitted again as long as they were few.
     """
 
     fingerprint: str
@@ -85,7 +85,7 @@ class Layout:
     n_mem: int
     hidden: int
     key: Key
-    fitted_to: int = FIT_ROWS
+    fitted_to: int = 0
 
     @cached_property
     def codec(self) -> MemoryCodec:

@@ -266,6 +266,14 @@ def test_a_question_is_read_by_the_engine(tmp_path, engine):
     assert told(store.search(engine.reason([question]), k=6)[0]) == told(hits)
 
 
+def test_an_empty_question_is_a_question_like_any_other(tmp_path, engine):
+    store = MemoryStore.open(tmp_path / "store", engine)
+    assert store.search("", k=3) == store.search_mmr("") == []
+    store.add(PASSAGES)
+    assert len(store.search("", k=3, mode="memory")) == len(store.search("", k=3)) == 3
+    assert store.search("", k=3, mode="text") == []
+
+
 # --- keys --------------------------------------------------------------------------------------------------
 
 

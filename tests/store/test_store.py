@@ -80,6 +80,17 @@ def test_a_store_in_memory_is_its_own(store):
     assert [record.id for record in first] == ["a"]
 
 
+def test_a_folder_by_its_other_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = MemoryStore.open("store")
+    add(store, "a")
+    monkeypatch.chdir(tmp_path.parent)
+    add(store, "b")
+    assert [record.id for record in MemoryStore.open((tmp_path / "store").as_uri())] == ["a", "b"]
+    assert not (tmp_path.parent / "store").exists()
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [".memories.lock", "memories.lance"]
+
+
 def test_an_empty_store_is_asked_like_any_other(store):
     assert store.count() == 0
     assert store.count({"x": 1}) == 0
