@@ -269,8 +269,7 @@ def passing(dataset: LanceDataset, condition: Mapping[str, Any], columns: Sequen
     """The rows whose metadata passes a filter, by exactly the rules of `matches`, in the order of the table.
 
     Args:
-        dataset: A table with the columns of `predicate_fields`, and metadata as JSON in ``metadata``. A row whose
-            metadata is null passes no filter.
+        dataset: A table with the columns of `predicate_fields` and ``metadata`` as JSON, none of them null.
         condition: As in `clara_core.filters`.
         columns: What to return of the rows; ``_rowid`` is added to it.
 
@@ -278,6 +277,7 @@ def passing(dataset: LanceDataset, condition: Mapping[str, Any], columns: Sequen
         TypeError, ValueError: It is no filter.
     """
     import pyarrow as pa
+    import pyarrow.compute
 
     check_filter(condition)
     sql = to_sql(condition)
@@ -286,17 +286,24 @@ def passing(dataset: LanceDataset, condition: Mapping[str, Any], columns: Sequen
         filter="odd" if sql is not None else _possible(condition),
         with_row_id=True,
     )
-    kept = [_passing(batch, condition) for batch in judged.to_batches()]
+    seen: list[pa.Array] = []
+    kept = [_passing(batch, condition, seen) for batch in judged.to_batches()]
     found = pa.Table.from_batches(kept, judged.projected_schema).select([*columns, "_rowid"])
     if sql is None:
         return found
-    plain = dataset.to_table(columns=list(columns), filter=f"NOT odd AND {sql}", with_row_id=True)
-    return pa.concat_tables([plain, found]).sort_by("_rowid") if found.num_rows else plain
+    # Not "NOT odd AND …": of the column an index knows nothing, and every row that it names would have to be read.
+    plain = dataset.to_table(columns=list(columns), filter=sql, with_row_id=True)
+    if not seen:
+        return plain
+    odd = pa.compute.is_in(plain["_rowid"], pa.concat_arrays(seen))
+    return pa.concat_tables([plain.filter(pa.compute.invert(odd)), found]).sort_by("_rowid")
 
 
-def _passing(batch: pa.RecordBatch, condition: Mapping[str, Any]) -> pa.RecordBatch:
+def _passing(batch: pa.RecordBatch, condition: Mapping[str, Any], seen: list[pa.Array]) -> pa.RecordBatch:
+    """The rows of a batch that pass; `seen` gets the ids of all."""
     import pyarrow as pa
 
+    seen.append(batch.column("_rowid"))
     judged = [matches(condition, json.loads(text)) for text in batch.column("metadata").to_pylist()]
     return batch.filter(pa.array(judged, pa.bool_()))
 
@@ -304,4 +311,4 @@ def _passing(batch: pa.RecordBatch, condition: Mapping[str, Any]) -> pa.RecordBa
 def _possible(condition: Mapping[str, Any]) -> str:
     """A predicate that every row meets that a filter could let pass: the part of it that can be expressed."""
     parts = (to_sql({name: value}) for name, value in condition.items())
-    return f"metadata IS NOT NULL AND (odd OR {_joined('AND', [part for part in parts if part is not None])})"
+    return f"odd OR {_joined('AND', [part for part in parts if part is not None])}"

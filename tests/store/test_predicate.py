@@ -176,15 +176,6 @@ def test_rows_that_come_and_go_after_the_index(tmp_path):
         assert found(dataset, condition) == [n for n in expected(rows, condition) if n % 5]
 
 
-def test_a_row_without_metadata_passes_nothing(tmp_path):
-    dataset = table(tmp_path / "null", [{"a": 1}, {}])
-    empty = pa.Table.from_pylist([{"n": 7}], dataset.schema)
-    dataset = lance.write_dataset(empty, str(tmp_path / "null"), mode="append")
-    for condition in ({}, {"a": {"$ne": 1}}, {"b": Decimal(1)}, {"$not": {"b": Decimal(1)}}):
-        assert 7 not in found(dataset, condition)
-    assert found(dataset, {}) == [0, 1]
-
-
 def test_a_part_that_cannot_be_pushed_down_leaves_the_rest(tmp_path):
     rows = [{"town": "Aln" if number == 3 else "Wye", "name": f"Note {number}"} for number in range(10)]
     dataset = table(tmp_path / "part", rows)
