@@ -82,6 +82,7 @@ def draw_curves(axes: object, curves: dict[int, dict[int, float]], title: str) -
         axes.plot(list(curve), list(curve.values()), marker="o", markersize=3, label=f"{length} numbers")
     axes.axhline(0.99, color="0.8", linewidth=0.8, zorder=0)
     axes.set(xscale="log", xlabel="candidates for each result", ylabel="recall@10 of two steps", ylim=(0.5, 1.01))
+    axes.minorticks_off()
     axes.set_xticks(OVERSAMPLES, [str(times) for times in OVERSAMPLES])
     axes.set_title(title, fontsize=9)
     axes.legend(loc="lower right", frameon=False, fontsize=8)

@@ -55,7 +55,7 @@ class Part:
         work: Processor time of that, in seconds: what it would take if nothing else ran.
         milliseconds: Of each question that was asked alone.
         question_work: Milliseconds of processor time of a question, on average.
-        recall: Of two-step search against exact.
+        found: The neighbours of each question by two-step search.
         exact: The true neighbours of each question.
     """
 
@@ -66,7 +66,7 @@ class Part:
     work: float = 0.0
     milliseconds: list[float] = field(default_factory=list)
     question_work: float = 0.0
-    recall: float = 0.0
+    found: list[list[str]] = field(default_factory=list)
     exact: list[list[str]] = field(default_factory=list)
 
     def fill(self, curve: KeyCurve | None = None) -> None:
@@ -85,22 +85,27 @@ class Part:
                     curve.add(tokens, ids)
                 bar.update(len(tokens))
 
-    def ask(self, questions: Tensor, *, compare: bool) -> None:
-        """Ask each question alone, and where `compare` everything exactly for what should have been found."""
+    def ask(self, questions: Tensor) -> None:
+        """Ask each question alone."""
         self.store.search(questions[:1].flatten(1)[0], K)  # what is read once
-        found = []
-        self.milliseconds = []
+        self.found, self.milliseconds = [], []
         work = time.process_time()
         for question in questions.flatten(1):
             before = time.perf_counter()
             hits = self.store.search(question, K)
             self.milliseconds.append((time.perf_counter() - before) * 1e3)
-            found.append([hit.id for hit in hits])
+            self.found.append([hit.id for hit in hits])
         self.question_work = (time.process_time() - work) * 1e3 / len(questions)
-        if compare:
-            self.exact = [[hit.id for hit in hits] for hits in self.store.search(questions, K, exact=True)]
-        shared = [len(set(one) & set(other)) / K for one, other in zip(found, self.exact, strict=True)]
-        self.recall = statistics.fmean(shared)
+
+    def compare(self, questions: Tensor) -> None:
+        """Ask everything exactly, for what should have been found."""
+        self.exact = [[hit.id for hit in hits] for hits in self.store.search(questions, K, exact=True)]
+
+    @property
+    def recall(self) -> float:
+        """Of two-step search against exact."""
+        pairs = zip(self.found, self.exact, strict=True)
+        return statistics.fmean(len(set(one) & set(other)) / K for one, other in pairs)
 
     def percentile(self, share: float) -> float:
         """Of the milliseconds of a question."""
@@ -131,8 +136,9 @@ def memories_part(folder: Path, documents: int, picture: Path | None) -> tuple[l
     part.store.close()
     before = private_bytes()
     part.store = MemoryStore.open(folder / "memories", read_only=True)
-    part.ask(questions, compare=True)
+    part.ask(questions)
     grown = (private_bytes() - before) / 1e6
+    part.compare(questions)
     curves = curve.recall(questions, part.exact)
     if picture is not None:
         plot_curves(curves, f"{documents:,} synthetic memories of 65,536 numbers", picture)
@@ -162,7 +168,8 @@ def keys_part(folder: Path, keys: int) -> list[Row]:
     part = Part(corpus, MemoryStore.open(folder / "keys", memory_type="int8", key=DEFAULT_LENGTH), text_words=0)
     part.fill()
     questions = corpus.questions(spread(keys, QUESTIONS))
-    part.ask(questions, compare=True)
+    part.ask(questions)
+    part.compare(questions)
     scan = part.percentile(0.5)
     rows = [
         Row(f"ingest of {keys:,} keys", f"{keys / part.seconds:.0f}/s", f"{keys / part.work:.0f}/s"),
@@ -174,7 +181,7 @@ def keys_part(folder: Path, keys: int) -> list[Row]:
     built = time.perf_counter() - before
     part.store.close()
     if part.store.stats().key_index_rows is not None:
-        part.ask(questions, compare=False)
+        part.ask(questions)
         index = part.percentile(0.5)
         rows += [
             Row("making the indexes", f"{built:.0f} s"),
