@@ -36,7 +36,7 @@ filters = st.builds(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     st.lists(filters, max_size=3),
     st.sampled_from([*FilterCondition, None]),
