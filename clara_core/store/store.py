@@ -116,6 +116,9 @@ class MemoryStore(StoreSearch):
     def __len__(self) -> int:
         return self.count()
 
+    def __bool__(self) -> bool:
+        return True  # also while it is empty
+
     # --- writing -----------------------------------------------------------------------------------------
 
     def add(

@@ -73,6 +73,7 @@ def test_another_object_and_another_process_see_the_same(store):
 
 def test_a_store_in_memory_is_its_own(store):
     first, second = MemoryStore.open("memory://"), MemoryStore.open("memory://")
+    assert first  # an empty one is a store, too
     add(first, "a")
     assert (first.count(), second.count()) == (1, 0)
     first.optimize()
