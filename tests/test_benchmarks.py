@@ -40,7 +40,7 @@ def test_passages_have_the_lengths_that_are_claimed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["benchmarks.engine", "benchmarks.soak"])
+@pytest.mark.parametrize("module", ["benchmarks.engine", "benchmarks.soak", "benchmarks.store"])
 def test_quick_run(module: str) -> None:
     """Ends well (it would not with results that differ) and prints one JSON line last."""
     done = subprocess.run(
@@ -53,3 +53,27 @@ def test_quick_run(module: str) -> None:
     assert done.returncode == 0, done.stderr[-2_000:]
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["rows"]
+
+
+@pytest.mark.slow
+def test_retrieval_is_evaluated_and_found_again(tmp_path: Path) -> None:
+    """A small corpus: every way of ranking gets its figures, and another run compresses nothing."""
+    for _ in range(2):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "benchmarks.evaluate_retrieval", "--sizes", "100", "--questions", "12"),
+                *("--answers", "4", "--run", str(tmp_path), "--plot", str(tmp_path / "plot.png")),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2_000:]
+        facts = json.loads(done.stdout.splitlines()[-1])
+        methods = {line["method"]: line for line in facts["tables"]["100"]}
+        assert all(0 < line["mrr"] <= 1 for line in methods.values())
+        assert methods["memory, exact"]["recall@1"] > 0.8
+        assert 0 <= facts["int8 and bfloat16"]["answers alike"] <= 1
+        assert (tmp_path / "plot.png").stat().st_size > 10_000
+    assert "storing" not in done.stderr
