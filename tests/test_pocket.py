@@ -34,7 +34,7 @@ MEGABYTE = 1_000_000
 
 needs_weights = pytest.mark.skipif(
     not (FOLDER / "config.json").exists(),
-    reason=f"{FOLDER} holds no weights: python -m clara_core.training.pocket makes them",
+    reason=f"{FOLDER} holds no weights: clara train pocket configs/pocket.toml makes them",
 )
 
 
@@ -125,7 +125,7 @@ def test_it_reads_one_passage_among_five(engine: ClaraEngine, world: World, memo
     ranking = memory_ranking(engine, asked, memories)
     reading = read(engine, asked, memories, best_first(with_gold(asked, ranking), ranking))
     right = reading.right()
-    assert sum(right) / len(right) >= 0.40, reading.wrong()
+    assert sum(right) / len(right) >= 0.65, reading.wrong()
 
 
 @needs_weights
@@ -134,7 +134,7 @@ def test_it_reads_two_passages(engine: ClaraEngine, world: World, memories: list
     ranking = memory_ranking(engine, asked, memories)
     reading = read(engine, asked, memories, best_first(with_gold(asked, ranking), ranking))
     right = reading.right()
-    assert sum(right) / len(right) >= 0.18, reading.wrong()
+    assert sum(right) / len(right) >= 0.30, reading.wrong()
 
 
 @needs_weights
