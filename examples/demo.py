@@ -29,8 +29,8 @@ from clara_core.passages import cut_passages, read_folder
 from langchain_clara import ChatClara, ClaraRerank, ClaraRetriever, DocumentsPlaceholder
 
 DATA = Path(__file__).parent / "data"
-# Five of the eight that the bundled model answers rightly, of the twelve in questions.json: what it is good at, and what
-# not, stands in clara_core/pocket/README.md.
+# Five of the eight that the bundled model answers rightly, of the twelve in questions.json: what it is good at, and
+# what not, stands in clara_core/pocket/README.md.
 QUESTIONS = (
     "When was Mount Masar first climbed?",
     "What does Zorfen Foundry use as its emblem?",

@@ -2,8 +2,8 @@
 
     python examples/langchain_other_store.py [MODEL]
 
-A memory of the 7B model at rate 16 has 65,536 numbers, more than most databases take. `dimensions` projects it; the
-generator still reads the whole memory, which it finds by the document's text.
+A memory of the 7B model at rate 16 has 65,536 numbers, more than most databases take. `dimensions` projects it. What
+the database finds by the short vectors, `ClaraRerank` puts in order by the whole memories, which the generator then reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from langchain_core.runnables import RunnablePassthrough
 from langchain_qdrant import QdrantVectorStore
 
 from clara_core.passages import read_folder
-from langchain_clara import ChatClara, ClaraEmbeddings, ClaraTextSplitter, create_clara_documents_chain
+from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraTextSplitter, create_clara_documents_chain
 
 DATA = Path(__file__).parent / "data"
 QUESTION = "When was Mount Masar first climbed?"
@@ -31,9 +31,10 @@ def main(model: str = "pocket") -> str:
 
     embeddings = ClaraEmbeddings(model=model, dimensions=256)
     database = QdrantVectorStore.from_documents(pieces, embeddings, location=":memory:", collection_name="examples")
-    retriever = database.as_retriever(search_kwargs={"k": 5})
+    retriever = database.as_retriever(search_kwargs={"k": 20})
+    best_five = ClaraRerank(model=model, top_n=5).as_runnable(retriever)
 
-    chain = RunnablePassthrough.assign(context=itemgetter("input") | retriever).assign(
+    chain = RunnablePassthrough.assign(context=itemgetter("input") | best_five).assign(
         answer=create_clara_documents_chain(ChatClara(model=model, max_tokens=32))
     )
     result = chain.invoke({"input": QUESTION})
