@@ -13,6 +13,7 @@ line; a run that was stopped goes on where it stood.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -37,7 +38,8 @@ def main(
     domain: Annotated[Path | None, typer.Option(help="Folder of a run of `make domain-demo`.")] = None,
     start: Annotated[str, typer.Option(help="Its stage to start from: contrastive or stage1_2.")] = "contrastive",
     seeds: Annotated[int, typer.Option(min=2, help="Runs of each arm.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 60,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 40,
+    every: Annotated[int, typer.Option(min=1, help="Ask one of so many held-out questions.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs (default: beside those of the demo).")] = None,
 ) -> None:
     """Run both arms with every seed, and compare."""
@@ -46,11 +48,13 @@ def main(
     checkpoint = domain / start / "checkpoint"
     if not (checkpoint / "config.json").is_file():
         raise typer.BadParameter(f"there is no checkpoint in {checkpoint}: run `make domain-demo` first")
-    before = _measured(domain, checkpoint, out / "start")
-    runs: dict[str, list[Figures]] = {
-        arm: [_run(domain, checkpoint, out / f"{arm}-{seed}", seed, steps, gradient) for seed in range(1, seeds + 1)]
-        for arm, gradient in ARMS.items()
-    }
+    before = _measured(domain, checkpoint, out / "start", every)
+    runs: dict[str, list[Figures]] = {arm: [] for arm in ARMS}
+    for seed in range(1, seeds + 1):
+        for arm, gradient in ARMS.items():
+            run = out / f"{arm}-{seed}"
+            trained = _train(domain, checkpoint, run, seed, steps, gradient=gradient)
+            runs[arm].append(_measured(domain, trained, run / "measured", every))
     _show(before, runs, start, steps)
 
 
@@ -61,25 +65,25 @@ def _newest_demo() -> Path:
     return found[-1].parent
 
 
-def _run(domain: Path, checkpoint: Path, out: Path, seed: int, steps: int, gradient: bool) -> Figures:
-    """One arm with one seed: train, then measure."""
+def _train(domain: Path, checkpoint: Path, out: Path, seed: int, steps: int, *, gradient: bool) -> Path:
+    """One arm with one seed; returns the checkpoint."""
     config = TrainingConfig.read(
         HERE / "stage2.toml",
         stage="stage2",
         model=str(checkpoint),
-        data=[str(domain / kind / file_of("stage2")) for kind in ("gazette", "replay")],
+        data=str(domain / "gazette" / file_of("stage2")),
         out=str(out),
         steps=steps,
         seed=seed,
         contrastive=0.0,
         top_k_gradient=gradient,
     )
-    return _measured(domain, train(config, progress=True).checkpoint, out / "measured")
+    return train(config, progress=sys.stderr.isatty()).checkpoint
 
 
-def _measured(domain: Path, checkpoint: Path, folder: Path) -> Figures:
+def _measured(domain: Path, checkpoint: Path, folder: Path, every: int) -> Figures:
     engine = ClaraEngine.from_pretrained(str(checkpoint))
-    figures = measure_gazette(domain / "data", engine, folder)
+    figures = measure_gazette(domain / "data", engine, folder, every)
     engine.unload()
     return figures
 
