@@ -5,7 +5,6 @@ Importing this package loads neither torch nor transformers; a name is resolved 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from clara_core.errors import (
@@ -21,6 +20,7 @@ from clara_core.errors import (
     TrainingError,
     WindowOverflow,
 )
+from clara_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from clara_core.config import ClaraConfig, Role
@@ -68,14 +68,4 @@ _MODULES: Final = {
     "StoreStats": "clara_core.store",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -3,7 +3,7 @@
     python examples/langchain_other_store.py [MODEL]
 
 A memory of the 7B model at rate 16 has 65,536 numbers, more than most databases take. `dimensions` projects it. What
-the database finds by the short vectors, `ClaraRerank` puts in order by the whole memories, which the generator then reads.
+the database finds by short vectors, `ClaraRerank` puts in order by the whole memories, which the generator then reads.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ Importing this package loads neither torch nor transformers; a name is resolved 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Final
+
+from clara_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from langchain_clara.chains import create_clara_documents_chain
@@ -43,14 +44,4 @@ _MODULES: Final = {
     "create_clara_documents_chain": "langchain_clara.chains",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES, {"langchain_core": "pip install 'clara-rag[langchain]'"})

@@ -5,8 +5,9 @@ Importing this package loads neither torch nor transformers nor LlamaIndex; a na
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Final
+
+from clara_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from llama_index_clara.embeddings import ClaraEmbedding
@@ -42,19 +43,4 @@ _MODULES: Final = {
     "RerankedNode": "llama_index_clara.postprocessor",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(import_module(_MODULES[name]), name)
-    except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] != "llama_index":
-            raise
-        raise ImportError(f"{name} needs LlamaIndex: pip install 'clara-rag[llama-index]'") from exc
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES, {"llama_index": "pip install 'clara-rag[llama-index]'"})

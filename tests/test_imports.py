@@ -55,6 +55,23 @@ def test_unknown_name_is_an_attribute_error(package):
         _ = __import__(package).nothing_of_this_name
 
 
+@pytest.mark.parametrize(
+    "missing, name, extra",
+    [
+        ("langchain_core", "langchain_clara.ChatClara", "langchain"),
+        ("llama_index", "llama_index_clara.ClaraLLM", "llama-index"),
+        ("lance", "clara_core.MemoryStore", "store"),
+    ],
+)
+def test_without_an_optional_package_the_error_says_what_to_install(missing, name, extra):
+    package = name.partition(".")[0]
+    code = (
+        f"import sys\nsys.modules[{missing!r}] = None\nimport {package}\ntry: {name}\nexcept ImportError as e: print(e)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"{name.partition('.')[2]} needs {missing}: pip install 'clara-rag[{extra}]'" in done.stdout
+
+
 def test_errors_are_one_tree():
     import clara_core
 

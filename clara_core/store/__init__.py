@@ -5,8 +5,9 @@ Needs the extra ``store``. Importing this package loads neither torch nor Lance;
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Final
+
+from clara_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from clara_core.store.records import Hit, Record, StoreStats
@@ -21,19 +22,4 @@ _MODULES: Final = {
     "StoreStats": "clara_core.store.records",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "MemoryStore":
-        try:
-            import_module("lance")
-        except ImportError as exc:
-            raise ImportError("a MemoryStore stands on Lance: pip install 'clara-rag[store]'") from exc
-    value = getattr(import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES, {"lance": "pip install 'clara-rag[store]'"})

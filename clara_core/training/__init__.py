@@ -5,33 +5,27 @@ Importing this package loads no torch; a name is resolved at its first use.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Final
+
+from clara_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from clara_core.training.config import TrainingConfig
     from clara_core.training.pocket import train_world
     from clara_core.training.run import TrainingResult, train
     from clara_core.training.stages import WorldConfig
+    from clara_core.training.synthesis import SynthesisReport, synthesize
 
-__all__ = ["TrainingConfig", "TrainingResult", "WorldConfig", "train", "train_world"]
+__all__ = ["SynthesisReport", "TrainingConfig", "TrainingResult", "WorldConfig", "synthesize", "train", "train_world"]
 
 _MODULES: Final = {
+    "SynthesisReport": "clara_core.training.synthesis",
     "TrainingConfig": "clara_core.training.config",
     "TrainingResult": "clara_core.training.run",
     "WorldConfig": "clara_core.training.stages",
+    "synthesize": "clara_core.training.synthesis",
     "train": "clara_core.training.run",
     "train_world": "clara_core.training.pocket",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -196,15 +196,3 @@ def test_making_components_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]
-
-
-def test_without_llama_index_the_error_says_what_to_install():
-    code = (
-        "import sys\n"
-        "sys.modules['llama_index'] = None\n"
-        "import llama_index_clara\n"
-        "try: llama_index_clara.ClaraLLM\n"
-        "except ImportError as exc: print(exc)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "pip install 'clara-rag[llama-index]'" in done.stdout
