@@ -21,6 +21,7 @@ COMPRESSION = "stage1.jsonl"
 INSTRUCTION = "stage1_2.jsonl"
 RETRIEVAL = "stage2.jsonl"
 WORDS = (20, 200)  # of a passage, as in the model's own training and evaluation
+ASKED = 8  # questions over each rehearsed passage: somewhat more lines than the new domain has
 LAYOUT = 0.15  # share of passages with headings
 MEASURED_SEED = 2024
 
@@ -30,7 +31,7 @@ def write_replay(folder: Path, passages: int, seed: int, n_candidates: int = 20)
 
     Args:
         folder: Where to.
-        passages: How many; three questions over each, and one over two for every fourth.
+        passages: How many.
         seed: Of the passages.
         n_candidates: Candidates of a question: the passages that answer it and those that share words with it.
     """
@@ -38,7 +39,9 @@ def write_replay(folder: Path, passages: int, seed: int, n_candidates: int = 20)
     corpus = make_corpus(rng, passages, words=WORDS, layout=LAYOUT)
     retold = [CompressionLine("paraphrase", (), (paraphrase(rng, one),), (one.text,)) for one in corpus.passages]
     write_lines(folder / COMPRESSION, [*_lists(corpus), *retold])
-    lines = _lines(corpus)
+    # The same passages, with more questions than a list should hold.
+    rng = random.Random(f"replay {seed}")
+    lines = _lines(make_corpus(rng, passages, words=WORDS, layout=LAYOUT, questions_per_passage=ASKED))
     write_lines(
         folder / INSTRUCTION,
         (InstructionLine(line.question, line.docs, line.answer, line.references) for line in lines),
