@@ -120,7 +120,9 @@ def test_the_grammar_says_nothing_where_the_text_does_not():
 
 # --- the templated LLM -----------------------------------------------------------------------------------
 
-PASSAGE = "The Grubix is a ship. It left the yard in 1950 and carries tea. The captain of the Grubix is Flonoff Twisash."
+PASSAGE = (
+    "The Grubix is a ship. It left the yard in 1950 and carries tea. The captain of the Grubix is Flonoff Twisash."
+)
 
 
 def test_it_answers_from_the_text_that_it_is_shown():
