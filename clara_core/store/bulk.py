@@ -267,7 +267,7 @@ class _Ray:
         if not ray.is_initialized():
             ray.init()
         self.workers = workers
-        self.gpus = 1 if ray.cluster_resources().get("GPU") else 0  # type: ignore[no-untyped-call]
+        self.gpus = 1 if ray.cluster_resources().get("GPU") else 0
         self.cpus = 1 - self.gpus
 
     def prepare(
