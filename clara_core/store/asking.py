@@ -28,7 +28,7 @@ Mode = Literal["memory", "text", "hybrid"]
 MODES: Final = ("memory", "text", "hybrid")
 DEFAULT_MODE: Final[Mode] = "hybrid"
 DEFAULT_OVERSAMPLE: Final = 10
-DEFAULT_TEXT_WEIGHT: Final = 0.3  # what measures best in docs/retrieval.md
+DEFAULT_TEXT_WEIGHT: Final = 0.5  # what measures best in docs/retrieval.md
 
 _FUSED: Final = 30  # documents of each ranking, at least, that are fused
 
