@@ -59,7 +59,7 @@ def rows_at(dataset: LanceDataset, rows: RowIds, columns: Sequence[str]) -> pa.T
         return _none(dataset, columns)
     with readable(dataset):
         # `take` counts rows from the first that is alive; this is what it stands on.
-        return dataset._take_rows(pa.array(rows, pa.uint64()), columns=[*columns, "_rowid"])  # noqa: SLF001
+        return dataset._take_rows(rows.tolist(), columns=[*columns, "_rowid"])  # noqa: SLF001
 
 
 def passing_rows(dataset: LanceDataset, condition: Mapping[str, Any]) -> pa.Table:

@@ -60,7 +60,7 @@ def refit(table: Table) -> None:
             return
         places = np.unique(np.linspace(0, rows - 1, min(rows, _SAMPLE)).astype(np.int64))
         with readable(dataset):
-            memories = dataset.take(pa.array(places), columns=["memory"])["memory"]
+            memories = dataset.take(places.tolist(), columns=["memory"])["memory"]
         table.set_cover(layout.fitted(layout.tokens(memories)).cover)
 
 
