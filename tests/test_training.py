@@ -15,6 +15,7 @@ import torch
 
 from clara_core.checkpoint import read_checkpoint
 from clara_core.config import Role
+from clara_core.locate import BUNDLED
 from clara_core.tokens import load_tokenizer
 from clara_core.training import pocket
 from clara_core.training.batch import split_rows
@@ -121,6 +122,13 @@ def metrics(out: Path) -> list[dict[str, float]]:
 
 class Killed(BaseException):
     """Ends a run like a kill: nothing is saved after it."""
+
+
+@pytest.mark.parametrize("name", ["finished", "pocket"])
+def test_tokenizers_are_written_for_every_version_of_transformers(name: str, request: pytest.FixtureRequest) -> None:
+    folder = BUNDLED["pocket"] if name == "pocket" else request.getfixturevalue(name) / "checkpoints" / "stage2"
+    settings = json.loads((folder / "base" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 @pytest.mark.slow

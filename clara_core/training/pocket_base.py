@@ -101,3 +101,8 @@ def write_base(folder: Path, model: MistralForCausalLM, tokenizer: PreTrainedTok
     """Save base and tokenizer where a checkpoint expects them."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # transformers 5 writes a name of its own for the class, which version 4 does not know; both know this one.
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
