@@ -16,7 +16,7 @@ from torch import Tensor, nn
 AVAILABLE = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
-_FEW = 16  # rows up to which MKL's product of a small matrix is the faster one: oneDNN's call alone takes 10 us
+_FEW = 16  # answers in a decode step up to which MKL is faster with a small matrix: oneDNN's call alone takes 10 us
 _ROWS = 8  # rows that the layout is chosen for; the same one is best or equal from 1 to 512
 
 
@@ -56,7 +56,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
         and x.dtype is weight.dtype is torch.float32
         and x.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and x.numel() > _FEW * x.shape[-1]
+        and (x.ndim < 3 or x.shape[1] > 1 or len(x) > _FEW)  # by the kind of pass: alone or in a batch, one sum
     ):
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # noqa: SLF001
         return y

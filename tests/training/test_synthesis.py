@@ -412,7 +412,8 @@ async def test_a_cancelled_run_keeps_what_is_done(tmp_path):
 # --- going on --------------------------------------------------------------------------------------------
 
 RUN = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 sys.path.insert(0, sys.argv[1])
 from clara_core.training.synthesis import synthesize
 from tests.training.teacher import TEXTS, Teacher, passage_of
