@@ -15,6 +15,21 @@ def parity_folder() -> Path:
     return PARITY
 
 
+@pytest.fixture
+def clara(capsys):
+    """The command itself, in this process: exit code, standard output, standard error."""
+
+    from clara_core.cli import app
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as left:
+            app([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        return left.value.code, shown.out, shown.err
+
+    return call
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what needs a GPU where there is none."""
     if not any(item.get_closest_marker("gpu") for item in items):

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine
-from clara_core.cli import app
 from clara_core.passages import TextFile, cut_passages, read_folder
 from tests.tiny import build
 
@@ -39,19 +38,6 @@ def folder(tmp_path):
     (tmp_path / "towns.md").write_text("# Towns\n\n## Aln\n\nOn a river.\n\n## Wear\n\nOn a hill.\n", encoding="utf-8")
     (tmp_path / "page.html").write_text("<p>not read</p>", encoding="utf-8")
     return tmp_path
-
-
-@pytest.fixture
-def clara(capsys):
-    """The command itself, in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            app([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        return left.value.code, shown.out, shown.err
-
-    return call
 
 
 # -- the command -----------------------------------------------------------------------------------

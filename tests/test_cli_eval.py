@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from clara_core.cli import app
 from clara_core.locate import BUNDLED
 from clara_core.training.world import make_corpus
 from tests.engines import PASSAGES
@@ -19,19 +18,6 @@ needs_weights = pytest.mark.skipif(
 )
 FEW = ("--max-tokens", 4, "--timed", 0, "--paraphrases", 0)
 GOOD = {"question": "Q?", "docs": ["a text", "another"], "answer": "x", "pos_index": [0]}
-
-
-@pytest.fixture
-def clara(capsys):
-    """The command itself, in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            app([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        return left.value.code, shown.out, shown.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
