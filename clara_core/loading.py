@@ -195,20 +195,20 @@ def load_decoder(arguments: EngineArguments, plan: Plan) -> Any:
 
 
 def _attention(arguments: EngineArguments, device: torch.device) -> str:
-    from clara_core.attention import FLASH, flash_problem, register_flash
+    from clara_core.attention import FLASH, PROCESSOR, flash_problem, register_attention
 
     wanted = arguments.attn_implementation
     if wanted in ("sdpa", "eager"):
         return wanted
+    register_attention()
     problem = flash_problem(device, DTYPES[arguments.dtype])
     if problem is None:
-        register_flash()
         return FLASH
     if wanted == "flash_attention_2":
         msg = f"attn_implementation='flash_attention_2' cannot be used here: {problem}"
         raise ValueError(msg)
     log.info("attention: sdpa (no flash attention: %s)", problem)
-    return "sdpa"
+    return PROCESSOR if device.type == "cpu" else "sdpa"
 
 
 def _quantization(arguments: EngineArguments) -> Any:

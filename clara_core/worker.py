@@ -28,6 +28,7 @@ from clara_core.requests import (
     say,
     settle,
 )
+from clara_core.threads import DecodeThreads
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Worker:
     def __init__(self, model: ClaraModel, limits: Limits | None = None) -> None:
         self.model = model
         self.limits = limits or Limits.of(model.device)
+        self._threads = DecodeThreads(model)
         self._wake = threading.Condition()
         self._closed: BaseException | None = None
         self._urgent: list[SequenceRow] = []
@@ -210,7 +212,8 @@ class Worker:
             return
         tokens = torch.tensor(self._tokens, device=self.model.device)
         try:
-            logits = self.model.step(tokens, self._cache)
+            with self._threads.step(len(tokens)):
+                logits = self.model.step(tokens, self._cache)
         except Exception as exc:  # noqa: BLE001 - it belongs to those who asked
             self._step_failed(exc)
             return

@@ -13,12 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from clara_core import ClaraEngine, ClaraError, EngineClosed
+from clara_core.attention import product_or_sdpa
 from clara_core.config import Role
 from clara_core.kv_cache import KVCache
 from clara_core.model import ClaraModel
 from clara_core.requests import EncodeRequest, Limits, SequenceRow, fill_batch
+from clara_core.threads import FEW, DecodeThreads
 from tests.engines import PASSAGES, Counter, open_engine, wrapped
 from tests.tiny import build
 
@@ -49,6 +52,43 @@ def memories(engine: ClaraEngine):
 @pytest.fixture(scope="module")
 def pairs(memories):
     return [(question, memories[: index + 1]) for index, question in enumerate(QUESTIONS)]
+
+
+def test_small_decode_steps_take_one_thread_and_give_the_others_back(
+    engine: ClaraEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    def look() -> None:
+        torch.set_num_threads(2)  # of this thread
+        few = DecodeThreads(engine.load().model)
+        for rows in (1, FEW + 1):
+            with few.step(rows):
+                found.append(torch.get_num_threads())
+            found.append(torch.get_num_threads())
+        monkeypatch.setattr("clara_core.threads.SMALL", 1)
+        with DecodeThreads(engine.load().model).step(1):
+            found.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(look).result()
+    torch.set_num_threads(before)
+    assert found == [1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_the_attention_of_decode_steps_is_that_of_sdpa(kv_heads: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 6 // kv_heads
+    query = torch.randn(3, 6, 1, 8, generator=generator)
+    keys, values = (torch.randn(3, kv_heads, 70, 8, generator=generator)[:, :, :65] for _ in range(2))
+    hidden = torch.arange(65)[None] >= torch.tensor([[10], [65], [1]])
+    mask = torch.zeros(3, 65).masked_fill(hidden, torch.finfo(torch.float32).min)[:, None, None]
+    ours, _ = product_or_sdpa(layer, query, keys, values, mask, scaling=8**-0.5)
+    plain, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](layer, query, keys, values, mask, scaling=8**-0.5)
+    assert torch.allclose(ours, plain, atol=1e-6)
 
 
 def wait_until(holds, seconds: float = 20.0) -> None:
