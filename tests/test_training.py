@@ -25,6 +25,7 @@ from clara_core.training.losses import (
     answer_loss,
     contrastive_loss,
     cosine_scores,
+    pointing_loss,
     straight_through_top_k,
 )
 from clara_core.training.plot import plot_run, read_metrics
@@ -70,6 +71,26 @@ def test_cosine_scores_of_shared_and_own_candidates_agree() -> None:
     assert float(shared[1, 2]) == pytest.approx(
         float(torch.cosine_similarity(questions[1], memories[2], dim=0)), abs=1e-6
     )
+
+
+def test_pointing_loss_wants_attention_on_the_right_documents() -> None:
+    attention = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    sources = torch.tensor([[1, 1, 2, 0, 0], [1, 2, 4, 0, 0]])
+    wanted = torch.tensor([[0, 0, 0, 2, 0], [0, 0, 0, 5, 2]])
+    right = {(0, 3): [2], (1, 3): [0, 2], (1, 4): [1]}
+    expected = 0.0
+    for (row, place), columns in right.items():
+        for head in range(3):
+            paid = attention[row, head, place].tolist()
+            expected -= math.log(sum(paid[column] for column in columns) / sum(paid[:3])) / 3
+    loss, share = pointing_loss(attention, sources, wanted)
+    assert float(loss.detach()) == pytest.approx(expected, abs=1e-5)
+    assert share.shape == (3,)
+    loss.backward()
+    assert attention.grad is not None
+    assert (attention.grad[0, :, 3, 2] < 0).all()  # more of it lowers the loss
+    assert (attention.grad[0, :, 3, :2] > 0).all()
+    assert not attention.grad[..., 3:].any()  # what is no slot is free
 
 
 def test_straight_through_top_k_is_exact_forward_and_soft_backward() -> None:
@@ -202,9 +223,29 @@ def test_rows_teach_the_answers_and_nothing_else(finished: Path) -> None:
         assert int(slots.sum()) == len(read) * CONFIG.n_mem == sum(tokenizer.is_slot(ids))
     read = {tuple(window for document in row.documents for window in windows[document]) for row in rows}
     assert read <= set(batch.windows)
+    taught_rows = {tuple(window for d in row.documents for window in windows[d]): row for row in rows}
+    assert batch.sources is not None
+    assert batch.wanted is not None
+    for number, read in enumerate(batch.windows):
+        # Each window's document is one bit, and a turn looks at the documents of its question.
+        row = taught_rows.get(read)
+        bits = batch.sources[number][batch.slots[number]].tolist()
+        assert bits[:: CONFIG.n_mem] == bits[CONFIG.n_mem - 1 :: CONFIG.n_mem]
+        assert not batch.sources[number][~batch.slots[number]].any()
+        if row is not None:
+            expected = [1 << row.documents.index(d) for d in row.documents for _ in windows[d]]
+            assert bits[:: CONFIG.n_mem] == expected
+            about = {sum(1 << row.documents.index(d) for d in gold) for gold in row.about}
+            assert set(batch.wanted[number].tolist()) == about | {0}
+            answers = batch.labels[number, 1:] != IGNORE
+            assert (batch.wanted[number, :-1][answers] != 0).all()
     halves = split_rows(batch)
     assert [row for half in halves for row in half.ids] == batch.ids
     assert [row for half in halves for row in half.windows] == batch.windows
+    for half, start in zip(halves, (0, len(halves[0].ids)), strict=True):
+        assert half.wanted is not None
+        length = half.wanted.shape[1]
+        assert torch.equal(half.wanted, batch.wanted[start : start + len(half.ids), :length])
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +18,21 @@ MEAN_OF = {
     "answer": "answer tokens",
     "accuracy": "answer tokens",
     "text": "retold tokens",
+    "pointing": "answer tokens",
     "paraphrase": "retold tokens",
+    "pointing again": "retold tokens",
     "again": "retold tokens",
     "alignment": "windows",
     "contrastive": "questions",
     "recall@1": "questions",
 }
+
+
+class Pointers(NamedTuple):
+    """Which documents the positions of rows stand for and answer from; see `RowBatch.sources` and `RowBatch.wanted`."""
+
+    sources: Sequence[Sequence[int]]
+    wanted: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +44,16 @@ class RowBatch:
         labels: ``[rows, length]``: the token at each position, or `IGNORE`.
         slots: Bool ``[rows, length]``: where memory tokens go.
         windows: For each row the compressed windows that fill its slots, in order; empty where they are picked later.
+        sources: ``[rows, length]``: the document of each slot as one bit, 0 elsewhere; None where nobody asks for it.
+        wanted: ``[rows, length]``: the documents that a position's next token comes from, as bits; 0 for none.
     """
 
     ids: list[list[int]]
     labels: Tensor
     slots: Tensor
     windows: list[tuple[int, ...]]
+    sources: Tensor | None = None
+    wanted: Tensor | None = None
 
     @property
     def labelled(self) -> int:
@@ -87,6 +101,7 @@ def row_batch(
     labels: Sequence[Sequence[int]],
     slots: Sequence[Sequence[bool]],
     windows: list[tuple[int, ...]],
+    pointers: Pointers | None = None,
 ) -> RowBatch:
     """Rows of any lengths as one batch, shortest first where their windows are known.
 
@@ -95,14 +110,18 @@ def row_batch(
     order = list(range(len(ids)))
     if windows:
         order.sort(key=lambda index: len(ids[index]))
-    length = max(map(len, ids))
-    label_table = torch.full((len(ids), length), IGNORE)
-    slot_table = torch.zeros((len(ids), length), dtype=torch.bool)
-    for row, index in enumerate(order):
-        label_table[row, : len(ids[index])] = torch.tensor(labels[index])
-        slot_table[row, : len(ids[index])] = torch.tensor(slots[index])
+
+    def table(values: Sequence[Sequence[int]], padding: int) -> Tensor:
+        length = max(map(len, ids))
+        return torch.tensor([[*values[index], *[padding] * (length - len(values[index]))] for index in order])
+
     return RowBatch(
-        [ids[index] for index in order], label_table, slot_table, [windows[index] for index in order] if windows else []
+        [ids[index] for index in order],
+        table(labels, IGNORE),
+        table(slots, 0).bool(),
+        [windows[index] for index in order] if windows else [],
+        None if pointers is None else table(pointers.sources, 0),
+        None if pointers is None else table(pointers.wanted, 0),
     )
 
 
@@ -117,4 +136,11 @@ def split_rows(batch: RowBatch) -> list[RowBatch]:
 def _part(batch: RowBatch, part: slice) -> RowBatch:
     ids = batch.ids[part]
     length = max(map(len, ids))
-    return RowBatch(ids, batch.labels[part, :length], batch.slots[part, :length], batch.windows[part])
+    return RowBatch(
+        ids,
+        batch.labels[part, :length],
+        batch.slots[part, :length],
+        batch.windows[part],
+        None if batch.sources is None else batch.sources[part, :length],
+        None if batch.wanted is None else batch.wanted[part, :length],
+    )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # label of a position that carries no loss
+SMALLEST = 1e-5  # share of attention whose logarithm is taken; below it no gradient helps
 TAU = 0.02  # temperature of the contrastive loss and of the soft top-k
 
 
@@ -60,6 +61,28 @@ def contrastive_loss(scores: Tensor, positives: Tensor, tau: float = TAU) -> Ten
     hit = logits.masked_fill(~positives, float("-inf")).logsumexp(-1)
     loss = logits.logsumexp(-1) - hit
     return loss[positives.any(-1)].mean()
+
+
+def pointing_loss(attention: Tensor, sources: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """How far attention to memory tokens goes to other documents than the one that the next token comes from.
+
+    Of the attention that a head pays to slots, the share on the right documents should be one: ``-log(share)``, summed
+    over the positions that want a document, mean over heads.
+
+    Args:
+        attention: Attention weights ``[rows, heads, length, length]``.
+        sources: ``[rows, length]``: the document of each slot as one bit, 0 elsewhere.
+        wanted: ``[rows, length]``: the documents that each position should look at as bits, 0 where it does not matter.
+
+    Returns:
+        tuple: The sum, and the mean share over heads at each of those positions, ``[positions]``.
+    """
+    row, place = wanted.nonzero(as_tuple=True)
+    paid = attention[row, :, place].float()  # [positions, heads, length]
+    slots = sources[row][:, None]  # [positions, 1, length]
+    right = (slots & wanted[row, place][:, None, None]) != 0
+    share = (paid * right).sum(-1) / (paid * (slots != 0)).sum(-1).clamp_min(SMALLEST)  # [positions, heads]
+    return -share.clamp_min(SMALLEST).log().mean(-1).sum(), share.detach().mean(-1)
 
 
 def straight_through_top_k(scores: Tensor, k: int, tau: float = TAU) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,14 @@ Letters of shapes: B questions, N candidate windows of a question, W windows of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clara_core.config import Role
 from clara_core.training.batch import RowBatch, Step, split_rows
@@ -21,6 +23,7 @@ from clara_core.training.losses import (
     answer_loss,
     contrastive_loss,
     cosine_scores,
+    pointing_loss,
     straight_through_top_k,
 )
 
@@ -47,6 +50,7 @@ class Terms:
         alignment: Weight of the alignment loss.
         paraphrase: Weight of the loss of what is said again.
         contrastive: Weight of the contrastive loss.
+        pointing: Weight of the loss of attention that goes to the wrong documents.
         tau: Temperature of the contrastive loss.
     """
 
@@ -59,6 +63,7 @@ class Terms:
     alignment: float = 0.1
     paraphrase: float = 0.5
     contrastive: float = 0.0
+    pointing: float = 0.0
     tau: float = TAU
 
 
@@ -97,7 +102,7 @@ class Objective:
         losses: dict[str, Tensor] = {}
         metrics: dict[str, float] = {}
         if terms.text:
-            losses["answer"], metrics["accuracy"] = self.generate(_rows(step.rows), None)
+            losses["answer"], metrics["accuracy"], _ = self.generate(_rows(step.rows), None)
             if step.retold is not None:
                 losses["text"] = self.generate(step.retold, None)[0]
             return Outcome(losses, metrics)
@@ -113,12 +118,16 @@ class Objective:
             if terms.end_to_end:
                 losses["answer"], metrics["accuracy"], chosen = self.end_to_end(step, by_window, memories)
         if not terms.end_to_end and step.rows is not None:
-            losses["answer"], metrics["accuracy"] = self.generate(step.rows, memories)
+            losses["answer"], metrics["accuracy"], pointing = self.generate(step.rows, memories)
+            if pointing is not None:
+                losses["pointing"] = terms.pointing * pointing
         if alignment is not None and step.rows is not None:
             losses["alignment"] = terms.alignment * alignment
         if step.retold is not None:
-            retold, metrics["again"] = self.generate(step.retold, memories)
+            retold, metrics["again"], pointing = self.generate(step.retold, memories)
             losses["paraphrase"] = terms.paraphrase * retold
+            if pointing is not None:
+                losses["pointing again"] = terms.paraphrase * terms.pointing * pointing
         return Outcome(losses, metrics, chosen)
 
     # --- the parts ---------------------------------------------------------------------------------------
@@ -152,18 +161,35 @@ class Objective:
         reasoned = self.model.encode(questions, Role.REASONER)  # [B, n_mem, hidden]
         return cosine_scores(reasoned.flatten(1), memories.flatten(1))
 
-    def generate(self, rows: RowBatch, memories: Tensor | None) -> tuple[Tensor, float]:
-        """Answer loss and token accuracy of rows over memories (or over text, in the bare base)."""
+    def generate(self, rows: RowBatch, memories: Tensor | None) -> tuple[Tensor, float, Tensor | None]:
+        """Answer loss and token accuracy of rows over memories (or over text, in the bare base), and pointing loss."""
         role = None if memories is None else Role.GENERATOR
         losses, hits, total = [], 0.0, 0
+        pointing: list[Tensor] = []
         for part in split_rows(rows):
             read = [window for row in part.windows for window in row]
             filled = None if memories is None else memories[read].flatten(0, 1)  # [slots, hidden]
-            states = self.model.hidden_states(part.ids, role, memories=filled, slots=part.slots.to(self.model.device))
+            with _attention_of(self._pointers() if part.wanted is not None else ()) as paid:
+                states = self.model.hidden_states(
+                    part.ids, role, memories=filled, slots=part.slots.to(self.model.device)
+                )
             loss, accuracy = self._answer(states, part.labels)
             losses.append(loss * part.labelled)
             hits, total = hits + accuracy * part.labelled, total + part.labelled
-        return torch.stack(losses).sum() / total, hits / total
+            if part.wanted is not None and part.sources is not None:
+                pointing += [pointing_loss(one, part.sources, part.wanted)[0] / len(paid) for one in paid]
+        return (
+            torch.stack(losses).sum() / total,
+            hits / total,
+            torch.stack(pointing).sum() / total if pointing else None,
+        )
+
+    def _pointers(self) -> Sequence[nn.Module]:
+        """The layers whose attention is taught where to look: the upper half."""
+        if not self.terms.pointing:
+            return ()
+        layers: nn.ModuleList = self.model.trunk.layers  # type: ignore[assignment]
+        return [layer.get_submodule("self_attn") for layer in layers[len(layers) // 2 :]]
 
     def end_to_end(self, step: Step, by_window: Tensor, memories: Tensor) -> tuple[Tensor, float, Tensor]:
         """The answer's loss over the windows that the query reasoner picks: ``by_window [B, W]``.
@@ -195,6 +221,18 @@ class Objective:
         targets = labels[:, 1:][kept][None]
         loss = answer_loss(F.pad(logits, (0, 0, 0, 1)), F.pad(targets, (1, 0), value=IGNORE))
         return loss, float((logits.argmax(-1) == targets).float().mean())
+
+
+@contextmanager
+def _attention_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Attention weights ``[rows, heads, length, length]`` of modules, filled in by the pass inside (eager alone)."""
+    paid: list[Tensor] = []
+    hooks = [module.register_forward_hook(lambda _module, _args, output: paid.append(output[1])) for module in modules]
+    try:
+        yield paid
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()

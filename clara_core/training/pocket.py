@@ -88,6 +88,7 @@ def _lesson(stage: Stage, opened: Opened, config: WorldConfig, processes: Proces
         end_to_end=stage.name == "stage2",
         top_k=opened.model.config.generation_top_k,
         contrastive=stage.contrastive,
+        pointing=stage.pointing,
         tau=stage.tau,
     )
     return Lesson(

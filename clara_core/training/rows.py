@@ -7,7 +7,7 @@ for all of them. Labels cover the assistant's turns alone.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,15 +17,16 @@ from clara_core.tokens import (
     PARAPHRASE_SYSTEM,
     ClaraTokenizer,
 )
-from clara_core.training.batch import RowBatch, row_batch
+from clara_core.training.batch import Pointers, RowBatch, row_batch
 from clara_core.training.losses import IGNORE
-from clara_core.training.world import Corpus, Question, paraphrase
+from clara_core.training.world import Corpus, Passage, Question, paraphrase
 
 VERBATIM_INSTRUCTION = "Background: {docs} Repeat the text word for word."
 VERBATIM_ABOUT_INSTRUCTION = "Background: {docs} Repeat the text about {title} word for word."
 ABOUT_INSTRUCTION = "Background: {docs} Say in other words what the text says about {title}."
 LONGEST_RETOLD = 300  # characters
-NEIGHBOURS = (0.4, 0.4, 0.2)  # shares of other passages that are of the same kind, of a similar name, any
+NEIGHBOURS = (0.7, 0.25, 0.05)  # shares of other passages that are of the same kind, of a similar name, any
+TAIL = 2  # tokens at the end of a question that should look at the right document as the answer does
 SYSTEM_SHARE = 0.3  # rows that carry the system message: it costs more tokens than a question and teaches little
 
 
@@ -36,12 +37,14 @@ class Row:
     Attributes:
         documents: Indices of the passages in the order of their slots; empty where the text itself is in the prompt.
         turns: Pairs of user text and assistant text; ``{docs}`` in the first is the documents' place.
+        about: For each turn the passages that its answer is in.
         system: System message; none where empty.
         text: Whether the documents stand as text instead of memory (the base's own lesson).
     """
 
     documents: tuple[int, ...]
     turns: tuple[tuple[str, str], ...]
+    about: tuple[tuple[int, ...], ...]
     system: str = ANSWER_SYSTEM
     text: bool = False
 
@@ -94,9 +97,10 @@ def question_rows(
             rest = documents[1:]
             rng.shuffle(rest)
             documents = [documents[0], *rest]
-        picked = _pick(rng, by_passage, about, n_questions)
+        picked = _pick(rng, corpus.passages, by_passage, about, n_questions)
         system = ANSWER_SYSTEM if rng.random() < SYSTEM_SHARE else ""
-        rows.append(Row(tuple(documents), _turns(picked), system=system, text=text))
+        read_from = tuple(question.gold for question in picked)
+        rows.append(Row(tuple(documents), _turns(picked), read_from, system=system, text=text))
     return rows
 
 
@@ -115,13 +119,23 @@ def _others(rng: random.Random, first: set[int], neighbours: Neighbours, count: 
     return others
 
 
-def _pick(rng: random.Random, by_passage: dict[int, list[Question]], about: set[int], most: int) -> list[Question]:
+def _pick(
+    rng: random.Random,
+    passages: list[Passage],
+    by_passage: dict[int, list[Question]],
+    about: set[int],
+    most: int,
+) -> list[Question]:
     """Questions that these passages answer, those over two first, in any order."""
     known = {id(question): question for index in sorted(about) for question in by_passage[index]}
     answered = [question for question in known.values() if set(question.gold) <= about]
     both = [question for question in answered if len(question.gold) > 1]
     one = [question for question in answered if len(question.gold) == 1]
-    picked = [*rng.sample(both, min(len(both), 2)), *rng.sample(one, min(len(one), most))][:most]
+    # What several of the passages tell can be answered by the name alone: asked first.
+    told = Counter(relation for index in about for relation in {fact.relation for fact in passages[index].facts})
+    rng.shuffle(one)
+    one.sort(key=lambda question: told[question.kind] == 1)
+    picked = [*rng.sample(both, min(len(both), 2)), *one][:most]
     rng.shuffle(picked)
     return picked
 
@@ -183,7 +197,7 @@ def paraphrase_rows(
             if len(documents) > 1:
                 instruction = VERBATIM_ABOUT_INSTRUCTION.replace("{title}", passage.title)
         system = PARAPHRASE_SYSTEM if rng.random() < SYSTEM_SHARE else ""
-        rows.append(Row(tuple(documents), ((instruction, again),), system=system))
+        rows.append(Row(tuple(documents), ((instruction, again),), ((index,),), system=system))
     return rows
 
 
@@ -208,16 +222,39 @@ def build_batch(
     read = [() if row.text else tuple(w for d in row.documents for w in windows[d]) for row in rows]
     markup = [_markup(tokenizer, corpus, row, len(slots)) for row, slots in zip(rows, read, strict=True)]
     ids = tokenizer.encode_markup_batch(markup)
+    turns = [_turn_said(tokenizer, row) for row in ids]
+    labels = [
+        [token if whole or turn is not None else IGNORE for token, turn in zip(row, [None, *said], strict=False)]
+        for row, said in zip(ids, turns, strict=True)
+    ]
+    is_slot = [tokenizer.is_slot(row) for row in ids]
+    if any(row.text for row in rows):
+        return row_batch(ids, labels, is_slot, read)
+    sources, wanted = [], []
+    for row, slots, said in zip(rows, is_slot, turns, strict=True):
+        bits = iter([_bits(row, (d,)) for d in row.documents for _ in range(len(windows[d]) * tokenizer.config.n_mem)])
+        sources.append([next(bits) if slot else 0 for slot in slots])
+        # The end of a question knows already where the answer will be.
+        soon = [next((turn for turn in said[at : at + TAIL + 1] if turn is not None), None) for at in range(len(said))]
+        wanted.append([0 if turn is None else _bits(row, row.about[turn]) for turn in soon])
+    return row_batch(ids, labels, is_slot, read, Pointers(sources, wanted))
+
+
+def _turn_said(tokenizer: ClaraTokenizer, ids: list[int]) -> list[int | None]:
+    """For each position the turn to whose answer the next token belongs; None where it belongs to none."""
     assistant, eos = tokenizer.token_id("<|assistant|>"), min(tokenizer.eos_ids)
-    labels = []
-    for row in ids:
-        answering = False
-        marked = []
-        for token in row:
-            marked.append(token if answering or whole else IGNORE)
-            answering = token == assistant or (answering and token != eos)
-        labels.append(marked)
-    return row_batch(ids, labels, [tokenizer.is_slot(row) for row in ids], read)
+    turns: list[int | None] = []
+    turn, answering = -1, False
+    for token in ids:
+        turn += token == assistant
+        answering = token == assistant or (answering and token != eos)
+        turns.append(turn if answering else None)
+    return turns
+
+
+def _bits(row: Row, passages: Iterable[int]) -> int:
+    """Documents of a row as a set of bits."""
+    return sum(1 << row.documents.index(index) for index in passages)
 
 
 def _markup(tokenizer: ClaraTokenizer, corpus: Corpus, row: Row, n_windows: int) -> str:

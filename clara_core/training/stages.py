@@ -37,6 +37,7 @@ class Stage:
         lr: Learning rate at the start (after a short warm-up) and at the end.
         hold: Share of the steps at the first rate, before it falls in a straight line to the second.
         passages: Passages of each step's corpus.
+        kinds: Kinds of subjects in it; all where None.
         words: Shortest and longest passage.
         asked: Questions that the query reasoner reads.
         documents: Fewest and most documents of a generator row.
@@ -48,7 +49,8 @@ class Stage:
         paraphrases: Rows that say a passage again.
         verbatim: Share of them that say it word for word.
         contrastive: Weight of the contrastive loss.
-        tau: Its temperature.
+        pointing: Weight of the loss of attention that goes to the wrong documents.
+        tau: Temperature of the contrastive loss.
         learning: The roles whose adapters learn; None for all weights, the decoder's own with them.
     """
 
@@ -57,6 +59,7 @@ class Stage:
     lr: tuple[float, float]
     hold: float = 0.0
     passages: int = 64
+    kinds: int | None = None
     words: tuple[int, int] = (20, 60)
     asked: int = 32
     documents: tuple[int, int] = (1, 1)
@@ -68,6 +71,7 @@ class Stage:
     paraphrases: int = 0
     verbatim: float = 0.0
     contrastive: float = 0.3
+    pointing: float = 0.0
     tau: float = 0.05
     learning: tuple[Role, ...] | None = None
 

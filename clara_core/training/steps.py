@@ -41,6 +41,7 @@ class WorldSteps:
             questions_per_passage=5,
             two_passage=stage.two_passage,
             layout=LAYOUT,
+            kinds=stage.kinds,
         )
         asked = rng.sample(corpus.questions, min(stage.asked, len(corpus.questions)))
         sequences, windows = self._windows(corpus)

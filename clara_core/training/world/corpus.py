@@ -24,6 +24,7 @@ def make_corpus(
     questions_per_passage: int = 3,
     two_passage: float = 0.25,
     layout: float = 0.0,
+    kinds: int | None = None,
 ) -> Corpus:
     """Generate passages and questions; equal states of `rng` give equal corpora.
 
@@ -37,6 +38,7 @@ def make_corpus(
             passages may have fewer: two of them must have something in common.
         layout: The share of passages that have a heading and paragraphs, as files do; the others
             are one paragraph without a title.
+        kinds: How many kinds of subjects there are, drawn by chance; all where None. Few kinds make passages alike.
 
     Raises:
         ValueError: `n_passages` is below one, the bounds leave no room, or a count is negative.
@@ -49,7 +51,7 @@ def make_corpus(
     if questions_per_passage < 0 or two_passage < 0:
         raise ValueError("numbers of questions must not be negative")
     names = Names(rng, split, VOCABULARY, stems=3 + n_passages // 4)
-    plan = _subjects(rng, names, n_passages)
+    plan = _subjects(rng, names, n_passages, kinds)
     values = Values(rng, names, [subject for subject, _ in plan])
     passages: list[Passage] = []
     for subject, count in plan:
@@ -66,9 +68,9 @@ def make_corpus(
     return Corpus(passages, questions)
 
 
-def _subjects(rng: random.Random, names: Names, n_passages: int) -> list[tuple[Subject, int]]:
+def _subjects(rng: random.Random, names: Names, n_passages: int, n_kinds: int | None) -> list[tuple[Subject, int]]:
     """Draw subjects, each with its number of passages: one, at times two."""
-    kinds = list(KINDS.values())
+    kinds = list(KINDS.values()) if n_kinds is None else rng.sample(list(KINDS.values()), n_kinds)
     weights = [kind.weight for kind in kinds]
     makers = {
         "person": names.person,
