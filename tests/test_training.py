@@ -235,7 +235,7 @@ def test_rows_teach_the_answers_and_nothing_else(finished: Path) -> None:
         if row is not None:
             expected = [1 << row.documents.index(d) for d in row.documents for _ in windows[d]]
             assert bits[:: CONFIG.n_mem] == expected
-            about = {sum(1 << row.documents.index(d) for d in gold) for gold in row.about}
+            about = {sum(1 << row.documents.index(d) for d in part) for parts in row.about for part in parts}
             assert set(batch.wanted[number].tolist()) == about | {0}
             answers = batch.labels[number, 1:] != IGNORE
             assert (batch.wanted[number, :-1][answers] != 0).all()

@@ -37,14 +37,14 @@ class Row:
     Attributes:
         documents: Indices of the passages in the order of their slots; empty where the text itself is in the prompt.
         turns: Pairs of user text and assistant text; ``{docs}`` in the first is the documents' place.
-        about: For each turn the passages that its answer is in.
+        about: For each turn what to look at: the passages of the question, and those of each part of the answer.
         system: System message; none where empty.
         text: Whether the documents stand as text instead of memory (the base's own lesson).
     """
 
     documents: tuple[int, ...]
     turns: tuple[tuple[str, str], ...]
-    about: tuple[tuple[int, ...], ...]
+    about: tuple[tuple[tuple[int, ...], ...], ...]
     system: str = ANSWER_SYSTEM
     text: bool = False
 
@@ -88,19 +88,19 @@ def question_rows(
             asked = rng.choice(over_two)
             first = rng.sample(asked.gold, len(asked.gold))
         documents = first + _others(rng, set(first), neighbours, wanted - len(first))
-        about = set(first)
+        known = set(first)
         if rng.random() < shuffled:
             rng.shuffle(documents)
-            about = set(documents)
+            known = set(documents)
         elif len(first) > 1:
             # A search brings one of the two to the top; the other may be anywhere.
             rest = documents[1:]
             rng.shuffle(rest)
             documents = [documents[0], *rest]
-        picked = _pick(rng, corpus.passages, by_passage, about, n_questions)
+        picked = _pick(rng, corpus.passages, by_passage, known, n_questions)
         system = ANSWER_SYSTEM if rng.random() < SYSTEM_SHARE else ""
-        read_from = tuple(question.gold for question in picked)
-        rows.append(Row(tuple(documents), _turns(picked), read_from, system=system, text=text))
+        about = tuple(map(_looked_at, picked))
+        rows.append(Row(tuple(documents), _turns(picked), about, system=system, text=text))
     return rows
 
 
@@ -197,8 +197,17 @@ def paraphrase_rows(
             if len(documents) > 1:
                 instruction = VERBATIM_ABOUT_INSTRUCTION.replace("{title}", passage.title)
         system = PARAPHRASE_SYSTEM if rng.random() < SYSTEM_SHARE else ""
-        rows.append(Row(tuple(documents), ((instruction, again),), ((index,),), system=system))
+        rows.append(Row(tuple(documents), ((instruction, again),), (((index,), (index,)),), system=system))
     return rows
+
+
+def _looked_at(question: Question) -> tuple[tuple[int, ...], ...]:
+    """The passages of a question, and those of each part of its answer; parts are joined by one "and"."""
+    if question.kind.startswith("bridge:"):  # the first passage only says whom the second is about
+        return (question.gold, question.gold[1:])
+    if question.kind.startswith("pair:") and question.answer.count(" and ") == 1:
+        return (question.gold, question.gold[:1], question.gold[1:])
+    return (question.gold, question.gold)
 
 
 def _turns(questions: list[Question]) -> tuple[tuple[str, str], ...]:
@@ -230,13 +239,11 @@ def build_batch(
     is_slot = [tokenizer.is_slot(row) for row in ids]
     if any(row.text for row in rows):
         return row_batch(ids, labels, is_slot, read)
-    sources, wanted = [], []
-    for row, slots, said in zip(rows, is_slot, turns, strict=True):
+    sources = []
+    for row, slots in zip(rows, is_slot, strict=True):
         bits = iter([_bits(row, (d,)) for d in row.documents for _ in range(len(windows[d]) * tokenizer.config.n_mem)])
         sources.append([next(bits) if slot else 0 for slot in slots])
-        # The end of a question knows already where the answer will be.
-        soon = [next((turn for turn in said[at : at + TAIL + 1] if turn is not None), None) for at in range(len(said))]
-        wanted.append([0 if turn is None else _bits(row, row.about[turn]) for turn in soon])
+    wanted = [_wanted(tokenizer, *known) for known in zip(rows, ids, turns, strict=True)]
     return row_batch(ids, labels, is_slot, read, Pointers(sources, wanted))
 
 
@@ -250,6 +257,23 @@ def _turn_said(tokenizer: ClaraTokenizer, ids: list[int]) -> list[int | None]:
         answering = token == assistant or (answering and token != eos)
         turns.append(turn if answering else None)
     return turns
+
+
+def _wanted(tokenizer: ClaraTokenizer, row: Row, ids: list[int], said: list[int | None]) -> list[int]:
+    """For each position the documents that its next token comes from; `said` is what `_turn_said` gave."""
+    between = tokenizer.token_id("▁and")
+    wanted, part = [], 1
+    for at, (token, turn) in enumerate(zip(ids, said, strict=True)):
+        if turn is None:
+            part = 1
+            # The end of a question knows already where the answer will be.
+            soon = next((ahead for ahead in said[at + 1 : at + TAIL + 1] if ahead is not None), None)
+            wanted.append(0 if soon is None else _bits(row, row.about[soon][0]))
+        else:
+            parts = row.about[turn]
+            part = min(part + (token == between), len(parts) - 1)
+            wanted.append(_bits(row, parts[part]))
+    return wanted
 
 
 def _bits(row: Row, passages: Iterable[int]) -> int:
