@@ -19,6 +19,7 @@ from clara_core.errors import TrainingError
 from clara_core.loading import DTYPES, EngineArguments
 from clara_core.training.card import DataFile, card, hardware, versions
 from clara_core.training.config import TrainingConfig
+from clara_core.training.cut import check_quantization
 from clara_core.training.data import TrainingSet
 from clara_core.training.frozen import FrozenMemories
 from clara_core.training.journal import METRICS_FILE, Journal, read_lines
@@ -186,6 +187,9 @@ def _precision(config: TrainingConfig, device: torch.device) -> torch.dtype:
 
 
 def _open(config: TrainingConfig, processes: Processes) -> Opened:
+    check_quantization(config.quantization, processes)
+    # A base that is going to be cut may be too large for one device.
+    place = torch.device("cpu") if processes.cuts else None
     on_processor = processes.device.type == "cpu"
     dtype = _precision(config, processes.device)
     attention = config.attn_implementation
@@ -202,9 +206,9 @@ def _open(config: TrainingConfig, processes: Processes) -> Opened:
         local_files_only=config.offline,
     ).resolved()
     if config.model is not None:
-        opened = open_checkpoint(arguments)
+        opened = open_checkpoint(arguments, place)
     else:
-        opened = open_base(config.base_model or "", _new_config(config), arguments, config.seed)
+        opened = open_base(config.base_model or "", _new_config(config), arguments, config.seed, place)
     if config.top_k is not None:
         opened.model.config = opened.model.config.model_copy(update={"generation_top_k": config.top_k})
     if config.gradient_checkpointing:
@@ -284,11 +288,13 @@ def _kept_memories(
 
     def make() -> FrozenMemories:
         memories = FrozenMemories(opened.model, config.memory_room_mb << 20)
-        for lines in sets:
-            for line in lines:
-                if memories.full:
-                    break
-                memories.keep(reader.windows(line.docs))
+        known: set[str] = set()  # a text takes a fraction of the room of its memories
+        for line in chain(*sets):
+            if memories.full:
+                break
+            fresh = [text for text in line.docs if text not in known]
+            known.update(fresh)
+            memories.keep(reader.windows(fresh))
         memories.close()
         log.info("%d windows of documents compressed once", len(memories))
         return memories

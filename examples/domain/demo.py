@@ -45,6 +45,7 @@ from examples.domain.templated_llm import templated_llm
 
 HERE = Path(__file__).parent
 STAGES: tuple[Stage, ...] = ("stage1", "stage1_2", "contrastive", "stage2")
+READ = 4  # passages of a line for instruction tuning: the one that answers among others like it
 MAX_TOKENS = 32
 console = Console(highlight=False)
 
@@ -81,9 +82,8 @@ def prepare(plan: Plan) -> None:
     write_domain(make_domain(plan.passages, SEED), plan.out / "data")
     passages = [found["text"] for _, found in read_objects(plan.out / "data" / DOCUMENTS)]
     console.print(str(synthesize(passages, templated_llm, plan.out / "gazette")), soft_wrap=True)
-    # Stage 1_2 reads the one passage that answers; to tell several apart is learned end to end.
-    console.print(str(end_to_end_sets(plan.out / "gazette", top_k=1)), soft_wrap=True)
-    write_replay(plan.out / "replay", plan.replay, SEED)
+    console.print(str(end_to_end_sets(plan.out / "gazette", top_k=READ)), soft_wrap=True)
+    write_replay(plan.out / "replay", plan.replay, SEED, top_k=READ)
 
 
 def adapt(plan: Plan) -> Path:

@@ -26,7 +26,7 @@ LAYOUT = 0.15  # share of passages with headings
 MEASURED_SEED = 2024
 
 
-def write_replay(folder: Path, passages: int, seed: int, n_candidates: int = 20) -> None:
+def write_replay(folder: Path, passages: int, seed: int, n_candidates: int = 20, top_k: int = 5) -> None:
     """Write sets of the old world for every stage: ``stage1.jsonl``, ``stage1_2.jsonl`` and ``stage2.jsonl``.
 
     Args:
@@ -34,6 +34,7 @@ def write_replay(folder: Path, passages: int, seed: int, n_candidates: int = 20)
         passages: How many.
         seed: Of the passages.
         n_candidates: Candidates of a question: the passages that answer it and those that share words with it.
+        top_k: Passages of a line for instruction tuning: the first of the candidates, in any order.
     """
     rng = random.Random(f"replay {seed}")
     corpus = make_corpus(rng, passages, words=WORDS, layout=LAYOUT)
@@ -42,12 +43,10 @@ def write_replay(folder: Path, passages: int, seed: int, n_candidates: int = 20)
     # The same passages, with more questions than a list should hold.
     rng = random.Random(f"replay {seed}")
     lines = _lines(make_corpus(rng, passages, words=WORDS, layout=LAYOUT, questions_per_passage=ASKED))
-    write_lines(
-        folder / INSTRUCTION,
-        (InstructionLine(line.question, line.docs, line.answer, line.references) for line in lines),
-    )
     search = Bm25(passage.text for passage in corpus.passages)
-    write_lines(folder / RETRIEVAL, (_among(search, line, n_candidates) for line in lines))
+    asked = [_among(search, line, n_candidates) for line in lines]
+    write_lines(folder / INSTRUCTION, (_instruction(rng, line, top_k) for line in asked))
+    write_lines(folder / RETRIEVAL, asked)
 
 
 def _lists(corpus: Corpus) -> Iterator[CompressionLine]:
@@ -62,6 +61,11 @@ def _among(search: Bm25, line: RetrievalLine, n_candidates: int) -> RetrievalLin
     """A question whose passages stand among others that share words with it."""
     found = [text for text in search.search(line.question, n_candidates) if text not in line.docs]
     return replace(line, docs=(*line.docs, *found)[:n_candidates])
+
+
+def _instruction(rng: random.Random, line: RetrievalLine, top_k: int) -> InstructionLine:
+    docs = line.docs[: max(top_k, len(line.pos_index))]
+    return InstructionLine(line.question, tuple(rng.sample(docs, len(docs))), line.answer, line.references)
 
 
 def held_out_lines(passages: int) -> tuple[list[RetrievalLine], list[RetrievalLine]]:
