@@ -179,8 +179,14 @@ def base_identity(base: str, decoder: Any) -> str:
     return digest.hexdigest()
 
 
-def load_decoder(arguments: EngineArguments, plan: Plan) -> Any:
-    """The base decoder on its device, in its type, quantized where that is asked for; nothing added to it yet."""
+def load_decoder(arguments: EngineArguments, plan: Plan, place: torch.device | None = None) -> Any:
+    """The base decoder in its type, quantized where that is asked for; nothing added to it yet.
+
+    Args:
+        arguments: For which device, and how.
+        plan: Where it lies.
+        place: Where to leave a decoder that is not quantized; None: on the device.
+    """
     from transformers import AutoModelForCausalLM
 
     device = torch.device(arguments.device)
@@ -191,7 +197,7 @@ def load_decoder(arguments: EngineArguments, plan: Plan) -> Any:
         options["device_map"] = {"": device}
     with _base_errors(plan.base, plan.folder), no_progress_bar():
         decoder = AutoModelForCausalLM.from_pretrained(plan.base, **options)
-    return decoder if arguments.quantization is not None else decoder.to(device)
+    return decoder if arguments.quantization is not None else decoder.to(place or device)
 
 
 def _attention(arguments: EngineArguments, device: torch.device) -> str:

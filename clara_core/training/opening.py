@@ -72,8 +72,12 @@ class Opened:
             self.roles.add(role)
 
 
-def open_checkpoint(arguments: EngineArguments) -> Opened:
+def open_checkpoint(arguments: EngineArguments, place: torch.device | None = None) -> Opened:
     """A trained checkpoint, to be taught further.
+
+    Args:
+        arguments: As for an engine.
+        place: Where to leave the weights; None: on the device of the arguments.
 
     Raises:
         CheckpointError: As for an engine.
@@ -81,14 +85,16 @@ def open_checkpoint(arguments: EngineArguments) -> Opened:
     plan = plan_engine(arguments)
     checkpoint = read_checkpoint(plan.folder)
     check_vocabulary(checkpoint, len(plan.tokenizer), plan.base)
-    opened = _opened(plan, arguments, arguments.model)
+    opened = _opened(plan, arguments, arguments.model, place)
     opened.model.load_adapters(checkpoint)
     opened.roles = set(checkpoint.roles)
     opened.bring_base = _lies_inside(checkpoint, arguments.base_model)
     return opened
 
 
-def open_base(base_model: str, config: ClaraConfig, arguments: EngineArguments, seed: int) -> Opened:
+def open_base(
+    base_model: str, config: ClaraConfig, arguments: EngineArguments, seed: int, place: torch.device | None = None
+) -> Opened:
     """A plain decoder with adapters that add nothing yet, and new memory tokens.
 
     Args:
@@ -96,6 +102,7 @@ def open_base(base_model: str, config: ClaraConfig, arguments: EngineArguments, 
         config: Window, rate and rank.
         arguments: Device, type, quantization and access to the Hub.
         seed: Of the new numbers.
+        place: Where to leave the weights; None: on the device of the arguments.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -108,7 +115,7 @@ def open_base(base_model: str, config: ClaraConfig, arguments: EngineArguments, 
     sliding = getattr(shape, "sliding_window", None) or shape.max_position_embeddings
     context = min(shape.max_position_embeddings, sliding)
     plan = Plan(Path(), config, base, int(shape.hidden_size), int(context), ClaraTokenizer(words, config))
-    opened = _opened(plan, arguments, base)
+    opened = _opened(plan, arguments, base, place)
     generator = torch.Generator().manual_seed(seed)
     _draw_memory_tokens(opened.model, generator)
     for layer in opened.model.routed.values():
@@ -133,8 +140,8 @@ def open_random(folder: Path, seed: int) -> Opened:
     return Opened(model, tokenizer, str(folder), "random weights", set(Role), vocabulary, bring_base=True)
 
 
-def _opened(plan: Plan, arguments: EngineArguments, origin: str) -> Opened:
-    decoder = load_decoder(arguments, plan)
+def _opened(plan: Plan, arguments: EngineArguments, origin: str, place: torch.device | None) -> Opened:
+    decoder = load_decoder(arguments, plan, place)
     vocabulary = int(decoder.get_input_embeddings().num_embeddings)
     if len(plan.tokenizer) != vocabulary:
         decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)

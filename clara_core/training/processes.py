@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from clara_core.errors import TrainingError
 
 
 class Processes:
     """Where this process stands among the others.
 
     One process needs nothing but torch. Several (`accelerate launch`, `torchrun`) are connected by accelerate, which
-    reads its own configuration: devices, machines, back end. Each process holds the whole base, which is frozen, and
-    the gradients of the adapters are added up. FSDP and DeepSpeed would cut the base into pieces; that is not done
-    here, so such a configuration starts processes and no more.
+    reads its own configuration: devices, machines, back end. The gradients of the adapters are added up. The base,
+    which is frozen, lies whole in each process, or is cut over them where that configuration asks for FSDP or
+    DeepSpeed ZeRO-3.
 
     Args:
         device: Where one process works; several get theirs from accelerate. None: a CUDA device where there is one.
 
+    Attributes:
+        count: How many there are.
+        index: Which of them this is.
+        device: Where it works.
+        cuts: Whether the frozen base is cut over them.
+
     Raises:
         ImportError: There are several processes, but no accelerate.
+        TrainingError: The file of DeepSpeed's configuration cannot be read.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -39,11 +47,7 @@ class Processes:
             self._state = PartialState(cpu=self.device.type == "cpu")
             self.count, self.index = int(self._state.num_processes), int(self._state.process_index)
             self.device = self._state.device
-            if "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED")):
-                log.warning(
-                    "the FSDP or DeepSpeed part of accelerate's configuration cuts nothing here: every process holds "
-                    "the whole frozen base; where that is too much, take quantization='nf4'"
-                )
+        self.cuts = self.count > 1 and asks_to_cut()
 
     @property
     def is_main(self) -> bool:
@@ -55,6 +59,14 @@ class Processes:
         if self.count > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
+
+    def greatest(self, number: int) -> int:
+        """The greatest number of all processes."""
+        if self.count == 1:
+            return number
+        numbers = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+        return int(numbers)
 
     def gather(self, found: list[str]) -> list[str]:
         """The texts of all processes together."""
@@ -68,3 +80,27 @@ class Processes:
         """Until all processes are here."""
         if self._state is not None:
             self._state.wait_for_everyone()
+
+
+def asks_to_cut() -> bool:
+    """Whether accelerate's configuration cuts weights over processes; it says so in the environment."""
+    asked = os.environ.get
+    if asked("ACCELERATE_USE_FSDP") == "true":
+        return asked("FSDP_SHARDING_STRATEGY", "") not in ("NO_SHARD", "3")
+    # Below stage 3 DeepSpeed divides gradients and optimizer states, of which a frozen base has none.
+    return asked("ACCELERATE_USE_DEEPSPEED") == "true" and _deepspeed_stage() == "3"
+
+
+def _deepspeed_stage() -> str:
+    """The stage of ZeRO, as accelerate finds it: in DeepSpeed's own file where one is given."""
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file == "none":
+        return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    try:
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+        return str(settings.get("zero_optimization", {}).get("stage", 0))
+    except (OSError, ValueError, AttributeError) as exc:
+        raise TrainingError(
+            f"the file of DeepSpeed's configuration {file!r} cannot be read ({exc}): accelerate's configuration names "
+            "it as deepspeed_config_file; give the path of a JSON file there"
+        ) from exc

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from clara_core.errors import TrainingError
 from clara_core.training.batch import MEAN_OF, Step
+from clara_core.training.cut import base_of
 from clara_core.training.frozen import FrozenMemories
 from clara_core.training.journal import Journal, Line
 from clara_core.training.masters import Learning, Masters, Part, parts_of, read_parts, write_parts
@@ -124,7 +125,7 @@ class Trainer:
         journal: Where metrics go.
 
     Raises:
-        TrainingError: The state in `out` is damaged, or of another run.
+        TrainingError: The state in `out` is damaged, or of another run; or the base is to be cut, but learns.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class Trainer:
         if saved is not None:
             self._check_run(saved[1]["run"])
             self.standing = Standing(**saved[1]["standing"])
+        self.base = base_of(self.model, processes, [each.learning for each in lessons])
         lesson = lessons[min(self.standing.lesson, len(lessons) - 1)]
         opened.begin(lesson.learning)
         self._learned: dict[str, Part] = {}  # what earlier lessons changed
@@ -199,6 +201,7 @@ class Trainer:
         self._masters_of = self.standing.lesson
         set_dropout(self.model, lesson.dropout)
         objective = Objective(self.model, lesson.terms, None if lesson.memories is None else lesson.memories())
+        self.base.finish()
         standing = self.standing
         self.journal.begin(lesson.name, lesson.steps, standing.step)
         saved = time.monotonic()
@@ -232,14 +235,13 @@ class Trainer:
         for index, step in enumerate(passes):
             torch.manual_seed(_seed_of(self.seed, lesson.name, number, self.processes.index, index))
             outcome = objective(step)
-            if outcome.losses:
-                loss = torch.stack([value * _share(name, step, totals) for name, value in outcome.losses.items()]).sum()
-                if loss.requires_grad:
-                    loss.backward()
-                self.masters.collect()
+            shares = [value * _share(name, step, totals) for name, value in outcome.losses.items()]
+            self.base.backward(torch.stack(shares).sum() if shares else None)
+            self.masters.collect()
             _add(sums, outcome, step, totals)
             if not all(math.isfinite(float(value.detach())) for value in outcome.losses.values()):
                 bad += step.places
+        self.base.finish()
         self.masters.reduce(self.processes)
         sums = self._summed(sums)
         norm = self.masters.clip()
@@ -286,6 +288,7 @@ class Trainer:
                 outcome = objective(step)
                 _add(sums, outcome, step, totals)
                 losses += sum(float(value) * _share(name, step, totals) for name, value in outcome.losses.items())
+            self.base.finish()
         sums = self._summed({**sums, "": losses})
         loss = sums.pop("")
         if standing.best is None or loss < standing.best:

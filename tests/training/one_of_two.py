@@ -1,0 +1,77 @@
+"""One of the two processes of `test_cut.py`: trains each config with a whole base and with one that is cut.
+
+    python -m tests.training.one_of_two CONFIGS FOLDER
+
+Writes what each run holds in memory, and what is said about a config that cannot be cut.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clara_core.errors import TrainingError
+from clara_core.training.config import TrainingConfig
+from clara_core.training.run import trainer_of
+
+
+def alive() -> int:
+    """Bytes of all tensors of this process; a tensor whose memory was given back counts nothing."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def learn(values: dict[str, Any], out: Path) -> list[int]:
+    """Train a config; how many bytes its model takes before the first step, after each one, and at the end."""
+    before = alive()
+    trainer = trainer_of(TrainingConfig(**values, out=out))
+    held = [alive() - before]
+    reduce = type(trainer.masters).reduce
+
+    def counted(masters: Any, processes: Any) -> None:
+        held.append(alive() - before)
+        reduce(masters, processes)
+
+    type(trainer.masters).reduce = counted  # called after the passes of a step
+    try:
+        trainer.run()
+    finally:
+        type(trainer.masters).reduce = reduce
+    trainer.processes.wait()
+    return [*held, alive() - before]
+
+
+def refused(values: dict[str, Any], out: Path) -> str:
+    """What is said about a quantized base."""
+    try:
+        trainer_of(TrainingConfig(**values, quantization="nf4", out=out))
+    except TrainingError as error:
+        return str(error)
+    return ""
+
+
+def main(configs: Path, folder: Path) -> None:
+    """Train everything twice."""
+    held, said = {}, ""
+    for name, values in json.loads(configs.read_text(encoding="utf-8")).items():
+        for way, asked in (("whole", "false"), ("cut", "true")):
+            os.environ["ACCELERATE_USE_FSDP"] = asked
+            held[f"{name} {way}"] = learn(values, folder / name / way)
+        said = refused(values, folder / name / "refused")
+    found = {"held": held, "refused": said}
+    (folder / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

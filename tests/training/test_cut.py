@@ -1,0 +1,176 @@
+"""A frozen base that is cut over processes: nothing that is learned changes, and each process holds its piece."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clara_core.checkpoint import read_checkpoint
+from clara_core.config import Role
+from clara_core.errors import TrainingError
+from clara_core.loading import EngineArguments
+from clara_core.training.cut import WholeBase, base_of
+from clara_core.training.masters import Learning
+from clara_core.training.opening import open_checkpoint
+from clara_core.training.processes import Processes, asks_to_cut
+from tests.tiny import Tiny, build
+from tests.training.lessons import config_for, metrics
+
+# Each makes the two processes differ in another way: in the lines of their share, in passes, in windows.
+RUNS: dict[str, dict[str, Any]] = {
+    "stage1": {"batch_size": 5, "micro_batch_size": 2, "held_out": 0.25, "eval_every": 2},
+    "stage1_2": {"batch_size": 3, "gradient_checkpointing": True, "micro_batch_size": 1},
+    "contrastive": {"batch_size": 1, "memory_room_mb": 0},  # the second process never has a line
+    "stage2": {"batch_size": 5, "micro_batch_size": 1, "held_out": 0.25, "gradient_checkpointing": True},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return build(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of two processes, each with a whole base and with one that is cut."""
+    pytest.importorskip("accelerate")
+    folder = tmp_path_factory.mktemp("runs")
+    configs = {
+        stage: config_for(tiny, folder, stage, **given).model_dump(  # type: ignore[arg-type]
+            mode="json", exclude={"out", "shape"}, exclude_none=True
+        )
+        for stage, given in RUNS.items()
+    }
+    (folder / "configs.json").write_text(json.dumps(configs), encoding="utf-8")
+    run_two(folder / "configs.json", folder)
+    return folder
+
+
+def run_two(configs: Path, folder: Path) -> None:
+    """Start two processes, and wait for them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = [sys.executable, "-m", "tests.training.one_of_two", str(configs), str(folder)]
+    children = []
+    for rank in ("0", "1"):
+        with (folder / f"log-{rank}").open("wb") as log:
+            environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
+            children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    try:
+        for rank, child in enumerate(children):
+            assert child.wait(timeout=250) == 0, (folder / f"log-{rank}").read_text()
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", RUNS)
+def test_what_is_learned_is_the_same(trained: Path, stage: str) -> None:
+    whole, cut = (trained / stage / way for way in ("whole", "cut"))
+    pairs = list(zip(metrics(whole / "metrics.jsonl"), metrics(cut / "metrics.jsonl"), strict=True))
+    assert len(pairs) == 4
+    for one, other in pairs:
+        assert other == pytest.approx(one, abs=1e-4)
+    first, second = (read_checkpoint(folder / "checkpoint") for folder in (whole, cut))
+    assert first.adapters.keys() == second.adapters.keys()
+    for role, tensors in first.adapters.items():
+        assert tensors.keys() == second.adapters[role].keys()
+        for key, value in tensors.items():
+            assert torch.allclose(second.adapters[role][key], value, atol=1e-5), key
+    for key, value in first.embeddings.items():
+        assert torch.allclose(second.embeddings[key], value, atol=1e-5), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", RUNS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_holds_half_of_the_layers_between_passes(tiny: Tiny, trained: Path, stage: str, rank: int) -> None:
+    layers = sum(weight.nbytes for weight in tiny.model.model.layers.parameters())
+    held = found(trained, rank)["held"]
+    saved = [whole - cut for whole, cut in zip(held[f"{stage} whole"], held[f"{stage} cut"], strict=True)]
+    assert len(saved) == 6
+    # After a step its last pass is still there, which has a copy of its input where the base is cut.
+    assert saved == pytest.approx([layers / 2] * len(saved), rel=0.1)
+
+
+@pytest.mark.slow
+def test_a_quantized_base_is_not_cut(trained: Path) -> None:
+    assert "quantization='nf4' packs its weights" in found(trained, 0)["refused"]
+    assert "leave quantization out" in found(trained, 1)["refused"]
+
+
+def found(folder: Path, rank: int) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / f"found-{rank}.json").read_text(encoding="utf-8"))
+    return values
+
+
+def test_a_base_that_learns_is_not_cut(tiny: Tiny) -> None:
+    opened = open_checkpoint(EngineArguments(str(tiny.folder), base_model=str(tiny.base), device="cpu").resolved())
+    processes = Processes(torch.device("cpu"))
+    learning = [Learning((Role.GENERATOR,)), Learning((Role.GENERATOR,), base=True)]
+    assert isinstance(base_of(opened.model, processes, learning), WholeBase)
+    processes.cuts = True
+    with pytest.raises(TrainingError, match=r"here the base itself learns: start the processes without them"):
+        base_of(opened.model, processes, learning)
+
+
+@pytest.mark.parametrize(
+    "environment, cuts",
+    [
+        ({}, False),
+        ({"ACCELERATE_USE_FSDP": "false"}, False),
+        ({"ACCELERATE_USE_FSDP": "true"}, True),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_SHARDING_STRATEGY": "FULL_SHARD"}, True),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_SHARDING_STRATEGY": "NO_SHARD"}, False),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, False),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, False),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, True),
+    ],
+)
+def test_the_configuration_of_accelerate_decides(
+    environment: dict[str, str], cuts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean(monkeypatch, environment)
+    assert asks_to_cut() is cuts
+    assert not Processes(torch.device("cpu")).cuts  # one process has nobody to share with
+
+
+def test_deepspeeds_own_file_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "deepspeed.json"
+    given = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
+    clean(monkeypatch, given)
+    for stage in (1, 2, 3):
+        file.write_text(json.dumps({"zero_optimization": {"stage": stage}}), encoding="utf-8")
+        assert asks_to_cut() is (stage == 3)
+    file.write_text("stage 3", encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"deepspeed.json' cannot be read .* give the path of a JSON file"):
+        asks_to_cut()
+
+
+def clean(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    """An environment in which accelerate has said this and no more."""
+    for name in list(os.environ):
+        if name.startswith(("ACCELERATE_", "FSDP_")):
+            monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
