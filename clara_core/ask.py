@@ -188,8 +188,11 @@ def source_of(hit: Hit) -> Source:
 
 def _compress(engine: ClaraEngine, passages: Sequence[Passage], notes: Console) -> list[Memory]:
     """Memories of the passages, with a progress bar where somebody can see it."""
-    with Progress(console=notes, transient=True, disable=not notes.is_terminal) as progress:
-        stream = engine.compress_stream([passage.text for passage in passages])
+    texts = [passage.text for passage in passages]
+    if not notes.is_terminal:
+        return engine.compress(texts)
+    with Progress(console=notes, transient=True) as progress:
+        stream = engine.compress_stream(texts)
         return list(progress.track(stream, total=len(passages), description="compressing"))
 
 

@@ -10,6 +10,7 @@ from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from clara_core.filters import check_filter, matches
 from llama_index_clara._filters import core_filter
+from tests.llama_index.doubles import needs_filters_of_today
 
 TAKES_A_LIST = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOperator.ALL)
 TAKES_A_STRING = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE)
@@ -36,6 +37,7 @@ filters = st.builds(
 )
 
 
+@needs_filters_of_today
 @settings(max_examples=500, deadline=None)
 @given(
     st.lists(filters, max_size=3),

@@ -31,7 +31,7 @@ from llama_index.core.vector_stores.types import (
 
 from clara_core import FingerprintMismatch
 from llama_index_clara import ClaraEmbedding, ClaraVectorStore
-from tests.llama_index.doubles import QUESTION, TEXTS, nodes, unit
+from tests.llama_index.doubles import QUESTION, TEXTS, needs_filters_of_today, nodes, unit
 from tests.tiny import build
 
 METADATA = (
@@ -253,6 +253,7 @@ def test_every_condition_filters_as_llama_index_does(plain_pair, length, conditi
     )
 
 
+@needs_filters_of_today
 def test_filters_of_a_store_in_a_folder(model, length, tmp_path):
     """What `core_filter` makes of every filter is tested beside it; here, that the store asks it."""
     store, simple = filled(ClaraVectorStore(model=model, uri=str(tmp_path / "memories")), model, length)
