@@ -242,6 +242,12 @@ def test_passages_share_attributes_and_name_words() -> None:
     assert 0.05 < sum(count == 2 for count in doubles.values()) / len(doubles) < 0.15
 
 
+def test_few_kinds_make_passages_alike() -> None:
+    corpus = make_corpus(random.Random(5), 60, kinds=3, two_passage=1.0)
+    assert len({passage.kind for passage in corpus.passages}) == 3
+    assert len(corpus.questions) > 60
+
+
 def test_paraphrase_tells_the_same_facts_in_other_words() -> None:
     corpus = make_corpus(random.Random(5), 96)
     changed = 0
@@ -310,10 +316,11 @@ def test_a_batch_is_made_in_a_fraction_of_a_training_step() -> None:
         {"n_passages": 5, "words": (0, 100)},
         {"n_passages": 5, "questions_per_passage": -1},
         {"n_passages": 5, "two_passage": -0.1},
+        {"n_passages": 5, "kinds": 99},
     ],
 )
 def test_impossible_wishes_are_refused(arguments: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"passage|words|negative"):
+    with pytest.raises(ValueError, match=r"passage|words|negative|kinds"):
         make_corpus(random.Random(0), **arguments)  # type: ignore[arg-type]
 
 

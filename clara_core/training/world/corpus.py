@@ -41,7 +41,7 @@ def make_corpus(
         kinds: How many kinds of subjects there are, drawn by chance; all where None. Few kinds make passages alike.
 
     Raises:
-        ValueError: `n_passages` is below one, the bounds leave no room, or a count is negative.
+        ValueError: `n_passages` is below one, the bounds leave no room, or a count is out of range.
     """
     low, high = words
     if n_passages < 1:
@@ -50,6 +50,8 @@ def make_corpus(
         raise ValueError(f"words={words}: the most must exceed the fewest by at least 25")
     if questions_per_passage < 0 or two_passage < 0:
         raise ValueError("numbers of questions must not be negative")
+    if kinds is not None and not 1 <= kinds <= len(KINDS):
+        raise ValueError(f"kinds must lie between 1 and {len(KINDS)}, got {kinds}")
     names = Names(rng, split, VOCABULARY, stems=3 + n_passages // 4)
     plan = _subjects(rng, names, n_passages, kinds)
     values = Values(rng, names, [subject for subject, _ in plan])
