@@ -11,7 +11,7 @@ from clara_core.training.journal import METRICS_FILE, read_lines
 
 WINDOW = 20  # steps of the running mean
 _SHARES = {"accuracy": "answer tokens right", "recall@1": "recall@1 in the batch", "again": "retold tokens right"}
-_LOSSES = {"answer": "answer", "contrastive": "contrastive", "held_out": "held out"}
+_LOSSES = {"answer": "answer", "contrastive": "contrastive", "held_out": "held out", "pointing": "attention elsewhere"}
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
