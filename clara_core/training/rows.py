@@ -25,7 +25,7 @@ VERBATIM_INSTRUCTION = "Background: {docs} Repeat the text word for word."
 VERBATIM_ABOUT_INSTRUCTION = "Background: {docs} Repeat the text about {title} word for word."
 ABOUT_INSTRUCTION = "Background: {docs} Say in other words what the text says about {title}."
 LONGEST_RETOLD = 300  # characters
-NEIGHBOURS = (0.7, 0.25, 0.05)  # shares of other passages that are of the same kind, of a similar name, any
+NEIGHBOURS = (0.4, 0.4, 0.15, 0.05)  # shares of other passages of the same kind and like name, kind, like name, any
 TAIL = 2  # tokens at the end of a question that should look at the right document as the answer does
 SYSTEM_SHARE = 0.3  # rows that carry the system message: it costs more tokens than a question and teaches little
 
@@ -105,15 +105,16 @@ def question_rows(
 
 
 def _others(rng: random.Random, first: set[int], neighbours: Neighbours, count: int) -> list[int]:
-    """Other passages, most of them hard to keep apart: of the same kind, or of a similar name."""
-    kin = sorted({other for index in first for other in neighbours.kin[index]} - first)
-    namesakes = sorted({other for index in first for other in neighbours.namesakes[index]} - first)
-    rng.shuffle(kin)
-    rng.shuffle(namesakes)
+    """Other passages, most of them hard to keep apart: of the same kind, of a similar name, or both."""
+    kin = set().union(*(neighbours.kin[index] for index in first)) - first
+    namesakes = set().union(*(neighbours.namesakes[index] for index in first)) - first
+    near = [sorted(group) for group in (kin & namesakes, kin, namesakes)]
+    for group in near:
+        rng.shuffle(group)
     others: list[int] = []
     while len(others) < min(count, len(neighbours.everything) - len(first)):
-        [near] = rng.choices((kin, namesakes, None), NEIGHBOURS)
-        other = near.pop() if near else rng.choice(neighbours.everything)
+        [group] = rng.choices((*near, neighbours.everything), NEIGHBOURS)
+        other = group.pop() if group and group is not neighbours.everything else rng.choice(neighbours.everything)
         if other not in first and other not in others:
             others.append(other)
     return others

@@ -38,6 +38,7 @@ class Stage:
         hold: Share of the steps at the first rate, before it falls in a straight line to the second.
         passages: Passages of each step's corpus.
         kinds: Kinds of subjects in it; all where None.
+        syllables: Of how many syllables its names are made; of all where None.
         words: Shortest and longest passage.
         asked: Questions that the query reasoner reads.
         documents: Fewest and most documents of a generator row.
@@ -60,6 +61,7 @@ class Stage:
     hold: float = 0.0
     passages: int = 64
     kinds: int | None = None
+    syllables: int | None = None
     words: tuple[int, int] = (20, 60)
     asked: int = 32
     documents: tuple[int, int] = (1, 1)

@@ -42,6 +42,7 @@ class WorldSteps:
             two_passage=stage.two_passage,
             layout=LAYOUT,
             kinds=stage.kinds,
+            syllables=stage.syllables,
         )
         asked = rng.sample(corpus.questions, min(stage.asked, len(corpus.questions)))
         sequences, windows = self._windows(corpus)

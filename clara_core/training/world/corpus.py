@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from .kinds import KINDS, RELATIONS, VOCABULARY
-from .names import Names
+from .names import SYLLABLES, Names
 from .passages import MAX_FACTS, lay_out, write
 from .questions import PairMaker, single_questions
 from .types import Corpus, Fact, Passage, Question, Split
@@ -13,6 +13,7 @@ from .values import Subject, Values
 
 # The share of subjects whose facts are spread over two passages.
 DOUBLE = 0.1
+FEWEST_SYLLABLES = 16  # below, a corpus may run out of names
 _FACTS_AT_LEAST = 2
 
 
@@ -25,6 +26,7 @@ def make_corpus(
     two_passage: float = 0.25,
     layout: float = 0.0,
     kinds: int | None = None,
+    syllables: int | None = None,
 ) -> Corpus:
     """Generate passages and questions; equal states of `rng` give equal corpora.
 
@@ -39,6 +41,7 @@ def make_corpus(
         layout: The share of passages that have a heading and paragraphs, as files do; the others
             are one paragraph without a title.
         kinds: How many kinds of subjects there are, drawn by chance; all where None. Few kinds make passages alike.
+        syllables: Of how many syllables all names are made; of all where None. Few make names alike.
 
     Raises:
         ValueError: `n_passages` is below one, the bounds leave no room, or a count is out of range.
@@ -52,7 +55,9 @@ def make_corpus(
         raise ValueError("numbers of questions must not be negative")
     if kinds is not None and not 1 <= kinds <= len(KINDS):
         raise ValueError(f"kinds must lie between 1 and {len(KINDS)}, got {kinds}")
-    names = Names(rng, split, VOCABULARY, stems=3 + n_passages // 4)
+    if syllables is not None and not FEWEST_SYLLABLES <= syllables <= len(SYLLABLES):
+        raise ValueError(f"syllables must lie between {FEWEST_SYLLABLES} and {len(SYLLABLES)}, got {syllables}")
+    names = Names(rng, split, VOCABULARY, 3 + n_passages // 4, syllables)
     plan = _subjects(rng, names, n_passages, kinds)
     values = Values(rng, names, [subject for subject, _ in plan])
     passages: list[Passage] = []

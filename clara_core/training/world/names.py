@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .types import Split
 
@@ -28,7 +28,7 @@ def split_of(word: str) -> Split:
     return "test" if zlib.crc32(word.lower().encode()) % TEST_SHARE == 0 else "train"
 
 
-def invent(rng: random.Random, split: Split, reserved: frozenset[str]) -> str:
+def invent(rng: random.Random, split: Split, reserved: frozenset[str], syllables: Sequence[str] = SYLLABLES) -> str:
     """Draw a capitalised word of two or three syllables that belongs to `split`.
 
     Words of the plain vocabulary (`reserved`, lower case) are never returned: "Carbon" as a town
@@ -36,7 +36,7 @@ def invent(rng: random.Random, split: Split, reserved: frozenset[str]) -> str:
     """
     while True:
         count = 2 if rng.random() < 0.7 else 3
-        word = "".join([rng.choice(SYLLABLES) for _ in range(count)])
+        word = "".join([rng.choice(syllables) for _ in range(count)])
         if split_of(word) == split and word not in reserved:
             return word.capitalize()
 
@@ -49,12 +49,21 @@ class Names:
         split: Which half of the word space to draw from.
         reserved: Lower-case ordinary words that may not be invented again.
         stems: How many words are shared out among the subjects.
+        syllables: Of how many syllables the words are made; of all where None. Few make names alike.
     """
 
-    def __init__(self, rng: random.Random, split: Split, reserved: frozenset[str], stems: int) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        split: Split,
+        reserved: frozenset[str],
+        stems: int,
+        syllables: int | None = None,
+    ) -> None:
         self._rng = rng
         self._split: Split = split
         self._reserved = reserved
+        self._syllables = SYLLABLES if syllables is None else rng.sample(SYLLABLES, syllables)
         self._words: set[str] = set()
         self._names: set[str] = set()
         self._stems = [self.word() for _ in range(stems)]
@@ -63,7 +72,7 @@ class Names:
     def word(self) -> str:
         """Return a word that this corpus has not used yet."""
         while True:
-            word = invent(self._rng, self._split, self._reserved)
+            word = invent(self._rng, self._split, self._reserved, self._syllables)
             if word not in self._words:
                 self._words.add(word)
                 return word
