@@ -187,7 +187,7 @@ def test_configs_name_the_nearest_option(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_checkpoint_of_a_run_holds_every_role_and_the_stages_teach_their_own_weights(finished: Path) -> None:
     contrastive = read_checkpoint(finished / "checkpoints" / "stage2_pretrain_retrieval")
-    instructed = read_checkpoint(finished / "checkpoints" / "stage1_2_names_long")
+    instructed = read_checkpoint(finished / "checkpoints" / "stage1_2_namesakes")
     final = read_checkpoint(finished / "checkpoints" / "stage2")
     assert set(final.roles) == set(Role)
 
@@ -260,7 +260,7 @@ def test_the_curve_of_a_run_is_drawn(finished: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_is_taught_further(finished: Path, tmp_path: Path) -> None:
-    start = finished / "checkpoints" / "stage1_2_names_long"
+    start = finished / "checkpoints" / "stage1_2_namesakes"
     trainer = pocket.world_trainer(tiny_config(tmp_path, steps=1, start=str(start), first="stage2"))
     given = read_checkpoint(start)
     taken = trainer.model.export_adapter(Role.GENERATOR)

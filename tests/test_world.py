@@ -248,6 +248,15 @@ def test_few_kinds_make_passages_alike() -> None:
     assert len(corpus.questions) > 60
 
 
+def test_few_syllables_make_names_alike() -> None:
+    def starts(corpus: Corpus) -> set[str]:
+        return {word[:2] for p in corpus.passages if p.kind == "person" for word in p.title.split()}
+
+    corpus = make_corpus(random.Random(6), 200, syllables=16)
+    assert len(starts(corpus)) < 0.6 * len(starts(make_corpus(random.Random(6), 200)))
+    assert {split_of(word) for p in corpus.passages if p.kind == "person" for word in p.title.split()} == {"train"}
+
+
 def test_paraphrase_tells_the_same_facts_in_other_words() -> None:
     corpus = make_corpus(random.Random(5), 96)
     changed = 0
@@ -317,10 +326,11 @@ def test_a_batch_is_made_in_a_fraction_of_a_training_step() -> None:
         {"n_passages": 5, "questions_per_passage": -1},
         {"n_passages": 5, "two_passage": -0.1},
         {"n_passages": 5, "kinds": 99},
+        {"n_passages": 5, "syllables": 3},
     ],
 )
 def test_impossible_wishes_are_refused(arguments: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"passage|words|negative|kinds"):
+    with pytest.raises(ValueError, match=r"passage|words|negative|kinds|syllables"):
         make_corpus(random.Random(0), **arguments)  # type: ignore[arg-type]
 
 

@@ -2,7 +2,7 @@
 
 The lessons follow each other as in the paper, over a world that is made up anew at every step. A run saves its whole
 state every few minutes and goes on from there when it is started again with the same folder. A finished checkpoint can
-be taught further: ``--set start=pocket --set first=stage1_2_names_long``. ``python -m clara_core.training.pocket`` is
+be taught further: ``--set start=pocket --set first=stage1_2_namesakes``. ``python -m clara_core.training.pocket`` is
 the same with options of its own.
 """
 
