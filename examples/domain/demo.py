@@ -45,7 +45,7 @@ from examples.domain.templated_llm import templated_llm
 
 HERE = Path(__file__).parent
 STAGES: tuple[Stage, ...] = ("stage1", "stage1_2", "contrastive", "stage2")
-READ = 4  # passages of a line for instruction tuning: the one that answers among others like it
+READ = 2  # passages of a line for instruction tuning: the one that answers beside one like it
 MAX_TOKENS = 32
 console = Console(highlight=False)
 
