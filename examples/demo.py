@@ -36,7 +36,7 @@ QUESTIONS = (
     "What does Zorfen Foundry use as its emblem?",
     "In which region does the Lotika deer occur?",
     "What are the main products of Galsena Instruments?",
-    "In which region lies the birthplace of Solmo Bevelrel?",
+    "On the banks of which river does Port Melhel lie?",
 )
 console = Console(highlight=False)
 

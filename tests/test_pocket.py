@@ -125,7 +125,15 @@ def test_it_reads_one_passage_among_five(engine: ClaraEngine, world: World, memo
     ranking = memory_ranking(engine, asked, memories)
     reading = read(engine, asked, memories, best_first(with_gold(asked, ranking), ranking))
     right = reading.right()
-    assert sum(right) / len(right) >= 0.65, reading.wrong()
+    assert sum(right) / len(right) >= 0.80, reading.wrong()
+
+
+@needs_weights
+def test_it_tells_passages_apart_by_their_names(engine: ClaraEngine, world: World, memories: list[Memory]):
+    asked = world.single[:60]
+    reading = read(engine, asked, memories, with_gold(asked, memory_ranking(engine, asked, memories)))
+    right = reading.right()
+    assert sum(right) / len(right) >= 0.70, reading.wrong()  # in any order: a guess would be right in a fifth
 
 
 @needs_weights
@@ -134,7 +142,7 @@ def test_it_reads_two_passages(engine: ClaraEngine, world: World, memories: list
     ranking = memory_ranking(engine, asked, memories)
     reading = read(engine, asked, memories, best_first(with_gold(asked, ranking), ranking))
     right = reading.right()
-    assert sum(right) / len(right) >= 0.30, reading.wrong()
+    assert sum(right) / len(right) >= 0.40, reading.wrong()
 
 
 @needs_weights
