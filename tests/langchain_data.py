@@ -40,8 +40,12 @@ def make_documents() -> list[Document]:
 @cache
 def bundled_or_tiny() -> str:
     """The bundled model by its name, or a random one where its weights are not there (yet)."""
-    if (BUNDLED["pocket"] / "config.json").exists():
-        return "pocket"
+    return "pocket" if (BUNDLED["pocket"] / "config.json").exists() else tiny()
+
+
+@cache
+def tiny() -> str:
+    """A random model, which always says something."""
     folder = tempfile.TemporaryDirectory(prefix="clara-tiny-")
     _kept.append(folder)
     return str(build(Path(folder.name)).folder)
