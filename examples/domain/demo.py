@@ -7,6 +7,7 @@ phrasings and names) becomes training data, the model learns from it in four sta
     stage1          compressor and generator learn the new words: lists of questions and answers, and paraphrases
     stage1_2        they learn to answer one question
     contrastive     the query reasoner learns to find passages
+    average         the weights are brought back a quarter of the way to what they were
     stage2          end to end: the answer's loss teaches the query reasoner as well
 
 What is measured has no phrasing in common with the training questions, and a fifth of it is about passages of which
@@ -33,6 +34,8 @@ from rich.table import Table
 
 from clara_core import ClaraEngine
 from clara_core.evaluation import evaluate, over_corpus, read_questions
+from clara_core.loading import EngineArguments, plan_engine
+from clara_core.training.average import average
 from clara_core.training.candidates import end_to_end_sets
 from clara_core.training.config import TrainingConfig
 from clara_core.training.data import RetrievalLine, read_objects
@@ -46,6 +49,8 @@ from examples.domain.templated_llm import templated_llm
 HERE = Path(__file__).parent
 STAGES: tuple[Stage, ...] = ("stage1", "stage1_2", "contrastive", "stage2")
 READ = 2  # passages of a line for instruction tuning: the one that answers beside one like it
+AVERAGED = "contrastive"  # the stage after which the model is brought back towards what it was
+SHARE = 0.75  # of what it has become by then
 MAX_TOKENS = 32
 console = Console(highlight=False)
 
@@ -101,6 +106,9 @@ def adapt(plan: Plan) -> Path:
         result = train(config, progress=sys.stderr.isatty())
         console.print(f"{stage}: {result.steps} steps, {result.seconds / 60:.1f} minutes", soft_wrap=True)
         model = str(result.checkpoint)
+        if stage == AVERAGED:
+            before = plan_engine(EngineArguments(plan.model).resolved()).folder
+            model = str(average(before, model, SHARE, plan.out / "averaged"))
     return Path(model)
 
 
