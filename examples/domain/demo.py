@@ -7,11 +7,11 @@ phrasings and names) becomes training data, the model learns from it in four sta
     stage1          compressor and generator learn the new words: lists of questions and answers, and paraphrases
     stage1_2        they learn to answer one question
     contrastive     the query reasoner learns to find passages
-    average         the weights are brought back a quarter of the way to what they were
     stage2          end to end: the answer's loss teaches the query reasoner as well
 
 What is measured has no phrasing in common with the training questions, and a fifth of it is about passages of which
-nothing was trained. Against forgetting, every stage also rehearses lines of the old world. A run that was stopped goes
+nothing was trained. Against forgetting, every stage also rehearses lines of the old world, and after the last two the
+weights are brought back part of the way to what they were. A run that was stopped goes
 on where it stood; the result is a checkpoint folder that every component loads.
 """
 
@@ -49,8 +49,8 @@ from examples.domain.templated_llm import templated_llm
 HERE = Path(__file__).parent
 STAGES: tuple[Stage, ...] = ("stage1", "stage1_2", "contrastive", "stage2")
 READ = 2  # passages of a line for instruction tuning: the one that answers beside one like it
-AVERAGED = "contrastive"  # the stage after which the model is brought back towards what it was
-SHARE = 0.75  # of what it has become by then
+# The stages after which the model is brought back towards what it was, and the share of what it has become by then.
+SHARES: dict[Stage, float] = {"contrastive": 0.75, "stage2": 0.87}
 MAX_TOKENS = 32
 console = Console(highlight=False)
 
@@ -106,9 +106,9 @@ def adapt(plan: Plan) -> Path:
         result = train(config, progress=sys.stderr.isatty())
         console.print(f"{stage}: {result.steps} steps, {result.seconds / 60:.1f} minutes", soft_wrap=True)
         model = str(result.checkpoint)
-        if stage == AVERAGED:
+        if stage in SHARES:
             before = plan_engine(EngineArguments(plan.model).resolved()).folder
-            model = str(average(before, model, SHARE, plan.out / "averaged"))
+            model = str(average(before, model, SHARES[stage], plan.out / f"{stage}-averaged"))
     return Path(model)
 
 
