@@ -50,7 +50,7 @@ HERE = Path(__file__).parent
 STAGES: tuple[Stage, ...] = ("stage1", "stage1_2", "contrastive", "stage2")
 READ = 2  # passages of a line for instruction tuning: the one that answers beside one like it
 # The stages after which the model is brought back towards what it was, and the share of what it has become by then.
-SHARES: dict[Stage, float] = {"contrastive": 0.75, "stage2": 0.87}
+SHARES: dict[Stage, float] = {"contrastive": 0.75, "stage2": 0.9}
 MAX_TOKENS = 32
 console = Console(highlight=False)
 
