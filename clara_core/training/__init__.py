@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from clara_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from clara_core.training.average import average
+    from clara_core.training.averaging import average
     from clara_core.training.config import TrainingConfig
     from clara_core.training.pocket import train_world
     from clara_core.training.run import TrainingResult, train
@@ -33,7 +33,7 @@ _MODULES: Final = {
     "TrainingConfig": "clara_core.training.config",
     "TrainingResult": "clara_core.training.run",
     "WorldConfig": "clara_core.training.stages",
-    "average": "clara_core.training.average",
+    "average": "clara_core.training.averaging",
     "synthesize": "clara_core.training.synthesis",
     "train": "clara_core.training.run",
     "train_world": "clara_core.training.pocket",

@@ -11,6 +11,7 @@ from typing import Any
 
 from clara_core.training.journal import Line
 
+CARD_FILE = "README.md"
 _TAIL = 30  # steps at the end of a lesson whose mean is shown
 _LEFT_OUT = {"stage", "step", "lr", "seconds", "norm"}
 

@@ -21,6 +21,7 @@ from clara_core.locate import locate_base
 from clara_core.lora import current_routing, init_adapter, routed
 from clara_core.model import ClaraModel
 from clara_core.tokens import ClaraTokenizer, load_tokenizer
+from clara_core.training.card import CARD_FILE
 from clara_core.training.state import new_folder
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_lea
         if base_learned:
             with no_progress_bar():
                 _plain_base(opened).save_pretrained(new / BASE_FOLDER)
-        (new / "README.md").write_text(card, encoding="utf-8")
+        (new / CARD_FILE).write_text(card, encoding="utf-8")
     return read_checkpoint(folder)
 
 

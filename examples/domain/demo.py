@@ -35,7 +35,7 @@ from rich.table import Table
 from clara_core import ClaraEngine
 from clara_core.evaluation import evaluate, over_corpus, read_questions
 from clara_core.loading import EngineArguments, plan_engine
-from clara_core.training.average import average
+from clara_core.training.averaging import average
 from clara_core.training.candidates import end_to_end_sets
 from clara_core.training.config import TrainingConfig
 from clara_core.training.data import RetrievalLine, read_objects

@@ -16,13 +16,14 @@ from torch import Tensor
 from clara_core.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from clara_core.convert import BASE_FOLDER
 from clara_core.errors import CheckpointError
+from clara_core.training.card import CARD_FILE
 from clara_core.training.state import new_folder
 
 
 def average(
     before: str | os.PathLike[str], after: str | os.PathLike[str], share: float, out: str | os.PathLike[str]
 ) -> Path:
-    """Write the checkpoint ``(1 - share) * before + share * after``; a base inside the folder of `after` goes with it.
+    """Write the checkpoint ``(1 - share) * before + share * after``; the base and the card of `after` go with it.
 
     Args:
         before: Folder of the checkpoint that was taught.
@@ -49,9 +50,12 @@ def average(
     embeddings = _between(old.embeddings, new.embeddings, share, old, new, "the embeddings")
     with new_folder(Path(out)) as folder:
         write_checkpoint(folder, new.config, adapters, embeddings)
-        base = new.folder / BASE_FOLDER
+        base, card = new.folder / BASE_FOLDER, new.folder / CARD_FILE
         if base.is_dir():
             shutil.copytree(base, folder / BASE_FOLDER)
+        text = card.read_text(encoding="utf-8") if card.is_file() else "# CLaRa\n"
+        text += f"\n## Averaged\n\n{share:g} of these weights and {1 - share:g} of those of `{old.folder}`.\n"
+        (folder / CARD_FILE).write_text(text, encoding="utf-8")
     return Path(out)
 
 

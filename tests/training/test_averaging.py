@@ -33,9 +33,12 @@ def test_every_weight_lies_between(two: tuple[Path, Path], tmp_path: Path, share
         assert torch.allclose(tensor, (1 - share) * before.embeddings[key] + share * after.embeddings[key], atol=1e-7)
 
 
-def test_the_base_goes_along_and_an_engine_opens_it(tmp_path: Path) -> None:
+def test_base_and_card_go_along_and_an_engine_opens_it(tmp_path: Path) -> None:
     pocket = BUNDLED["pocket"]
-    middle = average(pocket, pocket, 0.5, tmp_path / "middle")
+    middle = average(pocket, pocket, 0.25, tmp_path / "middle")
+    card = (middle / "README.md").read_text(encoding="utf-8")
+    assert card.startswith((pocket / "README.md").read_text(encoding="utf-8"))
+    assert f"0.25 of these weights and 0.75 of those of `{pocket}`" in card
     texts = ["The bridge was opened in 1907."]
     engines = [ClaraEngine.from_pretrained(str(folder), device="cpu") for folder in (pocket, middle)]
     one, other = (engine.compress(texts)[0].tokens for engine in engines)
