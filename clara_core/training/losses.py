@@ -63,7 +63,7 @@ def contrastive_loss(scores: Tensor, positives: Tensor, tau: float = TAU) -> Ten
     return loss[positives.any(-1)].mean()
 
 
-def pointing_loss(attention: Tensor, sources: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def pointing_loss(attention: Tensor, sources: Tensor, wanted: Tensor) -> Tensor:
     """How far attention to memory tokens goes to other documents than the one that the next token comes from.
 
     Of the attention that a head pays to slots, the share on the right documents should be one: ``-log(share)``, summed
@@ -73,16 +73,13 @@ def pointing_loss(attention: Tensor, sources: Tensor, wanted: Tensor) -> tuple[T
         attention: Attention weights ``[rows, heads, length, length]``.
         sources: ``[rows, length]``: the document of each slot as one bit, 0 elsewhere.
         wanted: ``[rows, length]``: the documents that each position should look at as bits, 0 where it does not matter.
-
-    Returns:
-        tuple: The sum, and the mean share over heads at each of those positions, ``[positions]``.
     """
     row, place = wanted.nonzero(as_tuple=True)
     paid = attention[row, :, place].float()  # [positions, heads, length]
     slots = sources[row][:, None]  # [positions, 1, length]
     right = (slots & wanted[row, place][:, None, None]) != 0
     share = (paid * right).sum(-1) / (paid * (slots != 0)).sum(-1).clamp_min(SMALLEST)  # [positions, heads]
-    return -share.clamp_min(SMALLEST).log().mean(-1).sum(), share.detach().mean(-1)
+    return -share.clamp_min(SMALLEST).log().mean(-1).sum()
 
 
 def straight_through_top_k(scores: Tensor, k: int, tau: float = TAU) -> tuple[Tensor, Tensor]:

@@ -177,7 +177,7 @@ class Objective:
             losses.append(loss * part.labelled)
             hits, total = hits + accuracy * part.labelled, total + part.labelled
             if part.wanted is not None and part.sources is not None:
-                pointing += [pointing_loss(one, part.sources, part.wanted)[0] / len(paid) for one in paid]
+                pointing += [pointing_loss(one, part.sources, part.wanted) / len(paid) for one in paid]
         return (
             torch.stack(losses).sum() / total,
             hits / total,
