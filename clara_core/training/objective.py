@@ -177,7 +177,8 @@ class Objective:
             losses.append(loss * part.labelled)
             hits, total = hits + accuracy * part.labelled, total + part.labelled
             if part.wanted is not None and part.sources is not None:
-                pointing += [pointing_loss(one, part.sources, part.wanted) / len(paid) for one in paid]
+                sources, wanted = part.sources.to(self.model.device), part.wanted.to(self.model.device)
+                pointing += [pointing_loss(one, sources, wanted) / len(paid) for one in paid]
         return (
             torch.stack(losses).sum() / total,
             hits / total,
