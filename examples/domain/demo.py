@@ -11,8 +11,8 @@ phrasings and names) becomes training data, the model learns from it in four sta
 
 What is measured has no phrasing in common with the training questions, and a fifth of it is about passages of which
 nothing was trained. Against forgetting, every stage also rehearses lines of the old world, and after the last two the
-weights are brought back part of the way to what they were. A run that was stopped goes
-on where it stood; the result is a checkpoint folder that every component loads.
+weights are brought back part of the way to what they were. A run that was stopped goes on where it stood; the result is
+a checkpoint folder that every component loads.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def prepare(plan: Plan) -> None:
 def adapt(plan: Plan) -> Path:
     """Train the stages one after the other; returns the last checkpoint."""
     model = plan.model
+    before = plan_engine(EngineArguments(model).resolved()).folder
     for stage in STAGES:
         config = TrainingConfig.read(
             HERE / f"{stage}.toml",
@@ -107,7 +108,6 @@ def adapt(plan: Plan) -> Path:
         console.print(f"{stage}: {result.steps} steps, {result.seconds / 60:.1f} minutes", soft_wrap=True)
         model = str(result.checkpoint)
         if stage in SHARES:
-            before = plan_engine(EngineArguments(plan.model).resolved()).folder
             model = str(average(before, model, SHARES[stage], plan.out / f"{stage}-averaged"))
     return Path(model)
 
