@@ -82,9 +82,6 @@ def _search(candidates: str, model: str) -> Search | None:
     if candidates == _NO_CANDIDATES:
         return None
     if candidates == _BM25:
-        from clara_core.lexical import Bm25
-
-        Bm25([])  # is it installed?
         return None
     from clara_core.store import MemoryStore
 

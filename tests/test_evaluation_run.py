@@ -25,7 +25,7 @@ from clara_core.evaluation import (
 )
 from clara_core.evaluation.cost import align, mean_states, percentile
 from clara_core.evaluation.search import with_gold
-from clara_core.lexical import Bm25
+from clara_core.bm25 import Bm25
 from clara_core.training.lines import RetrievalLine
 from tests.engines import PASSAGES, Counter, open_engine
 from tests.tiny import build
