@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clara_core.errors import StoreError
 from clara_core.memory import Memory
 from clara_core.store.codec import MemoryType
 from clara_core.store.records import Broken, Record, StoreStats
@@ -71,16 +72,14 @@ class Candidate:
     """A document that a place found.
 
     Attributes:
-        id: Of the document.
+        row: Of the document.
         score: Cosine of the question and the best window, or BM25.
         window: Which window of the document scored best; 0 in a search by words.
-        row: Of the document.
     """
 
-    id: str
-    score: float
-    window: int
     row: int
+    score: float
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +113,10 @@ class Snapshot(Protocol):
 
     def records(self, ids: Sequence[str]) -> dict[str, Record]:
         """Documents by id; unknown ids are left out. Metadata is the caller's own copy."""
+        ...
+
+    def at_rows(self, rows: Rows, *, with_memories: bool) -> dict[int, tuple[Record, Memory | None]]:
+        """Documents by the numbers of their rows, and their memories if they are wanted."""
         ...
 
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -213,6 +216,10 @@ class Backend(Protocol):
 
     def salvage(self, report: Report) -> list[Broken]:
         """The same, and take the documents of those files out."""
+        ...
+
+    def explain(self, error: BaseException) -> StoreError | None:
+        """What an error of a call means for the store and what to do; None for one that is not of the place."""
         ...
 
     def close(self) -> None:
