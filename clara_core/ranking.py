@@ -6,7 +6,7 @@ memories, D = n_mem * hidden.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -81,20 +81,20 @@ def rank_memories(question: Tensor, memories: Sequence[Memory], top_k: int | Non
     return ranked if top_k is None else ranked[:top_k]
 
 
-def diversify(question: Tensor, candidates: Tensor, k: int, balance: float = 0.5) -> list[int]:
+def diversify(question: Tensor, candidates: Tensor, k: int, lambda_mult: float = 0.5) -> list[int]:
     """Maximal marginal relevance: what answers the question and is not yet said.
 
     Args:
         question: ``[D]``, any length.
         candidates: ``[M, D]``.
         k: How many to choose.
-        balance: 1 is relevance alone, 0 is diversity alone.
+        lambda_mult: 1 is relevance alone, 0 is diversity alone.
 
     Returns:
         list: Indices of the chosen candidates, in order of choice.
     """
-    if not 0.0 <= balance <= 1.0:
-        msg = f"balance must lie in [0, 1], got {balance}"
+    if not 0.0 <= lambda_mult <= 1.0:
+        msg = f"lambda_mult must lie in [0, 1], got {lambda_mult}"
         raise ValueError(msg)
     vectors = torch.nn.functional.normalize(candidates.float(), dim=1)
     relevance = vectors @ torch.nn.functional.normalize(question.float(), dim=0)  # [M]
@@ -103,7 +103,7 @@ def diversify(question: Tensor, candidates: Tensor, k: int, balance: float = 0.5
     chosen: list[int] = []
     for _ in range(min(k, len(vectors))):
         penalty = repeated if chosen else torch.zeros_like(relevance)
-        gain = (balance * relevance - (1 - balance) * penalty).masked_fill(~free, float("-inf"))
+        gain = (lambda_mult * relevance - (1 - lambda_mult) * penalty).masked_fill(~free, float("-inf"))
         index = int(gain.argmax())
         chosen.append(index)
         free[index] = False
@@ -130,3 +130,40 @@ def fuse_ranks(
         for rank, item in enumerate(dict.fromkeys(ranking), start=1):
             totals[item] = totals.get(item, 0.0) + weight / (constant + rank)
     return sorted(totals.items(), key=lambda pair: -pair[1])
+
+
+# --- relevance ---------------------------------------------------------------------------------------------
+
+
+def memory_relevance(cosine: float) -> float:
+    """A cosine as a number in [0, 1]: one half is a right angle."""
+    return (cosine + 1) / 2
+
+
+def text_relevance(score: float, unit: float) -> float:
+    """A BM25 score as a number in [0, 1): nine tenths is each word of the question, once, in a text of mean length.
+
+    Args:
+        score: Of a text.
+        unit: The score of such a text, `clara_core.bm25`.
+    """
+    return 1 - 10 ** (-score / unit) if unit > 0 else 0.0
+
+
+def fuse(
+    cosines: Mapping[Item, float], texts: Mapping[Item, float], unit: float, text_weight: float
+) -> list[tuple[Item, float]]:
+    """The rankings of one question by memory and by words as one, best first, with scores in [0, 1].
+
+    Args:
+        cosines: Of each candidate; those without have no memory that could be compared.
+        texts: BM25 of the candidates that share words with the question.
+        unit: As in `text_relevance`.
+        text_weight: In [0, 1]; the cosines have the rest.
+    """
+    scores = {
+        item: (1 - text_weight) * (memory_relevance(cosines[item]) if item in cosines else 0.0)
+        + text_weight * text_relevance(texts.get(item, 0.0), unit)
+        for item in sorted({**cosines, **texts})
+    }
+    return sorted(scores.items(), key=lambda pair: -pair[1])

@@ -1,10 +1,10 @@
-"""Memory tokens as bytes of a fixed length and back, in bfloat16 or int8. Knows nothing of tables and files.
+"""Memory tokens as bytes of a fixed length and back, in float32, bfloat16 or int8. Knows nothing of tables and files.
 
 Letters of shapes: w windows, T memory tokens of a window (`n_mem`), H numbers of a token (`hidden`).
 
-A row of ``bfloat16`` is ``T * H`` numbers of two bytes. A row of ``int8`` is T scales (float32), then ``T * H`` signed
-bytes: a number is its byte times the scale of its token, the largest number of a token is 127 scales. All numbers are
-little-endian.
+A row of ``float32`` or ``bfloat16`` is ``T * H`` numbers of four or two bytes. A row of ``int8`` is T scales (float32),
+then ``T * H`` signed bytes: a number is its byte times the scale of its token, the largest number of a token is 127
+scales. All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 
 __all__ = ["MEMORY_TYPES", "Loss", "MemoryCodec", "MemoryType"]
 
-MemoryType = Literal["bfloat16", "int8"]
+MemoryType = Literal["float32", "bfloat16", "int8"]
 MEMORY_TYPES: Final = get_args(MemoryType)
 
 _LEVELS = 127  # steps of int8 on each side of zero; -128 is not used
 _SCALE_BYTES = 4
-_BYTES = {"bfloat16": 2, "int8": 1}  # of a number
+_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class MemoryCodec:
     """Windows of one shape to rows of bytes and back.
 
     Args:
-        memory_type: ``bfloat16`` (exact for a model that computes in bfloat16) or ``int8`` (half the bytes).
+        memory_type: ``float32`` (exact), ``bfloat16`` (exact for a model that computes in bfloat16), or ``int8`` (half
+            the bytes of that).
         n_mem: Memory tokens of a window.
         hidden: Numbers of a memory token.
 
@@ -80,8 +81,8 @@ class MemoryCodec:
             raise ValueError(f"memory must have the shape [windows, {self.n_mem}, {self.hidden}], "
                              f"got {list(tokens.shape)}")  # fmt: skip
         given = tokens.detach().cpu()
-        if self.memory_type == "bfloat16":
-            numbers = given.to(torch.bfloat16).contiguous()
+        if self.memory_type != "int8":
+            numbers = given.to(torch.bfloat16 if self.memory_type == "bfloat16" else torch.float32).contiguous()
             self._check_finite(numbers)
             return numbers.flatten(1).view(torch.uint8).numpy()
         self._check_finite(given)
@@ -97,6 +98,8 @@ class MemoryCodec:
             raise ValueError(f"a stored memory of [{self.n_mem}, {self.hidden}] in {self.memory_type} has "
                              f"{self.row_bytes} bytes, got an array of {rows.dtype} {list(rows.shape)}")  # fmt: skip
         shape = (len(rows), self.n_mem, self.hidden)
+        if self.memory_type == "float32":
+            return torch.from_numpy(np.ascontiguousarray(rows).view(np.float32).copy()).view(shape).to(dtype)
         if self.memory_type == "bfloat16":
             # bfloat16 is the upper half of float32: numpy knows no bfloat16, but it can move bits.
             halves = np.ascontiguousarray(rows).view(np.uint16)

@@ -1,30 +1,25 @@
-"""Rows of a snapshot: found by what they say, or taken by their ids, in bounded memory.
+"""Rows of a Lance table as it was at one moment: found by what they say, or read by their numbers, in bounded memory.
 
-Nothing that comes from outside becomes more than a quoted string. What Lance cannot read is a `StoreError`.
+What comes from outside becomes quoted strings and nothing else. What Lance cannot read is a `StoreError`. All calls of
+Lance that its documentation does not name are in this module: `ScannerBuilder.row_addr_prefilter` with
+`serialize_row_addrs`, by which a scan reads the rows with some numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import pyarrow as pa
 from lance.dataset import ScannerBuilder, serialize_row_addrs
-from numpy.typing import NDArray
 
 from clara_core.errors import StoreError
-from clara_core.filters import check_filter
-from clara_core.memory import Memory
-from clara_core.store.predicate import passing
-from clara_core.store.records import Record, guarded
-from clara_core.store.schema import RECORD_COLUMNS, Layout, records
+from clara_core.store.backend import Rows
+from clara_core.store.records import guarded
 
 if TYPE_CHECKING:
     from lance import LanceDataset, LanceFragment
-
-RowIds = NDArray[np.uint64]
 
 _AHEAD_BYTES: Final = 1 << 27  # that are read before they are asked for; Lance would take two gigabytes
 _VALUES: Final = 10_000  # strings of a predicate
@@ -43,48 +38,41 @@ def readable(dataset: LanceDataset) -> Iterator[None]:
         raise StoreError(f"the store at {dataset.uri} cannot be read (version {dataset.version}): {exc}") from exc
 
 
+def scanner(dataset: LanceDataset, columns: Sequence[str], rows: Rows | None) -> ScannerBuilder:
+    """A scan that gives ``_rowid`` as well, over the rows with some numbers; None means all."""
+    builder = ScannerBuilder(dataset).columns(list(columns)).with_row_id()
+    return builder if rows is None else builder.row_addr_prefilter(serialize_row_addrs(rows.tolist())).prefilter(True)
+
+
 def rows_with(dataset: LanceDataset, column: str, values: Sequence[str], columns: Sequence[str]) -> pa.Table:
     """Rows whose `column` is one of the strings, in the order of the table, with ``_rowid``."""
     parts = [_none(dataset, columns)]
     for start in range(0, len(values), _VALUES):
-        quoted = ", ".join("'" + guarded(value).replace("'", "''") + "'" for value in values[start : start + _VALUES])
+        predicate = f"{column} IN ({', '.join(map(quoted, values[start : start + _VALUES]))})"
         with readable(dataset):
-            parts.append(dataset.to_table(columns=list(columns), filter=f"{column} IN ({quoted})", with_row_id=True))
+            parts.append(dataset.to_table(columns=list(columns), filter=predicate, with_row_id=True))
     return parts[-1] if len(parts) <= 2 else pa.concat_tables(parts).sort_by("_rowid")
 
 
-def rows_at(dataset: LanceDataset, rows: RowIds, columns: Sequence[str]) -> pa.Table:
-    """The rows of these ids in this order, with ``_rowid``."""
+def rows_at(dataset: LanceDataset, rows: Rows, columns: Sequence[str]) -> pa.Table:
+    """The rows with these numbers, ascending, with ``_rowid``."""
     if not len(rows):
         return _none(dataset, columns)
     with readable(dataset):
-        # `take` counts rows from the first that is alive; this is what it stands on.
-        return dataset._take_rows(rows.tolist(), columns=[*columns, "_rowid"])  # noqa: SLF001
-
-
-def passing_rows(dataset: LanceDataset, condition: Mapping[str, Any]) -> pa.Table:
-    """``window`` and ``_rowid`` of the rows that pass a filter, in the order of the table.
-
-    Raises:
-        TypeError, ValueError: It is no filter.
-    """
-    check_filter(condition)
-    with readable(dataset):
-        return passing(dataset, condition, ["window"])
+        found = scanner(dataset, columns, rows).to_scanner().to_table()
+    return found if _ascend(found["_rowid"]) else found.sort_by("_rowid")
 
 
 def batches(
     dataset: LanceDataset,
     columns: Sequence[str],
-    rows: RowIds | None = None,
+    rows: Rows | None = None,
     batch_size: int = 4096,
     fragments: Sequence[LanceFragment] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """All rows, or those with some ids or of some files, in the order of the table, with ``_rowid``."""
-    builder = ScannerBuilder(dataset).columns(list(columns)).with_row_id().batch_size(batch_size).scan_in_order()
+    """All rows, or those with some numbers or of some files, in the order of the table, with ``_rowid``."""
+    builder = scanner(dataset, columns, rows).batch_size(batch_size).scan_in_order()
     builder = builder.batch_readahead(2).fragment_readahead(1).io_buffer_size(_AHEAD_BYTES)
-    if rows is not None:
-        builder = builder.row_addr_prefilter(serialize_row_addrs(rows.tolist()))
     if fragments is not None:
         builder = builder.with_fragments(list(fragments))
     with readable(dataset):
@@ -97,23 +85,14 @@ def batches(
         yield batch
 
 
-def memories_of(dataset: LanceDataset, layout: Layout, ids: Sequence[str]) -> dict[str, Memory]:
-    """Memories by the id of their document, for those that are there."""
-    rows = rows_with(dataset, "id", list(dict.fromkeys(ids)), RECORD_COLUMNS)
-    row_ids = rows["_rowid"].to_numpy()
-    found: dict[str, tuple[Record, list[int]]] = {}
-    places = list(zip(rows["id"].to_pylist(), rows["window"].to_pylist(), range(rows.num_rows), strict=True))
-    by_window = {(id_, window): place for id_, window, place in places}
-    for record in records(rows):
-        id_ = guarded(record.id)
-        found[record.id] = (record, [by_window[id_, window] for window in range(len(record.spans))])
-    if not found:
-        return {}
-    tokens = layout.tokens(rows_at(dataset, row_ids, ["memory"])["memory"])  # [rows, n_mem, hidden]
-    return {
-        id_: Memory(tokens[own], record.text, record.spans, record.source_tokens, layout.fingerprint)
-        for id_, (record, own) in found.items()
-    }
+def quoted(value: str) -> str:
+    """A string as a literal of a predicate."""
+    return "'" + guarded(value).replace("'", "''") + "'"
+
+
+def _ascend(numbers: pa.ChunkedArray) -> bool:
+    values = numbers.to_numpy()
+    return bool((values[1:] > values[:-1]).all())
 
 
 def _none(dataset: LanceDataset, columns: Sequence[str]) -> pa.Table:

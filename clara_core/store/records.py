@@ -8,9 +8,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["Hit", "Record", "StoreStats"]
+if TYPE_CHECKING:
+    from clara_core.memory import Memory
+
+__all__ = ["Broken", "Hit", "Record", "StoreStats"]
 
 Metadata = dict[str, Any]
 
@@ -47,16 +50,37 @@ class Hit:
         id: Of the document.
         text: Exactly as it was given.
         metadata: As it was given; the reader's own copy.
-        score: By ``mode``: the cosine of question and best window in [-1, 1] (``memory``), BM25 (``text``), or the sum
-            of reciprocal ranks (``hybrid``). More is better; scores of different modes are not comparable.
+        score: By ``mode``: the cosine of question and best window in [-1, 1] (``memory``), BM25 (``text``), or both of
+            them fused, in [0, 1] (``hybrid``). More is better; scores of different modes are not comparable.
+        relevance: The same order as a number in [0, 1], see `clara_core.ranking`.
         window: Which window of the document scored best; 0 where only the text was searched.
+        memory: Of the document, where the search was asked for it.
     """
 
     id: str
     text: str
     metadata: Metadata
     score: float
+    relevance: float
     window: int
+    memory: Memory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A file of a store that cannot be read.
+
+    Attributes:
+        path: Of the file.
+        rows: Documents that were in it.
+        reason: What was found.
+        fragment: Its number in the table.
+    """
+
+    path: str
+    rows: int
+    reason: str
+    fragment: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +89,6 @@ class StoreStats:
 
     Attributes:
         documents: Documents in it.
-        rows: Windows of all documents.
         bytes: What the live files take, memories and everything else.
         bytes_per_document: That, for a document on average.
         fragments: Files of rows; many small ones slow a search down, `compact` merges them.
@@ -73,21 +96,20 @@ class StoreStats:
         fingerprint: Of the model whose memories it holds; None while there are none.
         memory_type: How memories are written; None while there are none.
         key_length: Numbers of a key; None while there are none.
-        text_index_rows: Rows whose text an index covers; those added since are scanned.
-        key_index_rows: Rows whose key an index covers; None without one: all are scanned.
+        word_index_rows: Documents whose words an index covers; None without one: this process keeps the words.
+        key_index_rows: Documents whose keys an index covers; None without one: this process keeps the keys.
     """
 
-    documents: int
-    rows: int
-    bytes: int
-    bytes_per_document: float
-    fragments: int
-    version: int
-    fingerprint: str | None
-    memory_type: str | None
-    key_length: int | None
-    text_index_rows: int
-    key_index_rows: int | None
+    documents: int = 0
+    bytes: int = 0
+    bytes_per_document: float = 0.0
+    fragments: int = 0
+    version: int = 0
+    fingerprint: str | None = None
+    memory_type: str | None = None
+    key_length: int | None = None
+    word_index_rows: int | None = None
+    key_index_rows: int | None = None
 
 
 def guarded(text: str) -> str:

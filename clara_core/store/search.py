@@ -1,228 +1,292 @@
-"""Questions to rows of a snapshot: keys first, then the exact cosine of the best; or everything; or words.
-
-A document's score is that of its best window. Letters of shapes: Q questions, D numbers of a memory, n rows,
-m candidates.
-"""
+"""The calls of a store that answer questions: the same for every place that keeps documents."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
-import pyarrow as pa
-import torch
-from lance.dataset import ScannerBuilder, serialize_row_addrs
-from lance.query import MatchQuery
 from torch import Tensor
 
-from clara_core.ranking import fuse_ranks, unit_rows
-from clara_core.store.reading import RowIds, batches, readable, rows_at, rows_with
-from clara_core.store.records import Hit, guarded, unguarded
-from clara_core.store.scan import Keys
-from clara_core.store.schema import RECORD_COLUMNS, Layout, number_rows, records
+from clara_core.errors import FingerprintMismatch
+from clara_core.filters import check_filter
+from clara_core.ranking import diversify, fuse, memory_relevance, text_relevance
+from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot, Space
+from clara_core.store.records import Hit
 
 if TYPE_CHECKING:
-    from lance import LanceDataset
+    from clara_core.engine import ClaraEngine
 
-_SCAN_BYTES: Final = 1 << 25  # of memories that are read at a time
-_NEAR_BYTES: Final = 1 << 21  # of float32 memories that are compared at a time, so that they stay in the cache
-# Parts of an index that are looked through. Of 100,000 synthetic keys of 1,024 numbers, 8 found 97 % of the best ten
-# documents and 32 all of them, in the same time.
-_PROBES: Final = 32
-_DIGITS: Final = 6  # of a cosine in float32; so equal memories have equal scores, wherever they were compared
-_TINY: Final = 1e-12  # as in torch's normalize
+Filter = Mapping[str, Any]
+Mode = Literal["memory", "text", "hybrid"]
 
-Nominate = Callable[[Sequence[int], int], list[RowIds]]
-"""Row ids of the m best candidates of some of the questions, by their places."""
+MODES: Final = ("memory", "text", "hybrid")
+DEFAULT_MODE: Final[Mode] = "hybrid"
+DEFAULT_OVERSAMPLE: Final = 10
+DEFAULT_TEXT_WEIGHT: Final = 0.5  # what measures best in docs/retrieval.md
+
+_FUSED: Final = 30  # documents of each ranking, at least, that are fused
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A document by its id in the table, with its score, best window and that window's row."""
+class Search:
+    """How to search; checked when it is made."""
 
-    id: str
+    k: int
+    mode: Mode
+    exact: bool
+    oversample: int
+    text_weight: float
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, got {self.k}")
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.oversample < 1:
+            raise ValueError(f"oversample must be at least 1, got {self.oversample}")
+        if not 0.0 <= self.text_weight <= 1.0:
+            raise ValueError(f"text_weight must lie in [0, 1], got {self.text_weight}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A document that was found, with its score by the mode of the search."""
+
+    candidate: Candidate
     score: float
-    window: int
-    row: int
+    relevance: float
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What a search sees.
+class StoreSearch:
+    """What answers questions; `MemoryStore` is this and more."""
 
-    Attributes:
-        dataset: The table.
-        layout: Of it.
-        allowed: Rows that may be found; None means all.
-    """
+    engine: ClaraEngine | None
+    _backend: Backend
 
-    dataset: LanceDataset
-    layout: Layout
-    allowed: RowIds | None = None
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a string is a sequence of strings, and is one question
+        self, question: str, k: int = 4, *, filter: Filter | None = None, mode: Mode | None = None,
+        vectors: Tensor | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
+        text_weight: float = DEFAULT_TEXT_WEIGHT, with_memories: bool = False,
+    ) -> list[Hit]: ...  # fmt: skip
 
-    @property
-    def rows(self) -> int:
-        """How many may be found."""
-        return int(self.dataset.count_rows()) if self.allowed is None else len(self.allowed)
+    @overload
+    def search(
+        self, question: Sequence[str], k: int = 4, *, filter: Filter | None = None, mode: Mode | None = None,
+        vectors: Tensor | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
+        text_weight: float = DEFAULT_TEXT_WEIGHT, with_memories: bool = False,
+    ) -> list[list[Hit]]: ...  # fmt: skip
 
+    @overload
+    def search(
+        self, question: Tensor, k: int = 4, *, filter: Filter | None = None, mode: Mode | None = None,
+        vectors: Tensor | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
+        text_weight: float = DEFAULT_TEXT_WEIGHT, with_memories: bool = False,
+    ) -> list[Hit] | list[list[Hit]]: ...  # fmt: skip
 
-# --- candidates ------------------------------------------------------------------------------------------
+    def search(
+        self,
+        question: str | Sequence[str] | Tensor,
+        k: int = 4,
+        *,
+        filter: Filter | None = None,  # noqa: A002
+        mode: Mode | None = None,
+        vectors: Tensor | None = None,
+        exact: bool = False,
+        oversample: int = DEFAULT_OVERSAMPLE,
+        text_weight: float = DEFAULT_TEXT_WEIGHT,
+        with_memories: bool = False,
+    ) -> list[Hit] | list[list[Hit]]:
+        """The documents that answer a question best, best first; of several questions a list each, in one pass.
 
+        Args:
+            question: A question, several, or what the query reasoner made of them: ``[D]`` for one,
+                ``[Q, n_mem, hidden]`` or ``[Q, D]`` for several, ``D = n_mem * hidden``.
+            k: Most documents to find.
+            filter: Which documents may be found, as in `clara_core.filters`.
+            mode: ``memory`` by cosine, ``text`` by words (BM25), ``hybrid`` by both; None is ``hybrid`` for texts and
+                ``memory`` for tensors.
+            vectors: What was made of the questions already, beside their words, in one of the shapes above.
+            exact: Compare with all memories instead of the best ``oversample * k`` by their keys.
+            oversample: Candidates by key for one document.
+            text_weight: Weight of the words in ``hybrid``, in [0, 1].
+            with_memories: Give each hit its memory.
 
-def by_scan(snapshot: Snapshot, keys: Keys, questions: Tensor) -> Nominate:
-    """Candidates for questions ``[Q, n_mem, hidden]`` from all keys."""
-    asked = snapshot.layout.key.questions(questions)  # [Q, L]
-    return lambda places, m: keys.best(asked[list(places)], m, snapshot.allowed)
+        Raises:
+            FingerprintMismatch: The memories are of another model than the engine (not where ``mode="text"``).
+        """
+        words, given, one = _questions(question, vectors)
+        mode = mode or ("memory" if words is None else DEFAULT_MODE)
+        how = Search(k, mode, exact, oversample, text_weight)
+        if mode != "memory" and words is None:
+            raise ValueError(f"mode={mode!r} needs the words of the question, got a tensor; use mode='memory'")
+        if filter is not None:
+            check_filter(filter)
+        count = len(words) if words is not None else len(given) if given is not None else 0
+        snapshot = self._backend.latest()
+        result: list[list[Hit]] = [[] for _ in range(count)]
+        if snapshot is not None and count:
+            allowed = None if filter is None else snapshot.passing(filter)
+            tokens = None if mode == "text" else self._vectors(words, given, snapshot.space)
+            result = _hits(snapshot, _find(snapshot, words, tokens, how, allowed), with_memories=with_memories)
+        return result[0] if one else result
 
+    def search_mmr(
+        self,
+        question: str | Tensor,
+        k: int = 4,
+        *,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter | None = None,  # noqa: A002
+        exact: bool = False,
+        oversample: int = DEFAULT_OVERSAMPLE,
+        with_memories: bool = False,
+    ) -> list[Hit]:
+        """Of the `fetch_k` documents most like a question `k` that do not repeat each other.
 
-def by_index(snapshot: Snapshot, questions: Tensor) -> Nominate:
-    """Candidates by the index over the keys; rows that it does not cover are scanned."""
-    asked = snapshot.layout.key.questions(questions)
+        Args:
+            question: As in `search`, but one.
+            k: Most documents to find.
+            fetch_k: How many to choose from; at least `k` are.
+            lambda_mult: 1 is relevance alone, 0 is diversity alone.
+            filter: As in `search`.
+            exact: As in `search`.
+            oversample: As in `search`.
+            with_memories: As in `search`.
 
-    def nearest(place: int, m: int) -> RowIds:
-        builder = ScannerBuilder(snapshot.dataset).columns(["_distance"]).with_row_id()
-        builder = builder.nearest("key", asked[place].astype(np.float16), k=m, metric="dot", nprobes=_PROBES)
-        if snapshot.allowed is not None:
-            builder = builder.prefilter(True).row_addr_prefilter(serialize_row_addrs(snapshot.allowed.tolist()))
-        with readable(snapshot.dataset):
-            rows: RowIds = builder.to_scanner().to_table()["_rowid"].to_numpy()
-        return rows
-
-    return lambda places, m: [nearest(place, m) for place in places]
-
-
-# --- memories --------------------------------------------------------------------------------------------
-
-
-def by_memory(snapshot: Snapshot, questions: Tensor, nominate: Nominate, k: int, oversample: int) -> list[list[Found]]:
-    """The k documents most like each question ``[Q, n_mem, hidden]`` among candidates, by exact cosine."""
-    found: list[list[Found]] = [[] for _ in questions]
-    missing, wanted, most = list(range(len(questions))), oversample * k, snapshot.rows
-    while missing and wanted < most:
-        ranked = _ranked(snapshot, unit_rows(questions[missing]), nominate(missing, wanted), k)
-        for place, documents in zip(missing, ranked, strict=True):
-            found[place] = documents
-        # Many windows of few documents: look further.
-        missing, wanted = [place for place in missing if len(found[place]) < k], 4 * wanted
-    for place, documents in zip(
-        missing, by_everything(snapshot, questions[missing], k) if missing else (), strict=True
-    ):
-        found[place] = documents
-    return found
-
-
-def _ranked(snapshot: Snapshot, units: Tensor, candidates: Sequence[RowIds], k: int) -> list[list[Found]]:
-    """The best documents among the candidate rows of each question, by exact cosine."""
-    union = np.unique(np.concatenate(candidates))
-    best = _Best(len(units), k)
-    step = max(1, _SCAN_BYTES // snapshot.layout.codec.row_bytes)
-    for start in range(0, len(union), step):
-        table = rows_at(snapshot.dataset, union[start : start + step], ["id", "window", "memory"])
-        rows = table["_rowid"].to_numpy()
-        scores = cosines(units, snapshot.layout, table["memory"])
-        if len(candidates) > 1:
-            meant = np.stack([np.isin(rows, own) for own in candidates])
-            scores.masked_fill_(~torch.from_numpy(meant), -torch.inf)
-        best.offer(scores, table["id"], table["window"], rows)
-    return best.documents()
-
-
-def by_everything(snapshot: Snapshot, questions: Tensor, k: int) -> list[list[Found]]:
-    """The k documents most like each question, from all memories, in bounded memory."""
-    units = unit_rows(questions)
-    best = _Best(len(units), k)
-    step = max(1, _SCAN_BYTES // snapshot.layout.codec.row_bytes)
-    for batch in batches(snapshot.dataset, ["id", "window", "memory"], snapshot.allowed, step):
-        scores = cosines(units, snapshot.layout, batch.column("memory"))
-        best.offer(scores, batch.column("id"), batch.column("window"), batch.column("_rowid").to_numpy())
-    return best.documents()
-
-
-def cosines(units: Tensor, layout: Layout, memory: pa.Array | pa.ChunkedArray) -> Tensor:
-    """Cosine of unit vectors ``[Q, D]`` with windows, from the column of their bytes: ``[Q, n]``, in float32.
-
-    As `clara_core.ranking.window_scores`, in pieces that stay in the processor's cache.
-    """
-    rows = number_rows(memory)  # [n, bytes]
-    scores = torch.empty(len(units), len(rows))
-    step = max(1, _NEAR_BYTES // (4 * units.shape[1]), len(units))
-    for start in range(0, len(rows), step):
-        windows = layout.codec.decode(rows[start : start + step], layout.dtype).flatten(1).float()
-        lengths = torch.linalg.vector_norm(windows, dim=1).clamp_min(_TINY)
-        scores[:, start : start + step] = (units @ windows.T) / lengths
-    # Rounding can push the product of two equal unit vectors past one.
-    return scores.clamp_(-1.0, 1.0)
-
-
-class _Best:
-    """The k best documents of each question, while rows come by."""
-
-    def __init__(self, questions: int, k: int) -> None:
-        self._k = k
-        self._found: list[dict[str, Found]] = [{} for _ in range(questions)]
-
-    def offer(self, scores: Tensor, ids: pa.ChunkedArray, windows: pa.ChunkedArray, rows: RowIds) -> None:
-        """Rows with their scores ``[Q, n]``; minus infinity is no candidate."""
-        for found, own in zip(self._found, scores.numpy(), strict=True):
-            floor = min(each.score for each in found.values()) if len(found) >= self._k else -np.inf
-            for place in np.flatnonzero(own > floor).tolist():
-                id_, score = ids[place].as_py(), round(float(own[place]), _DIGITS)
-                if id_ not in found or score > found[id_].score:
-                    found[id_] = Found(id_, score, windows[place].as_py(), int(rows[place]))
-            for each in sorted(found.values(), key=_order)[self._k :]:
-                del found[each.id]
-
-    def documents(self) -> list[list[Found]]:
-        """Best first; equal scores in the order of the table."""
-        return [sorted(found.values(), key=_order) for found in self._found]
-
-
-def _order(document: Found) -> tuple[float, int]:
-    return -document.score, document.row
-
-
-# --- words -----------------------------------------------------------------------------------------------
-
-
-def by_text(snapshot: Snapshot, question: str, k: int) -> list[Found]:
-    """The k documents that share most with the words of a question (BM25), rows without an index among them."""
-    builder = ScannerBuilder(snapshot.dataset).columns(["id", "_score"]).with_row_id().limit(k)
-    builder = builder.full_text_search(MatchQuery(guarded(question), "text"))
-    if snapshot.allowed is not None:
-        if not len(snapshot.allowed):
+        Returns:
+            list: In the order of choice; scores are cosines.
+        """
+        words, given, one = _questions(question, None)
+        if not one:
+            raise ValueError("search_mmr takes one question: a string, or a tensor [D]")
+        Search(k, "memory", exact, oversample, 0.0)
+        if not 0.0 <= lambda_mult <= 1.0:
+            raise ValueError(f"lambda_mult must lie in [0, 1], got {lambda_mult}")
+        if filter is not None:
+            check_filter(filter)
+        if (snapshot := self._backend.latest()) is None:
             return []
-        builder = builder.prefilter(True).row_addr_prefilter(serialize_row_addrs(snapshot.allowed.tolist()))
-    with readable(snapshot.dataset):
-        table = builder.to_scanner().to_table()
-    columns = (table["id"].to_pylist(), table["_score"].to_pylist(), table["_rowid"].to_pylist())
-    return sorted((Found(id_, score, 0, row) for id_, score, row in zip(*columns, strict=True)), key=_order)
+        tokens = self._vectors(words, given, snapshot.space)
+        allowed = None if filter is None else snapshot.passing(filter)
+        [found] = snapshot.nearest(tokens, max(k, fetch_k), allowed, exact=exact, oversample=oversample)
+        if not found:
+            return []
+        chosen = diversify(tokens[0].flatten(), snapshot.windows(found), k, lambda_mult)
+        return _hits(snapshot, [[_by_cosine(found[index]) for index in chosen]], with_memories=with_memories)[0]
+
+    def _vectors(self, words: list[str] | None, given: Tensor | None, space: Space) -> Tensor:
+        """``[Q, n_mem, hidden]``."""
+        if given is not None:
+            dimension = space.n_mem * space.hidden
+            if given.numel() != len(given) * dimension:
+                raise ValueError(f"questions for this store have {space.n_mem} x {space.hidden} = {dimension} "
+                                 f"numbers, got the shape {list(given.shape)}")  # fmt: skip
+            if not bool(given.isfinite().all()):
+                raise ValueError("a question holds NaN or infinity")
+            return given.reshape(len(given), space.n_mem, space.hidden)
+        if self.engine is None:
+            raise ValueError("a search by memory needs a model: open the store with engine= or model=, or ask with "
+                             "mode='text'")  # fmt: skip
+        check_engine(self.engine, space, self._backend.uri)
+        return self.engine.reason(words or [])
 
 
-def fused(memory: Sequence[Found], text: Sequence[Found], weight: float, k: int) -> list[Found]:
-    """Both rankings as one, by reciprocal ranks; `weight` is that of the text, the memory has the rest."""
-    known = {document.id: document for document in [*text, *memory]}  # the window is the memory's
-    ranked = fuse_ranks([[each.id for each in memory], [each.id for each in text]], [1 - weight, weight])
-    return [Found(id_, score, known[id_].window, known[id_].row) for id_, score in ranked[:k] if score > 0]
+def check_engine(engine: ClaraEngine, space: Space, uri: str) -> None:
+    """Refuse an engine that cannot read the memories of a store.
+
+    Raises:
+        FingerprintMismatch: It is of another model; says both and what to do.
+    """
+    if engine.fingerprint != space.fingerprint:
+        raise FingerprintMismatch(
+            f"the store at {uri} holds memories of the model {space.fingerprint[:12]}, the engine is "
+            f"{engine.fingerprint[:12]}: open it with the model that wrote it, or add its texts to a store in another "
+            "folder with this one; get, iteration and mode='text' work as it is"
+        )
 
 
-# --- documents -------------------------------------------------------------------------------------------
+# --- one question ----------------------------------------------------------------------------------------
 
 
-def hits(dataset: LanceDataset, found: Sequence[Sequence[Found]]) -> list[list[Hit]]:
-    """The documents that were found, as they were given."""
-    rows = np.array(sorted({each.row for documents in found for each in documents}), np.uint64)
-    table = rows_at(dataset, rows, RECORD_COLUMNS)
-    whole = pa.compute.equal(table["windows"], 1)
-    there = {record.id: record for record in records(table.filter(whole))}
-    # The text of a document of several windows stands on its first one.
-    split = [unguarded(id_) for id_ in table.filter(pa.compute.invert(whole))["id"].unique().to_pylist()]
-    there.update({record.id: record for record in records(rows_with(dataset, "id", split, RECORD_COLUMNS))})
+def _find(
+    snapshot: Snapshot, words: list[str] | None, tokens: Tensor | None, how: Search, allowed: Rows | None
+) -> list[list[_Found]]:
+    """What each question finds, by the mode of the search."""
 
-    def hit(document: Found) -> Hit:
-        record = there[unguarded(document.id)]
-        return Hit(record.id, record.text, copy.deepcopy(record.metadata), document.score, document.window)
+    def nearest(tokens: Tensor, k: int, among: Rows | None, oversample: int) -> list[list[Candidate]]:
+        return snapshot.nearest(tokens, k, among, exact=how.exact, oversample=oversample)
 
-    return [[hit(document) for document in documents] for documents in found]
+    if tokens is None:
+        return [_by_words(snapshot.matching(question, how.k, allowed)) for question in words or ()]
+    if how.mode == "memory" or words is None:
+        return [list(map(_by_cosine, found)) for found in nearest(tokens, how.k, allowed, how.oversample)]
+    depth = max(how.k, _FUSED)
+    by_memory = nearest(tokens, depth, allowed, max(2, how.oversample * how.k // depth))
+    result = []
+    for question, own, near in zip(words, tokens, by_memory, strict=True):
+        by_words = snapshot.matching(question, depth, allowed)
+        # What one of the rankings does not know gets its score there, too.
+        [others] = nearest(own[None], depth, _rows(by_words.candidates, near), 1)
+        others += near
+        known = snapshot.matching(question, 2 * depth, _rows(near, by_words.candidates)).candidates
+        result.append(_fused(others, Matches([*by_words.candidates, *known], by_words.unit), how))
+    return result
+
+
+def _rows(candidates: Sequence[Candidate], without: Sequence[Candidate]) -> Rows:
+    """Rows of candidates that are not among others."""
+    rows = {each.row for each in candidates} - {each.row for each in without}
+    return np.array(sorted(rows), np.uint64)
+
+
+def _by_cosine(candidate: Candidate) -> _Found:
+    return _Found(candidate, candidate.score, memory_relevance(candidate.score))
+
+
+def _by_words(matches: Matches) -> list[_Found]:
+    return [_Found(each, each.score, text_relevance(each.score, matches.unit)) for each in matches.candidates]
+
+
+def _fused(near: Sequence[Candidate], matches: Matches, how: Search) -> list[_Found]:
+    """Both rankings as one; of equal scores the lower row first."""
+    known = {each.row: each for each in [*matches.candidates, *near]}  # the window is the memory's
+    cosines = {each.row: each.score for each in near}
+    texts = {each.row: each.score for each in matches.candidates}
+    ranked = fuse(cosines, texts, matches.unit, how.text_weight)
+    return [_Found(known[row], score, score) for row, score in ranked[: how.k]]
+
+
+def _hits(snapshot: Snapshot, found: Sequence[Sequence[_Found]], *, with_memories: bool) -> list[list[Hit]]:
+    """The documents that were found, as they were given; each hit has metadata of its own."""
+    rows = sorted({each.candidate.row for documents in found for each in documents})
+    there = snapshot.at_rows(np.array(rows, np.uint64), with_memories=with_memories) if rows else {}
+
+    def hit(each: _Found) -> Hit:
+        record, memory = there[each.candidate.row]
+        metadata = copy.deepcopy(record.metadata)
+        return Hit(record.id, record.text, metadata, each.score, each.relevance, each.candidate.window, memory)
+
+    return [[hit(each) for each in documents] for documents in found]
+
+
+def _questions(
+    question: str | Sequence[str] | Tensor, vectors: Tensor | None
+) -> tuple[list[str] | None, Tensor | None, bool]:
+    """The words of questions, their vectors, and whether it is one question."""
+    if isinstance(question, Tensor):
+        if vectors is not None:
+            raise ValueError("give the vectors of questions as question=, or their words there and vectors=, not both")
+        return (None, question[None], True) if question.ndim == 1 else (None, question, False)
+    words = [question] if isinstance(question, str) else list(question)
+    for index, each in enumerate(words):
+        if not isinstance(each, str):
+            raise TypeError(f"question[{index}] must be a string, got {type(each).__name__}; vectors go as one tensor")
+    given = vectors[None] if vectors is not None and vectors.ndim == 1 else vectors
+    if given is not None and len(given) != len(words):
+        raise ValueError(f"one vector a question is needed, got {len(given)} for {len(words)}")
+    return words, given, isinstance(question, str)

@@ -1,0 +1,325 @@
+"""What keeps a table quick as it grows: few files, keys that fit it, indexes. Nothing here changes what is found.
+
+Files are merged in tiers while documents are added: every `EVERY` commits those with fewer than ``EVERY`` rows become
+one, and when there are `EVERY` files with fewer than ``EVERY**2`` rows those do, and so on. So a document is written
+again a few times at most, and their number grows with the logarithm of the documents.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+from lance.progress import IndexProgress
+
+from clara_core.errors import StoreError
+from clara_core.store.backend import Report
+from clara_core.store.reading import batches, readable
+from clara_core.store.records import StoreStats
+from clara_core.store.scan import made_keys
+from clara_core.store.schema import FIT_ROWS, Layout, list_column, window_counts
+from clara_core.store.table import Table, data_bytes
+
+if TYPE_CHECKING:
+    from lance import LanceDataset
+
+INDEX_ROWS: Final = 500_000  # documents, from which on indexes over keys and words are quicker than what is in memory
+KEY_INDEX: Final = "key_near"
+WORD_INDEX: Final = "words_in"
+EVERY: Final = 16  # commits, and files of a tier
+
+_IndexKind = Literal["BTREE", "LABEL_LIST"]
+_VALUE_INDEXES: Final[dict[str, _IndexKind]] = {"id": "BTREE", "content": "BTREE", "facts": "LABEL_LIST"}
+_FIT_BYTES: Final = 1 << 26  # of memories that keys are fitted to, at most
+_MANY_ROWS: Final = 1 << 20  # of a file
+_LARGE_FILE: Final = 1 << 30  # bytes, about
+_MERGED_BYTES: Final = 1 << 25  # that are merged at a time
+_LARGE_PART: Final = 1 << 32  # bytes of files that are merged by one commit, about
+_SUPERSEDED: Final = timedelta(seconds=2)  # how long a version is kept after the next one came
+_LEASE: Final = timedelta(hours=1)  # how long a reader may hold a version
+_READER: Final = "reader-"  # begins the names of readers' tags
+
+_log = logging.getLogger(__name__)
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+class Upkeep:
+    """Merges files of a table and drops old versions in a thread of this process, as commits come.
+
+    Args:
+        table: The table.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._lock = threading.Lock()
+        self._pid = -1
+        self._commits = 0
+        self._running: Future[None] | None = None
+
+    def committed(self) -> None:
+        """There is one commit more."""
+        with self._lock:
+            if self._pid != os.getpid():  # after a fork there are no threads
+                self._pid, self._commits, self._running = os.getpid(), 0, None
+            self._commits += 1
+            if self._commits % EVERY == 0 and (self._running is None or self._running.done()):
+                self._running = _pool().submit(self._tidy)
+
+    def wait(self) -> None:
+        """Wait for what is under way."""
+        running = self._running
+        if running is not None and self._pid == os.getpid():
+            running.result()
+
+    def _tidy(self) -> None:
+        try:
+            merge_tiers(self._table)
+            drop_versions(self._table)
+        except (OSError, StoreError, pa.ArrowException) as exc:  # it is tried again; what is wrong, the caller meets
+            _log.info("the files of %s were not merged: %s", self._table.uri, exc)
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+_making = threading.Lock()
+
+
+def _pool() -> ThreadPoolExecutor:
+    """The one thread of this process that tidies."""
+    with _making:
+        if os.getpid() not in _pools:
+            _pools.clear()
+            _pools[os.getpid()] = ThreadPoolExecutor(1, "clara-store-upkeep")
+        return _pools[os.getpid()]
+
+
+def merge_tiers(table: Table) -> None:
+    """Merge the files of each tier that has enough of them."""
+    size = EVERY
+    while (dataset := table.latest()) is not None:
+        width = _row_bytes(dataset)
+        sizes = [fragment.count_rows() for fragment in dataset.get_fragments()]
+        if size * width > _LARGE_FILE or not any(rows >= size // EVERY for rows in sizes):
+            return
+        if sum(rows < size for rows in sizes) >= EVERY:
+            _compact(table, min(size, _MANY_ROWS), width)
+        size *= EVERY
+
+
+def compact(table: Table, older_than: timedelta) -> None:
+    """Merge all small files, drop rows that were taken out, and delete versions that are older.
+
+    Not all at once: what meets another's commit has to be done again.
+    """
+    dataset = table.latest()
+    if dataset is not None:
+        width = _row_bytes(dataset)
+        # A file with fewer rows is merged again: this has to agree with the size that files come out with.
+        _compact(table, min(_MANY_ROWS, max(1, _LARGE_FILE // width)), width)
+        drop_versions(table, older_than)
+
+
+def _compact(table: Table, rows: int, width: int) -> None:
+    def part(dataset: LanceDataset) -> bool:
+        done = dataset.optimize.compact_files(
+            target_rows_per_fragment=rows,
+            max_source_bytes=_LARGE_PART,
+            batch_size=min(_MANY_ROWS, max(1, _MERGED_BYTES // width)),
+            num_threads=1,
+        )
+        return bool(done.fragments_removed > done.fragments_added)
+
+    while table.change(part):
+        pass
+
+
+def _row_bytes(dataset: LanceDataset) -> int:
+    return max(1, data_bytes(dataset) // max(1, int(dataset.count_rows())))
+
+
+# --- versions --------------------------------------------------------------------------------------------
+
+
+def drop_versions(table: Table, superseded: timedelta = _SUPERSEDED) -> None:
+    """Delete versions that were replaced by the next one so long ago, but for those that a reader holds."""
+    dataset = table.latest()
+    if dataset is None:
+        return
+    now = datetime.now(UTC)
+    for name, tag in dataset.tags.list().items():
+        if name.startswith(_READER) and now - tag["created_at"] > _LEASE:
+            dataset.tags.delete(name)
+    # A version's time is when it was made; it was the newest one until the next was made.
+    times = sorted(version["timestamp"].astimezone(UTC) for version in dataset.versions())
+    past = [time for time in times if time <= now - superseded]
+    if len(past) > 1:
+        age = datetime.now(UTC) - past[-1] + timedelta(microseconds=1)
+        dataset.cleanup_old_versions(older_than=age, error_if_tagged_old_versions=False)
+
+
+class Lease:
+    """Keeps a version of a table for a reader of many seconds, while others drop what is old."""
+
+    def __init__(self, dataset: LanceDataset) -> None:
+        self._dataset = dataset
+        self._name = f"{_READER}{os.getpid()}-{time.time_ns()}-{threading.get_ident()}"
+        self._held = False
+
+    def __enter__(self) -> None:
+        try:
+            self._dataset.tags.create(self._name, self._dataset.version)
+            self._held = True
+        except (OSError, ValueError) as exc:  # a place that may only be read
+            _log.info("version %d cannot be held: %s", self._dataset.version, exc)
+
+    def __exit__(self, *_: object) -> None:
+        if self._held:
+            try:
+                self._dataset.tags.delete(self._name)
+            except (OSError, ValueError) as exc:
+                _log.info("the tag %s is left: %s", self._name, exc)
+
+
+# --- keys ------------------------------------------------------------------------------------------------
+
+
+def refit(table: Table) -> None:
+    """Fit the keys to the memories, if that was done when there were too few, and make those of all rows anew."""
+    dataset = table.latest()
+    if dataset is None:
+        return
+    layout = Layout.of(dataset.schema, table.uri)
+    rows = int(dataset.count_rows())
+    if layout.fitted_to >= FIT_ROWS or rows < FIT_ROWS:
+        return
+    wanted = max(FIT_ROWS, min(2 * FIT_ROWS, _FIT_BYTES // layout.codec.row_bytes))
+    places = np.unique(np.linspace(0, rows - 1, min(rows, wanted)).astype(np.int64))
+    with readable(dataset):
+        memories = dataset.take(places.tolist(), columns=["memory"])["memory"]
+    if len(tokens := layout.tokens(memories)) < FIT_ROWS:
+        return  # blank pages
+    cover = layout.fitted(tokens).cover
+    table.change(lambda own: own.update_schema_metadata({**cover}))
+    rewrite_keys(table, lambda done: None)
+
+
+def rewrite_keys(table: Table, progress: Callable[[int], Any]) -> None:
+    """Write the keys that were made by older settings anew.
+
+    Args:
+        table: The table.
+        progress: Told how many rows were done.
+    """
+    dataset = table.latest()
+    if dataset is None:
+        return
+    layout = Layout.of(dataset.schema, table.uri)
+    old = f"fit <> {layout.fit}"
+    with readable(dataset):
+        rows = np.sort(dataset.to_table(columns=[], filter=old, with_row_id=True)["_rowid"].to_numpy())
+    parts = []
+    for batch in batches(dataset, ["id", "content", "key"], rows) if len(rows) else ():
+        keys = made_keys(dataset, layout, batch.column("_rowid").to_numpy())
+        fit = pa.array(np.full(len(batch), layout.fit, np.int64))
+        own = [batch["id"], batch["content"], list_column(keys, window_counts(batch["key"]).tolist()), fit]
+        parts.append(pa.Table.from_arrays(own, schema=pa.schema([dataset.schema.field(name) for name in _REWRITTEN])))
+        progress(len(batch))
+    if parts:
+        table.update(pa.concat_tables(parts).combine_chunks())
+
+
+_REWRITTEN: Final = ("id", "content", "key", "fit")
+
+
+# --- indexes ---------------------------------------------------------------------------------------------
+
+
+def index_names(dataset: LanceDataset) -> set[str]:
+    """Names of the indexes of a version."""
+    return {index.name for index in dataset.describe_indices()}
+
+
+def indexed_rows(dataset: LanceDataset, name: str) -> int | None:
+    """How many rows an index covers; None where there is no such index."""
+    index = next((index for index in dataset.describe_indices() if index.name == name), None)
+    if index is None:
+        return None
+    covered = {number for segment in index.segments for number in segment.fragment_ids}
+    return sum(fragment.count_rows() for fragment in dataset.get_fragments() if fragment.fragment_id in covered)
+
+
+def build_indexes(table: Table, report: Report) -> None:
+    """Make the indexes that are missing, and take rows that were added since into the others.
+
+    Args:
+        table: The table.
+        report: Told what is being done, and how far it is where Lance knows.
+    """
+    dataset = table.latest()
+    if dataset is None or not dataset.count_rows():
+        return
+    there = index_names(dataset)
+    for column, kind in _VALUE_INDEXES.items():
+        if (name := f"{column}_value") not in there:
+            shown = _reporting(report, f"index of {column}")
+            table.change(partial(_index_values, column=column, kind=kind, name=name, progress=shown))
+    if dataset.count_rows() >= INDEX_ROWS:
+        if WORD_INDEX not in there:
+            table.change(partial(_index_words, progress=_reporting(report, "index of words")))
+        if KEY_INDEX not in there:
+            table.change(partial(_index_keys, progress=_reporting(report, "index of keys")))
+    report("rows added since", 0, 0)
+    table.change(lambda own: own.optimize.optimize_indices())
+
+
+def _index_values(
+    dataset: LanceDataset, column: str, kind: _IndexKind, name: str, progress: Callable[[IndexProgress], None]
+) -> None:
+    dataset.create_scalar_index(column, kind, name=name, progress_callback=progress)
+
+
+def _index_words(dataset: LanceDataset, progress: Callable[[IndexProgress], None]) -> None:
+    """The words as they are in their column: of any length, nothing stemmed, folded or left out again."""
+    dataset.create_scalar_index(
+        "words", "INVERTED", name=WORD_INDEX, base_tokenizer="whitespace", with_position=False, stem=False,
+        lower_case=False, ascii_folding=False, remove_stop_words=False, max_token_length=None,
+        progress_callback=progress,
+    )  # fmt: skip
+
+
+def _index_keys(dataset: LanceDataset, progress: Callable[[IndexProgress], None]) -> None:
+    dataset.create_index("key", "IVF_RQ", name=KEY_INDEX, metric="cosine", progress_callback=progress)
+
+
+def _reporting(report: Report, step: str) -> Callable[[IndexProgress], None]:
+    report(step, 0, 0)
+    return lambda event: report(f"{step}: {event.stage}", event.completed or 0, event.total or 0)
+
+
+def statistics(dataset: LanceDataset, layout: Layout) -> StoreStats:
+    """Size and state of a version."""
+    with readable(dataset):
+        documents, size = int(dataset.count_rows()), data_bytes(dataset)
+        return StoreStats(
+            documents=documents,
+            bytes=size,
+            bytes_per_document=size / documents if documents else 0.0,
+            fragments=len(dataset.get_fragments()),
+            version=dataset.version,
+            fingerprint=layout.space.fingerprint,
+            memory_type=layout.space.memory_type,
+            key_length=layout.key.length,
+            word_index_rows=indexed_rows(dataset, WORD_INDEX),
+            key_index_rows=indexed_rows(dataset, KEY_INDEX),
+        )

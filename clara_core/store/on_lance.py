@@ -1,0 +1,162 @@
+"""Documents in a Lance table: the place behind a `MemoryStore` at a folder or an address of an object store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from clara_core.errors import FingerprintMismatch, StoreError
+from clara_core.filters import check_filter
+from clara_core.store import integrity, maintenance
+from clara_core.store.backend import Entry, Report, Space
+from clara_core.store.codec import MemoryType
+from clara_core.store.keys import Key
+from clara_core.store.predicate import passing, to_sql
+from clara_core.store.reading import readable, rows_with
+from clara_core.store.records import Broken, Record, guarded
+from clara_core.store.scan import KeyScan, WordScan
+from clara_core.store.schema import FIT_ROWS, Layout, check_shape
+from clara_core.store.snapshot import LanceSnapshot
+from clara_core.store.table import Table
+
+
+class OnLance:
+    """See `clara_core.store.backend.Backend`. Pickles as its address.
+
+    Args:
+        uri: A folder, or the address of an object store.
+        memory_type: How a new table writes memories.
+        key_length: Numbers of a key, in a new table.
+        storage_options: Credentials and settings of the object store.
+
+    Raises:
+        StoreError: What is there is no store, or cannot be read.
+    """
+
+    def __init__(
+        self, uri: str, memory_type: MemoryType, key_length: int, storage_options: dict[str, str] | None = None
+    ) -> None:
+        self._table = Table(uri, storage_options)
+        self._memory_type: MemoryType = memory_type
+        self._key_length = key_length
+        self._upkeep = maintenance.Upkeep(self._table)
+        self.close()
+        self.latest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OnLance, (self.uri, self._memory_type, self._key_length, self._table.storage_options)
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        return self._table.uri
+
+    def latest(self) -> LanceSnapshot | None:
+        """The documents of now."""
+        dataset = self._table.latest()
+        if dataset is None:
+            return None
+        return LanceSnapshot(dataset, Layout.of(dataset.schema, self.uri), self._keys, self._words)
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        """Keep documents, all of them or none."""
+        if (dataset := self._table.latest()) is None:
+            dataset = self._table.create(self._new_layout(entries).schema)
+        layout = Layout.of(dataset.schema, self.uri)
+        check_fingerprint(entries[0].memory.fingerprint, layout.space, self.uri)
+        self._table.merge(pa.Table.from_batches([layout.rows(entries)]))
+        self._upkeep.committed()
+        if layout.fitted_to < FIT_ROWS:
+            maintenance.refit(self._table)
+
+    def _new_layout(self, entries: Sequence[Entry]) -> Layout:
+        memories = [entry.memory for entry in entries]
+        n_mem, hidden = (int(size) for size in memories[0].tokens.shape[1:])
+        space = Space(memories[0].fingerprint, self._memory_type, n_mem, hidden)
+        for memory in memories:
+            check_shape(memory, space)
+        layout = Layout(space, Key(n_mem * hidden, self._key_length))
+        tokens = torch.cat([memory.tokens for memory in memories])
+        return layout.fitted(tokens) if len(tokens) else layout
+
+    def delete(self, ids: Sequence[str] | None, condition: Mapping[str, Any] | None) -> int:
+        """Take documents out; returns how many."""
+        if (dataset := self._table.latest()) is None:
+            return 0
+        if condition:
+            check_filter(condition)
+        if ids is not None:
+            chosen = list(dict.fromkeys(map(guarded, ids)))
+            if condition:
+                passes = set(self._passing_ids(dataset, condition))
+                chosen = [id_ for id_ in chosen if id_ in passes]
+        elif condition:
+            chosen = self._passing_ids(dataset, condition)
+        else:
+            return self._done(self._table.remove_where("true"))
+        if not chosen:
+            return 0
+        return self._done(self._table.remove(pa.table({"id": chosen})))
+
+    @staticmethod
+    def _passing_ids(dataset: Any, condition: Mapping[str, Any]) -> list[str]:
+        with readable(dataset):
+            ids: list[str] = passing(dataset, condition, ["id"])["id"].to_pylist()
+        return ids
+
+    def _done(self, count: int) -> int:
+        self._upkeep.committed()
+        return count
+
+    # --- upkeep ------------------------------------------------------------------------------------------
+
+    def compact(self, older_than: timedelta) -> None:
+        """Merge small files, and drop old versions."""
+        self._upkeep.wait()
+        maintenance.compact(self._table, older_than)
+
+    def optimize(self, report: Report) -> None:
+        """Bring keys and indexes up to date."""
+        report("keys", 0, 0)
+        maintenance.refit(self._table)
+        maintenance.rewrite_keys(self._table, lambda done: report("keys", done, 0))
+        maintenance.build_indexes(self._table, report)
+
+    def check(self, report: Report) -> list[Broken]:
+        """Files that cannot be read."""
+        dataset = self._table.latest()
+        return [] if dataset is None else integrity.broken_files(dataset, report)
+
+    def salvage(self, report: Report) -> list[Broken]:
+        """Take the documents of those files out."""
+        return integrity.salvage(self._table, report)
+
+    def explain(self, error: BaseException) -> StoreError | None:
+        """What an error of Lance means."""
+        return integrity.meaning(self._table, error)
+
+    def close(self) -> None:
+        """Forget keys and words."""
+        self._keys, self._words = KeyScan(), WordScan()
+
+
+def check_fingerprint(fingerprint: str, space: Space, uri: str) -> None:
+    """Refuse memories of another model than those of a store.
+
+    Raises:
+        FingerprintMismatch: Says both and what to do.
+    """
+    if space.fingerprint != fingerprint:
+        raise FingerprintMismatch(
+            f"the store at {uri} holds memories of the model {space.fingerprint[:12]}, this one is "
+            f"{fingerprint[:12]}: open it with the model that wrote it, keep the memories of this one in another "
+            "folder (add the texts of the store to it), or open it without an engine and with read_only=True for its "
+            "texts"
+        )
