@@ -11,6 +11,7 @@ character by itself is found as well.
 from __future__ import annotations
 
 import unicodedata
+from itertools import pairwise
 from typing import Final
 
 import regex
@@ -44,7 +45,7 @@ def words_of(text: str) -> list[str]:
             continue
         characters = _ONE_CHARACTER.findall(run[0])
         found += characters
-        found += map("".join, zip(characters, characters[1:], strict=False))
+        found += map("".join, pairwise(characters))
     return found
 
 

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 _RECORDS: Final = 1024  # documents that are read at a time
 _SCAN_BYTES: Final = 1 << 25  # of memories that are read at a time
 _NEAR_BYTES: Final = 1 << 21  # of float32 memories that are compared at a time, so that they stay in the cache
-_CANDIDATE_BYTES: Final = 1 << 22  # of memories that are compared at least, if there are so many: short ones cost little
+_CANDIDATE_BYTES: Final = (
+    1 << 22
+)  # of memories that are compared at least, if there are so many: short ones cost little
 # Parts of an index that are looked through. Of 100,000 synthetic keys of 1,024 numbers, 8 found 97 % of the best ten
 # documents and 32 all of them, in the same time.
 _PROBES: Final = 32

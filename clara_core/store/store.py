@@ -8,14 +8,14 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Final
 
 from clara_core.errors import FingerprintMismatch, StoreError
-from clara_core.filters import check_filter
 from clara_core.memory import Memory
+from clara_core.store.accepting import accepted_ids
 from clara_core.store.backend import Backend
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
 from clara_core.store.explaining import explaining
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.records import Broken, Record, StoreStats
-from clara_core.store.search import Filter, StoreSearch, check_engine
+from clara_core.store.search import Filter, StoreSearch, check_condition, check_engine
 from clara_core.store.writing import VECTORS, Writer, checked_documents
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class MemoryStore(StoreSearch):
 
         Args:
             ids: Unknown ones are passed over.
-            filter: As in `clara_core.filters`; ``{}`` means every document.
+            filter: As in `search`; ``{}`` means every document.
 
         Returns:
             int: How many documents there were.
@@ -180,8 +180,9 @@ class MemoryStore(StoreSearch):
         if ids is None and filter is None:
             raise ValueError("delete needs ids or a filter; filter={} takes everything out")
         wanted = None if ids is None else checked_ids(ids)
-        if filter is not None:
-            check_filter(filter)
+        check_condition(filter)
+        if callable(filter):
+            return self._backend.delete(accepted_ids(iter(self) if wanted is None else self.get(wanted), filter), None)
         return self._backend.delete(wanted, filter)
 
     def compact(self, older_than: timedelta = _KEEP) -> None:
@@ -261,11 +262,12 @@ class MemoryStore(StoreSearch):
 
     def count(self, filter: Filter | None = None) -> int:  # noqa: A002
         """How many documents there are, or pass a filter."""
-        if filter is not None:
-            check_filter(filter)
+        check_condition(filter)
         snapshot = self._backend.latest()
         if snapshot is None:
             return 0
+        if callable(filter):
+            return len(accepted_ids(iter(snapshot), filter))
         return snapshot.count() if filter is None else len(snapshot.passing(filter))
 
     def __contains__(self, id_: object) -> bool:
