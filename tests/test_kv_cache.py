@@ -48,7 +48,9 @@ def test_a_prefill_fills_every_layer_and_no_call_warns(family, tmp_path):
     torch.testing.assert_close(stepped, whole, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["crop", "reorder_cache", "reset", "batch_repeat_interleave", "batch_select_indices"])
+@pytest.mark.parametrize(
+    "method", ["crop", "reorder_cache", "reset", "batch_repeat_interleave", "batch_select_indices"]
+)
 def test_what_would_change_nothing_is_refused(method):
     cache = KVCache(torch.tensor([4]))
     with pytest.raises(TypeError, match=method):
