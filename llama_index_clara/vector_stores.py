@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import fsspec
 import numpy as np
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, NAMESPACE_SEP
 from llama_index.core.vector_stores.types import (
     DEFAULT_PERSIST_DIR,
@@ -148,13 +148,13 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
             FingerprintMismatch: A memory is another model's.
         """
         if self._durable is not None:
-            return self._add_durably(self._durable, list(nodes), memories)
+            return self._add_durably(self._durable, [self._without_file(node) for node in nodes], memories)
         table = self._table
         added: list[tuple[str, Entry]] = []
         given = None if memories is None else iter(memories)
         stream = iter(nodes)
         try:
-            while batch := list(islice(stream, _BATCH)):
+            while batch := [self._without_file(node) for node in islice(stream, _BATCH)]:
                 found = self._memories(batch, given)
                 for index, node in enumerate(batch):
                     added.append((node.node_id, self._staged(node, found.get(index))))
@@ -181,6 +181,17 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         durable.put(embedded, found)
         durable.put(bare, None)
         return [node.node_id for node in nodes]
+
+    def _without_file(self, node: BaseNode) -> BaseNode:
+        """A node without its vector, where that is also of what a loader noted of the file; else as it is.
+
+        An index embeds the text together with those notes if neither the parser nor the node keeps them apart.
+        """
+        whole = node.get_content(metadata_mode=MetadataMode.EMBED)
+        if node.embedding is None or whole == text_of(node):
+            return node
+        vector = vector_of(node.embedding, self.space.length, f"node {node.node_id!r}", self.model)
+        return copy_of(node) if _same(self.space, self.engine.remember([whole])[0], vector) else node
 
     def _check_vector(self, node: BaseNode, memory: Memory) -> None:
         """Refuse a vector that is not kept, and would not be found again."""
