@@ -48,6 +48,10 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
         name = options.get("model_name", options.get("model", DEFAULT_MODEL))
         if engine is not None:
             fields_of(engine, {key: value for key, value in options.items() if key != "model_name"})
+            if name not in (DEFAULT_MODEL, engine.arguments.model):
+                raise ValueError(
+                    f"give engine= or model_name=, not both: the engine's model is {engine.arguments.model!r}"
+                )
             name = engine.arguments.model
         elif options.setdefault("model", name) != name:
             raise ValueError(f"model= and model_name= mean the same, got {options['model']!r} and {name!r}")

@@ -25,12 +25,12 @@ _LEAST = 4  # the part of a window that metadata has to leave for the text; with
 class ClaraNodeParser(EngineFields, MetadataAwareTextSplitter):
     """Cuts texts at sentences, else words, into pieces that fill the compressor's window and overlap nowhere.
 
-    Tokens are counted by the compressor's own tokenizer, and the metadata that an embedding sees of each piece is counted
-    with it. The pieces put together are the text, to the character; a document without text has none.
+    Tokens are counted by the compressor's own tokenizer, with the metadata that an embedding sees of each piece. The
+    pieces put together are the text, to the character; a document without text has none.
 
-    What a loader notes of a *file* (``file_path``, ``file_name``, type, size and dates) stays in the metadata and is not
-    compressed: its keys are put on the nodes' lists of excluded keys, and no other component of this package reads them
-    either. To have it read, give it a name of your own: ``document.metadata["report"] = ...``.
+    What a loader notes of a *file* (``file_path``, ``file_name``, type, size and dates) stays in the metadata and is
+    not compressed: its keys are put on the nodes' lists of excluded keys, and no other component of this package reads
+    them either. To have it read, give it a name of your own: ``document.metadata["report"] = ...``.
 
     Example:
         ```python

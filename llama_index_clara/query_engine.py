@@ -12,6 +12,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import Document
 
+from llama_index_clara._options import check_options
 from llama_index_clara.llms import ClaraLLM
 from llama_index_clara.response_synthesizers import ClaraSynthesizer
 from llama_index_clara.retrievers import ClaraRetriever
@@ -44,6 +45,12 @@ class ClaraQueryEngine(RetrieverQueryEngine):
         callback_manager: CallbackManager | None = None,
         **options: Any,
     ) -> None:
+        check_options(type(self), options, ClaraSynthesizer, ClaraLLM)
+        if not isinstance(retriever, BaseRetriever):
+            raise TypeError(
+                f"retriever must be a retriever, such as ClaraRetriever(store) or index.as_retriever(), got "
+                f"{type(retriever).__name__}"
+            )
         if response_synthesizer is None:
             response_synthesizer = _synthesizer(retriever, callback_manager, options)
         elif options:

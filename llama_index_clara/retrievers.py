@@ -19,6 +19,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
+from llama_index_clara._options import check_options
 from llama_index_clara.embeddings import ClaraEmbedding
 from llama_index_clara.node_parser import ClaraNodeParser
 from llama_index_clara.vector_stores import ClaraVectorStore
@@ -75,6 +76,12 @@ class ClaraRetriever(BaseRetriever):
         engine: ClaraEngine | None = None,
         **options: Any,
     ) -> None:
+        check_options(type(self), options, ClaraRetriever, ClaraVectorStore)
+        if not isinstance(vector_store, ClaraVectorStore | None):
+            raise TypeError(
+                f"vector_store must be a ClaraVectorStore, got {type(vector_store).__name__}; the name of a model is "
+                "model=, and the retriever of another store is index.as_retriever()"
+            )
         if vector_store is not None and (engine is not None or options):
             name = next(iter(options), "engine")
             raise ValueError(f"give vector_store= or {name}=, not both: a store has its own engine")
