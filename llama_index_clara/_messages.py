@@ -58,6 +58,8 @@ def read_messages(messages: Sequence[ChatMessage], system_prompt: str | None = N
         documents |= dict.fromkeys(brought)
         if text or not brought:  # documents alone ask nothing
             turns.append({"role": role, "content": text})
+    if documents and not turns:
+        raise ValueError("the conversation holds documents and no question: add what to answer as text")
     if system_prompt and turns and all(turn["role"] != "system" for turn in turns):
         turns.insert(0, {"role": "system", "content": system_prompt})
     return alternating(turns), list(documents)

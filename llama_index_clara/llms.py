@@ -213,6 +213,12 @@ class ClaraLLM(EngineFields, CustomLLM):
         """Refused: it calls no tools."""
         raise NotImplementedError(NO_TOOLS)
 
+    def chat_with_tools(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: it calls no tools."""
+        raise NotImplementedError(NO_TOOLS)
+
+    achat_with_tools = stream_chat_with_tools = astream_chat_with_tools = chat_with_tools
+
     # --- the engine --------------------------------------------------------------------------------------
 
     def _asked(self, prompt: str, formatted: bool, call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:

@@ -183,7 +183,9 @@ class ClaraRetriever(BaseRetriever):
     def _embedder(self) -> ClaraEmbedding:
         """The embedding model that makes questions into vectors, and events of it."""
         if self._embed_model is None:
-            self._embed_model = ClaraEmbedding(engine=self.engine, dimensions=self._store.dimensions)
+            self._embed_model = ClaraEmbedding(
+                engine=self.engine, dimensions=self._store.dimensions, callback_manager=self.callback_manager
+            )
         return self._embed_model
 
     def _asked(self, query_bundle: QueryBundle, embedding: list[float] | None) -> VectorStoreQuery:
