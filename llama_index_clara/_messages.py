@@ -14,6 +14,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from clara_core.turns import Turn, alternating
+from llama_index_clara._refusals import NO_TOOLS
 
 _ROLES: Final = {
     "system": "system",
@@ -27,15 +28,6 @@ _ROLES: Final = {
 _SILENT_BLOCKS: Final = frozenset({"thinking", "citation", "cache"})
 _TEXT_TYPES: Final = ("text/", "application/json", "application/xml", "application/x-ndjson", "application/yaml")
 _HOW: Final = "give the text itself: DocumentBlock(data=text.encode()), a CitableBlock, or ClaraLLM.reading(documents)"
-
-NO_TOOLS: Final = (
-    "ClaraLLM calls no tools: it is trained to answer briefly from documents. Give the agent a general LLM with "
-    "function calling, and CLaRa as its tool: QueryEngineTool.from_defaults(ClaraQueryEngine(retriever))"
-)
-NO_STRUCTURE: Final = (
-    "ClaraLLM fills no schema: it is trained to answer briefly in plain text, and writes no JSON. Give this step a "
-    "general LLM, or ask for the text with ClaraSynthesizer and let the other LLM put it into the schema"
-)
 
 
 def read_messages(messages: Sequence[ChatMessage], system_prompt: str | None = None) -> tuple[list[Turn], list[str]]:

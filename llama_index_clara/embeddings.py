@@ -125,15 +125,15 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
         return await asyncio.to_thread(self._vectors, memories)
 
     def _vectors(self, memories: Sequence[Any]) -> list[Embedding]:
-        if any(memory.n_windows > 1 and not announced_long(memory.text) for memory in memories):
-            self._warn_once(
-                f"texts are longer than the window of {self.engine.window} tokens; their vectors are the means of "
-                "several windows. Split documents with ClaraNodeParser."
-            )
         if any(begins_with_file(memory.text) for memory in memories):
             self._warn_once(
                 "texts begin with what a loader noted of their files, such as file_path, and are embedded with it. "
                 "Split documents with ClaraNodeParser, or list those keys in excluded_embed_metadata_keys."
+            )
+        elif any(memory.n_windows > 1 and not announced_long(memory.text) for memory in memories):
+            self._warn_once(
+                f"texts are longer than the window of {self.engine.window} tokens; their vectors are the means of "
+                "several windows. Split documents with ClaraNodeParser."
             )
         for memory in memories if self.overflow != "split" else ():
             if memory.spans[-1][1] == len(memory.text):  # nothing was cut off: good for everyone

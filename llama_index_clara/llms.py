@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from llama_index.core.base.llms.generic_utils import (
     astream_completion_response_to_chat_response,
@@ -31,19 +31,18 @@ from pydantic import Field, PrivateAttr
 
 from clara_core.turns import Turn
 from llama_index_clara._engine import EngineFields, refuse_unknown
-from llama_index_clara._messages import NO_STRUCTURE, NO_TOOLS, read_messages
+from llama_index_clara._messages import read_messages
 from llama_index_clara._nodes import texts_of
+from llama_index_clara._refusals import Refusals, refuse_json, refuse_options
 
 if TYPE_CHECKING:
     from clara_core import Answer
     from clara_core.generation import Chunk
 
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed", "stop")
-_TOOLS: Final = frozenset({"tools", "tool_choice", "tool_required", "functions", "function_call"})
-_STRUCTURE: Final = frozenset({"response_format", "output_cls"})
 
 
-class ClaraLLM(EngineFields, CustomLLM):
+class ClaraLLM(Refusals, EngineFields, CustomLLM):
     """Answers prompts and conversations; with `reading`, from documents as a few memory tokens each.
 
     Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop`` and ``system_prompt``. A
@@ -166,12 +165,12 @@ class ClaraLLM(EngineFields, CustomLLM):
         Raises:
             NotImplementedError: The answer is to be parsed as JSON, as selectors and question generators do.
         """
-        _refuse_json(prompt)
+        refuse_json(prompt)
         return super().predict(prompt, **prompt_args)
 
     async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """`predict`, awaitable."""
-        _refuse_json(prompt)
+        refuse_json(prompt)
         await self._planned()
         return await super().apredict(prompt, **prompt_args)
 
@@ -183,42 +182,6 @@ class ClaraLLM(EngineFields, CustomLLM):
     async def _planned(self) -> None:
         await asyncio.to_thread(lambda: self.engine.plan)
 
-    # --- what it cannot do, said before any model runs ---------------------------------------------------
-
-    def structured_predict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it writes no JSON."""
-        raise NotImplementedError(NO_STRUCTURE)
-
-    async def astructured_predict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it writes no JSON."""
-        raise NotImplementedError(NO_STRUCTURE)
-
-    def stream_structured_predict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it writes no JSON."""
-        raise NotImplementedError(NO_STRUCTURE)
-
-    async def astream_structured_predict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it writes no JSON."""
-        raise NotImplementedError(NO_STRUCTURE)
-
-    def as_structured_llm(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it writes no JSON."""
-        raise NotImplementedError(NO_STRUCTURE)
-
-    def predict_and_call(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it calls no tools."""
-        raise NotImplementedError(NO_TOOLS)
-
-    async def apredict_and_call(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it calls no tools."""
-        raise NotImplementedError(NO_TOOLS)
-
-    def chat_with_tools(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it calls no tools."""
-        raise NotImplementedError(NO_TOOLS)
-
-    achat_with_tools = stream_chat_with_tools = astream_chat_with_tools = chat_with_tools
-
     # --- the engine --------------------------------------------------------------------------------------
 
     def _asked(self, prompt: str, formatted: bool, call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
@@ -228,7 +191,8 @@ class ClaraLLM(EngineFields, CustomLLM):
             prompt = self.query_wrapper_prompt.format(query_str=prompt)
         if not formatted and self.completion_to_prompt is not None:
             prompt = self.completion_to_prompt(prompt)
-        return [*_system(system), {"role": "user", "content": prompt}], self._documents
+        turns = [{"role": "user", "content": prompt}]
+        return [{"role": "system", "content": system}, *turns] if system else turns, self._documents
 
     def _read(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
         """A conversation, and what it reads: the documents of `reading`, then its own."""
@@ -236,14 +200,11 @@ class ClaraLLM(EngineFields, CustomLLM):
         if own := call.get("system_prompt"):
             messages = [ChatMessage(role="system", content=own), *messages]
         turns, documents = read_messages(messages, None if "system_prompt" in call else self.system_prompt)
-        return turns, tuple(dict.fromkeys((*self._documents, *documents)))
+        return turns, (*self._documents, *(text for text in documents if text not in self._documents))
 
     def _options(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """The engine's options: the call's before the object's."""
-        if _TOOLS & call.keys():
-            raise NotImplementedError(NO_TOOLS)
-        if _STRUCTURE & call.keys():
-            raise NotImplementedError(NO_STRUCTURE)
+        refuse_options(dict(call))
         refuse_unknown("a call of ClaraLLM", dict(call), {*_SAMPLING, "system_prompt"})
         return {name: call.get(name, getattr(self, name)) for name in _SAMPLING}
 
@@ -307,17 +268,3 @@ class ClaraLLM(EngineFields, CustomLLM):
             "source_tokens": answer.source_tokens,
         }
         return {"model": self.model, "finish_reason": answer.finish_reason, "usage": usage}
-
-
-def _system(prompt: str | None) -> list[Turn]:
-    return [{"role": "system", "content": prompt}] if prompt else []
-
-
-def _refuse_json(prompt: BasePromptTemplate) -> None:
-    from llama_index.core.output_parsers import PydanticOutputParser
-    from llama_index.core.output_parsers.selection import SelectionOutputParser
-    from llama_index.core.question_gen.output_parser import SubQuestionOutputParser
-
-    parser = prompt.output_parser
-    if isinstance(parser, PydanticOutputParser | SelectionOutputParser | SubQuestionOutputParser):
-        raise NotImplementedError(f"the answer is to be read by {type(parser).__name__}. {NO_STRUCTURE}")

@@ -102,8 +102,8 @@ class ClaraNodeParser(EngineFields, MetadataAwareTextSplitter):
         read = set(node.metadata) - {*without_file(node).excluded_embed_metadata_keys}
         longest = max(read, key=lambda key: len(str(node.metadata[key])), default="")
         log.warning(
-            "the metadata of %d documents takes up to %d tokens of each node, and a window has %d%s; list keys such as %r "
-            "in excluded_embed_metadata_keys",
+            "the metadata of %d documents takes up to %d tokens of each node, and a window has %d%s; list keys such as "
+            "%r in excluded_embed_metadata_keys",
             len(crowded), taken, self.engine.window,
             f": {len(long)} of {n_pieces} nodes take more than one window" if long else "", longest,
         )  # fmt: skip
