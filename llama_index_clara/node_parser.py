@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from llama_index.core.node_parser.interface import MetadataAwareTextSplitter
 from llama_index.core.node_parser.node_utils import build_nodes_from_splits
-from llama_index.core.schema import BaseNode, ImageDocument
+from llama_index.core.schema import BaseNode, ImageDocument, MetadataMode
 from llama_index.core.utils import get_tqdm_iterable
 from pydantic import Field
 
@@ -76,7 +76,7 @@ class ClaraNodeParser(EngineFields, MetadataAwareTextSplitter):
         crowded: list[tuple[int, BaseNode]] = []
         long: list[str] = []
         for node in get_tqdm_iterable(nodes, show_progress, "Parsing nodes"):
-            text = node.get_content()
+            text = node.get_content(metadata_mode=MetadataMode.NONE)
             if not text.strip() and not isinstance(node, ImageDocument):
                 continue
             around = self._get_metadata_str(node)
