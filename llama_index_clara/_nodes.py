@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 
@@ -69,6 +69,27 @@ def texts_of(documents: Sequence[BaseNode | NodeWithScore | str]) -> list[str]:
         if not isinstance(document, str | BaseNode | NodeWithScore):
             raise TypeError(f"documents[{index}] must be a node or a string, got {type(document).__name__}")
     return [text_of(document) for document in documents]
+
+
+Checked = TypeVar("Checked")
+
+
+def checked(given: Iterable[Checked], kind: type, what: str) -> Iterator[Checked]:
+    """Documents, nodes or hits, one by one as they are asked for.
+
+    Raises:
+        TypeError: One instead of several, or something of another kind; says what to make of it.
+    """
+    how = "a text is Document(text=...)" if kind is BaseNode else f"{kind.__name__}(node=...) makes one"
+    if isinstance(given, str | BaseNode | NodeWithScore):
+        raise TypeError(f"{what} must be several, got one {type(given).__name__}; put it into a list, and {how}")
+    for index, each in enumerate(given):
+        if not isinstance(each, kind):
+            raise TypeError(f"{what}[{index}] must be a {_KINDS[kind]}, got {type(each).__name__}; {how}")
+        yield each
+
+
+_KINDS: Final[dict[type, str]] = {BaseNode: "Document or node", NodeWithScore: "NodeWithScore"}
 
 
 def copy_of(node: BaseNode, **changes: Any) -> BaseNode:

@@ -132,8 +132,8 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
             )
         elif any(memory.n_windows > 1 and not announced_long(memory.text) for memory in memories):
             self._warn_once(
-                f"texts and their metadata are longer than the window of {self.engine.window} tokens; their vectors are "
-                "the means of several windows. Split documents with ClaraNodeParser, as the last step before this one."
+                f"texts with their metadata are longer than the window of {self.engine.window} tokens; their vectors "
+                "are means of several windows. Split documents with ClaraNodeParser, as the last step before this one."
             )
         for memory in memories if self.overflow != "split" else ():
             if memory.spans[-1][1] == len(memory.text):  # nothing was cut off: good for everyone

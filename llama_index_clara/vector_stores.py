@@ -27,7 +27,7 @@ from clara_core.errors import FingerprintMismatch
 from llama_index_clara._durable import DurableNodes
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._files import SUFFIX, from_json, read_file, read_pointer, to_json, write_file, write_pointer
-from llama_index_clara._nodes import copy_of, text_of
+from llama_index_clara._nodes import checked, copy_of, text_of
 from llama_index_clara._queries import (
     allowed_ids,
     checked_mode,
@@ -148,11 +148,12 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
             FingerprintMismatch: A memory is another model's.
         """
         if self._durable is not None:
-            return self._add_durably(self._durable, [self._without_file(node) for node in nodes], memories)
+            listed = [self._without_file(node) for node in checked(nodes, BaseNode, "nodes")]
+            return self._add_durably(self._durable, listed, memories)
         table = self._table
         added: list[tuple[str, Entry]] = []
         given = None if memories is None else iter(memories)
-        stream = iter(nodes)
+        stream = checked(nodes, BaseNode, "nodes")
         try:
             while batch := [self._without_file(node) for node in islice(stream, _BATCH)]:
                 found = self._memories(batch, given)
@@ -377,7 +378,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
     async def async_add(self, nodes: Iterable[BaseNode], **kwargs: Any) -> list[str]:
         """`add`, awaitable; cancelling it while nodes are being compressed stops that."""
         engine = await self.aengine()
-        listed = list(nodes)
+        listed = list(checked(nodes, BaseNode, "nodes"))
         if (
             self._durable is None
             and kwargs.get("memories") is None

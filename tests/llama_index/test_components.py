@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from llama_index.core import Document
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
@@ -33,7 +34,7 @@ from llama_index_clara import (
     ClaraSynthesizer,
     ClaraVectorStore,
 )
-from tests.llama_index.doubles import QUESTION, nodes
+from tests.llama_index.doubles import QUESTION, TEXTS, nodes
 
 ROOT = Path(__file__).parents[2]
 BASES = {
@@ -259,3 +260,30 @@ def test_questions_of_a_retriever_are_counted_where_its_callbacks_are(model):
     retriever.add_nodes(nodes())
     retriever.retrieve(QUESTION)
     assert counter.total_embedding_token_count == len(QUESTION.split())
+
+
+def test_other_things_than_documents_and_nodes_are_said_in_words(model):
+    """Strings above all, which are what the engine itself takes."""
+    document, synthesizer = Document(text=TEXTS[0]), ClaraSynthesizer(model=model)
+    store = ClaraVectorStore(model=model)
+    for take, what in (
+        (lambda given: ClaraRetriever.from_documents(given, model=model), "documents"),
+        (lambda given: ClaraQueryEngine.from_documents(given, model=model), "documents"),
+        (store.add, "nodes"),
+        (ClaraRetriever(store).add_nodes, "nodes"),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"{what}\[1\] must be a Document or node, got str; .*Document\(text=...\)"
+        ):
+            take([document, TEXTS[1]])
+        for one in (document, TEXTS[0]):
+            with pytest.raises(
+                TypeError, match=f"{what} must be several, got one {type(one).__name__}; put it into a list"
+            ):
+                take(one)
+    for wrong in (TEXTS[0], document):
+        with pytest.raises(TypeError, match=rf"nodes\[0\] must be a NodeWithScore, got {type(wrong).__name__}"):
+            synthesizer.synthesize(QUESTION, [wrong])
+    with pytest.raises(TypeError, match=r"must be MetadataFilters, got dict; such as MetadataFilters\(filters="):
+        ClaraRetriever(store, filters={"year": 1931})
+    assert store.count == 0
