@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 from llama_index.core.prompts import BasePromptTemplate
@@ -18,7 +19,7 @@ _TOOLS: Final = frozenset({"tools", "tool_choice", "tool_required", "functions",
 _STRUCTURE: Final = frozenset({"response_format", "output_cls"})
 
 
-def refuse_options(call: dict[str, Any]) -> None:
+def refuse_options(call: Mapping[str, Any]) -> None:
     """Refuse the options of a call that ask for tools or a schema."""
     if _TOOLS & call.keys():
         raise NotImplementedError(NO_TOOLS)

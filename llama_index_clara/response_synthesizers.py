@@ -18,8 +18,8 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
+from clara_core.suggest import parameters, refuse_unknown
 from llama_index_clara._nodes import checked, text_of
-from llama_index_clara._options import check_options
 from llama_index_clara.llms import ClaraLLM
 
 dispatcher = get_dispatcher(__name__)
@@ -68,7 +68,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         engine: Any = None,
         **options: Any,
     ) -> None:
-        check_options(type(self), options, ClaraSynthesizer, ClaraLLM)
+        refuse_unknown(type(self).__name__, options, [*parameters(ClaraSynthesizer), *ClaraLLM.model_fields])
         if output_cls is not None or multimodal:
             raise ValueError("ClaraSynthesizer answers in text from text: leave output_cls= and multimodal= out")
         if llm is not None and not isinstance(llm, ClaraLLM):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -19,14 +19,16 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
+from clara_core.suggest import parameters, refuse_unknown
 from llama_index_clara._nodes import checked
-from llama_index_clara._options import check_options
 from llama_index_clara.embeddings import ClaraEmbedding
 from llama_index_clara.node_parser import ClaraNodeParser
 from llama_index_clara.vector_stores import ClaraVectorStore
 
 if TYPE_CHECKING:
     from clara_core import ClaraEngine
+
+_STORE_OPTIONS: Final = (*ClaraVectorStore.model_fields, *parameters(ClaraVectorStore))
 
 
 class ClaraRetriever(BaseRetriever):
@@ -77,7 +79,7 @@ class ClaraRetriever(BaseRetriever):
         engine: ClaraEngine | None = None,
         **options: Any,
     ) -> None:
-        check_options(type(self), options, ClaraRetriever, ClaraVectorStore)
+        refuse_unknown(type(self).__name__, options, [*parameters(ClaraRetriever), *_STORE_OPTIONS])
         if not isinstance(vector_store, ClaraVectorStore | None):
             raise TypeError(
                 f"vector_store must be a ClaraVectorStore, got {type(vector_store).__name__}; the name of a model is "
