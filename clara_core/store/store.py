@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clara_core.errors import FingerprintMismatch, StoreError
 from clara_core.memory import Memory
+from clara_core.place import IN_MEMORY
 from clara_core.options import OPTIONS, given_options
 from clara_core.store.accepting import accepted_ids
 from clara_core.store.backend import Backend
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from clara_core.engine import ClaraEngine
 
 _KEEP: Final = timedelta(hours=1)  # how long readers of other processes may hold an old version
-IN_MEMORY: Final = "memory://"
 
 
 @explaining("delete", "compact", "optimize", "salvage", "check", reading=False)

@@ -132,7 +132,7 @@ def _memory_of(index: int, vector: object, text: str) -> Memory:
     except (TypeError, ValueError, RuntimeError) as exc:
         raise TypeError(f"vectors[{index}] must be numbers, got {type(vector).__name__}: {exc}") from exc
     rows = rows[None] if rows.ndim == 1 else rows
-    if rows.ndim != 2 or not rows.numel():
+    if rows.ndim != 2 or not rows.shape[1] or (not len(rows) and not is_blank(text)):
         raise ValueError(f"vectors[{index}] must be a vector [D], or [W, D], got the shape {list(rows.shape)}")
     lengths = torch.linalg.vector_norm(rows, dim=1)
     if not bool(lengths.isfinite().all()):
