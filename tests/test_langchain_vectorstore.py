@@ -73,33 +73,44 @@ def ranked(engine, rounding):
 
 
 async def test_scores_are_the_engines(engine, store, rounding):
-    pairs = store.similarity_search_with_score(QUESTION, k=5)
+    pairs = store.similarity_search_with_score(QUESTION, k=5, mode="memory")
     assert [(document.page_content, score) for document, score in pairs] == ranked(engine, rounding)
     assert {type(score) for _, score in pairs} == {float}
-    later = await store.asimilarity_search_with_score(QUESTION, k=5)
+    later = await store.asimilarity_search_with_score(QUESTION, k=5, mode="memory")
     assert [(document, pytest.approx(score, abs=1e-6)) for document, score in later] == pairs
-    assert store.similarity_search(QUESTION, k=2) == [document for document, _ in pairs[:2]]
+    assert store.similarity_search(QUESTION, k=2, mode="memory") == [document for document, _ in pairs[:2]]
     assert await store.asimilarity_search(QUESTION, 2) == store.similarity_search(QUESTION, 2)
     assert len(store.similarity_search(QUESTION)) == 4
 
 
-async def test_relevance_is_in_zero_to_one_and_keeps_the_order(any_store):
+@pytest.mark.parametrize("mode", [None, "memory", "text", "hybrid"])
+async def test_relevance_is_in_zero_to_one_and_keeps_the_order(any_store, mode, recwarn):
     any_store.add_documents(make_documents())
-    pairs = any_store.similarity_search_with_relevance_scores(QUESTION, k=5)
-    scores = [score for _, score in pairs]
-    assert all(0 <= score <= 1 for score in scores)
-    assert scores == sorted(scores, reverse=True)
-    cosines = [score for _, score in any_store.similarity_search_with_score(QUESTION, k=5)]
-    assert scores == pytest.approx([(score + 1) / 2 for score in cosines], abs=1e-6)
-    floor = (scores[1] + scores[2]) / 2
-    assert len(any_store.similarity_search_with_relevance_scores(QUESTION, k=5, score_threshold=floor)) == 2
-    assert len(await any_store.asimilarity_search_with_relevance_scores(QUESTION, k=5, score_threshold=floor)) == 2
+    exact = make_documents()[0].page_content
+    for question in (QUESTION, exact):
+        pairs = any_store.similarity_search_with_relevance_scores(question, k=5, mode=mode)
+        scores = [score for _, score in pairs]
+        assert all(0 <= score <= 1 for score in scores)
+        assert scores == sorted(scores, reverse=True)
+        found = any_store.similarity_search_with_score(question, k=5, mode=mode)
+        assert [document for document, _ in pairs] == [document for document, _ in found]
+        if mode == "memory":
+            assert scores == pytest.approx([(score + 1) / 2 for _, score in found], abs=1e-6)
+        floor = (scores[0] + scores[1]) / 2
+        assert (
+            len(any_store.similarity_search_with_relevance_scores(question, 5, score_threshold=floor, mode=mode)) == 1
+        )
+        later = await any_store.asimilarity_search_with_relevance_scores(question, 5, score_threshold=floor, mode=mode)
+        assert [document for document, _ in later] == [pairs[0][0]]
+    if mode == "text":
+        assert scores[0] == 1.0  # it has every word of the question
+    assert not [each for each in recwarn if "elevance" in str(each.message)]
 
 
 async def test_search_by_vector(model, store):
     vector = ClaraEmbeddings(model=model).embed_query(QUESTION)
-    assert store.similarity_search_by_vector(vector, k=3) == store.similarity_search(QUESTION, k=3)
-    assert await store.asimilarity_search_by_vector(vector, 3) == store.similarity_search(QUESTION, k=3)
+    assert store.similarity_search_by_vector(vector, k=3) == store.similarity_search(QUESTION, k=3, mode="memory")
+    assert await store.asimilarity_search_by_vector(vector, 3) == store.similarity_search_by_vector(vector, k=3)
     with pytest.raises(ValueError, match=r"question of 7 numbers|512 numbers, got the shape \[1, 7\]"):
         store.similarity_search_by_vector([0.0] * 7)
 
