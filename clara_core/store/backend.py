@@ -225,4 +225,3 @@ class Backend(Protocol):
     def close(self) -> None:
         """Let go of what is only held to be quick; the place may be used again."""
         ...
-

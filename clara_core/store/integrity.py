@@ -26,7 +26,9 @@ __all__ = ["broken_files", "meaning", "salvage"]
 _MAGIC: Final = b"LANC"  # the last bytes of a data file
 _SHOWN: Final = 3  # files that an error names
 _READ_BYTES: Final = 1 << 28  # of files that are read to find out what an error means, at most
-_OF_SYSTEM: Final = re.compile(r"os error \d+|no space left|file too large|timed? ?out|connection|credential", re.I)
+_OF_SYSTEM: Final = re.compile(
+    r"os error \d+|no space left|file too large|timed? ?out|connection|credential", re.IGNORECASE
+)
 
 
 def broken_files(dataset: LanceDataset, report: Report, *, sizes_only: bool = False) -> list[Broken]:

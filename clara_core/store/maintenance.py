@@ -86,7 +86,7 @@ class Upkeep:
     def _tidy(self) -> None:
         try:
             merge_tiers(self._table)
-            drop_versions(self._table)
+            drop_versions(self._table, _SUPERSEDED)
         except (OSError, StoreError, pa.ArrowException) as exc:  # it is tried again; what is wrong, the caller meets
             _log.info("the files of %s were not merged: %s", self._table.uri, exc)
 
@@ -151,7 +151,7 @@ def _row_bytes(dataset: LanceDataset) -> int:
 # --- versions --------------------------------------------------------------------------------------------
 
 
-def drop_versions(table: Table, superseded: timedelta = _SUPERSEDED) -> None:
+def drop_versions(table: Table, superseded: timedelta) -> None:
     """Delete versions that were replaced by the next one so long ago, but for those that a reader holds."""
     dataset = table.latest()
     if dataset is None:

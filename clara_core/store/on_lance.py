@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -16,9 +15,9 @@ from clara_core.store import integrity, maintenance
 from clara_core.store.backend import Entry, Report, Space
 from clara_core.store.codec import MemoryType
 from clara_core.store.keys import Key
-from clara_core.store.predicate import passing, to_sql
-from clara_core.store.reading import readable, rows_with
-from clara_core.store.records import Broken, Record, guarded
+from clara_core.store.predicate import passing
+from clara_core.store.reading import readable
+from clara_core.store.records import Broken, guarded
 from clara_core.store.scan import KeyScan, WordScan
 from clara_core.store.schema import FIT_ROWS, Layout, check_shape
 from clara_core.store.snapshot import LanceSnapshot

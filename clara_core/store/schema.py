@@ -204,7 +204,9 @@ def check_shape(memory: Memory, space: Space) -> None:
 def list_column(rows: NDArray[Any], counts: Sequence[int]) -> pa.Array:
     """``[windows, length]`` as one list of windows a document, without a copy."""
     offsets = pa.array(np.fromiter(accumulate(counts, initial=0), np.int32, len(counts) + 1))
-    return pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1]))
+    return pa.ListArray.from_arrays(
+        offsets, pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+    )
 
 
 def number_rows(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:

@@ -19,9 +19,10 @@ from torch import Tensor
 from clara_core.memory import Memory
 from clara_core.ranking import unit_rows
 from clara_core.store.backend import Candidate, Matches, Rows, Space
-from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, index_names, statistics
+from clara_core.store.lance_calls import scanner
+from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, Lease, index_names, statistics
 from clara_core.store.predicate import passing
-from clara_core.store.reading import batches, readable, rows_at, rows_with, scanner
+from clara_core.store.reading import batches, readable, rows_at, rows_with
 from clara_core.store.records import Record, StoreStats, guarded, unguarded
 from clara_core.store.scan import KeyScan, WordScan
 from clara_core.store.schema import RECORD_COLUMNS, Layout, number_rows, records, window_counts
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 _RECORDS: Final = 1024  # documents that are read at a time
 _SCAN_BYTES: Final = 1 << 25  # of memories that are read at a time
 _NEAR_BYTES: Final = 1 << 21  # of float32 memories that are compared at a time, so that they stay in the cache
-_CANDIDATE_BYTES: Final = 1 << 22  # of memories that are compared at least, if there are so many: short ones cost little
+_CANDIDATE_BYTES: Final = (
+    1 << 22
+)  # of memories that are compared at least, if there are so many: short ones cost little
 # Parts of an index that are looked through. Of 100,000 synthetic keys of 1,024 numbers, 8 found 97 % of the best ten
 # documents and 32 all of them, in the same time.
 _PROBES: Final = 32
@@ -117,9 +120,10 @@ class LanceSnapshot:
         return {row["content"]: unguarded(row["id"]) for row in rows}
 
     def __iter__(self) -> Iterator[Record]:
-        """All documents in the order of their rows."""
-        for batch in batches(self.dataset, RECORD_COLUMNS, batch_size=_RECORDS):
-            yield from records(batch)
+        """All documents in the order of their rows; whoever tidies leaves them, until the last was taken."""
+        with Lease(self.dataset):
+            for batch in batches(self.dataset, RECORD_COLUMNS, batch_size=_RECORDS):
+                yield from records(batch)
 
     # --- by memory ---------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
     compress_dataset("corpus.parquet", "store", columns=Columns(id="id"))
     compress_dataset("corpus.parquet", "store", columns=Columns(id="id"), workers=8)    # needs the extra `ray`
-    python -m clara_core.store.bulk corpus.parquet store --id-column id --workers 8
+    python -m clara_core.bulk corpus.parquet store --id-column id --workers 8
 
 Each worker reads, compresses and writes shards of the dataset; no memory ever travels. One commit at the end makes all
 of them part of the store. A job that was stopped goes on where it was when it is called again.
@@ -22,33 +22,30 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import typer
 from numpy.typing import NDArray
 
-from clara_core.errors import ClaraError, DataError, StoreError
-from clara_core.loading import EngineArguments
-from clara_core.store.digests import DIGEST, digests, first_of_each, member_of
-from clara_core.store.fragments import (
+from clara_core.bulk.digests import DIGEST, digests, first_of_each, member_of
+from clara_core.bulk.fragments import (
     BatchCompressor,
     FragmentWriter,
     commit_written,
+    described_documents,
     elsewhere,
-    entries_of,
     prepare_store,
 )
+from clara_core.bulk.progress import Progress
+from clara_core.bulk.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
+from clara_core.errors import ClaraError, DataError, StoreError
+from clara_core.loading import EngineArguments
 from clara_core.store.keys import DEFAULT_LENGTH
-from clara_core.store.progress import Progress
 from clara_core.store.reading import batches
 from clara_core.store.records import unguarded
 from clara_core.store.schema import FIT_ROWS, Layout
-from clara_core.store.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
 from clara_core.store.table import Table
 
 if TYPE_CHECKING:
     from clara_core.store.codec import MemoryType
-
-__all__ = ["BatchCompressor", "Columns", "FragmentWriter", "commit_written", "compress_dataset", "prepare_store"]
 
 ROWS_PER_SHARD: Final = 16_384  # documents: minutes of a GPU, which is what a dead worker loses
 _SAMPLE: Final = FIT_ROWS  # texts that keys are fitted to
@@ -142,7 +139,7 @@ def compress_dataset(
     shards = plan_shards(source, rows_per_shard)
     pool = _Ray(workers) if workers else _Here()
     schema = pool.prepare(uri, _sample(source, shards, columns), engine, memory_type, key_length)
-    fingerprint = Layout.of(schema, uri).fingerprint
+    fingerprint = Layout.of(schema, uri).space.fingerprint
     tasks, documents = _plan(source, uri, shards, columns, fingerprint)
     progress.begin({"shards": [shard.name for shard in shards], "fingerprint": fingerprint, "columns": repr(columns)})
 
@@ -187,9 +184,9 @@ def _plan(source: str, uri: str, shards: Sequence[Shard], columns: Columns, fing
 
 def _digests_of(source: str, shard: Shard, columns: Columns, fingerprint: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """Of the ids of a shard, and of all that a document is."""
-    entries = [entry for rows in read_shard(source, shard, columns) for entry in entries_of(rows, fingerprint)]
-    return digests(entry.id for entry in entries), digests(
-        _state(entry.id, entry.content, entry.metadata) for entry in entries
+    found = [each for rows in read_shard(source, shard, columns) for each in described_documents(rows, fingerprint)]
+    return digests(document.id for document, _ in found), digests(
+        _state(document.id, content, document.metadata) for document, content in found
     )
 
 
@@ -200,8 +197,8 @@ def _states_in(uri: str) -> NDArray[Any]:
         return np.empty(0, DIGEST)
     parts = []
     for batch in batches(dataset, ["id", "content", "metadata"], batch_size=1 << 14):
-        heads = batch.filter(pc.is_valid(batch["content"])).to_pylist()
-        parts.append(digests(_state(unguarded(row["id"]), row["content"], row["metadata"]) for row in heads))
+        rows = batch.to_pylist()
+        parts.append(digests(_state(unguarded(row["id"]), row["content"], row["metadata"]) for row in rows))
     return np.concatenate(parts or [np.empty(0, DIGEST)])
 
 
@@ -354,7 +351,3 @@ def main(
         sys.stderr.write(f"{' '.join(str(exc).split())}\n")
         raise typer.Exit(2) from exc
     typer.echo(f"{count} documents of {source} -> {store}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
