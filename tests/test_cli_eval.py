@@ -159,7 +159,7 @@ def test_a_text_llm_of_a_file(clara, data, tiny, tmp_path):
     assert "openai:MODEL" in err
 
 
-@pytest.mark.parametrize("package", ["bm25s", "matplotlib.figure", "sacrebleu.metrics.bleu"])
+@pytest.mark.parametrize("package", ["matplotlib.figure", "sacrebleu.metrics.bleu"])
 def test_a_missing_package_is_one_line_before_the_work(clara, data, tiny, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     code, _, err = clara("eval", data, "--model", tiny, "--out", tmp_path / "out", *FEW)

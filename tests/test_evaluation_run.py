@@ -25,7 +25,7 @@ from clara_core.evaluation import (
 )
 from clara_core.evaluation.cost import align, mean_states, percentile
 from clara_core.evaluation.search import with_gold
-from clara_core.lexical import Bm25
+from clara_core.bm25 import Bm25
 from clara_core.training.lines import RetrievalLine
 from tests.engines import PASSAGES, Counter, open_engine
 from tests.tiny import build
@@ -193,7 +193,7 @@ def test_models_of_langchain_and_llama_index_are_text_llms(engine, lines):
 
 
 async def test_a_text_llm_in_a_running_loop_gets_so_many_prompts_at_a_time(engine, lines):
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=120)
 
     def llm(prompt: str) -> str:
         both.wait()  # passes only where two are asked together

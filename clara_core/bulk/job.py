@@ -36,8 +36,9 @@ from clara_core.bulk.fragments import (
 )
 from clara_core.bulk.progress import Progress
 from clara_core.bulk.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
+from clara_core.cli_options import arguments_of, with_options
 from clara_core.errors import ClaraError, DataError, StoreError
-from clara_core.loading import EngineArguments
+from clara_core.options import EngineArguments, EngineOptions, option_values
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.reading import batches
 from clara_core.store.records import unguarded
@@ -132,6 +133,11 @@ def compress_dataset(
 
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
+    if engine is not None and engine.token is not None:
+        # The token does not travel to the workers; in this process the engine is known by it.
+        from clara_core.engine import ClaraEngine
+
+        ClaraEngine.from_pretrained(**option_values(engine))
     # Workers may stand in other folders, and on machines with other devices.
     source, uri, engine = definite(source), definite(uri), elsewhere(engine or EngineArguments())
     columns = columns or Columns()
@@ -321,18 +327,18 @@ def _task(item: str) -> Task:
 # --- command line ----------------------------------------------------------------------------------------
 
 
+@with_options
 def main(
     source: Annotated[str, typer.Argument(help="Parquet, JSON lines or Lance: file, folder or object store.")],
     store: Annotated[str, typer.Argument(help="Folder or object store; made where there is none.")],
-    model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
-    compression: Annotated[int | None, typer.Option(help="Rate, where a repo holds several.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="Base decoder, instead of the named one.")] = None,
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Column of the ids; else made from the texts.")] = None,
     metadata_column: Annotated[list[str] | None, typer.Option(help="Column to keep; default: all others.")] = None,
     memory_type: Annotated[str, typer.Option(help="bfloat16 or int8, in a new store.")] = "bfloat16",
     workers: Annotated[int, typer.Option(help="Processes of a Ray job; 0: this process alone.")] = 0,
     rows_per_shard: Annotated[int, typer.Option(help="Documents that are lost when a worker dies.")] = ROWS_PER_SHARD,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Compresses a dataset into a store; called again, it goes on where it was stopped."""
     metadata = tuple(metadata_column) if metadata_column else None
@@ -340,7 +346,7 @@ def main(
         count = compress_dataset(
             source,
             store,
-            EngineArguments(model, compression, base_model),
+            arguments_of(options),
             Columns(text_column, id_column, metadata),
             workers=workers,
             memory_type=cast("MemoryType", memory_type),

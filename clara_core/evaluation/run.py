@@ -17,7 +17,6 @@ from clara_core.evaluation.runner import Plan, Runner
 from clara_core.evaluation.summary import summarize
 from clara_core.evaluation.text_reader import TextReader
 from clara_core.evaluation.texts import load_bleu, load_rouge
-from clara_core.lexical import load_bm25s
 from clara_core.training.data import read_lines
 from clara_core.training.lines import RetrievalLine
 
@@ -171,8 +170,6 @@ def _check(lines: Sequence[RetrievalLine], plan: Plan, **numbers: int) -> None:
     load_bleu()
     if numbers["paraphrases"]:
         load_rouge()
-    if "bm25" in plan.rankers:
-        load_bm25s()
 
 
 def _settings(engine: ClaraEngine, plan: Plan, text: TextReader | None) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from clara_core.bm25 import Bm25
 from clara_core.errors import ContextOverflow
 from clara_core.evaluation.answers import cover_match, exact_match, f1
 from clara_core.evaluation.outcomes import KEPT, Mode, Outcome, Ranker, Ranking, Reply, Sizes, line_key
 from clara_core.evaluation.search import with_gold
 from clara_core.evaluation.text_reader import TextReader
-from clara_core.lexical import Bm25
 from clara_core.training.lines import RetrievalLine
 
 if TYPE_CHECKING:

@@ -23,9 +23,11 @@ import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 
 from clara_core.filters import check_filter, is_operators, matches
+from clara_core.store.records import metadata_from_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +98,7 @@ def _facts(name: str, value: Any) -> Iterator[str]:
     yield _fact(name)
     if _is_comparable(value):
         yield _fact(name, value)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         for member in value:
             if _is_comparable(member):
                 yield _fact(name, "has", member)
@@ -122,11 +124,13 @@ def _canonical(value: Any, *, nested: bool = False) -> Any:
 
 
 def _is_comparable(value: Any) -> bool:
-    """Whether it equals itself when it is read a second time."""
+    """Whether it may equal a value of a filter that becomes a predicate: of the kinds that JSON has, and no NaN."""
     if isinstance(value, list):
         return all(map(_is_comparable, value))
     if isinstance(value, dict):
         return all(map(_is_comparable, value.values()))
+    if isinstance(value, tuple | date):
+        return False
     return not (isinstance(value, float) and math.isnan(value))
 
 
@@ -304,7 +308,7 @@ def _passing(batch: pa.RecordBatch, condition: Mapping[str, Any], seen: list[pa.
     import pyarrow as pa
 
     seen.append(batch.column("_rowid"))
-    judged = [matches(condition, json.loads(text)) for text in batch.column("metadata").to_pylist()]
+    judged = [matches(condition, metadata_from_json(text)) for text in batch.column("metadata").to_pylist()]
     return batch.filter(pa.array(judged, pa.bool_()))
 
 

@@ -6,9 +6,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 if TYPE_CHECKING:
     from clara_core.memory import Memory
@@ -127,47 +130,106 @@ def made_id(text: str, seen: int) -> str:
     return hashlib.sha256(f"{seen}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+# --- metadata --------------------------------------------------------------------------------------------
+#
+# Metadata is kept as JSON. What JSON does not know and people's loaders give all the same stands there as an object of
+# one name that begins with the mark; a name of their own that does begins with two.
+
+_DATE, _TIME, _TUPLE = (_MARK + name for name in ("date", "datetime", "tuple"))
+
+
 def metadata_json(metadata: Mapping[str, Any] | None, name: str) -> str:
-    """Metadata as JSON in ASCII, from which exactly the same comes back.
+    """Metadata as JSON in ASCII, from which `metadata_from_json` makes the same again.
+
+    Beside what JSON knows there may be dates and times (a time zone comes back as its offset) and tuples; what is a
+    subclass of a plain type, and numpy's numbers, come back as the plain value that they equal.
 
     Args:
-        metadata: A dict of what JSON knows, nested as deep as you like; None is an empty one.
+        metadata: A dict, nested as deep as you like; None is an empty one.
         name: What to call it in an error.
 
     Raises:
-        TypeError: It is no dict, or something in it is not JSON; says what and where.
-        ValueError: A number is not finite.
+        TypeError: It is no dict, or something in it is of another kind; says what and where.
+        ValueError: A number is not finite, or a time is none.
     """
     if metadata is None:
         return "{}"
     if not isinstance(metadata, dict):
         raise TypeError(f"{name} must be a dict, got {type(metadata).__name__}: {metadata!r:.60}")
-    check_json(metadata, name)
-    return json.dumps(metadata, allow_nan=False, separators=(",", ":"))
+    try:
+        return json.dumps(_plain(metadata, name), allow_nan=False, separators=(",", ":"))
+    except RecursionError as exc:
+        raise ValueError(f"{name} is nested too deep, or holds itself") from exc
 
 
-def check_json(value: object, name: str) -> None:
-    """Refuse what would not come back from JSON as it was: tuples, dates, numpy numbers, keys that are no strings."""
-    pending: list[tuple[object, str]] = [(value, name)]
-    while pending:
-        found, place = pending.pop()
-        kind = type(found)
-        if found is None or kind in (bool, int, str):
-            continue
-        if kind is float:
-            if not math.isfinite(found):  # type: ignore[arg-type]
-                raise ValueError(f"{place} must be a finite number, got {found!r}; JSON knows no other")
-        elif isinstance(found, dict) and kind is dict:
-            pending.extend(_members(found, place))
-        elif isinstance(found, list) and kind is list:
-            pending.extend((member, f"{place}[{index}]") for index, member in enumerate(found))
-        else:
-            raise TypeError(f"{place} is a {kind.__module__}.{kind.__name__}, which JSON does not know: {found!r:.60}; "
-                            "turn it into a string, a number, a list or a dict")  # fmt: skip
+def metadata_from_json(text: str) -> Metadata:
+    """The metadata that `metadata_json` was given."""
+    if _ESCAPED_MARK not in text:
+        found: Metadata = json.loads(text)
+        return found
+    restored: Metadata = json.loads(text, object_hook=_restored)
+    return restored
 
 
-def _members(found: dict[object, object], place: str) -> Iterable[tuple[object, str]]:
-    for key, member in found.items():
-        if type(key) is not str:
-            raise TypeError(f"{place} has the key {key!r:.60} of {type(key).__name__}; keys of JSON are strings")
-        yield member, f"{place}[{key!r:.60}]"
+_ESCAPED_MARK: Final = "\\ufdd0"
+
+
+def _plain(value: Any, place: str) -> Any:
+    """A value as JSON has it."""
+    kind = type(value)
+    if value is None or kind in (bool, int, str):
+        return value
+    if isinstance(value, dict):
+        return {_name(key, place): _plain(member, f"{place}[{key!r:.60}]") for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        members = [_plain(member, f"{place}[{index}]") for index, member in enumerate(value)]
+        return members if isinstance(value, list) else {_TUPLE: members}
+    if isinstance(value, datetime):  # before date, of which it is one
+        return {_TIME: _moment(value, place).isoformat()}
+    if isinstance(value, date):
+        return {_DATE: date(value.year, value.month, value.day).isoformat()}
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, np.generic) and not isinstance(value, np.character | np.void | np.timedelta64):
+        return _plain(_item(value, place), place)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{place} must be a finite number, got {value!r}; leave it out, or write None")
+        return float.__float__(value)
+    raise TypeError(f"{place} is a {kind.__module__}.{kind.__name__}, which cannot be kept: {value!r:.60}; turn it "
+                    "into a string, a number, a date, a list or a dict")  # fmt: skip
+
+
+def _item(value: np.generic, place: str) -> Any:
+    """What a number of numpy equals in Python."""
+    item = value.item()
+    if isinstance(item, np.generic) or (isinstance(value, np.datetime64) and not isinstance(item, date)):
+        raise TypeError(f"{place} is a numpy.{type(value).__name__} that Python has no value for: {value!r:.60}")
+    return item
+
+
+def _name(key: object, place: str) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"{place} has the key {key!r:.60} of {type(key).__name__}; names in metadata are strings")
+    return _MARK + key if key.startswith(_MARK) else str.__str__(key)
+
+
+def _moment(value: datetime, place: str) -> datetime:
+    """A time of a subclass, such as a Timestamp of pandas, as the plain one that it equals."""
+    if value != value or bool(getattr(value, "nanosecond", False)):  # noqa: PLR0124 - pandas: not a time
+        raise ValueError(f"{place} must be a time in microseconds, got {value!r:.60}")
+    return datetime.combine(value.date(), value.time(), value.tzinfo)
+
+
+def _restored(found: dict[str, Any]) -> Any:
+    if len(found) == 1:
+        [(name, value)] = found.items()
+        if name == _DATE:
+            return date.fromisoformat(value)
+        if name == _TIME:
+            return datetime.fromisoformat(value)
+        if name == _TUPLE:
+            return tuple(value)
+    return {name.removeprefix(_MARK) if name.startswith(_MARK * 2) else name: value for name, value in found.items()}

@@ -38,7 +38,7 @@ from clara_core.store.backend import Entry, Space
 from clara_core.store.codec import MemoryCodec
 from clara_core.store.keys import Key
 from clara_core.store.predicate import predicate_fields, predicate_values
-from clara_core.store.records import Record, guarded, unguarded
+from clara_core.store.records import Record, guarded, metadata_from_json, unguarded
 from clara_core.words import words_of
 
 FORMAT: Final = 2  # of the table; rises whenever an older version of this library could not read or write it
@@ -156,7 +156,7 @@ class Layout:
             "fit": np.full(len(entries), self.fit, np.int64),
             "memory": list_column(self.codec.encode(tokens), counts),
         }
-        asked = [predicate_values(json.loads(entry.metadata)) for entry in entries]
+        asked = [predicate_values(metadata_from_json(entry.metadata)) for entry in entries]
         given |= {field.name: [each[field.name] for each in asked] for field in predicate_fields()}
         arrays = [
             given[field.name] if isinstance(given[field.name], pa.Array) else pa.array(given[field.name], field.type)
@@ -229,5 +229,5 @@ def records(table: pa.Table | pa.RecordBatch) -> Iterator[Record]:
     for row in table.select(RECORD_COLUMNS).to_pylist():
         places = row["spans"]
         spans = tuple(zip(places[::2], places[1::2], strict=True))
-        metadata = json.loads(row["metadata"])
+        metadata = metadata_from_json(row["metadata"])
         yield Record(unguarded(row["id"]), unguarded(row["text"]), metadata, spans, row["source_tokens"])

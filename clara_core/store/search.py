@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
 import numpy as np
 from torch import Tensor
@@ -13,13 +13,16 @@ from torch import Tensor
 from clara_core.errors import FingerprintMismatch
 from clara_core.filters import check_filter
 from clara_core.ranking import diversify, fuse, memory_relevance, text_relevance
+from clara_core.store.accepting import Accepting
 from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot, Space
-from clara_core.store.records import Hit
+from clara_core.store.records import Hit, Record
 
 if TYPE_CHECKING:
     from clara_core.engine import ClaraEngine
 
-Filter = Mapping[str, Any]
+Filter: TypeAlias = Mapping[str, Any] | Callable[[Record], bool]
+"""Which documents: a dict as in `clara_core.filters`, or a function of the document."""
+
 Mode = Literal["memory", "text", "hybrid"]
 
 MODES: Final = ("memory", "text", "hybrid")
@@ -106,7 +109,8 @@ class StoreSearch:
             question: A question, several, or what the query reasoner made of them: ``[D]`` for one,
                 ``[Q, n_mem, hidden]`` or ``[Q, D]`` for several, ``D = n_mem * hidden``.
             k: Most documents to find.
-            filter: Which documents may be found, as in `clara_core.filters`.
+            filter: Which documents may be found: a dict as in `clara_core.filters`, or a function of a `Record`,
+                which is asked about what was found, further and further down, until `k` passed.
             mode: ``memory`` by cosine, ``text`` by words (BM25), ``hybrid`` by both; None is ``hybrid`` for texts and
                 ``memory`` for tensors.
             vectors: What was made of the questions already, beside their words, in one of the shapes above.
@@ -123,15 +127,14 @@ class StoreSearch:
         how = Search(k, mode, exact, oversample, text_weight)
         if mode != "memory" and words is None:
             raise ValueError(f"mode={mode!r} needs the words of the question, got a tensor; use mode='memory'")
-        if filter is not None:
-            check_filter(filter)
+        check_condition(filter)
         count = len(words) if words is not None else len(given) if given is not None else 0
         snapshot = self._backend.latest()
         result: list[list[Hit]] = [[] for _ in range(count)]
         if snapshot is not None and count:
-            allowed = None if filter is None else snapshot.passing(filter)
             tokens = None if mode == "text" else self._vectors(words, given, snapshot.space)
-            result = _hits(snapshot, _find(snapshot, words, tokens, how, allowed), with_memories=with_memories)
+            found = _find(*_among(snapshot, filter), words, tokens, how)
+            result = _hits(snapshot, found, with_memories=with_memories)
         return result[0] if one else result
 
     def search_mmr(
@@ -167,13 +170,12 @@ class StoreSearch:
         Search(k, "memory", exact, oversample, 0.0)
         if not 0.0 <= lambda_mult <= 1.0:
             raise ValueError(f"lambda_mult must lie in [0, 1], got {lambda_mult}")
-        if filter is not None:
-            check_filter(filter)
+        check_condition(filter)
         if (snapshot := self._backend.latest()) is None:
             return []
         tokens = self._vectors(words, given, snapshot.space)
-        allowed = None if filter is None else snapshot.passing(filter)
-        [found] = snapshot.nearest(tokens, max(k, fetch_k), allowed, exact=exact, oversample=oversample)
+        among, allowed = _among(snapshot, filter)
+        [found] = among.nearest(tokens, max(k, fetch_k), allowed, exact=exact, oversample=oversample)
         if not found:
             return []
         chosen = diversify(tokens[0].flatten(), snapshot.windows(found), k, lambda_mult)
@@ -213,8 +215,29 @@ def check_engine(engine: ClaraEngine, space: Space, uri: str) -> None:
 # --- one question ----------------------------------------------------------------------------------------
 
 
+def check_condition(condition: Filter | None) -> None:
+    """Refuse what is no filter.
+
+    Raises:
+        TypeError, ValueError: It is neither a function nor a dict that `check_filter` accepts.
+    """
+    if condition is not None and not callable(condition):
+        check_filter(condition)
+
+
+def _among(snapshot: Snapshot, condition: Filter | None) -> tuple[Snapshot | Accepting, Rows | None]:
+    """Where to search, and which rows may be found."""
+    if condition is None:
+        return snapshot, None
+    return (Accepting(snapshot, condition), None) if callable(condition) else (snapshot, snapshot.passing(condition))
+
+
 def _find(
-    snapshot: Snapshot, words: list[str] | None, tokens: Tensor | None, how: Search, allowed: Rows | None
+    snapshot: Snapshot | Accepting,
+    allowed: Rows | None,
+    words: list[str] | None,
+    tokens: Tensor | None,
+    how: Search,
 ) -> list[list[_Found]]:
     """What each question finds, by the mode of the search."""
 

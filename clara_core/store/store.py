@@ -8,15 +8,17 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Final
 
 from clara_core.errors import FingerprintMismatch, StoreError
-from clara_core.filters import check_filter
 from clara_core.memory import Memory
+from clara_core.options import OPTIONS, given_options
+from clara_core.store.accepting import accepted_ids
 from clara_core.store.backend import Backend
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
 from clara_core.store.explaining import explaining
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.records import Broken, Record, StoreStats
-from clara_core.store.search import Filter, StoreSearch, check_engine
+from clara_core.store.search import Filter, StoreSearch, check_condition, check_engine
 from clara_core.store.writing import VECTORS, Writer, checked_documents
+from clara_core.suggest import parameters, refuse_unknown
 
 if TYPE_CHECKING:
     from clara_core.engine import ClaraEngine
@@ -52,6 +54,7 @@ class MemoryStore(StoreSearch):
         key: int = DEFAULT_LENGTH,
         read_only: bool = False,
         storage_options: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> MemoryStore:
         """Open a store, or make one at the first `add`. Neither loads a model.
 
@@ -67,18 +70,24 @@ class MemoryStore(StoreSearch):
             key: Numbers of a key in a new store.
             read_only: Refuse to write.
             storage_options: Credentials and settings of the object store.
+            **options: Of the engine of `model`, as in `ClaraEngine.from_pretrained`, such as ``compression=16``.
 
         Raises:
+            UnknownOption: An option that neither this function nor an engine has.
             StoreError: What is there cannot be read, or nothing is there and `read_only` is given.
         """
-        if engine is not None and model is not None:
-            raise ValueError(f"give engine= or model=, not both; got model={model!r}")
+        refuse_unknown("MemoryStore.open", options, [*OPTIONS, *parameters(cls.open)])
+        given = given_options({"model": model, **options})
+        if engine is not None and given:
+            raise ValueError(f"give engine= or {given[0]}=, not both: an engine has its own model and options")
+        if model is None and given:
+            raise ValueError(f"{given[0]}= is an option of the engine of a model: give model=, too")
         if memory_type is not None and memory_type not in MEMORY_TYPES:
             raise ValueError(f"memory_type must be one of {', '.join(MEMORY_TYPES)}, got {memory_type!r}")
         if model is not None:
             from clara_core.engine import ClaraEngine
 
-            engine = ClaraEngine.from_pretrained(model)
+            engine = ClaraEngine.from_pretrained(model, **options)
         backend = _place(fspath(uri), memory_type, key, storage_options)
         if read_only and backend.latest() is None:
             raise StoreError(f"there is no store at {backend.uri}; write one first, without read_only=True")
@@ -171,7 +180,7 @@ class MemoryStore(StoreSearch):
 
         Args:
             ids: Unknown ones are passed over.
-            filter: As in `clara_core.filters`; ``{}`` means every document.
+            filter: As in `search`; ``{}`` means every document.
 
         Returns:
             int: How many documents there were.
@@ -180,8 +189,9 @@ class MemoryStore(StoreSearch):
         if ids is None and filter is None:
             raise ValueError("delete needs ids or a filter; filter={} takes everything out")
         wanted = None if ids is None else checked_ids(ids)
-        if filter is not None:
-            check_filter(filter)
+        check_condition(filter)
+        if callable(filter):
+            return self._backend.delete(accepted_ids(iter(self) if wanted is None else self.get(wanted), filter), None)
         return self._backend.delete(wanted, filter)
 
     def compact(self, older_than: timedelta = _KEEP) -> None:
@@ -261,11 +271,12 @@ class MemoryStore(StoreSearch):
 
     def count(self, filter: Filter | None = None) -> int:  # noqa: A002
         """How many documents there are, or pass a filter."""
-        if filter is not None:
-            check_filter(filter)
+        check_condition(filter)
         snapshot = self._backend.latest()
         if snapshot is None:
             return 0
+        if callable(filter):
+            return len(accepted_ids(iter(snapshot), filter))
         return snapshot.count() if filter is None else len(snapshot.passing(filter))
 
     def __contains__(self, id_: object) -> bool:
