@@ -9,6 +9,7 @@ devices. They hold nothing but plain values, so that they can be sent there.
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -114,10 +115,10 @@ class BatchCompressor:
             DataError: A row holds no text, or metadata that JSON does not know.
             FingerprintMismatch: The engine is another than the one that the store is for.
         """
-        return self.compress(map(self.columns.rows, given))
+        return self.compress(map(self.columns.rows, given), time.time_ns())
 
-    def compress(self, parts: Iterable[Rows]) -> Iterator[pa.RecordBatch]:
-        """The same, from rows that are taken out of their columns."""
+    def compress(self, parts: Iterable[Rows], serial: int) -> Iterator[pa.RecordBatch]:
+        """The same, from rows that are taken out of their columns; `serial` is the number of the first of them."""
         engine = ClaraEngine.from_pretrained(**self.engine.public())
         layout = self.layout
         if engine.fingerprint != layout.space.fingerprint:
@@ -131,10 +132,11 @@ class BatchCompressor:
             entries.append(entry)
             size += entry.memory.nbytes
             if size >= _BATCH_BYTES:
-                yield layout.rows(entries)
+                yield layout.rows(entries, serial)
+                serial += len(entries)
                 entries, size = [], 0
         if entries:
-            yield layout.rows(entries)
+            yield layout.rows(entries, serial)
 
     def _entries(self, engine: ClaraEngine, parts: Iterable[Rows]) -> Iterator[Entry]:
         """Documents with their memories, in order; a blank one has no window."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -55,9 +56,10 @@ _TRIES: Final = 5  # of a shard whose worker died: Ray by itself would try one t
 
 @dataclass(frozen=True)
 class Task:
-    """A shard that has to be compressed; `left_out` are places of rows that are not."""
+    """A shard that has to be compressed, where in the dataset it begins, and places of its rows that are left out."""
 
     shard: Shard
+    start: int
     left_out: tuple[int, ...]
 
 
@@ -70,12 +72,14 @@ class ShardWorker:
         uri: Of the store.
         compress: Texts to rows.
         run: Tells this call of the job from others.
+        serial: Number of the first row of the dataset.
     """
 
     source: str
     uri: str
     compress: BatchCompressor
     run: str
+    serial: int
 
     def __call__(self, task: Task) -> int:
         """Write a shard, unless it is written already; returns how many documents it has."""
@@ -87,7 +91,8 @@ class ShardWorker:
                     f"{_TRIES} workers died of {task.shard}; have its rows looked at, or give them more memory"
                 )
             parts = read_shard(self.source, task.shard, self.compress.columns)
-            [written] = FragmentWriter(self.uri)(self.compress.compress(_without(parts, set(task.left_out))))
+            rows = self.compress.compress(_without(parts, set(task.left_out)), self.serial + task.start)
+            [written] = FragmentWriter(self.uri)(rows)
             progress.finish(task.shard.name, written)
         documents: int = written["documents"][0].as_py()
         return documents
@@ -149,7 +154,7 @@ def compress_dataset(
     tasks, documents = _plan(source, uri, shards, columns, fingerprint)
     progress.begin({"shards": [shard.name for shard in shards], "fingerprint": fingerprint, "columns": repr(columns)})
 
-    worker = ShardWorker(source, uri, BatchCompressor(schema, engine, columns), uuid4().hex)
+    worker = ShardWorker(source, uri, BatchCompressor(schema, engine, columns), uuid4().hex, time.time_ns())
     with tqdm(total=documents, desc="compressing", unit="doc", disable=not show_progress) as bar:
         for done in pool.run(worker, tasks):
             bar.update(done)
@@ -184,7 +189,7 @@ def _plan(source: str, uri: str, shards: Sequence[Shard], columns: Columns, fing
         start += len(part)
         # A shard that is written already belongs to the job, whatever is in the store by now.
         if keep.any() or Progress(uri).written(shard.name) is not None:
-            tasks.append(Task(shard, tuple(np.flatnonzero(~keep).tolist())))
+            tasks.append(Task(shard, start - len(part), tuple(np.flatnonzero(~keep).tolist())))
     return tasks, int(wanted.sum())
 
 
@@ -321,7 +326,7 @@ def _item(task: Task) -> dict[str, str]:
 
 def _task(item: str) -> Task:
     found = json.loads(item)
-    return Task(Shard(**found["shard"]), tuple(found["left_out"]))
+    return Task(Shard(**found["shard"]), found["start"], tuple(found["left_out"]))
 
 
 # --- command line ----------------------------------------------------------------------------------------

@@ -18,8 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, DataError, FingerprintMismatch, MemoryStore, StoreError
-from clara_core.options import EngineArguments
-from clara_core.store import bulk
 from clara_core.bulk import (
     BatchCompressor,
     Columns,
@@ -31,6 +29,8 @@ from clara_core.bulk import (
 from clara_core.bulk.digests import digests, first_of_each, member_of
 from clara_core.bulk.fragments import WRITTEN
 from clara_core.bulk.progress import Progress
+from clara_core.options import EngineArguments
+from clara_core.store import bulk
 from tests.tiny import TEXTS, build
 
 ROOT = Path(__file__).parent.parent.parent
