@@ -2,8 +2,8 @@
 
 `MemoryStore` is the same for both places: it checks and compresses what it is given, reads and refuses filters, fuses
 rankings, chooses by maximal marginal relevance and makes scores. A place keeps rows, finds them, and knows nothing of
-engines. A row is a document; its number rises with the order in which rows were written, and a document that is
-replaced gets a new row.
+engines. A row is a document; rows have an order, in which documents came, and one that is
+replaced comes last.
 
 Letters of shapes: Q questions, D = n_mem * hidden numbers of a window, W windows of a document.
 """
@@ -75,11 +75,13 @@ class Candidate:
         row: Of the document.
         score: Cosine of the question and the best window, or BM25.
         window: Which window of the document scored best; 0 in a search by words.
+        order: When the document came, where its row does not tell.
     """
 
     row: int
     score: float
     window: int = 0
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True)

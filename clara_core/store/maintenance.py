@@ -86,7 +86,7 @@ class Upkeep:
     def _tidy(self) -> None:
         try:
             merge_tiers(self._table)
-            drop_versions(self._table)
+            drop_versions(self._table, _SUPERSEDED)
         except (OSError, StoreError, pa.ArrowException) as exc:  # it is tried again; what is wrong, the caller meets
             _log.info("the files of %s were not merged: %s", self._table.uri, exc)
 
@@ -151,12 +151,12 @@ def _row_bytes(dataset: LanceDataset) -> int:
 # --- versions --------------------------------------------------------------------------------------------
 
 
-def drop_versions(table: Table, superseded: timedelta = _SUPERSEDED) -> None:
+def drop_versions(table: Table, superseded: timedelta) -> None:
     """Delete versions that were replaced by the next one so long ago, but for those that a reader holds."""
-    dataset = table.latest()
-    if dataset is None:
+    latest = table.latest()
+    if latest is None:
         return
-    now = datetime.now(UTC)
+    dataset, now = latest.checkout_version(latest.version), datetime.now(UTC)
     for name, tag in dataset.tags.list().items():
         if name.startswith(_READER) and now - tag["created_at"] > _LEASE:
             dataset.tags.delete(name)
@@ -172,7 +172,7 @@ class Lease:
     """Keeps a version of a table for a reader of many seconds, while others drop what is old."""
 
     def __init__(self, dataset: LanceDataset) -> None:
-        self._dataset = dataset
+        self._dataset = dataset.checkout_version(dataset.version)  # tags change the object
         self._name = f"{_READER}{os.getpid()}-{time.time_ns()}-{threading.get_ident()}"
         self._held = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import torch
@@ -19,9 +19,11 @@ from clara_core.store.predicate import passing
 from clara_core.store.reading import readable
 from clara_core.store.records import Broken, guarded
 from clara_core.store.scan import KeyScan, WordScan
-from clara_core.store.schema import FIT_ROWS, Layout, check_shape
+from clara_core.store.schema import FIT_ROWS, Layout, Serials, check_shape
 from clara_core.store.snapshot import LanceSnapshot
 from clara_core.store.table import Table
+
+_SERIALS: Final = Serials()
 
 
 class OnLance:
@@ -70,7 +72,7 @@ class OnLance:
             dataset = self._table.create(self._new_layout(entries).schema)
         layout = Layout.of(dataset.schema, self.uri)
         check_fingerprint(entries[0].memory.fingerprint, layout.space, self.uri)
-        self._table.merge(pa.Table.from_batches([layout.rows(entries)]))
+        self._table.merge(pa.Table.from_batches([layout.rows(entries, _SERIALS.take(len(entries)))]))
         self._upkeep.committed()
         if layout.fitted_to < FIT_ROWS:
             maintenance.refit(self._table)

@@ -1,8 +1,6 @@
 """Rows of a Lance table as it was at one moment: found by what they say, or read by their numbers, in bounded memory.
 
-What comes from outside becomes quoted strings and nothing else. What Lance cannot read is a `StoreError`. All calls of
-Lance that its documentation does not name are in this module: `ScannerBuilder.row_addr_prefilter` with
-`serialize_row_addrs`, by which a scan reads the rows with some numbers.
+What comes from outside becomes quoted strings and nothing else. What Lance cannot read is a `StoreError`.
 """
 
 from __future__ import annotations
@@ -12,10 +10,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
-from lance.dataset import ScannerBuilder, serialize_row_addrs
 
 from clara_core.errors import StoreError
 from clara_core.store.backend import Rows
+from clara_core.store.lance_calls import scanner
 from clara_core.store.records import guarded
 
 if TYPE_CHECKING:
@@ -36,12 +34,6 @@ def readable(dataset: LanceDataset) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as exc:
         raise StoreError(f"the store at {dataset.uri} cannot be read (version {dataset.version}): {exc}") from exc
-
-
-def scanner(dataset: LanceDataset, columns: Sequence[str], rows: Rows | None) -> ScannerBuilder:
-    """A scan that gives ``_rowid`` as well, over the rows with some numbers; None means all."""
-    builder = ScannerBuilder(dataset).columns(list(columns)).with_row_id()
-    return builder if rows is None else builder.row_addr_prefilter(serialize_row_addrs(rows.tolist())).prefilter(True)
 
 
 def rows_with(dataset: LanceDataset, column: str, values: Sequence[str], columns: Sequence[str]) -> pa.Table:

@@ -7,16 +7,18 @@ Letters of shapes: Q questions, N windows, L numbers of a key, m candidates.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from clara_core.bm25 import WordIndex
-from clara_core.store.backend import Rows
+from clara_core.store.backend import Candidate, Rows
 from clara_core.store.keys import Key
 from clara_core.store.reading import batches, rows_at
 from clara_core.store.records import unguarded
@@ -201,15 +203,41 @@ class KeyScan:
         self._store, self._rows = store, rows
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words of a version of the table; never changed, only replaced.
+
+    Attributes:
+        index: Of them, by serial number: texts with equal scores are in the order in which they came.
+        rows: Numbers of the rows, ascending.
+        serials: Of each row.
+    """
+
+    index: WordIndex
+    rows: Rows
+    serials: Rows
+
+    def search(self, words: Sequence[str], k: int, allowed: Rows | None) -> tuple[list[Candidate], float]:
+        """The k rows that share words with a question, and what scores are measured by."""
+        among = None if allowed is None else np.sort(self.serials[members(self.rows, np.sort(allowed))])
+        found, unit = self.index.search(words, k, among)
+        by_serial = np.argsort(self.serials)
+        places = by_serial[
+            np.searchsorted(self.serials[by_serial], np.array([serial for serial, _ in found], np.uint64))
+        ]
+        rows = self.rows[places].tolist()
+        return [Candidate(row, score, 0, serial) for row, (serial, score) in zip(rows, found, strict=True)], unit
+
+
 class WordScan:
-    """Gives the index of words of a version; remembers that of the last one. Safe under threads."""
+    """Gives the words of a version; remembers those of the last one. Safe under threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._forget()
 
-    def at(self, dataset: LanceDataset) -> WordIndex:
-        """The index of a version."""
+    def at(self, dataset: LanceDataset) -> Words:
+        """The words of a version."""
         with self._lock:
             if self._seen != dataset.version:
                 try:
@@ -218,23 +246,29 @@ class WordScan:
                     self._forget()
                     raise
                 self._seen = dataset.version
-            return self._index.snapshot()
+            return self._words
 
     def _forget(self) -> None:
         self._files, self._index, self._seen = _Files(), WordIndex(), -1
+        self._words = Words(self._index, _NO_ROWS, _NO_ROWS)
 
     def _refresh(self, dataset: LanceDataset) -> None:
         fragments = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
+        rows, serials = self._words.rows, self._words.serials
         if len(gone := np.sort(self._files.gone(dataset, fragments))):
-            self._index.remove(gone)
+            left = ~members(rows, gone)
+            self._index.remove(serials[~left])
+            rows, serials = rows[left], serials[left]
         for fragment in self._files.new(fragments):
-            rows: list[Rows] = []
-            words: list[list[str]] = []
-            for batch in batches(dataset, ["words"], fragments=[fragment]):
-                rows.append(batch.column("_rowid").to_numpy())
-                words.extend(unguarded(text).split(" ") if text else [] for text in batch.column("words").to_pylist())
-            self._index.add(numbers := np.concatenate([_NO_ROWS, *rows]), words)
+            table = pa.Table.from_batches(batches(dataset, ["words", "serial"], fragments=[fragment]))
+            numbers, own = table["_rowid"].to_numpy(), table["serial"].to_numpy()
+            order = np.argsort(own, kind="stable")
+            texts = table["words"].take(order).to_pylist()
+            self._index.add(own[order], [unguarded(text).split(" ") if text else [] for text in texts])
             self._files.read(fragment, numbers)
+            rows, serials = np.concatenate([rows, numbers]), np.concatenate([serials, own])
+        order = np.argsort(rows)
+        self._words = Words(self._index.snapshot(), rows[order], serials[order])
 
 
 def members(rows: Rows, among: Rows) -> NDArray[np.bool_]:

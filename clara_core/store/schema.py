@@ -9,6 +9,7 @@ A row is a document.
     words                     of the text, for the search by words: see `clara_core.words`
     spans                     start and end, in characters of the text, of each window
     source_tokens             text tokens that the windows stand for
+    serial                    when it came: by it documents are in order, wherever they lie
     key, fit                  of each window, for the first step of a search; by which settings they were made
     memory                    bytes of each window, see `codec`
 
@@ -20,6 +21,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -107,6 +110,7 @@ class Layout:
             pa.field("words", pa.string(), nullable=False),
             pa.field("spans", pa.list_(pa.int64()), nullable=False),
             pa.field("source_tokens", pa.int64(), nullable=False),
+            pa.field("serial", pa.uint64(), nullable=False),
             pa.field("key", pa.list_(pa.list_(pa.float16(), self.key.length)), nullable=False),
             pa.field("fit", pa.int64(), nullable=False),
             # Lance writes lists of a fixed length faster than binary values of one.
@@ -133,8 +137,8 @@ class Layout:
 
     # --- rows --------------------------------------------------------------------------------------------
 
-    def rows(self, entries: Sequence[Entry]) -> pa.RecordBatch:
-        """The rows of documents, in order.
+    def rows(self, entries: Sequence[Entry], serial: int) -> pa.RecordBatch:
+        """The rows of documents, with this serial number and the next ones.
 
         Raises:
             ValueError: A memory has another shape, or holds NaN or infinity.
@@ -152,6 +156,7 @@ class Layout:
             "words": [guarded(" ".join(words_of(entry.text))) for entry in entries],
             "spans": [[place for span in memory.spans for place in span] for memory in memories],
             "source_tokens": [memory.source_tokens for memory in memories],
+            "serial": np.arange(serial, serial + len(entries), dtype=np.uint64),
             "key": list_column(self.key.documents(tokens), counts),
             "fit": np.full(len(entries), self.fit, np.int64),
             "memory": list_column(self.codec.encode(tokens), counts),
@@ -196,6 +201,21 @@ def check_shape(memory: Memory, space: Space) -> None:
     if tuple(memory.tokens.shape[1:]) != (space.n_mem, space.hidden):
         raise ValueError(f"memories of this store have windows of {space.n_mem} x {space.hidden} numbers, got "
                          f"{list(memory.tokens.shape)}")  # fmt: skip
+
+
+class Serials:
+    """Serial numbers by the clock, so that those of several writers are about in order; never twice the same here."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> int:
+        """The first of so many."""
+        with self._lock:
+            first = max(self._next, time.time_ns())
+            self._next = first + count
+            return first
 
 
 # --- columns ---------------------------------------------------------------------------------------------

@@ -276,12 +276,12 @@ def _by_words(matches: Matches) -> list[_Found]:
 
 
 def _fused(near: Sequence[Candidate], matches: Matches, how: Search) -> list[_Found]:
-    """Both rankings as one; of equal scores the lower row first."""
-    known = {each.row: each for each in [*matches.candidates, *near]}  # the window is the memory's
-    cosines = {each.row: each.score for each in near}
-    texts = {each.row: each.score for each in matches.candidates}
+    """Both rankings as one; of equal scores the one that came first."""
+    known = {(each.order, each.row): each for each in [*matches.candidates, *near]}  # the window is the memory's
+    cosines = {(each.order, each.row): each.score for each in near}
+    texts = {(each.order, each.row): each.score for each in matches.candidates}
     ranked = fuse(cosines, texts, matches.unit, how.text_weight)
-    return [_Found(known[row], score, score) for row, score in ranked[: how.k]]
+    return [_Found(known[place], score, score) for place, score in ranked[: how.k]]
 
 
 def _hits(snapshot: Snapshot, found: Sequence[Sequence[_Found]], *, with_memories: bool) -> list[list[Hit]]:

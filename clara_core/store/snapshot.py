@@ -19,9 +19,10 @@ from torch import Tensor
 from clara_core.memory import Memory
 from clara_core.ranking import unit_rows
 from clara_core.store.backend import Candidate, Matches, Rows, Space
-from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, index_names, statistics
+from clara_core.store.lance_calls import scanner
+from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, Lease, index_names, statistics
 from clara_core.store.predicate import passing
-from clara_core.store.reading import batches, readable, rows_at, rows_with, scanner
+from clara_core.store.reading import batches, readable, rows_at, rows_with
 from clara_core.store.records import Record, StoreStats, guarded, unguarded
 from clara_core.store.scan import KeyScan, WordScan
 from clara_core.store.schema import RECORD_COLUMNS, Layout, number_rows, records, window_counts
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from lance import LanceDataset
 
 _RECORDS: Final = 1024  # documents that are read at a time
+_SERIALS: Final = 1 << 16  # serial numbers that are
+_SERIAL_SCHEMA: Final = pa.schema([pa.field("serial", pa.uint64(), nullable=False), pa.field("_rowid", pa.uint64())])
 _SCAN_BYTES: Final = 1 << 25  # of memories that are read at a time
 _NEAR_BYTES: Final = 1 << 21  # of float32 memories that are compared at a time, so that they stay in the cache
 _CANDIDATE_BYTES: Final = (
@@ -119,9 +122,14 @@ class LanceSnapshot:
         return {row["content"]: unguarded(row["id"]) for row in rows}
 
     def __iter__(self) -> Iterator[Record]:
-        """All documents in the order of their rows."""
-        for batch in batches(self.dataset, RECORD_COLUMNS, batch_size=_RECORDS):
-            yield from records(batch)
+        """All documents in the order of their rows; whoever tidies leaves them, until the last was taken."""
+        with Lease(self.dataset):
+            table = pa.Table.from_batches(batches(self.dataset, ["serial"], batch_size=_SERIALS), _SERIAL_SCHEMA)
+            rows = table["_rowid"].to_numpy()[np.argsort(table["serial"].to_numpy(), kind="stable")]
+            for start in range(0, len(rows), _RECORDS):
+                part = rows[start : start + _RECORDS]
+                ascending = np.argsort(part)
+                yield from records(rows_at(self.dataset, part[ascending], RECORD_COLUMNS).take(np.argsort(ascending)))
 
     # --- by memory ---------------------------------------------------------------------------------------
 
@@ -157,18 +165,18 @@ class LanceSnapshot:
         best = _Best(len(units), k)
         step = max(1, _SCAN_BYTES // self.layout.codec.row_bytes)
         for start in range(0, len(union), step):
-            table = rows_at(self.dataset, union[start : start + step], ["memory"])
+            table = rows_at(self.dataset, union[start : start + step], ["memory", "serial"])
             rows = table["_rowid"].to_numpy()
             meant = None if len(candidates) == 1 else np.stack([np.isin(rows, own) for own in candidates])
-            best.offer(*self._document_scores(units, table), rows, meant)
+            best.offer(*self._document_scores(units, table), table, meant)
         return best.documents()
 
     def _exactly(self, units: Tensor, k: int, allowed: Rows | None) -> list[list[Candidate]]:
         """The best of all documents, in bounded memory."""
         best = _Best(len(units), k)
         step = max(1, _SCAN_BYTES // self.layout.codec.row_bytes)
-        for batch in batches(self.dataset, ["memory"], allowed, step):
-            best.offer(*self._document_scores(units, batch), batch.column("_rowid").to_numpy(), None)
+        for batch in batches(self.dataset, ["memory", "serial"], allowed, step):
+            best.offer(*self._document_scores(units, batch), batch, None)
         return best.documents()
 
     def _document_scores(
@@ -202,8 +210,7 @@ class LanceSnapshot:
         """The k documents that share words with a question (BM25)."""
         if WORD_INDEX in index_names(self.dataset):
             return self._by_word_index(words_of(question), k, allowed)
-        found, unit = self.words.at(self.dataset).search(words_of(question), k, allowed)
-        return Matches([Candidate(row, score) for row, score in found], unit)
+        return Matches(*self.words.at(self.dataset).search(words_of(question), k, allowed))
 
     def _by_word_index(self, words: Sequence[str], k: int, allowed: Rows | None) -> Matches:
         """The same by the index over the words, for stores that are too large to keep them in this process."""
@@ -218,10 +225,12 @@ class LanceSnapshot:
                 df = having.to_scanner().to_table().num_rows
                 unit += float(np.log(1 + (total - df + 0.5) / (df + 0.5)))
             query = MatchQuery(guarded(" ".join(different)), "words")
-            builder = scanner(self.dataset, ["_score"], allowed).limit(k).full_text_search(query)
+            builder = scanner(self.dataset, ["_score", "serial"], allowed).limit(k).full_text_search(query)
             table = builder.to_scanner().to_table()
-        found = map(Candidate, table["_rowid"].to_pylist(), table["_score"].to_pylist())
-        return Matches(sorted(found, key=_order), unit)
+        columns = (table[name].to_pylist() for name in ("_rowid", "_score", "serial"))
+        return Matches(
+            sorted((Candidate(*row, 0, order) for *row, order in zip(*columns, strict=True)), key=_order), unit
+        )
 
 
 def cosines(units: Tensor, layout: Layout, memory: pa.Array | pa.ChunkedArray) -> Tensor:
@@ -248,20 +257,25 @@ class _Best:
         self._found: list[dict[int, Candidate]] = [{} for _ in range(questions)]
 
     def offer(
-        self, scores: NDArray[np.float32], windows: NDArray[np.int64], rows: Rows, meant: NDArray[np.bool_] | None
+        self,
+        scores: NDArray[np.float32],
+        windows: NDArray[np.int64],
+        table: pa.Table | pa.RecordBatch,
+        meant: NDArray[np.bool_] | None,
     ) -> None:
         """Rows with their scores and best windows ``[Q, rows]``, and for which questions they are candidates."""
+        rows, serials = table.column("_rowid").to_numpy(), table.column("serial").to_numpy()
         scores = scores.astype(np.float64).round(_DIGITS)
         if meant is not None:
             scores[~meant] = -np.inf
         for found, own, best in zip(self._found, scores, windows, strict=True):
             floor = min(each.score for each in found.values()) if len(found) >= self._k else -np.inf
-            places = np.flatnonzero(own > floor)
+            places = np.flatnonzero((own >= floor) & (own > -np.inf))
             if len(places) > self._k:  # of equal scores the first
-                places = places[np.lexsort((rows[places], -own[places]))][: self._k]
+                places = places[np.lexsort((serials[places], -own[places]))][: self._k]
             for place in places.tolist():
                 row = int(rows[place])
-                found[row] = Candidate(row, float(own[place]), int(best[place]))
+                found[row] = Candidate(row, float(own[place]), int(best[place]), int(serials[place]))
             for each in sorted(found.values(), key=_order)[self._k :]:
                 del found[each.row]
 
@@ -270,5 +284,5 @@ class _Best:
         return [sorted(found.values(), key=_order) for found in self._found]
 
 
-def _order(document: Candidate) -> tuple[float, int]:
-    return -document.score, document.row
+def _order(document: Candidate) -> tuple[float, int, int]:
+    return -document.score, document.order, document.row

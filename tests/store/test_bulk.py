@@ -18,9 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, DataError, FingerprintMismatch, MemoryStore, StoreError
-from clara_core.options import EngineArguments
-from clara_core.store import bulk
-from clara_core.store.bulk import (
+from clara_core.bulk import (
     BatchCompressor,
     Columns,
     FragmentWriter,
@@ -28,9 +26,11 @@ from clara_core.store.bulk import (
     compress_dataset,
     prepare_store,
 )
-from clara_core.store.digests import digests, first_of_each, member_of
-from clara_core.store.fragments import WRITTEN
-from clara_core.store.progress import Progress
+from clara_core.bulk.digests import digests, first_of_each, member_of
+from clara_core.bulk.fragments import WRITTEN
+from clara_core.bulk.progress import Progress
+from clara_core.options import EngineArguments
+from clara_core.store import bulk
 from tests.tiny import TEXTS, build
 
 ROOT = Path(__file__).parent.parent.parent
@@ -136,7 +136,7 @@ def test_batches_of_texts_become_the_rows_that_add_writes(arguments, table, adde
 
 def test_any_number_of_batches_takes_bounded_memory(arguments, table, tmp_path, monkeypatch):
     """Rows come out while texts go in."""
-    monkeypatch.setattr("clara_core.store.fragments._BATCH_BYTES", 1)
+    monkeypatch.setattr("clara_core.bulk.fragments._BATCH_BYTES", 1)
     schema = prepare_store(str(tmp_path / "store"), [], arguments)
     taken = 0
 
@@ -357,7 +357,7 @@ def test_a_note_that_is_not_whole_counts_as_none(tmp_path):
 
 
 def command(source, uri, *options):
-    return [sys.executable, "-m", "clara_core.store.bulk", source, uri, "--id-column", "id", *options]
+    return [sys.executable, "-m", "clara_core.bulk", source, uri, "--id-column", "id", *options]
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ def drawn(*shape, seed=0, dtype=torch.float32):
 
 def plain_bytes(memory_type, window):
     """A window ``[T, H]`` by the documented format, one number after the other."""
+    if memory_type == "float32":
+        return b"".join(struct.pack("<f", number) for number in window.flatten().tolist())
     if memory_type == "bfloat16":
         numbers = window.bfloat16().float().flatten().tolist()
         return b"".join(struct.pack("<f", number)[2:] for number in numbers)
@@ -41,9 +43,15 @@ def test_bytes_are_those_of_the_plain_twin(memory_type, n_mem, hidden, windows, 
     assert [row.tobytes() for row in rows] == [plain_bytes(memory_type, window) for window in tokens]
 
 
-@pytest.mark.parametrize("memory_type, expected", [("bfloat16", 131_072), ("int8", 65_600)])
+@pytest.mark.parametrize("memory_type, expected", [("float32", 262_144), ("bfloat16", 131_072), ("int8", 65_600)])
 def test_a_memory_of_7b(memory_type, expected):
     assert MemoryCodec(memory_type, 16, 4096).row_bytes == expected
+
+
+def test_float32_comes_back_exactly():
+    tokens = drawn(5, 4, 16)
+    codec = MemoryCodec("float32", 4, 16)
+    assert torch.equal(codec.decode(codec.encode(tokens)), tokens)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -81,7 +89,7 @@ def test_zeros_tiny_and_no_windows():
         for tokens in (torch.zeros(1, 2, 4), torch.full((1, 2, 4), 1e-45), torch.zeros(0, 2, 4)):
             back = codec.decode(codec.encode(tokens))
             assert back.shape == tokens.shape
-            assert bool((back == 0).all())
+            assert bool((back == (tokens if memory_type == "float32" else 0)).all())
     assert codec.loss(torch.zeros(0, 2, 4)).cosine == 1
 
 

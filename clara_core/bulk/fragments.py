@@ -9,6 +9,7 @@ devices. They hold nothing but plain values, so that they can be sent there.
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,22 +18,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from lance.fragment import FragmentMetadata, write_fragments
+from numpy.typing import NDArray
 
+from clara_core.bulk.digests import DIGEST, digests, first_of_each, member_of
+from clara_core.bulk.shards import Columns, Rows
 from clara_core.engine import ClaraEngine
 from clara_core.errors import DataError, FingerprintMismatch, StoreError
 from clara_core.memory import Memory, content_key
 from clara_core.options import EngineArguments
-from clara_core.store.digests import DIGEST, digests, first_of_each, member_of
+from clara_core.store.backend import Entry, Space
 from clara_core.store.keys import DEFAULT_LENGTH, Key
+from clara_core.store.lance_calls import commit_files
+from clara_core.store.maintenance import refit
 from clara_core.store.reading import batches
 from clara_core.store.records import made_id, metadata_json, unguarded
-from clara_core.store.schema import Entry, Layout
-from clara_core.store.shards import Columns, Rows
-from clara_core.store.table import Change, Table
-from clara_core.store.upkeep import refit
+from clara_core.store.schema import Layout
+from clara_core.store.table import Table
+from clara_core.store.writing import Document, is_blank
 
 if TYPE_CHECKING:
     from lance import LanceDataset
@@ -74,9 +78,9 @@ def prepare_store(
     dataset = table.latest()
     if dataset is None:
         opened = ClaraEngine.from_pretrained(**(engine or EngineArguments()).public())
-        key = Key(opened.dimension, key_length)
-        layout = Layout(opened.fingerprint, memory_type, opened.n_mem, opened.hidden, key)
-        if memories := opened.compress(texts):
+        space = Space(opened.fingerprint, memory_type, opened.n_mem, opened.hidden)
+        layout = Layout(space, Key(opened.dimension, key_length))
+        if memories := opened.compress([text for text in texts if not is_blank(text)]):
             layout = layout.fitted(torch.cat([memory.tokens for memory in memories]))
         dataset = table.create(layout.schema)
     return dataset.schema
@@ -111,37 +115,52 @@ class BatchCompressor:
             DataError: A row holds no text, or metadata that JSON does not know.
             FingerprintMismatch: The engine is another than the one that the store is for.
         """
-        return self.compress(map(self.columns.rows, given))
+        return self.compress(map(self.columns.rows, given), time.time_ns())
 
-    def compress(self, parts: Iterable[Rows]) -> Iterator[pa.RecordBatch]:
-        """The same, from rows that are taken out of their columns."""
+    def compress(self, parts: Iterable[Rows], serial: int) -> Iterator[pa.RecordBatch]:
+        """The same, from rows that are taken out of their columns; `serial` is the number of the first of them."""
         engine = ClaraEngine.from_pretrained(**self.engine.public())
         layout = self.layout
-        if engine.fingerprint != layout.fingerprint:
+        if engine.fingerprint != layout.space.fingerprint:
             raise FingerprintMismatch(
-                f"the store is for memories of the model {layout.fingerprint[:12]}, this engine is "
+                f"the store is for memories of the model {layout.space.fingerprint[:12]}, this engine is "
                 f"{engine.fingerprint[:12]}: give the engine that the store was made with"
             )
-        waiting: deque[Entry] = deque()
+        entries: list[Entry] = []
+        size = 0
+        for entry in self._entries(engine, parts):
+            entries.append(entry)
+            size += entry.memory.nbytes
+            if size >= _BATCH_BYTES:
+                yield layout.rows(entries, serial)
+                serial += len(entries)
+                entries, size = [], 0
+        if entries:
+            yield layout.rows(entries, serial)
+
+    def _entries(self, engine: ClaraEngine, parts: Iterable[Rows]) -> Iterator[Entry]:
+        """Documents with their memories, in order; a blank one has no window."""
+        waiting: deque[tuple[Document, str]] = deque()
 
         def texts() -> Iterator[str]:
             for part in parts:
-                for entry in entries_of(part, layout.fingerprint):
-                    waiting.append(entry)
-                    yield entry.text
+                for described in described_documents(part, engine.fingerprint):
+                    waiting.append(described)
+                    if not is_blank(described[0].text):
+                        yield described[0].text
 
-        entries: list[Entry] = []
-        memories: list[Memory] = []
-        size = 0
+        def blank() -> Iterator[Entry]:
+            while waiting and is_blank(waiting[0][0].text):
+                document, content = waiting.popleft()
+                nothing = torch.empty(0, engine.n_mem, engine.hidden)
+                memory = Memory(nothing, document.text, (), 0, engine.fingerprint)
+                yield Entry(document.id, document.text, document.metadata, content, memory)
+
         for memory in engine.compress_stream(texts()):
-            entries.append(waiting.popleft())
-            memories.append(memory)
-            size += memory.nbytes
-            if size >= _BATCH_BYTES:
-                yield layout.rows(entries, memories)
-                entries, memories, size = [], [], 0
-        if entries:
-            yield layout.rows(entries, memories)
+            yield from blank()
+            document, content = waiting.popleft()
+            yield Entry(document.id, document.text, document.metadata, content, memory)
+        yield from blank()
 
     @cached_property
     def layout(self) -> Layout:
@@ -175,8 +194,7 @@ class FragmentWriter:
 
 def _noted(rows: Iterator[pa.RecordBatch], ids: list[str]) -> Iterator[pa.RecordBatch]:
     for batch in rows:
-        heads = batch.filter(pc.equal(batch["window"], 0))
-        ids.extend(map(unguarded, heads["id"].to_pylist()))
+        ids.extend(map(unguarded, batch["id"].to_pylist()))
         yield batch
 
 
@@ -223,18 +241,39 @@ def commit_written(uri: str, written: Iterable[pa.RecordBatch]) -> int:
     if not first_of_each(ids).all():
         raise DataError(f"{len(ids) - first_of_each(ids).sum()} ids were written twice; give each document its own")
     fragments = [FragmentMetadata.from_json(fragment) for row in rows for fragment in row["files"]]
-
-    def change(latest: LanceDataset) -> Change:
-        removed: list[int] = []
-        for batch in batches(latest, ["id"], batch_size=1 << 16):
-            known = member_of(digests(map(unguarded, batch["id"].to_pylist())), ids)
-            removed += batch["_rowid"].filter(pa.array(known)).to_pylist()
-        return Change(removed, fragments)
-
     table = Table(uri)
-    table.commit(change)
+
+    def commit(latest: LanceDataset) -> tuple[int, int]:
+        there = {fragment.fragment_id for fragment in latest.get_fragments()}
+        done = commit_files(latest, fragments, _rows_of(latest, ids, there), table.storage_options)
+        return latest.version, done.version
+
+    before, after = table.change(commit)
+    if after != before + 1 and (dataset := table.latest()) is not None:
+        # Others wrote at that moment: of an id that they put in as well, these rows stay.
+        written = {file.path for fragment in fragments for file in fragment.files}
+        others = {
+            fragment.fragment_id
+            for fragment in dataset.get_fragments()
+            if not written.intersection(file.path for file in fragment.metadata.files)
+        }
+        doubles = [row for own in _rows_of(dataset, ids, others).values() for row in own]
+        if doubles:
+            table.remove_where(f"_rowid IN ({', '.join(map(str, doubles))})")
     refit(table)
     return len(ids)
+
+
+def _rows_of(dataset: LanceDataset, ids: NDArray[np.void], files: set[int]) -> dict[int, list[int]]:
+    """Numbers of the rows of some files that have one of the ids, by file."""
+    found: dict[int, list[int]] = {}
+    for fragment in dataset.get_fragments():
+        if fragment.fragment_id in files:
+            for batch in batches(dataset, ["id"], batch_size=1 << 16, fragments=[fragment]):
+                known = member_of(digests(map(unguarded, batch["id"].to_pylist())), ids)
+                rows = batch["_rowid"].filter(pa.array(known)).to_pylist()
+                found.setdefault(fragment.fragment_id, []).extend(rows)
+    return found
 
 
 def elsewhere(engine: EngineArguments) -> EngineArguments:
@@ -243,22 +282,18 @@ def elsewhere(engine: EngineArguments) -> EngineArguments:
     return whole.model_copy(update={"device": engine.device, "dtype": engine.dtype, "token": None})
 
 
-def entries_of(rows: Rows, fingerprint: str) -> list[Entry]:
-    """Documents of a dataset, checked; one without an id has one that follows from its text.
+def described_documents(rows: Rows, fingerprint: str) -> list[tuple[Document, str]]:
+    """Documents of a dataset, checked, and the content of each; one without an id has one that follows from its text.
 
     Raises:
-        DataError: A text is empty, or metadata is not JSON.
+        DataError: Metadata is not JSON.
     """
-    entries = []
+    found = []
     for index, (text, metadata) in enumerate(zip(rows.texts, rows.metadatas, strict=True)):
-        if not text:
-            raise DataError(
-                f"a text is empty: there is nothing in it to find or to read; its metadata is {metadata!r:.80}"
-            )
         try:
             written = metadata_json(metadata, "metadata")
         except (TypeError, ValueError) as exc:
             raise DataError(f"{exc}; the text begins {text[:60]!r}") from exc
         id_ = made_id(text, 0) if rows.ids is None else rows.ids[index]
-        entries.append(Entry(id_, text, written, content_key(text, fingerprint)))
-    return entries
+        found.append((Document(id_, text, written), content_key(text, fingerprint)))
+    return found

@@ -2,7 +2,7 @@
 
     compress_dataset("corpus.parquet", "store", columns=Columns(id="id"))
     compress_dataset("corpus.parquet", "store", columns=Columns(id="id"), workers=8)    # needs the extra `ray`
-    python -m clara_core.store.bulk corpus.parquet store --id-column id --workers 8
+    python -m clara_core.bulk corpus.parquet store --id-column id --workers 8
 
 Each worker reads, compresses and writes shards of the dataset; no memory ever travels. One commit at the end makes all
 of them part of the store. A job that was stopped goes on where it was when it is called again.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -22,34 +23,31 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import typer
 from numpy.typing import NDArray
 
-from clara_core.cli_options import arguments_of, with_options
-from clara_core.errors import ClaraError, DataError, StoreError
-from clara_core.options import EngineArguments, EngineOptions, option_values
-from clara_core.store.digests import DIGEST, digests, first_of_each, member_of
-from clara_core.store.fragments import (
+from clara_core.bulk.digests import DIGEST, digests, first_of_each, member_of
+from clara_core.bulk.fragments import (
     BatchCompressor,
     FragmentWriter,
     commit_written,
+    described_documents,
     elsewhere,
-    entries_of,
     prepare_store,
 )
+from clara_core.bulk.progress import Progress
+from clara_core.bulk.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
+from clara_core.cli_options import arguments_of, with_options
+from clara_core.errors import ClaraError, DataError, StoreError
+from clara_core.options import EngineArguments, EngineOptions, option_values
 from clara_core.store.keys import DEFAULT_LENGTH
-from clara_core.store.progress import Progress
 from clara_core.store.reading import batches
 from clara_core.store.records import unguarded
 from clara_core.store.schema import FIT_ROWS, Layout
-from clara_core.store.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
 from clara_core.store.table import Table
 
 if TYPE_CHECKING:
     from clara_core.store.codec import MemoryType
-
-__all__ = ["BatchCompressor", "Columns", "FragmentWriter", "commit_written", "compress_dataset", "prepare_store"]
 
 ROWS_PER_SHARD: Final = 16_384  # documents: minutes of a GPU, which is what a dead worker loses
 _SAMPLE: Final = FIT_ROWS  # texts that keys are fitted to
@@ -58,9 +56,10 @@ _TRIES: Final = 5  # of a shard whose worker died: Ray by itself would try one t
 
 @dataclass(frozen=True)
 class Task:
-    """A shard that has to be compressed; `left_out` are places of rows that are not."""
+    """A shard that has to be compressed, where in the dataset it begins, and places of its rows that are left out."""
 
     shard: Shard
+    start: int
     left_out: tuple[int, ...]
 
 
@@ -73,12 +72,14 @@ class ShardWorker:
         uri: Of the store.
         compress: Texts to rows.
         run: Tells this call of the job from others.
+        serial: Number of the first row of the dataset.
     """
 
     source: str
     uri: str
     compress: BatchCompressor
     run: str
+    serial: int
 
     def __call__(self, task: Task) -> int:
         """Write a shard, unless it is written already; returns how many documents it has."""
@@ -90,7 +91,8 @@ class ShardWorker:
                     f"{_TRIES} workers died of {task.shard}; have its rows looked at, or give them more memory"
                 )
             parts = read_shard(self.source, task.shard, self.compress.columns)
-            [written] = FragmentWriter(self.uri)(self.compress.compress(_without(parts, set(task.left_out))))
+            rows = self.compress.compress(_without(parts, set(task.left_out)), self.serial + task.start)
+            [written] = FragmentWriter(self.uri)(rows)
             progress.finish(task.shard.name, written)
         documents: int = written["documents"][0].as_py()
         return documents
@@ -148,11 +150,11 @@ def compress_dataset(
     shards = plan_shards(source, rows_per_shard)
     pool = _Ray(workers) if workers else _Here()
     schema = pool.prepare(uri, _sample(source, shards, columns), engine, memory_type, key_length)
-    fingerprint = Layout.of(schema, uri).fingerprint
+    fingerprint = Layout.of(schema, uri).space.fingerprint
     tasks, documents = _plan(source, uri, shards, columns, fingerprint)
     progress.begin({"shards": [shard.name for shard in shards], "fingerprint": fingerprint, "columns": repr(columns)})
 
-    worker = ShardWorker(source, uri, BatchCompressor(schema, engine, columns), uuid4().hex)
+    worker = ShardWorker(source, uri, BatchCompressor(schema, engine, columns), uuid4().hex, time.time_ns())
     with tqdm(total=documents, desc="compressing", unit="doc", disable=not show_progress) as bar:
         for done in pool.run(worker, tasks):
             bar.update(done)
@@ -187,15 +189,15 @@ def _plan(source: str, uri: str, shards: Sequence[Shard], columns: Columns, fing
         start += len(part)
         # A shard that is written already belongs to the job, whatever is in the store by now.
         if keep.any() or Progress(uri).written(shard.name) is not None:
-            tasks.append(Task(shard, tuple(np.flatnonzero(~keep).tolist())))
+            tasks.append(Task(shard, start - len(part), tuple(np.flatnonzero(~keep).tolist())))
     return tasks, int(wanted.sum())
 
 
 def _digests_of(source: str, shard: Shard, columns: Columns, fingerprint: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """Of the ids of a shard, and of all that a document is."""
-    entries = [entry for rows in read_shard(source, shard, columns) for entry in entries_of(rows, fingerprint)]
-    return digests(entry.id for entry in entries), digests(
-        _state(entry.id, entry.content, entry.metadata) for entry in entries
+    found = [each for rows in read_shard(source, shard, columns) for each in described_documents(rows, fingerprint)]
+    return digests(document.id for document, _ in found), digests(
+        _state(document.id, content, document.metadata) for document, content in found
     )
 
 
@@ -206,8 +208,8 @@ def _states_in(uri: str) -> NDArray[Any]:
         return np.empty(0, DIGEST)
     parts = []
     for batch in batches(dataset, ["id", "content", "metadata"], batch_size=1 << 14):
-        heads = batch.filter(pc.is_valid(batch["content"])).to_pylist()
-        parts.append(digests(_state(unguarded(row["id"]), row["content"], row["metadata"]) for row in heads))
+        rows = batch.to_pylist()
+        parts.append(digests(_state(unguarded(row["id"]), row["content"], row["metadata"]) for row in rows))
     return np.concatenate(parts or [np.empty(0, DIGEST)])
 
 
@@ -324,7 +326,7 @@ def _item(task: Task) -> dict[str, str]:
 
 def _task(item: str) -> Task:
     found = json.loads(item)
-    return Task(Shard(**found["shard"]), tuple(found["left_out"]))
+    return Task(Shard(**found["shard"]), found["start"], tuple(found["left_out"]))
 
 
 # --- command line ----------------------------------------------------------------------------------------
@@ -360,7 +362,3 @@ def main(
         sys.stderr.write(f"{' '.join(str(exc).split())}\n")
         raise typer.Exit(2) from exc
     typer.echo(f"{count} documents of {source} -> {store}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
