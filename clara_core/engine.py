@@ -221,7 +221,8 @@ class ClaraEngine(AsyncCalls):
         """Go on with a conversation; the last user turn may read compressed documents.
 
         Args:
-            messages: ``{"role": "system" | "user" | "assistant", "content": text}``, at least one of the user's.
+            messages: ``{"role": "system" | "user" | "assistant", "content": text}``, in any order that ends with the
+                user; turns are merged as chat templates want them (`clara_core.turns.merge_turns`).
             memories: Documents.
             **options: As in `answer`.
         """

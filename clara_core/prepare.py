@@ -18,6 +18,7 @@ from clara_core.generation import Sampling, Writer
 from clara_core.memory import Memory
 from clara_core.requests import EncodeRequest, GenerateRequest
 from clara_core.tokens import ClaraTokenizer
+from clara_core.turns import alternating
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +133,10 @@ def prepare_chat(
 
     Raises:
         ContextOverflow: It does not fit; names both numbers.
+        ValueError: The last turn is not one that can be answered.
     """
     _check_messages(messages)
-    ids = tokenizer.chat_prompt(messages, sum(memory.n_windows for memory in memories))
+    ids = tokenizer.chat_prompt(alternating(messages), sum(memory.n_windows for memory in memories))
     return prepare_generation(ids, memories, sampling, tokenizer=tokenizer, context=context, ends=ends)
 
 
@@ -267,6 +269,3 @@ def _check_messages(messages: object) -> None:
         if not isinstance(message.get("content"), str):
             msg = f"messages[{index}] must have a string as content, got {type(message.get('content')).__name__}"
             raise TypeError(msg)
-    if not any(message["role"] == "user" for message in messages):
-        msg = f"a conversation needs at least one message of the user, got {len(messages)} without any"
-        raise ValueError(msg)
