@@ -152,6 +152,8 @@ def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:
     model.freeze()
     fingerprint = hashlib.sha256(f"{checkpoint.identity} {base_identity(plan.base, decoder)}".encode()).hexdigest()
     log.info("loaded %s on %s as %s", plan.folder, model.device, model.dtype)
+    if plan.config.licence_note is not None:
+        log.warning("%s", plan.config.licence_note)
     # The adapters live in the model now; the file's tensors need not be held twice.
     return Loaded(
         model,
