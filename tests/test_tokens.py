@@ -316,9 +316,7 @@ def test_a_conversation_that_the_template_refuses_is_named() -> None:
     inner = make_tokenizer("qwen2")
     inner.chat_template = "{{ raise_exception('only of Tuesdays') if messages | length > 1 else messages[0].content }}"
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    with pytest.raises(
-        ValueError, match="of the roles user, assistant, user: only of Tuesdays"
-    ):
+    with pytest.raises(ValueError, match="of the roles user, assistant, user: only of Tuesdays"):
         ClaraTokenizer(inner, CONFIG).chat_prompt(turns, 0)
 
 
