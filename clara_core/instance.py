@@ -113,16 +113,20 @@ class EngineInstance:
 
     # --- life --------------------------------------------------------------------------------------------
 
-    def load(self) -> Loaded:
+    def load(self, *, show_progress: bool = False) -> Loaded:
         """Load the weights now instead of at first use. A load that failed may be tried again.
+
+        Args:
+            show_progress: Draw a progress bar over the weights of a large model.
 
         Raises:
             CheckpointError: What was looked for, where, and what to do.
+            NotEnoughMemory: What is needed, what is free, and what takes less.
         """
         with self._lock:
             if self._loaded is None:
                 try:
-                    self._loaded = load_model(self.arguments, self.plan)
+                    self._loaded = load_model(self.arguments, self.plan, show_progress=show_progress)
                 except BaseException:
                     self._plan = None  # whatever is repaired before the next try is read anew
                     raise
