@@ -206,6 +206,7 @@ def _facts(question: str, answer: Answer, reading: _Reading) -> dict[str, object
         "memory_tokens": answer.memory_tokens,
         "source_tokens": answer.source_tokens,
         "completion_tokens": answer.completion_tokens,
+        "windows_left_out": answer.windows_left_out,
         "seconds": {name: round(value, 3) for name, value in reading.seconds.items()},
     }
 

@@ -7,7 +7,11 @@ user's files or arguments becomes one line on standard error and exit code 2, ne
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,11 +41,32 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _notes():
+                return super().invoke(ctx)
         except (ClaraError, ValueError) as exc:
             message = " ".join(str(exc).split())
             sys.stderr.write(f"clara: {message}\n")
             raise typer.Exit(EXIT_FAILED) from exc
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """What the library logs as a warning is a line for the user; Python warnings are for who writes programs.
+
+    Warnings of this library are logged, too. `python -W` and PYTHONWARNINGS bring all of them back.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("clara: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    logger = logging.getLogger("clara_core")
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
 
 
 app = typer.Typer(
