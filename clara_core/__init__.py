@@ -19,6 +19,7 @@ from clara_core.errors import (
     RoleError,
     StoreError,
     TrainingError,
+    UnknownOption,
     WindowOverflow,
 )
 from clara_core.lazy import lazy_names
@@ -53,6 +54,7 @@ __all__ = [
     "StoreError",
     "StoreStats",
     "TrainingError",
+    "UnknownOption",
     "WindowOverflow",
 ]
 
