@@ -91,7 +91,8 @@ class ChatClara(BaseChatModel, EngineFields):
 
     Response metadata:
         ``memory_tokens``, ``source_tokens`` (what the documents would have cost as text), ``saved_tokens`` (the
-        difference), ``documents`` (id and title of each one read, in order), ``finish_reason`` and ``model_name``.
+        difference), ``windows_left_out`` (of documents too long to be read whole), ``documents`` (id and title of each
+        one read, in order), ``finish_reason`` and ``model_name``.
 
     Tools, structured output, images and other media are refused.
     """
@@ -386,6 +387,7 @@ class ChatClara(BaseChatModel, EngineFields):
             "finish_reason": answer.finish_reason,
             "memory_tokens": answer.memory_tokens,
             "source_tokens": answer.source_tokens,
+            "windows_left_out": answer.windows_left_out,
             "saved_tokens": answer.source_tokens - answer.memory_tokens,
             "documents": [document.account() for document in read],
         }

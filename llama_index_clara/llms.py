@@ -235,4 +235,9 @@ class ClaraLLM(EngineFields, CustomLLM):
             "memory_tokens": answer.memory_tokens,
             "source_tokens": answer.source_tokens,
         }
-        return {"model": self.model, "finish_reason": answer.finish_reason, "usage": usage}
+        return {
+            "model": self.model,
+            "finish_reason": answer.finish_reason,
+            "windows_left_out": answer.windows_left_out,
+            "usage": usage,
+        }

@@ -186,9 +186,8 @@ def test_as_a_command_of_the_shell_with_bytes_that_are_no_text(folder, model):
     assert json.loads(done.stdout)["question"] == "When \udcff?"
 
 
-def test_what_a_user_sees_is_ours_and_once(folder, tmp_path):
+def test_what_a_user_sees_is_ours_and_once(folder, model):
     """A question that is cut: one line, no warning of Python, nothing of a library."""
-    model = str(build(tmp_path / "model").folder)
     code = "from clara_core.cli import app; app()"
     done = subprocess.run(
         [sys.executable, "-c", code, "ask", folder, "Why? " * 200, "--model", model, "--max-tokens", "2"],
@@ -198,8 +197,9 @@ def test_what_a_user_sees_is_ours_and_once(folder, tmp_path):
         env={name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"},
         cwd=DATA.parent.parent,
     )
-    [line] = done.stderr.splitlines()
-    assert line.startswith("clara: truncated questions[0] of ")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("clara: truncated questions[0] of ")
 
 
 # -- files and passages ----------------------------------------------------------------------------
