@@ -193,7 +193,7 @@ def test_killed_in_the_middle_and_run_again(index, tmp_path, uri, model):
         (folder / f"{number}.md").write_text("".join(sections))
     command = [sys.executable, "-c", "from clara_core.cli import app; app()", "index", folder, "--store", uri]
     process = subprocess.Popen([*map(str, command), "--model", model], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline:
         if Path(uri).exists() and MemoryStore.open(uri).count():
             break

@@ -141,7 +141,7 @@ def test_unloading_while_others_wait(engine: ClaraEngine, memories) -> None:
 
     def slow(original, *args, **kwargs):
         inside.set()
-        gate.wait(20)
+        gate.wait(120)
         return original(*args, **kwargs)
 
     worker = engine._worker
@@ -149,7 +149,7 @@ def test_unloading_while_others_wait(engine: ClaraEngine, memories) -> None:
         stream = engine.stream("Where?", memories, max_tokens=3000)
         next(stream)
         begun = pool.submit(engine.reason, ["Where?"])
-        inside.wait(20)
+        inside.wait(120)
         waiting = pool.submit(engine.compress, PASSAGES * 30)
         while not worker._bulk:
             threading.Event().wait(0.005)

@@ -21,9 +21,9 @@ HEAVY = (
 
 PROBE = """
 import json, sys, time
-start = time.perf_counter()
+start = time.process_time()
 import {package}
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 print(json.dumps({{"seconds": seconds, "modules": sorted(sys.modules)}}))
 """
 

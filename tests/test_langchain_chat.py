@@ -18,7 +18,9 @@ from langchain_core.runnables import ConfigurableField
 from clara_core import ClaraEngine, ContextOverflow
 from langchain_clara import ChatClara
 from langchain_clara._documents import block_from_document
-from tests.langchain_data import HOSTILE, longest_gap, make_documents
+from tests.engines import wrapped
+from tests.event_loop import LoopWitness
+from tests.langchain_data import HOSTILE, make_documents
 from tests.tiny import FAMILIES, build
 
 QUESTION = "When was the bridge opened?"
@@ -251,7 +253,7 @@ def test_streaming_flag_streams_inside_invoke(model, llm):
     assert len(seen) > 2
 
 
-def wait_for(condition, seconds=5.0):
+def wait_for(condition, seconds=60.0):
     """Whether something comes true within some seconds."""
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
@@ -312,10 +314,10 @@ def test_threads_share_one_engine_and_get_their_own_answers(engine, model):
 async def test_concurrent_calls_keep_the_loop_ticking(engine, model):
     llm = ChatClara(model=model, max_tokens=60, temperature=3.0, seed=1)
     await llm.ainvoke(QUESTION)
-    work = asyncio.gather(*(llm.ainvoke(f"{QUESTION} {number}") for number in range(30)))
-    answers, seconds, gap = await longest_gap(work)
+    model = engine.load().model
+    with LoopWitness() as witness, wrapped(model, "prefill", witness.around), wrapped(model, "step", witness.around):
+        answers = await asyncio.gather(*(llm.ainvoke(f"{QUESTION} {number}") for number in range(30)))
     assert len(answers) == 30
-    assert gap < max(seconds / 3, 0.1)
 
 
 # -- identity and tokens ---------------------------------------------------------------------------

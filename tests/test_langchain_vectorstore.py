@@ -473,7 +473,7 @@ def test_a_search_multiplies_one_matrix():
 
     store = ClaraVectorStore.from_texts([str(number) for number in range(50)], Fixed(size=65536))
     question = torch.randn(65536)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(3):
         store._rows.search(question, 4, None)
-    assert (time.perf_counter() - start) / 3 < 0.1
+    assert (time.process_time() - start) / 3 < 0.1

@@ -260,10 +260,10 @@ def test_truncation_keeps_what_the_published_ids_keep(family: str) -> None:
 def test_a_megabyte_of_one_word(family: str) -> None:
     tokens = tokenizer_of(family)
     text = "Aln" * 350_000
-    began = time.monotonic()
+    began = time.process_time()
     spans = tokens.windows(text)
     tokens.encode_passages([text])
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
     assert spans[-1][1] == len(text)
     assert len(spans) >= len(text) / (WINDOW * 8)
 

@@ -76,7 +76,7 @@ def run_two(configs: Path, folder: Path) -> None:
             children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     try:
         for rank, child in enumerate(children):
-            assert child.wait(timeout=250) == 0, (folder / f"log-{rank}").read_text()
+            assert child.wait(timeout=1500) == 0, (folder / f"log-{rank}").read_text()
     finally:
         for child in children:
             child.kill()

@@ -100,7 +100,7 @@ def test_two_processes_learn_what_one_learns(tiny: Tiny, tmp_path: Path) -> None
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stderr
