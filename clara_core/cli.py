@@ -179,7 +179,7 @@ def _describe(checkpoint: Checkpoint, model: str, base_model: str | None) -> dic
         "base_remark": remark,
         "bytes": sum(path.stat().st_size for path in weight_files(checkpoint.folder)),
         "identity": checkpoint.identity,
-        "licence": _APPLE_LICENCE if apple else None,
+        "licence": _APPLE_LICENCE if apple else config.licence_note,
     }
 
 

@@ -75,7 +75,7 @@ class Plan:
 
 
 def index_folder(
-    folder: Annotated[Path, typer.Argument(help="Folder with .md and .txt files, or one file.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of files, or one file.")],
     store: Store,
     model: Model = "pocket",
     base_model: BaseModel = None,

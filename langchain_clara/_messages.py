@@ -8,14 +8,13 @@ from typing import Final
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage
 
+from clara_core.turns import Turn, alternating
 from langchain_clara._documents import (
     DOCUMENT_BLOCKS,
     ReadDocument,
     document_from_block,
     read_documents,
 )
-
-Turn = dict[str, str]
 
 _ROLES: Final = {"system": "system", "human": "user", "ai": "assistant"}
 _CHAT_ROLES: Final = {**_ROLES, "user": "user", "assistant": "assistant", "developer": "system"}
@@ -53,7 +52,7 @@ def read_messages(
         raise ValueError(
             f"documents came both as documents= ({len(given)}) and as content blocks ({len(found)}); use one way"
         )
-    return _alternating(turns), given or found
+    return alternating(turns), given or found
 
 
 def _role(message: BaseMessage) -> str:
@@ -95,30 +94,3 @@ def _refusal(kind: object, block: Mapping[str, object]) -> str:
         f"ChatClara reads text and documents of text, got a content block of type {kind!r}{mime}; "
         f"documents are blocks of type {', '.join(DOCUMENT_BLOCKS)}, or documents="
     )
-
-
-def _alternating(turns: Sequence[Turn]) -> list[Turn]:
-    """At most one system turn, then user and assistant in turn, the user first and last."""
-    system = "\n".join(turn["content"] for turn in turns if turn["role"] == "system")
-    merged: list[Turn] = []
-    for turn in turns:
-        if turn["role"] == "system":
-            continue
-        if merged and merged[-1]["role"] == turn["role"]:
-            merged[-1]["content"] = _lines(merged[-1]["content"], turn["content"])
-        else:
-            merged.append(dict(turn))
-    if not turns:
-        raise ValueError("there is no message to answer")
-    if not merged:
-        return [{"role": "user", "content": system}]
-    if merged[-1]["role"] == "assistant":
-        raise ValueError("the last message is the model's own; ChatClara answers a human message")
-    if merged[0]["role"] == "assistant":
-        merged.insert(0, {"role": "user", "content": ""})
-    return [{"role": "system", "content": system}, *merged] if system else merged
-
-
-def _lines(first: str, second: str) -> str:
-    """Two texts under each other; one without text (documents alone) leaves no empty line."""
-    return "\n".join(text for text in (first, second) if text)

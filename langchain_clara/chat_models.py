@@ -19,11 +19,12 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, model_validator
 
+from clara_core.turns import Turn
 from langchain_clara._batching import SEAT, Meeting, Seat, run_apart, seated
 from langchain_clara._documents import ReadDocument
 from langchain_clara._engine import EngineFields, nearest
 from langchain_clara._identity import identity
-from langchain_clara._messages import Turn, read_messages
+from langchain_clara._messages import read_messages
 
 if TYPE_CHECKING:
     from clara_core import Answer
