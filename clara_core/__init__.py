@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clara_core.memory import Memory, MemoryCache
     from clara_core.ranking import Ranked
     from clara_core.store import Hit, MemoryStore, Record, StoreStats
+    from clara_core.version import __version__
 
 __all__ = [
     "Answer",
@@ -54,6 +55,7 @@ __all__ = [
     "StoreStats",
     "TrainingError",
     "WindowOverflow",
+    "__version__",
 ]
 
 _MODULES: Final = {
@@ -68,6 +70,7 @@ _MODULES: Final = {
     "Record": "clara_core.store",
     "Role": "clara_core.config",
     "StoreStats": "clara_core.store",
+    "__version__": "clara_core.version",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)
