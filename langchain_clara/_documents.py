@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_core.documents import Document
+from langchain_core.runnables import Runnable
+from langchain_core.runnables.base import coerce_to_runnable
+from langchain_core.vectorstores import VectorStore
 
 DOCUMENT_BLOCKS: Final = ("text-plain", "document", "search_result")
 _TITLE_KEYS: Final = ("title", "source")
@@ -58,6 +61,18 @@ def listed_documents(documents: object, name: str = "documents") -> Sequence[Doc
         hint = "; list(...) makes one, which can be read again" if isinstance(documents, Iterable) else ""
         raise TypeError(f"{name} must be a list of Documents, got {type(documents).__name__}{hint}")
     return documents
+
+
+def as_retriever(source: object, name: str = "retriever") -> Runnable[str, list[Document]]:
+    """What turns a question into documents: a retriever, another runnable, or a function.
+
+    Raises:
+        TypeError: It is none of these, such as a store.
+    """
+    if isinstance(source, Runnable) or callable(source):
+        return coerce_to_runnable(source)
+    hint = "; use store.as_retriever()" if isinstance(source, VectorStore) else ""
+    raise TypeError(f"{name} must be a retriever or a function, got {type(source).__name__}{hint}")
 
 
 def read_documents(documents: Sequence[Document | str]) -> list[ReadDocument]:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed")
 _NO_TOOLS: Final = (
-    "ChatClara cannot call tools: CLaRa was trained to answer from documents. Let another model be the agent and give "
+    "ChatClara cannot call tools, nor be held to a schema, which agents ask for as a tool: CLaRa was trained to answer "
+    "in plain text from documents. Let another model be the agent and give "
     "it a ClaraRetriever as its tool (langchain_core.tools.create_retriever_tool), or an agent of ChatClara its "
     "documents without tools (ClaraContextMiddleware)"
 )

@@ -16,7 +16,7 @@ from langchain_core.runnables import (
 )
 from pydantic import ConfigDict, Field
 
-from langchain_clara._documents import listed_documents
+from langchain_clara._documents import as_retriever, listed_documents
 from langchain_clara._engine import EngineFields
 from langchain_clara._entries import with_score
 
@@ -87,9 +87,9 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
             list: Copies of the best `top_n`, best first.
 
         Raises:
-            TypeError: The candidates are not a list of Documents.
+            TypeError: The candidates are not a list of Documents, or the question is not a string.
         """
-        if not _candidates(documents):
+        if not _candidates(documents, query):
             return []
         engine = self.shared_engine
         memories = engine.remember([document.page_content for document in documents])
@@ -99,7 +99,7 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """`compress_documents`, awaitable."""
-        if not _candidates(documents):
+        if not _candidates(documents, query):
             return []
         engine = await self.ashared_engine()
         memories = await engine.aremember([document.page_content for document in documents])
@@ -137,7 +137,7 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
         Returns:
             Runnable: From a question to the best `top_n` of the retriever's documents, sync and async.
         """
-        return RunnableParallel(documents=retriever, question=RunnablePassthrough()) | self
+        return RunnableParallel(documents=as_retriever(retriever), question=RunnablePassthrough()) | self
 
 
 def _read(given: object) -> tuple[str, Sequence[Document]]:
@@ -157,8 +157,10 @@ def _read(given: object) -> tuple[str, Sequence[Document]]:
     return question, documents
 
 
-def _candidates(documents: Sequence[Document]) -> Sequence[Document]:
-    """The documents, once they are known to be a list of such."""
+def _candidates(documents: Sequence[Document], query: str) -> Sequence[Document]:
+    """The documents, once they are known to be a list of such and the question to be a string."""
+    if not isinstance(query, str):
+        raise TypeError(f"the question must be a string, got {type(query).__name__}: {query!r:.60}")
     for index, document in enumerate(listed_documents(documents)):
         if not isinstance(document, Document):
             raise TypeError(f"documents[{index}] must be a Document, got {type(document).__name__}")
