@@ -105,9 +105,9 @@ def test_trim_messages_counts_with_the_model(llm, strategy):
 
 @pytest.mark.parametrize("name", ["empty", "ends with the model", "ends with the result of a tool", "a picture"])
 async def test_what_can_be_counted_is_not_always_answered(llm, name):
-    with pytest.raises(ValueError, match="no message|model's own|tool|image_url"):
+    with pytest.raises(ValueError, match=r"no message|model's own|tool|image_url"):
         llm.invoke(HISTORIES[name])
-    with pytest.raises(ValueError, match="no message|model's own|tool|image_url"):
+    with pytest.raises(ValueError, match=r"no message|model's own|tool|image_url"):
         await llm.ainvoke(HISTORIES[name])
 
 
@@ -202,7 +202,7 @@ async def test_tools_and_schemas_are_refused_with_a_way_out(llm, retriever, monk
     tool = create_retriever_tool(retriever, "search", "Search the town's papers.")
     with pytest.raises(NotImplementedError, match=r"cannot call tools.*create_retriever_tool.*ClaraContextMiddleware"):
         llm.bind_tools([tool])
-    with pytest.raises(NotImplementedError, match="cannot be held to a schema.*output parser"):
+    with pytest.raises(NotImplementedError, match=r"cannot be held to a schema.*output parser"):
         llm.with_structured_output(Year)
     asked = {"messages": [("human", QUESTION)]}
     with pytest.raises(NotImplementedError, match="cannot call tools"):
