@@ -19,6 +19,7 @@ from clara_core.errors import (
     RoleError,
     StoreError,
     TrainingError,
+    UnknownOption,
     WindowOverflow,
 )
 from clara_core.lazy import lazy_names
@@ -54,6 +55,7 @@ __all__ = [
     "StoreError",
     "StoreStats",
     "TrainingError",
+    "UnknownOption",
     "WindowOverflow",
     "__version__",
 ]

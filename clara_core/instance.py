@@ -13,8 +13,9 @@ from torch import Tensor
 from clara_core.config import ClaraConfig, Role
 from clara_core.errors import RoleError
 from clara_core.generation import Sampling
-from clara_core.loading import DTYPES, EngineArguments, Loaded, Plan, load_model, plan_engine
+from clara_core.loading import DTYPES, Loaded, Plan, load_model, plan_engine
 from clara_core.memory import Memory, MemoryCache
+from clara_core.options import EngineArguments
 from clara_core.prepare import (
     Documents,
     Message,

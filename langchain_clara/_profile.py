@@ -9,6 +9,7 @@ from typing import Any, Final
 from clara_core.config import CONFIG_FILE, ClaraConfig
 from clara_core.errors import CheckpointError
 from clara_core.locate import locate, locate_base
+from clara_core.options import DEFAULT_MODEL
 
 _WINDOWED: Final = {"mistral": 4096}
 """Sliding window of an architecture where its config does not name one."""
@@ -25,7 +26,7 @@ def local_context(source: Any) -> int | None:
     """
     try:
         folder = locate(
-            source.model or "pocket",
+            source.model or DEFAULT_MODEL,
             source.compression,
             source.revision,
             cache_dir=source.cache_dir,

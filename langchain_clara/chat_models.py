@@ -18,11 +18,12 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, model_validator
 
+from clara_core.suggest import refuse_unknown
 from clara_core.turns import Turn
 from clara_core.version import __version__
 from langchain_clara._batching import SEAT, Meeting, Seat, run_apart, seated
 from langchain_clara._documents import ReadDocument, listed_documents
-from langchain_clara._engine import EngineFields, nearest
+from langchain_clara._engine import EngineFields
 from langchain_clara._identity import identity
 from langchain_clara._messages import read_history, read_messages
 from langchain_clara._profile import local_context
@@ -101,8 +102,8 @@ class ChatClara(BaseChatModel, EngineFields):
 
     Response metadata:
         ``memory_tokens``, ``source_tokens`` (what the documents would have cost as text), ``saved_tokens`` (the
-        difference), ``documents`` (id and title of each one read, in order), ``finish_reason``, ``model_name`` and
-        ``model_provider``.
+        difference), ``windows_left_out`` (of documents too long to be read whole), ``documents`` (id and title of each
+        one read, in order), ``finish_reason``, ``model_name`` and ``model_provider``.
 
     Model profile:
         ``profile["max_input_tokens"]`` is the context, which holds prompt and answer together. A Hub model has it once
@@ -434,6 +435,7 @@ class ChatClara(BaseChatModel, EngineFields):
             "finish_reason": answer.finish_reason,
             "memory_tokens": answer.memory_tokens,
             "source_tokens": answer.source_tokens,
+            "windows_left_out": answer.windows_left_out,
             "saved_tokens": answer.source_tokens - answer.memory_tokens,
             "documents": [document.account() for document in read],
         }
@@ -455,9 +457,8 @@ def _check_call(call: Mapping[str, Any]) -> None:
     for name, value in call.items():
         if name in _TOOLS and value:
             raise ValueError(f"{name}= cannot be used: {_NO_SCHEMA if name == 'response_format' else _NO_TOOLS}")
-        if name not in {*_SAMPLING, *_TOOLS, "stream", "stop", "documents"}:
-            known = {*_SAMPLING, "stop", "documents"}
-            raise TypeError(f"ChatClara has no call option {name!r}{nearest(name, known)}")
+        if name not in {*_TOOLS, "stream"}:
+            refuse_unknown("a call of ChatClara", [name], [*_SAMPLING, "stop", "documents"])
     if call.get("documents") is not None:
         listed_documents(call["documents"])
     if isinstance(call.get("stop"), Iterator):

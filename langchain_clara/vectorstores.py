@@ -11,6 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
+from clara_core.suggest import parameters, refuse_unknown
 from langchain_clara._durable import DurableRows
 from langchain_clara._entries import Filter, checked, listed, several, with_texts
 from langchain_clara._rows import Rows, vector_of
@@ -106,6 +107,7 @@ class ClaraVectorStore(VectorStore):
         **options: Of `EngineFields`, where `embedding` is not given.
 
     Raises:
+        UnknownOption: An option that nobody reads.
         TypeError: What is given as an embedding is none; with `uri`, an embedding that makes no memories.
         ValueError: Things that exclude each other.
     """
@@ -119,6 +121,7 @@ class ClaraVectorStore(VectorStore):
         show_progress: bool = False,
         **options: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, options, {*ClaraEmbeddings.model_fields, *parameters(type(self))})
         _check_embedding(embedding)
         given = {"embedding": embedding, "store": store}
         owners = [name for name, value in given.items() if value is not None]

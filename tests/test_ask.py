@@ -71,6 +71,7 @@ def test_json_is_what_the_engine_says(clara, folder, model):
         "memory_tokens": answer.memory_tokens,
         "source_tokens": answer.source_tokens,
         "completion_tokens": answer.completion_tokens,
+        "windows_left_out": 0,
         "model": model,
         "files": 2,
         "left_out": [],
@@ -183,6 +184,22 @@ def test_as_a_command_of_the_shell_with_bytes_that_are_no_text(folder, model):
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
     assert json.loads(done.stdout)["question"] == "When \udcff?"
+
+
+def test_what_a_user_sees_is_ours_and_once(folder, model):
+    """A question that is cut: one line, no warning of Python, nothing of a library."""
+    code = "from clara_core.cli import app; app()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "ask", folder, "Why? " * 200, "--model", model, "--max-tokens", "2"],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"},
+        cwd=DATA.parent.parent,
+    )
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("clara: truncated questions[0] of ")
 
 
 # -- files and passages ----------------------------------------------------------------------------

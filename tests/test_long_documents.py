@@ -117,3 +117,19 @@ def test_a_conversation_that_is_too_long_by_itself(engine, short):
         engine.answer("Where? " * 5000)
     with pytest.raises(ContextOverflow, match=r"; shorten the conversation$"):
         engine.answer("Where? " * 5000, short)
+
+
+# -- the frameworks --------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:the documents do not fit")
+def test_langchain_and_llama_index_read_the_same(engine, long):
+    from langchain_clara import ChatClara
+    from llama_index_clara import ClaraLLM
+
+    left_out = long.n_windows - engine.config.generation_top_k
+    said = ChatClara(engine=engine, max_tokens=4).invoke(QUESTION, documents=[LONG])
+    assert said.response_metadata["windows_left_out"] == left_out
+    reply = ClaraLLM(engine=engine, max_tokens=4).reading([LONG]).complete(QUESTION)
+    assert reply.raw["windows_left_out"] == left_out
+    assert said.content == reply.text == engine.answer(QUESTION, [long], max_tokens=4).text

@@ -213,7 +213,7 @@ async def test_tools_and_schemas_are_refused_with_a_way_out(llm, retriever, monk
         llm.bind(tools=[{"name": "search"}])
     with pytest.raises(ValueError, match="response_format= cannot be used: ChatClara cannot be held to a schema"):
         llm.bind(response_format={"type": "json_object"})
-    with pytest.raises(TypeError, match="no call option 'max_token'; did you mean 'max_tokens'"):
+    with pytest.raises(TypeError, match=r"max_token.*did you mean 'max_tokens'"):
         llm.bind(max_token=4)
 
 
