@@ -231,7 +231,7 @@ def test_a_right_option_in_the_wrong_place_is_told_apart(model):
         ClaraQueryEngine(retriever, synthesizer, max_tokens=3)
     with pytest.raises(ValueError, match="vector_store= or model=, not both"):
         ClaraRetriever(retriever.vector_store, model=model)
-    with pytest.raises(ValueError, match="engine= or model_name=, not both"):
+    with pytest.raises(ValueError, match="engine= or model=, not both"):
         ClaraEmbedding(engine=retriever.engine, model_name="another")
     for wrong in (model, synthesizer):
         with pytest.raises(TypeError, match="must be a ClaraVectorStore"):
