@@ -30,7 +30,7 @@ from clara_core.bulk.digests import digests, first_of_each, member_of
 from clara_core.bulk.fragments import WRITTEN
 from clara_core.bulk.progress import Progress
 from clara_core.options import EngineArguments
-from clara_core.store import bulk
+from clara_core.bulk import job as bulk
 from tests.tiny import TEXTS, build
 
 ROOT = Path(__file__).parent.parent.parent
@@ -152,9 +152,7 @@ def test_any_number_of_batches_takes_bounded_memory(arguments, table, tmp_path, 
 
 
 def test_an_access_token_does_not_travel(arguments):
-    from dataclasses import replace
-
-    compress = BatchCompressor(pa.schema([]), replace(arguments, token="secret"), COLUMNS)
+    compress = BatchCompressor(pa.schema([]), arguments.model_copy(update={"token": "secret"}), COLUMNS)
     assert b"secret" not in pickle.dumps(compress)
     assert compress.engine.token is None
     assert BatchCompressor(pa.schema([]), EngineArguments()).engine.device == "auto"  # found where the work is done
@@ -245,7 +243,6 @@ def test_equal_texts_without_ids_are_one_document(arguments, engine, tmp_path):
             ['{"id": "a", "text": "x"}', '{"id": "b", "text": "y"}', '{"id": "a", "text": "z"}'],
             "the id 'a' comes again",
         ),
-        (['{"id": "a", "text": ""}'], "a text is empty"),
         (['{"id": "a", "text": null}'], "column 'text' must hold strings, got None"),
         (['{"id": "a", "text": "x", "n": NaN}'], "must be a finite number"),
         (['{"id": "a"'], "a line is no JSON"),
@@ -259,14 +256,17 @@ def test_what_is_wrong_is_said_before_anything_is_compressed(lines, message, arg
         compress_dataset(str(path), str(tmp_path / "store"), arguments, COLUMNS)
 
 
-def test_dates_are_refused_with_a_way_out(arguments, tmp_path):
+def test_dates_and_blank_texts_are_kept(arguments, tmp_path):
     import datetime as dt
 
     path = tmp_path / "corpus.parquet"
-    pq.write_table(pa.table({"text": ["x"], "day": [dt.date(2026, 1, 1)]}), path)
-    with pytest.raises(DataError, match=r"datetime.date, which JSON does not know.*turn it into a string"):
-        compress_dataset(str(path), str(tmp_path / "store"), arguments)
-    assert compress_dataset(str(path), str(tmp_path / "store"), arguments, Columns(metadata=())) == 1
+    days = [dt.date(2026, 1, number) for number in range(1, 6)]
+    pq.write_table(pa.table({"text": ["", "x", " ", "y", "\n"], "day": days}), path)
+    uri = str(tmp_path / "store")
+    assert compress_dataset(str(path), uri, arguments) == 5
+    found = list(MemoryStore.open(uri))
+    assert [(record.text, len(record.spans)) for record in found] == [("", 0), ("x", 1), (" ", 0), ("y", 1), ("\n", 0)]
+    assert [record.metadata["day"] for record in found] == days
 
 
 def test_a_job_needs_a_store_that_others_can_reach(source, arguments):
@@ -337,8 +337,8 @@ def test_a_shard_that_kills_every_worker_is_given_up(source, arguments, tmp_path
     for tries in range(5):
         assert progress.tried(shard.name, "run") == tries
     with pytest.raises(StoreError, match="5 workers died of Shard"):
-        bulk.ShardWorker(source, uri, compress, "run")(bulk.Task(shard, ()))
-    assert bulk.ShardWorker(source, uri, compress, "another")(bulk.Task(shard, ())) == N
+        bulk.ShardWorker(source, uri, compress, "run", 0)(bulk.Task(shard, 0, ()))
+    assert bulk.ShardWorker(source, uri, compress, "another", 0)(bulk.Task(shard, 0, ())) == N
 
 
 def test_a_note_that_is_not_whole_counts_as_none(tmp_path):

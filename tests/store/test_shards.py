@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clara_core.bulk.shards import Columns, Rows, plan_shards, read_shard
 from clara_core.errors import DataError
-from clara_core.store import shards
+from clara_core.bulk import shards
 
 ROWS = [
     {
