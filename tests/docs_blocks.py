@@ -1,4 +1,7 @@
-"""The programs of the pages, and a way to run each in an empty folder, in a process that nothing else has touched."""
+"""The programs of the pages, and a way to run each in an empty folder, in a process that nothing else has touched.
+
+python -m tests.docs_blocks [PAGE ...]    writes what the programs print now into the `text` blocks; read the diff
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import re
 import runpy
 import sys
+import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,3 +111,23 @@ def _run(program: str, folder: str, out: str, err: str) -> None:
     sys.stderr.flush()
     if failed:
         sys.exit(1)
+
+
+def rewrite(page: Path, folder: Path) -> None:
+    """Put what the programs of a page print into the blocks that say so; a program that fails is shown."""
+    for block in blocks_of(page):
+        if block.language != "python" or block.not_run is not None:
+            continue
+        ran = run(block.text, folder / f"{page.stem}-{block.line}")
+        if ran.failed:
+            sys.stderr.write(f"{block}: {ran.err}\n")
+        elif block.prints is not None and ran.out != block.prints:
+            text = page.read_text(encoding="utf-8")
+            after = text.index("```text\n", text.index(block.text)) + len("```text\n")
+            page.write_text(text[:after] + ran.out + text[after + len(block.prints) :], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as room:
+        for one in [Path(name).resolve() for name in sys.argv[1:]] or PAGES:
+            rewrite(one, Path(room))
