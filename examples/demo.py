@@ -29,7 +29,6 @@ from clara_core.passages import cut_passages, read_folder
 from langchain_clara import ChatClara, ClaraRetriever, DocumentsPlaceholder
 
 DATA = Path(__file__).parent / "data"
-ASKED = Path(__file__).parent / "questions.json"
 # Five of the eight that the bundled model answers rightly, of the twelve in questions.json: what it is good at, and
 # what not, stands in clara_core/pocket/README.md.
 QUESTIONS = (
@@ -93,7 +92,9 @@ def main(model: str) -> int:
         soft_wrap=True,
     )
     chain = build_chain(retriever, model)
-    known = {entry["question"]: entry for entry in json.loads(ASKED.read_text(encoding="utf-8"))}
+    known = {
+        entry["question"]: entry for entry in json.loads((DATA.parent / "questions.json").read_text(encoding="utf-8"))
+    }
     entries = [known[question] for question in QUESTIONS]
     right = saved = 0
     for entry in entries:

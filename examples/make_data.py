@@ -4,8 +4,8 @@
 
 The texts come from the held-out half of the generated encyclopedia, whose names occur in no
 training text. Most files hold one passage; four are long articles of many sections.
-`questions.json` stands beside the folder: inside it, it would be indexed with the texts. It lists questions with their
-answers and the files that they come from. The output is the same every time.
+Beside the folder, `questions.json` lists questions with their answers and the files that they come
+from. The output is the same every time.
 """
 
 from __future__ import annotations
