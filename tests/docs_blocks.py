@@ -18,7 +18,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Imported before the processes are split off, since importing is most of the time of a short program.
-_PRELOAD = ["torch", "transformers", "langchain_core.runnables", "llama_index.core", "clara_core.engine", __name__]
+_PRELOAD = [
+    "transformers.models.mistral.modeling_mistral",
+    "clara_core.engine",
+    "clara_core.store",
+    "langchain_clara.vectorstores",
+    "langchain_clara.chat_models",
+    "llama_index_clara.query_engine",
+    __name__,
+]
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: (\S[^\n]*) -->\s*\Z")
 
