@@ -32,22 +32,20 @@ def test_a_program_that_is_not_run_says_why_and_compiles(block: Block) -> None:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Command lines of `clara` in the blocks of a shell."""
+    """Command lines of `clara` in fenced and in indented blocks."""
     found = []
-    for block in BLOCKS:
-        if block.language not in ("sh", "bash", "shell", "console"):
-            continue
-        for line in block.text.replace("\\\n", " ").splitlines():
+    for page in PAGES:
+        for line in re.findall(r"^ {0,4}(clara \w.*)$", page.read_text("utf-8").replace("\\\n", " "), re.MULTILINE):
             words = shlex.split(line, comments=True)
-            if words[:1] == ["clara"]:
-                found.append((f"{block}: {line.strip()}", words[1:]))
+            found.append((f"{page.relative_to(ROOT).as_posix()}: {' '.join(words)}", words[1:]))
     return found
 
 
 @pytest.mark.parametrize("words", [words for _, words in commands()], ids=[name for name, _ in commands()])
 def test_a_command_line_names_what_there_is(words: list[str]) -> None:
     group = typer.main.get_command(app)
-    name, command, rest = group.resolve_command(group.make_context("clara", []), words)  # type: ignore[attr-defined]
+    context = group.make_context("clara", list(words))
+    name, command, rest = group.resolve_command(context, list(words))  # type: ignore[attr-defined]
     command.make_context(name, rest)  # raises for an unknown option, a missing argument, a value that is not a choice
 
 
