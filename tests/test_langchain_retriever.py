@@ -38,10 +38,10 @@ def retriever(model):
 
 
 def expected(engine, question, documents, k=None):
-    """Texts and scores as the engine itself ranks them."""
+    """Texts and relevances as the engine itself ranks them."""
     memories = engine.compress([document.page_content for document in documents])
     ranked = engine.rank(question, memories, top_k=k)
-    return [(documents[hit.index].page_content, pytest.approx(hit.score, abs=1e-5)) for hit in ranked]
+    return [(documents[hit.index].page_content, pytest.approx((hit.score + 1) / 2, abs=1e-5)) for hit in ranked]
 
 
 def found(documents):
@@ -56,7 +56,19 @@ def close(documents):
 
 
 def test_finds_what_the_engine_ranks_first(engine, retriever):
-    assert found(retriever.invoke(QUESTION)) == expected(engine, QUESTION, make_documents(), 3)
+    assert found(retriever.invoke(QUESTION, mode="memory")) == expected(engine, QUESTION, make_documents(), 3)
+
+
+@pytest.mark.parametrize("mode", [None, "memory", "text", "hybrid"])
+async def test_mode_of_the_object_and_of_the_call(model, retriever, mode):
+    other = ClaraRetriever(vectorstore=retriever.vectorstore, k=3, mode=mode)
+    assert other.invoke(QUESTION) == retriever.invoke(QUESTION, mode=mode) == await other.ainvoke(QUESTION)
+    scores = [document.metadata[KEY] for document in other.invoke(QUESTION)]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
+    assert len(other.invoke(QUESTION, score_threshold=(scores[0] + scores[1]) / 2)) == 1
+    with pytest.raises(ValueError, match="mode"):
+        ClaraRetriever(model=model, mode="words")
 
 
 async def test_async_finds_the_same(model, retriever):
@@ -165,7 +177,7 @@ def test_hostile_text_is_found_as_it_was_given(model):
     retriever = ClaraRetriever.from_documents(documents, model=model, k=10)
     for question in HOSTILE:
         texts = {document.id: document.page_content for document in retriever.invoke(question)}
-        assert texts == {str(number): text for number, text in enumerate(HOSTILE)}
+        assert texts == {str(number): text for number, text in enumerate(HOSTILE) if text.strip()}
 
 
 def test_copies_of_the_framework_share_the_documents(engine, model, retriever):

@@ -103,7 +103,7 @@ async def test_relevance_is_in_zero_to_one_and_keeps_the_order(any_store, mode, 
         later = await any_store.asimilarity_search_with_relevance_scores(question, 5, score_threshold=floor, mode=mode)
         assert [document for document, _ in later] == [pairs[0][0]]
     if mode == "text":
-        assert scores[0] == 1.0  # it has every word of the question
+        assert scores[0] > 0.9  # it has every word of the question, and is longer than most
     assert not [each for each in recwarn if "elevance" in str(each.message)]
 
 
@@ -303,11 +303,11 @@ def test_every_way_back_carries_the_id(filtered):
 def test_hostile_text(any_store):
     if isinstance(any_store.embeddings, DeterministicFakeEmbedding):
         pytest.skip("LangChain's fake embedding fails on lone surrogates itself")
-    hostile = [text for text in HOSTILE if text or any_store.store.uri == "memory://"]  # what lasts has a text
-    ids = any_store.add_texts(hostile)
+    ids = any_store.add_texts(HOSTILE)
+    assert texts(any_store.get_by_ids(ids)) == list(HOSTILE)
     for question in HOSTILE:
         found = {document.id: document.page_content for document in any_store.similarity_search(question, k=10)}
-        assert found == dict(zip(ids, hostile, strict=True))
+        assert found == {id_: text for id_, text in zip(ids, HOSTILE, strict=True) if text.strip()}
 
 
 # -- memories --------------------------------------------------------------------------------------

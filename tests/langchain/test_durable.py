@@ -6,12 +6,10 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from langchain_core.documents import Document
-from langchain_core.embeddings import DeterministicFakeEmbedding
 
 pytest.importorskip("lance", reason="the store is not installed: pip install 'clara-rag[store]'")
 
@@ -150,12 +148,6 @@ async def test_words(store):
         store.similarity_search("x", mode="words")
 
 
-def test_words_in_memory_are_an_error_that_says_what_to_do(model):
-    store = ClaraVectorStore.from_texts(["a"], model=model)
-    with pytest.raises(ValueError, match="uri="):
-        store.similarity_search("a", mode="hybrid")
-
-
 # -- adding ----------------------------------------------------------------------------------------
 
 
@@ -172,20 +164,16 @@ def test_threads_add_the_same_text_at_once(model, uri):
     assert len(set(ids)) == len(store) == 12
 
 
-def test_metadata_that_json_does_not_know_is_refused_whole(store):
-    with pytest.raises(TypeError, match=r"\['on'\].*datetime"):
-        store.add_documents([Document("a"), Document("b", metadata={"on": datetime(1907, 5, 1, tzinfo=UTC)})])
+def test_metadata_that_cannot_be_kept_is_refused_whole(store):
+    with pytest.raises(TypeError, match=r"\['on'\] is a builtins.set"):
+        store.add_documents([Document("a"), Document("b", metadata={"on": {1907}})])
     assert len(store) == 40
 
 
 # -- making one ------------------------------------------------------------------------------------
 
 
-def test_only_memories_are_kept(uri, model):
-    with pytest.raises(TypeError, match=r"DeterministicFakeEmbedding.*uri="):
-        ClaraVectorStore(DeterministicFakeEmbedding(size=4), uri=uri)
-    with pytest.raises(TypeError, match="shortened"):
-        ClaraVectorStore(ClaraEmbeddings(model=model, dimensions=64), uri=uri)
+def test_an_embedding_has_its_own_model(uri, model):
     with pytest.raises(ValueError, match="give embedding= or model="):
         ClaraVectorStore(ClaraEmbeddings(model=model), uri=uri, model=model)
 
