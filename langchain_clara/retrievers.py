@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import Runnable
-from pydantic import ConfigDict, Field, model_validator
+from langchain_core.vectorstores import VectorStore
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clara_core.options import given_options, option_values
 from langchain_clara._engine import EngineFields
-from langchain_clara._entries import Filter, acceptor, with_score
+from langchain_clara._entries import Filter, acceptor, with_score, with_texts
 from langchain_clara.embeddings import ClaraEmbeddings
 from langchain_clara.vectorstores import ClaraVectorStore
 
@@ -26,7 +27,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
     """Finds documents by what the question asks for, on their memory tokens.
 
     The documents that it returns are copies with their full text, their id, and in ``metadata["relevance_score"]``
-    the cosine of question and document (a Python float in [-1, 1], the best window of a long document). A reranker or
+    how well they answer the question: a Python float in [0, 1] in every mode, in the order of the search. A reranker or
     a chat model of the same model knows their memory already.
 
     Setup:
@@ -39,8 +40,10 @@ class ClaraRetriever(BaseRetriever, EngineFields):
             Documents to return.
         filter: dict | Callable[[Document], bool] | None
             Which documents may be returned; see `clara_core.filters`.
+        mode: "memory" | "text" | "hybrid" | None
+            How the store is searched; None is ``hybrid``.
         score_threshold: float | None
-            Lowest score.
+            Lowest relevance, in [0, 1].
         vectorstore: ClaraVectorStore | None
             The documents, where they are in a store already.
         model, compression, dtype, ... or engine:
@@ -49,6 +52,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
     Instantiate:
         ```python
         retriever = ClaraRetriever.from_documents(documents, model="pocket", k=4)
+        retriever = ClaraRetriever.from_texts(["Tolmet Bridge was opened in 1907."], model="pocket")
         retriever = ClaraRetriever(vectorstore=store, k=4)
         retriever = ClaraRetriever.from_retriever(bm25, k=4, base_weight=0.5)  # reranks the candidates of any other
         ```
@@ -72,13 +76,41 @@ class ClaraRetriever(BaseRetriever, EngineFields):
     filter: Any = None
     """Which documents may be returned: a dict, or a function of a document; None lets all pass."""
     score_threshold: float | None = None
-    """Documents with a lower score are left out; None keeps the best `k` whatever their score."""
+    """Documents of lower relevance are left out; None keeps the best `k` whatever their relevance."""
+    mode: Literal["memory", "text", "hybrid"] | None = None
+    """Search the store by memory, by words, or by both; None is ``hybrid``. A base searches in its own way."""
     vectorstore: ClaraVectorStore | None = Field(default=None, exclude=True, repr=False)
     """The documents; copies of this retriever that the framework makes share it. Made where it is not given."""
     base: Runnable[str, list[Document]] | None = Field(default=None, exclude=True, repr=False)
     """Gives the candidates, instead of a store."""
     base_weight: float = Field(default=0.0, ge=0, le=1)
     """Share that the base's own order has in the result (reciprocal rank fusion): 0 is none, 0.5 is half."""
+
+    @field_validator("vectorstore", mode="before")
+    @classmethod
+    def _check_vectorstore(cls, value: Any) -> Any:
+        if value is None or isinstance(value, ClaraVectorStore):
+            return value
+        got = type(value).__name__
+        hint = "ClaraVectorStore(uri=...) opens a folder"
+        if isinstance(value, VectorStore):
+            hint = (
+                "to rerank what another store finds, use ClaraRetriever.from_retriever(store.as_retriever()); to "
+                "search memories, put the documents into a ClaraVectorStore"
+            )
+        # Pydantic reports a ValueError, not a TypeError, as an error of the field.
+        raise ValueError(f"vectorstore must be a ClaraVectorStore, got {got}; {hint}")
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _check_base(cls, value: Any) -> Any:
+        if value is None or isinstance(value, Runnable):
+            return value
+        got = type(value).__name__
+        hint = "wrap a function in RunnableLambda" if callable(value) else "documents go to from_documents"
+        if isinstance(value, VectorStore):
+            hint = "use store.as_retriever()"
+        raise ValueError(f"base must be a retriever, got {got}; {hint}")
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -126,6 +158,37 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         return retriever
 
     @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        metadatas: Iterable[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """A retriever over texts, which are compressed now.
+
+        Args:
+            texts: Any number, such as from a generator.
+            metadatas: One a text.
+            ids: One a text; else ids made from the text.
+            **options: The fields of this class, such as ``model=`` and ``k=``.
+        """
+        return cls.from_documents(with_texts(texts, metadatas), ids=ids, **options)
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: Iterable[str],
+        metadatas: Iterable[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """`from_texts`, awaitable."""
+        return await cls.afrom_documents(with_texts(texts, metadatas), ids=ids, **options)
+
+    @classmethod
     def from_retriever(cls, base: Runnable[str, list[Document]], **options: Any) -> Self:
         """A retriever that takes the candidates of another one and returns the best of them.
 
@@ -143,11 +206,11 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         Returns:
             list: The ids, in order.
         """
-        return self._store().add_documents(documents, ids=None if ids is None else list(ids))
+        return self._store().add_documents(documents, ids=ids)
 
     async def aadd_documents(self, documents: Iterable[Document], *, ids: Sequence[str] | None = None) -> list[str]:
         """`add_documents`, awaitable."""
-        return await self._store().aadd_documents(documents, ids=None if ids is None else list(ids))
+        return await self._store().aadd_documents(documents, ids=ids)
 
     # --- finding ---------------------------------------------------------------------------------
 
@@ -159,10 +222,12 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         k: int | None = None,
         filter: Filter | None = None,  # noqa: A002
         score_threshold: float | None = None,
+        mode: str | None = None,
     ) -> list[Document]:
         k, condition, floor = self._limits(k, filter, score_threshold)
         if self.base is None:
-            return _above(floor, self._store().similarity_search_with_score(query, k, condition))
+            options = {"filter": condition, "mode": mode or self.mode}
+            return _above(floor, self._store().similarity_search_with_relevance_scores(query, k, **options))
         candidates = self.base.invoke(query, {"callbacks": run_manager.get_child()})
         candidates = _accepted(candidates, condition)
         if not candidates:
@@ -179,10 +244,12 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         k: int | None = None,
         filter: Filter | None = None,  # noqa: A002
         score_threshold: float | None = None,
+        mode: str | None = None,
     ) -> list[Document]:
         k, condition, floor = self._limits(k, filter, score_threshold)
         if self.base is None:
-            return _above(floor, await self._store().asimilarity_search_with_score(query, k, condition))
+            options = {"filter": condition, "mode": mode or self.mode}
+            return _above(floor, await self._store().asimilarity_search_with_relevance_scores(query, k, **options))
         candidates = await self.base.ainvoke(query, {"callbacks": run_manager.get_child()})
         candidates = _accepted(candidates, condition)
         if not candidates:
@@ -206,7 +273,9 @@ class ClaraRetriever(BaseRetriever, EngineFields):
 
     def _ordered(self, candidates: Sequence[Document], ranked: Sequence[Ranked]) -> list[tuple[Document, float]]:
         """Candidates with their scores, in the order of the ranking or of both rankings together."""
-        scores = {hit.index: hit.score for hit in ranked}
+        from clara_core.ranking import memory_relevance
+
+        scores = {hit.index: memory_relevance(hit.score) for hit in ranked}
         order = list(scores)
         if self.base_weight:
             from clara_core.ranking import fuse_ranks

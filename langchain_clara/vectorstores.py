@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from os import PathLike, fspath
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
+from clara_core.place import IN_MEMORY, absolute
 from clara_core.suggest import parameters, refuse_unknown
-from langchain_clara._durable import DurableRows
-from langchain_clara._entries import Filter, checked, listed, with_texts
-from langchain_clara._rows import Rows, vector_of
+from langchain_clara._entries import (
+    Filter,
+    checked,
+    complete_ids,
+    document_of,
+    listed,
+    several,
+    stored_filter,
+    with_texts,
+)
+from langchain_clara._vectors import Vectors, vector_of
 from langchain_clara.embeddings import ClaraEmbeddings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clara_core import Memory
-    from clara_core.store import MemoryStore
+    from clara_core.store import Hit, MemoryStore
 
 
 class ClaraVectorStore(VectorStore):
     """Documents with their memories: compressed once, searched, and read by `ChatClara` without compressing again.
 
-    A document's score is the cosine of the question and its best window, in [-1, 1]; a document longer than the
-    compressor's window has several. With `uri` the documents are in a `clara_core.store.MemoryStore` and outlast the
-    process; without it they are in memory, and the store takes any other `Embeddings` as well and keeps their vectors.
+    The documents are in a `clara_core.store.MemoryStore`: with `uri` in a folder, where they outlast the process;
+    without it in memory. Both take, find and refuse the same. A document longer than the compressor's window has a
+    memory of several windows, of which the best one counts. Of any other `Embeddings` the store keeps the vectors.
+
+    Pickles and deep copies of a store with `uri` open the same folder; those of one in memory take its documents along.
 
     Setup:
         ```bash
@@ -77,15 +92,16 @@ class ClaraVectorStore(VectorStore):
         store.similarity_search(question, filter=lambda document: document.id.startswith("a"))
         ```
 
-    Search by words, with `uri`:
+    Search by memory or words alone; ``hybrid``, by both, where nothing is said:
         ```python
-        store.similarity_search(question, mode="hybrid")
+        store.similarity_search(question, mode="memory")
+        store.similarity_search("AB-1234", mode="text")
         ```
 
     Search with score:
         ```python
-        store.similarity_search_with_score(question)  # cosine, higher is better
-        store.similarity_search_with_relevance_scores(question)  # (cosine + 1) / 2
+        store.similarity_search_with_score(question)  # as the mode says, higher is better
+        store.similarity_search_with_relevance_scores(question, score_threshold=0.6)  # in [0, 1] in every mode
         ```
 
     Async:
@@ -100,7 +116,7 @@ class ClaraVectorStore(VectorStore):
         ```
 
     Args:
-        embedding: What makes vectors; with `uri`, `ClaraEmbeddings` of full length.
+        embedding: What makes vectors, or memories: `ClaraEmbeddings` of full length.
         uri: Where documents are kept; None is in memory.
         store: An opened `MemoryStore` with an engine, instead of `uri` and the model.
         show_progress: Draw a progress bar while documents are compressed.
@@ -108,7 +124,7 @@ class ClaraVectorStore(VectorStore):
 
     Raises:
         UnknownOption: An option that nobody reads.
-        TypeError: With `uri`, an embedding that makes no memories.
+        TypeError: What is given as an embedding is none.
         ValueError: Things that exclude each other.
     """
 
@@ -122,69 +138,96 @@ class ClaraVectorStore(VectorStore):
         **options: Any,
     ) -> None:
         refuse_unknown(type(self).__name__, options, {*ClaraEmbeddings.model_fields, *parameters(type(self))})
+        _check_embedding(embedding)
         given = {"embedding": embedding, "store": store}
         owners = [name for name, value in given.items() if value is not None]
         if owners and (options or len(owners) > 1):
             name = [*owners[1:], *options][0]
             raise ValueError(f"give {owners[0]}= or {name}=, not both: it has its own model and options")
-        if store is not None and uri is not None:
-            raise ValueError("give store= or uri=, not both: a store knows where it is")
-        if store is None and embedding is None:
-            embedding = ClaraEmbeddings(**options)
-        self._rows: Rows | DurableRows
-        if embedding is not None and uri is None:
-            self._rows = Rows(embedding, show_progress=show_progress)
-        else:
-            place = None if uri is None else fspath(uri)
-            self._rows = DurableRows(embedding, uri=place, store=store, show_progress=show_progress)
+        if store is not None:
+            if uri is not None:
+                raise ValueError("give store= or uri=, not both: a store knows where it is")
+            if store.engine is None:
+                raise ValueError("store= has no engine: MemoryStore.open(uri, model=...) gives it one")
+            embedding = ClaraEmbeddings(engine=store.engine)
+        self._uri = IN_MEMORY if uri is None else absolute(uri)
+        self._store = store
+        self._show_progress = show_progress
+        self._vectors = Vectors(embedding or ClaraEmbeddings(**options), show_progress=show_progress)
+        self._reserved: set[str] = set()  # ids that were made and are not written yet
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_reserved")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _reserved=set(), _lock=threading.RLock())
 
     @property
     def embeddings(self) -> Embeddings:
         """What makes vectors."""
-        return self._rows.embedding
+        return self._vectors.embedding
 
     @property
-    def store(self) -> MemoryStore | None:
-        """Where documents that last are kept, with `optimize`, `compact` and `stats`; None for those in memory."""
-        return self._rows.store if isinstance(self._rows, DurableRows) else None
+    def store(self) -> MemoryStore:
+        """Where the documents are kept, with `optimize`, `compact` and `stats`. Opened at first use."""
+        with self._lock:
+            if self._store is None:
+                from clara_core.store import MemoryStore
+
+                if self._vectors.are_memories:
+                    self._store = MemoryStore.open(self._uri, self._vectors.engine("store"))
+                else:
+                    self._store = MemoryStore.open(self._uri, memory_type="float32")
+            return self._store
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self.store.count()
 
     def __bool__(self) -> bool:
         return True
 
     def __iter__(self) -> Iterator[Document]:
         """Copies of all documents, in the order in which they came."""
-        return iter(self._rows)
+        return map(document_of, self.store)
 
     # --- adding ----------------------------------------------------------------------------------
 
-    def add_documents(self, documents: Iterable[Document], *, ids: list[str] | None = None, **kwargs: Any) -> list[str]:
-        """Compress and keep documents; one whose id is known replaces the other.
+    def add_documents(
+        self, documents: Iterable[Document], *, ids: Sequence[str] | None = None, **kwargs: Any
+    ) -> list[str]:
+        """Compress and keep documents; one whose id is known replaces the other. A blank one is kept, and not found.
 
         Args:
             documents: They are copied.
-            ids: One a document; else the documents' own, else ids made from the text.
+            ids: One a document; else the documents' own, else ids made from the text. Of several documents under one
+                id the last counts.
             **kwargs: Taken for the interface's sake (`index` says ``batch_size``), and without meaning here.
 
         Returns:
             list: The ids, in order.
         """
-        return self._rows.add(*listed(documents, ids))
+        given, own = listed(documents, ids)
+        if self._vectors.are_memories:
+            return self._keep(given, own)
+        return self._keep(given, own, vectors=self._vectors.of_texts([each.page_content for each in given]))
 
     async def aadd_documents(
-        self, documents: Iterable[Document], *, ids: list[str] | None = None, **kwargs: Any
+        self, documents: Iterable[Document], *, ids: Sequence[str] | None = None, **kwargs: Any
     ) -> list[str]:
         """`add_documents`, awaitable."""
-        return await self._rows.aadd(*listed(documents, ids))
+        given, own = listed(documents, ids)
+        if self._vectors.are_memories:
+            return await asyncio.to_thread(self._keep, given, own)
+        vectors = await self._vectors.aof_texts([each.page_content for each in given])
+        return await asyncio.to_thread(self._keep, given, own, vectors=vectors)
 
     def add_texts(
         self,
         texts: Iterable[str],
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """`add_documents` for texts; `texts` may be a generator."""
@@ -195,7 +238,7 @@ class ClaraVectorStore(VectorStore):
         texts: Iterable[str],
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """`add_texts`, awaitable."""
@@ -220,41 +263,78 @@ class ClaraVectorStore(VectorStore):
         """
         from clara_core.prepare import checked_memories
 
-        engine = self._rows.engine("add_memories")
+        engine = self._vectors.engine("add_memories")
         ready = checked_memories(memories, lambda: engine.fingerprint)
-        return self._rows.add(*listed(with_texts([memory.text for memory in ready], metadatas), ids), ready)
+        given = listed(with_texts([memory.text for memory in ready], metadatas), ids)
+        if self._vectors.are_memories:
+            return self._keep(*given, memories=ready)
+        return self._keep(*given, vectors=self._vectors.of_memories(ready))
+
+    def _keep(self, documents: Sequence[Document], ids: Sequence[str | None], **ready: Sequence[Any]) -> list[str]:
+        """Keep documents with what there is of each; returns their ids."""
+        if not documents:
+            return []
+        with self._complete(documents, ids) as keys:
+            chosen = sorted({key: index for index, key in enumerate(keys)}.values())
+            self.store.add(
+                [documents[index].page_content for index in chosen],
+                [documents[index].metadata for index in chosen],
+                [keys[index] for index in chosen],
+                show_progress=self._show_progress,
+                **{name: [values[index] for index in chosen] for name, values in ready.items()},
+            )
+            return keys
+
+    @contextmanager
+    def _complete(self, documents: Sequence[Document], ids: Sequence[str | None]) -> Iterator[list[str]]:
+        """An id for each document; while it is being written nobody else in this process makes the same one."""
+        if all(id_ is not None for id_ in ids):
+            yield [str(id_) if isinstance(id_, str) else id_ for id_ in ids]  # type: ignore[misc]
+            return
+        with self._lock:
+            store = self.store
+            keys = complete_ids(documents, ids, lambda id_: id_ in self._reserved or id_ in store)
+            made = {key for key, given in zip(keys, ids, strict=True) if given is None}
+            self._reserved |= made
+        try:
+            yield keys
+        finally:
+            with self._lock:
+                self._reserved -= made
 
     # --- deleting, looking up --------------------------------------------------------------------
 
-    def delete(self, ids: list[str] | None = None, *, filter: Filter | None = None, **kwargs: Any) -> bool:  # noqa: A002
+    def delete(self, ids: Sequence[str] | None = None, *, filter: Filter | None = None, **kwargs: Any) -> bool:  # noqa: A002
         """Delete documents by id, by filter (both: what is in both), or all of them.
 
         Returns:
             bool: True; ids that are not here are passed over.
         """
-        self._rows.delete(ids, checked(filter))
+        condition = stored_filter(checked(filter))
+        if ids is None and condition is None:
+            condition = {}
+        self.store.delete(None if ids is None else several(ids, "ids", "strings"), condition)
         return True
-
-    async def adelete(self, ids: list[str] | None = None, *, filter: Filter | None = None, **kwargs: Any) -> bool:  # noqa: A002
-        """`delete`, awaitable."""
-        return await asyncio.to_thread(self.delete, ids, filter=filter)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Copies of documents in the order of their ids; ids that are not here are passed over."""
-        return self._rows.get(ids)
-
-    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """`get_by_ids`, awaitable."""
-        return await asyncio.to_thread(self.get_by_ids, ids)
+        return [document_of(record) for record in self.store.get(several(ids, "ids", "strings"))]
 
     def get_memories(self, ids: Sequence[str]) -> list[Memory]:
-        """Memories of documents, in the order of their ids.
+        """Memories of documents, in the order of their ids; of shortened vectors they are compressed again.
 
         Raises:
             KeyError: An id is not here.
             TypeError: The store keeps vectors of another embedding.
         """
-        return self._rows.memories(ids)
+        engine = self._vectors.engine("get_memories")
+        wanted = several(ids, "ids", "strings")
+        if self._vectors.are_memories:
+            return self.store.memories(wanted)
+        found = {record.id: record.text for record in self.store.get(wanted)}
+        if missing := [id_ for id_ in wanted if id_ not in found]:
+            raise KeyError(f"there is no document with the id {missing[0]!r}")
+        return engine.remember([found[id_] for id_ in wanted])
 
     # --- searching -------------------------------------------------------------------------------
 
@@ -263,7 +343,7 @@ class ClaraVectorStore(VectorStore):
         query: str,
         k: int = 4,
         filter: Filter | None = None,  # noqa: A002
-        mode: str = "memory",
+        mode: str | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """The documents that answer a question best.
@@ -271,59 +351,69 @@ class ClaraVectorStore(VectorStore):
         Args:
             query: The question.
             k: Most documents to return.
-            filter: A dict as in `clara_core.filters`, or a function of the document. With `uri` the store searches only
-                what passes a dict; a function is asked about what was found, over and over until `k` passed.
-            mode: ``memory`` by cosine; with `uri` also ``text`` by words, and ``hybrid`` by both.
+            filter: A dict as in `clara_core.filters`, or a function of the document. Only what passes a dict is
+                searched; a function is asked about what was found, over and over until `k` passed.
+            mode: ``memory`` by cosine, ``text`` by words, ``hybrid`` by both; None is ``hybrid``.
             **kwargs: There are no others; one more is an error.
         """
-        return _documents(self.similarity_search_with_score(query, k, filter, mode, **kwargs))
+        return _documents(self._search(query, k, filter, mode, kwargs))
 
     async def asimilarity_search(
         self,
         query: str,
         k: int = 4,
         filter: Filter | None = None,  # noqa: A002
-        mode: str = "memory",
+        mode: str | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """`similarity_search`, awaitable."""
-        return _documents(await self.asimilarity_search_with_score(query, k, filter, mode, **kwargs))
+        return _documents(await self._asearch(query, k, filter, mode, kwargs))
 
     def similarity_search_with_score(
         self,
         query: str,
         k: int = 4,
         filter: Filter | None = None,  # noqa: A002
-        mode: str = "memory",
+        mode: str | None = None,
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
-        """Like `similarity_search`, each document with its cosine: a Python float in [-1, 1], higher is better.
+        """Like `similarity_search`, each document with its score: a Python float, higher is better.
 
-        In other modes scores are BM25 (``text``) or sums of reciprocal ranks (``hybrid``).
+        It is a cosine in [-1, 1] (``memory``), BM25 (``text``), or both of them fused, in [0, 1] (``hybrid``).
         """
-        _no_more("similarity_search", kwargs)
-        condition = checked(filter)
-        if mode != "memory":
-            return self._rows.search_words(query, k, condition, mode)
-        return [] if self._rows.is_empty() else self._rows.search(self._rows.question(query), k, condition)
+        return [(document_of(hit), hit.score) for hit in self._search(query, k, filter, mode, kwargs)]
 
     async def asimilarity_search_with_score(
         self,
         query: str,
         k: int = 4,
         filter: Filter | None = None,  # noqa: A002
-        mode: str = "memory",
+        mode: str | None = None,
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score`, awaitable."""
-        _no_more("similarity_search", kwargs)
-        condition = checked(filter)
-        if mode != "memory":
-            return await asyncio.to_thread(self._rows.search_words, query, k, condition, mode)
-        if await asyncio.to_thread(self._rows.is_empty):
-            return []
-        question = await self._rows.aquestion(query)
-        return await asyncio.to_thread(self._rows.search, question, k, condition)
+        return [(document_of(hit), hit.score) for hit in await self._asearch(query, k, filter, mode, kwargs)]
+
+    # What `similarity_search_with_relevance_scores` and ``similarity_score_threshold`` of retrievers stand on.
+    def _similarity_search_with_relevance_scores(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter | None = None,  # noqa: A002
+        mode: str | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        return [(document_of(hit), hit.relevance) for hit in self._search(query, k, filter, mode, kwargs)]
+
+    async def _asimilarity_search_with_relevance_scores(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter | None = None,  # noqa: A002
+        mode: str | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        return [(document_of(hit), hit.relevance) for hit in await self._asearch(query, k, filter, mode, kwargs)]
 
     def similarity_search_by_vector(
         self,
@@ -338,17 +428,7 @@ class ClaraVectorStore(VectorStore):
             ValueError: The vector has another length.
         """
         _no_more("similarity_search_by_vector", kwargs)
-        return _documents(self._rows.search(vector_of(embedding), k, checked(filter)))
-
-    async def asimilarity_search_by_vector(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        filter: Filter | None = None,  # noqa: A002
-        **kwargs: Any,
-    ) -> list[Document]:
-        """`similarity_search_by_vector`, awaitable."""
-        return await asyncio.to_thread(self.similarity_search_by_vector, embedding, k, filter, **kwargs)
+        return _documents(self._read(self.store.search(vector_of(embedding), **self._options(k, filter, "memory", {}))))
 
     def max_marginal_relevance_search(
         self,
@@ -370,10 +450,10 @@ class ClaraVectorStore(VectorStore):
             **kwargs: There are no others; one more is an error.
         """
         _no_more("max_marginal_relevance_search", kwargs)
-        condition = checked(filter)
-        if self._rows.is_empty():
+        condition = _diversified(k, fetch_k, lambda_mult, filter)
+        if self._is_empty():
             return []
-        return _documents(self._rows.diverse(self._rows.question(query), k, fetch_k, lambda_mult, condition))
+        return self._diverse(self._vectors.of_question(query), k, fetch_k, lambda_mult, condition)
 
     async def amax_marginal_relevance_search(
         self,
@@ -386,11 +466,11 @@ class ClaraVectorStore(VectorStore):
     ) -> list[Document]:
         """`max_marginal_relevance_search`, awaitable."""
         _no_more("max_marginal_relevance_search", kwargs)
-        condition = checked(filter)
-        if await asyncio.to_thread(self._rows.is_empty):
+        condition = _diversified(k, fetch_k, lambda_mult, filter)
+        if await asyncio.to_thread(self._is_empty):
             return []
-        question = await self._rows.aquestion(query)
-        return _documents(await asyncio.to_thread(self._rows.diverse, question, k, fetch_k, lambda_mult, condition))
+        question = await self._vectors.aof_question(query)
+        return await asyncio.to_thread(self._diverse, question, k, fetch_k, lambda_mult, condition)
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -403,7 +483,8 @@ class ClaraVectorStore(VectorStore):
     ) -> list[Document]:
         """`max_marginal_relevance_search` for a vector of this store's embedding."""
         _no_more("max_marginal_relevance_search_by_vector", kwargs)
-        return _documents(self._rows.diverse(vector_of(embedding), k, fetch_k, lambda_mult, checked(filter)))
+        condition = _diversified(k, fetch_k, lambda_mult, filter)
+        return self._diverse(vector_of(embedding), k, fetch_k, lambda_mult, condition)
 
     async def amax_marginal_relevance_search_by_vector(
         self,
@@ -418,8 +499,52 @@ class ClaraVectorStore(VectorStore):
         search = self.max_marginal_relevance_search_by_vector
         return await asyncio.to_thread(search, embedding, k, fetch_k, lambda_mult, filter, **kwargs)
 
-    def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        return lambda cosine: (cosine + 1) / 2
+    def _is_empty(self) -> bool:
+        """Whether nothing was ever kept: then no model is needed."""
+        return self.store.fingerprint is None
+
+    def _search(
+        self, query: str, k: int, condition: Filter | None, mode: str | None, more: Mapping[str, Any]
+    ) -> list[Hit]:
+        options = self._options(k, condition, mode, more)
+        if self._is_empty():
+            return []
+        vector = None if mode == "text" else self._vectors.of_question(query)
+        return self._read(self.store.search(query, vectors=vector, **options))
+
+    async def _asearch(
+        self, query: str, k: int, condition: Filter | None, mode: str | None, more: Mapping[str, Any]
+    ) -> list[Hit]:
+        options = self._options(k, condition, mode, more)
+        if await asyncio.to_thread(self._is_empty):
+            return []
+        vector = None if mode == "text" else await self._vectors.aof_question(query)
+        return await asyncio.to_thread(lambda: self._read(self.store.search(query, vectors=vector, **options)))
+
+    def _options(self, k: int, condition: Filter | None, mode: str | None, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of a search, checked before a question is read."""
+        _no_more("similarity_search", more)
+        rules = stored_filter(_searched(k, condition))
+        if mode not in (None, *_MODES):
+            raise ValueError(f"mode must be one of {', '.join(_MODES)}, got {mode!r}")
+        return {"k": k, "filter": rules, "mode": mode, "with_memories": self._vectors.are_memories}
+
+    def _diverse(
+        self, question: Tensor, k: int, fetch_k: int, lambda_mult: float, condition: Filter | None
+    ) -> list[Document]:
+        hits = self.store.search_mmr(
+            question, k, fetch_k=fetch_k, lambda_mult=lambda_mult, filter=stored_filter(condition),
+            with_memories=self._vectors.are_memories,
+        )  # fmt: skip
+        return _documents(self._read(hits))
+
+    def _read(self, hits: Any) -> list[Hit]:
+        """What is read next is looked up in the engine's cache by its text."""
+        found: list[Hit] = hits
+        for hit in found:
+            if hit.memory is not None:
+                self._vectors.engine("search").cache.put(hit.memory, replace=False)
+        return found
 
     # --- making one ------------------------------------------------------------------------------
 
@@ -430,7 +555,7 @@ class ClaraVectorStore(VectorStore):
         embedding: Embeddings | None = None,
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """A store of texts, which are compressed now; ``**kwargs`` are those of the class."""
@@ -445,7 +570,7 @@ class ClaraVectorStore(VectorStore):
         embedding: Embeddings | None = None,
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """`from_texts`, awaitable."""
@@ -459,7 +584,7 @@ class ClaraVectorStore(VectorStore):
         documents: Iterable[Document],
         embedding: Embeddings | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """A store of documents, which are compressed now; ``**kwargs`` are those of the class."""
@@ -473,7 +598,7 @@ class ClaraVectorStore(VectorStore):
         documents: Iterable[Document],
         embedding: Embeddings | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """`from_documents`, awaitable."""
@@ -482,10 +607,40 @@ class ClaraVectorStore(VectorStore):
         return store
 
 
-def _documents(pairs: list[tuple[Document, float]]) -> list[Document]:
-    return [document for document, _ in pairs]
+_MODES = ("memory", "text", "hybrid")
 
 
-def _no_more(method: str, kwargs: dict[str, Any]) -> None:
+def _documents(hits: Iterable[Hit]) -> list[Document]:
+    return list(map(document_of, hits))
+
+
+def _check_embedding(embedding: object) -> None:
+    """Refuse what cannot make vectors, before anything is kept."""
+    if embedding is None or (isinstance(embedding, Embeddings) and not isinstance(embedding, type)):
+        return
+    if isinstance(embedding, str | PathLike):
+        raise TypeError(f"embedding must be an Embeddings object, got the name {embedding!r}; a model's name is model=")
+    got = embedding.__name__ if isinstance(embedding, type) else type(embedding).__name__
+    hint = f": {got}()" if isinstance(embedding, type) else ", such as ClaraEmbeddings(); an engine is engine="
+    raise TypeError(f"embedding must be an Embeddings object, got {got}; make one{hint}")
+
+
+def _searched(k: int, condition: Filter | None) -> Filter | None:
+    """The filter, once the number of documents and it are known to make sense."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    return checked(condition)
+
+
+def _diversified(k: int, fetch_k: int, lambda_mult: float, condition: Filter | None) -> Filter | None:
+    """The same for a search by maximal marginal relevance."""
+    if fetch_k < 1:
+        raise ValueError(f"fetch_k must be at least 1, got {fetch_k}")
+    if not 0 <= lambda_mult <= 1:
+        raise ValueError(f"lambda_mult must lie in [0, 1], got {lambda_mult}")
+    return _searched(k, condition)
+
+
+def _no_more(method: str, kwargs: Mapping[str, Any]) -> None:
     if kwargs:
         raise TypeError(f"ClaraVectorStore.{method} has no option {next(iter(kwargs))!r}")

@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
-from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 
 from clara_core.errors import CheckpointError
-from llama_index_clara._nodes import text_of
-from llama_index_clara._queries import filterable, without_object
-from llama_index_clara._table import Entry
 from llama_index_clara._vectors import Array
+
+if TYPE_CHECKING:
+    from clara_core.memory import Memory
+    from clara_core.store import MemoryStore, Record
+
+VECTORS: Final = "vectors"  # what a store says instead of a fingerprint if it holds vectors
 
 SUFFIX: Final = ".clara"
 """Behind the name that LlamaIndex gives: under that name itself its own store would read an empty store."""
-_MAGIC: Final = b"clara-store-1\n"
+_MAGIC: Final = b"clara-store-2\n"
 _POINTER: Final = b"clara-store-at-1\n"
 
 
@@ -62,16 +65,31 @@ def read_pointer(path: str, fs: fsspec.AbstractFileSystem | None) -> dict[str, A
     return found
 
 
-def write_file(path: str, fs: fsspec.AbstractFileSystem | None, header: dict[str, Any], rows: Iterable[Array]) -> None:
-    """Write a store.
+def write_file(path: str, fs: fsspec.AbstractFileSystem | None, header: dict[str, Any], store: MemoryStore) -> None:
+    """Write all that a store in memory holds.
 
     Args:
         path: Where to.
         fs: Of which file system; None is the local one.
-        header: Everything but the vectors.
-        rows: Vectors in the order of the header's nodes, a matrix for each.
+        header: What else is to be known of it.
+        store: Its documents.
     """
-    _replace(path, fs, lambda file: _write(file, header, rows))
+    from clara_core.store.records import metadata_json
+
+    records = list(store)
+    told = [
+        {"id": record.id, "text": record.text, "metadata": metadata_json(record.metadata, "metadata"),
+         "spans": record.spans, "source_tokens": record.source_tokens, "rows": len(record.spans)}
+        for record in records
+    ]  # fmt: skip
+    rows = (store.memories([record.id])[0].tokens.flatten(1).float().numpy() for record in records)
+    whole = {**header, "fingerprint": store.fingerprint, "shape": _shape(store, records), "nodes": told}
+    _replace(path, fs, lambda file: _write(file, whole, rows))
+
+
+def _shape(store: MemoryStore, records: Sequence[Record]) -> list[int]:
+    """``[n_mem, hidden]`` of a window; empty where there is none."""
+    return list(store.memories([records[0].id])[0].tokens.shape[1:]) if records else []
 
 
 def _replace(path: str, fs: fsspec.AbstractFileSystem | None, write: Callable[[IO[bytes]], object]) -> None:
@@ -111,8 +129,10 @@ def _write(file: IO[bytes], header: dict[str, Any], rows: Iterable[Array]) -> No
         os.fsync(file.fileno())
 
 
-def read_file(path: str, fs: fsspec.AbstractFileSystem | None) -> tuple[dict[str, Any], Iterator[Array]]:
-    """Read a store: its header now, one matrix after the other when asked for.
+def read_file(
+    path: str, fs: fsspec.AbstractFileSystem | None
+) -> tuple[dict[str, Any], Iterator[tuple[Record, Memory]]]:
+    """Read a store: its header now, one document after the other when asked for.
 
     Raises:
         CheckpointError: There is no such file, it is none of these, or it is damaged.
@@ -129,11 +149,24 @@ def read_file(path: str, fs: fsspec.AbstractFileSystem | None) -> tuple[dict[str
     except ValueError as exc:
         file.close()
         raise CheckpointError(f"{path} is no ClaraVectorStore, or its beginning is damaged") from exc
-    return header, _rows(path, file, header, hashlib.sha256(head + text))
+    return header, _documents(header, _rows(path, file, header, hashlib.sha256(head + text)))
+
+
+def _documents(header: dict[str, Any], rows: Iterator[Array]) -> Iterator[tuple[Record, Memory]]:
+    import torch
+
+    from clara_core.memory import Memory
+    from clara_core.store.records import Record, metadata_from_json
+
+    for told, matrix in zip(header["nodes"], rows, strict=True):
+        spans = tuple((start, end) for start, end in told["spans"])
+        record = Record(told["id"], told["text"], metadata_from_json(told["metadata"]), spans, told["source_tokens"])
+        tokens = torch.from_numpy(matrix.copy()).view(len(spans), *header["shape"])
+        yield record, Memory(tokens, record.text, spans, record.source_tokens, header["fingerprint"])
 
 
 def _rows(path: str, file: IO[bytes], header: dict[str, Any], digest: Any) -> Iterator[Array]:
-    length = header["length"]
+    length = math.prod(header["shape"])
     with file:
         for node in header["nodes"]:
             size = 4 * length * node["rows"]
@@ -144,20 +177,3 @@ def _rows(path: str, file: IO[bytes], header: dict[str, Any], digest: Any) -> It
             yield np.frombuffer(data, "<f4").reshape(node["rows"], length)
         if file.read() != digest.digest():
             raise CheckpointError(f"{path} is damaged: its content does not match its hash")
-
-
-def to_json(entry: Entry) -> dict[str, Any]:
-    """A stored node without its vectors. A class of node that LlamaIndex does not know comes back as the nearest."""
-    return {
-        "node": doc_to_json(without_object(entry.node)),
-        "rows": len(entry.rows),
-        "spans": entry.spans,
-        "source_tokens": entry.source_tokens,
-    }
-
-
-def from_json(saved: dict[str, Any], rows: list[int]) -> tuple[str, Entry]:
-    """A node's id and entry from what `to_json` gave, and its rows."""
-    node = json_to_doc(saved["node"])
-    spans = None if saved["spans"] is None else tuple((start, end) for start, end in saved["spans"])
-    return node.node_id, Entry(node, text_of(node), filterable(node), spans, saved["source_tokens"], rows)

@@ -80,16 +80,15 @@ def checked(given: Iterable[Checked], kind: type, what: str) -> Iterator[Checked
     Raises:
         TypeError: One instead of several, or something of another kind; says what to make of it.
     """
-    how = "a text is Document(text=...)" if kind is BaseNode else f"{kind.__name__}(node=...) makes one"
+    name, how = kind.__name__, f"{kind.__name__}(node=...) makes one"
+    if kind is BaseNode:
+        name, how = "Document or node", "a text is Document(text=...)"
     if isinstance(given, str | BaseNode | NodeWithScore):
         raise TypeError(f"{what} must be several, got one {type(given).__name__}; put it into a list, and {how}")
     for index, each in enumerate(given):
         if not isinstance(each, kind):
-            raise TypeError(f"{what}[{index}] must be a {_KINDS[kind]}, got {type(each).__name__}; {how}")
+            raise TypeError(f"{what}[{index}] must be a {name}, got {type(each).__name__}; {how}")
         yield each
-
-
-_KINDS: Final[dict[type, str]] = {BaseNode: "Document or node", NodeWithScore: "NodeWithScore"}
 
 
 def copy_of(node: BaseNode, **changes: Any) -> BaseNode:

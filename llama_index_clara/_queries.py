@@ -1,38 +1,72 @@
-"""Which nodes a query is about, and how two rankings become one."""
+"""What a query asks of the store: its mode, its words, its vector, and how the rest of it is meant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from llama_index.core.schema import BaseNode, ImageNode, IndexNode
-from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery, VectorStoreQueryMode
-from llama_index.core.vector_stores.utils import build_metadata_filter_fn, node_to_metadata_dict
+from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
-from llama_index_clara._table import Entry
 from llama_index_clara._vectors import Array
 
+if TYPE_CHECKING:
+    from clara_core.store import Hit
+
+_POOL: Final = 20  # fewest nodes that MMR chooses from
+_WIDER: Final = 4  # times as many as it is to choose
 MODES: Final = (
     VectorStoreQueryMode.DEFAULT,
     VectorStoreQueryMode.MMR,
     VectorStoreQueryMode.TEXT_SEARCH,
     VectorStoreQueryMode.HYBRID,
 )
-_POOL = 20  # fewest candidates of either ranking that are fused
-_CONSTANT = 60  # of reciprocal rank fusion
 
 
-def checked_mode(query: VectorStoreQuery) -> VectorStoreQueryMode:
-    """The mode of a query.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the store is searched for a query.
 
-    Raises:
-        ValueError: The store does not offer it.
+    Attributes:
+        mode: Of the search.
+        k: Nodes to find.
+        text_weight: Weight of the words in ``hybrid``; None is the store's.
+        balance: Of maximal marginal relevance, where nodes are to be chosen by it.
+        fused: Whether scores are relevances in [0, 1].
     """
-    mode = VectorStoreQueryMode(query.mode)
-    if mode not in MODES:
-        raise ValueError(f"ClaraVectorStore has the query modes {', '.join(MODES)}; got {mode.value!r}")
-    return mode
+
+    mode: Literal["memory", "text", "hybrid"]
+    k: int
+    text_weight: float | None = None
+    balance: float | None = None
+    fused: bool = False
+
+    @classmethod
+    def of(cls, query: VectorStoreQuery, options: Mapping[str, Any]) -> Plan:
+        """The plan of a query.
+
+        Raises:
+            ValueError: A mode that is not offered, or a share outside [0, 1].
+        """
+        mode = VectorStoreQueryMode(query.mode)
+        if mode not in MODES:
+            raise ValueError(f"ClaraVectorStore has the query modes {', '.join(MODES)}; got {mode.value!r}")
+        if mode is VectorStoreQueryMode.TEXT_SEARCH:
+            return cls("text", query.similarity_top_k)
+        if mode is VectorStoreQueryMode.MMR:
+            k = query.similarity_top_k
+            return cls("memory", max(_POOL, _WIDER * k) if k else 0, balance=_mmr_balance(query, options))
+        if mode is VectorStoreQueryMode.DEFAULT:
+            return cls("hybrid" if query.query_str else "memory", query.similarity_top_k)
+        alpha = query.alpha
+        if alpha is not None and not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"alpha must lie in [0, 1] (0 is words alone, 1 is vectors alone), got {alpha}")
+        k = query.similarity_top_k if query.hybrid_top_k is None else query.hybrid_top_k
+        if alpha in (0.0, 1.0):
+            return cls("text" if alpha == 0.0 else "memory", k, fused=True)
+        return cls("hybrid", k, None if alpha is None else 1 - alpha, fused=True)
 
 
 def words_of(query: VectorStoreQuery) -> str:
@@ -46,57 +80,8 @@ def words_of(query: VectorStoreQuery) -> str:
     return query.query_str
 
 
-def filterable(node: BaseNode) -> dict[str, Any]:
-    """Metadata as filters see it: what it would be after a round through a file, and the ids of the source."""
-    metadata = node_to_metadata_dict(without_object(node), remove_text=True)
-    del metadata["_node_content"]
-    return metadata
-
-
-def without_object(node: BaseNode) -> BaseNode:
-    """An index node without the query engine or retriever that it points at, which is no data."""
-    if isinstance(node, IndexNode) and not isinstance(node.obj, BaseNode | None):
-        return node.model_copy(update={"obj": None})
-    return node
-
-
-def passing(entries: Mapping[str, Entry], filters: MetadataFilters | None) -> Callable[[str], bool]:
-    """Whether a node passes metadata filters, by LlamaIndex's own rules."""
-    return build_metadata_filter_fn(lambda id_: entries[id_].metadata, filters)
-
-
-def allowed_ids(entries: Mapping[str, Entry], query: VectorStoreQuery) -> set[str] | None:
-    """The nodes that a query may find; None is all of them."""
-    ids: set[str] | None = None
-    if query.node_ids and not _is_bookkeeping(entries, query.node_ids):
-        ids = set(query.node_ids) & set(entries)
-    if query.doc_ids:
-        wanted = set(query.doc_ids)
-        ids = {id_ for id_ in (entries if ids is None else ids) if entries[id_].node.ref_doc_id in wanted}
-    if query.filters is not None and query.filters.filters:
-        passes = passing(entries, query.filters)
-        ids = {id_ for id_ in (entries if ids is None else ids) if passes(id_)}
-    return ids
-
-
-def _is_bookkeeping(entries: Mapping[str, Entry], node_ids: list[str]) -> bool:
-    """Whether these ids are no filter but what an index remembers of a store that keeps texts.
-
-    `VectorStoreIndex.as_retriever` passes the ids that it keeps itself, which are those of all index and image nodes;
-    taken for a filter they would hide every other node.
-    """
-    known = {id_ for id_ in node_ids if id_ in entries}
-    return bool(known) and known == {
-        id_ for id_, entry in entries.items() if isinstance(entry.node, IndexNode | ImageNode)
-    }
-
-
-def mmr_balance(query: VectorStoreQuery, options: Mapping[str, Any]) -> float:
-    """Share of relevance against novelty: of the call, else of the query, else a half.
-
-    Raises:
-        ValueError: It is outside [0, 1].
-    """
+def _mmr_balance(query: VectorStoreQuery, options: Mapping[str, Any]) -> float:
+    """Share of relevance against novelty: of the call, else of the query, else a half."""
     given = options.get("mmr_threshold", query.mmr_threshold)
     balance = 0.5 if given is None else float(given)
     if not 0.0 <= balance <= 1.0:
@@ -104,48 +89,33 @@ def mmr_balance(query: VectorStoreQuery, options: Mapping[str, Any]) -> float:
     return balance
 
 
-Ranking = list[tuple[str, float]]
+def chosen(question: Array, hits: Sequence[Hit], windows: Sequence[Array], k: int, balance: float) -> Any:
+    """Hits by LlamaIndex's own rule of maximal marginal relevance, with their scores by it.
 
-
-def fused(
-    nearest: Callable[[int], Ranking], matching: Callable[[str, int], Ranking], query: VectorStoreQuery
-) -> Ranking:
-    """Cosines and words by their ranks; 1 is the first place in both.
-
-    Args:
-        nearest: So many ids by their cosine.
-        matching: So many ids by the words they share with a question.
-        query: What for.
-
-    Raises:
-        ValueError: ``alpha`` is outside [0, 1].
+    It weighs what is new against the one chosen last. A node is compared by the window that answers the question best.
     """
-    from clara_core.ranking import fuse_ranks
-
-    alpha = 0.5 if query.alpha is None else query.alpha
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha must lie in [0, 1] (0 is words alone, 1 is vectors alone), got {alpha}")
-    pool = max(query.similarity_top_k, _POOL)
-    rankings = [
-        (alpha, nearest(pool)),
-        (1 - alpha, matching(words_of(query), query.sparse_top_k or pool)),
-    ]
-    used = [(weight, [id_ for id_, _ in hits]) for weight, hits in rankings if weight > 0]
-    fused_ = fuse_ranks([ids for _, ids in used], [weight for weight, _ in used], _CONSTANT)
-    k = query.similarity_top_k if query.hybrid_top_k is None else query.hybrid_top_k
-    return [(id_, score * (_CONSTANT + 1)) for id_, score in fused_[:k]]
+    scores, places = get_top_k_mmr_embeddings(
+        question, list(windows), similarity_top_k=k, mmr_threshold=balance  # type: ignore[arg-type]
+    )  # fmt: skip
+    return [(hits[place], float(score)) for place, score in zip(places, scores, strict=True)]
 
 
-def vector_of(numbers: list[float], length: int, owner: str, model: str) -> Array:
+def vector_of(numbers: Sequence[float], length: int, owner: str, model: str) -> Array:
     """A vector from a list.
 
     Raises:
-        ValueError: It has another length than the store's.
+        ValueError: It has another length than the store's, is zero, or not finite in float32.
     """
     if len(numbers) != length:
         raise ValueError(
             f"{owner} has a vector of {len(numbers)} numbers, this store holds {length}: embed with ClaraEmbedding "
-            f"of the same model ({model}) and dimensions"
+            f"of the same model ({model}) and dimensions, or give the store dimensions={len(numbers)} to keep vectors "
+            "of another embedding"
         )
-    with np.errstate(over="ignore"):  # becomes infinity, which is refused later
-        return np.asarray(numbers, np.float32)
+    with np.errstate(over="ignore"):
+        vector = np.asarray(numbers, np.float32)
+    if not np.isfinite(vector).all():
+        raise ValueError(f"{owner} has a vector with NaN or infinity, or numbers too large for float32")
+    if not vector.any():
+        raise ValueError(f"{owner} has a vector that is zero, which points nowhere")
+    return vector

@@ -27,7 +27,7 @@ from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.types import TokenAsyncGen
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 
 from clara_core.suggest import refuse_unknown
 from clara_core.turns import Turn
@@ -69,6 +69,15 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     stop: list[str] | None = Field(default=None, description="Strings that end an answer.")
 
     _documents: tuple[str, ...] = PrivateAttr(default=())
+
+    @field_validator("messages_to_prompt", mode="before")
+    @classmethod
+    def _check_template(cls, value: Any) -> Any:
+        if value is not None:
+            raise ValueError(
+                "messages_to_prompt= would do nothing: the checkpoint has its own template of a conversation"
+            )
+        return value
 
     @classmethod
     def class_name(cls) -> str:
@@ -268,4 +277,9 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
             "memory_tokens": answer.memory_tokens,
             "source_tokens": answer.source_tokens,
         }
-        return {"model": self.model, "finish_reason": answer.finish_reason, "usage": usage}
+        return {
+            "model": self.model,
+            "finish_reason": answer.finish_reason,
+            "windows_left_out": answer.windows_left_out,
+            "usage": usage,
+        }

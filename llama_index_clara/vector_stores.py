@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -18,48 +19,42 @@ from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
-    VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
 from pydantic import Field, PrivateAttr
 
 from clara_core.errors import FingerprintMismatch
-from llama_index_clara._durable import DurableNodes
+from clara_core.place import IN_MEMORY, absolute
 from llama_index_clara._engine import EngineFields
-from llama_index_clara._files import SUFFIX, from_json, read_file, read_pointer, to_json, write_file, write_pointer
+from llama_index_clara._files import SUFFIX, VECTORS, read_file, read_pointer, write_file, write_pointer
 from llama_index_clara._nodes import checked, copy_of, text_of
-from llama_index_clara._queries import (
-    allowed_ids,
-    checked_mode,
-    filterable,
-    fused,
-    mmr_balance,
-    passing,
-    vector_of,
-    words_of,
-)
-from llama_index_clara._table import BadVector, Entry, Table
+from llama_index_clara._queries import Plan, chosen, vector_of, words_of
+from llama_index_clara._stored import allowed, metadata_of, named, node_of, of_source, stored_node
 from llama_index_clara._vectors import Array, VectorSpace
 
 if TYPE_CHECKING:
-    from clara_core import ClaraEngine, Memory
-    from clara_core.store import MemoryStore
+    from clara_core import Memory
+    from clara_core.store import Hit, MemoryStore
 
 _SAME: Final = 0.999  # cosine of two vectors of the same text, whatever the batch and the dtype they came from
 _BATCH: Final = 64  # nodes that are looked at together; vectors as lists take eight times their room
 _IDENTITY: Final = ("model", "compression", "base_model", "revision", "quantization", "reasoner")
+_OPENING: Final = threading.Lock()
 
 
 class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
-    """Holds nodes with their memories: with `uri` in a `clara_core.store.MemoryStore`, which outlasts the process;
-    without it in memory, from where `persist` writes them to a file.
+    """Holds nodes with their memories in a `clara_core.store.MemoryStore`: with `uri` in a folder, which outlasts the
+    process; without it in memory, from where `persist` writes them to a file. Both take, find and refuse the same.
 
     Nodes come with embeddings of `ClaraEmbedding` of the same model (a `VectorStoreIndex` sees to that), or without:
     then they are compressed here, and no list of numbers is ever made. What a query finds comes back as copies without
-    embeddings, and their memories are in the engine's cache for the reranker and the synthesizer.
+    embeddings, and their memories are in the engine's cache for the reranker and the synthesizer. With ``dimensions=``
+    the store keeps vectors of so many numbers instead: shortened memories, or those of any other embedding model.
 
-    Query modes are ``default`` (cosine), ``mmr``, ``text_search`` (BM25) and ``hybrid`` (both by their ranks;
-    ``alpha`` is the share of the cosine, and scores are shares of the best possible one).
+    Query modes are ``default`` (``hybrid`` where the query has words, else by cosine), ``mmr``, ``text_search`` (BM25)
+    and ``hybrid`` (cosine and BM25 fused into a score in [0, 1]; ``alpha`` is the share of the cosine).
+
+    Pickles and deep copies of a store with `uri` open the same folder; those of one in memory take its nodes along.
 
     Example:
         ```python
@@ -73,11 +68,10 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     stores_text: bool = True
     is_embedding_query: bool = True
-    dimensions: int | None = Field(default=None, ge=1, description="Numbers of a vector, as in ClaraEmbedding.")
+    dimensions: int | None = Field(default=None, ge=1, description="Numbers of a vector; None keeps whole memories.")
     uri: str | None = Field(default=None, description="Folder or address of object storage; None is in memory.")
 
-    _table: Table = PrivateAttr()
-    _durable: DurableNodes | None = PrivateAttr(default=None)
+    _store: Any = PrivateAttr(default=None)
 
     def __init__(self, engine: Any = None, *, store: MemoryStore | None = None, **options: Any) -> None:
         """See `EngineFields`.
@@ -96,14 +90,10 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
             if store.engine is None:
                 raise ValueError("store= has no engine: MemoryStore.open(uri, model=...) gives it one")
             engine, options = store.engine, {**options, "uri": store.uri}
-        if isinstance(options.get("uri"), os.PathLike):
-            options["uri"] = os.fspath(options["uri"])
+        if isinstance(options.get("uri"), str | os.PathLike):
+            options["uri"] = absolute(options["uri"])
         super().__init__(engine=engine, **options)
-        self._table = Table(lambda: self.space.length)
-        if self.uri is not None:
-            if self.dimensions is not None:
-                raise ValueError("leave dimensions= out: a store with uri= keeps whole memories and its own short keys")
-            self._durable = DurableNodes(self.uri, lambda: self.engine, store)
+        self._store = store
 
     @classmethod
     def class_name(cls) -> str:
@@ -111,9 +101,19 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         return "ClaraVectorStore"
 
     @property
-    def client(self) -> Any:
-        """What the nodes are in: a `MemoryStore` with `uri`, else an implementation detail."""
-        return self._table if self._durable is None else self._durable.store
+    def client(self) -> MemoryStore:
+        """Where the nodes are, with `optimize`, `compact` and `stats`. Opened at first use."""
+        with _OPENING:
+            if self._store is None:
+                from clara_core.store import MemoryStore
+
+                place = self.uri or IN_MEMORY
+                if self.dimensions is None:
+                    self._store = MemoryStore.open(place, self.engine)
+                else:
+                    self._store = MemoryStore.open(place, memory_type="float32")
+            found: MemoryStore = self._store
+            return found
 
     @property
     def space(self) -> VectorSpace:
@@ -123,20 +123,29 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
     @property
     def count(self) -> int:
         """Nodes in the store. (It has no ``len``, by which an empty one would count as false.)"""
-        return len(self._table if self._durable is None else self._durable)
+        return self.client.count()
+
+    @property
+    def _is_in_memory(self) -> bool:
+        return self.uri is None or self.uri.startswith(IN_MEMORY)
 
     def __getstate__(self) -> dict[str, Any]:
-        if self.uri is not None and not self.uri.startswith("memory://"):
-            return super().__getstate__()
-        raise TypeError("a ClaraVectorStore lives in its process and is not pickled; use persist and from_persist_dir")
+        state = super().__getstate__()
+        return {**state, "store": self._store} if self._is_in_memory else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._store = state.get("store")
 
     # --- writing -----------------------------------------------------------------------------------------
 
     def add(self, nodes: Iterable[BaseNode], *, memories: Iterable[Memory] | None = None, **kwargs: Any) -> list[str]:
-        """Keep copies of nodes; one whose id is here already is replaced. All of them or none; with `uri` each node.
+        """Keep copies of nodes; one whose id is here already is replaced. All of them are checked before any is kept.
+
+        A node without text is kept, and not found.
 
         Args:
-            nodes: Any number, from a generator too.
+            nodes: Any number, from a generator too; of several under one id the last counts.
             memories: One a node, where the caller has them.
             **kwargs: Taken for the interface's sake.
 
@@ -144,44 +153,24 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
             list: The ids, in order.
 
         Raises:
-            ValueError: A vector is of another length, not finite, or zero; with `uri`, not that of the node's text.
+            ValueError: A vector is of another length, not finite or zero, or not that of the node's text.
             FingerprintMismatch: A memory is another model's.
         """
-        if self._durable is not None:
-            listed = [self._without_file(node) for node in checked(nodes, BaseNode, "nodes")]
-            return self._add_durably(self._durable, listed, memories)
-        table = self._table
-        added: list[tuple[str, Entry]] = []
-        given = None if memories is None else iter(memories)
-        stream = checked(nodes, BaseNode, "nodes")
-        try:
-            while batch := [self._without_file(node) for node in islice(stream, _BATCH)]:
-                found = self._memories(batch, given)
-                for index, node in enumerate(batch):
-                    added.append((node.node_id, self._staged(node, found.get(index))))
-        except BaseException:
-            table.release(row for _, entry in added for row in entry.rows)
-            raise
-        table.commit(added)
-        return [id_ for id_, _ in added]
-
-    def _add_durably(
-        self, durable: DurableNodes, nodes: list[BaseNode], memories: Iterable[Memory] | None
-    ) -> list[str]:
+        given = [self._without_file(node) for node in checked(nodes, BaseNode, "nodes")]
+        last = sorted({node.node_id: index for index, node in enumerate(given)}.values())
+        kept = [stored_node(given[index]) for index in last]
+        texts = [text_of(node) for node in kept]
+        ready: dict[str, Any] = {}
         if memories is not None:
-            durable.put(nodes, list(self._memories(nodes, iter(memories)).values()))
-            return [node.node_id for node in nodes]
-        bare = [node for node in nodes if node.embedding is None]
-        embedded = [node for node in nodes if node.embedding is not None]
-        found: list[Memory] = []
-        for start in range(0, len(embedded), _BATCH):
-            batch = embedded[start : start + _BATCH]
-            found += self.engine.remember([text_of(node) for node in batch])
-            for node, memory in zip(batch, found[start:], strict=True):
-                self._check_vector(node, memory)
-        durable.put(embedded, found)
-        durable.put(bare, None)
-        return [node.node_id for node in nodes]
+            known = self._given(given, list(memories))
+            ready["memories"] = [known[index] for index in last]
+        elif self.dimensions is None:
+            self._check_vectors([given[index] for index in last], texts)
+        if self.dimensions is not None:
+            embedded = [given[index].embedding for index in last]
+            ready = {"vectors": self._vectors(kept, texts, embedded, ready.get("memories"))}
+        self.client.add(texts, list(map(metadata_of, kept)), [node.node_id for node in kept], **ready)
+        return [node.node_id for node in given]
 
     def _without_file(self, node: BaseNode) -> BaseNode:
         """A node without its vector, where that is also of what a loader noted of the file; else as it is.
@@ -194,66 +183,65 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         vector = vector_of(node.embedding, self.space.length, f"node {node.node_id!r}", self.model)
         return copy_of(node) if _same(self.space, self.engine.remember([whole])[0], vector) else node
 
-    def _check_vector(self, node: BaseNode, memory: Memory) -> None:
-        """Refuse a vector that is not kept, and would not be found again."""
-        vector = vector_of(node.embedding or [], self.space.length, f"node {node.node_id!r}", self.model)
-        if not _same(self.space, memory, vector):
-            raise ValueError(
-                f"the vector of node {node.node_id!r} is not the memory of its text, and a store with uri= keeps "
-                "nothing but memories: leave the vector out, or embed with ClaraEmbedding"
-            )
+    def _given(self, nodes: Sequence[BaseNode], memories: Sequence[Memory]) -> list[Memory]:
+        """Memories that the caller has of nodes."""
+        from clara_core.prepare import checked_memories
 
-    def _memories(self, batch: list[BaseNode], given: Any) -> dict[int, Memory]:
-        """Memories by the position of their nodes: given, known to the engine, or made now for lack of a vector."""
-        engine = self.engine
-        if given is not None:
-            from clara_core.prepare import checked_memories
-
-            memories = checked_memories(islice(given, len(batch)), lambda: engine.fingerprint)
-            if len(memories) < len(batch):
-                raise ValueError("one memory a node is needed: there are more nodes than memories")
-            for node, memory in zip(batch, memories, strict=True):
-                if memory.text != text_of(node):
-                    raise ValueError(f"the memory given for node {node.node_id!r} is that of another text")
-            return dict(enumerate(memories))
-        found: dict[int, Memory] = {}
-        bare = [index for index, node in enumerate(batch) if node.embedding is None]
-        found.update(zip(bare, engine.compress([text_of(batch[index]) for index in bare]), strict=True))
-        if len(bare) < len(batch) and len(engine.cache):
-            for index, node in enumerate(batch):
-                if node.embedding is not None:
-                    known = engine.cache.get(text_of(node), engine.fingerprint)
-                    if known is not None:
-                        found[index] = known
+        found = checked_memories(memories[: len(nodes)], lambda: self.engine.fingerprint)
+        if len(found) < len(nodes):
+            raise ValueError("one memory a node is needed: there are more nodes than memories")
+        for node, memory in zip(nodes, found, strict=True):
+            if memory.text != text_of(node):
+                raise ValueError(f"the memory given for node {node.node_id!r} is that of another text")
         return found
 
-    def _staged(self, node: BaseNode, memory: Memory | None) -> Entry:
-        """What will be stored of a node, its rows in place."""
-        kept = copy_of(node)
-        entry = Entry(kept, text_of(kept), filterable(kept))
-        try:
-            if node.embedding is None:
-                vectors = self.space.windows(_needed(memory))
-            else:
-                vector = vector_of(node.embedding, self._table.length, f"node {node.node_id!r}", self.model)
-                # A vector that is its text's memory is kept as that memory, with all windows; any other as it is.
-                if memory is not None and not _same(self.space, memory, vector):
-                    memory = None
-                vectors = vector[None] if memory is None else self.space.windows(memory)
-            entry.rows = self._table.stage(vectors)
-        except BadVector as exc:
-            raise ValueError(f"node {node.node_id!r} cannot be stored: {exc}") from exc
-        if memory is not None:
-            entry.spans, entry.source_tokens = memory.spans, memory.source_tokens
-        return entry
+    def _check_vectors(self, nodes: Sequence[BaseNode], texts: Sequence[str]) -> None:
+        """Refuse vectors that are not kept, and would not be found again: a store of memories keeps the memory."""
+        pairs = [(node, text) for node, text in zip(nodes, texts, strict=True) if node.embedding is not None]
+        for start in range(0, len(pairs), _BATCH):
+            batch = pairs[start : start + _BATCH]
+            vectors = [
+                vector_of(node.embedding or [], self.space.length, f"node {node.node_id!r}", self.model)
+                for node, _ in batch
+            ]
+            memories = self.engine.remember([text for _, text in batch])
+            for (node, _), vector, memory in zip(batch, vectors, memories, strict=True):
+                if not _same(self.space, memory, vector):
+                    raise ValueError(
+                        f"the vector of node {node.node_id!r} is not the memory of its text, and this store keeps "
+                        "memories: leave the vector out, embed with ClaraEmbedding, or give the store "
+                        f"dimensions={len(vector)} to keep vectors of another embedding"
+                    )
+
+    def _vectors(
+        self,
+        nodes: Sequence[BaseNode],
+        texts: Sequence[str],
+        embedded: Sequence[list[float] | None],
+        memories: Sequence[Memory] | None,
+    ) -> list[Array]:
+        """What a store of vectors keeps of each node, ``[W, dimensions]``: its own vector, or those of its windows."""
+        bare = [text for text, numbers in zip(texts, embedded, strict=True) if numbers is None and text.strip()]
+        if memories is None:
+            made = dict(zip(bare, self.engine.remember(bare), strict=True)) if bare else {}
+        else:
+            made = {memory.text: memory for memory in memories}
+        found = []
+        for node, text, numbers in zip(nodes, texts, embedded, strict=True):
+            memory = made.get(text)
+            if numbers is not None:
+                vector = vector_of(numbers, self.space.length, f"node {node.node_id!r}", self.model)
+                if memory is None and self._engine is not None and len(self.engine.cache):
+                    memory = self.engine.cache.get(text, self.engine.fingerprint)
+                if memory is None or not _same(self.space, memory, vector):
+                    found.append(vector[None])
+                    continue
+            found.append(np.zeros((0, self.space.length), np.float32) if memory is None else self.space.windows(memory))
+        return found
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Forget all nodes of a source document; an unknown one is nothing to do."""
-        if self._durable is not None:
-            self._durable.delete_source(ref_doc_id)
-            return
-        with self._table.entries() as entries:
-            self._table.remove([id_ for id_, entry in entries.items() if entry.node.ref_doc_id == ref_doc_id])
+        self.client.delete(filter=of_source(ref_doc_id))
 
     def delete_nodes(
         self,
@@ -268,48 +256,39 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         """
         if node_ids is None and filters is None:
             raise ValueError("give node_ids= or filters=; clear() empties the store")
-        if self._durable is not None:
-            self._durable.delete_nodes(node_ids, filters)
-            return
-        with self._table.entries() as entries:
-            ids = entries if node_ids is None else set(node_ids) & set(entries)
-            passes = passing(entries, filters)
-            self._table.remove([id_ for id_ in ids if passes(id_)])
+        condition = named(None, filters)
+        self.client.delete(node_ids, {} if node_ids is None and condition is None else condition)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._table.clear()
-        if self._durable is not None:
-            self._durable.delete_nodes(None, None)
+        self.client.delete(filter={})
 
     # --- reading -----------------------------------------------------------------------------------------
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Copies of nodes, in the order in which they are asked for; unknown ids are left out."""
-        if self._durable is not None:
-            return self._durable.get_nodes(node_ids, filters)
-        with self._table.entries() as entries:
-            ids = list(entries) if node_ids is None else [id_ for id_ in node_ids if id_ in entries]
-            passes = passing(entries, filters)
-            return [copy_of(entries[id_].node) for id_ in ids if passes(id_)]
+        from clara_core.filters import matches
+
+        condition = named(None, filters) or {}
+        found = iter(self.client) if node_ids is None else self.client.get(node_ids)
+        return [node_of(record) for record in found if matches(condition, record.metadata)]
 
     def memories(self, node_ids: Sequence[str]) -> list[Memory]:
-        """Memories of stored nodes, in order; what the store does not hold is compressed.
+        """Memories of stored nodes, in order; those of a store of vectors are compressed.
 
         Raises:
             KeyError: There is no such node.
         """
-        if self._durable is not None:
-            return self._durable.memories(node_ids)
-        with self._table.entries() as entries:
-            missing = [id_ for id_ in node_ids if id_ not in entries]
-            if missing:
-                raise KeyError(f"the store has no node {missing[0]!r}")
-            chosen = [entries[id_] for id_ in node_ids]
-            held = [self._memory(entry) for entry in chosen]
-        unknown = [entry.text for entry, memory in zip(chosen, held, strict=True) if memory is None]
-        made = {memory.text: memory for memory in self.engine.remember(unknown)} if unknown else {}
-        return [memory or made[entry.text] for entry, memory in zip(chosen, held, strict=True)]
+        try:
+            if self.dimensions is None:
+                return self.client.memories(node_ids)
+            found = {record.id: record.text for record in self.client.get(node_ids)}
+            texts = [found[id_] for id_ in node_ids]
+        except KeyError:
+            known = {record.id for record in self.client.get(node_ids)}
+            missing = [id_ for id_ in node_ids if id_ not in known]
+            raise KeyError(f"the store has no node {missing[0]!r}" if missing else "a node was just deleted") from None
+        return self.engine.remember(texts)
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find nodes.
@@ -324,54 +303,42 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         Raises:
             ValueError: A mode that is not offered, or a vector of another length.
         """
-        table = self._table
-        mode = checked_mode(query)
-        question = None if mode is VectorStoreQueryMode.TEXT_SEARCH else self._question(query)
-        if self._durable is not None:
-            return self._durable.query(query, mode, question, kwargs)
-        with table.entries() as entries:
-            allowed = allowed_ids(entries, query)
-            if question is None:
-                hits = table.matching(words_of(query), allowed, query.similarity_top_k)
-            elif mode is VectorStoreQueryMode.HYBRID:
-                hits = fused(
-                    lambda k: table.nearest(question, allowed, k),
-                    lambda words, k: table.matching(words, allowed, k),
-                    query,
-                )
-            elif mode is VectorStoreQueryMode.MMR:
-                hits = table.diverse(question, allowed, query.similarity_top_k, mmr_balance(query, kwargs))
-            else:
-                hits = table.nearest(question, allowed, query.similarity_top_k)
-            found = [entries[id_] for id_, _ in hits]
-            memories = [self._memory(entry) for entry in found]
-            nodes = [copy_of(entry.node) for entry in found]
-        for memory in memories:
-            if memory is not None:  # what is read next is looked up by its text
-                self.engine.cache.put(memory)
-        return VectorStoreQueryResult(nodes, [score for _, score in hits], [id_ for id_, _ in hits])
+        plan = Plan.of(query, kwargs)
+        question = None if plan.mode == "text" else self._question(query)
+        if plan.k < 1:
+            return VectorStoreQueryResult([], [], [])
+        ranked = self._ranked(query, plan, question)
+        for hit, _ in ranked:  # what is read next is looked up by its text
+            if hit.memory is not None and self.dimensions is None:
+                self.engine.cache.put(hit.memory, replace=False)
+        return VectorStoreQueryResult(
+            [node_of(hit) for hit, _ in ranked], [score for _, score in ranked], [hit.id for hit, _ in ranked]
+        )
+
+    def _ranked(self, query: VectorStoreQuery, plan: Plan, question: Array | None) -> list[tuple[Hit, float]]:
+        import torch
+
+        store = self.client
+        options: dict[str, Any] = {"filter": allowed(store, query), "mode": plan.mode}
+        options["with_memories"] = self.dimensions is None or plan.balance is not None
+        if plan.text_weight is not None:
+            options["text_weight"] = plan.text_weight
+        vector = None if question is None else torch.from_numpy(question)
+        if plan.mode == "memory" and vector is not None:
+            hits: Any = store.search(vector, plan.k, **options)
+        else:
+            hits = store.search(words_of(query), plan.k, vectors=vector, **options)
+        if plan.balance is None or question is None:
+            return [(hit, hit.relevance if plan.fused else hit.score) for hit in hits]
+        windows = [hit.memory.tokens[hit.window].flatten().float().numpy() for hit in hits]
+        picked: list[tuple[Hit, float]] = chosen(question, hits, windows, query.similarity_top_k, plan.balance)
+        return picked
 
     def _question(self, query: VectorStoreQuery) -> Array:
         if query.query_embedding is None:
             vector: Array = self.space.questions(self.engine.reason([words_of(query)]))[0]
             return vector
-        vector = vector_of(query.query_embedding, self._table.length, "the question", self.model)
-        if not np.isfinite(vector).all() or not vector.any():
-            raise ValueError("the question's vector is zero, or holds NaN or infinity")
-        return vector
-
-    def _memory(self, entry: Entry) -> Memory | None:
-        """The memory that the rows of an entry are, if they are one."""
-        if entry.spans is None or self.dimensions is not None:
-            return None
-        import torch
-
-        from clara_core.memory import Memory
-
-        engine: ClaraEngine = self.engine
-        rows = torch.from_numpy(self._table.vectors(entry)).to(engine.dtype)
-        tokens = rows.view(len(rows), engine.n_mem, engine.hidden)
-        return Memory(tokens, entry.text, entry.spans, entry.source_tokens, engine.fingerprint)
+        return vector_of(query.query_embedding, self.space.length, "the question", self.model)
 
     # --- off the event loop ------------------------------------------------------------------------------
 
@@ -379,13 +346,9 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         """`add`, awaitable; cancelling it while nodes are being compressed stops that."""
         engine = await self.aengine()
         listed = list(checked(nodes, BaseNode, "nodes"))
-        if (
-            self._durable is None
-            and kwargs.get("memories") is None
-            and listed
-            and all(node.embedding is None for node in listed)
-        ):
-            kwargs["memories"] = await engine.acompress([text_of(node) for node in listed])
+        bare = [text for node in listed if node.embedding is None and (text := text_of(node)).strip()]
+        if bare and kwargs.get("memories") is None:
+            await engine.aremember(bare)
         return await asyncio.to_thread(self.add, listed, **kwargs)
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
@@ -423,20 +386,12 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         fs: fsspec.AbstractFileSystem | None = None,
     ) -> None:
         """Write everything to ``<persist_path>.clara``, whole or not at all; with `uri`, where the nodes are."""
-        engine, table = self.engine, self._table
+        path = f"{persist_path}{SUFFIX}"
         if self.uri is not None:
-            write_pointer(f"{persist_path}{SUFFIX}", fs, self.uri, self._made_by())
+            write_pointer(path, fs, self.uri, self._made_by())
             return
-        with table.entries() as entries:
-            header = {
-                "fingerprint": engine.fingerprint if entries else None,
-                "made_by": self._made_by(),
-                "length": table.length,
-                "dimensions": self.dimensions,
-                "nodes": [to_json(entry) for entry in entries.values()],
-            }
-            vectors = (table.vectors(entry) for entry in entries.values())
-            write_file(f"{persist_path}{SUFFIX}", fs, header, vectors)
+        header = {"made_by": self._made_by(), "length": self.space.length, "dimensions": self.dimensions}
+        write_file(path, fs, header, self.client)
 
     def _made_by(self) -> dict[str, Any]:
         return {name: getattr(self.engine.arguments, name) for name in _IDENTITY}
@@ -457,11 +412,11 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         if (pointer := read_pointer(f"{persist_path}{SUFFIX}", fs)) is not None:
             made_by = {} if {"engine", "model"} & set(options) else pointer["made_by"]
             return cls(**{"uri": pointer["uri"], **made_by, **options})
-        header, rows = read_file(f"{persist_path}{SUFFIX}", fs)
+        header, entries = read_file(f"{persist_path}{SUFFIX}", fs)
         if not {"engine", "model"} & set(options):
             options = {**header["made_by"], **options}
         store = cls(**{"dimensions": header["dimensions"], **options})
-        own = store.engine.fingerprint if header["nodes"] else None
+        own = header["fingerprint"] and (store.engine.fingerprint if store.dimensions is None else VECTORS)
         if own != header["fingerprint"] or store.space.length != header["length"]:
             raise FingerprintMismatch(
                 f"{persist_path}{SUFFIX} holds vectors of {header['length']} numbers by the model "
@@ -469,9 +424,15 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
                 f"{str(own)[:12]} and makes {store.space.length}: open it with the model that made it, or add the "
                 "documents again"
             )
-        table: Table = store.client
-        staged = [from_json(saved, table.stage(matrix)) for saved, matrix in zip(header["nodes"], rows, strict=True)]
-        table.commit(staged)
+        while batch := list(islice(entries, _BATCH)):
+            records, memories = [record for record, _ in batch], [memory for _, memory in batch]
+            store.client.add(
+                [record.text for record in records],
+                [record.metadata for record in records],
+                [record.id for record in records],
+                memories if store.dimensions is None else None,
+                vectors=None if store.dimensions is None else [memory.tokens.flatten(1) for memory in memories],
+            )
         return store
 
     @classmethod
@@ -492,9 +453,3 @@ def _same(space: VectorSpace, memory: Memory, vector: Array) -> bool:
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = float(space.documents([memory])[0] @ (vector / np.linalg.norm(vector)))
     return cosine > _SAME
-
-
-def _needed(memory: Memory | None) -> Memory:
-    if memory is None:
-        raise RuntimeError("a node without embedding has a memory by now")
-    return memory

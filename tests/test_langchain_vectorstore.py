@@ -15,7 +15,7 @@ from langchain_core.indexing import InMemoryRecordManager, aindex, index
 
 from clara_core import ClaraEngine, FingerprintMismatch, UnknownOption
 from clara_core.ranking import diversify
-from langchain_clara import ClaraEmbeddings, ClaraRetriever, ClaraVectorStore, _rows
+from langchain_clara import ClaraEmbeddings, ClaraRetriever, ClaraVectorStore, vectorstores
 from tests.langchain_data import HOSTILE, make_documents
 from tests.tiny import build
 
@@ -50,14 +50,13 @@ def rounding(place):
     return 4e-3 if place else 1e-5
 
 
-@pytest.fixture(params=["memories", "projection", "other", "durable"])
-def any_store(request, model, tmp_path):
-    """A store of each kind, empty."""
+@pytest.fixture(params=["memories", "projection", "other"])
+def any_store(request, model, place):
+    """A store of each kind in each place, empty."""
     if request.param == "other":
-        return ClaraVectorStore(DeterministicFakeEmbedding(size=16))
-    if request.param == "durable":
-        return ClaraVectorStore(model=model, uri=tmp_path / "any")
-    return ClaraVectorStore(ClaraEmbeddings(model=model, dimensions=64 if request.param == "projection" else None))
+        return ClaraVectorStore(DeterministicFakeEmbedding(size=16), **place)
+    dimensions = 64 if request.param == "projection" else None
+    return ClaraVectorStore(ClaraEmbeddings(model=model, dimensions=dimensions), **place)
 
 
 def texts(documents):
@@ -74,33 +73,44 @@ def ranked(engine, rounding):
 
 
 async def test_scores_are_the_engines(engine, store, rounding):
-    pairs = store.similarity_search_with_score(QUESTION, k=5)
+    pairs = store.similarity_search_with_score(QUESTION, k=5, mode="memory")
     assert [(document.page_content, score) for document, score in pairs] == ranked(engine, rounding)
     assert {type(score) for _, score in pairs} == {float}
-    later = await store.asimilarity_search_with_score(QUESTION, k=5)
+    later = await store.asimilarity_search_with_score(QUESTION, k=5, mode="memory")
     assert [(document, pytest.approx(score, abs=1e-6)) for document, score in later] == pairs
-    assert store.similarity_search(QUESTION, k=2) == [document for document, _ in pairs[:2]]
+    assert store.similarity_search(QUESTION, k=2, mode="memory") == [document for document, _ in pairs[:2]]
     assert await store.asimilarity_search(QUESTION, 2) == store.similarity_search(QUESTION, 2)
     assert len(store.similarity_search(QUESTION)) == 4
 
 
-async def test_relevance_is_in_zero_to_one_and_keeps_the_order(any_store):
+@pytest.mark.parametrize("mode", [None, "memory", "text", "hybrid"])
+async def test_relevance_is_in_zero_to_one_and_keeps_the_order(any_store, mode, recwarn):
     any_store.add_documents(make_documents())
-    pairs = any_store.similarity_search_with_relevance_scores(QUESTION, k=5)
-    scores = [score for _, score in pairs]
-    assert all(0 <= score <= 1 for score in scores)
-    assert scores == sorted(scores, reverse=True)
-    cosines = [score for _, score in any_store.similarity_search_with_score(QUESTION, k=5)]
-    assert scores == pytest.approx([(score + 1) / 2 for score in cosines], abs=1e-6)
-    floor = (scores[1] + scores[2]) / 2
-    assert len(any_store.similarity_search_with_relevance_scores(QUESTION, k=5, score_threshold=floor)) == 2
-    assert len(await any_store.asimilarity_search_with_relevance_scores(QUESTION, k=5, score_threshold=floor)) == 2
+    exact = make_documents()[0].page_content
+    for question in (QUESTION, exact):
+        pairs = any_store.similarity_search_with_relevance_scores(question, k=5, mode=mode)
+        scores = [score for _, score in pairs]
+        assert all(0 <= score <= 1 for score in scores)
+        assert scores == sorted(scores, reverse=True)
+        found = any_store.similarity_search_with_score(question, k=5, mode=mode)
+        assert [document for document, _ in pairs] == [document for document, _ in found]
+        if mode == "memory":
+            assert scores == pytest.approx([(score + 1) / 2 for _, score in found], abs=1e-6)
+        floor = (scores[0] + scores[1]) / 2
+        assert (
+            len(any_store.similarity_search_with_relevance_scores(question, 5, score_threshold=floor, mode=mode)) == 1
+        )
+        later = await any_store.asimilarity_search_with_relevance_scores(question, 5, score_threshold=floor, mode=mode)
+        assert [document for document, _ in later] == [pairs[0][0]]
+    if mode == "text":
+        assert scores[0] == 1.0  # it has every word of the question
+    assert not [each for each in recwarn if "elevance" in str(each.message)]
 
 
 async def test_search_by_vector(model, store):
     vector = ClaraEmbeddings(model=model).embed_query(QUESTION)
-    assert store.similarity_search_by_vector(vector, k=3) == store.similarity_search(QUESTION, k=3)
-    assert await store.asimilarity_search_by_vector(vector, 3) == store.similarity_search(QUESTION, k=3)
+    assert store.similarity_search_by_vector(vector, k=3) == store.similarity_search(QUESTION, k=3, mode="memory")
+    assert await store.asimilarity_search_by_vector(vector, 3) == store.similarity_search_by_vector(vector, k=3)
     with pytest.raises(ValueError, match=r"question of 7 numbers|512 numbers, got the shape \[1, 7\]"):
         store.similarity_search_by_vector([0.0] * 7)
 
@@ -237,7 +247,7 @@ async def test_an_id_again_replaces_text_metadata_and_vector(any_store):
     fresh = ClaraVectorStore.from_documents([found], any_store.embeddings)
     expected = fresh.similarity_search_with_score(QUESTION, 1)[0][1]
     scores = {document.id: score for document, score in any_store.similarity_search_with_score(QUESTION)}
-    assert scores["x"] == pytest.approx(expected, abs=1e-5 if any_store.store is None else 4e-3)
+    assert scores["x"] == pytest.approx(expected, abs=1e-5 if any_store.store.uri == "memory://" else 4e-3)
 
 
 async def test_delete(filtered):
@@ -293,7 +303,7 @@ def test_every_way_back_carries_the_id(filtered):
 def test_hostile_text(any_store):
     if isinstance(any_store.embeddings, DeterministicFakeEmbedding):
         pytest.skip("LangChain's fake embedding fails on lone surrogates itself")
-    hostile = [text for text in HOSTILE if text or any_store.store is None]  # what lasts has a text
+    hostile = [text for text in HOSTILE if text or any_store.store.uri == "memory://"]  # what lasts has a text
     ids = any_store.add_texts(hostile)
     for question in HOSTILE:
         found = {document.id: document.page_content for document in any_store.similarity_search(question, k=10)}
@@ -307,7 +317,7 @@ def test_memories_come_back_exactly(engine, store):
     ids = [document.id for document in store]
     made = engine.compress(texts(store))
     for kept, memory in zip(store.get_memories(ids), made, strict=True):
-        tokens = memory.tokens if store.store is None else memory.tokens.bfloat16()  # as it was written
+        tokens = memory.tokens if store.store.uri == "memory://" else memory.tokens.bfloat16()  # as it was written
         assert torch.equal(kept.tokens.to(tokens.dtype), tokens)
         for name in ("text", "spans", "source_tokens", "fingerprint"):
             assert getattr(kept, name) == getattr(memory, name)
@@ -362,8 +372,7 @@ def test_a_store_of_short_vectors_finds_every_window(engine, model):
     """A projection keeps windows apart, where an embedding for other stores has to take their mean."""
     store = ClaraVectorStore.from_documents(make_documents(), ClaraEmbeddings(model=model, dimensions=128))
     assert sum(len(memory.tokens) for memory in store.get_memories([d.id for d in store])) > 5
-    assert len(store._rows._matrix._state.rows) > 5
-    assert store._rows._matrix.length == 128
+    assert store.store.stats().bytes > 5 * 128 * 4
 
 
 def test_what_a_search_finds_is_known_to_the_engine(engine, store):
@@ -441,19 +450,19 @@ async def test_every_way_to_make_one(model):
 def test_a_deep_copy_is_on_its_own_and_shares_the_engine(store):
     other = copy.deepcopy(store)
     other.add_texts(["more"])
-    assert (len(store), len(other)) == (5 if store.store is None else 6, 6)  # a folder is one and the same
+    assert (len(store), len(other)) == (5 if store.store.uri == "memory://" else 6, 6)  # a folder is one and the same
     assert other.embeddings.shared_engine is store.embeddings.shared_engine
 
 
 def test_threads_add_the_same_text_at_once(model, monkeypatch):
-    original = _rows.complete_ids
+    original = vectorstores.complete_ids
 
     def slow(*args):
         ids = original(*args)
         time.sleep(0.005)  # others come between choosing an id and using it
         return ids
 
-    monkeypatch.setattr(_rows, "complete_ids", slow)
+    monkeypatch.setattr(vectorstores, "complete_ids", slow)
     store = ClaraVectorStore(model=model)
     with ThreadPoolExecutor(8) as pool:
         ids = [id_ for made in pool.map(lambda _: store.add_texts(["same"] * 3), range(8)) for id_ in made]
@@ -475,5 +484,5 @@ def test_a_search_multiplies_one_matrix():
     question = torch.randn(65536)
     start = time.process_time()
     for _ in range(3):
-        store._rows.search(question, 4, None)
+        store.store.search(question, 4)
     assert (time.process_time() - start) / 3 < 0.1

@@ -183,6 +183,8 @@ class StoreSearch:
 
     def _vectors(self, words: list[str] | None, given: Tensor | None, space: Space) -> Tensor:
         """``[Q, n_mem, hidden]``."""
+        if self.engine is not None:
+            check_engine(self.engine, space, self._backend.uri)
         if given is not None:
             dimension = space.n_mem * space.hidden
             if given.numel() != len(given) * dimension:
@@ -194,7 +196,6 @@ class StoreSearch:
         if self.engine is None:
             raise ValueError("a search by memory needs a model: open the store with engine= or model=, or ask with "
                              "mode='text'")  # fmt: skip
-        check_engine(self.engine, space, self._backend.uri)
         return self.engine.reason(words or [])
 
 

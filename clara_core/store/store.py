@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from clara_core.errors import FingerprintMismatch, StoreError
 from clara_core.memory import Memory
 from clara_core.options import OPTIONS, given_options
+from clara_core.place import IN_MEMORY
 from clara_core.store.accepting import accepted_ids
 from clara_core.store.backend import Backend
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from clara_core.engine import ClaraEngine
 
 _KEEP: Final = timedelta(hours=1)  # how long readers of other processes may hold an old version
-IN_MEMORY: Final = "memory://"
 
 
 @explaining("delete", "compact", "optimize", "salvage", "check", reading=False)
@@ -137,7 +137,7 @@ class MemoryStore(StoreSearch):
             metadatas: A dict for each document, see `clara_core.store.records.metadata_json`.
             ids: One a document; None for an id that is made from the text.
             memories: Ready memories, one a document.
-            vectors: Instead of memories, vectors of another embedding: ``[D]``, or ``[W, D]`` for the windows of a text.
+            vectors: Instead of memories, vectors of another embedding: ``[D]``, or ``[W, D]`` for windows of a text.
             show_progress: Draw a progress bar.
 
         Returns:

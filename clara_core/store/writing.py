@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,8 @@ from clara_core.memory import Memory, content_key
 from clara_core.store.backend import Backend, Entry, Snapshot
 from clara_core.store.explaining import explained
 from clara_core.store.records import made_id, metadata_json
+
+_log = logging.getLogger(__name__)
 
 BATCH: Final = 256  # texts that are kept together
 _BATCH_BYTES: Final = 1 << 26  # of ready memories that are
@@ -132,7 +135,7 @@ def _memory_of(index: int, vector: object, text: str) -> Memory:
     except (TypeError, ValueError, RuntimeError) as exc:
         raise TypeError(f"vectors[{index}] must be numbers, got {type(vector).__name__}: {exc}") from exc
     rows = rows[None] if rows.ndim == 1 else rows
-    if rows.ndim != 2 or not rows.numel():
+    if rows.ndim != 2 or not rows.shape[1] or (not len(rows) and not is_blank(text)):
         raise ValueError(f"vectors[{index}] must be a vector [D], or [W, D], got the shape {list(rows.shape)}")
     lengths = torch.linalg.vector_norm(rows, dim=1)
     if not bool(lengths.isfinite().all()):
@@ -202,6 +205,11 @@ class Writer:
         if entries := prepared.result():
             with explained(self._backend):
                 self._backend.put(entries)
+            if blank := [entry.id for entry in entries if is_blank(entry.text)]:
+                _log.warning(
+                    "%d of %d documents have no text, such as %.80r: they are kept, and no search finds them",
+                    len(blank), len(entries), blank[0],
+                )  # fmt: skip
         return size
 
     def _prepare(self, batch: list[Document]) -> list[Entry]:

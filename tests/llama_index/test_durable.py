@@ -8,7 +8,6 @@ import math
 import pickle
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -101,8 +100,8 @@ def test_every_class_of_node_comes_back(store):
 
 
 def test_what_cannot_be_written_is_named(store):
-    for value, error in ((datetime(1907, 5, 1, tzinfo=UTC), TypeError), (math.nan, ValueError)):
-        with pytest.raises(error, match=r"node 'a'|'x'"):
+    for value, error in (({1907}, TypeError), (math.nan, ValueError)):
+        with pytest.raises(error, match=r"node 'a': metadata\['x'\]"):
             store.add([*nodes(2), TextNode(id_="a", text="a", metadata={"x": value})])
     assert store.count == 0
 
@@ -114,8 +113,6 @@ def test_vectors_that_are_no_memories_are_refused(store, engine):
         with pytest.raises(ValueError, match=rf"node 'n-2'.*{says}"):
             store.add(given)
     assert store.count == 0
-    with pytest.raises(ValueError, match="dimensions="):
-        ClaraVectorStore(model=store.model, uri=store.uri, dimensions=64)
 
 
 def test_embedded_nodes_are_not_compressed_again(store, model, engine):

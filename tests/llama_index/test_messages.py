@@ -141,3 +141,5 @@ async def test_system_prompts_count(model, engine):
 def test_the_wrapper_of_questions_counts(model, engine):
     wrapped = ClaraLLM(model=model, max_tokens=8, query_wrapper_prompt=PromptTemplate("In a word: {query_str}"))
     assert wrapped.complete(QUESTION).text == engine.answer(f"In a word: {QUESTION}", max_tokens=8).text
+    with pytest.raises(ValueError, match="messages_to_prompt= would do nothing"):
+        ClaraLLM(model=model, messages_to_prompt=str)

@@ -1,0 +1,99 @@
+"""How texts and questions become what a store keeps and is asked with: memories, or vectors of another embedding."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.embeddings import Embeddings
+
+from langchain_clara.embeddings import ClaraEmbeddings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clara_core import ClaraEngine, Memory
+
+
+class Vectors:
+    """What an embedding makes for a store.
+
+    Args:
+        embedding: Any. Of `ClaraEmbeddings` a store keeps the memories themselves, every window of them, or with
+            ``dimensions=`` every window's projection; of another one its vectors.
+        show_progress: Draw a progress bar while documents are compressed.
+    """
+
+    def __init__(self, embedding: Embeddings, *, show_progress: bool) -> None:
+        self.embedding = embedding
+        self._show_progress = show_progress
+
+    @property
+    def are_memories(self) -> bool:
+        """Whether the store keeps memories, which it compresses itself."""
+        return isinstance(self.embedding, ClaraEmbeddings) and self.embedding.dimensions is None
+
+    def engine(self, name: str) -> ClaraEngine:
+        """The engine behind the vectors, for the sake of the method `name`.
+
+        Raises:
+            TypeError: The vectors are another embedding's.
+        """
+        if not isinstance(self.embedding, ClaraEmbeddings):
+            got = type(self.embedding).__name__
+            raise TypeError(f"{name} needs a store of memories, and this one keeps vectors of {got}")
+        return self.embedding.shared_engine
+
+    def of_texts(self, texts: list[str]) -> list[Tensor]:
+        """Vectors of the windows of each text, ``[W, D]``; a blank text has none."""
+        told = [text for text in texts if text.strip()] or ["-"]  # the length of vectors has to be known
+        if isinstance(self.embedding, ClaraEmbeddings):
+            rows = self.of_memories(self.embedding.shared_engine.remember(told, show_progress=self._show_progress))
+        else:
+            rows = _rows(self.embedding.embed_documents(told))
+        return _in_place(texts, rows)
+
+    async def aof_texts(self, texts: list[str]) -> list[Tensor]:
+        """`of_texts`, awaitable."""
+        if isinstance(self.embedding, ClaraEmbeddings):
+            return await asyncio.to_thread(self.of_texts, texts)
+        vectors = await self.embedding.aembed_documents([text for text in texts if text.strip()] or ["-"])
+        return await asyncio.to_thread(lambda: _in_place(texts, _rows(vectors)))
+
+    def of_memories(self, memories: Sequence[Memory]) -> list[Tensor]:
+        """Projections of the windows of each memory."""
+        projection = self.embedding.projection if isinstance(self.embedding, ClaraEmbeddings) else None
+        if projection is None:
+            raise TypeError("only ClaraEmbeddings with dimensions= makes projections of memories")
+        return [projection.apply(memory.tokens.flatten(1).float()) for memory in memories]
+
+    def of_question(self, query: str) -> Tensor:
+        """Vector ``[D]`` of a question."""
+        if isinstance(self.embedding, ClaraEmbeddings):
+            return self.embedding.question_vector(self.embedding.shared_engine.reason([query]))
+        return vector_of(self.embedding.embed_query(query))
+
+    async def aof_question(self, query: str) -> Tensor:
+        """`of_question`, awaitable."""
+        if isinstance(self.embedding, ClaraEmbeddings):
+            engine = await self.embedding.ashared_engine()
+            return self.embedding.question_vector(await engine.areason([query]))
+        return vector_of(await self.embedding.aembed_query(query))
+
+
+def vector_of(vector: Sequence[float]) -> Tensor:
+    """A vector of LangChain's as a tensor."""
+    import torch
+
+    return torch.as_tensor(vector, dtype=torch.float32)
+
+
+def _rows(vectors: Sequence[Sequence[float]]) -> list[Tensor]:
+    return [vector_of(vector)[None] for vector in vectors]
+
+
+def _in_place(texts: Sequence[str], rows: Sequence[Tensor]) -> list[Tensor]:
+    """A tensor for each text, of which the blank ones were left out."""
+    left: Any = iter(rows)
+    return [next(left) if text.strip() else rows[0][:0] for text in texts]

@@ -1,0 +1,94 @@
+"""Nodes as documents of a `MemoryStore`, and back.
+
+A document's text is what was compressed of the node, its metadata is what LlamaIndex's filters see, and beside that,
+under names that no filter of a user's means, the node itself and its ids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from llama_index.core.schema import BaseNode, ImageNode, IndexNode
+from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
+from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery
+from llama_index.core.vector_stores.utils import node_to_metadata_dict
+
+from llama_index_clara._filters import Filter, core_filter
+from llama_index_clara._nodes import copy_of
+
+if TYPE_CHECKING:
+    from clara_core.store import Hit, MemoryStore, Record
+
+_NODE: Final = "clara:node"
+_ID: Final = "clara:id"
+_SOURCE: Final = "clara:source"
+_OWN_IDS: Final = "clara:index_or_image"  # an index remembers the ids of such nodes, see `_is_bookkeeping`
+
+
+def stored_node(node: BaseNode) -> BaseNode:
+    """A copy of a node as it will come back: without its embedding, and without what it points at that is not data.
+
+    Raises:
+        TypeError, ValueError: Something in its metadata cannot be kept; names the node and the key.
+    """
+    from clara_core.store.records import metadata_from_json, metadata_json
+
+    metadata = metadata_from_json(metadata_json(node.metadata, f"node {node.node_id!r}: metadata"))
+    kept = copy_of(node, metadata=metadata)
+    if isinstance(kept, IndexNode) and not isinstance(kept.obj, BaseNode | None):
+        return kept.model_copy(update={"obj": None})
+    return kept
+
+
+def metadata_of(node: BaseNode) -> dict[str, Any]:
+    """The metadata of the document that a node from `stored_node` becomes."""
+    seen = node_to_metadata_dict(node, remove_text=True)
+    del seen["_node_content"]
+    own: dict[str, Any] = {_ID: node.node_id, _NODE: doc_to_json(node)}
+    if node.ref_doc_id is not None:
+        own[_SOURCE] = node.ref_doc_id
+    if isinstance(node, IndexNode | ImageNode):
+        own[_OWN_IDS] = True
+    return seen | own
+
+
+def node_of(found: Record | Hit) -> BaseNode:
+    """The node of a document; the caller's own."""
+    node: BaseNode = json_to_doc(found.metadata[_NODE])
+    return node
+
+
+def of_source(ref_doc_id: str) -> Filter:
+    """The nodes of a source document."""
+    return {_SOURCE: ref_doc_id}
+
+
+def named(node_ids: list[str] | None, filters: MetadataFilters | None) -> Filter | None:
+    """The nodes that have one of the ids and pass the filters; None is all of them."""
+    parts: list[Filter] = [] if node_ids is None else [{_ID: {"$in": list(node_ids)}}]
+    condition = core_filter(filters)
+    parts += [] if condition is None else [condition]
+    return {"$and": parts} if parts else None
+
+
+def allowed(store: MemoryStore, query: VectorStoreQuery) -> Filter | None:
+    """The nodes that a query may find; None is all of them."""
+    ids = query.node_ids if query.node_ids and not _is_bookkeeping(store, query.node_ids) else None
+    condition = named(ids, query.filters)
+    if not query.doc_ids:
+        return condition
+    sources: Filter = {_SOURCE: {"$in": list(query.doc_ids)}}
+    return sources if condition is None else {"$and": [sources, condition]}
+
+
+def _is_bookkeeping(store: MemoryStore, node_ids: list[str]) -> bool:
+    """Whether these ids are not a filter but what an index remembers of a store that keeps texts.
+
+    `VectorStoreIndex.as_retriever` passes the ids that it keeps itself, which are those of all index and image nodes;
+    taken for a filter they would hide every other node.
+    """
+    special = store.count({_OWN_IDS: True})
+    if not special:
+        return False
+    wanted: Filter = {_ID: {"$in": list(node_ids)}}
+    return special == store.count(wanted) == store.count({**wanted, _OWN_IDS: True})
