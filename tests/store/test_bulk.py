@@ -26,11 +26,11 @@ from clara_core.bulk import (
     compress_dataset,
     prepare_store,
 )
+from clara_core.bulk import job as bulk
 from clara_core.bulk.digests import digests, first_of_each, member_of
 from clara_core.bulk.fragments import WRITTEN
 from clara_core.bulk.progress import Progress
 from clara_core.options import EngineArguments
-from clara_core.bulk import job as bulk
 from tests.tiny import TEXTS, build
 
 ROOT = Path(__file__).parent.parent.parent

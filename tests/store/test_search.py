@@ -294,7 +294,14 @@ def test_what_stands_in_one_document_alone_comes_first(store, memories):
 
 def test_unspaced_scripts_long_words_and_codes_are_found(tmp_path):
     store = MemoryStore.open(tmp_path / "store")
-    texts = ["北京大学在中国", "橋は東京にある", "โลกใบนี้", "w" * 120 + " and more", "part AB-1234/9 of it", "parts AB and 1234 and 9"]
+    texts = [
+        "北京大学在中国",
+        "橋は東京にある",
+        "โลกใบนี้",
+        "w" * 120 + " and more",
+        "part AB-1234/9 of it",
+        "parts AB and 1234 and 9",
+    ]
     store.add(memories=[made_memory(text) for text in texts], ids=list("abcdef"))
     for words, id_ in (("中国", "a"), ("橋", "b"), ("東京", "b"), ("โลก", "c"), ("W" * 120, "d"), ("ab-1234/9", "e")):
         assert store.search(words, mode="text")[0].id == id_, words
