@@ -26,7 +26,7 @@ from clara_core.announce import log as said
 from clara_core.ask import ask
 from clara_core.cli_eval import evaluate_file
 from clara_core.cli_options import with_options
-from clara_core.cli_store import index_folder, search_store
+from clara_core.cli_store import index_folder, search_store, store_app
 from clara_core.cli_synthesize import synthesize_documents
 from clara_core.cli_train import train_stage
 from clara_core.config import Role
@@ -113,6 +113,7 @@ def main() -> None:
 app.command()(ask)
 app.command("index")(index_folder)
 app.command("search")(search_store)
+app.add_typer(store_app, name="store")
 app.command("eval")(evaluate_file)
 app.command("synthesize")(synthesize_documents)
 app.command("train")(train_stage)

@@ -1,4 +1,5 @@
-"""The commands `clara index` and `clara search`: a folder of texts into a store, and what a store finds.
+"""The commands `clara index`, `clara search` and `clara store`: a folder of texts into a store, what a store finds, and
+whether its files are whole.
 
 A passage's id is where it stands: the folder, the file and the place in it. What is there already with the same text
 is left alone, so that a run that was interrupted goes on where it was, and a second one has nothing to do.
@@ -26,8 +27,8 @@ from clara_core.passages import Passage, TextFile, cut_passages
 
 if TYPE_CHECKING:
     from clara_core.store import MemoryStore
+    from clara_core.store.records import Broken
 
-_MANY_FILES = 32  # of rows; more are merged
 _LONGEST_NAME = 200  # characters of an id; of a longer one the hash is taken
 
 Store = Annotated[str, typer.Option("--store", help="Folder of the store, or its address on object storage.")]
@@ -37,6 +38,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 class MemoryTypeName(StrEnum):
     """How memories are written, as a word of the command line."""
 
+    FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     INT8 = "int8"
 
@@ -155,8 +157,6 @@ def _carry_out(store: MemoryStore, plan: Plan, source: str, *, prune: bool, show
     if removed:
         store.delete(removed)
     if ids or removed:
-        if store.stats().fragments > _MANY_FILES:
-            store.compact()
         store.optimize(show_progress=show_progress)
 
 
@@ -206,7 +206,14 @@ def search_store(
     seconds = time.perf_counter() - start
     if as_json:
         found = [
-            {"id": hit.id, "score": hit.score, "window": hit.window, "text": hit.text, "metadata": hit.metadata}
+            {
+                "id": hit.id,
+                "score": hit.score,
+                "relevance": hit.relevance,
+                "window": hit.window,
+                "text": hit.text,
+                "metadata": hit.metadata,
+            }
             for hit in hits
         ]
         write_json({"question": question, "mode": mode.value, "hits": found, "seconds": round(seconds, 3)})
@@ -229,3 +236,37 @@ def _filter(text: str | None) -> dict[str, Any] | None:
     except (TypeError, RecursionError) as exc:
         raise ValueError(f"--filter: {exc}") from exc
     return condition
+
+
+# --- clara store ---------------------------------------------------------------------------------------
+
+store_app = typer.Typer(no_args_is_help=True, help="Looks after the files of a store.")
+
+
+@store_app.command("check")
+def check_store(store: Store, as_json: AsJson = False) -> None:
+    """Reads all files of a store and names those that cannot be read; exits with 1 if there are some."""
+    notes = Console(stderr=True)
+    broken = written_store(store, None).check(show_progress=notes.is_terminal)
+    _tell_broken(broken, "cannot be read", as_json=as_json)
+    if broken:
+        raise typer.Exit(1)
+
+
+@store_app.command("salvage")
+def salvage_store(store: Store, as_json: AsJson = False) -> None:
+    """Takes the documents of broken files out of a store, so that all others can be read. Deletes no file."""
+    notes = Console(stderr=True)
+    broken = open_store(store, None).salvage(show_progress=notes.is_terminal)
+    _tell_broken(broken, "taken out", as_json=as_json)
+
+
+def _tell_broken(broken: Sequence[Broken], what: str, *, as_json: bool) -> None:
+    if as_json:
+        write_json({"broken": [{"path": file.path, "documents": file.rows, "reason": file.reason} for file in broken]})
+        return
+    console = Console(highlight=False)
+    for file in broken:
+        console.print(plain(f"{file.path}: {file.rows} documents {what} ({file.reason})"), soft_wrap=True)
+    if not broken:
+        console.print("all files can be read")

@@ -155,6 +155,9 @@ def fuse(
 ) -> list[tuple[Item, float]]:
     """The rankings of one question by memory and by words as one, best first, with scores in [0, 1].
 
+    A score is the weighted mean of both relevances: what stands in one text alone (a code, a name, a number) comes
+    first, since cosines of the candidates lie close together and their words do not. Equal scores keep the order given.
+
     Args:
         cosines: Of each candidate; those without have no memory that could be compared.
         texts: BM25 of the candidates that share words with the question.
@@ -164,6 +167,6 @@ def fuse(
     scores = {
         item: (1 - text_weight) * (memory_relevance(cosines[item]) if item in cosines else 0.0)
         + text_weight * text_relevance(texts.get(item, 0.0), unit)
-        for item in sorted({**cosines, **texts})
+        for item in {**cosines, **texts}
     }
     return sorted(scores.items(), key=lambda pair: -pair[1])

@@ -119,10 +119,10 @@ def test_diversify_equals_its_plain_twin(n: int, k: int, balance: float, seed: i
 def test_diversity_avoids_what_was_said() -> None:
     question = torch.tensor([1.0, 0.0])
     candidates = torch.tensor([[1.0, 0.05], [1.0, 0.06], [0.7, -0.7]])
-    assert diversify(question, candidates, 2, balance=1.0) == [0, 1]
-    assert diversify(question, candidates, 2, balance=0.5) == [0, 2]
-    with pytest.raises(ValueError, match=r"balance must lie in \[0, 1\], got 1.5"):
-        diversify(question, candidates, 2, balance=1.5)
+    assert diversify(question, candidates, 2, lambda_mult=1.0) == [0, 1]
+    assert diversify(question, candidates, 2, lambda_mult=0.5) == [0, 2]
+    with pytest.raises(ValueError, match=r"lambda_mult must lie in \[0, 1\], got 1.5"):
+        diversify(question, candidates, 2, lambda_mult=1.5)
     assert diversify(question, torch.zeros(0, 2), 3) == []
 
 

@@ -240,6 +240,8 @@ def commit_written(uri: str, written: Iterable[pa.RecordBatch]) -> int:
     ids = np.frombuffer(b"".join(row["ids"] for row in rows), DIGEST)
     if not first_of_each(ids).all():
         raise DataError(f"{len(ids) - first_of_each(ids).sum()} ids were written twice; give each document its own")
+    if not len(ids):
+        return 0
     fragments = [FragmentMetadata.from_json(fragment) for row in rows for fragment in row["files"]]
     table = Table(uri)
 

@@ -71,7 +71,7 @@ def meaning(table: Table, exc: BaseException) -> StoreError | None:
     """What an error means for a store; None for one that does not come from Lance.
 
     It names broken files where their size or end tells, or the error does, or little has to be read to find them: what
-    the system says of itself (a full disk, a lost connection) needs no look, and a large store is not read for an error.
+    the system says of itself (a full disk, a lost connection) needs no look, and a large store is not read for it.
     """
     cause = exc.__cause__ if isinstance(exc, StoreError) and exc.__cause__ is not None else exc
     if not is_of_lance(cause):

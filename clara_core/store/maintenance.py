@@ -65,17 +65,19 @@ class Upkeep:
         self._table = table
         self._lock = threading.Lock()
         self._pid = -1
-        self._commits = 0
+        self._tidied = 0
         self._running: Future[None] | None = None
 
     def committed(self) -> None:
-        """There is one commit more."""
+        """There is a commit more; whoever makes one of so many tidies, though a process may make only a few."""
+        if (dataset := self._table.latest()) is None:
+            return
+        turn = dataset.version // EVERY
         with self._lock:
             if self._pid != os.getpid():  # after a fork there are no threads
-                self._pid, self._commits, self._running = os.getpid(), 0, None
-            self._commits += 1
-            if self._commits % EVERY == 0 and (self._running is None or self._running.done()):
-                self._running = _pool().submit(self._tidy)
+                self._pid, self._tidied, self._running = os.getpid(), (dataset.version - 1) // EVERY, None
+            if turn > self._tidied and (self._running is None or self._running.done()):
+                self._tidied, self._running = turn, _pool().submit(self._tidy)
 
     def wait(self) -> None:
         """Wait for what is under way."""
@@ -158,10 +160,12 @@ def drop_versions(table: Table, superseded: timedelta) -> None:
         return
     dataset, now = latest.checkout_version(latest.version), datetime.now(UTC)
     for name, tag in dataset.tags.list().items():
-        if name.startswith(_READER) and now - tag["created_at"] > _LEASE:
+        made = tag["created_at"]
+        if name.startswith(_READER) and (made is None or now - made > _LEASE):
             dataset.tags.delete(name)
     # A version's time is when it was made; it was the newest one until the next was made.
-    times = sorted(version["timestamp"].astimezone(UTC) for version in dataset.versions())
+    stamps: list[Any] = [version["timestamp"] for version in dataset.versions()]
+    times = sorted(stamp.astimezone(UTC) for stamp in stamps)
     past = [time for time in times if time <= now - superseded]
     if len(past) > 1:
         age = datetime.now(UTC) - past[-1] + timedelta(microseconds=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
@@ -59,6 +60,8 @@ class OnLance:
 
     def latest(self) -> LanceSnapshot | None:
         """The documents of now."""
+        if self._pid != os.getpid():  # a child of a fork: what another thread of its parent held is held for ever
+            self.close()
         dataset = self._table.latest()
         if dataset is None:
             return None
@@ -145,7 +148,7 @@ class OnLance:
 
     def close(self) -> None:
         """Forget keys and words."""
-        self._keys, self._words = KeyScan(), WordScan()
+        self._pid, self._keys, self._words = os.getpid(), KeyScan(), WordScan()
 
 
 def check_fingerprint(fingerprint: str, space: Space, uri: str) -> None:

@@ -232,6 +232,9 @@ class Words:
 class WordScan:
     """Gives the words of a version; remembers those of the last one. Safe under threads."""
 
+    _seen: int  # version
+    _words: Words
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._forget()

@@ -278,9 +278,11 @@ def _by_words(matches: Matches) -> list[_Found]:
 
 def _fused(near: Sequence[Candidate], matches: Matches, how: Search) -> list[_Found]:
     """Both rankings as one; of equal scores the one that came first."""
-    known = {(each.order, each.row): each for each in [*matches.candidates, *near]}  # the window is the memory's
-    cosines = {(each.order, each.row): each.score for each in near}
-    texts = {(each.order, each.row): each.score for each in matches.candidates}
+    known = {each.row: each for each in [*matches.candidates, *near]}  # the window is the memory's
+    by_order = sorted(known.values(), key=lambda each: (each.order, each.row))
+    found = {each.row: each.score for each in near}
+    cosines = {each.row: found[each.row] for each in by_order if each.row in found}
+    texts = {each.row: each.score for each in matches.candidates}
     ranked = fuse(cosines, texts, matches.unit, how.text_weight)
     return [_Found(known[place], score, score) for place, score in ranked[: how.k]]
 

@@ -227,10 +227,9 @@ class LanceSnapshot:
             query = MatchQuery(guarded(" ".join(different)), "words")
             builder = scanner(self.dataset, ["_score", "serial"], allowed).limit(k).full_text_search(query)
             table = builder.to_scanner().to_table()
-        columns = (table[name].to_pylist() for name in ("_rowid", "_score", "serial"))
-        return Matches(
-            sorted((Candidate(*row, 0, order) for *row, order in zip(*columns, strict=True)), key=_order), unit
-        )
+        columns = [table[name].to_pylist() for name in ("_rowid", "_score", "serial")]
+        found = [Candidate(row, score, 0, serial) for row, score, serial in zip(*columns, strict=True)]
+        return Matches(sorted(found, key=_order), unit)
 
 
 def cosines(units: Tensor, layout: Layout, memory: pa.Array | pa.ChunkedArray) -> Tensor:
@@ -265,10 +264,10 @@ class _Best:
     ) -> None:
         """Rows with their scores and best windows ``[Q, rows]``, and for which questions they are candidates."""
         rows, serials = table.column("_rowid").to_numpy(), table.column("serial").to_numpy()
-        scores = scores.astype(np.float64).round(_DIGITS)
+        rounded = scores.astype(np.float64).round(_DIGITS)
         if meant is not None:
-            scores[~meant] = -np.inf
-        for found, own, best in zip(self._found, scores, windows, strict=True):
+            rounded[~meant] = -np.inf
+        for found, own, best in zip(self._found, rounded, windows, strict=True):
             floor = min(each.score for each in found.values()) if len(found) >= self._k else -np.inf
             places = np.flatnonzero((own >= floor) & (own > -np.inf))
             if len(places) > self._k:  # of equal scores the first

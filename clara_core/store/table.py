@@ -128,8 +128,9 @@ class Table:
 
     def remove_where(self, predicate: str) -> int:
         """Take out the rows that a predicate holds for, all at once; returns how many there were."""
-        retry = {"conflict_retries": _RETRIES, "retry_timeout": timedelta(seconds=_PATIENCE)}
-        return int(self.change(lambda own: own.delete(predicate, **retry))["num_deleted_rows"])
+        timeout = timedelta(seconds=_PATIENCE)
+        done = self.change(lambda own: own.delete(predicate, conflict_retries=_RETRIES, retry_timeout=timeout))
+        return int(done["num_deleted_rows"])
 
     def change(self, work: Callable[[LanceDataset], T]) -> T:
         """Do what Lance commits by itself; again when others got in the way.

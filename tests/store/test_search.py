@@ -240,13 +240,12 @@ def test_both_rankings_are_fused(tmp_path, engine):
     memory = [hit.id for hit in store.search(question, k=6, mode="memory", exact=True)]
     text = [hit.id for hit in store.search(question, k=6, mode="text")]
     assert text[0] == ids[1]
+    cosines = {hit.id: hit.relevance for hit in store.search(question, k=6, mode="memory", exact=True)}
+    words = {hit.id: hit.relevance for hit in store.search(question, k=6, mode="text")}
     for weight in (0.0, 0.3, 0.5, 1.0):
         hits = store.search(question, k=6, mode="hybrid", text_weight=weight)
-        scores = {
-            id_: (1 - weight) / (61 + memory.index(id_)) + (weight / (61 + text.index(id_)) if id_ in text else 0)
-            for id_ in memory
-        }
-        assert {hit.id: hit.score for hit in hits} == pytest.approx({i: s for i, s in scores.items() if s > 0})
+        scores = {id_: (1 - weight) * cosines[id_] + weight * words.get(id_, 0.0) for id_ in memory}
+        assert {hit.id: hit.score for hit in hits} == pytest.approx(scores, abs=1e-5)
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert [hit.id for hit in store.search(question, k=2, mode="hybrid", text_weight=1.0)] == text[:2]
     several = store.search([question, "Weldenia"], k=3, mode="hybrid")
@@ -271,6 +270,41 @@ def test_an_empty_question_is_a_question_like_any_other(tmp_path, engine):
     store.add(PASSAGES)
     assert len(store.search("", k=3, mode="memory")) == len(store.search("", k=3)) == 3
     assert store.search("", k=3, mode="text") == []
+
+
+def test_relevance_is_a_number_from_zero_to_one_in_the_order_of_the_search(tmp_path, engine):
+    store = MemoryStore.open(tmp_path / "store", engine)
+    store.add([*PASSAGES, ""])
+    for question in (PASSAGES[1], "How long is the bridge?", "xyzzy", "Aln Aln Aln", ""):
+        for mode in ("memory", "text", "hybrid"):
+            found = [hit.relevance for hit in store.search(question, k=9, mode=mode)]
+            assert found == sorted(found, reverse=True)
+            assert all(0.0 <= each <= 1.0 for each in found)
+    assert store.search(PASSAGES[1], k=1, mode="text")[0].relevance > 0.8
+    assert store.search(PASSAGES[1], k=1, mode="hybrid")[0].text == PASSAGES[1]
+
+
+def test_what_stands_in_one_document_alone_comes_first(store, memories):
+    """A code, a name or a number in the words, whatever the memory of the question is like."""
+    asked = [7, 50, 123, 217, 299]
+    vectors = torch.stack([memories[(number + 100) % COUNT].tokens[0] for number in asked])
+    hits = store.search([f"Who knows number{number}?" for number in asked], k=3, vectors=vectors)
+    assert [own[0].id for own in hits] == [str(number) for number in asked]
+
+
+def test_unspaced_scripts_long_words_and_codes_are_found(tmp_path):
+    store = MemoryStore.open(tmp_path / "store")
+    texts = [
+        "北京大学在中国",
+        "橋は東京にある",
+        "โลกใบนี้",
+        "w" * 120 + " and more",
+        "part AB-1234/9 of it",
+        "parts AB and 1234 and 9",
+    ]
+    store.add(memories=[made_memory(text) for text in texts], ids=list("abcdef"))
+    for words, id_ in (("中国", "a"), ("橋", "b"), ("東京", "b"), ("โลก", "c"), ("W" * 120, "d"), ("ab-1234/9", "e")):
+        assert store.search(words, mode="text")[0].id == id_, words
 
 
 # --- keys --------------------------------------------------------------------------------------------------
