@@ -61,7 +61,6 @@ def test_unknown_name_is_an_attribute_error(package):
     [
         ("langchain_core", "langchain_clara.ChatClara", "langchain"),
         ("llama_index", "llama_index_clara.ClaraLLM", "llama-index"),
-        ("lance", "clara_core.MemoryStore", "store"),
     ],
 )
 def test_without_an_optional_package_the_error_says_what_to_install(missing, name, extra):
@@ -71,6 +70,22 @@ def test_without_an_optional_package_the_error_says_what_to_install(missing, nam
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"{name.partition('.')[2]} needs {missing}: pip install 'clara-rag[{extra}]'" in done.stdout
+
+
+def test_without_the_extra_a_store_is_kept_in_memory(tmp_path):
+    code = f"""
+import sys
+sys.modules["lance"] = sys.modules["pyarrow"] = None
+from clara_core import MemoryStore
+store = MemoryStore.open("memory://")
+store.add(["The bridge was opened in 1907."], [{{"n": 1}}], ["a"], vectors=[[1.0, 2.0]])
+print([hit.id for hit in store.search("bridge", mode="text", filter={{"n": 1}})])
+try: MemoryStore.open({str(tmp_path / "folder")!r})
+except ImportError as e: print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "['a']" in done.stdout
+    assert "needs Lance: pip install 'clara-rag[store]'" in done.stdout
 
 
 def test_errors_are_one_tree():

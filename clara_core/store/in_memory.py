@@ -282,10 +282,6 @@ class InMemory:
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)
         self._writing = threading.RLock()
-        if (state := self._state) is not None and state.blocks:
-            whole = torch.empty(_per_block(state.space), state.blocks[-1].shape[1])
-            whole[: len(state.blocks[-1])] = state.blocks[-1]
-            state.blocks[-1] = whole
 
     def latest(self) -> _State | None:
         """The documents of now; None while there never was one."""
@@ -384,8 +380,16 @@ class InMemory:
         """The state with room for more; what it holds stays where it is, or is copied while readers keep the old."""
         used = int(state.starts[state.size])
         step = _per_block(state.space)
-        while len(state.blocks) * step < used + windows:
-            state.blocks.append(torch.empty(step, state.space.n_mem * state.space.hidden))
+        missing = used + windows - sum(map(len, state.blocks))
+        if missing > 0 and state.blocks and (last := state.blocks[-1]).shape[0] < step:
+            grown = torch.empty(min(step, max(2 * len(last), len(last) + missing)), last.shape[1])
+            grown[: len(last)] = last
+            state.blocks[-1] = grown  # readers of the old one find the same rows in it
+            missing -= len(grown) - len(last)
+        while missing > 0:
+            rows = step if state.blocks else min(step, missing)
+            state.blocks.append(torch.empty(rows, state.space.n_mem * state.space.hidden))
+            missing -= rows
         return replace(
             state, scales=_grown(state.scales, used + windows), starts=_grown(state.starts, state.size + documents + 1),
             numbers=_grown(state.numbers, state.size + documents), alive=_grown(state.alive, state.size + documents),

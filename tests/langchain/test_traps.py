@@ -211,7 +211,7 @@ def test_no_progress_bar_unless_asked_for(model, capfd):
     ClaraEmbeddings(model=model, show_progress=True).embed_documents([text + "?" for text in texts])
     assert "compressing" in capfd.readouterr().err
     ClaraVectorStore.from_texts([text + "…" for text in texts], model=model, show_progress=True)
-    assert "compressing" in capfd.readouterr().err
+    assert "storing" in capfd.readouterr().err
 
 
 def test_only_the_core_of_langchain_is_imported():
