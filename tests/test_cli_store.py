@@ -256,8 +256,8 @@ def test_search_is_that_of_the_store(index, clara, folder, uri, model, engine, o
     hits = store.search(QUESTION, 2, filter=condition, mode=mode, exact="--exact" in options)
     assert (code, err, facts["mode"]) == (0, "", mode)
     assert facts["hits"] == [
-        {"id": hit.id, "score": pytest.approx(hit.score, abs=1e-5), "relevance": hit.relevance, "window": hit.window, "text": hit.text,
-         "metadata": hit.metadata}
+        {"id": hit.id, "score": pytest.approx(hit.score, abs=1e-5), "relevance": pytest.approx(hit.relevance, abs=1e-5),
+         "window": hit.window, "text": hit.text, "metadata": hit.metadata}
         for hit in hits
     ]  # fmt: skip
     assert hits
