@@ -168,7 +168,14 @@ class Evaluation:
             Method("text mode of the store", by_words, self._time(lambda q: store.search(q, DOCUMENTS, mode="text"))),
             Method("hybrid mode of the store", self._rank("hybrid", store, texts),
                    self._time(lambda q: store.search(q, DOCUMENTS, mode="hybrid")), stored),
-            *(Method(f"memory and text, {weight} of text", _fused(memory, by_words, weight)) for weight in WEIGHTS),
+            *(
+                Method(
+                    f"memory and text, {weight} of text",
+                    self._rank("hybrid", store, texts, vectors=corpus.vectors, text_weight=weight),
+                )
+                for weight in WEIGHTS
+            ),
+            Method("both by reciprocal ranks", _by_ranks(memory, by_words)),
         ]  # fmt: skip
 
     def nearest(self) -> list[list[str]]:
@@ -230,10 +237,9 @@ class Evaluation:
         return statistics.median(times) * 1e3
 
 
-def _fused(memory: Rankings, words: Rankings, weight: float) -> Rankings:
-    """Fused as the store does it, with a weight of the words."""
-    weights = [1 - weight, weight]
-    return [[item for item, _ in fuse_ranks(both, weights)] for both in zip(memory, words, strict=True)]
+def _by_ranks(memory: Rankings, words: Rankings) -> Rankings:
+    """Both rankings by their ranks alone, to compare the store's fusion of scores with."""
+    return [[item for item, _ in fuse_ranks(both)] for both in zip(memory, words, strict=True)]
 
 
 def table(evaluation: Evaluation) -> list[dict[str, Any]]:

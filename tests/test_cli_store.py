@@ -256,8 +256,8 @@ def test_search_is_that_of_the_store(index, clara, folder, uri, model, engine, o
     hits = store.search(QUESTION, 2, filter=condition, mode=mode, exact="--exact" in options)
     assert (code, err, facts["mode"]) == (0, "", mode)
     assert facts["hits"] == [
-        {"id": hit.id, "score": pytest.approx(hit.score, abs=1e-5), "window": hit.window, "text": hit.text,
-         "metadata": hit.metadata}
+        {"id": hit.id, "score": pytest.approx(hit.score, abs=1e-5), "relevance": pytest.approx(hit.relevance, abs=1e-5),
+         "window": hit.window, "text": hit.text, "metadata": hit.metadata}
         for hit in hits
     ]  # fmt: skip
     assert hits
@@ -325,3 +325,16 @@ def test_a_folder_or_a_store(clara, words):
     code, _, err = clara("ask", *words)
     assert (code, err.count("\n")) == (2, 1)
     assert "give a" in err
+
+
+def test_check_and_salvage_name_broken_files(clara, model, folder, uri):
+    assert clara("index", folder, "--store", uri, "--model", model)[0] == 0
+    assert clara("store", "check", "--store", uri)[:2] == (0, "all files can be read\n")
+    [file] = Path(uri, "memories.lance", "data").iterdir()
+    file.write_bytes(file.read_bytes()[:-10])
+    code, out, _ = clara("store", "check", "--store", uri, "--json")
+    assert (code, [Path(each["path"]).name for each in json.loads(out)["broken"]]) == (1, [file.name])
+    code, out, _ = clara("store", "salvage", "--store", uri)
+    assert code == 0
+    assert f"{file.name}: 3 documents taken out" in out
+    assert clara("store", "check", "--store", uri)[0] == 0
