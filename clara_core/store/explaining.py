@@ -12,6 +12,7 @@ from clara_core.store.backend import Backend
 _TRIES: Final = 3  # of a call that reads, when what it reads goes while it does
 
 C = TypeVar("C", bound=type[Any])
+T = TypeVar("T")
 
 
 class _HasBackend(Protocol):
@@ -52,17 +53,22 @@ def explaining(*methods: str, reading: bool) -> Callable[[C], C]:
 def _explaining(method: Callable[..., Any], tries: int) -> Callable[..., Any]:
     @functools.wraps(method)
     def wrapper(self: _HasBackend, *args: Any, **kwargs: Any) -> Any:
-        for left in reversed(range(tries)):
-            try:
-                with explained(self._backend):
-                    result = method(self, *args, **kwargs)
-                break
-            except Exception as exc:
-                if not left or "not found" not in str(exc.__cause__).lower():
-                    raise
+        result = again(self._backend, lambda: method(self, *args, **kwargs), tries)
         return _each(self._backend, result) if isinstance(result, Iterator) else result
 
     return wrapper
+
+
+def again(backend: Backend, work: Callable[[], T], tries: int = _TRIES) -> T:
+    """Do what reads the latest version; again where a file is gone, since others may have dropped it meanwhile."""
+    for left in reversed(range(tries)):
+        try:
+            with explained(backend):
+                return work()
+        except Exception as exc:
+            if not left or "not found" not in str(exc.__cause__).lower():
+                raise
+    raise AssertionError
 
 
 def _each(backend: Backend, values: Iterator[Any]) -> Iterator[Any]:

@@ -27,6 +27,7 @@ TABLE: Final = "memories"
 
 _PATIENCE: Final = 120.0  # seconds in which a change is tried again when others were quicker
 _RETRIES: Final = 1000  # at most, in that time
+_TRIES: Final = 3  # of what finds a file gone
 _PAUSE: Final = 0.02  # seconds before another try, at most, the first time
 
 T = TypeVar("T")
@@ -141,7 +142,7 @@ class Table:
         Raises:
             StoreError: There is no table, or somebody was quicker all the time.
         """
-        until = time.monotonic() + _PATIENCE
+        until, lost = time.monotonic() + _PATIENCE, 0
         for attempt in range(_RETRIES):
             if (dataset := self.latest()) is None:
                 break
@@ -149,7 +150,10 @@ class Table:
             try:
                 done = work(own)
             except OSError as exc:
-                if not _is_conflict(exc):
+                # A file that is gone: somebody dropped this version while it was worked on, or it is broken.
+                gone = "not found" in str(exc).lower()
+                lost += gone
+                if not _is_conflict(exc) and not (gone and lost < _TRIES):
                     raise
                 if time.monotonic() > until:
                     raise StoreError(

@@ -15,8 +15,8 @@ import torch
 
 from clara_core.errors import FingerprintMismatch
 from clara_core.memory import Memory, content_key
-from clara_core.store.backend import Backend, Entry, Snapshot
-from clara_core.store.explaining import explained
+from clara_core.store.backend import Backend, Entry
+from clara_core.store.explaining import again, explained
 from clara_core.store.records import made_id, metadata_json
 
 _log = logging.getLogger(__name__)
@@ -215,15 +215,13 @@ class Writer:
     def _prepare(self, batch: list[Document]) -> list[Entry]:
         """What has to be written of a batch: what is not there as it is."""
         contents = [self._content(document) for document in batch]
-        with explained(self._backend):
-            snapshot = self._backend.latest()
-            known = {} if snapshot is None else snapshot.states([document.id for document in batch])
+        known = again(self._backend, lambda: self._states([document.id for document in batch]))
         changed = [
             (document, content)
             for document, content in zip(batch, contents, strict=True)
             if known.get(document.id) != (content, document.metadata)
         ]
-        memories = self._memories(changed, snapshot)
+        memories = self._memories(changed)
         return [
             Entry(document.id, document.text, document.metadata, content, memory)
             for (document, content), memory in zip(changed, memories, strict=True)
@@ -235,16 +233,25 @@ class Writer:
             return content_key(document.text, self._fingerprint)
         return content_key(document.text, hashlib.sha256(document.memory.tokens.numpy().tobytes()).hexdigest())
 
-    def _memories(self, changed: Sequence[tuple[Document, str]], snapshot: Snapshot | None) -> list[Memory]:
+    def _states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        snapshot = self._backend.latest()
+        return {} if snapshot is None else snapshot.states(ids)
+
+    def _stored(self, contents: Sequence[str]) -> dict[str, Memory]:
+        """Memories of the store by content."""
+        if (snapshot := self._backend.latest()) is None:
+            return {}
+        ids = snapshot.with_contents(contents)
+        found = snapshot.memories(list(ids.values()))
+        return {content: found[id_] for content, id_ in ids.items()}
+
+    def _memories(self, changed: Sequence[tuple[Document, str]]) -> list[Memory]:
         """A memory for each document: its own, one of the store with the same text, or a new one."""
         wanted = {content: document.text for document, content in changed if document.memory is None}
         there = {content: self._blank(text) for content, text in wanted.items() if is_blank(text)}
         missing = [content for content in wanted if content not in there]
-        if snapshot is not None and missing:
-            with explained(self._backend):
-                ids = snapshot.with_contents(missing)
-                found = snapshot.memories(list(ids.values()))
-            there |= {content: found[id_] for content, id_ in ids.items()}
+        if missing:
+            there |= again(self._backend, lambda: self._stored(missing))
             missing = [content for content in missing if content not in there]
         if missing:
             if self._compress is None:

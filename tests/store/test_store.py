@@ -220,7 +220,10 @@ def test_texts_are_compressed_once(tmp_path, engine):
     fresh = {memory.text: memory for memory in engine.compress([*texts, "A changed text."])}
     for memory in store.memories([*ids, "again", "and again"]):
         expected = fresh[memory.text]
-        assert torch.equal(memory.tokens, expected.tokens.bfloat16().to(memory.tokens.dtype))
+        # Other texts in the batch may round a number to its neighbour.
+        torch.testing.assert_close(
+            memory.tokens, expected.tokens.bfloat16().to(memory.tokens.dtype), rtol=2**-7, atol=1e-3
+        )
         assert (memory.spans, memory.source_tokens) == (expected.spans, expected.source_tokens)
     assert len(fresh[LONG].spans) > 2
 
