@@ -146,7 +146,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
         Args:
             nodes: Any number, from a generator too; of several under one id the last counts.
-            memories: One a node, where the caller has them.
+            memories: One a node, where the caller has them; of an iterator, 64 are checked and kept at a time.
             **kwargs: Taken for the interface's sake.
 
         Returns:
@@ -156,6 +156,11 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
             ValueError: A vector is of another length, not finite or zero, or not that of the node's text.
             FingerprintMismatch: A memory is another model's.
         """
+        if memories is not None and not isinstance(memories, Sequence):
+            stream, left, ids = checked(nodes, BaseNode, "nodes"), iter(memories), []
+            while batch := list(islice(stream, _BATCH)):
+                ids += self.add(batch, memories=list(islice(left, len(batch))))
+            return ids
         given = [self._without_file(node) for node in checked(nodes, BaseNode, "nodes")]
         last = sorted({node.node_id: index for index, node in enumerate(given)}.values())
         kept = [stored_node(given[index]) for index in last]

@@ -33,6 +33,7 @@ from clara_core.words import words_of
 _BLOCK_BYTES: Final = 1 << 24  # of windows that lie in one piece, and are never moved
 _DIGITS: Final = 6  # of a cosine in float32, as in a folder
 _ROUNDED: Final = 1e-6
+_FEW: Final = 8  # times as many documents as may be found: then those alone are compared
 
 
 @dataclass(slots=True)
@@ -182,15 +183,39 @@ class _State:
         self, questions: Tensor, k: int, allowed: Rows | None, *, exact: bool, oversample: int
     ) -> list[list[Candidate]]:
         """The k documents most like each question, by the cosine of their best window; always from all memories."""
-        if allowed is not None and not len(allowed):
-            return [[] for _ in questions]
         units = unit_rows(questions)
+        if allowed is not None and _FEW * len(allowed) < self.size:
+            return self._nearest_of(units, k, [place for place in self.places_of(allowed) if self._is_found(place)])
         starts = self.starts[: self.size + 1]
         scores = self._cosines(units, int(starts[-1]))  # [Q, W]
         usable = self.alive[: self.size] & (np.diff(starts) > 0)
         if allowed is not None:
             usable &= members(self.numbers[: self.size], allowed)
-        return [self._best(own, starts, usable, k) for own in scores]
+        places = np.flatnonzero(usable)
+        if len(places) == int(starts[-1]) == self.size:  # all alive, each of one window
+            return [self._best(own, own, places, starts, k) for own in scores]
+        filled = np.flatnonzero(np.diff(starts))
+        whole = np.full(self.size, -np.inf, np.float32)
+        found = []
+        for own in scores:
+            if len(filled):
+                whole[filled] = np.maximum.reduceat(own, starts[filled])
+            found.append(self._best(own, whole[places], places, starts[places], k))
+        return found
+
+    def _is_found(self, place: int) -> bool:
+        return bool(self.alive[place]) and self.starts[place] < self.starts[place + 1]
+
+    def _nearest_of(self, units: Tensor, k: int, places: list[int]) -> list[list[Candidate]]:
+        """`nearest` for a few documents, without a look at the others."""
+        if not places:
+            return [[] for _ in units]
+        counts = self.starts[np.array(places) + 1] - self.starts[places]
+        starts = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])[:-1]
+        own = [at for place in places for at in range(self.starts[place], self.starts[place + 1])]
+        scores = (units @ torch.stack([self.window(at) for at in own]).T).numpy() * self.scales[own]
+        scores = scores.clip(-1.0, 1.0)
+        return [self._best(each, np.maximum.reduceat(each, starts), np.array(places), starts, k) for each in scores]
 
     def _cosines(self, units: Tensor, used: int) -> NDArray[np.float32]:
         """Cosine of unit vectors ``[Q, D]`` with every window, ``[Q, W]``."""
@@ -208,25 +233,33 @@ class _State:
         return found.clip(-1.0, 1.0, out=found)
 
     def _best(
-        self, scores: NDArray[np.float32], starts: NDArray[np.int64], usable: NDArray[np.bool_], k: int
+        self,
+        scores: NDArray[np.float32],
+        best: NDArray[np.float32],
+        places: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        k: int,
     ) -> list[Candidate]:
-        whole = np.full(self.size, -np.inf, np.float32)
-        if len(scores) == self.size and int(starts[-1]) == self.size and bool((np.diff(starts) == 1).all()):
-            whole = scores
-        elif len(scores):
-            filled = np.flatnonzero(np.diff(starts))
-            whole[filled] = np.maximum.reduceat(scores, starts[filled])
-        places = np.flatnonzero(usable)
-        own = whole[places]
-        if k < len(own):
-            high = own >= np.partition(own, len(own) - k)[len(own) - k] - _ROUNDED
-            places, own = places[high], own[high]
-        found = [(-round(float(score), _DIGITS), place) for score, place in zip(own, places.tolist(), strict=True)]
-        best = []
-        for score, place in sorted(found)[:k]:
-            window = int(scores[starts[place] : starts[place + 1]].argmax())
-            best.append(Candidate(int(self.numbers[place]), -score, window))
-        return best
+        """The k best documents.
+
+        Args:
+            scores: Of windows.
+            best: Of the best window of each document that may be found, ``[n]``.
+            places: Of these documents, ``[n]``, ascending.
+            starts: Where in `scores` their windows begin, ``[n]``.
+            k: Most documents.
+        """
+        chosen = np.arange(len(places))
+        if k < len(places):
+            chosen = np.flatnonzero(best >= np.partition(best, len(best) - k)[len(best) - k] - _ROUNDED)
+        found = sorted((-round(float(best[at]), _DIGITS), at) for at in chosen.tolist())[:k]
+        candidates = []
+        for score, at in found:
+            place = int(places[at])
+            end = starts[at] + self.starts[place + 1] - self.starts[place]
+            window = int(scores[starts[at] : end].argmax())
+            candidates.append(Candidate(int(self.numbers[place]), -score, window))
+        return candidates
 
     def windows(self, candidates: Sequence[Candidate]) -> Tensor:
         """The best window of each candidate, ``[n, D]``."""
