@@ -114,7 +114,9 @@ def merge_tiers(table: Table) -> None:
         sizes = [fragment.count_rows() for fragment in dataset.get_fragments()]
         if size * width > _LARGE_FILE or not any(rows >= size // EVERY for rows in sizes):
             return
-        if sum(rows < size for rows in sizes) >= EVERY:
+        # Files of lower tiers do not count, or the large ones would be written again for every few small ones.
+        lowest = 0 if size == EVERY else size // EVERY
+        if sum(lowest <= rows < size for rows in sizes) >= EVERY:
             _compact(table, min(size, _MANY_ROWS), width)
         size *= EVERY
 
@@ -128,11 +130,14 @@ def compact(table: Table, older_than: timedelta) -> None:
     if dataset is not None:
         width = _row_bytes(dataset)
         # A file with fewer rows is merged again: this has to agree with the size that files come out with.
-        _compact(table, min(_MANY_ROWS, max(1, _LARGE_FILE // width)), width)
+        while _compact(table, min(_MANY_ROWS, max(1, _LARGE_FILE // width)), width):
+            pass
         drop_versions(table, older_than)
 
 
-def _compact(table: Table, rows: int, width: int) -> None:
+def _compact(table: Table, rows: int, width: int) -> bool:
+    """Merge files with fewer rows, or a part of them; whether there may be more."""
+
     def part(dataset: LanceDataset) -> bool:
         done = dataset.optimize.compact_files(
             target_rows_per_fragment=rows,
@@ -142,8 +147,7 @@ def _compact(table: Table, rows: int, width: int) -> None:
         )
         return bool(done.fragments_removed > done.fragments_added)
 
-    while table.change(part):
-        pass
+    return table.change(part)
 
 
 def _row_bytes(dataset: LanceDataset) -> int:
