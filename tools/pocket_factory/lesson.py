@@ -33,6 +33,7 @@ class Mix:
         passages: Of a step.
         sorts: Shares of the sorts of passages.
         repeat: Share of the passages that are repeated.
+        ask: Share of the passages that are asked about; all that are not repeated.
         asked: Most questions of a row about one passage.
         several: Rows over two to five passages, per step.
         documents: Fewest and most passages of these.
@@ -44,15 +45,16 @@ class Mix:
         two: Share of the rows over several passages that need two of them.
     """
 
-    passages: int = 48
+    passages: int = 24
     sorts: dict[str, float] = field(default_factory=lambda: {"prose": 0.28, "frame": 0.34, "event": 0.19, "open": 0.19})
-    repeat: float = 0.4
+    repeat: float = 0.6
+    ask: float = 0.6
     asked: int = 4
-    several: int = 6
+    several: int = 2
     documents: tuple[int, int] = (2, 4)
     refuse: float = 0.0
     filler: float = 0.25
-    contrast: int = 20
+    contrast: int = 10
     system: float = 0.3
     typo: float = 0.12
     two: float = 0.0
@@ -137,10 +139,10 @@ class Lesson:
         corpus = Corpus(passages, [])
         rows, again = [], []
         for index, m in enumerate(made):
-            if not m.asked or (len(windows[index]) <= 2 and rng.random() < mix.repeat):
-                if len(windows[index]) <= 2:
-                    again.append(Row((index,), ((VERBATIM_INSTRUCTION, m.text),), (((index,), (index,)),), system=PARAPHRASE_SYSTEM if rng.random() < mix.system else ""))
-            if m.asked:
+            repeated = len(windows[index]) <= 2 and (not m.asked or rng.random() < mix.repeat)
+            if repeated:
+                again.append(Row((index,), ((VERBATIM_INSTRUCTION, m.text),), (((index,), (index,)),), system=PARAPHRASE_SYSTEM if rng.random() < mix.system else ""))
+            if m.asked and (not repeated or rng.random() < mix.ask):
                 turns = self.turns(rng, m, made, index, mix)
                 rows.append(self.row(rng, (index,), turns, mix))
         for _ in range(mix.several):

@@ -20,16 +20,28 @@ from muon import Muon
 from safetensors.torch import load_file, save_file
 from vocabulary import transplant
 
+import clara_core.training.objective as losses_
 from clara_core.config import Role
+from clara_core.training.batch import RowBatch, _part
 from clara_core.training.masters import Learning, Masters
 from clara_core.training.objective import Objective, Terms
 from clara_core.training.opening import write_model
 from clara_core.training.stages import CONFIG, Stage
 from clara_core.training.steps import WorldSteps
 
+CHUNK = 10  # rows of one pass, sorted by length: padding was a quarter of all positions
+
+
+def parts(batch: RowBatch) -> list[RowBatch]:
+    """A batch, which is sorted by length, in passes of few rows."""
+    return [_part(batch, slice(at, at + CHUNK)) for at in range(0, len(batch.ids), CHUNK)]
+
+
+losses_.CHUNK, losses_.split_rows = CHUNK, parts  # less padding than the two halves of other trainings
+
 REHEARSAL = Stage(
-    name="rehearsal", steps=1, lr=(0, 0), passages=24, kinds=3, words=(15, 100), asked=16, documents=(1, 4), rows=16,
-    questions=4, two_passage=0.5, pairs=0.3, shuffled=0.5, paraphrases=6, verbatim=0.5,
+    name="rehearsal", steps=1, lr=(0, 0), passages=16, kinds=3, words=(15, 100), asked=12, documents=(1, 4), rows=12,
+    questions=4, two_passage=0.5, pairs=0.3, shuffled=0.5, paraphrases=4, verbatim=0.5,
 )  # fmt: skip
 
 
@@ -56,12 +68,12 @@ class Plan:
     begin: float = 0.0
     fall: float = 0.0
     end: float = 0.0
-    warm_up: int = 60
+    warm_up: int = 40
     pointing: float = 0.2
     contrastive: float = 0.2
     tau: float = 0.05
-    rehearse: int = 9
-    save_minutes: float = 6.0
+    rehearse: int = 14
+    save_minutes: float = 5.0
     look_minutes: float = 12.0
     optimizer: str = "muon"
     weight_again: float = 0.7
@@ -122,7 +134,7 @@ def main() -> None:
             sums.setdefault(key, 0.0)
             sums[key] += value
             sums[f"n {key}"] = sums.get(f"n {key}", 0) + 1
-        if number % 20 == 0:
+        if number % 40 == 0:
             means = {k: round(v / sums[f"n {k}"], 4) for k, v in sums.items() if not k.startswith("n ")}
             seconds = time.time() - since
             entry = {"time": time.strftime("%H:%M"), "step": number, "passages": passages, "s/step": round(seconds / count, 2), "data s": round(made / count, 3), "rate": rate, **means}
