@@ -22,6 +22,7 @@ from clara_core.training.rows import VERBATIM_INSTRUCTION, Row, build_batch
 from clara_core.training.world import Corpus, Passage
 
 REFUSAL = "The documents do not say."
+LONG = 0.05  # share of the passages that may be longer than a mix says
 HERE = Path(__file__).parent
 
 
@@ -43,6 +44,7 @@ class Mix:
         system: Share of the rows that carry the system message.
         typo: Share of the questions that are written carelessly.
         two: Share of the rows over several passages that need two of them.
+        words: Most words of nearly all passages.
     """
 
     passages: int = 24
@@ -58,6 +60,7 @@ class Mix:
     system: float = 0.3
     typo: float = 0.12
     two: float = 0.0
+    words: int = 80
 
     @classmethod
     def read(cls, path: Path) -> Mix:
@@ -81,6 +84,14 @@ class Lesson:
     # --- passages ------------------------------------------------------------------------------------------
 
     def passage(self, rng: random.Random, mix: Mix) -> Made:
+        """A passage of a sort by chance."""
+        for _ in range(6):
+            made = self.any_length(rng, mix)
+            if len(made.text.split()) <= mix.words or rng.random() < LONG:
+                break
+        return made
+
+    def any_length(self, rng: random.Random, mix: Mix) -> Made:
         """A passage of a sort by chance."""
         sort = rng.choices(list(mix.sorts), list(mix.sorts.values()))[0]
         made = self.draw(rng, sort)
