@@ -14,6 +14,7 @@ from pathlib import Path
 
 from values import Pools
 
+TRUE_OR_NOT = 0.2  # share of the statements that are asked about as a whole
 SLOT = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
 
@@ -76,7 +77,7 @@ def upper(text: str) -> str:
 def sentence(rng: random.Random, text: str) -> str:
     """With a capital and a full stop."""
     text = upper(text)
-    return text if text[-1] in ".!?\"" else text + ("." if rng.random() < 0.97 else "!")
+    return text if text[-1] in '.!?"' else text + ("." if rng.random() < 0.97 else "!")
 
 
 class Frames:
@@ -113,7 +114,15 @@ class Frames:
 
         return SLOT.sub(one, text)
 
-    def make(self, rng: random.Random, *, frame: Frame | None = None, subject: str | None = None, most: int = 5, avoid: set[str] = frozenset()) -> Made:
+    def make(
+        self,
+        rng: random.Random,
+        *,
+        frame: Frame | None = None,
+        subject: str | None = None,
+        most: int = 5,
+        avoid: set[str] = frozenset(),
+    ) -> Made:
         """A passage about one subject."""
         frame = frame or rng.choice(self.frames)
         subject = subject or self.pools.draw(rng, frame.sort)
@@ -136,17 +145,24 @@ class Frames:
                 options = [s for s in options if "{X}" in s] or options
             template = rng.choice(options)
             name = subject
-            if named and frame.pronouns and template.startswith("{X}") and "{X}'s" not in template and rng.random() < 0.45:
+            if (
+                named
+                and frame.pronouns
+                and template.startswith("{X}")
+                and "{X}'s" not in template
+                and rng.random() < 0.45
+            ):
                 name = rng.choice(frame.pronouns)
                 if name in ("I", "We", "They"):
                     name = subject if not template.startswith("{X} is") else subject
             named = named or "{X}" in template
             parts.append(sentence(rng, self.fill(rng, frame, template, values, name)))
             stated = {slot for slot, _ in SLOT.findall(template)} - {"X"}
+            asked += self.true_or_not(rng, frame, template, values, subject)
             told |= stated
             for slot in stated:
                 for question in self._ready(block.questions.get(slot, ()), stated, named):
-                    asked.append((self.fill(rng, frame, question, values, subject), values[slot]))
+                    asked.append((self.fill(rng, frame, question, values, subject), values[slot].removeprefix("of ")))
                 for question in self._ready(block.yes_no.get(slot, ()), stated, named):
                     if rng.random() < 0.5:
                         asked.append((self.fill(rng, frame, question, values, subject), "Yes"))
@@ -168,6 +184,25 @@ class Frames:
                         misses.append(self.fill(rng, frame, question, values, subject))
         rng.shuffle(misses)
         return Made(subject, self.lay_out(rng, parts, subject), asked, misses[:4], frame.name)
+
+    def true_or_not(
+        self, rng: random.Random, frame: Frame, template: str, values: dict[str, str], subject: str
+    ) -> list[tuple[str, str]]:
+        """For some statements whether they are true; a value of another makes them false."""
+        slots = [slot for slot, _ in SLOT.findall(template) if slot != "X"]
+        if rng.random() > TRUE_OR_NOT or not slots or (template[0] in '"{' and "{X}" not in template[:4]):
+            return []
+        changed, answer = dict(values), "Yes"
+        if rng.random() < 0.5:
+            slot = rng.choice(slots)
+            changed[slot] = self.pools.draw(rng, self.sorts[frame.name, slot].lower())
+            answer = "No" if changed[slot] != values[slot] else "Yes"
+        said = self.fill(rng, frame, template, changed, subject)
+        if not template.startswith("{X}") and said.split()[0].istitle():
+            said = said[0].lower() + said[1:]
+        return [
+            (rng.choice(("Is it true that {}?", "Is it right that {}?", "{} - is that true?")).format(said), answer)
+        ]
 
     @staticmethod
     def _ready(questions: list[str], stated: set[str], named: bool) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from events import Events
+from forms import letter, questions_and_answers, shortened
 from frames import Frames, Made, read_frames
 from prose import Prose
 from relations import Relations
@@ -45,6 +46,8 @@ class Mix:
         typo: Share of the questions that are written carelessly.
         two: Share of the rows over several passages that need two of them.
         words: Most words of nearly all passages.
+        forms: Share of the invented passages that stand in a letter, a chat, or as questions and answers.
+        short: Share of the questions over one passage that call its subject by a pronoun or a short name.
     """
 
     passages: int = 24
@@ -61,6 +64,8 @@ class Mix:
     typo: float = 0.12
     two: float = 0.0
     words: int = 80
+    forms: float = 0.16
+    short: float = 0.2
 
     @classmethod
     def read(cls, path: Path) -> Mix:
@@ -95,7 +100,10 @@ class Lesson:
         """A passage of a sort by chance."""
         sort = rng.choices(list(mix.sorts), list(mix.sorts.values()))[0]
         made = self.draw(rng, sort)
-        if sort != "prose" and rng.random() < mix.filler:
+        x = rng.random()
+        if sort != "prose" and x < mix.forms:
+            made = letter(rng, self.pools, made) if x < mix.forms / 2 else questions_and_answers(rng, made)
+        elif sort != "prose" and rng.random() < mix.filler:
             extra = self.extra(rng)
             made.text = f"{made.text} {extra}" if rng.random() < 0.6 else f"{extra} {made.text}"
         return made
@@ -141,6 +149,11 @@ class Lesson:
         """One step."""
         rng = random.Random(f"{self.seed} {number}")
         made = self.corpus(rng, mix)
+        pairs = []
+        if mix.two:
+            one, other, asked = self.relations.two(rng)
+            pairs.append((len(made), len(made) + 1, asked))
+            made += [one, other]
         passages = [Passage(m.subject, m.text, m.kind, ()) for m in made]
         pieces, windows = [], []
         for m in made:
@@ -152,12 +165,21 @@ class Lesson:
         for index, m in enumerate(made):
             repeated = len(windows[index]) <= 2 and (not m.asked or rng.random() < mix.repeat)
             if repeated:
-                again.append(Row((index,), ((VERBATIM_INSTRUCTION, m.text),), (((index,), (index,)),), system=PARAPHRASE_SYSTEM if rng.random() < mix.system else ""))
+                again.append(
+                    Row(
+                        (index,),
+                        ((VERBATIM_INSTRUCTION, m.text),),
+                        (((index,), (index,)),),
+                        system=PARAPHRASE_SYSTEM if rng.random() < mix.system else "",
+                    )
+                )
             if m.asked and (not repeated or rng.random() < mix.ask):
                 turns = self.turns(rng, m, made, index, mix)
                 rows.append(self.row(rng, (index,), turns, mix))
         for _ in range(mix.several):
-            rows.append(self.several(rng, made, mix))
+            rows.append(
+                self.pair(rng, made, pairs, mix) if pairs and rng.random() < mix.two else self.several(rng, made, mix)
+            )
         questions, gold = self.contrast(rng, made, mix)
         return Step(
             sequences=tokenizer.encode_passages(pieces),
@@ -169,12 +191,16 @@ class Lesson:
             places=(str(number),),
         )
 
-    def turns(self, rng: random.Random, m: Made, made: list[Made], index: int, mix: Mix) -> list[tuple[str, str, tuple[int, ...]]]:
+    def turns(
+        self, rng: random.Random, m: Made, made: list[Made], index: int, mix: Mix
+    ) -> list[tuple[str, str, tuple[int, ...]]]:
         """Questions in a row about one passage: (question, answer, passage)."""
         count = rng.randint(1, mix.asked)
         picked = self.pick(rng, m, count)
         turns = []
         for question, answer in picked:
+            if rng.random() < mix.short:
+                question = shortened(rng, question, m.subject)
             if rng.random() < mix.refuse:
                 miss = self.miss(rng, m, made, index)
                 if miss:
@@ -199,9 +225,20 @@ class Lesson:
             return rng.choice(m.unanswerable)
         for _ in range(6):
             other = rng.choice(made)
-            if other is not m and other.asked and other.subject and other.kind not in ("example", "definition", "description"):
+            if (
+                other is not m
+                and other.asked
+                and other.subject
+                and other.kind not in ("example", "definition", "description")
+            ):
                 question, answer = rng.choice(other.asked)
-                if "___" not in question and "comes after" not in question and other.subject in question and other.subject not in m.text and answer not in m.text:
+                if (
+                    "___" not in question
+                    and "comes after" not in question
+                    and other.subject in question
+                    and other.subject not in m.text
+                    and answer not in m.text
+                ):
                     return question
         return None
 
@@ -222,8 +259,12 @@ class Lesson:
         turns = []
         for index in documents[: rng.randint(1, 3)] if rng.random() < 0.5 else [first]:
             m = made[index]
-            named = [(q, a) for q, a in m.asked if m.subject and (m.subject.lower() in q.lower() or "___" in q)] or m.asked
-            options = [(q, a) for q, a in named if all(q not in [x for x, _ in made[d].asked] for d in documents if d != index)]
+            named = [
+                (q, a) for q, a in m.asked if m.subject and (m.subject.lower() in q.lower() or "___" in q)
+            ] or m.asked
+            options = [
+                (q, a) for q, a in named if all(q not in [x for x, _ in made[d].asked] for d in documents if d != index)
+            ]
             if not options:
                 continue
             question, answer = rng.choice(options)
@@ -240,7 +281,20 @@ class Lesson:
         rng.shuffle(turns)
         return self.row(rng, tuple(documents), turns, mix)
 
-    def row(self, rng: random.Random, documents: tuple[int, ...], turns: list[tuple[str, str, tuple[int, ...]]], mix: Mix) -> Row:
+    def pair(
+        self, rng: random.Random, made: list[Made], pairs: list[tuple[int, int, list[tuple[str, str]]]], mix: Mix
+    ) -> Row:
+        """A row that needs two of its passages."""
+        first, second, asked = rng.choice(pairs)
+        others = [i for i in range(len(made)) if i not in (first, second)]
+        documents = [first, second, *rng.sample(others, rng.randint(0, max(0, mix.documents[1] - 2)))]
+        rng.shuffle(documents)
+        turns = [(q, a, (first, second)) for q, a in rng.sample(asked, min(2, len(asked)))]
+        return self.row(rng, tuple(documents), turns, mix)
+
+    def row(
+        self, rng: random.Random, documents: tuple[int, ...], turns: list[tuple[str, str, tuple[int, ...]]], mix: Mix
+    ) -> Row:
         """A conversation over documents."""
         said = tuple(
             (("Background:\n{docs}\n\n" if number == 0 else "") + f"Question:{question}".replace("{docs}", ""), answer)
@@ -256,7 +310,11 @@ class Lesson:
         rng.shuffle(order)
         for index in order:
             m = made[index]
-            named = [q for q, _ in m.asked if not m.subject or m.subject.lower() in q.lower() or any(w in q for w in m.subject.split()[-1:])] or [q for q, _ in m.asked if "___" in q]
+            named = [
+                q
+                for q, _ in m.asked
+                if not m.subject or m.subject.lower() in q.lower() or any(w in q for w in m.subject.split()[-1:])
+            ] or [q for q, _ in m.asked if "___" in q]
             if not named or len(questions) >= mix.contrast:
                 continue
             question = rng.choice(named)
@@ -280,7 +338,14 @@ class Lesson:
                 i = rng.choice(short)
                 w = words[i]
                 k = rng.randrange(1, len(w) - 1)
-                words[i] = rng.choice((w[:k] + w[k + 1 :], w[:k] + w[k + 1] + w[k] + w[k + 2 :], w[:k] + w[k] + w[k:], w[:k] + rng.choice(string.ascii_lowercase) + w[k + 1 :]))
+                words[i] = rng.choice(
+                    (
+                        w[:k] + w[k + 1 :],
+                        w[:k] + w[k + 1] + w[k] + w[k + 2 :],
+                        w[:k] + w[k] + w[k:],
+                        w[:k] + rng.choice(string.ascii_lowercase) + w[k + 1 :],
+                    )
+                )
                 question = " ".join(words)
         if rng.random() < 0.1:
             question = rng.choice(("Please tell me: ", "Hi, ", "I want to know: ", "quick question: ")) + question

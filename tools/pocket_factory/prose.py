@@ -8,8 +8,49 @@ import re
 from frames import Made, upper
 
 _DATES = re.compile(r"\((\d{3,4})-(\d{3,4})\)|\(born in (\d{4})\)")
-_PERSON = re.compile(r"^((?:[A-Z][\w.]+ )*[A-Z][\w-]+) ((?:[a-z]+ )*?(?:[a-z]+))(?: who | whose | of | and | in |;| \()")
-_STOP = set("the a an of to in and or is are was be it its as by for with that this from on at which can has have been will not but also you your their they".split())
+_PERSON = re.compile(
+    r"^((?:[A-Z][\w.]+ )*[A-Z][\w-]+) ((?:[a-z]+ )*?(?:[a-z]+))(?: who | whose | of | and | in |;| \()"
+)
+_STOP = set(
+    [
+        "the",
+        "a",
+        "an",
+        "of",
+        "to",
+        "in",
+        "and",
+        "or",
+        "is",
+        "are",
+        "was",
+        "be",
+        "it",
+        "its",
+        "as",
+        "by",
+        "for",
+        "with",
+        "that",
+        "this",
+        "from",
+        "on",
+        "at",
+        "which",
+        "can",
+        "has",
+        "have",
+        "been",
+        "will",
+        "not",
+        "but",
+        "also",
+        "you",
+        "your",
+        "their",
+        "they",
+    ]
+)
 
 
 class Prose:
@@ -46,13 +87,24 @@ class Prose:
         asked: list[tuple[str, str]] = []
         clean = re.sub(r"\s*\([^)]*\)$", "", text)
         if part == "noun":
-            asked += [(q, clean) for q in (f"What is {word}?", f"What does {word} mean?", f"what is {word}", f"Explain {word}.") if len(clean.split()) < 14]
+            asked += [
+                (q, clean)
+                for q in (f"What is {word}?", f"What does {word} mean?", f"what is {word}", f"Explain {word}.")
+                if len(clean.split()) < 14
+            ]
             if word[0].isupper():
                 asked += self.named(rng, word, text)
         elif len(clean.split()) < 12:
             asked.append((f"What does {'to ' if part == 'verb' else ''}{word} mean?", clean))
         lead = "to " if part == "verb" else ""
-        said = rng.choice((f"{upper(word)}: {text}.", f"{upper(lead + word)} means {text}." if part != "noun" else f"{upper(word)} is {text}.", f"{word} - {text}", f"{upper(word)}: {text}"))
+        said = rng.choice(
+            (
+                f"{upper(word)}: {text}.",
+                f"{upper(lead + word)} means {text}." if part != "noun" else f"{upper(word)} is {text}.",
+                f"{word} - {text}",
+                f"{upper(word)}: {text}",
+            )
+        )
         return Made(word, said, asked + self.cloze(rng, said, 2), [], "gloss")
 
     @staticmethod
@@ -65,16 +117,43 @@ class Prose:
             if died:
                 asked += [(f"When did {word} die?", died), (f"In what year did {word} die?", died)]
             if person := _PERSON.search(text):
-                asked += [(f"What nationality was {word}?", person[1]), (f"What was {word}?", person[2]), (f"What was {word}'s profession?", person[2])]
+                asked += [
+                    (f"What nationality was {word}?", person[1]),
+                    (f"What was {word}?", person[2]),
+                    (f"What was {word}'s profession?", person[2]),
+                ]
         for pattern, questions in (
-            (r"flow(?:s|ing) (?:\w+ )*?into ((?:the )?(?:[A-Z][\w.]+ ?)+)", ("Into what does {w} flow?", "Where does {w} flow?")),
-            (r"\bin ((?:(?:north|south|east|west|central|northern|southern|eastern|western|northwestern|southwestern|northeastern|southeastern) )?[A-Z]\w+(?: [A-Z]\w+)?)", ("Where is {w}?", "In which place is {w}?")),
+            (
+                r"flow(?:s|ing) (?:\w+ )*?into ((?:the )?(?:[A-Z][\w.]+ ?)+)",
+                ("Into what does {w} flow?", "Where does {w} flow?"),
+            ),
+            (
+                r"\bin ((?:(?:north|south|east|west|central|northern|southern|eastern|western|northwestern|southwestern|northeastern|southeastern) )?[A-Z]\w+(?: [A-Z]\w+)?)",
+                ("Where is {w}?", "In which place is {w}?"),
+            ),
             (r"capital (?:and [\w ]+ )?of ((?:the )?[A-Z]\w+(?: [A-Z]\w+)?)", ("Of what is {w} the capital?",)),
-            (r"who (wrote|invented|discovered|founded|led|designed|introduced|developed|proved) ([^(;,]+)", ("What did {w} {v}?",)),
+            (
+                r"who (wrote|invented|discovered|founded|led|designed|introduced|developed|proved) ([^(;,]+)",
+                ("What did {w} {v}?",),
+            ),
         ):
             if found := re.search(pattern, text):
                 if "{v}" in questions[0]:
-                    base = {"wrote": "write", "led": "lead"}.get(found[1], re.sub(r"e?d$", "", found[1]) if found[1] not in ("invented", "discovered", "founded", "designed", "introduced", "developed", "proved") else {"invented": "invent", "discovered": "discover", "founded": "found", "designed": "design", "introduced": "introduce", "developed": "develop", "proved": "prove"}[found[1]])
+                    base = {"wrote": "write", "led": "lead"}.get(
+                        found[1],
+                        re.sub(r"e?d$", "", found[1])
+                        if found[1]
+                        not in ("invented", "discovered", "founded", "designed", "introduced", "developed", "proved")
+                        else {
+                            "invented": "invent",
+                            "discovered": "discover",
+                            "founded": "found",
+                            "designed": "design",
+                            "introduced": "introduce",
+                            "developed": "develop",
+                            "proved": "prove",
+                        }[found[1]],
+                    )
                     asked.append((f"What did {word} {base}?", found[2].strip()))
                 elif not _DATES.search(text) or "{w} flow" in questions[0]:
                     asked += [(q.format(w=word), found[1].strip()) for q in questions]
@@ -84,8 +163,19 @@ class Prose:
     def rules(rng: random.Random, text: str) -> list[tuple[str, str]]:
         """Questions that the shape of a sentence gives."""
         asked = []
-        if found := re.match(r"^((?:The |An? )?[\w.+-]+(?: [\w.+-]+)?) is (an? [^,.;:()]{6,60}?)(?= that | which | for | to | with | used | based | written |[,.;:(])", text):
-            if found[1].lower() not in ("this", "it", "there", "the goal", "this package", "this module", "this library"):
+        if found := re.match(
+            r"^((?:The |An? )?[\w.+-]+(?: [\w.+-]+)?) is (an? [^,.;:()]{6,60}?)(?= that | which | for | to | with | used | based | written |[,.;:(])",
+            text,
+        ):
+            if found[1].lower() not in (
+                "this",
+                "it",
+                "there",
+                "the goal",
+                "this package",
+                "this module",
+                "this library",
+            ):
                 asked += [(f"What is {found[1]}?", found[2]), (f"what is {found[1]}", found[2])]
                 if by := re.search(r"written in ((?:[A-Z]\w*\+*)|C\+\+|C)\b", text):
                     asked.append((f"In what language is {found[1]} written?", by[1]))

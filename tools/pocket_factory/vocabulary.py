@@ -6,14 +6,13 @@ import random
 from pathlib import Path
 
 import torch
+from lesson import Lesson, Mix
 from transformers import AutoTokenizer
 
-from lesson import Lesson, Mix
-
+from clara_core.config import Role
 from clara_core.loading import EngineArguments
 from clara_core.model import ClaraModel
 from clara_core.tokens import load_tokenizer
-from clara_core.config import Role
 from clara_core.training.opening import Opened, open_checkpoint
 from clara_core.training.pocket_base import random_base, train_tokenizer, write_base
 from clara_core.training.stages import CONFIG
@@ -44,7 +43,9 @@ def vocabulary_of(folder: str) -> dict[str, int]:
 
 def open_old(model: str) -> Opened:
     """The checkpoint that lends its layers."""
-    return open_checkpoint(EngineArguments(model, device="cpu", dtype="float32", attn_implementation="eager").resolved())
+    return open_checkpoint(
+        EngineArguments(model, device="cpu", dtype="float32", attn_implementation="eager").resolved()
+    )
 
 
 @torch.no_grad()
@@ -82,4 +83,6 @@ def transplant(folder: Path, lesson: Lesson, start: str = "pocket") -> Opened:
                 mean = before[ids].mean(0)
                 new[place] = mean if first is None else first * before[ids[0]] + (1 - first) * before[ids[1:]].mean(0)
     print(f"{len(words)} pieces: {kept // 2} rows as they were, {spelled // 2} made of several")
-    return Opened(model, tokenizer, str(folder), start, set(Role), len(tokenizer) - len(CONFIG.added_tokens), bring_base=True)
+    return Opened(
+        model, tokenizer, str(folder), start, set(Role), len(tokenizer) - len(CONFIG.added_tokens), bring_base=True
+    )
