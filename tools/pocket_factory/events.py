@@ -1,29 +1,20 @@
-"""Sentences of who did what, where, when, why, with whom and for how much, in many orders, with questions for each part."""
+"""Sentences of who did what, where, when, why, with whom and for how much, and questions for each part."""
 
 from __future__ import annotations
 
 import random
+from functools import partial
+from pathlib import Path
 
-from frames import Made, sentence, upper
-from values import Pools
+from tools.pocket_factory.frames import Made, sentence, upper
+from tools.pocket_factory.values import Pools
 
-# base, past, participle, sort of the object
-VERBS = """
-found founded founded org|open opened opened shop|close closed closed shop|buy bought bought thing|sell sold sold thing|build built built building|design designed designed building|paint painted painted building
-repair repaired repaired thing|invent invented invented item|discover discovered discovered phrase|write wrote written title|publish published published title|translate translated translated title|direct directed directed title
-compose composed composed title|sing sang sung title|record recorded recorded title|win won won event|lose lost lost event|organise organised organised event|visit visited visited place|leave left left place|marry married married person
-meet met met person|call called called person|hire hired hired person|teach taught taught person|help helped helped person|replace replaced replaced person|thank thanked thanked person|invite invited invited person|defeat defeated defeated person
-break broke broken thing|find found found thing|lose lost lost thing|steal stole stolen thing|borrow borrowed borrowed thing|return returned returned thing|clean cleaned cleaned thing|test tested tested thing|order ordered ordered object
-bring brought brought object|eat ate eaten dish|cook cooked cooked dish|bake baked baked dish|plant planted planted plant|pick picked picked plant|grow grew grown plant|drive drove driven vehicle|feed fed fed animal|catch caught caught animal
-see saw seen animal|draw drew drawn object|carve carved carved object|make made made object|send sent sent object|receive received received object|deliver delivered delivered object|sign signed signed thing|lead led led org|join joined joined org
-leave left left org|sue sued sued org|advise advised advised org|study studied studied study|teach taught taught study|learn learned learned language|speak spoke spoken language|climb climbed climbed mountain|cross crossed crossed river
-install installed installed software|develop developed developed software|remove removed removed software|review reviewed reviewed software|move moved moved thing|hide hid hidden thing|wash washed washed thing|lock locked locked thing|check checked checked thing
-cancel cancelled cancelled event|plan planned planned event|attend attended attended event|postpone postponed postponed event|open opened opened event|photograph photographed photographed animal|rescue rescued rescued animal|train trained trained animal
-rent rented rented address|inherit inherited inherited address|own owned owned address|restore restored restored building|destroy destroyed destroyed building|demolish demolished demolished building|renovate renovated renovated building
-report reported reported phrase|describe described described phrase|suggest suggested suggested phrase|explain explained explained phrase|measure measured measured phrase|promise promised promised object|need needed needed object|want wanted wanted object
-wear wore worn object|carry carried carried object|collect collected collected object|donate donated donated object|lend lent lent object|choose chose chosen colour|play played played noun|watch watched watched title|read read read title|forget forgot forgotten thing
-"""
-_VERBS = [tuple(entry.split()) for line in VERBS.strip().splitlines() for entry in line.split("|")]
+# base form, past, participle and sort of the object
+_VERBS = [
+    tuple(line.split())
+    for line in (Path(__file__).parent / "verbs.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+]
 _PEOPLE = ("person",)
 
 
@@ -35,7 +26,7 @@ class Events:
 
     def one(self, rng: random.Random, who: str | None = None) -> tuple[str, list[tuple[str, str]], list[str], str]:
         """A sentence, its questions, questions that it does not answer, and its subject."""
-        d = lambda kind: self.pools.draw(rng, kind)
+        d = partial(self.pools.draw, rng)
         base, past, participle, sort = rng.choice(_VERBS)
         subject = who or (
             d("person")
@@ -143,10 +134,7 @@ class Events:
             q += [
                 (f"{ask} did {subject} {base} {thing}?", a),
                 (f"{ask} was {thing} {participle}?", a),
-                (
-                    f"{ask.replace('In which', 'What').replace('On what', 'What').replace('On which', 'What').replace('At what', 'What')} {was} it when {subject} {past} {thing}?",
-                    a,
-                ),
+                (f"What {ask.split()[-1]} was it when {subject} {past} {thing}?", a),
             ]
         else:
             u += [f"When did {subject} {base} {thing}?", f"In which year was {thing} {participle}?"]

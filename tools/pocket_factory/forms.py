@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import re
 
-from frames import Made, upper
-from values import Pools
+from tools.pocket_factory.frames import Made, upper
+from tools.pocket_factory.values import Pools
 
 _PERSON = re.compile(r"^[A-ZÀ-Ž][\w'.-]+(?: [A-ZÀ-Ž][\w'.-]*| (?:van|de|von|du|al|da))* [A-ZÀ-Ž][\w'-]+$")
 _TITLES = ("Dr", "Mr", "Mrs", "Ms", "Professor", "Captain", "Sister", "Judge")

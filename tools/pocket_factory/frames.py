@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from values import Pools
+from tools.pocket_factory.values import Pools
 
 TRUE_OR_NOT = 0.2  # share of the statements that are asked about as a whole
 SLOT = re.compile(r"\{(\w+)(?::(\w+))?\}")
@@ -27,6 +27,10 @@ class Made:
     asked: list[tuple[str, str]]
     unanswerable: list[str] = field(default_factory=list)
     kind: str = ""
+
+    def __post_init__(self) -> None:
+        known = {question for question, _ in self.asked}
+        self.unanswerable = [question for question in self.unanswerable if question not in known]
 
 
 @dataclass
@@ -52,8 +56,7 @@ def read_frames(folder: Path) -> list[Frame]:
     """The frames of all files of a folder."""
     frames: list[Frame] = []
     for file in sorted(folder.glob("*.txt")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            line = line.strip()
+        for line in map(str.strip, file.read_text(encoding="utf-8").splitlines()):
             if not line or line.startswith("#"):
                 continue
             if head := re.fullmatch(r"\[(.+?)\] X=(\w+) it=(.*)", line):
@@ -153,8 +156,8 @@ class Frames:
                 and rng.random() < 0.45
             ):
                 name = rng.choice(frame.pronouns)
-                if name in ("I", "We", "They"):
-                    name = subject if not template.startswith("{X} is") else subject
+                if name in ("I", "We", "They"):  # the verb would be another
+                    name = subject
             named = named or "{X}" in template
             parts.append(sentence(rng, self.fill(rng, frame, template, values, name)))
             stated = {slot for slot, _ in SLOT.findall(template)} - {"X"}

@@ -10,17 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from events import Events
-from forms import letter, questions_and_answers, shortened
-from frames import Frames, Made, read_frames
-from prose import Prose
-from relations import Relations
-from values import Pools
-
 from clara_core.tokens import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, ClaraTokenizer
 from clara_core.training.batch import Step
 from clara_core.training.rows import VERBATIM_INSTRUCTION, Row, build_batch
 from clara_core.training.world import Corpus, Passage
+from tools.pocket_factory.events import Events
+from tools.pocket_factory.forms import letter, questions_and_answers, shortened
+from tools.pocket_factory.frames import Frames, Made, read_frames
+from tools.pocket_factory.prose import Prose
+from tools.pocket_factory.relations import Relations
+from tools.pocket_factory.values import Pools
 
 REFUSAL = "The documents do not say."
 LONG = 0.05  # share of the passages that may be longer than a mix says
@@ -104,7 +103,7 @@ class Lesson:
         if sort != "prose" and x < mix.forms:
             made = letter(rng, self.pools, made) if x < mix.forms / 2 else questions_and_answers(rng, made)
         elif sort != "prose" and rng.random() < mix.filler:
-            extra = self.extra(rng)
+            extra = self.another_sentence(rng)
             made.text = f"{made.text} {extra}" if rng.random() < 0.6 else f"{extra} {made.text}"
         return made
 
@@ -118,7 +117,7 @@ class Lesson:
             return self.events.make(rng)
         return self.relations.make(rng)
 
-    def extra(self, rng: random.Random) -> str:
+    def another_sentence(self, rng: random.Random) -> str:
         """A sentence about something else."""
         x = rng.random()
         if x < 0.4:
@@ -176,10 +175,10 @@ class Lesson:
             if m.asked and (not repeated or rng.random() < mix.ask):
                 turns = self.turns(rng, m, made, index, mix)
                 rows.append(self.row(rng, (index,), turns, mix))
-        for _ in range(mix.several):
-            rows.append(
-                self.pair(rng, made, pairs, mix) if pairs and rng.random() < mix.two else self.several(rng, made, mix)
-            )
+        rows += [
+            self.pair(rng, made, pairs, mix) if pairs and rng.random() < mix.two else self.several(rng, made, mix)
+            for _ in range(mix.several)
+        ]
         questions, gold = self.contrast(rng, made, mix)
         return Step(
             sequences=tokenizer.encode_passages(pieces),
@@ -198,9 +197,8 @@ class Lesson:
         count = rng.randint(1, mix.asked)
         picked = self.pick(rng, m, count)
         turns = []
-        for question, answer in picked:
-            if rng.random() < mix.short:
-                question = shortened(rng, question, m.subject)
+        for full, answer in picked:
+            question = shortened(rng, full, m.subject) if rng.random() < mix.short else full
             if rng.random() < mix.refuse:
                 miss = self.miss(rng, m, made, index)
                 if miss:

@@ -14,104 +14,20 @@ if TYPE_CHECKING:
     from clara_core.model import ClaraModel
     from clara_core.tokens import ClaraTokenizer
 
-TYPED = [
-    (
-        "The library on Marsh Lane is open from 9 am to 6 pm on weekdays. On Saturdays it closes at noon. Dogs have to stay outside.",
-        [
-            ("When does the library open on weekdays?", "9 am"),
-            ("What time does it close on Saturdays?", "noon"),
-            ("Where is the library?", "on Marsh Lane|Marsh Lane"),
-            ("Who has to stay outside?", "dogs"),
-            ("Who runs the library?", None),
-        ],
-    ),
-    (
-        "Rosalind Ashby founded the Kettle Street Bakery in Dunmore in 1926. Her son Piers sold it to a chain in 1971.",
-        [
-            ("Who founded the Kettle Street Bakery?", "Rosalind Ashby"),
-            ("Where was the bakery founded?", "Dunmore|in Dunmore"),
-            ("When was it sold?", "1971|in 1971"),
-            ("Who sold it?", "Piers|her son Piers"),
-            ("How many people work there?", None),
-        ],
-    ),
-    (
-        "Whisk three eggs with 120 g of sugar, fold in the flour and bake for 35 minutes at 180 degrees.",
-        [
-            ("How much sugar do I need?", "120 g"),
-            ("How many eggs?", "three"),
-            ("how long does it bake", "35 minutes|for 35 minutes"),
-            ("What temperature?", "180 degrees"),
-            ("Who wrote the recipe?", None),
-        ],
-    ),
-    (
-        "gridlint 2.4 drops support for Python 3.8. The new option --fix-all repairs every warning. It was written by Tomas Weber.",
-        [
-            ("Who wrote gridlint?", "Tomas Weber"),
-            ("Which Python version is no longer supported?", "Python 3.8|3.8"),
-            ("What does --fix-all do?", "repairs every warning"),
-            ("When was it released?", None),
-        ],
-    ),
-    (
-        "Marie Curie was born in Warsaw in 1867 and moved to Paris in 1891. She won the Nobel Prize twice, in physics and in chemistry.",
-        [
-            ("Where was Marie Curie born?", "Warsaw|in Warsaw"),
-            ("When did she move to Paris?", "1891|in 1891"),
-            ("How often did she win the Nobel Prize?", "twice"),
-            ("What was her husband's name?", None),
-        ],
-    ),
-    (
-        "My sister Alva keeps two goats and a grumpy donkey called Biscuit behind her house near Lund.",
-        [
-            ("What is the donkey called?", "Biscuit"),
-            ("How many goats does Alva have?", "two"),
-            ("Where does Alva live?", "near Lund|Lund"),
-            ("Whose donkey is Biscuit?", "Alva|Alva's|my sister Alva"),
-            ("How old is Alva?", None),
-        ],
-    ),
-    (
-        "The meeting was moved to Thursday because the boiler in room 12 exploded.",
-        [
-            ("Why was the meeting moved?", "the boiler in room 12 exploded|because the boiler in room 12 exploded"),
-            ("When is the meeting?", "Thursday|on Thursday"),
-            ("What exploded?", "the boiler|the boiler in room 12"),
-            ("Was the meeting moved to Friday?", "No"),
-        ],
-    ),
-    (
-        "A season ticket costs 85 francs. Children under six travel free, and dogs pay half.",
-        [
-            ("How much is a season ticket?", "85 francs"),
-            ("Who travels free?", "children under six"),
-            ("What do dogs pay?", "half"),
-            ("price season ticket", "85 francs"),
-            ("Where can I buy a ticket?", None),
-        ],
-    ),
-    (
-        "Dear tenants, the lift will be out of service on 14 March from 8:00 to 13:00. Please use the stairs. Your caretaker, Mr Okafor (extension 217)",
-        [
-            ("When is the lift out of service?", "14 March|on 14 March"),
-            ("Who is the caretaker?", "Mr Okafor"),
-            ("What is his extension?", "217|extension 217"),
-            ("What should tenants use?", "the stairs"),
-        ],
-    ),
-    (
-        "Item: garden hose\nLength: 25 m\nPrice: 19.95\nColour: dark green",
-        [
-            ("How long is the garden hose?", "25 m"),
-            ("What does the hose cost?", "19.95"),
-            ("What colour is it?", "dark green"),
-            ("How heavy is the hose?", None),
-        ],
-    ),
-]
 REFUSAL = "the documents do not say"
+
+
+def typed() -> list[tuple[str, str, str | None]]:
+    """Passage, question and right answers (None: there is none) of ``look.txt``."""
+    found: list[tuple[str, str, str | None]] = []
+    passage = ""
+    for line in (Path(__file__).parent / "look.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("> "):
+            passage = line[2:].replace("\\n", "\n")
+        elif line and not line.startswith("#"):
+            question, _, answer = line.partition(" =")
+            found.append((passage, question, answer.strip() or None))
+    return found
 
 
 def plain(text: str) -> str:
@@ -150,7 +66,7 @@ def answers(model: ClaraModel, tokenizer: ClaraTokenizer, items: list[tuple[str,
 
 def look(model: ClaraModel, tokenizer: ClaraTokenizer, file: Path | None, title: str) -> float:
     """Write what is said to every typed question."""
-    items = [(text, question, wanted) for text, asked in TYPED for question, wanted in asked]
+    items = typed()
     said = answers(model, tokenizer, [(text, question) for text, question, _ in items])
     hits = [right(s, w) for s, (_, _, w) in zip(said, items, strict=True)]
     known = [h for h, (_, _, w) in zip(hits, items, strict=True) if w is not None]

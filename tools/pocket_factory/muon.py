@@ -1,4 +1,4 @@
-"""Muon in float32: the one in torch multiplies in bfloat16, which processors without the instructions emulate slowly."""
+"""Muon in float32: torch's own multiplies in bfloat16, which a processor without the instructions emulates slowly."""
 
 from __future__ import annotations
 

@@ -5,52 +5,56 @@ from __future__ import annotations
 import random
 import re
 
-from frames import Made, upper
+from tools.pocket_factory.frames import Made, upper
 
 _DATES = re.compile(r"\((\d{3,4})-(\d{3,4})\)|\(born in (\d{4})\)")
 _PERSON = re.compile(
     r"^((?:[A-Z][\w.]+ )*[A-Z][\w-]+) ((?:[a-z]+ )*?(?:[a-z]+))(?: who | whose | of | and | in |;| \()"
 )
-_STOP = set(
-    [
-        "the",
-        "a",
-        "an",
-        "of",
-        "to",
-        "in",
-        "and",
-        "or",
-        "is",
-        "are",
-        "was",
-        "be",
-        "it",
-        "its",
-        "as",
-        "by",
-        "for",
-        "with",
-        "that",
-        "this",
-        "from",
-        "on",
-        "at",
-        "which",
-        "can",
-        "has",
-        "have",
-        "been",
-        "will",
-        "not",
-        "but",
-        "also",
-        "you",
-        "your",
-        "their",
-        "they",
-    ]
-)
+_DID = {
+    "wrote": "write",
+    "led": "lead",
+    **{f"{base}ed": base for base in ("invent", "discover", "found", "design", "develop")},
+    **{f"{base}d": base for base in ("introduce", "prove")},
+}
+_STOP = {
+    "the",
+    "a",
+    "an",
+    "of",
+    "to",
+    "in",
+    "and",
+    "or",
+    "is",
+    "are",
+    "was",
+    "be",
+    "it",
+    "its",
+    "as",
+    "by",
+    "for",
+    "with",
+    "that",
+    "this",
+    "from",
+    "on",
+    "at",
+    "which",
+    "can",
+    "has",
+    "have",
+    "been",
+    "will",
+    "not",
+    "but",
+    "also",
+    "you",
+    "your",
+    "their",
+    "they",
+}
 
 
 class Prose:
@@ -128,33 +132,18 @@ class Prose:
                 ("Into what does {w} flow?", "Where does {w} flow?"),
             ),
             (
-                r"\bin ((?:(?:north|south|east|west|central|northern|southern|eastern|western|northwestern|southwestern|northeastern|southeastern) )?[A-Z]\w+(?: [A-Z]\w+)?)",
+                r"\bin ((?:(?:central|(?:north|south)?(?:east|west)?(?:ern)?) )?[A-Z]\w+(?: [A-Z]\w+)?)",
                 ("Where is {w}?", "In which place is {w}?"),
             ),
             (r"capital (?:and [\w ]+ )?of ((?:the )?[A-Z]\w+(?: [A-Z]\w+)?)", ("Of what is {w} the capital?",)),
             (
-                r"who (wrote|invented|discovered|founded|led|designed|introduced|developed|proved) ([^(;,]+)",
+                rf"who ({'|'.join(_DID)}) ([^(;,]+)",
                 ("What did {w} {v}?",),
             ),
         ):
             if found := re.search(pattern, text):
                 if "{v}" in questions[0]:
-                    base = {"wrote": "write", "led": "lead"}.get(
-                        found[1],
-                        re.sub(r"e?d$", "", found[1])
-                        if found[1]
-                        not in ("invented", "discovered", "founded", "designed", "introduced", "developed", "proved")
-                        else {
-                            "invented": "invent",
-                            "discovered": "discover",
-                            "founded": "found",
-                            "designed": "design",
-                            "introduced": "introduce",
-                            "developed": "develop",
-                            "proved": "prove",
-                        }[found[1]],
-                    )
-                    asked.append((f"What did {word} {base}?", found[2].strip()))
+                    asked.append((f"What did {word} {_DID[found[1]]}?", found[2].strip()))
                 elif not _DATES.search(text) or "{w} flow" in questions[0]:
                     asked += [(q.format(w=word), found[1].strip()) for q in questions]
         return asked
@@ -163,26 +152,28 @@ class Prose:
     def rules(rng: random.Random, text: str) -> list[tuple[str, str]]:
         """Questions that the shape of a sentence gives."""
         asked = []
-        if found := re.match(
-            r"^((?:The |An? )?[\w.+-]+(?: [\w.+-]+)?) is (an? [^,.;:()]{6,60}?)(?= that | which | for | to | with | used | based | written |[,.;:(])",
-            text,
+        if (
+            found := re.match(
+                r"^((?:The |An? )?[\w.+-]+(?: [\w.+-]+)?) is (an? [^,.;:()]{6,60}?)"
+                r"(?= that | which | for | to | with | used | based | written |[,.;:(])",
+                text,
+            )
+        ) and found[1].lower() not in (
+            "this",
+            "it",
+            "there",
+            "the goal",
+            "this package",
+            "this module",
+            "this library",
         ):
-            if found[1].lower() not in (
-                "this",
-                "it",
-                "there",
-                "the goal",
-                "this package",
-                "this module",
-                "this library",
-            ):
-                asked += [(f"What is {found[1]}?", found[2]), (f"what is {found[1]}", found[2])]
-                if by := re.search(r"written in ((?:[A-Z]\w*\+*)|C\+\+|C)\b", text):
-                    asked.append((f"In what language is {found[1]} written?", by[1]))
-                if by := re.search(r"based on ((?:the )?[A-Z]\w+(?: [A-Z]\w+)*)", text):
-                    asked.append((f"What is {found[1]} based on?", by[1]))
-                if by := re.search(r"(?:written|developed|created|designed) by ((?:[A-Z][\w.]+ ?)+)", text):
-                    asked.append((f"Who wrote {found[1]}?", by[1].strip()))
+            asked += [(f"What is {found[1]}?", found[2]), (f"what is {found[1]}", found[2])]
+            if by := re.search(r"written in ((?:[A-Z]\w*\+*)|C\+\+|C)\b", text):
+                asked.append((f"In what language is {found[1]} written?", by[1]))
+            if by := re.search(r"based on ((?:the )?[A-Z]\w+(?: [A-Z]\w+)*)", text):
+                asked.append((f"What is {found[1]} based on?", by[1]))
+            if by := re.search(r"(?:written|developed|created|designed) by ((?:[A-Z][\w.]+ ?)+)", text):
+                asked.append((f"Who wrote {found[1]}?", by[1].strip()))
         if found := re.search(r"(?:stands for|short for) ((?:\"[^\"]+\")|(?:[A-Z]\w+ ?)+)", text):
             asked.append(("What does it stand for?", found[1].strip(' "')))
         return asked

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import re
 
-from frames import Made, sentence, upper
-from values import Pools
+from tools.pocket_factory.frames import Made, sentence, upper
+from tools.pocket_factory.values import Pools
 
 ATTRIBUTES = {
     "person": [
@@ -228,6 +228,7 @@ class Relations:
         return self.table(rng)
 
     def about_one(self, rng: random.Random, subject: str | None = None) -> Made:
+        """One to four facts about a subject."""
         subject = subject or self.subject(rng)
         asked, parts, used = [], [], set()
         for number in range(rng.choice((1, 1, 2, 3, 4))):
@@ -245,7 +246,8 @@ class Relations:
             if attribute not in used:
                 misses.append(rng.choice(self.questions(rng, attribute, sort, subject)))
         other = self.subject(rng)
-        misses.append(rng.choice(self.questions(rng, rng.choice(sorted(used)), "phrase", other)))
+        if other != subject:
+            misses.append(rng.choice(self.questions(rng, rng.choice(sorted(used)), "phrase", other)))
         return Made(subject, " ".join(parts), asked, misses, "open")
 
     def about_several(self, rng: random.Random) -> Made:
@@ -277,14 +279,15 @@ class Relations:
         for s, v in zip(subjects, values, strict=True):
             asked += [(q, v) for q in self.questions(rng, attribute, sort, s)]
             if values.count(v) == 1 and rng.random() < 0.5:
-                asked.append((f"{'Whose' if sort not in ('phrase',) else 'Which'} {attribute} is {v}?", s))
+                asked.append((f"{'Which' if sort == 'phrase' else 'Whose'} {attribute} is {v}?", s))
         stranger = self.pools.draw(rng, kind)
         wrong, other = self.attribute(rng)
-        misses = [
-            rng.choice(self.questions(rng, attribute, sort, stranger)),
-            rng.choice(self.questions(rng, wrong, other, subjects[0])),
-        ]
-        return Made(subjects[0], text, asked, misses if wrong != attribute else misses[:1], "several")
+        misses = []
+        if stranger not in text:
+            misses.append(rng.choice(self.questions(rng, attribute, sort, stranger)))
+        if wrong != attribute:
+            misses.append(rng.choice(self.questions(rng, wrong, other, subjects[0])))
+        return Made(subjects[0], text, asked, misses, "several")
 
     def two(self, rng: random.Random) -> tuple[Made, Made, list[tuple[str, str]]]:
         """Two passages that state the same attribute of two subjects, and questions over both."""
@@ -363,15 +366,16 @@ class Relations:
         lines = []
         if rng.random() < 0.75 or len(columns) > 1:
             lines.append(mark.join([rng.choice(("name", "item", kind, "")), *(a for a, _ in columns)]).strip())
-        for r in rows:
-            lines.append(mark.join([r, *(cells[r, a] for a, _ in columns)]))
+        lines += [mark.join([r, *(cells[r, a] for a, _ in columns)]) for r in rows]
         if mark == " | " and rng.random() < 0.5:
             lines = [f"| {line} |" for line in lines]
         asked = []
         for r in rows:
             for a, sort in columns:
                 asked += [(q, cells[r, a]) for q in self.questions(rng, a, sort, r)[:2]]
-        misses = [rng.choice(self.questions(rng, columns[0][0], columns[0][1], self.pools.draw(rng, kind)))]
+        misses, stranger = [], self.pools.draw(rng, kind)
+        if stranger not in rows:
+            misses.append(rng.choice(self.questions(rng, columns[0][0], columns[0][1], stranger)))
         wrong, other = self.attribute(rng)
         if wrong not in dict(columns):
             misses.append(rng.choice(self.questions(rng, wrong, other, rows[0])))

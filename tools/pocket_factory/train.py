@@ -14,11 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lesson import Lesson, Mix
-from look import look
-from muon import Muon
 from safetensors.torch import load_file, save_file
-from vocabulary import transplant
 
 import clara_core.training.objective as losses_
 from clara_core.config import Role
@@ -28,6 +24,10 @@ from clara_core.training.objective import Objective, Terms
 from clara_core.training.opening import write_model
 from clara_core.training.stages import CONFIG, Stage
 from clara_core.training.steps import WorldSteps
+from tools.pocket_factory.lesson import Lesson, Mix
+from tools.pocket_factory.look import look
+from tools.pocket_factory.muon import Muon
+from tools.pocket_factory.vocabulary import transplant
 
 CHUNK = 10  # rows of one pass, sorted by length: padding was a quarter of all positions
 
@@ -115,6 +115,7 @@ def optimizers(masters: Masters) -> list[torch.optim.Optimizer]:
 
 
 def main() -> None:
+    """Command line."""
     work, run = Path(sys.argv[1]), Path(sys.argv[2])
     run.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))

@@ -1,4 +1,4 @@
-"""A new vocabulary for the bundled model: pieces of real text, each started as what the old pieces that spell it mean."""
+"""A new vocabulary for the bundled model: pieces of real text, each started as the mean of those that spell it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import torch
-from lesson import Lesson, Mix
 from transformers import AutoTokenizer
 
 from clara_core.config import Role
@@ -17,6 +16,7 @@ from clara_core.training.opening import Opened, open_checkpoint
 from clara_core.training.pocket_base import random_base, train_tokenizer, write_base
 from clara_core.training.stages import CONFIG
 from clara_core.training.steps import sample_texts
+from tools.pocket_factory.lesson import Lesson, Mix
 
 PIECES = 4096
 _FIRST = 0.7  # weight of the first old piece in the row of the output head; the others share the rest
@@ -50,7 +50,7 @@ def open_old(model: str) -> Opened:
 
 @torch.no_grad()
 def transplant(folder: Path, lesson: Lesson, start: str = "pocket") -> Opened:
-    """The layers and adapters of a checkpoint under a new vocabulary, whose base folder is written if it is not there."""
+    """The layers and adapters of a checkpoint under a new vocabulary; writes its base folder if it is not there."""
     if not (folder / "config.json").exists():
         tokenizer = train_tokenizer(vocabulary_texts(lesson), PIECES)
         write_base(folder, random_base(len(tokenizer), 1), tokenizer)
