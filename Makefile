@@ -47,6 +47,7 @@ bench: install
 
 eval: install
 	$(BIN)/python benchmarks/evaluate_pocket.py
+	$(BIN)/python benchmarks/evaluate_typed.py --half closed
 
 eval-retrieval: install
 	$(BIN)/python -m benchmarks.evaluate_retrieval

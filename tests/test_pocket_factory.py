@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clara_core import ClaraEngine
 from clara_core.locate import BUNDLED
 from clara_core.tokens import load_tokenizer
 from clara_core.training.stages import CONFIG
@@ -16,6 +17,7 @@ from tools.pocket_factory.frames import SLOT, Frames, Made, read_frames
 from tools.pocket_factory.lesson import REFUSAL, Lesson, Mix
 from tools.pocket_factory.look import right, typed
 from tools.pocket_factory.muon import orthogonal
+from tools.pocket_factory.train import Plan, Run
 from tools.pocket_factory.values import Pools
 
 FOLDER = Path(__file__).parents[1] / "tools" / "pocket_factory"
@@ -39,11 +41,16 @@ PROSE = {
 
 
 @pytest.fixture(scope="module")
-def lesson(tmp_path_factory: pytest.TempPathFactory) -> Lesson:
-    """Over a few names and sentences, in the layout of the collected sources."""
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few names and sentences, in the layout of the collected sources."""
     work = tmp_path_factory.mktemp("work")
     (work / "pools.json").write_text(json.dumps(POOLS))
     (work / "prose.json").write_text(json.dumps(PROSE))
+    return work
+
+
+@pytest.fixture(scope="module")
+def lesson(work: Path) -> Lesson:
     return Lesson(work, 1)
 
 
@@ -134,5 +141,27 @@ def test_muon_makes_singular_values_alike():
     stack = torch.randn(3, 24, 16, generator=torch.Generator().manual_seed(1))
     for matrix in orthogonal(stack):
         values = torch.linalg.svdvals(matrix)
-        assert 0.6 < float(values.min())
+        assert float(values.min()) > 0.6
         assert float(values.max()) < 1.3
+
+
+def test_a_run_goes_on_from_what_it_saved(work: Path, tmp_path: Path):
+    """One step a call: the second run begins where the first one ended, and writes a checkpoint that loads."""
+    (tmp_path / "mix.json").write_text(json.dumps({"passages": 3, "several": 1, "contrast": 2}))
+    run = Run(work, tmp_path, "pocket", new_vocabulary=False)
+    run.learn(hours=1e-9)
+    assert run.progress.step == 1
+    again = Run(work, tmp_path, "pocket", new_vocabulary=False)
+    assert vars(again.progress) == vars(run.progress)
+    for name, weight in again.masters.weights.items():
+        assert torch.equal(weight, run.masters.weights[name]), name
+    engine = ClaraEngine.from_pretrained(str(tmp_path / "checkpoint"), device="cpu", dtype="float32")
+    assert len(engine.roles) == 3
+
+
+def test_the_rate_rises_stays_and_falls():
+    plan = Plan(rate=1.0, fall=0.5, warm_up=10)
+    assert plan.at(0, 0.0) == pytest.approx(0.1)
+    assert plan.at(100, 0.4) == 1.0
+    assert plan.at(100, 0.75) == pytest.approx(0.5)
+    assert plan.at(100, 1.0) == pytest.approx(0.02)

@@ -51,18 +51,18 @@ class Mix:
 
     passages: int = 24
     sorts: dict[str, float] = field(default_factory=lambda: {"prose": 0.28, "frame": 0.34, "event": 0.19, "open": 0.19})
-    repeat: float = 0.6
+    repeat: float = 0.65
     ask: float = 0.6
     asked: int = 4
     several: int = 2
     documents: tuple[int, int] = (2, 4)
     refuse: float = 0.0
-    filler: float = 0.25
-    contrast: int = 10
-    system: float = 0.3
+    filler: float = 0.1
+    contrast: int = 8
+    system: float = 0.15
     typo: float = 0.12
     two: float = 0.0
-    words: int = 80
+    words: int = 30
     forms: float = 0.16
     short: float = 0.2
 

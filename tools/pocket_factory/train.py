@@ -1,48 +1,55 @@
-"""Teach the bundled model real English: ``python tools/pocket_factory/train.py WORK RUN`` (see README.md).
+"""Teach a checkpoint of the bundled model's kind plain English (see README.md).
 
-A run saves its whole state every few minutes and goes on from it when it is started again. ``RUN/mix.json`` may change
-while it runs: it is read again at every save. ``RUN/plan.json`` holds when the rate begins to fall and ends.
+python -m tools.pocket_factory.train WORK RUN --start tools/pocket_factory/checkpoint --hours 4
+
+A run saves its whole state every few minutes and goes on from it when it is started again. ``RUN/mix.json`` and
+``RUN/plan.json`` are read again at every save; a file ``RUN/save`` makes it save at once.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 
-import clara_core.training.objective as losses_
+import clara_core.training.objective as objectives
 from clara_core.config import Role
-from clara_core.training.batch import RowBatch, _part
+from clara_core.training.batch import RowBatch, Step, _part
 from clara_core.training.masters import Learning, Masters
-from clara_core.training.objective import Objective, Terms
-from clara_core.training.opening import write_model
+from clara_core.training.objective import Objective, Outcome, Terms
+from clara_core.training.opening import Opened, write_model
 from clara_core.training.stages import CONFIG, Stage
 from clara_core.training.steps import WorldSteps
 from tools.pocket_factory.lesson import Lesson, Mix
 from tools.pocket_factory.look import look
 from tools.pocket_factory.muon import Muon
-from tools.pocket_factory.vocabulary import transplant
+from tools.pocket_factory.vocabulary import open_old, transplant
 
-CHUNK = 10  # rows of one pass, sorted by length: padding was a quarter of all positions
-
-
-def parts(batch: RowBatch) -> list[RowBatch]:
-    """A batch, which is sorted by length, in passes of few rows."""
-    return [_part(batch, slice(at, at + CHUNK)) for at in range(0, len(batch.ids), CHUNK)]
-
-
-losses_.CHUNK, losses_.split_rows = CHUNK, parts  # less padding than the two halves of other trainings
-
+CHUNK = 10  # rows of one pass, sorted by length: with 32, a quarter of all positions was padding
+REPORT = 40  # steps between two lines of the log
 REHEARSAL = Stage(
-    name="rehearsal", steps=1, lr=(0, 0), passages=16, kinds=3, words=(15, 100), asked=12, documents=(1, 4), rows=12,
-    questions=4, two_passage=0.5, pairs=0.3, shuffled=0.5, paraphrases=4, verbatim=0.5,
-)  # fmt: skip
+    name="rehearsal",
+    steps=1,
+    lr=(0, 0),
+    passages=16,
+    kinds=3,
+    words=(15, 100),
+    asked=12,
+    documents=(1, 4),
+    rows=12,
+    questions=4,
+    two_passage=0.5,
+    pairs=0.3,
+    shuffled=0.5,
+    paraphrases=4,
+    verbatim=0.5,
+)
 
 
 @dataclass(frozen=True)
@@ -51,56 +58,166 @@ class Plan:
 
     Attributes:
         rate: The highest.
-        begin: Unix time when the run began.
-        fall: Unix time from which the rate falls.
-        end: Unix time when it reaches a fiftieth, and the run stops.
+        fall: Share of the run from which the rate falls, to a fiftieth at its end.
         warm_up: Steps.
+        pieces: Rate of the embeddings and the head, as a multiple of `rate`.
+        layers: The same of layers and adapters; 0 freezes them, which saves a third of the time.
+        again: Weight of the loss of repetitions.
         pointing: Weight of the loss of attention.
         contrastive: Weight of the contrastive loss.
         tau: Its temperature.
-        rehearse: One step in so many is of the old world.
+        rehearse: One step in so many is of the old world; 0 for none.
         save_minutes: Between two saved states.
         look_minutes: Between two looks at typed sentences.
-        again: Weight of the loss of repetitions.
-        pieces: Rate of the embeddings and the head, as a multiple of `rate`.
-        layers: The same of layers and adapters; 0 freezes them, which saves a third of the time.
     """
 
-    rate: float = 1.5e-3
-    begin: float = 0.0
-    fall: float = 0.0
-    end: float = 0.0
-    warm_up: int = 40
+    rate: float = 1.2e-3
+    fall: float = 0.6
+    warm_up: int = 30
+    pieces: float = 2.0
+    layers: float = 0.8
+    again: float = 1.2
     pointing: float = 0.2
     contrastive: float = 0.2
     tau: float = 0.05
     rehearse: int = 14
     save_minutes: float = 5.0
-    look_minutes: float = 12.0
-    again: float = 1.0
-    pieces: float = 2.0
-    layers: float = 1.0
+    look_minutes: float = 15.0
 
-    def at(self, step: int) -> float:
-        """The rate of a step that begins now."""
-        now = time.time()
-        share = 1.0 if now < self.fall else max(0.02, (self.end - now) / max(1.0, self.end - self.fall))
+    def at(self, step: int, done: float) -> float:
+        """The rate of a step; `done` is the share of the run that is over."""
+        share = 1.0 if done < self.fall else max(0.02, (1 - done) / (1 - self.fall))
         return self.rate * min(1.0, (step + 1) / self.warm_up) * share
 
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """The plan of a run's folder."""
+        return cls(**(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}))
 
-def read(path: Path) -> Plan:
-    """The plan of a run."""
-    return Plan(**json.loads(path.read_text()))
+
+@dataclass
+class Progress:
+    """How far a run is, in ``state.json``: steps, passages, and the seconds it has worked."""
+
+    step: int = 0
+    passages: int = 0
+    seconds: float = 0.0
 
 
-def step_at(masters: Masters, rate: float, plan: Plan) -> None:
-    """A step of all optimizers, embeddings and head at a rate of their own."""
-    for optimizer in masters._optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (plan.pieces if group.get("pieces") else plan.layers)
-        optimizer.step()
-    masters.drop()
-    masters.refresh()
+def _few(batch: RowBatch) -> list[RowBatch]:
+    return [_part(batch, slice(at, at + CHUNK)) for at in range(0, len(batch.ids), CHUNK)]
+
+
+class Means:
+    """Means of losses and metrics between two lines of the log."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, values: dict[str, float], prefix: str) -> None:
+        """One step's."""
+        for name, value in values.items():
+            total, count = self.sums.get(prefix + name, (0.0, 0))
+            self.sums[prefix + name] = (total + value, count + 1)
+
+    def take(self) -> dict[str, float]:
+        """The means, and begin again."""
+        means = {name: round(total / count, 4) for name, (total, count) in self.sums.items()}
+        self.sums = {}
+        return means
+
+
+class Run:
+    """A run in its folder."""
+
+    def __init__(self, work: Path, folder: Path, start: str, *, new_vocabulary: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.lesson = Lesson(work, 1)
+        self.opened: Opened = transplant(folder / "base", self.lesson, start) if new_vocabulary else open_old(start)
+        self.masters = Masters(self.opened.model, Learning(tuple(Role), base=True))
+        self.masters._optimizers = optimizers(self.masters)
+        self.world = WorldSteps(self.opened.tokenizer, 1, REHEARSAL)
+        self.progress = Progress()
+        if (folder / "state.safetensors").exists():
+            self.masters.load(load_file(folder / "state.safetensors"))
+            self.progress = Progress(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+
+    def read(self) -> None:
+        """Take over plan and mix as they are now."""
+        self.plan, self.mix = Plan.read(self.folder / "plan.json"), Mix.read(self.folder / "mix.json")
+
+    def save(self) -> None:
+        """State and checkpoint."""
+        save_file(self.masters.state(), self.folder / "state.new")
+        (self.folder / "state.new").rename(self.folder / "state.safetensors")
+        (self.folder / "state.json").write_text(json.dumps(vars(self.progress)), encoding="utf-8")
+        write_model(
+            self.folder / "checkpoint", self.opened, CONFIG.training_stage, "# in training\n", base_learned=True
+        )
+
+    def step(self, step: Step, done: float) -> tuple[Outcome, float]:
+        """Learn from one step; returns what came out and the norm of the gradients."""
+        plan = self.plan
+        for name, parameter in self.opened.model.named_parameters():
+            parameter.requires_grad_(plan.layers > 0 or "embed_tokens" in name or "lm_head" in name)
+        terms = Terms(
+            contrastive=plan.contrastive, pointing=plan.pointing, tau=plan.tau, paraphrase=plan.again, alignment=0.0
+        )
+        self.opened.model.train()
+        outcome = Objective(self.opened.model, terms)(step)
+        total = torch.stack(list(outcome.losses.values())).sum()
+        if not torch.isfinite(total):
+            raise SystemExit(f"step {self.progress.step}: the loss is no number")
+        total.backward()  # type: ignore[no-untyped-call]
+        self.masters.collect()
+        norm = self.masters.clip()
+        rate = plan.at(self.progress.step, done)
+        for optimizer in self.masters._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (plan.pieces if group.get("pieces") else plan.layers)
+            optimizer.step()
+        self.masters.drop()
+        self.masters.refresh()
+        return outcome, norm
+
+    def learn(self, hours: float) -> None:
+        """Go on until the run has worked for so long."""
+        self.read()
+        progress, means, lap = self.progress, Means(), 0.0
+        saved = looked = time.monotonic()
+        while progress.seconds < hours * 3600:
+            began = time.monotonic()
+            old = bool(self.plan.rehearse) and progress.step % self.plan.rehearse == self.plan.rehearse - 1
+            tokenizer = self.opened.tokenizer
+            step = self.world(progress.step)[0] if old else self.lesson.step(tokenizer, progress.step, self.mix)
+            outcome, norm = self.step(step, progress.seconds / (hours * 3600))
+            losses = {name: float(loss.detach()) for name, loss in outcome.losses.items()}
+            means.add({**losses, **outcome.metrics, "norm": norm}, "old " if old else "")
+            progress.step, progress.passages = progress.step + 1, progress.passages + len(step.windows)
+            now = time.monotonic()
+            progress.seconds, lap = progress.seconds + now - began, lap + now - began
+            if progress.step % REPORT == 0:
+                self.report(lap / REPORT, means.take())
+                lap = 0.0
+            over = progress.seconds >= hours * 3600
+            if over or now - saved > self.plan.save_minutes * 60 or (self.folder / "save").exists():
+                (self.folder / "save").unlink(missing_ok=True)
+                self.save()
+                self.read()
+                saved = time.monotonic()
+            if now - looked > self.plan.look_minutes * 60:
+                title = f"step {progress.step}, {progress.passages} passages"
+                look(self.opened.model, tokenizer, self.folder / "look.log", title)
+                looked = time.monotonic()
+
+    def report(self, seconds: float, means: dict[str, float]) -> None:
+        """A line of the log, printed too."""
+        entry: dict[str, Any] = {"time": time.strftime("%H:%M"), **vars(self.progress), "seconds a step": seconds}
+        line = json.dumps({**entry, **means})
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+        print(line, flush=True)
 
 
 def optimizers(masters: Masters) -> list[torch.optim.Optimizer]:
@@ -114,91 +231,19 @@ def optimizers(masters: Masters) -> list[torch.optim.Optimizer]:
     return [Muon(matrices), torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def main() -> None:
-    """Command line."""
-    work, run = Path(sys.argv[1]), Path(sys.argv[2])
-    run.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(int(os.environ.get("THREADS", "1")))
-    lesson = Lesson(work, 1)
-    opened = transplant(run / "base", lesson)
-    model, tokenizer = opened.model, opened.tokenizer
-    plan, mix = read(run / "plan.json"), Mix.read(run / "mix.json")
-    masters = Masters(model, Learning(tuple(Role), base=True))
-    masters._optimizers = optimizers(masters)
-    number = passages = 0
-    if (run / "state.safetensors").exists():
-        masters.load(load_file(run / "state.safetensors"))
-        done = json.loads((run / "state.json").read_text())
-        number, passages = done["step"], done["passages"]
-        print(f"goes on from step {number}", flush=True)
-    world = WorldSteps(tokenizer, 1, REHEARSAL)
-    saved = looked = time.time()
-    log = (run / "log.jsonl").open("a")
-    sums: dict[str, float] = {}
-    count, since, made = 0, time.time(), 0.0
-    while time.time() < plan.end:
-        started = time.time()
-        rehearsal = plan.rehearse and number % plan.rehearse == plan.rehearse - 1
-        step = world(number)[0] if rehearsal else lesson.step(tokenizer, number, mix)
-        made += time.time() - started
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(plan.layers > 0 or "embed_tokens" in name or "lm_head" in name)
-        objective = Objective(
-            model,
-            Terms(
-                contrastive=plan.contrastive, pointing=plan.pointing, tau=plan.tau, paraphrase=plan.again, alignment=0.0
-            ),
-        )
-        model.train()
-        outcome = objective(step)
-        total = torch.stack(list(outcome.losses.values())).sum()
-        if not torch.isfinite(total):
-            raise SystemExit(f"step {number}: the loss is no number")
-        total.backward()
-        masters.collect()
-        norm = masters.clip()
-        rate = plan.at(number)
-        step_at(masters, rate, plan)
-        number, passages, count = number + 1, passages + len(step.windows), count + 1
-        for name, value in {
-            **{k: float(v) for k, v in outcome.losses.items()},
-            **outcome.metrics,
-            "norm": norm,
-        }.items():
-            key = f"old {name}" if rehearsal else name
-            sums.setdefault(key, 0.0)
-            sums[key] += value
-            sums[f"n {key}"] = sums.get(f"n {key}", 0) + 1
-        if number % 40 == 0:
-            means = {k: round(v / sums[f"n {k}"], 4) for k, v in sums.items() if not k.startswith("n ")}
-            seconds = time.time() - since
-            entry = {
-                "time": time.strftime("%H:%M"),
-                "step": number,
-                "passages": passages,
-                "s/step": round(seconds / count, 2),
-                "data s": round(made / count, 3),
-                "rate": rate,
-                **means,
-            }
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-            print(json.dumps(entry), flush=True)
-            sums, count, since, made = {}, 0, time.time(), 0.0
-        now = time.time()
-        if now - saved > plan.save_minutes * 60 or now >= plan.end or (run / "save").exists():
-            (run / "save").unlink(missing_ok=True)
-            save_file(masters.state(), run / "state.new")
-            (run / "state.new").rename(run / "state.safetensors")
-            (run / "state.json").write_text(json.dumps({"step": number, "passages": passages}))
-            write_model(run / "checkpoint", opened, CONFIG.training_stage, "# in training\n", base_learned=True)
-            saved = time.time()
-            plan, mix = read(run / "plan.json"), Mix.read(run / "mix.json")
-            if now - looked > plan.look_minutes * 60:
-                look(model, tokenizer, run / "look.log", f"step {number}, {passages} passages")
-                looked = time.time()
-            since += time.time() - now
+def main(
+    work: Annotated[Path, typer.Argument(help="Folder of sources.py.")],
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    start: Annotated[str, typer.Option(help="Checkpoint to begin with.")] = "pocket",
+    new_vocabulary: Annotated[bool, typer.Option("--new-vocabulary", help="Train a new one first.")] = False,
+    hours: Annotated[float, typer.Option(help="How long the run works, with all its pauses left out.")] = 4.0,
+    threads: Annotated[int, typer.Option(help="Processor threads.")] = 1,
+) -> None:
+    """Teach a checkpoint plain English."""
+    torch.set_num_threads(threads)
+    objectives.CHUNK, objectives.split_rows = CHUNK, _few  # less padding than in other trainings
+    Run(work, run, start, new_vocabulary=new_vocabulary).learn(hours)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
