@@ -244,7 +244,7 @@ class Lesson:
         """A row over several passages, most of them alike."""
         asked = [i for i, m in enumerate(made) if m.asked]
         first = rng.choice(asked)
-        wanted = rng.randint(*mix.documents)
+        wanted = min(rng.randint(*mix.documents), len(asked))
         kin = [i for i in asked if made[i].kind == made[first].kind and i != first]
         rng.shuffle(kin)
         documents = [first]
