@@ -1,5 +1,5 @@
 # Every target makes its own virtual environment from nothing and then works in it.
-#   make demo                    text files -> memory tokens -> search, rerank, answers, on the CPU
+#   make demo                    text files -> memory tokens -> search, answers, on the CPU
 #   make domain-demo             the bundled model learns a domain that it has never seen; before and after
 #   make test lint               what CI runs
 #   make PYTHON=python3.12 test  with another Python (3.11 or newer)
@@ -10,20 +10,28 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+NEWEST := .venv-newest
 # The models of the tests are tiny: more than one thread each costs more than it gives. Nothing is downloaded.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-PIP_FLAGS := --quiet --disable-pip-version-check
+# Errors alone are shown: what pip warns of (caches, newer versions of itself) is not this project's. Python compiles what it imports.
+PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-compile
+
+define INSTALL
+@echo "Installing into $(VENV) (some minutes the first time) ..."
+@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[$(1)]'
+@touch $@
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo domain-demo test test-ray lint bench eval eval-retrieval bench-store test-oldest clean
+.PHONY: help install demo domain-demo test test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest clean
 
 help:
-	@echo "make demo | domain-demo | test | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+	@echo "make demo | domain-demo | test | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | test-newest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
 
 install: $(VENV)/.installed
 
 demo: $(VENV)/.demo
-	$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/demo.py
 
 domain-demo: $(VENV)/.train
 	$(BIN)/python -m examples.domain.demo
@@ -58,25 +66,28 @@ bench-store: install
 test-oldest: $(OLDEST)/.installed
 	$(TEST_ENV) $(OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
 
+# What pip gives on the day: nothing pinned, and again at every call.
+test-newest:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(TEST_ENV) $(NEWEST)/bin/python -m pytest $(PYTEST_ARGS)
+
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The demo needs little of what the tests need. Installed again only when what is to be installed has changed.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[langchain]'
-	@touch $@
+	$(call INSTALL,langchain)
 
 $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[train]'
-	@touch $@
+	$(call INSTALL,train)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
-	@touch $@
+	$(call INSTALL,dev)
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)

@@ -12,6 +12,10 @@ class ClaraError(Exception):
     """Base of every error that this project raises on purpose."""
 
 
+class UnknownOption(ClaraError, TypeError):
+    """An option that the class or function does not have; the message names both, and the nearest right one."""
+
+
 class CheckpointError(ClaraError):
     """A checkpoint, or the base decoder it needs, cannot be found, read, trusted or written."""
 
@@ -30,6 +34,10 @@ class ContextOverflow(ClaraError):
 
 class FingerprintMismatch(ClaraError):
     """A memory was made by other weights, or at another rate, than the ones that are to read it."""
+
+
+class NotEnoughMemory(ClaraError):
+    """A model does not fit the memory of its device; the message says what is needed, what is free, and what fits."""
 
 
 class EngineClosed(ClaraError):

@@ -8,7 +8,7 @@ same capacity, which is what a captured graph needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,14 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 BLOCK = 64  # columns; the capacity grows in whole blocks, so that it changes seldom
+
+
+def _refused(name: str) -> Callable[..., None]:
+    def refuse(self: KVCache, *_: Any, **__: Any) -> None:
+        msg = f"KVCache.{name} is not supported: rows have lengths of their own; use `keep` and `join`"
+        raise TypeError(msg)
+
+    return refuse
 
 
 class KVCache(Cache):
@@ -81,6 +89,10 @@ class KVCache(Cache):
         """Width and offset of a causal mask over the prompt, asked for in a prefill only."""
         return self._used, 0
 
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """-1: the cache grows, it has no length of its own (what transformers asks a cache for)."""
+        return -1
+
     def join(self, other: KVCache) -> None:
         """Take over the rows of another cache behind this one's."""
         self._used = max(self._used, other._used)
@@ -98,6 +110,13 @@ class KVCache(Cache):
         for tensors in (self.keys, self.values):
             for layer, tensor in enumerate(tensors):
                 tensors[layer] = tensor[index]
+
+    # `Cache` would walk over its list of layers, which is empty here, and change nothing without a word.
+    crop = _refused("crop")
+    reorder_cache = _refused("reorder_cache")
+    reset = _refused("reset")
+    batch_repeat_interleave = _refused("batch_repeat_interleave")
+    batch_select_indices = _refused("batch_select_indices")
 
     def _reserve(self, columns: int) -> None:
         for tensors in (self.keys, self.values):

@@ -2,86 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from clara_core.capacity import Demand, read_headers, says_memory
 from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint
 from clara_core.config import ClaraConfig
 from clara_core.errors import CheckpointError
-from clara_core.locate import BUNDLED, locate, locate_base
+from clara_core.locate import locate, locate_base
 from clara_core.model import ClaraModel
+from clara_core.options import EngineArguments
 from clara_core.tokens import ClaraTokenizer
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTIZATIONS = ("int8", "nf4")
-ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
-REASONERS = ("auto", "encoder")
+_LARGE = 1 << 30  # bytes of weights that take long enough to show how far they are
 _SAMPLE = 1 << 20  # bytes hashed at either end of a file of base weights
-
-
-@dataclass(frozen=True, slots=True)
-class EngineArguments:
-    """The arguments of `ClaraEngine.from_pretrained`, as values that can be compared.
-
-    The access token is no part of an engine's identity, is not shown and not pickled.
-    """
-
-    model: str = "pocket"
-    compression: int | None = None
-    base_model: str | None = None
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    quantization: str | None = None
-    attn_implementation: str = "auto"
-    reasoner: str = "auto"
-    token: str | None = field(default=None, repr=False, compare=False)
-    cache_dir: str | None = None
-    local_files_only: bool = False
-
-    def resolved(self) -> EngineArguments:
-        """The same arguments with every "auto" and every path made definite; checks the values.
-
-        Raises:
-            ValueError: A value that no engine can have.
-        """
-        device = _device(self.device)
-        _one_of("quantization", self.quantization, (None, *QUANTIZATIONS))
-        _one_of("attn_implementation", self.attn_implementation, ATTENTIONS)
-        _one_of("reasoner", self.reasoner, REASONERS)
-        _one_of("dtype", self.dtype, ("auto", *DTYPES))
-        return replace(
-            self,
-            model=_definite(self.model),
-            base_model=None if self.base_model is None else _definite(self.base_model),
-            device=str(device),
-            dtype=_dtype(device) if self.dtype == "auto" else self.dtype,
-            cache_dir=None if self.cache_dir is None else str(Path(self.cache_dir).resolve()),
-        )
-
-    def public(self) -> dict[str, Any]:
-        """Everything but the access token."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "token"}
-
-    def hub(self) -> dict[str, Any]:
-        """What transformers needs to find a base decoder."""
-        return {
-            "token": self.token,
-            "cache_dir": self.cache_dir,
-            "local_files_only": self.local_files_only,
-            "trust_remote_code": False,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +81,40 @@ def plan_engine(arguments: EngineArguments) -> Plan:
     return Plan(folder, config, base, int(base_config.hidden_size), int(context), ClaraTokenizer(tokenizer, config))
 
 
-def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:
+def load_model(arguments: EngineArguments, plan: Plan, *, show_progress: bool = False) -> Loaded:
     """Read the weights, prove them, and put them on the device.
+
+    Args:
+        arguments: For which device, and how.
+        plan: Where it lies.
+        show_progress: Draw a progress bar over the weights of a large base.
 
     Raises:
         CheckpointError: Something is missing or does not fit; nothing stays half loaded.
+        NotEnoughMemory: The device is too small; says what is needed and what is free.
     """
     checkpoint = read_checkpoint(plan.folder)
     check_vocabulary(checkpoint, len(plan.tokenizer), plan.base)
+    demand = _demand(arguments, plan, checkpoint)
+    demand.check()
+    large = demand.nbytes is None or demand.nbytes >= _LARGE
+    with demand.errors(), progress_bar(shown=show_progress and large):
+        return _read_model(arguments, plan, checkpoint)
+
+
+def _demand(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) -> Demand:
+    numbers = sum(tensor.numel() for state in checkpoint.adapters.values() for tensor in state.values())
+    return Demand(
+        plan.base,
+        torch.device(arguments.device),
+        arguments.dtype,
+        arguments.quantization,
+        read_headers(plan.base, arguments.cache_dir),
+        numbers * DTYPES[arguments.dtype].itemsize,
+    )
+
+
+def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) -> Loaded:
     decoder = load_decoder(arguments, plan)
     if len(plan.tokenizer) != decoder.get_input_embeddings().num_embeddings:
         decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)
@@ -152,6 +123,8 @@ def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:
     model.freeze()
     fingerprint = hashlib.sha256(f"{checkpoint.identity} {base_identity(plan.base, decoder)}".encode()).hexdigest()
     log.info("loaded %s on %s as %s", plan.folder, model.device, model.dtype)
+    if plan.config.licence_note is not None:
+        log.warning("%s", plan.config.licence_note)
     # The adapters live in the model now; the file's tensors need not be held twice.
     return Loaded(
         model,
@@ -195,7 +168,7 @@ def load_decoder(arguments: EngineArguments, plan: Plan, place: torch.device | N
     if arguments.quantization is not None:
         options["quantization_config"] = _quantization(arguments)
         options["device_map"] = {"": device}
-    with _base_errors(plan.base, plan.folder), no_progress_bar():
+    with _base_errors(plan.base, plan.folder):
         decoder = AutoModelForCausalLM.from_pretrained(plan.base, **options)
     return decoder if arguments.quantization is not None else decoder.to(place or device)
 
@@ -232,44 +205,6 @@ def _quantization(arguments: EngineArguments) -> Any:
     )
 
 
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        try:
-            device = torch.device(name)
-        except RuntimeError as exc:
-            msg = f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {name!r}"
-            raise ValueError(msg) from exc
-        if device.type == "cuda" and not torch.cuda.is_available():
-            msg = f"device={name!r} was asked for, but torch {torch.__version__} sees no CUDA device here"
-            raise ValueError(msg)
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _dtype(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    return "float32"
-
-
-def _definite(name: str) -> str:
-    if name in BUNDLED or not Path(name).exists():
-        return name
-    folder = Path(name).resolve()
-    return next((bundled for bundled, place in BUNDLED.items() if place == folder), str(folder))
-
-
-def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
-    if value in allowed:
-        return
-    near = difflib.get_close_matches(str(value), [str(option) for option in allowed], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    msg = f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}"
-    raise ValueError(msg)
-
-
 @contextmanager
 def _base_errors(base: str, folder: Path) -> Iterator[None]:
     """Say which base could not be read, and for which checkpoint."""
@@ -278,6 +213,8 @@ def _base_errors(base: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as exc:
+        if says_memory(exc):
+            raise
         first = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         msg = (
             f"the base decoder {base!r} of the checkpoint in {folder} could not be loaded: {first}. Check the name, "
@@ -287,14 +224,19 @@ def _base_errors(base: str, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def no_progress_bar() -> Iterator[None]:
+def progress_bar(*, shown: bool) -> Iterator[None]:
     """Libraries are quiet unless asked: transformers draws a bar over the loading of weights."""
     from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    before = transformers_logging.is_progress_bar_enabled()
+    _draw_bars(shown)
     try:
         yield
     finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+        _draw_bars(before)
+
+
+def _draw_bars(shown: bool) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    (transformers_logging.enable_progress_bar if shown else transformers_logging.disable_progress_bar)()

@@ -10,6 +10,7 @@ Letters of shapes: ``[rows, length, hidden]``; a *slot* is a prompt position who
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ class ClaraModel(nn.Module):
         self.routed = route_linears(self.trunk.layers, config.lora_r, config.lora_scale, self.dtype)
         for layer in self.trunk.layers:
             layer.register_forward_pre_hook(_pause_between_layers)
+        self._cache_keyword = cache_keyword(self.trunk)
 
     @property
     def hidden(self) -> int:
@@ -255,11 +257,21 @@ class ClaraModel(nn.Module):
                 inputs_embeds=embeddings,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=cache is not None,
+                **{self._cache_keyword: cache},
             )
         states: Tensor = output.last_hidden_state
         return states
+
+
+def cache_keyword(trunk: nn.Module) -> str:
+    """Name of the argument by which a decoder's forward takes its key/value cache.
+
+    transformers renamed ``past_key_values`` to ``cache`` in 5.24, model by model. A forward that takes neither by name
+    would swallow the wrong one in its ``**kwargs`` and write nothing into the cache, so the name is read once from the
+    signature instead of from the version.
+    """
+    return "cache" if "cache" in inspect.signature(type(trunk).forward).parameters else "past_key_values"
 
 
 def _pause_between_layers(_module: nn.Module, _args: object) -> None:

@@ -52,7 +52,7 @@ class Counter:
             self._changed.notify_all()
         return original(*args, **kwargs)
 
-    def wait_for(self, calls: int, seconds: float = 20.0) -> None:
+    def wait_for(self, calls: int, seconds: float = 120.0) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: self.calls >= calls, seconds), f"only {self.calls} calls"
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
-import time
-from collections.abc import Awaitable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 from langchain_core.documents import Document
 
 from clara_core.locate import BUNDLED
 from tests.tiny import build
-
-T = TypeVar("T")
 
 HOSTILE = (
     "",
@@ -52,27 +46,3 @@ def tiny() -> str:
 
 
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # until the tests are over
-
-
-async def longest_gap(work: Awaitable[T]) -> tuple[T, float, float]:
-    """Await work beside a ticking loop: its result, its seconds, and the longest time without a tick."""
-    gaps = [0.0]
-
-    async def tick() -> None:
-        last = time.perf_counter()
-        while True:
-            await asyncio.sleep(0.002)
-            now = time.perf_counter()
-            gaps.append(now - last)
-            last = now
-
-    ticker = asyncio.create_task(tick())
-    start = time.perf_counter()
-    try:
-        result = await work
-    finally:
-        seconds = time.perf_counter() - start
-        # A blocked loop shows as a gap only when it ticks again.
-        await asyncio.sleep(0.005)
-        ticker.cancel()
-    return result, seconds, max(gaps)

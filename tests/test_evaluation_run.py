@@ -193,7 +193,7 @@ def test_models_of_langchain_and_llama_index_are_text_llms(engine, lines):
 
 
 async def test_a_text_llm_in_a_running_loop_gets_so_many_prompts_at_a_time(engine, lines):
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=120)
 
     def llm(prompt: str) -> str:
         both.wait()  # passes only where two are asked together

@@ -15,10 +15,12 @@ from langchain_core.load import dumps
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import ConfigurableField
 
-from clara_core import ClaraEngine, ContextOverflow
+from clara_core import ClaraEngine, ContextOverflow, UnknownOption
 from langchain_clara import ChatClara
 from langchain_clara._documents import block_from_document
-from tests.langchain_data import HOSTILE, longest_gap, make_documents
+from tests.engines import wrapped
+from tests.event_loop import LoopWitness
+from tests.langchain_data import HOSTILE, make_documents
 from tests.tiny import FAMILIES, build
 
 QUESTION = "When was the bridge opened?"
@@ -63,9 +65,11 @@ def test_answers_as_the_engine_does(engine, llm):
     }
     assert answer.response_metadata == {
         "model_name": llm.model,
+        "model_provider": "clara",
         "finish_reason": expected.finish_reason,
         "memory_tokens": expected.memory_tokens,
         "source_tokens": expected.source_tokens,
+        "windows_left_out": 0,
         "saved_tokens": expected.source_tokens - expected.memory_tokens,
         "documents": [
             {"id": "weldenia", "title": "w.txt"}, {"title": "b.txt"}, {}, {"title": "Heights"}, {"id": "long"}
@@ -185,9 +189,9 @@ def test_values_out_of_range_are_refused_at_once(model, wrong):
 
 
 def test_unknown_names_are_refused_and_the_nearest_is_named(model, llm):
-    with pytest.raises(ValueError, match=r"temprature.*did you mean 'temperature'"):
+    with pytest.raises(UnknownOption, match=r"temprature.*did you mean 'temperature'"):
         ChatClara(model=model, temprature=0.5)
-    with pytest.raises(TypeError, match=r"max_token.*did you mean 'max_tokens'"):
+    with pytest.raises(UnknownOption, match=r"max_token.*did you mean 'max_tokens'"):
         llm.invoke(QUESTION, max_token=3)
 
 
@@ -199,14 +203,14 @@ def test_names_that_generic_code_passes_are_accepted():
 
 @pytest.mark.parametrize("name", ["tools", "functions", "tool_choice", "response_format"])
 def test_tools_are_refused(llm, name):
-    with pytest.raises(ValueError, match=f"no tools.*{name}="):
+    with pytest.raises(ValueError, match=f"{name}= cannot be used: ChatClara cannot"):
         llm.invoke(QUESTION, **{name: [{"type": "function"}]})
 
 
 def test_tools_cannot_be_bound(llm):
-    with pytest.raises(NotImplementedError):
-        llm.bind_tools([])
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="cannot call tools"):
+        llm.bind_tools([{"type": "function"}])
+    with pytest.raises(NotImplementedError, match="cannot be held to a schema"):
         llm.with_structured_output({"title": "x", "type": "object"})
 
 
@@ -251,7 +255,7 @@ def test_streaming_flag_streams_inside_invoke(model, llm):
     assert len(seen) > 2
 
 
-def wait_for(condition, seconds=5.0):
+def wait_for(condition, seconds=60.0):
     """Whether something comes true within some seconds."""
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
@@ -312,10 +316,10 @@ def test_threads_share_one_engine_and_get_their_own_answers(engine, model):
 async def test_concurrent_calls_keep_the_loop_ticking(engine, model):
     llm = ChatClara(model=model, max_tokens=60, temperature=3.0, seed=1)
     await llm.ainvoke(QUESTION)
-    work = asyncio.gather(*(llm.ainvoke(f"{QUESTION} {number}") for number in range(30)))
-    answers, seconds, gap = await longest_gap(work)
+    model = engine.load().model
+    with LoopWitness() as witness, wrapped(model, "prefill", witness.around), wrapped(model, "step", witness.around):
+        answers = await asyncio.gather(*(llm.ainvoke(f"{QUESTION} {number}") for number in range(30)))
     assert len(answers) == 30
-    assert gap < max(seconds / 3, 0.1)
 
 
 # -- identity and tokens ---------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from langchain_clara import (
     ClaraVectorStore,
     create_clara_documents_chain,
 )
-from tests.langchain_data import bundled_or_tiny, longest_gap
+from tests.engines import wrapped
+from tests.event_loop import LoopWitness
+from tests.langchain_data import bundled_or_tiny
 from tests.tiny import build
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,7 +35,7 @@ DOCUMENTS = [Document(f"Town {n} lies on the Aln and has a bridge of 19{n:02d}."
 QUESTIONS = [f"When was the bridge of town {number} opened?" for number in range(50)]
 
 
-def use_everything(model, device=None):
+def use_everything(model, device="auto"):
     """Every component, made from the model's name and used."""
     options = {"model": model, "device": device}
     llm = ChatClara(max_tokens=4, **options)
@@ -111,48 +114,54 @@ def test_embedding_reranking_and_answering_at_once_mix_nothing_up():
         assert among == (alone if isinstance(alone, str) else pytest.approx(alone, abs=1e-4))
 
 
-async def test_fifty_callers_keep_the_loop_ticking_and_cost_what_a_batch_costs():
-    """No gap over 50 ms, at most 1.2 times the time of one `abatch`: in the best of some tries, on a busy machine."""
+async def test_fifty_callers_keep_the_loop_ticking():
+    llm = ChatClara(model=bundled_or_tiny(), max_tokens=24)
+    model = llm.shared_engine.load().model
+    with LoopWitness() as witness, wrapped(model, "prefill", witness.around), wrapped(model, "step", witness.around):
+        single = await asyncio.gather(*(llm.ainvoke(question, documents=DOCUMENTS) for question in QUESTIONS))
+        batch = await llm.abatch(QUESTIONS, documents=DOCUMENTS)
+    assert [answer.content for answer in single] == [answer.content for answer in batch]
+
+
+async def test_fifty_callers_cost_what_a_batch_costs():
+    """At most 1.2 times the processor time of one `abatch`, in the best of some tries."""
     llm = ChatClara(model=bundled_or_tiny(), max_tokens=24)
     await llm.ainvoke(QUESTIONS[0], documents=DOCUMENTS)
-    gaps, ratios = [], []
+    ratios = []
     for _ in range(6):
-        work = asyncio.gather(*(llm.ainvoke(question, documents=DOCUMENTS) for question in QUESTIONS))
-        single, seconds, gap = await longest_gap(work)
-        batch, batch_seconds, batch_gap = await longest_gap(llm.abatch(QUESTIONS, documents=DOCUMENTS))
-        assert [answer.content for answer in single] == [answer.content for answer in batch]
-        gaps.append(max(gap, batch_gap))
-        ratios.append(seconds / batch_seconds)
-        if min(gaps) < 0.05 and min(ratios) < 1.2:
+        start = time.process_time()
+        await asyncio.gather(*(llm.ainvoke(question, documents=DOCUMENTS) for question in QUESTIONS))
+        between = time.process_time()
+        await llm.abatch(QUESTIONS, documents=DOCUMENTS)
+        ratios.append((between - start) / (time.process_time() - between))
+        if ratios[-1] < 1.2:
             return
-    pytest.fail(f"gaps {gaps}, ratios {ratios}")
+    pytest.fail(f"ratios {ratios}")
 
 
 COLD = """
-import asyncio, sys, time
+import asyncio, importlib.abc, sys, threading
 import langchain_core
 sys.path.insert(0, {root!r})
 from langchain_clara import ChatClara
 # LangChain itself imported transformers with its models once.
 assert "torch" not in sys.modules or langchain_core.__version__ < "1.7"
 
-async def main():
-    last, worst = time.perf_counter(), 0.0
-    task = asyncio.ensure_future(ChatClara(model={model!r}, max_tokens=4).ainvoke('Hello'))
-    start = last
-    while not task.done():
-        await asyncio.sleep(0.002)
-        now = time.perf_counter()
-        last, worst = now, max(worst, now - last)
-    task.result()
-    print(worst / (time.perf_counter() - start))
+importers = {{}}  # module -> the thread that imported it first
 
-asyncio.run(main())
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        importers.setdefault(name, threading.current_thread())
+
+sys.meta_path.insert(0, Watch())
+asyncio.run(ChatClara(model={model!r}, max_tokens=4).ainvoke('Hello'))
+slow = ["torch", "transformers", "transformers.modeling_utils"]
+print([name for name in slow if importers.get(name) is threading.main_thread()])
 """
 
 
 def test_the_first_call_of_a_process_does_not_block_the_loop():
-    """Importing torch and loading the model take most of it, in a thread; the loop waits for the GIL at most."""
+    """Importing torch and transformers takes most of it, and happens in a thread."""
     code = COLD.format(root=str(ROOT), model=bundled_or_tiny())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.4
+    assert done.stdout.strip() == "[]"

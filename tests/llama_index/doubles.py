@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import time
-from collections.abc import Awaitable, Callable
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -147,28 +144,3 @@ class Recorder(BaseEventHandler):
 
     def __exit__(self, *exc: object) -> None:
         get_dispatcher().event_handlers.remove(self)
-
-
-async def longest_gap(make: Callable[[], Awaitable[T]]) -> tuple[T, float, float]:
-    """Await work beside a ticking loop: its result, its seconds, and the longest time without a tick."""
-    gaps = [0.0]
-
-    async def tick() -> None:
-        last = time.perf_counter()
-        while True:
-            await asyncio.sleep(0.002)
-            now = time.perf_counter()
-            gaps.append(now - last)
-            last = now
-
-    ticker = asyncio.create_task(tick())
-    await asyncio.sleep(0.01)
-    gaps.clear()
-    start = time.perf_counter()
-    try:
-        result = await make()
-        seconds = time.perf_counter() - start
-        await asyncio.sleep(0.005)  # a blocked loop shows when it ticks again
-    finally:
-        ticker.cancel()
-    return result, seconds, max(gaps)

@@ -174,7 +174,7 @@ def test_system_prompt_is_a_system_turn(model, engine):
 def idle(engine):
     """Whether nobody is writing any more."""
     worker = engine._worker
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while worker._has_work() and time.monotonic() < deadline:
         time.sleep(0.01)
     return not worker._has_work()

@@ -74,7 +74,6 @@ def test_nodes_without_embedding_step_are_compressed_by_the_store(model):
     assert stored(store) == sorted(TEXTS)
 
 
-@pytest.mark.timeout(120)
 def test_workers_are_refused_in_words(model):
     pipe = IngestionPipeline(transformations=[ClaraEmbedding(model=model)], disable_cache=True)
     with pytest.raises(TypeError, match=r"ClaraEmbedding is not sent to other processes.*num_workers at None"):
@@ -82,7 +81,6 @@ def test_workers_are_refused_in_words(model):
     assert len(pipe.run(documents=documents())) == len(TEXTS)  # the living object is whole
 
 
-@pytest.mark.timeout(120)
 async def test_async_workers_too(model):
     pipe = IngestionPipeline(transformations=[ClaraEmbedding(model=model)], disable_cache=True)
     with pytest.raises(TypeError, match="ClaraEmbedding is not sent to other processes"):

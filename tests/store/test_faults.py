@@ -26,7 +26,7 @@ from clara_core.store.schema import FORMAT
 from tests.store.writers import IDS, add, memory_of, text_of
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 60.0  # seconds after which a test has failed; nothing here takes one
+PATIENCE = 600.0  # seconds after which a test has failed; nothing here takes one
 
 
 class Writers:

@@ -334,7 +334,7 @@ def test_a_reply_that_does_not_come_is_waited_for_no_longer(tmp_path):
     def llm(prompt):
         if kind_of(prompt) == "complex" and not teacher.asked["complex", passage_of(prompt)]:
             teacher(prompt)
-            never.wait(60)
+            never.wait(600)
         return teacher(prompt)
 
     report = synthesize(TEXTS[:1], llm, tmp_path, timeout=0.2)
