@@ -90,6 +90,6 @@ if __name__ == "__main__":
     from clara_core.training.opening import open_checkpoint
 
     opened = open_checkpoint(
-        EngineArguments(sys.argv[1], device="cpu", dtype="float32", attn_implementation="eager").resolved()
+        EngineArguments(model=sys.argv[1], device="cpu", dtype="float32", attn_implementation="eager").resolved()
     )
     look(opened.model, opened.tokenizer, None, sys.argv[1])

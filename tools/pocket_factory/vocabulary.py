@@ -44,7 +44,7 @@ def vocabulary_of(folder: str) -> dict[str, int]:
 def open_old(model: str) -> Opened:
     """The checkpoint that lends its layers."""
     return open_checkpoint(
-        EngineArguments(model, device="cpu", dtype="float32", attn_implementation="eager").resolved()
+        EngineArguments(model=model, device="cpu", dtype="float32", attn_implementation="eager").resolved()
     )
 
 
