@@ -55,6 +55,7 @@ bench: install
 
 eval: install
 	$(BIN)/python benchmarks/evaluate_pocket.py
+	$(BIN)/python benchmarks/evaluate_typed.py --half closed
 
 eval-retrieval: install
 	$(BIN)/python -m benchmarks.evaluate_retrieval

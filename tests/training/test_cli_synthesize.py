@@ -44,7 +44,6 @@ def docs(tmp_path):
     folder.mkdir()
     for number, text in enumerate(TEXTS[:4]):
         (folder / f"{number}.txt").write_text(text, encoding="utf-8")
-    (folder / "page.html").write_text("<p>not read</p>", encoding="utf-8")
     return folder
 
 
@@ -112,7 +111,8 @@ WRONG = [
 def test_what_is_wrong_is_one_line_and_nothing_is_written(clara, docs, tmp_path, monkeypatch, arguments, message):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     given = ("--llm", TEACHER, *arguments)[-4:] if arguments[0] != "--llm" else arguments
-    code, said, warned = clara(docs, "--out", tmp_path / "out", *given)
+    model = () if "--model" in given else ("--model", "pocket")
+    code, said, warned = clara(docs, "--out", tmp_path / "out", *given, *model)
     assert (code, said) == (2, "")
     assert message in warned
     assert warned.count("\n") == 1
@@ -138,7 +138,9 @@ def test_wrong_documents_are_named_by_line(clara, tmp_path, lines, message):
 
 def test_an_empty_folder_and_none(clara, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no text in the .md and .txt files" in clara(tmp_path / "empty", "--llm", TEACHER, "--out", tmp_path)[2]
+    said = clara(tmp_path / "empty", "--llm", TEACHER, "--out", tmp_path)[2]
+    assert "no text" in said
+    assert "kinds that are read" in said
     assert "there is no folder" in clara(tmp_path / "none", "--llm", TEACHER, "--out", tmp_path)[2]
 
 
@@ -192,7 +194,8 @@ def test_a_server_that_is_down_is_one_line(clara, docs, tmp_path, monkeypatch):
     from clara_core.training import synthesis_draft
 
     monkeypatch.setattr(synthesis_draft, "ATTEMPTS", 1)
-    code, _, warned = clara(docs, "--llm", "openai:model@http://127.0.0.1:9/v1", "--out", tmp_path / "out")
+    llm, out = "openai:model@http://127.0.0.1:9/v1", tmp_path / "out"
+    code, _, warned = clara(docs, "--llm", llm, "--out", out, "--model", "pocket")
     assert code == 2
     assert "the language model failed for 4 passages in a row, last with APIConnectionError" in warned
     assert warned.strip().count("\n") == 0

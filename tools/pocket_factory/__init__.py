@@ -1,0 +1,1 @@
+"""How the bundled model is taught plain English; see README.md."""

@@ -1,0 +1,362 @@
+"""Steps of the training: passages of all sorts with questions, in the product's own prompts."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import string
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clara_core.tokens import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, ClaraTokenizer
+from clara_core.training.batch import Step
+from clara_core.training.rows import VERBATIM_INSTRUCTION, Row, build_batch
+from clara_core.training.world import Corpus, Passage
+from tools.pocket_factory.events import Events
+from tools.pocket_factory.forms import letter, questions_and_answers, shortened
+from tools.pocket_factory.frames import Frames, Made, read_frames
+from tools.pocket_factory.prose import Prose
+from tools.pocket_factory.relations import Relations
+from tools.pocket_factory.values import Pools
+
+REFUSAL = "The documents do not say."
+LONG = 0.05  # share of the passages that may be longer than a mix says
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a step is made of; ``mix.json`` in the folder of a run changes it while it goes on.
+
+    Attributes:
+        passages: Of a step.
+        sorts: Shares of the sorts of passages.
+        repeat: Share of the passages that are repeated.
+        ask: Share of the passages that are asked about; all that are not repeated.
+        asked: Most questions of a row about one passage.
+        several: Rows over two to five passages, per step.
+        documents: Fewest and most passages of these.
+        refuse: Share of the turns that have no answer.
+        filler: Share of invented passages that get a sentence of another sort before or behind.
+        contrast: Questions that the query reasoner reads.
+        system: Share of the rows that carry the system message.
+        typo: Share of the questions that are written carelessly.
+        two: Share of the rows over several passages that need two of them.
+        words: Most words of nearly all passages.
+        forms: Share of the invented passages that stand in a letter, a chat, or as questions and answers.
+        short: Share of the questions over one passage that call its subject by a pronoun or a short name.
+    """
+
+    passages: int = 24
+    sorts: dict[str, float] = field(default_factory=lambda: {"prose": 0.28, "frame": 0.34, "event": 0.19, "open": 0.19})
+    repeat: float = 0.65
+    ask: float = 0.6
+    asked: int = 4
+    several: int = 2
+    documents: tuple[int, int] = (2, 4)
+    refuse: float = 0.0
+    filler: float = 0.1
+    contrast: int = 8
+    system: float = 0.15
+    typo: float = 0.12
+    two: float = 0.0
+    words: int = 30
+    forms: float = 0.16
+    short: float = 0.2
+
+    @classmethod
+    def read(cls, path: Path) -> Mix:
+        """The mix of a run's folder."""
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return cls(**found)
+
+
+class Lesson:
+    """Makes steps; each follows from the seed and its number."""
+
+    def __init__(self, work: Path, seed: int) -> None:
+        self.pools = Pools(json.loads((work / "pools.json").read_text()))
+        self.prose = Prose(json.loads((work / "prose.json").read_text()))
+        self.held_out = self.prose.split(300)
+        self.frames = Frames(self.pools, read_frames(HERE / "frames"))
+        self.events = Events(self.pools)
+        self.relations = Relations(self.pools)
+        self.seed = seed
+
+    # --- passages ------------------------------------------------------------------------------------------
+
+    def passage(self, rng: random.Random, mix: Mix) -> Made:
+        """A passage of a sort by chance."""
+        for _ in range(6):
+            made = self.any_length(rng, mix)
+            if len(made.text.split()) <= mix.words or rng.random() < LONG:
+                break
+        return made
+
+    def any_length(self, rng: random.Random, mix: Mix) -> Made:
+        """A passage of a sort by chance."""
+        sort = rng.choices(list(mix.sorts), list(mix.sorts.values()))[0]
+        made = self.draw(rng, sort)
+        x = rng.random()
+        if sort != "prose" and x < mix.forms:
+            made = letter(rng, self.pools, made) if x < mix.forms / 2 else questions_and_answers(rng, made)
+        elif sort != "prose" and rng.random() < mix.filler:
+            extra = self.another_sentence(rng)
+            made.text = f"{made.text} {extra}" if rng.random() < 0.6 else f"{extra} {made.text}"
+        return made
+
+    def draw(self, rng: random.Random, sort: str) -> Made:
+        """A passage of a sort."""
+        if sort == "prose":
+            return self.prose.make(rng)
+        if sort == "frame":
+            return self.frames.make(rng)
+        if sort == "event":
+            return self.events.make(rng)
+        return self.relations.make(rng)
+
+    def another_sentence(self, rng: random.Random) -> str:
+        """A sentence about something else."""
+        x = rng.random()
+        if x < 0.4:
+            text = rng.choice(self.prose.texts["examples"])
+            text = text[0].upper() + text[1:]
+            return text if text[-1] in ".!?" else text + "."
+        if x < 0.7:
+            return self.events.make(rng, 1).text
+        return self.frames.make(rng, most=1).text
+
+    def corpus(self, rng: random.Random, mix: Mix) -> list[Made]:
+        """The passages of a step: a third of them in twos that are alike in subject or in sort."""
+        found: list[Made] = []
+        while len(found) < mix.passages:
+            made = self.passage(rng, mix)
+            found.append(made)
+            x = rng.random()
+            frame = next((f for f in self.frames.frames if f.name == made.kind), None)
+            if frame is not None and x < 0.25:  # the same situation, another subject
+                found.append(self.frames.make(rng, frame=frame))
+            elif made.kind == "open" and x < 0.25:
+                found.append(self.relations.about_one(rng))
+        return found[: mix.passages]
+
+    # --- a step --------------------------------------------------------------------------------------------
+
+    def step(self, tokenizer: ClaraTokenizer, number: int, mix: Mix) -> Step:
+        """One step."""
+        rng = random.Random(f"{self.seed} {number}")
+        made = self.corpus(rng, mix)
+        pairs = []
+        if mix.two:
+            one, other, asked = self.relations.two(rng)
+            pairs.append((len(made), len(made) + 1, asked))
+            made += [one, other]
+        passages = [Passage(m.subject, m.text, m.kind, ()) for m in made]
+        pieces, windows = [], []
+        for m in made:
+            spans = tokenizer.windows(m.text)
+            windows.append(range(len(pieces), len(pieces) + len(spans)))
+            pieces += [m.text[start:end] for start, end in spans]
+        corpus = Corpus(passages, [])
+        rows, again = [], []
+        for index, m in enumerate(made):
+            repeated = len(windows[index]) <= 2 and (not m.asked or rng.random() < mix.repeat)
+            if repeated:
+                again.append(
+                    Row(
+                        (index,),
+                        ((VERBATIM_INSTRUCTION, m.text),),
+                        (((index,), (index,)),),
+                        system=PARAPHRASE_SYSTEM if rng.random() < mix.system else "",
+                    )
+                )
+            if m.asked and (not repeated or rng.random() < mix.ask):
+                turns = self.turns(rng, m, made, index, mix)
+                rows.append(self.row(rng, (index,), turns, mix))
+        rows += [
+            self.pair(rng, made, pairs, mix) if pairs and rng.random() < mix.two else self.several(rng, made, mix)
+            for _ in range(mix.several)
+        ]
+        questions, gold = self.contrast(rng, made, mix)
+        return Step(
+            sequences=tokenizer.encode_passages(pieces),
+            windows=windows,
+            questions=tokenizer.encode_passages(questions),
+            gold=gold,
+            rows=build_batch(tokenizer, corpus, rows, windows),
+            retold=build_batch(tokenizer, corpus, again, windows) if again else None,
+            places=(str(number),),
+        )
+
+    def turns(
+        self, rng: random.Random, m: Made, made: list[Made], index: int, mix: Mix
+    ) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Questions in a row about one passage: (question, answer, passage)."""
+        count = rng.randint(1, mix.asked)
+        picked = self.pick(rng, m, count)
+        turns = []
+        for full, answer in picked:
+            question = shortened(rng, full, m.subject) if rng.random() < mix.short else full
+            if rng.random() < mix.refuse:
+                miss = self.miss(rng, m, made, index)
+                if miss:
+                    turns.append((self.careless(rng, miss, mix), REFUSAL, (index,)))
+                    continue
+            turns.append((self.careless(rng, question, mix), answer, (index,)))
+        return turns
+
+    @staticmethod
+    def pick(rng: random.Random, m: Made, count: int) -> list[tuple[str, str]]:
+        """Questions with different answers first."""
+        by_answer: dict[str, list[str]] = {}
+        for question, answer in m.asked:
+            by_answer.setdefault(answer, []).append(question)
+        answers = list(by_answer)
+        rng.shuffle(answers)
+        return [(rng.choice(by_answer[a]), a) for a in answers[:count]]
+
+    def miss(self, rng: random.Random, m: Made, made: list[Made], index: int) -> str | None:
+        """A question that the passage does not answer."""
+        if m.unanswerable and rng.random() < 0.6:
+            return rng.choice(m.unanswerable)
+        for _ in range(6):
+            other = rng.choice(made)
+            if (
+                other is not m
+                and other.asked
+                and other.subject
+                and other.kind not in ("example", "definition", "description")
+            ):
+                question, answer = rng.choice(other.asked)
+                if (
+                    "___" not in question
+                    and "comes after" not in question
+                    and other.subject in question
+                    and other.subject not in m.text
+                    and answer not in m.text
+                ):
+                    return question
+        return None
+
+    def several(self, rng: random.Random, made: list[Made], mix: Mix) -> Row:
+        """A row over several passages, most of them alike."""
+        asked = [i for i, m in enumerate(made) if m.asked]
+        first = rng.choice(asked)
+        wanted = min(rng.randint(*mix.documents), len(asked))
+        kin = [i for i in asked if made[i].kind == made[first].kind and i != first]
+        rng.shuffle(kin)
+        documents = [first]
+        while len(documents) < wanted:
+            other = kin.pop() if kin and rng.random() < 0.6 else rng.choice(asked)
+            if other not in documents:
+                documents.append(other)
+        if rng.random() < 0.6:
+            rng.shuffle(documents)
+        turns = []
+        for index in documents[: rng.randint(1, 3)] if rng.random() < 0.5 else [first]:
+            m = made[index]
+            named = [
+                (q, a) for q, a in m.asked if m.subject and (m.subject.lower() in q.lower() or "___" in q)
+            ] or m.asked
+            options = [
+                (q, a) for q, a in named if all(q not in [x for x, _ in made[d].asked] for d in documents if d != index)
+            ]
+            if not options:
+                continue
+            question, answer = rng.choice(options)
+            if rng.random() < mix.refuse:
+                miss = self.miss(rng, m, [x for i, x in enumerate(made) if i not in documents] or made, index)
+                if miss and not any(miss in [q for q, _ in made[d].asked] for d in documents):
+                    turns.append((self.careless(rng, miss, mix), REFUSAL, tuple(documents)))
+                    continue
+            turns.append((self.careless(rng, question, mix), answer, (index,)))
+        if not turns:
+            index = first
+            question, answer = rng.choice(made[first].asked)
+            turns = [(question, answer, (index,))]
+        rng.shuffle(turns)
+        return self.row(rng, tuple(documents), turns, mix)
+
+    def pair(
+        self, rng: random.Random, made: list[Made], pairs: list[tuple[int, int, list[tuple[str, str]]]], mix: Mix
+    ) -> Row:
+        """A row that needs two of its passages."""
+        first, second, asked = rng.choice(pairs)
+        others = [i for i in range(len(made)) if i not in (first, second)]
+        documents = [first, second, *rng.sample(others, rng.randint(0, max(0, mix.documents[1] - 2)))]
+        rng.shuffle(documents)
+        turns = [(q, a, (first, second)) for q, a in rng.sample(asked, min(2, len(asked)))]
+        return self.row(rng, tuple(documents), turns, mix)
+
+    def row(
+        self, rng: random.Random, documents: tuple[int, ...], turns: list[tuple[str, str, tuple[int, ...]]], mix: Mix
+    ) -> Row:
+        """A conversation over documents."""
+        said = tuple(
+            (("Background:\n{docs}\n\n" if number == 0 else "") + f"Question:{question}".replace("{docs}", ""), answer)
+            for number, (question, answer, _) in enumerate(turns)
+        )
+        about = tuple((gold, gold) for _, _, gold in turns)
+        return Row(documents, said, about, system=ANSWER_SYSTEM if rng.random() < mix.system else "")
+
+    def contrast(self, rng: random.Random, made: list[Made], mix: Mix) -> tuple[list[str], list[tuple[int, ...]]]:
+        """Questions for the query reasoner, each with the passages that answer it."""
+        questions, gold = [], []
+        order = list(range(len(made)))
+        rng.shuffle(order)
+        for index in order:
+            m = made[index]
+            named = [
+                q
+                for q, _ in m.asked
+                if not m.subject or m.subject.lower() in q.lower() or any(w in q for w in m.subject.split()[-1:])
+            ] or [q for q, _ in m.asked if "___" in q]
+            if not named or len(questions) >= mix.contrast:
+                continue
+            question = rng.choice(named)
+            questions.append(self.careless(rng, question, mix))
+            gold.append(tuple(i for i, x in enumerate(made) if i == index or any(question == q for q, _ in x.asked)))
+        return questions, gold
+
+    @staticmethod
+    def careless(rng: random.Random, question: str, mix: Mix) -> str:
+        """As people type: lower case, no question mark, a typo."""
+        x = rng.random()
+        if "___" in question or x > 2.5 * mix.typo:
+            return question
+        if x < mix.typo:
+            question = question.lower() if rng.random() < 0.7 else question
+            question = question.rstrip("?.") if rng.random() < 0.7 else question
+        if x > 1.6 * mix.typo and len(question) > 12:
+            words = question.split()
+            short = [i for i, w in enumerate(words) if w.isalpha() and w.islower() and len(w) > 3]
+            if short:
+                i = rng.choice(short)
+                w = words[i]
+                k = rng.randrange(1, len(w) - 1)
+                words[i] = rng.choice(
+                    (
+                        w[:k] + w[k + 1 :],
+                        w[:k] + w[k + 1] + w[k] + w[k + 2 :],
+                        w[:k] + w[k] + w[k:],
+                        w[:k] + rng.choice(string.ascii_lowercase) + w[k + 1 :],
+                    )
+                )
+                question = " ".join(words)
+        if rng.random() < 0.1:
+            question = rng.choice(("Please tell me: ", "Hi, ", "I want to know: ", "quick question: ")) + question
+        return re.sub(r"\s+", " ", question)
+
+
+if __name__ == "__main__":
+    import sys
+
+    lesson, rng = Lesson(Path(sys.argv[1]), 1), random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    for _ in range(14):
+        m = lesson.passage(rng, Mix())
+        print(f"\n## {m.kind} / {m.subject}\n{m.text}")
+        for q, a in Lesson.pick(rng, m, 4):
+            print("   ", q, "->", a)
+        print("    NOT:", m.unanswerable[:2])

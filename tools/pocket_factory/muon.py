@@ -1,0 +1,49 @@
+"""Muon in float32: torch's own multiplies in bfloat16, which a processor without the instructions emulates slowly."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+_ROUNDS = 5
+
+
+def orthogonal(stack: Tensor) -> Tensor:
+    """Newton-Schulz: matrices ``[n, rows, columns]`` towards the nearest ones whose singular values are one."""
+    turned = stack.shape[1] > stack.shape[2]
+    x = stack.mT if turned else stack
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(_ROUNDS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=_B, alpha=_C), x, beta=_A)
+    return x.mT if turned else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, with steps as long as AdamW's."""
+
+    def __init__(self, weights: Iterable[Tensor], momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+        super().__init__(weights, {"lr": 1e-3, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Take a step."""
+        for group in self.param_groups:
+            shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                buffer = state.setdefault("momentum_buffer", torch.zeros_like(weight))
+                buffer.lerp_(weight.grad, 1 - group["momentum"])
+                shapes[tuple(weight.shape)].append((weight, weight.grad.lerp(buffer, group["momentum"])))
+            for shape, pairs in shapes.items():
+                steps = orthogonal(torch.stack([step for _, step in pairs]))
+                length = group["lr"] * 0.2 * max(shape) ** 0.5
+                for (weight, _), step in zip(pairs, steps, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-length)

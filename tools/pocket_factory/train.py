@@ -1,0 +1,249 @@
+"""Teach a checkpoint of the bundled model's kind plain English (see README.md).
+
+python -m tools.pocket_factory.train WORK RUN --start tools/pocket_factory/checkpoint --hours 4
+
+A run saves its whole state every few minutes and goes on from it when it is started again. ``RUN/mix.json`` and
+``RUN/plan.json`` are read again at every save; a file ``RUN/save`` makes it save at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+
+import clara_core.training.objective as objectives
+from clara_core.config import Role
+from clara_core.training.batch import RowBatch, Step, _part
+from clara_core.training.masters import Learning, Masters
+from clara_core.training.objective import Objective, Outcome, Terms
+from clara_core.training.opening import Opened, write_model
+from clara_core.training.stages import CONFIG, Stage
+from clara_core.training.steps import WorldSteps
+from tools.pocket_factory.lesson import Lesson, Mix
+from tools.pocket_factory.look import look
+from tools.pocket_factory.muon import Muon
+from tools.pocket_factory.vocabulary import open_old, transplant
+
+CHUNK = 10  # rows of one pass, sorted by length: with 32, a quarter of all positions was padding
+REPORT = 40  # steps between two lines of the log
+REHEARSAL = Stage(
+    name="rehearsal",
+    steps=1,
+    lr=(0, 0),
+    passages=16,
+    kinds=3,
+    words=(15, 100),
+    asked=12,
+    documents=(1, 4),
+    rows=12,
+    questions=4,
+    two_passage=0.5,
+    pairs=0.3,
+    shuffled=0.5,
+    paraphrases=4,
+    verbatim=0.5,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rate and losses of a run, in ``plan.json``.
+
+    Attributes:
+        rate: The highest.
+        fall: Share of the run from which the rate falls, to a fiftieth at its end.
+        warm_up: Steps.
+        pieces: Rate of the embeddings and the head, as a multiple of `rate`.
+        layers: The same of layers and adapters; 0 freezes them, which saves a third of the time.
+        again: Weight of the loss of repetitions.
+        pointing: Weight of the loss of attention.
+        contrastive: Weight of the contrastive loss.
+        tau: Its temperature.
+        rehearse: One step in so many is of the old world; 0 for none.
+        save_minutes: Between two saved states.
+        look_minutes: Between two looks at typed sentences.
+    """
+
+    rate: float = 1.2e-3
+    fall: float = 0.6
+    warm_up: int = 30
+    pieces: float = 2.0
+    layers: float = 0.8
+    again: float = 1.2
+    pointing: float = 0.2
+    contrastive: float = 0.2
+    tau: float = 0.05
+    rehearse: int = 14
+    save_minutes: float = 5.0
+    look_minutes: float = 15.0
+
+    def at(self, step: int, done: float) -> float:
+        """The rate of a step; `done` is the share of the run that is over."""
+        share = 1.0 if done < self.fall else max(0.02, (1 - done) / (1 - self.fall))
+        return self.rate * min(1.0, (step + 1) / self.warm_up) * share
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """The plan of a run's folder."""
+        return cls(**(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}))
+
+
+@dataclass
+class Progress:
+    """How far a run is, in ``state.json``: steps, passages, and the seconds it has worked."""
+
+    step: int = 0
+    passages: int = 0
+    seconds: float = 0.0
+
+
+def _few(batch: RowBatch) -> list[RowBatch]:
+    return [_part(batch, slice(at, at + CHUNK)) for at in range(0, len(batch.ids), CHUNK)]
+
+
+class Means:
+    """Means of losses and metrics between two lines of the log."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, values: dict[str, float], prefix: str) -> None:
+        """One step's."""
+        for name, value in values.items():
+            total, count = self.sums.get(prefix + name, (0.0, 0))
+            self.sums[prefix + name] = (total + value, count + 1)
+
+    def take(self) -> dict[str, float]:
+        """The means, and begin again."""
+        means = {name: round(total / count, 4) for name, (total, count) in self.sums.items()}
+        self.sums = {}
+        return means
+
+
+class Run:
+    """A run in its folder."""
+
+    def __init__(self, work: Path, folder: Path, start: str, *, new_vocabulary: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.lesson = Lesson(work, 1)
+        self.opened: Opened = transplant(folder / "base", self.lesson, start) if new_vocabulary else open_old(start)
+        self.masters = Masters(self.opened.model, Learning(tuple(Role), base=True))
+        self.masters._optimizers = optimizers(self.masters)
+        self.world = WorldSteps(self.opened.tokenizer, 1, REHEARSAL)
+        self.progress = Progress()
+        if (folder / "state.safetensors").exists():
+            self.masters.load(load_file(folder / "state.safetensors"))
+            self.progress = Progress(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+
+    def read(self) -> None:
+        """Take over plan and mix as they are now."""
+        self.plan, self.mix = Plan.read(self.folder / "plan.json"), Mix.read(self.folder / "mix.json")
+
+    def save(self) -> None:
+        """State and checkpoint."""
+        save_file(self.masters.state(), self.folder / "state.new")
+        (self.folder / "state.new").rename(self.folder / "state.safetensors")
+        (self.folder / "state.json").write_text(json.dumps(vars(self.progress)), encoding="utf-8")
+        write_model(
+            self.folder / "checkpoint", self.opened, CONFIG.training_stage, "# in training\n", base_learned=True
+        )
+
+    def step(self, step: Step, done: float) -> tuple[Outcome, float]:
+        """Learn from one step; returns what came out and the norm of the gradients."""
+        plan = self.plan
+        for name, parameter in self.opened.model.named_parameters():
+            parameter.requires_grad_(plan.layers > 0 or "embed_tokens" in name or "lm_head" in name)
+        terms = Terms(
+            contrastive=plan.contrastive, pointing=plan.pointing, tau=plan.tau, paraphrase=plan.again, alignment=0.0
+        )
+        self.opened.model.train()
+        outcome = Objective(self.opened.model, terms)(step)
+        total = torch.stack(list(outcome.losses.values())).sum()
+        if not torch.isfinite(total):
+            raise SystemExit(f"step {self.progress.step}: the loss is no number")
+        total.backward()  # type: ignore[no-untyped-call]
+        self.masters.collect()
+        norm = self.masters.clip()
+        rate = plan.at(self.progress.step, done)
+        for optimizer in self.masters._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (plan.pieces if group.get("pieces") else plan.layers)
+            optimizer.step()
+        self.masters.drop()
+        self.masters.refresh()
+        return outcome, norm
+
+    def learn(self, hours: float) -> None:
+        """Go on until the run has worked for so long."""
+        self.read()
+        progress, means, lap = self.progress, Means(), 0.0
+        saved = looked = time.monotonic()
+        while progress.seconds < hours * 3600:
+            began = time.monotonic()
+            old = bool(self.plan.rehearse) and progress.step % self.plan.rehearse == self.plan.rehearse - 1
+            tokenizer = self.opened.tokenizer
+            step = self.world(progress.step)[0] if old else self.lesson.step(tokenizer, progress.step, self.mix)
+            outcome, norm = self.step(step, progress.seconds / (hours * 3600))
+            losses = {name: float(loss.detach()) for name, loss in outcome.losses.items()}
+            means.add({**losses, **outcome.metrics, "norm": norm}, "old " if old else "")
+            progress.step, progress.passages = progress.step + 1, progress.passages + len(step.windows)
+            now = time.monotonic()
+            progress.seconds, lap = progress.seconds + now - began, lap + now - began
+            if progress.step % REPORT == 0:
+                self.report(lap / REPORT, means.take())
+                lap = 0.0
+            over = progress.seconds >= hours * 3600
+            if over or now - saved > self.plan.save_minutes * 60 or (self.folder / "save").exists():
+                (self.folder / "save").unlink(missing_ok=True)
+                self.save()
+                self.read()
+                saved = time.monotonic()
+            if now - looked > self.plan.look_minutes * 60:
+                title = f"step {progress.step}, {progress.passages} passages"
+                look(self.opened.model, tokenizer, self.folder / "look.log", title)
+                looked = time.monotonic()
+
+    def report(self, seconds: float, means: dict[str, float]) -> None:
+        """A line of the log, printed too."""
+        entry: dict[str, Any] = {"time": time.strftime("%H:%M"), **vars(self.progress), "seconds a step": seconds}
+        line = json.dumps({**entry, **means})
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+        print(line, flush=True)
+
+
+def optimizers(masters: Masters) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the decoder, AdamW for the adapters and the vocabulary."""
+    named = masters.weights.items()
+    matrices = [w for name, w in named if name.endswith(".base.weight")]
+    pieces = [w for name, w in named if "embed_tokens" in name or "lm_head" in name]
+    known = {id(w) for w in (*matrices, *pieces)}
+    rest = [w for _, w in named if id(w) not in known]
+    groups = [{"params": rest, "pieces": False}, {"params": pieces, "pieces": True}]
+    return [Muon(matrices), torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def main(
+    work: Annotated[Path, typer.Argument(help="Folder of sources.py.")],
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    start: Annotated[str, typer.Option(help="Checkpoint to begin with.")] = "pocket",
+    new_vocabulary: Annotated[bool, typer.Option("--new-vocabulary", help="Train a new one first.")] = False,
+    hours: Annotated[float, typer.Option(help="How long the run works, with all its pauses left out.")] = 4.0,
+    threads: Annotated[int, typer.Option(help="Processor threads.")] = 1,
+) -> None:
+    """Teach a checkpoint plain English."""
+    torch.set_num_threads(threads)
+    objectives.CHUNK, objectives.split_rows = CHUNK, _few  # less padding than in other trainings
+    Run(work, run, start, new_vocabulary=new_vocabulary).learn(hours)
+
+
+if __name__ == "__main__":
+    typer.run(main)
