@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clara_core.config import ClaraConfig, Role
-from clara_core.errors import RoleError
+from clara_core.devices import release_memory
+from clara_core.errors import EngineClosed, RoleError
 from clara_core.generation import Sampling
 from clara_core.loading import DTYPES, EngineArguments, Loaded, Plan, load_model, plan_engine
 from clara_core.memory import Memory, MemoryCache
@@ -27,8 +29,9 @@ from clara_core.prepare import (
     prepare_questions,
 )
 from clara_core.requests import EncodeRequest, GenerateRequest, Request
+from clara_core.stats import EngineStats
 from clara_core.tokens import ClaraTokenizer
-from clara_core.worker import Worker, release_memory
+from clara_core.worker import Worker
 
 
 class EngineInstance:
@@ -126,18 +129,33 @@ class EngineInstance:
                 except BaseException:
                     self._plan = None  # whatever is repaired before the next try is read anew
                     raise
+            if self._worker is not None and self._worker.lost is not None:
+                raise EngineClosed(self._worker.lost)
             if self._worker is None or not self._worker.alive:
                 self._worker = Worker(self._loaded.model)
             return self._loaded
 
     def unload(self) -> None:
-        """Free the device; the next use loads again. Calls that still wait get `EngineClosed`."""
+        """Free the device before this returns; the next use loads again. Calls that still wait get `EngineClosed`."""
         with self._lock:
             worker, self._worker, self._loaded = self._worker, None, None
         if worker is not None:
             worker.close()
+            del worker
         gc.collect()
         release_memory()
+
+    def stats(self) -> EngineStats:
+        """What the engine holds and does right now. Cheap: it waits for nobody and loads nothing."""
+        worker, loaded = self._worker, self._loaded
+        now = EngineStats() if worker is None else worker.stats()
+        return replace(
+            now,
+            loaded=loaded is not None,
+            weights_bytes=0 if loaded is None else loaded.weights_bytes,
+            cached=len(self.cache),
+            cached_bytes=self.cache.nbytes,
+        )
 
     def __repr__(self) -> str:
         state = "loaded" if self._loaded is not None else "not loaded"

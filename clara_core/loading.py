@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 
+from clara_core.attention import ATTENTION, register_attention
 from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint
 from clara_core.config import ClaraConfig
+from clara_core.devices import default_dtype, definite_device
 from clara_core.errors import CheckpointError
+from clara_core.kernels import find_kernel
 from clara_core.locate import BUNDLED, locate, locate_base
 from clara_core.model import ClaraModel
 from clara_core.tokens import ClaraTokenizer
@@ -56,7 +59,7 @@ class EngineArguments:
         Raises:
             ValueError: A value that no engine can have.
         """
-        device = _device(self.device)
+        device = definite_device(self.device)
         _one_of("quantization", self.quantization, (None, *QUANTIZATIONS))
         _one_of("attn_implementation", self.attn_implementation, ATTENTIONS)
         _one_of("reasoner", self.reasoner, REASONERS)
@@ -66,7 +69,7 @@ class EngineArguments:
             model=_definite(self.model),
             base_model=None if self.base_model is None else _definite(self.base_model),
             device=str(device),
-            dtype=_dtype(device) if self.dtype == "auto" else self.dtype,
+            dtype=default_dtype(device) if self.dtype == "auto" else self.dtype,
             cache_dir=None if self.cache_dir is None else str(Path(self.cache_dir).resolve()),
         )
 
@@ -112,6 +115,7 @@ class Loaded:
     model: ClaraModel
     checkpoint: Checkpoint
     fingerprint: str
+    weights_bytes: int
 
 
 def plan_engine(arguments: EngineArguments) -> Plan:
@@ -144,12 +148,29 @@ def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:
     """
     checkpoint = read_checkpoint(plan.folder)
     check_vocabulary(checkpoint, len(plan.tokenizer), plan.base)
-    decoder = load_decoder(arguments, plan)
+    # "eager" is kept as it is, to look at; everything else goes through one function of ours.
+    if arguments.attn_implementation == "eager":
+        decoder = load_decoder(arguments, plan)
+    else:
+        register_attention()
+        decoder = load_decoder(arguments, plan, attention=ATTENTION)
     if len(plan.tokenizer) != decoder.get_input_embeddings().num_embeddings:
         decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)
     model = ClaraModel(decoder, plan.config)
     model.load_adapters(checkpoint)
+    weights_bytes = sum(weight.nbytes for weight in model.parameters())  # packed weights have no size of their own
     model.freeze()
+    if arguments.attn_implementation in ("auto", "flash_attention_2"):
+        shape = model.kv_shape()
+        heads = int(decoder.config.num_attention_heads)
+        model.kernel = find_kernel(
+            arguments.attn_implementation,
+            model.device,
+            model.dtype,
+            heads=heads,
+            kv_heads=shape.kv_heads,
+            dim=shape.dim,
+        )
     fingerprint = hashlib.sha256(f"{checkpoint.identity} {base_identity(plan.base, decoder)}".encode()).hexdigest()
     log.info("loaded %s on %s as %s", plan.folder, model.device, model.dtype)
     # The adapters live in the model now; the file's tensors need not be held twice.
@@ -157,6 +178,7 @@ def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:
         model,
         replace(checkpoint, adapters={role: {} for role in checkpoint.adapters}, embeddings={}),
         fingerprint,
+        weights_bytes,
     )
 
 
@@ -179,42 +201,29 @@ def base_identity(base: str, decoder: Any) -> str:
     return digest.hexdigest()
 
 
-def load_decoder(arguments: EngineArguments, plan: Plan, place: torch.device | None = None) -> Any:
+def load_decoder(
+    arguments: EngineArguments, plan: Plan, place: torch.device | None = None, attention: str | None = None
+) -> Any:
     """The base decoder in its type, quantized where that is asked for; nothing added to it yet.
 
     Args:
         arguments: For which device, and how.
         plan: Where it lies.
         place: Where to leave a decoder that is not quantized; None: on the device.
+        attention: The name of an attention function; None: that of the arguments, by transformers.
     """
     from transformers import AutoModelForCausalLM
 
     device = torch.device(arguments.device)
     options: dict[str, Any] = {"dtype": DTYPES[arguments.dtype], **arguments.hub()}
-    options["attn_implementation"] = _attention(arguments, device)
+    named = "sdpa" if arguments.attn_implementation == "auto" else arguments.attn_implementation
+    options["attn_implementation"] = attention or named
     if arguments.quantization is not None:
         options["quantization_config"] = _quantization(arguments)
         options["device_map"] = {"": device}
     with _base_errors(plan.base, plan.folder), no_progress_bar():
         decoder = AutoModelForCausalLM.from_pretrained(plan.base, **options)
     return decoder if arguments.quantization is not None else decoder.to(place or device)
-
-
-def _attention(arguments: EngineArguments, device: torch.device) -> str:
-    from clara_core.attention import FLASH, PROCESSOR, flash_problem, register_attention
-
-    wanted = arguments.attn_implementation
-    if wanted in ("sdpa", "eager"):
-        return wanted
-    register_attention()
-    problem = flash_problem(device, DTYPES[arguments.dtype])
-    if problem is None:
-        return FLASH
-    if wanted == "flash_attention_2":
-        msg = f"attn_implementation='flash_attention_2' cannot be used here: {problem}"
-        raise ValueError(msg)
-    log.info("attention: sdpa (no flash attention: %s)", problem)
-    return PROCESSOR if device.type == "cpu" else "sdpa"
 
 
 def _quantization(arguments: EngineArguments) -> Any:
@@ -230,28 +239,6 @@ def _quantization(arguments: EngineArguments) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[arguments.dtype]
     )
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        try:
-            device = torch.device(name)
-        except RuntimeError as exc:
-            msg = f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {name!r}"
-            raise ValueError(msg) from exc
-        if device.type == "cuda" and not torch.cuda.is_available():
-            msg = f"device={name!r} was asked for, but torch {torch.__version__} sees no CUDA device here"
-            raise ValueError(msg)
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _dtype(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    return "float32"
 
 
 def _definite(name: str) -> str:
