@@ -75,6 +75,20 @@ def definite_device(wanted: str | torch.device) -> torch.device:
     return torch.device("cuda", index)
 
 
+def check_forked(device: torch.device) -> None:
+    """Say clearly that CUDA was used before this process forked.
+
+    Raises:
+        RuntimeError: It was.
+    """
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():  # type: ignore[no-untyped-call]  # noqa: SLF001
+        msg = (
+            f"{device} cannot be used: CUDA was initialised in the process that this one was forked from. Do that in "
+            "the children only, or start processes with the method 'spawn'"
+        )
+        raise RuntimeError(msg)
+
+
 def _current_cuda() -> int:
     return torch.cuda.current_device() if torch.cuda.is_initialized() else 0
 

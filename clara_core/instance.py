@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
 import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,6 +47,10 @@ class EngineInstance:
         self._plan: Plan | None = None
         self._loaded: Loaded | None = None
         self._worker: Worker | None = None
+        self._lost: str | None = None
+        if hasattr(os, "register_at_fork"):
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _forked(this()))
 
     # --- what it is --------------------------------------------------------------------------------------
 
@@ -121,16 +128,19 @@ class EngineInstance:
 
         Raises:
             CheckpointError: What was looked for, where, and what to do.
+            EngineClosed: The device cannot be used by this process any more, or not after a fork.
         """
         with self._lock:
+            if self._worker is not None and self._worker.lost is not None:
+                self._lost = self._worker.lost
+            if self._lost is not None:
+                raise EngineClosed(self._lost)
             if self._loaded is None:
                 try:
                     self._loaded = load_model(self.arguments, self.plan)
                 except BaseException:
                     self._plan = None  # whatever is repaired before the next try is read anew
                     raise
-            if self._worker is not None and self._worker.lost is not None:
-                raise EngineClosed(self._worker.lost)
             if self._worker is None or not self._worker.alive:
                 self._worker = Worker(self._loaded.model)
             return self._loaded
@@ -243,3 +253,24 @@ class EngineInstance:
             for request in requests:
                 request.cancel()
             raise
+
+
+def _forked(engine: EngineInstance | None) -> None:
+    """In a child process: threads stayed behind, and so did whoever held a lock."""
+    if engine is None:
+        return
+    worker, engine._worker = engine._worker, None  # noqa: SLF001 - this is a part of the class
+    engine._lock = threading.RLock()  # noqa: SLF001
+    engine.cache.unlock()
+    if engine._loaded is not None:  # noqa: SLF001
+        # OpenMP's threads of the thread that forked are gone, and it would wait for them for ever. New threads, such
+        # as that of the worker, get new ones.
+        torch.set_num_threads(1)
+    if worker is not None:
+        atexit.unregister(worker.close)  # it would wait for a lock that nobody gives back
+    if engine.device.type == "cuda" and engine._loaded is not None:  # noqa: SLF001
+        engine._lost = (  # noqa: SLF001
+            f"this engine was loaded on {engine.device} before the process forked, and CUDA cannot be used in both: "
+            "load it in the child only (making the engine object before the fork is fine), or start processes with the "
+            "method 'spawn'"
+        )

@@ -17,7 +17,7 @@ import torch
 from clara_core.attention import ATTENTION, register_attention
 from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint
 from clara_core.config import ClaraConfig
-from clara_core.devices import default_dtype, definite_device
+from clara_core.devices import check_forked, default_dtype, definite_device
 from clara_core.errors import CheckpointError
 from clara_core.kernels import find_kernel
 from clara_core.locate import BUNDLED, locate, locate_base
@@ -146,6 +146,7 @@ def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:
     Raises:
         CheckpointError: Something is missing or does not fit; nothing stays half loaded.
     """
+    check_forked(torch.device(arguments.device))
     checkpoint = read_checkpoint(plan.folder)
     check_vocabulary(checkpoint, len(plan.tokenizer), plan.base)
     # "eager" is kept as it is, to look at; everything else goes through one function of ours.
