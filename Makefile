@@ -13,8 +13,8 @@ OLDEST := .venv-oldest
 NEWEST := .venv-newest
 # The models of the tests are tiny: more than one thread each costs more than it gives. Nothing is downloaded.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-# Errors alone are shown: what pip warns of (caches, newer versions of itself) is not this project's.
-PIP_FLAGS := --quiet --quiet --disable-pip-version-check
+# Errors alone are shown: what pip warns of (caches, newer versions of itself) is not this project's. Python compiles what it imports.
+PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-compile
 
 define INSTALL
 @echo "Installing into $(VENV) (some minutes the first time) ..."

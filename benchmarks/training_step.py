@@ -1,7 +1,7 @@
 """What a training step costs: seconds, tokens and arithmetic of each stage, with the memories of frozen documents kept
 and made anew.
 
-    python -m benchmarks.training_step [--model pocket] [--precision bf16] [--steps 6]
+    python -m benchmarks.training_step [--model pocket] [--dtype bfloat16] [--steps 6]
 
 The lines are made of the generated world: 20 passages a question end to end, as in the paper. A token is a position
 that goes through the decoder; the arithmetic counted is 2 operations a weight for a pass forwards and 2 more for one
@@ -49,7 +49,7 @@ class Cost:
 
 def main(
     model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
-    precision: Annotated[str, typer.Option(help="'bf16' or 'fp32'.")] = "bf16",
+    dtype: Annotated[str, typer.Option(help="'bfloat16' or 'float32'.")] = "bfloat16",
     steps: Annotated[int, typer.Option(min=2, help="Steps that are timed, after one that is not.")] = 6,
     batch: Annotated[int, typer.Option(min=1, help="Lines of a step.")] = 8,
 ) -> None:
@@ -58,13 +58,18 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for stage in STAGES:
             for room in (1024, 0) if stage in ("contrastive", "stage2") else (0,):
-                values: dict[str, Any] = {"stage": stage, "model": model, "precision": precision, "batch_size": batch}
+                values: dict[str, Any] = {
+                    "stage": stage,
+                    "model": model,
+                    "dtype": dtype,
+                    "batch_size": batch,
+                }
                 values |= {"micro_batch_size": batch, "memory_room_mb": room, "tensorboard": False}
                 data = _write_lines(Path(folder), stage)
                 values |= {"data": (data,), "out": Path(folder) / "run", "steps": steps + 1, "device": "cpu"}
                 config = TrainingConfig(**values)
                 costs.append(_measure(config, kept=room > 0))
-    _show(costs, model, precision)
+    _show(costs, model, dtype)
 
 
 def _measure(config: TrainingConfig, *, kept: bool) -> Cost:
@@ -124,8 +129,8 @@ def _write_lines(folder: Path, stage: Stage) -> Path:
     return path
 
 
-def _show(costs: Sequence[Cost], model: str, precision: str) -> None:
-    table = Table(title=f"{model}, {precision}, processor time")
+def _show(costs: Sequence[Cost], model: str, dtype: str) -> None:
+    table = Table(title=f"{model}, {dtype}, processor time")
     for name in ("stage", "memories", "s a step", "lines/s", "tokens/s", "GFLOP/s"):
         table.add_column(name, justify="left" if name in ("stage", "memories") else "right")
     for cost in costs:

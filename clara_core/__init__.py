@@ -18,6 +18,7 @@ from clara_core.errors import (
     RoleError,
     StoreError,
     TrainingError,
+    UnknownOption,
     WindowOverflow,
 )
 from clara_core.lazy import lazy_names
@@ -51,6 +52,7 @@ __all__ = [
     "StoreError",
     "StoreStats",
     "TrainingError",
+    "UnknownOption",
     "WindowOverflow",
 ]
 

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
+from clara_core.cli_options import engine_of, with_options
+from clara_core.options import DEFAULT_MODEL, EngineOptions
 from clara_core.passages import SUFFIXES, Passage, TextFile, cut_passages, read_folder
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class _Reading:
         self.seconds[step] = time.perf_counter() - start
 
 
+@with_options
 def ask(
     words: Annotated[
         list[str],
@@ -68,15 +71,11 @@ def ask(
         ),
     ],
     store: Annotated[str | None, typer.Option(help="Ask the store that `clara index` wrote here.")] = None,
-    model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
-    base_model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of the base decoder, instead of the named.")
-    ] = None,
-    compression: Annotated[int | None, typer.Option(help="Rate, where a repo or folder holds several.")] = None,
-    reasoner: Annotated[str | None, typer.Option(help="'encoder': the compressor reads the question, too.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Passages that the answer is read from.")] = 5,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Answers a question from the texts of a folder or of a store."""
     if len(words) != (2 if store is None else 1):
@@ -86,17 +85,13 @@ def ask(
     if not question.strip():
         raise ValueError("the question is empty")
     notes = Console(stderr=True)
-    facts: dict[str, object] = {"model": model}
+    facts: dict[str, object] = {"model": options.model or DEFAULT_MODEL}
     files: list[TextFile] = []
     if store is None:
         files, problems = read_files(Path(words[0]), notes)
         facts |= {"files": len(files), "left_out": problems}
 
-    from clara_core import ClaraEngine
-
-    engine = ClaraEngine.from_pretrained(
-        model, compression=compression, base_model=base_model, reasoner=reasoner or "auto"
-    )
+    engine = engine_of(options)
     if store is None:
         reading = _read_files(engine, files, words[0], question, top_k, notes)
     else:

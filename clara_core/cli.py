@@ -7,6 +7,7 @@ user's files or arguments becomes one line on standard error and exit code 2, ne
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -17,13 +18,17 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from clara_core.announce import announce_again
+from clara_core.announce import log as said
 from clara_core.ask import ask
 from clara_core.cli_eval import evaluate_file
+from clara_core.cli_options import with_options
 from clara_core.cli_store import index_folder, search_store
 from clara_core.cli_synthesize import synthesize_documents
 from clara_core.cli_train import train_stage
 from clara_core.config import Role
 from clara_core.errors import CheckpointError, ClaraError
+from clara_core.options import DEFAULT_MODEL, CheckpointOptions, EngineOptions, engine_arguments, option_values
 
 if TYPE_CHECKING:
     from clara_core.checkpoint import Checkpoint
@@ -42,6 +47,13 @@ class _Group(TyperGroup):
             message = " ".join(str(exc).split())
             sys.stderr.write(f"clara: {message}\n")
             raise typer.Exit(EXIT_FAILED) from exc
+
+
+class _Notes(logging.Handler):
+    """What was chosen for the user, on standard error, whoever reads that."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"clara: {record.getMessage()}\n")
 
 
 app = typer.Typer(
@@ -66,17 +78,13 @@ class RoleName(StrEnum):
         return Role[self.name]
 
 
-Compression = Annotated[int | None, typer.Option(help="Rate, where a repo or folder holds several (compression-N).")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")]
-Token = Annotated[str | None, typer.Option(help="Access token of the Hub.", envvar="HF_TOKEN", show_envvar=True)]
-CacheDir = Annotated[Path | None, typer.Option(help="Where files of the Hub are kept.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Look into the cache of the Hub only.")]
-BaseModel = Annotated[str | None, typer.Option(help="Folder or Hub id of the base decoder, instead of the named one.")]
-
-
 @app.callback()
 def main() -> None:
     """Holds the commands together, also while there is only one."""
+    announce_again()
+    if not any(isinstance(handler, _Notes) for handler in said.handlers):
+        said.addHandler(_Notes())
+    said.setLevel(logging.INFO)
 
 
 app.command()(ask)
@@ -88,21 +96,19 @@ app.command("train")(train_stage)
 
 
 @app.command()
+@with_options
 def info(
     model: Annotated[str, typer.Argument(help="Bundled name, folder, or Hub id.")],
-    compression: Compression = None,
-    base_model: BaseModel = None,
-    revision: Revision = None,
-    token: Token = None,
-    cache_dir: CacheDir = None,
-    offline: Offline = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Says what a checkpoint holds, after proving that it is whole."""
-    from clara_core.checkpoint import locate, read_checkpoint
+    from clara_core.checkpoint import read_checkpoint
 
-    folder = locate(model, compression, revision, token, cache_dir, local_files_only=offline)
-    facts = _describe(read_checkpoint(folder), model, base_model)
+    arguments = engine_arguments("clara info", option_values(options))
+    facts = _describe(read_checkpoint(_folder(options)), model, options.base_model)
+    facts |= {"device": arguments.device, "dtype": arguments.dtype, "quantization": arguments.quantization}
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False))
         return
@@ -116,8 +122,9 @@ def info(
 
 
 @app.command()
+@with_options
 def convert(
-    src: Annotated[str, typer.Argument(help="Bundled name, folder, or Hub id.")],
+    model: Annotated[str, typer.Argument(metavar="SRC", help="Bundled name, folder, or Hub id.")],
     dst: Annotated[Path, typer.Argument(help="Folder to write.")],
     peft: Annotated[
         RoleName | None,
@@ -126,28 +133,36 @@ def convert(
     with_base: Annotated[
         bool, typer.Option("--with-base", help="Copy a base decoder that lies in a folder, too.")
     ] = False,
-    compression: Compression = None,
-    base_model: BaseModel = None,
-    revision: Revision = None,
-    token: Token = None,
-    cache_dir: CacheDir = None,
-    offline: Offline = False,
+    *,
+    options: CheckpointOptions,
 ) -> None:
     """Writes a checkpoint anew as safetensors, or exports one adapter for peft."""
-    from clara_core.checkpoint import export_peft, locate, read_checkpoint
+    from clara_core.checkpoint import export_peft, read_checkpoint
     from clara_core.convert import convert_checkpoint
 
-    folder = locate(src, compression, revision, token, cache_dir, local_files_only=offline)
-    checkpoint = read_checkpoint(folder)
+    checkpoint = read_checkpoint(_folder(options))
     if peft is not None:
         if with_base:
             raise ValueError("--with-base and --peft exclude each other")
         export_peft(checkpoint, peft.role, dst)
-        typer.echo(f"{peft.role} of {src} -> {dst} (peft)")
+        typer.echo(f"{peft.role} of {model} -> {dst} (peft)")
         return
-    written = convert_checkpoint(checkpoint, dst, base_model=base_model, with_base=with_base)
+    written = convert_checkpoint(checkpoint, dst, base_model=options.base_model, with_base=with_base)
     roles = ", ".join(role.label for role in written.roles)
-    typer.echo(f"{src} -> {dst} ({roles}; base: {written.config.decoder_model_name})")
+    typer.echo(f"{model} -> {dst} ({roles}; base: {written.config.decoder_model_name})")
+
+
+def _folder(options: CheckpointOptions) -> Path:
+    from clara_core.locate import locate
+
+    return locate(
+        options.model or DEFAULT_MODEL,
+        options.compression,
+        options.revision,
+        options.token,
+        options.cache_dir,
+        options.local_files_only,
+    )
 
 
 def _describe(checkpoint: Checkpoint, model: str, base_model: str | None) -> dict[str, object]:

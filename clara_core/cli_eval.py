@@ -12,6 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from clara_core.cli_options import engine_of, with_options
+from clara_core.options import EngineOptions
+
 if TYPE_CHECKING:
     from clara_core.evaluation import Report
 
@@ -31,19 +34,9 @@ class RankerName(StrEnum):
     GIVEN = "given"
 
 
+@with_options
 def evaluate_file(
     data: Annotated[Path, typer.Argument(help="Questions with candidates and answers: .jsonl, .jsonl.gz or .parquet.")],
-    model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
-    compression: Annotated[int | None, typer.Option(help="Rate, where a repo or folder holds several.")] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of the base decoder, instead of the named.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
-    device: Annotated[str, typer.Option(help="'auto', or a torch device.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="'auto', 'float32', 'bfloat16' or 'float16'.")] = "auto",
-    quantization: Annotated[str | None, typer.Option(help="'int8' or 'nf4'.")] = None,
-    reasoner: Annotated[str | None, typer.Option(help="'encoder': the compressor reads the question, too.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Look into the cache of the Hub only.")] = False,
     mode: Annotated[
         list[ModeName] | None, typer.Option(help="'oracle' puts the gold passages among what is read; may be repeated.")
     ] = None,
@@ -68,24 +61,15 @@ def evaluate_file(
         Path | None, typer.Option(help="Folder of the report; a run that was interrupted goes on there.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Measures what a model finds and answers, and what that costs."""
-    from clara_core import ClaraEngine
     from clara_core.evaluation import evaluate, over_corpus, read_questions
     from clara_core.evaluation.plots import load_figure
     from clara_core.training.llm_spec import open_llm
 
-    engine = ClaraEngine.from_pretrained(
-        model,
-        compression=compression,
-        base_model=base_model,
-        revision=revision,
-        device=device,
-        dtype=dtype,
-        quantization=quantization,
-        reasoner=reasoner or "auto",
-        local_files_only=offline,
-    )
+    engine = engine_of(options)
     try:
         lines = read_questions(data, limit)
         if out is not None:

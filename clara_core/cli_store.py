@@ -20,20 +20,17 @@ import typer
 from rich.console import Console
 
 from clara_core.ask import open_store, plain, read_files, show_sources, source_of, write_json, written_store
+from clara_core.cli_options import engine_of, with_options
+from clara_core.options import DEFAULT_MODEL, EngineOptions
 from clara_core.passages import Passage, TextFile, cut_passages
 
 if TYPE_CHECKING:
-    from clara_core import ClaraEngine
     from clara_core.store import MemoryStore
 
 _MANY_FILES = 32  # of rows; more are merged
 _LONGEST_NAME = 200  # characters of an id; of a longer one the hash is taken
 
 Store = Annotated[str, typer.Option("--store", help="Folder of the store, or its address on object storage.")]
-Model = Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")]
-BaseModel = Annotated[str | None, typer.Option(help="Folder or Hub id of the base decoder, instead of the named.")]
-Compression = Annotated[int | None, typer.Option(help="Rate, where a repo or folder holds several.")]
-Reasoner = Annotated[str | None, typer.Option(help="'encoder': the compressor reads the question, too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
@@ -74,12 +71,10 @@ class Plan:
 # --- clara index ---------------------------------------------------------------------------------------
 
 
+@with_options
 def index_folder(
     folder: Annotated[Path, typer.Argument(help="Folder with .md and .txt files, or one file.")],
     store: Store,
-    model: Model = "pocket",
-    base_model: BaseModel = None,
-    compression: Compression = None,
     memory_type: Annotated[
         MemoryTypeName, typer.Option(help="How a new store writes memories; int8 takes half the bytes.")
     ] = MemoryTypeName.BFLOAT16,
@@ -88,6 +83,8 @@ def index_folder(
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Take out passages of files that are gone.")] = False,
     as_json: AsJson = False,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Compresses the texts of a folder into a store: only what is new or changed."""
     notes = Console(stderr=True)
@@ -95,7 +92,7 @@ def index_folder(
     root = (folder if folder.is_dir() else folder.parent).resolve()
     source = str(root) if source is None else source
 
-    engine = _engine(model, base_model, compression, None)
+    engine = engine_of(options)
     passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
     opened = open_store(store, engine, memory_type.value)
     plan = _plan(opened, source, root, files, passages)
@@ -103,7 +100,7 @@ def index_folder(
     _carry_out(opened, plan, source, prune=prune, show_progress=notes.is_terminal)
     facts: dict[str, object] = {
         "store": store,
-        "model": model,
+        "model": options.model or DEFAULT_MODEL,
         "source": source,
         "files": len(files),
         "passages": len(passages),
@@ -180,6 +177,7 @@ def _summary(facts: dict[str, Any]) -> str:
 # --- clara search --------------------------------------------------------------------------------------
 
 
+@with_options
 def search_store(
     question: Annotated[str, typer.Argument(help="What to look for.")],
     store: Store,
@@ -189,18 +187,16 @@ def search_store(
         str | None, typer.Option("--filter", help='Which documents, as JSON: {"file": "notes.md"}.')
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with all memories, without short keys.")] = False,
-    model: Model = "pocket",
-    base_model: BaseModel = None,
-    compression: Compression = None,
-    reasoner: Reasoner = None,
     as_json: AsJson = False,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Finds the documents of a store that answer a question best."""
     if not question.strip():
         raise ValueError("the question is empty")
     parsed = _filter(condition)
     # Words alone need no model, and the store may be of any.
-    engine = None if mode is ModeName.TEXT else _engine(model, base_model, compression, reasoner)
+    engine = None if mode is ModeName.TEXT else engine_of(options)
     opened = written_store(store, engine)
     start = time.perf_counter()
     hits = opened.search(question, k, filter=parsed, mode=mode.value, exact=exact)
@@ -230,11 +226,3 @@ def _filter(text: str | None) -> dict[str, Any] | None:
     except (TypeError, RecursionError) as exc:
         raise ValueError(f"--filter: {exc}") from exc
     return condition
-
-
-def _engine(model: str, base_model: str | None, compression: int | None, reasoner: str | None) -> ClaraEngine:
-    from clara_core import ClaraEngine
-
-    return ClaraEngine.from_pretrained(
-        model, compression=compression, base_model=base_model, reasoner=reasoner or "auto"
-    )

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clara_core.cli_options import engine_of, with_options
 from clara_core.errors import DataError
+from clara_core.options import EngineOptions
 from clara_core.passages import SUFFIXES, Spans, cut_passages, read_folder
 
 if TYPE_CHECKING:
@@ -22,13 +24,16 @@ _NO_CANDIDATES = "none"
 _BM25 = "bm25"
 
 
+@with_options
 def synthesize_documents(
     docs: Annotated[Path, typer.Argument(help="Folder with .md and .txt files, one of them, or .jsonl of documents.")],
     llm: Annotated[
         str, typer.Option(help="openai:MODEL, openai:MODEL@URL, python:MODULE:NAME or python:FILE.py:NAME.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the sets. Run again with it, a stopped run goes on.")],
-    model: Annotated[str, typer.Option(help="The model that is to be trained; its window cuts passages.")] = "pocket",
+    model: Annotated[
+        str | None, typer.Option(help="The model that is to be trained; its window cuts passages.")
+    ] = None,
     candidates: Annotated[
         str, typer.Option(help="What finds the candidates of a question: bm25, the URI of a store, or none.")
     ] = _BM25,
@@ -40,6 +45,8 @@ def synthesize_documents(
     held_out: Annotated[float, typer.Option(help="Share of the questions kept from training, to measure with.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the order of candidates.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Writes training sets about your documents with a language model."""
     if candidates != _NO_CANDIDATES and top_k > n_candidates:
@@ -49,10 +56,10 @@ def synthesize_documents(
     try:
         asked = open_llm(llm)
         # Before the language model is paid for its work.
-        search = _search(candidates, model)
+        search = _search(candidates, options)
     except ImportError as exc:
         raise ValueError(str(exc)) from exc
-    passages = _passages(docs, model)
+    passages = _passages(docs, options)
 
     from clara_core.training.candidates import end_to_end_sets
     from clara_core.training.synthesis import synthesize
@@ -77,7 +84,7 @@ def synthesize_documents(
     typer.echo(json.dumps(facts, ensure_ascii=False, default=str) if as_json else "\n".join(shown))
 
 
-def _search(candidates: str, model: str) -> Search | None:
+def _search(candidates: str, options: EngineOptions) -> Search | None:
     """What finds candidates; None for BM25 over the passages, which are not known yet."""
     if candidates == _NO_CANDIDATES:
         return None
@@ -88,14 +95,12 @@ def _search(candidates: str, model: str) -> Search | None:
         return None
     from clara_core.store import MemoryStore
 
-    return MemoryStore.open(candidates, model=model, read_only=True)
+    return MemoryStore.open(candidates, engine_of(options), read_only=True)
 
 
-def _passages(docs: Path, model: str) -> list[str]:
+def _passages(docs: Path, options: EngineOptions) -> list[str]:
     """Passages that fit the window of a model."""
-    from clara_core import ClaraEngine
-
-    windows = ClaraEngine.from_pretrained(model).tokenizer.windows
+    windows = engine_of(options).tokenizer.windows
     if docs.name.lower().endswith((".jsonl", ".jsonl.gz", ".parquet")):
         return _from_lines(docs, windows)
     files, problems = read_folder(docs)

@@ -81,7 +81,7 @@ def check_forked(device: torch.device) -> None:
     Raises:
         RuntimeError: It was.
     """
-    if device.type == "cuda" and torch.cuda._is_in_bad_fork():  # type: ignore[no-untyped-call]  # noqa: SLF001
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():  # noqa: SLF001
         msg = (
             f"{device} cannot be used: CUDA was initialised in the process that this one was forked from. Do that in "
             "the children only, or start processes with the method 'spawn'"

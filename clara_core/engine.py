@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Unpack
+from typing import Any, Never, Unpack
 
 from torch import Tensor
 
 from clara_core.async_calls import AsyncCalls
 from clara_core.generation import Answer, Chunk, Sampling, SamplingOptions
-from clara_core.loading import EngineArguments
 from clara_core.memory import Memory
+from clara_core.options import EngineArguments, engine_arguments
 from clara_core.prepare import (
     Documents,
     Message,
@@ -45,45 +45,52 @@ class ClaraEngine(AsyncCalls):
     @classmethod
     def from_pretrained(
         cls,
-        model: str = "pocket",
+        model: str | None = None,
         *,
         compression: int | None = None,
         base_model: str | None = None,
         revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
         device: str = "auto",
         dtype: str = "auto",
         quantization: str | None = None,
         attn_implementation: str = "auto",
         reasoner: str = "auto",
-        token: str | None = None,
-        cache_dir: str | None = None,
-        local_files_only: bool = False,
+        kv_cache_bytes: int | None = None,
+        **unknown: Never,
     ) -> ClaraEngine:
         """The engine of these arguments; the same object for the same ones. Weights load at first use.
 
         Args:
-            model: A Hub id (``apple/CLaRa-7B-E2E``), a folder, or the bundled name ``pocket``.
-            compression: The rate, where a repo holds several: its subfolder ``compression-N``.
+            model: A Hub id (``apple/CLaRa-7B-E2E``), a folder, or the bundled name ``pocket``, which answers (and says
+                so once) where none is named.
+            compression: The rate, where a repo holds several: its subfolder ``compression-N``. None: the smallest,
+                which keeps most of a text.
             base_model: The base decoder, if not the one that the checkpoint names.
             revision: Branch, tag or commit of a Hub repo.
+            token: Access token for the Hub.
+            cache_dir: Where downloads are kept.
+            local_files_only: Never use the network.
             device: ``auto`` or a torch device.
             dtype: ``auto`` (bfloat16 on a GPU, float32 elsewhere), ``float32``, ``bfloat16``, ``float16``.
             quantization: ``int8`` or ``nf4`` (bitsandbytes).
             attn_implementation: ``auto``, ``sdpa``, ``eager`` or ``flash_attention_2``.
             reasoner: ``encoder`` lets the compressor read questions where a checkpoint has no query reasoner.
-            token: Access token for the Hub.
-            cache_dir: Where downloads are kept.
-            local_files_only: Never use the network.
+            kv_cache_bytes: Set aside for the keys and values of all answers being written; None: most of what is free
+                when the first one is. Whoever gave a number last decides, from the next `unload` on.
+            **unknown: There are no others.
+
+        Raises:
+            UnknownOption: Another option; names the nearest right one.
+            ValueError: A value that no engine can have.
         """
-        arguments = EngineArguments(
-            str(model), compression, None if base_model is None else str(base_model), revision, str(device), dtype,
-            quantization, attn_implementation, reasoner, token, None if cache_dir is None else str(cache_dir),
-            local_files_only,
-        ).resolved()  # fmt: skip
+        given = {name: value for name, value in locals().items() if name not in ("cls", "unknown")}
+        arguments = engine_arguments("ClaraEngine.from_pretrained", {**given, **unknown})
         with _engines_lock:
             engine = _engines.setdefault(arguments, cls(arguments))
-            if arguments.token is not None:
-                engine.arguments = arguments  # equal but for the token: the newest may open what none did before
+            engine.arguments = engine.arguments.joined(arguments)
             return engine
 
     def __copy__(self) -> ClaraEngine:

@@ -12,6 +12,10 @@ class ClaraError(Exception):
     """Base of every error that this project raises on purpose."""
 
 
+class UnknownOption(ClaraError, TypeError):
+    """An option that the class or function does not have; the message names both, and the nearest right one."""
+
+
 class CheckpointError(ClaraError):
     """A checkpoint, or the base decoder it needs, cannot be found, read, trusted or written."""
 

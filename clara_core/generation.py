@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
+
+from clara_core.suggest import refuse_unknown
 
 FinishReason = Literal["stop", "length", "cancelled"]
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
@@ -82,16 +83,12 @@ class Sampling:
         """From the options of a call.
 
         Raises:
-            TypeError: An unknown option (names the nearest right one), or a value of the wrong type.
+            UnknownOption: An option that there is not; names the nearest right one.
+            TypeError: A value of the wrong type.
             ValueError: A value out of bounds.
         """
         known = list(SamplingOptions.__annotations__)
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-                msg = f"unknown option {name!r}{hint}"
-                raise TypeError(msg)
+        refuse_unknown("an answer", options, known)
         stop = options.get("stop")
         return cls(
             max_tokens=options.get("max_tokens", 128),

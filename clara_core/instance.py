@@ -18,8 +18,9 @@ from clara_core.config import ClaraConfig, Role
 from clara_core.devices import release_memory
 from clara_core.errors import EngineClosed, RoleError
 from clara_core.generation import Sampling
-from clara_core.loading import DTYPES, EngineArguments, Loaded, Plan, load_model, plan_engine
+from clara_core.loading import DTYPES, Loaded, Plan, load_model, plan_engine
 from clara_core.memory import Memory, MemoryCache
+from clara_core.options import EngineArguments
 from clara_core.prepare import (
     Documents,
     Message,
@@ -142,7 +143,7 @@ class EngineInstance:
                     self._plan = None  # whatever is repaired before the next try is read anew
                     raise
             if self._worker is None or not self._worker.alive:
-                self._worker = Worker(self._loaded.model)
+                self._worker = Worker(self._loaded.model, kv_bytes=self.arguments.kv_cache_bytes)
             return self._loaded
 
     def unload(self) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,74 +16,18 @@ import torch
 from clara_core.attention import ATTENTION, register_attention
 from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint
 from clara_core.config import ClaraConfig
-from clara_core.devices import check_forked, default_dtype, definite_device
+from clara_core.devices import check_forked
 from clara_core.errors import CheckpointError
 from clara_core.kernels import find_kernel
-from clara_core.locate import BUNDLED, locate, locate_base
+from clara_core.locate import locate, locate_base
 from clara_core.model import ClaraModel
+from clara_core.options import EngineArguments
 from clara_core.tokens import ClaraTokenizer
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTIZATIONS = ("int8", "nf4")
-ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
-REASONERS = ("auto", "encoder")
 _SAMPLE = 1 << 20  # bytes hashed at either end of a file of base weights
-
-
-@dataclass(frozen=True, slots=True)
-class EngineArguments:
-    """The arguments of `ClaraEngine.from_pretrained`, as values that can be compared.
-
-    The access token is no part of an engine's identity, is not shown and not pickled.
-    """
-
-    model: str = "pocket"
-    compression: int | None = None
-    base_model: str | None = None
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    quantization: str | None = None
-    attn_implementation: str = "auto"
-    reasoner: str = "auto"
-    token: str | None = field(default=None, repr=False, compare=False)
-    cache_dir: str | None = None
-    local_files_only: bool = False
-
-    def resolved(self) -> EngineArguments:
-        """The same arguments with every "auto" and every path made definite; checks the values.
-
-        Raises:
-            ValueError: A value that no engine can have.
-        """
-        device = definite_device(self.device)
-        _one_of("quantization", self.quantization, (None, *QUANTIZATIONS))
-        _one_of("attn_implementation", self.attn_implementation, ATTENTIONS)
-        _one_of("reasoner", self.reasoner, REASONERS)
-        _one_of("dtype", self.dtype, ("auto", *DTYPES))
-        return replace(
-            self,
-            model=_definite(self.model),
-            base_model=None if self.base_model is None else _definite(self.base_model),
-            device=str(device),
-            dtype=default_dtype(device) if self.dtype == "auto" else self.dtype,
-            cache_dir=None if self.cache_dir is None else str(Path(self.cache_dir).resolve()),
-        )
-
-    def public(self) -> dict[str, Any]:
-        """Everything but the access token."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "token"}
-
-    def hub(self) -> dict[str, Any]:
-        """What transformers needs to find a base decoder."""
-        return {
-            "token": self.token,
-            "cache_dir": self.cache_dir,
-            "local_files_only": self.local_files_only,
-            "trust_remote_code": False,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,22 +183,6 @@ def _quantization(arguments: EngineArguments) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[arguments.dtype]
     )
-
-
-def _definite(name: str) -> str:
-    if name in BUNDLED or not Path(name).exists():
-        return name
-    folder = Path(name).resolve()
-    return next((bundled for bundled, place in BUNDLED.items() if place == folder), str(folder))
-
-
-def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
-    if value in allowed:
-        return
-    near = difflib.get_close_matches(str(value), [str(option) for option in allowed], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    msg = f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}"
-    raise ValueError(msg)
 
 
 @contextmanager

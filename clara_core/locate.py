@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from clara_core.announce import announce
 from clara_core.config import CONFIG_FILE, ClaraConfig
 from clara_core.errors import CheckpointError
 
@@ -18,6 +19,8 @@ BUNDLED: Final = {"pocket": Path(__file__).parent / "pocket"}
 
 _SUBFOLDER = re.compile(r"compression-([1-9]\d*)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+# Rates that the released repos hold, so that an engine of a default rate is known before anything is fetched.
+_RELEASED: Final = {f"apple/CLaRa-7B-{kind}": [16, 128] for kind in ("Base", "Instruct", "E2E")}
 # What is taken from a Hub repo. Everything else (remote code above all) stays there.
 _WANTED: Final = (
     CONFIG_FILE,
@@ -60,7 +63,7 @@ def locate(
             means the bundled model: write "./pocket" for a folder of that name. A path object is
             never a Hub id.
         compression: chooses the subfolder `compression-N` of a repo or folder that holds several
-            rates.
+            rates; the smallest of them where it is None.
         revision: branch, tag or commit of a Hub repo.
         token: access token for private or gated Hub repos.
         cache_dir: where files of the Hub are kept; the Hub's default without it.
@@ -97,6 +100,39 @@ def locate(
         "org/name either. Give a folder, a Hub id such as 'apple/CLaRa-7B-E2E', or a bundled name "
         f"({', '.join(BUNDLED)})."
     )
+
+
+def default_rate(model: str, compression: int | None, revision: str | None) -> int | None:
+    """The rate that arguments stand for, as far as it is known without the Hub, so that one model is one engine.
+
+    Returns:
+        The rate that was asked for, else the smallest of a folder or released repo that holds several, which is said
+        once. None where a folder is one checkpoint of that very rate, and where nothing is known yet.
+    """
+    folder = BUNDLED.get(model, Path(model))
+    if _is_file(folder / CONFIG_FILE):
+        return None if compression is None or _is_of_rate(folder, compression) else compression
+    if compression is not None:
+        return compression
+    rates = _rates(folder) or (_RELEASED.get(model, []) if revision is None else [])
+    return _smallest(rates, model) if rates else None
+
+
+def _smallest(rates: list[int], called: str) -> int:
+    """The rate that keeps most of a text."""
+    if len(rates) > 1:
+        announce(
+            f"{called} holds the rates {', '.join(map(str, rates))}: {rates[0]} is taken, which keeps most of a text; "
+            f"compression={rates[1]} takes another"
+        )
+    return rates[0]
+
+
+def _is_of_rate(folder: Path, compression: int) -> bool:
+    try:
+        return ClaraConfig.read(folder).compr_rate == compression
+    except CheckpointError:  # said where the checkpoint is read
+        return False
 
 
 def locate_base(config: ClaraConfig, folder: str | Path, base_model: str | os.PathLike[str] | None = None) -> str:
@@ -168,12 +204,7 @@ def _choose(folder: Path, called: str, compression: int | None) -> Path:
             "not a CLaRa checkpoint, or was not fetched completely."
         )
     if compression is None:
-        if len(rates) > 1:
-            raise CheckpointError(
-                f"{called} holds several rates ({', '.join(map(str, rates))}). Choose one, for "
-                f"example compression={rates[0]}."
-            )
-        compression = rates[0]
+        compression = _smallest(rates, called)
     if compression not in rates:
         raise CheckpointError(f"{called} has no compression-{compression}; it holds {', '.join(map(str, rates))}.")
     return folder / f"compression-{compression}"
@@ -203,9 +234,10 @@ def _is_file(path: Path) -> bool:
 
 
 def _rates(folder: Path) -> list[int]:
-    if not _is_folder(folder):
+    try:
+        found = [_SUBFOLDER.fullmatch(path.name) for path in folder.iterdir() if (path / CONFIG_FILE).is_file()]
+    except OSError:  # no folder, or one that is closed to us
         return []
-    found = (_SUBFOLDER.fullmatch(path.name) for path in folder.iterdir() if (path / CONFIG_FILE).is_file())
     return sorted(int(match[1]) for match in found if match)
 
 

@@ -19,9 +19,10 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, model_validator
 
+from clara_core.suggest import refuse_unknown
 from langchain_clara._batching import SEAT, Meeting, Seat, run_apart, seated
 from langchain_clara._documents import ReadDocument
-from langchain_clara._engine import EngineFields, nearest
+from langchain_clara._engine import EngineFields
 from langchain_clara._identity import identity
 from langchain_clara._messages import Turn, read_messages
 
@@ -352,8 +353,7 @@ class ChatClara(BaseChatModel, EngineFields):
             if name in _TOOLS and value:
                 raise ValueError(_no_tools(name))
             if name not in {*_SAMPLING, *_TOOLS, "stream"}:
-                known = {*_SAMPLING, "stop", "documents"}
-                raise TypeError(f"ChatClara has no call option {name!r}{nearest(name, known)}")
+                refuse_unknown("a call of ChatClara", [name], [*_SAMPLING, "stop", "documents"])
         turns, read = read_messages(messages, documents)
         options = {name: call.get(name, getattr(self, name)) for name in _SAMPLING}
         options["stop"] = self.stop if stop is None else stop

@@ -12,7 +12,8 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, Field, model_validator
 
-from langchain_clara._engine import ENGINE_OPTIONS, EngineFields
+from clara_core.options import given_options, option_values
+from langchain_clara._engine import EngineFields
 from langchain_clara._entries import Filter, acceptor, with_score
 from langchain_clara.embeddings import ClaraEmbeddings
 from langchain_clara.vectorstores import ClaraVectorStore
@@ -85,8 +86,10 @@ class ClaraRetriever(BaseRetriever, EngineFields):
             raise ValueError("give base= or vectorstore=, not both: documents come from one of them")
         if self.base_weight and self.base is None:
             raise ValueError("base_weight= says how much the order of base= counts, and there is no base")
-        options = {name: getattr(self, name) for name in ("engine", "model", *ENGINE_OPTIONS)}
-        options = {name: value for name, value in options.items() if value is not None}
+        values = option_values(self)
+        options = {name: values[name] for name in given_options(values)}
+        if self.engine is not None:
+            options["engine"] = self.engine
         if self.vectorstore is not None:
             # The framework copies a retriever by its fields: then both are there, and agree.
             embedding = self.vectorstore.embeddings

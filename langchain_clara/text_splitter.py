@@ -9,6 +9,7 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_text_splitters import TextSplitter
 
+from clara_core.suggest import parameters, refuse_unknown
 from langchain_clara._engine import EngineFields
 
 
@@ -30,6 +31,7 @@ class ClaraTextSplitter(TextSplitter):
     """
 
     def __init__(self, *, add_start_index: bool = False, **options: Any) -> None:
+        refuse_unknown(type(self).__name__, options, {*EngineFields.model_fields, *parameters(type(self))})
         self._source = EngineFields(**options)
         super().__init__(
             chunk_overlap=0, length_function=self.count_tokens, add_start_index=add_start_index, strip_whitespace=False

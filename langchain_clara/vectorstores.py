@@ -11,6 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
+from clara_core.suggest import parameters, refuse_unknown
 from langchain_clara._durable import DurableRows
 from langchain_clara._entries import Filter, checked, listed, with_texts
 from langchain_clara._rows import Rows, vector_of
@@ -106,6 +107,7 @@ class ClaraVectorStore(VectorStore):
         **options: Of `EngineFields`, where `embedding` is not given.
 
     Raises:
+        UnknownOption: An option that nobody reads.
         TypeError: With `uri`, an embedding that makes no memories.
         ValueError: Things that exclude each other.
     """
@@ -119,6 +121,7 @@ class ClaraVectorStore(VectorStore):
         show_progress: bool = False,
         **options: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, options, {*ClaraEmbeddings.model_fields, *parameters(type(self))})
         given = {"embedding": embedding, "store": store}
         owners = [name for name, value in given.items() if value is not None]
         if owners and (options or len(owners) > 1):

@@ -8,52 +8,34 @@ finds it again and by which an `IngestionPipeline` tells models apart.
 from __future__ import annotations
 
 import asyncio
-import difflib
+from collections.abc import Mapping
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 from llama_index.core.schema import BaseComponent
 from pydantic import Field, PrivateAttr
 
+from clara_core.options import DEFAULT_MODEL, EngineOptions, announce_default, given_options, option_values
+from clara_core.suggest import refuse_unknown
+
 if TYPE_CHECKING:
     from clara_core import ClaraEngine
 
-DEFAULT_MODEL: Final = "pocket"
-OPTIONS: Final = (
-    "compression",
-    "base_model",
-    "revision",
-    "device",
-    "dtype",
-    "quantization",
-    "attn_implementation",
-    "reasoner",
-    "cache_dir",
-    "local_files_only",
-)
+
+_ALWAYS: Final = ("class_name",)  # what serialized components carry along
 
 
-class EngineFields(BaseComponent):
+class EngineFields(EngineOptions, BaseComponent):
     """Mixin of the components: ``model=`` with its options, or ``engine=``.
 
-    The options are those of `ClaraEngine.from_pretrained`. An access token is not among them, since a component shows
-    its fields in traces: make an engine with it. The mixin stands first among the bases.
+    The options are those of `ClaraEngine.from_pretrained`. An access token is neither shown nor dumped nor pickled.
+    The mixin stands first among the bases.
     """
 
     holds_weights: ClassVar[bool] = True
     """Whether the component makes its engine load weights, so that other processes should not get copies of it."""
 
-    model: str = Field(default=DEFAULT_MODEL, description="Bundled name, folder or Hub id.")
-    compression: int | None = Field(default=None, description="Rate, where a repo holds several.")
-    base_model: str | None = Field(default=None, description="Base decoder instead of the one that is named.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub repo.")
-    device: str = Field(default="auto", description='Such as "cpu" or "cuda:0".')
-    dtype: str = Field(default="auto", description='Such as "float32" or "bfloat16".')
-    quantization: str | None = Field(default=None, description='How weights are kept: "int8" or "nf4".')
-    attn_implementation: str = Field(default="auto", description='Such as "sdpa".')
-    reasoner: str = Field(default="auto", description='"encoder": the compressor reads questions where needed.')
-    cache_dir: str | None = Field(default=None, description="Where downloads are kept.")
-    local_files_only: bool = Field(default=False, description="Never use the network.")
+    model: str = Field(default=DEFAULT_MODEL, description=EngineOptions.model_fields["model"].description)
 
     _engine: Any = PrivateAttr(default=None)
 
@@ -61,12 +43,15 @@ class EngineFields(BaseComponent):
         """Make a component of a model (``model=`` and its options) or of an ``engine=``.
 
         Raises:
-            TypeError: An option that this component does not have; names the nearest one.
+            UnknownOption: An option that this component does not have; names the nearest one.
             ValueError: Both an engine and a model.
         """
-        refuse_unknown(type(self).__name__, options, _names(type(self)))
+        refuse_unknown(type(self).__name__, options, [*type(self).model_fields, *_ALWAYS])
         if engine is not None:
             options |= fields_of(engine, options)
+        elif options.get("model") is None:
+            announce_default()
+            options["model"] = DEFAULT_MODEL
         super().__init__(**options)
         self._engine = engine
 
@@ -81,7 +66,7 @@ class EngineFields(BaseComponent):
     def engine(self) -> ClaraEngine:
         """The engine, looked up at first use; its weights load when it first computes."""
         if self._engine is None:
-            self._engine = find_engine(self.model, {name: getattr(self, name) for name in OPTIONS})
+            self._engine = find_engine(option_values(self))
         found: ClaraEngine = self._engine
         return found
 
@@ -99,14 +84,14 @@ class EngineFields(BaseComponent):
         self.__init__(**state["__dict__"])  # type: ignore[misc]
 
 
-def find_engine(model: str, options: dict[str, Any]) -> ClaraEngine:
+def find_engine(options: Mapping[str, Any]) -> ClaraEngine:
     """The engine of a model and its options; the same one for everybody."""
     from clara_core import ClaraEngine
 
-    return ClaraEngine.from_pretrained(model, **options)
+    return ClaraEngine.from_pretrained(**options)
 
 
-def fields_of(engine: object, given: dict[str, Any]) -> dict[str, Any]:
+def fields_of(engine: object, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a given engine was made from, as fields.
 
     Raises:
@@ -117,28 +102,10 @@ def fields_of(engine: object, given: dict[str, Any]) -> dict[str, Any]:
 
     if not isinstance(engine, ClaraEngine):
         raise TypeError(f"engine must be a ClaraEngine, got {type(engine).__name__}; a name is model=")
-    both = [name for name in ("model", *OPTIONS) if name in given]
+    both = given_options(given)
     if both:
         raise ValueError(f"give engine= or {both[0]}=, not both: an engine has its own model and options")
     return engine.arguments.public()
-
-
-def refuse_unknown(owner: str, given: dict[str, Any], known: set[str]) -> None:
-    """Refuse options that nobody reads.
-
-    Raises:
-        TypeError: Names the first one and the known one that is most like it.
-    """
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"{owner} has no option {name!r}{hint}")
-
-
-def _names(component: type[BaseComponent]) -> set[str]:
-    # Serialized components carry their class name along.
-    return {*component.model_fields, "class_name"}
 
 
 def _refuse_to_be_sent(component: BaseComponent) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from pydantic import Field, field_validator
 
-from llama_index_clara._engine import DEFAULT_MODEL, EngineFields, fields_of
+from llama_index_clara._engine import EngineFields
 from llama_index_clara._vectors import VectorSpace
 
 log = logging.getLogger(__name__)
@@ -40,14 +40,11 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
 
     def __init__(self, engine: Any = None, **options: Any) -> None:
         """See `EngineFields`; ``model_name=`` means the same as ``model=``."""
-        name = options.get("model_name", options.get("model", DEFAULT_MODEL))
-        if engine is not None:
-            fields_of(engine, {key: value for key, value in options.items() if key != "model_name"})
-            name = engine.arguments.model
-        elif options.setdefault("model", name) != name:
+        name = options.pop("model_name", None)
+        if name is not None and options.setdefault("model", name) != name:
             raise ValueError(f"model= and model_name= mean the same, got {options['model']!r} and {name!r}")
-        options["model_name"] = name
         super().__init__(engine=engine, **options)
+        self.model_name = self.model
 
     @classmethod
     def class_name(cls) -> str:

@@ -29,8 +29,9 @@ from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.types import TokenAsyncGen
 from pydantic import Field, PrivateAttr
 
+from clara_core.suggest import refuse_unknown
 from clara_core.turns import Turn
-from llama_index_clara._engine import EngineFields, refuse_unknown
+from llama_index_clara._engine import EngineFields
 from llama_index_clara._messages import read_messages
 from llama_index_clara._nodes import texts_of
 
@@ -176,7 +177,7 @@ class ClaraLLM(EngineFields, CustomLLM):
 
     def _options(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """The engine's options: the call's before the object's."""
-        refuse_unknown("a call of ClaraLLM", dict(call), set(_SAMPLING))
+        refuse_unknown("a call of ClaraLLM", call, _SAMPLING)
         return {name: call.get(name, getattr(self, name)) for name in _SAMPLING}
 
     def _answer(self, turns: list[Turn], call: Mapping[str, Any]) -> CompletionResponse:

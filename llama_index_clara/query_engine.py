@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -12,9 +12,16 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import Document
 
+from clara_core.options import OPTIONS, given_options
+from clara_core.suggest import parameters, refuse_unknown
 from llama_index_clara.llms import ClaraLLM
 from llama_index_clara.response_synthesizers import ClaraSynthesizer
 from llama_index_clara.retrievers import ClaraRetriever
+
+if TYPE_CHECKING:
+    from clara_core import ClaraEngine
+
+_SYNTHESIZER_OPTIONS: Final = (*parameters(ClaraSynthesizer), *ClaraLLM.model_fields)
 
 
 class ClaraQueryEngine(RetrieverQueryEngine):
@@ -44,6 +51,7 @@ class ClaraQueryEngine(RetrieverQueryEngine):
         callback_manager: CallbackManager | None = None,
         **options: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, options, [*parameters(ClaraQueryEngine), *_SYNTHESIZER_OPTIONS])
         if response_synthesizer is None:
             response_synthesizer = _synthesizer(retriever, callback_manager, options)
         elif options:
@@ -72,8 +80,8 @@ class ClaraQueryEngine(RetrieverQueryEngine):
         *,
         similarity_top_k: int = 5,
         node_postprocessors: list[BaseNodePostprocessor] | None = None,
-        engine: Any = None,
-        model: str | None = None,
+        engine: ClaraEngine | None = None,
+        llm: ClaraLLM | None = None,
         **options: Any,
     ) -> Self:
         """An engine over documents, which are split and compressed now.
@@ -83,11 +91,23 @@ class ClaraQueryEngine(RetrieverQueryEngine):
             similarity_top_k: Nodes to read, or to rerank.
             node_postprocessors: Such as `ClaraRerank`.
             engine: The engine of all parts.
-            model: Or its name.
-            **options: The arguments of `ClaraSynthesizer`.
+            llm: Or the model that answers, whose engine is that of all parts.
+            **options: ``model=`` and its options, for all parts, and the arguments of `ClaraSynthesizer`.
+
+        Raises:
+            UnknownOption: An option that no part has.
+            ValueError: More than one of engine, llm and a model.
         """
-        which: dict[str, Any] = {} if model is None else {"model": model}
-        retriever = ClaraRetriever.from_documents(documents, engine=engine, similarity_top_k=similarity_top_k, **which)
+        owner = f"{cls.__name__}.from_documents"
+        refuse_unknown(owner, options, [*parameters(cls.from_documents), *_SYNTHESIZER_OPTIONS])
+        which = {name: options.pop(name) for name in OPTIONS if name in options}
+        both = [*(["engine"] if engine is not None else []), *given_options(which)]
+        if llm is not None and both:
+            raise ValueError(f"give llm= or {both[0]}=, not both: an llm has its own engine")
+        found = ClaraLLM(engine=llm.engine if llm is not None else engine, **which).engine
+        retriever = ClaraRetriever.from_documents(documents, engine=found, similarity_top_k=similarity_top_k)
+        if llm is not None:
+            options["llm"] = llm
         return cls(retriever, node_postprocessors=node_postprocessors, **options)
 
     def with_retriever(self, retriever: BaseRetriever) -> ClaraQueryEngine:

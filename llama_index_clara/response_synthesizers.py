@@ -18,6 +18,7 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
+from clara_core.suggest import parameters, refuse_unknown
 from llama_index_clara._nodes import text_of
 from llama_index_clara.llms import ClaraLLM
 
@@ -67,6 +68,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         engine: Any = None,
         **options: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, options, [*parameters(ClaraSynthesizer), *ClaraLLM.model_fields])
         if output_cls is not None or multimodal:
             raise ValueError("ClaraSynthesizer answers in text from text: leave output_cls= and multimodal= out")
         if llm is not None and not isinstance(llm, ClaraLLM):

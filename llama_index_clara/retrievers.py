@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -19,12 +19,15 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
+from clara_core.suggest import parameters, refuse_unknown
 from llama_index_clara.embeddings import ClaraEmbedding
 from llama_index_clara.node_parser import ClaraNodeParser
 from llama_index_clara.vector_stores import ClaraVectorStore
 
 if TYPE_CHECKING:
     from clara_core import ClaraEngine
+
+_STORE_OPTIONS: Final = (*ClaraVectorStore.model_fields, *parameters(ClaraVectorStore))
 
 
 class ClaraRetriever(BaseRetriever):
@@ -75,6 +78,7 @@ class ClaraRetriever(BaseRetriever):
         engine: ClaraEngine | None = None,
         **options: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, options, [*parameters(ClaraRetriever), *_STORE_OPTIONS])
         if vector_store is not None and (engine is not None or options):
             name = next(iter(options), "engine")
             raise ValueError(f"give vector_store= or {name}=, not both: a store has its own engine")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Before torch is imported. The models of the tests are tiny, so that a second thread costs more than it gives; and on
+# a busy machine threads that wait for each other turn a test of a minute into one of half an hour.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 

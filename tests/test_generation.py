@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_core import ClaraEngine
+from clara_core import ClaraEngine, UnknownOption
 from clara_core.generation import Sampling, Writer
 from tests.engines import PASSAGES, open_engine
 from tests.test_tokens import tokenizer_of
@@ -38,9 +38,9 @@ def write(ids: list[int], sampling: Sampling, decode=letters, byte_ids: frozense
 @pytest.mark.parametrize(
     "options, error, said",
     [
-        ({"max_token": 3}, TypeError, "unknown option 'max_token'; did you mean 'max_tokens'"),
-        ({"temprature": 0.5}, TypeError, "did you mean 'temperature'"),
-        ({"zzz": 1}, TypeError, "known are max_tokens, stop, temperature, top_p, seed"),
+        ({"max_token": 3}, UnknownOption, "an answer has no option 'max_token'; did you mean 'max_tokens'"),
+        ({"temprature": 0.5}, UnknownOption, "did you mean 'temperature'"),
+        ({"zzz": 1}, UnknownOption, "known: max_tokens, stop, temperature, top_p, seed"),
         ({"max_tokens": 0}, ValueError, "max_tokens must be at least 1, got 0"),
         ({"max_tokens": 2.5}, TypeError, "max_tokens must be an integer, got float: 2.5"),
         ({"max_tokens": None}, TypeError, "max_tokens must be an integer, got NoneType"),

@@ -15,7 +15,7 @@ from langchain_core.load import dumps
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import ConfigurableField
 
-from clara_core import ClaraEngine, ContextOverflow
+from clara_core import ClaraEngine, ContextOverflow, UnknownOption
 from langchain_clara import ChatClara
 from langchain_clara._documents import block_from_document
 from tests.engines import wrapped
@@ -187,9 +187,9 @@ def test_values_out_of_range_are_refused_at_once(model, wrong):
 
 
 def test_unknown_names_are_refused_and_the_nearest_is_named(model, llm):
-    with pytest.raises(ValueError, match=r"temprature.*did you mean 'temperature'"):
+    with pytest.raises(UnknownOption, match=r"temprature.*did you mean 'temperature'"):
         ChatClara(model=model, temprature=0.5)
-    with pytest.raises(TypeError, match=r"max_token.*did you mean 'max_tokens'"):
+    with pytest.raises(UnknownOption, match=r"max_token.*did you mean 'max_tokens'"):
         llm.invoke(QUESTION, max_token=3)
 
 

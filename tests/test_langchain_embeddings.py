@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import torch
 
-from clara_core import ClaraEngine, WindowOverflow
+from clara_core import ClaraEngine, UnknownOption, WindowOverflow
 from clara_core.projection import Projection
 from langchain_clara import ClaraEmbeddings
 from tests.engines import wrapped
@@ -150,7 +150,7 @@ async def test_a_long_text_can_be_refused(model):
 
 
 def test_misspelt_options_are_refused():
-    with pytest.raises(ValueError, match="did you mean 'dimensions'"):
+    with pytest.raises(UnknownOption, match="did you mean 'dimensions'"):
         ClaraEmbeddings(dimension=64)
 
 

@@ -13,7 +13,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.indexing import InMemoryRecordManager, aindex, index
 
-from clara_core import ClaraEngine, FingerprintMismatch
+from clara_core import ClaraEngine, FingerprintMismatch, UnknownOption
 from clara_core.ranking import diversify
 from langchain_clara import ClaraEmbeddings, ClaraRetriever, ClaraVectorStore, _rows
 from tests.langchain_data import HOSTILE, make_documents
@@ -434,7 +434,7 @@ async def test_every_way_to_make_one(model):
         assert [(d.id, d.page_content, d.metadata["n"]) for d in store] == [("x", "a", 0), ("y", "b", 1)]
     with pytest.raises(ValueError, match="give embedding= or model="):
         ClaraVectorStore(embedding, model=model)
-    with pytest.raises(ValueError, match="did you mean 'compression'"):
+    with pytest.raises(UnknownOption, match="did you mean 'compression'"):
         ClaraVectorStore(compresion=16)
 
 

@@ -63,8 +63,7 @@ def test_compression_chooses_the_subfolder(release):
     assert locate(release, compression=8) == release / "compression-8"
     with pytest.raises(CheckpointError, match=r"no compression-4; it holds 8, 16"):
         locate(release, compression=4)
-    with pytest.raises(CheckpointError, match=r"several rates \(8, 16\).*compression=8"):
-        locate(release)
+    assert locate(release) == release / "compression-8"  # the smallest keeps most of a text
     shutil.rmtree(release / "compression-8")
     assert locate(release) == release / "compression-16"
 
@@ -303,10 +302,10 @@ def test_a_rate_is_fetched_from_the_hub_without_code_and_found_again_offline(hub
     assert len(hub.asked) == asked
 
 
-def test_several_rates_on_the_hub_are_listed(hub, tmp_path):
+def test_the_smallest_of_several_rates_on_the_hub_is_taken(hub, tmp_path):
     answer = from_hub(hub.url, tmp_path / "home", model="org/clara")
-    assert "several rates (8, 16)" in answer["error"]
-    assert not any("adapters" in path for path in hub.asked)
+    assert Path(answer["folder"]).name == "compression-8"
+    assert not any("compression-16/adapters" in path for path in hub.asked)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from clara_core import UnknownOption
 from clara_core.checkpoint import read_checkpoint
 from clara_core.config import Role
 from clara_core.locate import BUNDLED
@@ -177,7 +178,7 @@ def test_a_run_of_many_lessons_goes_on_as_if_it_had_not_been_stopped(finished: P
 def test_configs_name_the_nearest_option(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'stage1' has no option 'shufled'; did you mean 'shuffled'"):
         WorldConfig.read(pocket.CONFIG_FILE, ["lessons.stage1.shufled=1"])
-    with pytest.raises(ValueError, match="no option 'sede'; did you mean 'seed'"):
+    with pytest.raises(UnknownOption, match="no option 'sede'; did you mean 'seed'"):
         WorldConfig.read(pocket.CONFIG_FILE, ["sede=1"])
     with pytest.raises(ValueError, match="first must be one of base"):
         _ = WorldConfig.read(pocket.CONFIG_FILE, ["first=stage3"]).stages

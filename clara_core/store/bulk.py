@@ -26,8 +26,9 @@ import pyarrow.compute as pc
 import typer
 from numpy.typing import NDArray
 
+from clara_core.cli_options import arguments_of, with_options
 from clara_core.errors import ClaraError, DataError, StoreError
-from clara_core.loading import EngineArguments
+from clara_core.options import EngineArguments, EngineOptions, option_values
 from clara_core.store.digests import DIGEST, digests, first_of_each, member_of
 from clara_core.store.fragments import (
     BatchCompressor,
@@ -135,6 +136,11 @@ def compress_dataset(
 
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
+    if engine is not None and engine.token is not None:
+        # The token does not travel to the workers; in this process the engine is known by it.
+        from clara_core.engine import ClaraEngine
+
+        ClaraEngine.from_pretrained(**option_values(engine))
     # Workers may stand in other folders, and on machines with other devices.
     source, uri, engine = definite(source), definite(uri), elsewhere(engine or EngineArguments())
     columns = columns or Columns()
@@ -324,18 +330,18 @@ def _task(item: str) -> Task:
 # --- command line ----------------------------------------------------------------------------------------
 
 
+@with_options
 def main(
     source: Annotated[str, typer.Argument(help="Parquet, JSON lines or Lance: file, folder or object store.")],
     store: Annotated[str, typer.Argument(help="Folder or object store; made where there is none.")],
-    model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
-    compression: Annotated[int | None, typer.Option(help="Rate, where a repo holds several.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="Base decoder, instead of the named one.")] = None,
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Column of the ids; else made from the texts.")] = None,
     metadata_column: Annotated[list[str] | None, typer.Option(help="Column to keep; default: all others.")] = None,
     memory_type: Annotated[str, typer.Option(help="bfloat16 or int8, in a new store.")] = "bfloat16",
     workers: Annotated[int, typer.Option(help="Processes of a Ray job; 0: this process alone.")] = 0,
     rows_per_shard: Annotated[int, typer.Option(help="Documents that are lost when a worker dies.")] = ROWS_PER_SHARD,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Compresses a dataset into a store; called again, it goes on where it was stopped."""
     metadata = tuple(metadata_column) if metadata_column else None
@@ -343,7 +349,7 @@ def main(
         count = compress_dataset(
             source,
             store,
-            EngineArguments(model, compression, base_model),
+            arguments_of(options),
             Columns(text_column, id_column, metadata),
             workers=workers,
             memory_type=cast("MemoryType", memory_type),

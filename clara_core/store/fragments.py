@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,8 +23,8 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from clara_core.engine import ClaraEngine
 from clara_core.errors import DataError, FingerprintMismatch, StoreError
-from clara_core.loading import EngineArguments
 from clara_core.memory import Memory, content_key
+from clara_core.options import EngineArguments
 from clara_core.store.digests import DIGEST, digests, first_of_each, member_of
 from clara_core.store.keys import DEFAULT_LENGTH, Key
 from clara_core.store.reading import batches
@@ -239,8 +239,8 @@ def commit_written(uri: str, written: Iterable[pa.RecordBatch]) -> int:
 
 def elsewhere(engine: EngineArguments) -> EngineArguments:
     """Arguments that mean the same in another process: whole paths, no access token, "auto" not decided yet."""
-    whole = replace(engine, device="cpu").resolved()
-    return replace(whole, device=engine.device, dtype=engine.dtype, token=None)
+    whole = engine.model_copy(update={"device": "cpu"}).resolved()
+    return whole.model_copy(update={"device": engine.device, "dtype": engine.dtype, "token": None})
 
 
 def entries_of(rows: Rows, fingerprint: str) -> list[Entry]:

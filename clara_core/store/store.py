@@ -14,6 +14,7 @@ import torch
 from clara_core.errors import FingerprintMismatch, StoreError
 from clara_core.filters import check_filter
 from clara_core.memory import Memory
+from clara_core.options import OPTIONS, given_options
 from clara_core.store.asking import Filter, StoreSearch, check_engine
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
 from clara_core.store.damage import Broken, explaining, salvage
@@ -25,6 +26,7 @@ from clara_core.store.schema import RECORD_COLUMNS, Layout, memory_shape, record
 from clara_core.store.table import Change, Table
 from clara_core.store.upkeep import build_indexes, refit, rewrite_keys, statistics
 from clara_core.store.writing import Writer, checked_documents
+from clara_core.suggest import parameters, refuse_unknown
 
 if TYPE_CHECKING:
     from lance import LanceDataset
@@ -66,6 +68,7 @@ class MemoryStore(StoreSearch):
         key: int = DEFAULT_LENGTH,
         read_only: bool = False,
         storage_options: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> MemoryStore:
         """Open a store, or make one at the first `add`. Neither loads a model.
 
@@ -79,18 +82,24 @@ class MemoryStore(StoreSearch):
             key: Numbers of a key in a new store.
             read_only: Refuse to write.
             storage_options: Credentials and settings of the object store.
+            **options: Of the engine of `model`, as in `ClaraEngine.from_pretrained`, such as ``compression=16``.
 
         Raises:
+            UnknownOption: An option that neither this function nor an engine has.
             StoreError: What is there cannot be read, or nothing is there and `read_only` is given.
         """
-        if engine is not None and model is not None:
-            raise ValueError(f"give engine= or model=, not both; got model={model!r}")
+        refuse_unknown("MemoryStore.open", options, [*OPTIONS, *parameters(cls.open)])
+        given = given_options({"model": model, **options})
+        if engine is not None and given:
+            raise ValueError(f"give engine= or {given[0]}=, not both: an engine has its own model and options")
+        if model is None and given:
+            raise ValueError(f"{given[0]}= is an option of the engine of a model: give model=, too")
         if memory_type not in MEMORY_TYPES:
             raise ValueError(f"memory_type must be one of {', '.join(MEMORY_TYPES)}, got {memory_type!r}")
         if model is not None:
             from clara_core.engine import ClaraEngine
 
-            engine = ClaraEngine.from_pretrained(model)
+            engine = ClaraEngine.from_pretrained(model, **options)
         table = Table(fspath(uri), dict(storage_options) if storage_options else None)
         dataset = table.latest()
         if dataset is not None:

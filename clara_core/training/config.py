@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from clara_core.config import Role
+from clara_core.errors import UnknownOption
+from clara_core.options import EngineOptions, sentence
+from clara_core.suggest import nearest_or_all
 from clara_core.training.lines import Stage
 
 RoleName = Literal["compressor", "reasoner", "generator"]
-Precision = Literal["auto", "bf16", "fp32"]
 Model = TypeVar("Model", bound=BaseModel)
 
 ROLES: dict[RoleName, Role] = {
@@ -61,15 +62,16 @@ class Shape(Settings):
     top_k: int = Field(default=5, gt=0)
 
 
-class TrainingConfig(Settings):
+class TrainingConfig(EngineOptions, Settings):
     """One stage over the lines of files. Where a value is None the recipe of the paper for the stage stands.
+
+    All options of an engine are options of a run. `model` is the checkpoint to start from; without one, new adapters
+    are made over `base_model`. `dtype` is that of the passes: "bfloat16" (with float32 masters) or "float32", and
+    "auto" bfloat16 on a GPU that has it. `attn_implementation` "auto" means "eager" on a processor, which learns
+    fastest there.
 
     Attributes:
         stage: What is learned.
-        model: Checkpoint to start from: bundled name, folder or Hub id. None: new adapters over `base_model`.
-        base_model: Folder or Hub id of the base decoder, instead of the one the checkpoint names.
-        compression: Rate, where a repo or folder holds several.
-        revision: Branch, tag or commit of a Hub repo.
         shape: Of new adapters; only where there is no `model`.
         data: Files of lines of this stage.
         held_out: Files of lines that are not learned, or the share of `data` to keep aside.
@@ -93,11 +95,7 @@ class TrainingConfig(Settings):
         contrastive: Weight of the contrastive loss. None: 1 in the contrastive stage, else 0.
         tau: Temperature of the contrastive loss.
         in_batch_negatives: Candidates of the other questions of a pass are negatives, too.
-        precision: Passes in "bf16" (with float32 masters) or "fp32". "auto": bf16 on a GPU that has it.
-        quantization: "int8" or "nf4" for the base; the adapters learn over it.
         gradient_checkpointing: Compute states again in the backward pass instead of keeping them.
-        attn_implementation: As for an engine. "auto" on a processor means "eager", which learns fastest there.
-        device: "auto" or a torch device.
         memory_room_mb: Memories of frozen documents that are kept instead of made anew at each step.
         seed: Of data order, dropout and new weights.
         save_every: Steps between two saved states. None: by time alone.
@@ -105,15 +103,9 @@ class TrainingConfig(Settings):
         eval_every: Steps between two looks at the held-out lines. None: at the end of each epoch.
         patience: Looks without a better held-out loss after which the run ends. None: never.
         tensorboard: Write event files. None: where TensorBoard is installed.
-        cache_dir: Where files of the Hub are kept.
-        offline: Look into the cache of the Hub only.
     """
 
     stage: Stage
-    model: str | None = None
-    base_model: str | None = None
-    compression: int | None = None
-    revision: str | None = None
     shape: Shape = Shape()
     data: Paths = Field(min_length=1)
     held_out: Paths | Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -137,11 +129,7 @@ class TrainingConfig(Settings):
     contrastive: float | None = Field(default=None, ge=0)
     tau: float = Field(default=0.02, gt=0)
     in_batch_negatives: bool = False
-    precision: Precision = "auto"
-    quantization: Literal["int8", "nf4"] | None = None
     gradient_checkpointing: bool = False
-    attn_implementation: str = "auto"
-    device: str = "auto"
     memory_room_mb: int = Field(default=1024, ge=0)
     seed: int = 1
     save_every: int | None = Field(default=None, gt=0)
@@ -149,8 +137,6 @@ class TrainingConfig(Settings):
     eval_every: int | None = Field(default=None, gt=0)
     patience: int | None = Field(default=None, gt=0)
     tensorboard: bool | None = None
-    cache_dir: Path | None = None
-    offline: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -181,6 +167,10 @@ class TrainingConfig(Settings):
             raise ValueError(f"in {self.stage} memories carry no gradient: compressor and memory_tokens cannot learn")
         if not self.learn or not self.batch_size or not self.lr:
             raise ValueError("learn, batch_size and lr must not be empty or 0")
+        if self.dtype == "float16":
+            raise ValueError("dtype: training in float16 loses small gradients; give bfloat16 or float32")
+        if self.reasoner != "auto":
+            raise ValueError("reasoner: training makes a query reasoner of its own where there is none; leave it out")
         if self.patience is not None and not self.held_out:
             raise ValueError("patience needs held_out: without held-out lines nothing says when to stop")
         return self
@@ -200,7 +190,8 @@ class TrainingConfig(Settings):
             given: Values that stand above the file, such as ``stage="stage1"``.
 
         Raises:
-            ValueError: The file cannot be read, or holds a key or value that cannot be.
+            UnknownOption: The file holds a key that there is not.
+            ValueError: It cannot be read, or holds a value that cannot be.
         """
         return parse(cls, {**read_table(path, changes), **given}, str(path))
 
@@ -230,13 +221,16 @@ def parse(kind: type[Model], values: Mapping[str, Any], where: str) -> Model:
     """Checked values.
 
     Raises:
-        ValueError: Names what is wrong, and for an unknown key the nearest right one.
+        UnknownOption: There is a key that the config does not have; names the nearest right one.
+        ValueError: A value cannot be; names it.
     """
     try:
         return kind.model_validate(values)
     except ValidationError as exc:
-        faults = [_fault(kind, fault) for fault in exc.errors()]
-        raise ValueError(f"{where}: {'; '.join(faults)}") from exc
+        faults = exc.errors()
+        unknown = any(fault["type"] == "extra_forbidden" for fault in faults)
+        message = f"{where}: {'; '.join(_fault(kind, fault) for fault in faults)}"
+        raise (UnknownOption(message) if unknown else ValueError(message)) from exc
 
 
 def _fault(kind: type[BaseModel], fault: Any) -> str:
@@ -244,20 +238,13 @@ def _fault(kind: type[BaseModel], fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{name} is missing"
     if fault["type"] != "extra_forbidden":
-        message = str(fault["msg"]).removeprefix("Value error, ")
-        return f"{name}: {message}, got {fault['input']!r}" if name else message
+        return sentence(fault)
     model: Any = kind
     for part in fault["loc"][:-1]:
         field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
         inner = [] if field is None else [field.annotation, *get_args(field.annotation)]
         model = next((item for item in inner if hasattr(item, "model_fields")), model)
-    return f"there is no option {name!r}{nearest(str(fault['loc'][-1]), list(model.model_fields))}"
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown name: the nearest right one, or all there are."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    return f"there is no option {name!r}{nearest_or_all(str(fault['loc'][-1]), list(model.model_fields))}"
 
 
 def _yaml(text: str, path: Path) -> dict[str, Any]:

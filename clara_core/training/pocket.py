@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from clara_core.config import Role
-from clara_core.loading import DTYPES, EngineArguments
+from clara_core.loading import DTYPES
+from clara_core.options import EngineArguments
 from clara_core.training.card import card, hardware, versions
 from clara_core.training.journal import METRICS_FILE, Journal, read_lines
 from clara_core.training.masters import Learning
@@ -67,7 +68,7 @@ def _open(config: WorldConfig, processes: Processes) -> Opened:
     """The checkpoint to learn on from, or random weights."""
     if config.start is not None:
         arguments = EngineArguments(
-            config.start, device=str(processes.device), dtype="float32", attn_implementation="eager"
+            model=config.start, device=str(processes.device), dtype="float32", attn_implementation="eager"
         )
         return open_checkpoint(arguments.resolved())
     base = config.out / "base"

@@ -16,7 +16,8 @@ import torch
 
 from clara_core.config import ClaraConfig
 from clara_core.errors import TrainingError
-from clara_core.loading import DTYPES, EngineArguments
+from clara_core.loading import DTYPES
+from clara_core.options import EngineArguments, option_values
 from clara_core.training.card import DataFile, card, hardware, versions
 from clara_core.training.config import TrainingConfig
 from clara_core.training.cut import check_quantization
@@ -37,7 +38,17 @@ log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
 STAGE_NAMES = {"contrastive": "stage2_pretrain_retrieval"}
 # Values that may change between a stop and going on: they change no number.
-_FREE = {"out", "save_every", "save_minutes", "tensorboard", "cache_dir", "offline", "device"}
+# Settings that do not decide what is learned: a run may go on with others.
+_FREE = {
+    "out",
+    "save_every",
+    "save_minutes",
+    "tensorboard",
+    "cache_dir",
+    "local_files_only",
+    "device",
+    "kv_cache_bytes",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +192,9 @@ def _wanted_device(device: str) -> torch.device | None:
 
 
 def _precision(config: TrainingConfig, device: torch.device) -> torch.dtype:
-    if config.precision == "auto":
+    if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return DTYPES[config.dtype]
 
 
 def _open(config: TrainingConfig, processes: Processes) -> Opened:
@@ -193,18 +204,12 @@ def _open(config: TrainingConfig, processes: Processes) -> Opened:
     on_processor = processes.device.type == "cpu"
     dtype = _precision(config, processes.device)
     attention = config.attn_implementation
-    arguments = EngineArguments(
-        model=config.model or "pocket",
-        compression=config.compression,
-        base_model=config.base_model,
-        revision=config.revision,
-        device=str(processes.device),
-        dtype=next(name for name, known in DTYPES.items() if known is dtype),
-        quantization=config.quantization,
-        attn_implementation="eager" if on_processor and attention == "auto" else attention,
-        cache_dir=None if config.cache_dir is None else str(config.cache_dir),
-        local_files_only=config.offline,
-    ).resolved()
+    chosen = {
+        "device": str(processes.device),
+        "dtype": next(name for name, known in DTYPES.items() if known is dtype),
+        "attn_implementation": "eager" if on_processor and attention == "auto" else attention,
+    }
+    arguments = EngineArguments(**option_values(config) | chosen).resolved()
     if config.model is not None:
         opened = open_checkpoint(arguments, place)
     else:
@@ -335,6 +340,6 @@ def _export(
         facts=facts,
         files=files,
         metrics=metrics,
-        settings=config.model_dump(mode="json", exclude={"out", "cache_dir", "offline", "device", "tensorboard"}),
+        settings=config.model_dump(mode="json", exclude=_FREE - {"save_every", "save_minutes"}),
     )
     write_model(config.out / CHECKPOINT, opened, stage, text, base_learned=False)

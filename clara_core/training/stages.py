@@ -13,7 +13,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from clara_core.config import ClaraConfig, Role
-from clara_core.training.config import ROLES, Settings, nearest, parse, read_table
+from clara_core.suggest import nearest_or_all
+from clara_core.training.config import ROLES, Settings, parse, read_table
 
 CONFIG = ClaraConfig(
     decoder_model_name="base",
@@ -121,7 +122,9 @@ class WorldConfig(Settings):
         found = [_stage(name, values) for name, values in self.lessons.items()]
         names = [stage.name for stage in found]
         if self.first is not None and self.first not in names:
-            raise ValueError(f"first must be one of {', '.join(names)}, got {self.first!r}{nearest(self.first, names)}")
+            raise ValueError(
+                f"first must be one of {', '.join(names)}, got {self.first!r}{nearest_or_all(self.first, names)}"
+            )
         found = found[0 if self.first is None else names.index(self.first) :]
         return tuple(replace(stage, steps=max(1, round(stage.steps * self.scale))) for stage in found)
 
@@ -135,7 +138,7 @@ def _stage(name: str, values: Mapping[str, Any]) -> Stage:
     known = [item.name for item in fields(Stage)]
     for key in values:
         if key not in known:
-            raise ValueError(f"lesson {name!r} has no option {key!r}{nearest(key, known)}")
+            raise ValueError(f"lesson {name!r} has no option {key!r}{nearest_or_all(key, known)}")
     found = {**values, "name": name}
     if found.get("learning") is not None:
         for role in found["learning"]:

@@ -34,7 +34,8 @@ from rich.table import Table
 
 from clara_core import ClaraEngine
 from clara_core.evaluation import evaluate, over_corpus, read_questions
-from clara_core.loading import EngineArguments, plan_engine
+from clara_core.loading import plan_engine
+from clara_core.options import EngineArguments
 from clara_core.training.averaging import average
 from clara_core.training.candidates import end_to_end_sets
 from clara_core.training.config import TrainingConfig
@@ -94,7 +95,7 @@ def prepare(plan: Plan) -> None:
 def adapt(plan: Plan) -> Path:
     """Train the stages one after the other; returns the last checkpoint."""
     model = plan.model
-    before = plan_engine(EngineArguments(model).resolved()).folder
+    before = plan_engine(EngineArguments(model=model).resolved()).folder
     for stage in STAGES:
         config = TrainingConfig.read(
             HERE / f"{stage}.toml",

@@ -17,7 +17,7 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 
-from clara_core import ClaraEngine
+from clara_core import ClaraEngine, UnknownOption
 from langchain_clara import (
     ChatClara,
     ClaraContextMiddleware,
@@ -284,7 +284,7 @@ def test_splitting_loads_no_weights(tmp_path):
     assert splitter.split_text("One sentence.") == ["One sentence."]
     assert "start_index" not in splitter.create_documents(["a"])[0].metadata
     assert ClaraEngine.from_pretrained(str(tiny.folder))._loaded is None
-    with pytest.raises(ValueError, match="did you mean 'compression'"):
+    with pytest.raises(UnknownOption, match="did you mean 'compression'"):
         ClaraTextSplitter(compresion=16)
 
 

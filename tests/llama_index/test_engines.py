@@ -387,6 +387,7 @@ class ToolLLM(FunctionCallingLLM):
     stream_chat = complete = stream_complete = acomplete = astream_complete = chat
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LlamaIndex reads every attribute of an agent
 async def test_tool_of_an_agent(query_engine, expected):
     tool = tools(query_engine)[0]
     assert tool.call(QUESTION).content == (await tool.acall(QUESTION)).content == expected(QUESTION)

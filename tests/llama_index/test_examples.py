@@ -43,4 +43,4 @@ def test_store_needs_little_more_memory_than_its_memories_and_little_time():
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     row = json.loads(done.stdout.splitlines()[-1])
     assert row["peak_ratio"] < 2
-    assert row["query_ms"] < 50
+    assert row["query_cpu_ms"] < 100

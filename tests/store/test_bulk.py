@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, DataError, FingerprintMismatch, MemoryStore, StoreError
-from clara_core.loading import EngineArguments
+from clara_core.options import EngineArguments
 from clara_core.store import bulk
 from clara_core.store.bulk import (
     BatchCompressor,
@@ -41,7 +41,7 @@ N = 60
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
     tiny = build(tmp_path_factory.mktemp("tiny"))
-    return EngineArguments(str(tiny.folder), base_model=str(tiny.base), dtype="float32", device="cpu")
+    return EngineArguments(model=str(tiny.folder), base_model=str(tiny.base), dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_an_access_token_does_not_travel(arguments):
 def test_another_engine_than_the_stores_is_refused(arguments, table, tmp_path, tmp_path_factory):
     schema = prepare_store(str(tmp_path / "store"), ["a text"], arguments)
     tiny = build(tmp_path_factory.mktemp("other"), seed=1)
-    other = EngineArguments(str(tiny.folder), base_model=str(tiny.base), dtype="float32", device="cpu")
+    other = EngineArguments(model=str(tiny.folder), base_model=str(tiny.base), dtype="float32", device="cpu")
     with pytest.raises(FingerprintMismatch, match="the store is for memories of the model"):
         list(BatchCompressor(schema, other, COLUMNS)(iter(table.to_batches())))
 

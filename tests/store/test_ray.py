@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from clara_core import MemoryStore
-from clara_core.loading import EngineArguments
+from clara_core.options import EngineArguments
 from clara_core.store.bulk import Columns, compress_dataset
 from clara_core.training.world import make_corpus
 from tests.langchain_data import bundled_or_tiny
@@ -62,7 +62,7 @@ def alone(source, tmp_path_factory):
 
 
 def arguments():
-    return EngineArguments(bundled_or_tiny())
+    return EngineArguments(model=bundled_or_tiny())
 
 
 def workers():

@@ -16,7 +16,7 @@ import torch
 from clara_core.checkpoint import read_checkpoint
 from clara_core.config import Role
 from clara_core.errors import TrainingError
-from clara_core.loading import EngineArguments
+from clara_core.options import EngineArguments
 from clara_core.training.cut import WholeBase, base_of
 from clara_core.training.masters import Learning
 from clara_core.training.opening import open_checkpoint
@@ -125,7 +125,9 @@ def found(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def test_a_base_that_learns_is_not_cut(tiny: Tiny) -> None:
-    opened = open_checkpoint(EngineArguments(str(tiny.folder), base_model=str(tiny.base), device="cpu").resolved())
+    opened = open_checkpoint(
+        EngineArguments(model=str(tiny.folder), base_model=str(tiny.base), device="cpu").resolved()
+    )
     processes = Processes(torch.device("cpu"))
     learning = [Learning((Role.GENERATOR,)), Learning((Role.GENERATOR,), base=True)]
     assert isinstance(base_of(opened.model, processes, learning), WholeBase)

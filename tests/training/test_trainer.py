@@ -13,7 +13,7 @@ import torch
 
 from clara_core.checkpoint import Checkpoint, export_peft, read_checkpoint
 from clara_core.config import Role
-from clara_core.loading import EngineArguments
+from clara_core.options import EngineArguments
 from clara_core.training import train
 from clara_core.training.batch import Step
 from clara_core.training.config import TrainingConfig
@@ -263,8 +263,8 @@ def test_adapters_learn_over_a_quantized_base(tiny: Tiny, tmp_path: Path) -> Non
 
 
 def test_passes_in_bfloat16_keep_masters_in_float32(tiny: Tiny, tmp_path: Path) -> None:
-    exact = train(config_for(tiny, tmp_path, "stage1_2", dropout=0.0, precision="fp32", out=tmp_path / "exact"))
-    half = train(config_for(tiny, tmp_path, "stage1_2", dropout=0.0, precision="bf16"))
+    exact = train(config_for(tiny, tmp_path, "stage1_2", dropout=0.0, dtype="float32", out=tmp_path / "exact"))
+    half = train(config_for(tiny, tmp_path, "stage1_2", dropout=0.0, dtype="bfloat16"))
     for one, other in zip(metrics(exact.metrics), metrics(half.metrics), strict=True):
         assert one["answer"] == pytest.approx(other["answer"], rel=0.02)
     tensors = read_checkpoint(half.checkpoint).adapters[Role.GENERATOR]
