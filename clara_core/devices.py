@@ -217,7 +217,8 @@ def in_halves(
 ) -> int:
     """Run a batch; where it fails, its halves one after the other, and a single row that fails gets the error.
 
-    What ran out of memory fits in parts, and any other error reaches only the rows that it belongs to.
+    What ran out of memory fits in parts, or alone once the cached blocks are given back; any other error reaches only
+    the rows that it belongs to.
 
     Args:
         rows: The batch, at least one row.
@@ -233,6 +234,9 @@ def in_halves(
     while parts:
         part = parts.pop()
         exc = attempt(run, part, device)
+        if exc is not None and len(part) == 1 and is_out_of_memory(exc):
+            release_memory()
+            exc = attempt(run, part, device)
         if exc is None:
             largest = max(largest, len(part))
         elif len(part) == 1:
