@@ -15,6 +15,7 @@ from clara_core.errors import (
     EngineClosed,
     FingerprintMismatch,
     LLMError,
+    NotEnoughMemory,
     RoleError,
     StoreError,
     TrainingError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from clara_core.memory import Memory, MemoryCache
     from clara_core.ranking import Ranked
     from clara_core.store import Hit, MemoryStore, Record, StoreStats
+    from clara_core.version import __version__
 
 __all__ = [
     "Answer",
@@ -45,6 +47,7 @@ __all__ = [
     "Memory",
     "MemoryCache",
     "MemoryStore",
+    "NotEnoughMemory",
     "Ranked",
     "Record",
     "Role",
@@ -54,6 +57,7 @@ __all__ = [
     "TrainingError",
     "UnknownOption",
     "WindowOverflow",
+    "__version__",
 ]
 
 _MODULES: Final = {
@@ -68,6 +72,7 @@ _MODULES: Final = {
     "Record": "clara_core.store",
     "Role": "clara_core.config",
     "StoreStats": "clara_core.store",
+    "__version__": "clara_core.version",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

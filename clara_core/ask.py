@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from clara_core.cli_options import engine_of, with_options
+from clara_core.cli_options import engine_of, load_watched, with_options
 from clara_core.options import DEFAULT_MODEL, EngineOptions
-from clara_core.passages import SUFFIXES, Passage, TextFile, cut_passages, read_folder
+from clara_core.passages import SUFFIXES, Passage, TextFile, cut_passages, group_left_out, read_folder
 
 if TYPE_CHECKING:
     from clara_core import Answer, ClaraEngine, Memory
@@ -66,7 +66,7 @@ def ask(
         list[str],
         typer.Argument(
             metavar="[FOLDER] QUESTION",
-            help="A folder with .md and .txt files, or one file (not with --store), and what to ask them.",
+            help="A folder of files, or one file (not with --store), and what to ask them.",
             show_default=False,
         ),
     ],
@@ -106,18 +106,17 @@ def ask(
 
 
 def read_files(folder: Path, notes: Console) -> tuple[list[TextFile], list[str]]:
-    """The texts of a folder, and a line for each file that was left out, which is shown, too.
+    """The texts of a folder, and a line for each file that was left out; these are shown, those of a kind together.
 
     Raises:
         ValueError: There is none.
     """
-    files, problems = read_folder(folder)
-    for problem in problems:
-        notes.print(plain(f"left out: {problem}"), style="yellow", soft_wrap=True)
+    files, left_out = read_folder(folder)
+    for line in group_left_out(left_out):
+        notes.print(plain(f"left out: {line}"), style="yellow", soft_wrap=True)
     if not files:
-        kinds = " or ".join(SUFFIXES)
-        raise ValueError(f"no readable {kinds} file in {str(folder)!r}")
-    return files, problems
+        raise ValueError(f"no file in {str(folder)!r} that can be read; kinds that are: {', '.join(SUFFIXES)}")
+    return files, list(map(str, left_out))
 
 
 def _read_files(
@@ -126,6 +125,7 @@ def _read_files(
     passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
     if not passages:
         raise ValueError(f"the {len(files)} files in {folder!r} hold no text")
+    load_watched(engine)
     reading = _Reading(len(passages))
     with reading.timed("compress"):
         memories = _compress(engine, passages, notes)
@@ -140,6 +140,7 @@ def _read_files(
 
 def _read_store(engine: ClaraEngine, uri: str, question: str, top_k: int) -> _Reading:
     store = written_store(uri, engine)
+    load_watched(engine)
     reading = _Reading(store.count())
     with reading.timed("search"):
         hits = store.search(question, top_k)
@@ -202,13 +203,14 @@ def _facts(question: str, answer: Answer, reading: _Reading) -> dict[str, object
         "memory_tokens": answer.memory_tokens,
         "source_tokens": answer.source_tokens,
         "completion_tokens": answer.completion_tokens,
+        "windows_left_out": answer.windows_left_out,
         "seconds": {name: round(value, 3) for name, value in reading.seconds.items()},
     }
 
 
 def _show(answer: Answer, reading: _Reading) -> None:
     console = Console(highlight=False)
-    console.print(plain(answer.text.strip()), style="bold", soft_wrap=True)
+    console.print(plain(answer.text.strip()) or "(the model answered nothing)", style="bold", soft_wrap=True)
     if answer.finish_reason == "length":
         console.print("(cut at --max-tokens)", style="yellow")
     console.print()

@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,7 +45,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _notes():
+                return super().invoke(ctx)
         except (ClaraError, ValueError) as exc:
             message = " ".join(str(exc).split())
             sys.stderr.write(f"clara: {message}\n")
@@ -50,10 +54,28 @@ class _Group(TyperGroup):
 
 
 class _Notes(logging.Handler):
-    """What was chosen for the user, on standard error, whoever reads that."""
+    """What is said to the user, on standard error, whoever reads that."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(f"clara: {record.getMessage()}\n")
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """What the library logs as a warning is a line for the user; Python warnings are for who writes programs.
+
+    Warnings of this library are logged, too. `python -W` and PYTHONWARNINGS bring all of them back.
+    """
+    notes = _Notes(logging.WARNING)
+    logger = logging.getLogger("clara_core")
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        logger.addHandler(notes)
+        try:
+            yield
+        finally:
+            logger.removeHandler(notes)
 
 
 app = typer.Typer(
@@ -194,7 +216,7 @@ def _describe(checkpoint: Checkpoint, model: str, base_model: str | None) -> dic
         "base_remark": remark,
         "bytes": sum(path.stat().st_size for path in weight_files(checkpoint.folder)),
         "identity": checkpoint.identity,
-        "licence": _APPLE_LICENCE if apple else None,
+        "licence": _APPLE_LICENCE if apple else config.licence_note,
     }
 
 

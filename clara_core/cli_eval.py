@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clara_core.cli_options import engine_of, with_options
+from clara_core.cli_options import engine_of, load_watched, with_options
 from clara_core.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def evaluate_file(
         lines = read_questions(data, limit)
         if out is not None:
             load_figure()  # what the report will need
+        load_watched(engine)
         report = evaluate(
             engine,
             over_corpus(lines) if corpus else lines,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,6 +63,11 @@ def engine_of(options: EngineOptions) -> ClaraEngine:
     from clara_core import ClaraEngine
 
     return ClaraEngine.from_pretrained(**option_values(arguments_of(options)))
+
+
+def load_watched(engine: ClaraEngine) -> None:
+    """Load an engine, with a progress bar where somebody can see it."""
+    engine.load(show_progress=sys.stderr.isatty())
 
 
 def _is_options(annotation: Any) -> bool:

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from clara_core.ask import open_store, plain, read_files, show_sources, source_of, write_json, written_store
-from clara_core.cli_options import engine_of, with_options
+from clara_core.cli_options import engine_of, load_watched, with_options
 from clara_core.options import DEFAULT_MODEL, EngineOptions
 from clara_core.passages import Passage, TextFile, cut_passages
 
@@ -73,7 +73,7 @@ class Plan:
 
 @with_options
 def index_folder(
-    folder: Annotated[Path, typer.Argument(help="Folder with .md and .txt files, or one file.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of files, or one file.")],
     store: Store,
     memory_type: Annotated[
         MemoryTypeName, typer.Option(help="How a new store writes memories; int8 takes half the bytes.")
@@ -94,6 +94,7 @@ def index_folder(
 
     engine = engine_of(options)
     passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
+    load_watched(engine)
     opened = open_store(store, engine, memory_type.value)
     plan = _plan(opened, source, root, files, passages)
     start = time.perf_counter()
@@ -198,6 +199,8 @@ def search_store(
     # Words alone need no model, and the store may be of any.
     engine = None if mode is ModeName.TEXT else engine_of(options)
     opened = written_store(store, engine)
+    if engine is not None:
+        load_watched(engine)
     start = time.perf_counter()
     hits = opened.search(question, k, filter=parsed, mode=mode.value, exact=exact)
     seconds = time.perf_counter() - start

@@ -14,7 +14,7 @@ import typer
 from clara_core.cli_options import engine_of, with_options
 from clara_core.errors import DataError
 from clara_core.options import EngineOptions
-from clara_core.passages import SUFFIXES, Spans, cut_passages, read_folder
+from clara_core.passages import SUFFIXES, Spans, cut_passages, group_left_out, read_folder
 
 if TYPE_CHECKING:
     from clara_core.training.candidates import Search
@@ -26,7 +26,7 @@ _BM25 = "bm25"
 
 @with_options
 def synthesize_documents(
-    docs: Annotated[Path, typer.Argument(help="Folder with .md and .txt files, one of them, or .jsonl of documents.")],
+    docs: Annotated[Path, typer.Argument(help="Folder of files, one of them, or .jsonl of documents.")],
     llm: Annotated[
         str, typer.Option(help="openai:MODEL, openai:MODEL@URL, python:MODULE:NAME or python:FILE.py:NAME.")
     ],
@@ -103,12 +103,12 @@ def _passages(docs: Path, options: EngineOptions) -> list[str]:
     windows = engine_of(options).tokenizer.windows
     if docs.name.lower().endswith((".jsonl", ".jsonl.gz", ".parquet")):
         return _from_lines(docs, windows)
-    files, problems = read_folder(docs)
-    for problem in problems:
-        typer.echo(f"left out: {problem}", err=True)
+    files, left_out = read_folder(docs)
+    for line in group_left_out(left_out):
+        typer.echo(f"left out: {line}", err=True)
     passages = [passage.text for file in files for passage in cut_passages(file, windows)]
     if not passages:
-        raise ValueError(f"no text in the {' and '.join(SUFFIXES)} files of {str(docs)!r}")
+        raise ValueError(f"no text in {str(docs)!r}; kinds that are read: {', '.join(SUFFIXES)}")
     return passages
 
 

@@ -3,6 +3,9 @@
 A released `config.json` also carries fields of a separate BERT-style compressor that no release
 uses, and bookkeeping of the library that wrote it. They are ignored, except where they would mean
 that the checkpoint is of another kind than the one this project implements.
+
+PISCO (naver/pisco-mistral, -llama, -solar) is computed step by step as CLaRa's Instruct stage: its
+config is read as one of `training_stage` `stage1_2`.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import json
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -75,6 +78,10 @@ _LABELS: Final = {
     Role.GENERATOR: "generator",
 }
 
+_PISCO_LICENCE: Final = (
+    "PISCO weights: their card is tagged cc-by-4.0, and its text says CC BY-NC 4.0; treat them as non-commercial"
+)
+
 
 class ClaraConfig(BaseModel):
     """The facts of one checkpoint. Frozen; names are those of the released `config.json`.
@@ -92,6 +99,7 @@ class ClaraConfig(BaseModel):
         training_stage: `stage1`, `stage1_2`, `stage2`, `stage2_pretrain_retrieval`, ...
         quantization: what the base was quantized to in training ("no" in every release).
         kbtc_training: whether a further `<KBTC>` token was added.
+        family: whose weights these are; `model_type` of a config.json that this project wrote.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -107,6 +115,7 @@ class ClaraConfig(BaseModel):
     training_stage: str = "stage2"
     quantization: str = "no"
     kbtc_training: bool = False
+    family: Literal["CLaRa", "PISCO"] = "CLaRa"
 
     @model_validator(mode="after")
     def _check(self) -> ClaraConfig:
@@ -151,6 +160,11 @@ class ClaraConfig(BaseModel):
         return [*added, "<KBTC>"] if self.kbtc_training else added
 
     @property
+    def licence_note(self) -> str | None:
+        """What to know of the weights' licence before use, where it is not plain."""
+        return _PISCO_LICENCE if self.family == "PISCO" else None
+
+    @property
     def promised_roles(self) -> tuple[Role, ...]:
         """The roles that a checkpoint of this training stage has to hold."""
         if self.training_stage.startswith("stage2"):
@@ -159,20 +173,15 @@ class ClaraConfig(BaseModel):
 
     @classmethod
     def read(cls, folder: str | Path) -> ClaraConfig:
-        """Reads `config.json` of a checkpoint folder.
+        """Reads `config.json` of a checkpoint folder, in CLaRa's layout or in PISCO's.
 
         Raises:
-            CheckpointError: the file is missing, is not JSON, lacks a field, or holds a value that
-                cannot be.
+            CheckpointError: the file is missing, is not JSON, lacks a field, holds a value that
+                cannot be, or belongs to another kind of checkpoint (OSCAR, COCOM v1).
         """
         path = Path(folder) / CONFIG_FILE
         raw = _read_json(path)
-        if raw.get("compr_model_name") is not None:
-            raise CheckpointError(
-                f"{path} names a separate compressor model ({raw['compr_model_name']!r}). Only "
-                "checkpoints whose compressor is an adapter of the decoder (compr_model_name "
-                "null) can be read."
-            )
+        raw = _of_a_known_kind(raw, path)
         missing = [name for name in _REQUIRED if name not in raw]
         if missing:
             raise CheckpointError(
@@ -191,7 +200,7 @@ class ClaraConfig(BaseModel):
 
     def write(self, folder: str | Path) -> None:
         """Writes `config.json` into an existing folder, in the released names."""
-        content = {"model_type": "CLaRa", "compr_model_name": None, **self.model_dump()}
+        content = {"model_type": self.family, "compr_model_name": None, **self.model_dump(exclude={"family"})}
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         (Path(folder) / CONFIG_FILE).write_text(text, encoding="utf-8")
 
@@ -210,6 +219,36 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds a {type(raw).__name__}, expected a JSON object")
     return raw
+
+
+def _of_a_known_kind(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The facts under CLaRa's names; PISCO's layout says less, and OSCAR and COCOM v1 are something else.
+
+    Raises:
+        CheckpointError: it is a checkpoint of another kind; says which, and why it cannot be read.
+    """
+    kind = str(raw.get("model_type"))
+    instead = "Use a CLaRa checkpoint (apple/CLaRa-7B-E2E) or a PISCO one (naver/pisco-mistral)."
+    if kind.upper() == "OSCAR" or raw.get("query_dependent"):
+        raise CheckpointError(
+            f"{path} belongs to an OSCAR checkpoint: it compresses each passage together with the question, by a "
+            f"second model, so that no memory can be made before the question is known. {instead}"
+        )
+    if kind.upper() == "COCOM" and (raw.get("training_form") != "both_separately" or "doc_max_length" not in raw):
+        raise CheckpointError(
+            f"{path} belongs to a COCOM v1 checkpoint: whole weights in shards instead of one adapter for each role, "
+            f"and a number of memory tokens that changes with the passage. {instead}"
+        )
+    if raw.get("compr_model_name") is not None:
+        raise CheckpointError(
+            f"{path} names a separate compressor model ({_short(raw['compr_model_name'])}), as OSCAR's checkpoints "
+            "do. Only checkpoints whose compressor is an adapter of the decoder (compr_model_name null) can be read. "
+            f"{instead}"
+        )
+    if kind.upper() == "COCOM":
+        # Both adapters were trained on answers, which is what stage1_2 promises.
+        return {"training_stage": "stage1_2", **raw, "family": "PISCO"}
+    return {**raw, "family": "PISCO" if kind == "PISCO" else "CLaRa"}
 
 
 def _short(value: object) -> str:

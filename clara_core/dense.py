@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AVAILABLE = torch.backends.mkldnn.is_available() and all(
-    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    hasattr(torch.ops.mkldnn, name)
+    for name in ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
 )
 _FEW = 16  # answers in a decode step up to which MKL is faster with a small matrix: oneDNN's call alone takes 10 us
 _ROWS = 8  # rows that the layout is chosen for; the same one is best or equal from 1 to 512
@@ -44,9 +45,16 @@ class PackedLinear(nn.Module):
 
 def packed(layer: nn.Module) -> nn.Module:
     """The layer, packed where it is a plain linear one on the processor in a type that oneDNN packs."""
-    if not AVAILABLE or type(layer) is not nn.Linear or layer.weight.device.type != "cpu":
+    if type(layer) is not nn.Linear or layer.weight.device.type != "cpu" or not packs(layer.weight.dtype):
         return layer
-    return PackedLinear(layer) if layer.weight.dtype in (torch.float32, torch.bfloat16) else layer
+    return PackedLinear(layer)
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of a type on this processor; bfloat16 takes AVX-512 or the like."""
+    if dtype is torch.bfloat16:
+        return AVAILABLE and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
+    return AVAILABLE and dtype is torch.float32
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

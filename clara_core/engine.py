@@ -202,7 +202,9 @@ class ClaraEngine(AsyncCalls):
                 `Sampling`.
 
         Raises:
-            ContextOverflow: The documents do not fit the context; nothing is ever cut.
+            ContextOverflow: The documents do not fit the context. Only a document of more windows than the generator
+                was trained to read is shortened first, where there is a query reasoner: to its best windows for the
+                question, with a warning and a count in ``Answer.windows_left_out``.
             FingerprintMismatch: A memory was made by another model.
         """
         return self.chat(asked(question), memories, **options)
@@ -228,7 +230,8 @@ class ClaraEngine(AsyncCalls):
         """Go on with a conversation; the last user turn may read compressed documents.
 
         Args:
-            messages: ``{"role": "system" | "user" | "assistant", "content": text}``, at least one of the user's.
+            messages: ``{"role": "system" | "user" | "assistant", "content": text}``, in any order that ends with the
+                user; turns are merged as chat templates want them (`clara_core.turns.merge_turns`).
             memories: Documents.
             **options: As in `answer`.
         """

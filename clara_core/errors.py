@@ -36,6 +36,10 @@ class FingerprintMismatch(ClaraError):
     """A memory was made by other weights, or at another rate, than the ones that are to read it."""
 
 
+class NotEnoughMemory(ClaraError):
+    """A model does not fit the memory of its device; the message says what is needed, what is free, and what fits."""
+
+
 class EngineClosed(ClaraError):
     """The engine was closed, or its worker died, while the call was waiting."""
 

@@ -28,6 +28,7 @@ class Answer:
         memory_tokens: Positions of the prompt that were memory slots.
         source_tokens: What the text of the documents would have cost instead of the slots.
         completion_tokens: Tokens written, the end token not counted.
+        windows_left_out: Windows of long documents that were not read, since the context had no room for them.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Answer:
     memory_tokens: int
     source_tokens: int
     completion_tokens: int
+    windows_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

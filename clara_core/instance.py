@@ -124,12 +124,16 @@ class EngineInstance:
 
     # --- life --------------------------------------------------------------------------------------------
 
-    def load(self) -> Loaded:
+    def load(self, *, show_progress: bool = False) -> Loaded:
         """Load the weights now instead of at first use. A load that failed may be tried again.
+
+        Args:
+            show_progress: Draw a progress bar over the weights of a large model.
 
         Raises:
             CheckpointError: What was looked for, where, and what to do.
             EngineClosed: The device cannot be used by this process any more, or not after a fork.
+            NotEnoughMemory: What is needed, what is free, and what takes less.
         """
         with self._lock:
             if self._worker is not None and self._worker.lost is not None:
@@ -138,7 +142,7 @@ class EngineInstance:
                 raise EngineClosed(self._lost)
             if self._loaded is None:
                 try:
-                    self._loaded = load_model(self.arguments, self.plan)
+                    self._loaded = load_model(self.arguments, self.plan, show_progress=show_progress)
                 except BaseException:
                     self._plan = None  # whatever is repaired before the next try is read anew
                     raise
@@ -185,9 +189,13 @@ class EngineInstance:
         """Wait for documents that were submitted."""
         return documents.memories(request.future.result(), self.fingerprint)
 
+    @property
+    def _question_role(self) -> Role:
+        return Role.COMPRESSOR if self.arguments.reasoner == "encoder" else Role.REASONER
+
     def _question_request(self, questions: Sequence[str]) -> EncodeRequest | None:
         questions = list(checked_texts(questions, "questions"))
-        role = Role.COMPRESSOR if self.arguments.reasoner == "encoder" else Role.REASONER
+        role = self._question_role
         self._require(role)
         if not questions:
             return None
@@ -203,8 +211,15 @@ class EngineInstance:
         memories = self._checked(memories)
         model = self.load().model
         return prepare_chat(
-            messages, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.eos_ids
-        )
+            messages, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.eos_ids,
+            reason=self._question_tokens if self._question_role in self.roles else None,
+        )  # fmt: skip
+
+    def _question_tokens(self, question: str) -> Tensor:
+        """Memory tokens ``[n_mem, hidden]`` of one question."""
+        request = EncodeRequest(prepare_questions([question], self.tokenizer), self._question_role, urgent=True)
+        tokens: Tensor = self._wait([request])[0][0]
+        return tokens
 
     def _prompt_request(self, ids: list[int], memories: Sequence[Memory], sampling: Sampling) -> GenerateRequest:
         self._require(Role.GENERATOR)
@@ -219,7 +234,11 @@ class EngineInstance:
     def _require(self, role: Role) -> None:
         held = self.roles
         if role not in held:
-            hint = ' or let the compressor read questions with reasoner="encoder"' if role is Role.REASONER else ""
+            hint = (
+                ' or let the compressor read questions with reasoner="encoder" (it was not trained for them: measure)'
+                if role is Role.REASONER
+                else ""
+            )
             msg = (
                 f"{self.plan.folder} (stage {self.config.training_stage}) has no {role.label}: it holds "
                 f"{', '.join(item.label for item in held)}. Use a checkpoint with {role.adapter}, such as "

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from clara_core.attention import ATTENTION, register_attention
+from clara_core.capacity import Demand, read_headers, says_memory
 from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint
 from clara_core.config import ClaraConfig
 from clara_core.devices import check_forked
@@ -27,6 +28,7 @@ from clara_core.tokens import ClaraTokenizer
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LARGE = 1 << 30  # bytes of weights that take long enough to show how far they are
 _SAMPLE = 1 << 20  # bytes hashed at either end of a file of base weights
 
 
@@ -83,15 +85,41 @@ def plan_engine(arguments: EngineArguments) -> Plan:
     return Plan(folder, config, base, int(base_config.hidden_size), int(context), ClaraTokenizer(tokenizer, config))
 
 
-def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:
+def load_model(arguments: EngineArguments, plan: Plan, *, show_progress: bool = False) -> Loaded:
     """Read the weights, prove them, and put them on the device.
+
+    Args:
+        arguments: For which device, and how.
+        plan: Where it lies.
+        show_progress: Draw a progress bar over the weights of a large base.
 
     Raises:
         CheckpointError: Something is missing or does not fit; nothing stays half loaded.
+        NotEnoughMemory: The device is too small; says what is needed and what is free.
     """
     check_forked(torch.device(arguments.device))
     checkpoint = read_checkpoint(plan.folder)
     check_vocabulary(checkpoint, len(plan.tokenizer), plan.base)
+    demand = _demand(arguments, plan, checkpoint)
+    demand.check()
+    large = demand.nbytes is None or demand.nbytes >= _LARGE
+    with demand.errors(), progress_bar(shown=show_progress and large):
+        return _read_model(arguments, plan, checkpoint)
+
+
+def _demand(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) -> Demand:
+    numbers = sum(tensor.numel() for state in checkpoint.adapters.values() for tensor in state.values())
+    return Demand(
+        plan.base,
+        torch.device(arguments.device),
+        arguments.dtype,
+        arguments.quantization,
+        read_headers(plan.base, arguments.cache_dir),
+        numbers * DTYPES[arguments.dtype].itemsize,
+    )
+
+
+def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) -> Loaded:
     # "eager" is kept as it is, to look at; everything else goes through one function of ours.
     if arguments.attn_implementation == "eager":
         decoder = load_decoder(arguments, plan)
@@ -117,6 +145,8 @@ def load_model(arguments: EngineArguments, plan: Plan) -> Loaded:
         )
     fingerprint = hashlib.sha256(f"{checkpoint.identity} {base_identity(plan.base, decoder)}".encode()).hexdigest()
     log.info("loaded %s on %s as %s", plan.folder, model.device, model.dtype)
+    if plan.config.licence_note is not None:
+        log.warning("%s", plan.config.licence_note)
     # The adapters live in the model now; the file's tensors need not be held twice.
     return Loaded(
         model,
@@ -165,7 +195,7 @@ def load_decoder(
     if arguments.quantization is not None:
         options["quantization_config"] = _quantization(arguments)
         options["device_map"] = {"": device}
-    with _base_errors(plan.base, plan.folder), no_progress_bar():
+    with _base_errors(plan.base, plan.folder):
         decoder = AutoModelForCausalLM.from_pretrained(plan.base, **options)
     return decoder if arguments.quantization is not None else decoder.to(place or device)
 
@@ -193,6 +223,8 @@ def _base_errors(base: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as exc:
+        if says_memory(exc):
+            raise
         first = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         msg = (
             f"the base decoder {base!r} of the checkpoint in {folder} could not be loaded: {first}. Check the name, "
@@ -202,14 +234,19 @@ def _base_errors(base: str, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def no_progress_bar() -> Iterator[None]:
+def progress_bar(*, shown: bool) -> Iterator[None]:
     """Libraries are quiet unless asked: transformers draws a bar over the loading of weights."""
     from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    before = transformers_logging.is_progress_bar_enabled()
+    _draw_bars(shown)
     try:
         yield
     finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+        _draw_bars(before)
+
+
+def _draw_bars(shown: bool) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    (transformers_logging.enable_progress_bar if shown else transformers_logging.disable_progress_bar)()

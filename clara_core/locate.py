@@ -44,6 +44,7 @@ _KNOWN_BASES: Final = {
         "Qwen/Qwen2.5-7B-Instruct",
         "meta-llama/Llama-3.1-8B-Instruct",
         "meta-llama/Llama-3.2-1B-Instruct",
+        "upstage/SOLAR-10.7B-Instruct-v1.0",
     )
 }
 

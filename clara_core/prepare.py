@@ -15,15 +15,18 @@ from torch import Tensor
 from clara_core.config import Role
 from clara_core.errors import ContextOverflow, FingerprintMismatch, WindowOverflow
 from clara_core.generation import Sampling, Writer
+from clara_core.long_documents import context_overflow, count_windows, keep_best_windows, windows_left_out
 from clara_core.memory import Memory
 from clara_core.requests import EncodeRequest, GenerateRequest
 from clara_core.tokens import ClaraTokenizer
+from clara_core.turns import alternating
 
 log = logging.getLogger(__name__)
 
 Overflow: TypeAlias = Literal["split", "error", "truncate"]
 Message: TypeAlias = dict[str, str]
 
+_ANSWER_SHARE = 4  # of the context, at most, that is kept free for an answer before a long document is shortened
 SHORT = 512  # tokens: a compression of no more than this goes with the questions instead of behind a corpus
 
 
@@ -127,15 +130,45 @@ def prepare_chat(
     tokenizer: ClaraTokenizer,
     context: int,
     ends: frozenset[int],
+    reason: Callable[[str], Tensor] | None = None,
 ) -> GenerateRequest:
     """The prompt of a conversation over compressed documents.
 
+    Where it leaves no room for the answer, long documents are read from their best windows for the last user turn,
+    with a warning; everything else is read whole or not at all.
+
+    Args:
+        messages: The conversation.
+        memories: Documents that its last user turn reads.
+        sampling: Options.
+        tokenizer: Of the checkpoint.
+        context: Most positions that prompt and answer may take.
+        ends: Tokens that end an answer by the model's own account, besides the tokenizer's.
+        reason: Memory tokens ``[n_mem, hidden]`` of a question; None where there is no reasoner.
+
     Raises:
         ContextOverflow: It does not fit; names both numbers.
+        ValueError: The last turn is not one that can be answered.
     """
     _check_messages(messages)
-    ids = tokenizer.chat_prompt(messages, sum(memory.n_windows for memory in memories))
-    return prepare_generation(ids, memories, sampling, tokenizer=tokenizer, context=context, ends=ends)
+    turns = alternating(messages)
+    ids = tokenizer.chat_prompt(turns, count_windows(memories))
+    read = memories
+    room = min(sampling.max_tokens, context // _ANSWER_SHARE)
+    if context - len(ids) < room and reason is not None and _any_long(memories, tokenizer):
+        read = keep_best_windows(reason(turns[-1]["content"]), memories, tokenizer)
+        ids = tokenizer.chat_prompt(turns, count_windows(read))
+    request = prepare_generation(ids, read, sampling, tokenizer=tokenizer, context=context, ends=ends)
+    if read is not memories:
+        request.windows_left_out = count_windows(memories) - count_windows(read)
+        msg = windows_left_out(memories, read)
+        warnings.warn(msg, stacklevel=2)
+        log.warning("%s", msg)
+    return request
+
+
+def _any_long(memories: Sequence[Memory], tokenizer: ClaraTokenizer) -> bool:
+    return any(memory.n_windows > tokenizer.config.generation_top_k for memory in memories)
 
 
 def prepare_generation(
@@ -162,12 +195,7 @@ def prepare_generation(
     """
     room = context - len(ids)
     if room < 1:
-        windows = sum(memory.n_windows for memory in memories)
-        msg = (
-            f"the prompt takes {len(ids)} positions ({len(memories)} documents in {windows} windows), but the context "
-            f"holds {context}; give fewer documents"
-        )
-        raise ContextOverflow(msg)
+        raise context_overflow(len(ids), memories, context, tokenizer)
     slots = tokenizer.is_slot(ids)
     tokens = [memory.tokens.flatten(0, 1) for memory in memories]  # [windows * n_mem, hidden] each
     filled = torch.cat(tokens) if tokens else torch.zeros(0, 0)
@@ -267,6 +295,3 @@ def _check_messages(messages: object) -> None:
         if not isinstance(message.get("content"), str):
             msg = f"messages[{index}] must have a string as content, got {type(message.get('content')).__name__}"
             raise TypeError(msg)
-    if not any(message["role"] == "user" for message in messages):
-        msg = f"a conversation needs at least one message of the user, got {len(messages)} without any"
-        raise ValueError(msg)

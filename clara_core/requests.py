@@ -67,6 +67,7 @@ class GenerateRequest:
         on_chunk: Called in the worker's thread with each piece of text.
         future: Gives the answer.
         cancelled: Set by whoever no longer waits; the answer so far is then the answer.
+        windows_left_out: Windows of long documents that the prompt has no room for.
     """
 
     ids: list[int]
@@ -77,6 +78,7 @@ class GenerateRequest:
     on_chunk: Callable[[Chunk], None] | None = None
     future: Future[Answer] = field(default_factory=Future)
     cancelled: bool = False
+    windows_left_out: int = 0
 
     def cancel(self) -> None:
         """Nobody waits any more: the work stops before its next step."""
@@ -92,6 +94,7 @@ class GenerateRequest:
             memory_tokens=memory_tokens,
             source_tokens=self.source_tokens,
             completion_tokens=len(self.writer.ids),
+            windows_left_out=self.windows_left_out,
         )
 
 

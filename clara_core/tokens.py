@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from clara_core.config import ClaraConfig
 from clara_core.errors import CheckpointError
+from clara_core.turns import merge_turns
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -267,11 +268,12 @@ class ClaraTokenizer:
     def chat_prompt(self, messages: Sequence[dict[str, str]], n_windows: int) -> list[int]:
         """Ids of a conversation whose last user turn reads `n_windows` compressed windows (or none).
 
-        The memory slots stand in front of the last user turn, in the form the checkpoints were trained on. With
-        documents and no system message the published one is used.
+        Turns are merged first as templates want them (`merge_turns`). The memory slots stand in front of the last
+        user turn, in the form the checkpoints were trained on. With documents and no system message the published one
+        is used.
         """
         shield = Shield(self._pattern)
-        turns = [_turn(message["role"], shield(message["content"])) for message in messages]
+        turns = [_turn(turn["role"], shield(turn["content"])) for turn in merge_turns(messages)]
         if n_windows:
             if turns[0]["role"] != "system":
                 turns.insert(0, _turn("system", ANSWER_SYSTEM))
@@ -321,6 +323,8 @@ class ClaraTokenizer:
         return [token in memory for token in ids]
 
     def _encode_chat(self, turns: list[dict[str, str]], shield: Shield, *, answered: bool = False) -> list[int]:
+        if not turns:
+            return []  # a history that has not begun
         if not self._takes_system and turns[0]["role"] == "system":
             system, *turns = turns
             first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")

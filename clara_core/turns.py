@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Turn = dict[str, str]
 
 
-def alternating(turns: Sequence[Turn]) -> list[Turn]:
-    """At most one system turn, then user and assistant in turn, the user first and last.
+def merge_turns(turns: Sequence[Mapping[str, str]]) -> list[Turn]:
+    """At most one system turn, then user and assistant in turn, the user first.
 
-    System texts come first, as one turn; turns of the same role in a row become one, joined by a line break. A
-    conversation of system turns alone asks what they say.
+    Strict templates (Mistral's) refuse everything else. System texts come first, as one turn; turns of the same role
+    in a row become one, joined by a line break; an empty user turn is put in front of an assistant that begins. System
+    turns alone become the user's. The conversation may end with any turn, so this is also what a part of a history is
+    counted by.
 
     Args:
-        turns: ``{"role": "system" | "user" | "assistant", "content": text}``.
+        turns: ``{"role": "system" | "user" | "assistant", "content": text}``; they are not altered.
+    """
+    system = ""
+    merged: list[Turn] = []
+    for turn in turns:
+        role, content = turn["role"], turn["content"]
+        if role == "system":
+            system = _lines(system, content)
+        elif merged and merged[-1]["role"] == role:
+            merged[-1]["content"] = _lines(merged[-1]["content"], content)
+        else:
+            merged.append({"role": role, "content": content})
+    if not merged:
+        return [{"role": "user", "content": system}] if turns else []
+    if merged[0]["role"] == "assistant":
+        merged.insert(0, {"role": "user", "content": ""})
+    return [{"role": "system", "content": system}, *merged] if system else merged
+
+
+def alternating(turns: Sequence[Mapping[str, str]]) -> list[Turn]:
+    """`merge_turns` of a conversation that is to be answered: the last turn is the user's.
 
     Raises:
         ValueError: There is nothing to answer.
@@ -22,20 +44,13 @@ def alternating(turns: Sequence[Turn]) -> list[Turn]:
     if not turns:
         msg = "there is no message to answer"
         raise ValueError(msg)
-    system = "\n".join(turn["content"] for turn in turns if turn["role"] == "system")
-    merged: list[Turn] = []
-    for turn in turns:
-        if turn["role"] == "system":
-            continue
-        if merged and merged[-1]["role"] == turn["role"]:
-            merged[-1]["content"] += "\n" + turn["content"]
-        else:
-            merged.append(dict(turn))
-    if not merged:
-        return [{"role": "user", "content": system}]
+    merged = merge_turns(turns)
     if merged[-1]["role"] == "assistant":
         msg = "the last message is the model's own; a message of the user can be answered"
         raise ValueError(msg)
-    if merged[0]["role"] == "assistant":
-        merged.insert(0, {"role": "user", "content": ""})
-    return [{"role": "system", "content": system}, *merged] if system else merged
+    return merged
+
+
+def _lines(first: str, second: str) -> str:
+    """Two texts under each other; one without text (documents alone) leaves no empty line."""
+    return "\n".join(text for text in (first, second) if text)

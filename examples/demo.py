@@ -93,7 +93,9 @@ def main(model: str) -> int:
         soft_wrap=True,
     )
     chain = build_chain(retriever, model)
-    known = {entry["question"]: entry for entry in json.loads((DATA / "questions.json").read_text(encoding="utf-8"))}
+    known = {
+        entry["question"]: entry for entry in json.loads((DATA.parent / "questions.json").read_text(encoding="utf-8"))
+    }
     entries = [known[question] for question in QUESTIONS]
     right = saved = 0
     for entry in entries:

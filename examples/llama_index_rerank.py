@@ -19,21 +19,19 @@ QUESTION = "What does Zorfen Foundry use as its emblem?"
 def main(model: str = "pocket") -> None:
     """Take all nodes of an index that ranks nothing, and let the reranker find the best."""
     documents = [
-        Document(text=path.read_text(encoding="utf-8"), metadata={"file": path.name})
+        Document(text=path.read_text(encoding="utf-8"), metadata={"file_name": path.name})
         for path in sorted(DATA.iterdir())
         if path.suffix in (".md", ".txt")
     ]
-    for document in documents:
-        document.excluded_embed_metadata_keys = ["file"]
     index = SummaryIndex.from_documents(documents, transformations=[ClaraNodeParser(model=model)])
     candidates = index.as_retriever().retrieve(QUESTION)
-    print(f"{len(candidates)} candidates: {', '.join(hit.metadata['file'] for hit in candidates[:5])} …")
+    print(f"{len(candidates)} candidates: {', '.join(hit.metadata['file_name'] for hit in candidates[:5])} …")
 
     # The old score stays beside the node, so that neither its hash nor a later prompt changes.
     rerank = ClaraRerank(model=model, top_n=3, keep_retrieval_score=True)
     for hit in rerank.postprocess_nodes(candidates, query_str=QUESTION):
         text = hit.text.replace("\n", " ")
-        print(f"{hit.score:6.3f}  (was {hit.retrieval_score})  {hit.metadata['file']}: {text[:60]}…")
+        print(f"{hit.score:6.3f}  (was {hit.retrieval_score})  {hit.metadata['file_name']}: {text[:60]}…")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,6 @@ QUESTIONS = ("What does Zorfen Foundry use as its emblem?", "When was Mount Masa
 def main(model: str = "pocket") -> None:
     """Index the example files and ask two questions."""
     documents = SimpleDirectoryReader(str(DATA), required_exts=[".md", ".txt"]).load_data()
-    for document in documents:  # paths say nothing to the model, and would be compressed with the text
-        document.excluded_embed_metadata_keys = list(document.metadata)
-
     index = VectorStoreIndex.from_documents(
         documents,
         transformations=[ClaraNodeParser(model=model)],

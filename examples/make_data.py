@@ -4,8 +4,8 @@
 
 The texts come from the held-out half of the generated encyclopedia, whose names occur in no
 training text. Most files hold one passage; four are long articles of many sections.
-`questions.json` lists questions with their answers and the files that they come from. The output is
-the same every time.
+Beside the folder, `questions.json` lists questions with their answers and the files that they come
+from. The output is the same every time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
     chosen = choose(corpus, places)
     entries = [{"question": q.text, "answer": q.answer, "files": sorted({places[at] for at in q.gold})} for q in chosen]
     written = json.dumps(entries, indent=2, ensure_ascii=False)
-    (folder / "questions.json").write_text(written + "\n", encoding="utf-8")
+    (folder.parent / "questions.json").write_text(written + "\n", encoding="utf-8")
 
 
 def write_articles(corpus: Corpus, folder: Path) -> dict[int, str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_core.documents import Document
+from langchain_core.runnables import Runnable
+from langchain_core.runnables.base import coerce_to_runnable
+from langchain_core.vectorstores import VectorStore
 
 DOCUMENT_BLOCKS: Final = ("text-plain", "document", "search_result")
 _TITLE_KEYS: Final = ("title", "source")
@@ -43,16 +46,42 @@ def block_from_document(document: Document | str) -> dict[str, Any]:
     return {"type": "text-plain", "mime_type": "text/plain", "text": read.text, **read.account()}
 
 
-def read_documents(documents: Iterable[Document | str]) -> list[ReadDocument]:
+def listed_documents(documents: object, name: str = "documents") -> Sequence[Document | str]:
+    """The documents as they were given, once it is certain that they can be read again.
+
+    A fallback, a retry, the next input of a batch and the next call of a bound model all get the same object, and
+    LangChain's cache tells calls apart by how it prints. What can be walked through once would be empty there.
+
+    Raises:
+        TypeError: It is one document instead of several, or not a list.
+    """
+    if isinstance(documents, str | bytes | Document | Mapping):
+        raise TypeError(f"{name} must be a list of Documents, got one {type(documents).__name__}; put it into a list")
+    if not isinstance(documents, Sequence):
+        hint = "; list(...) makes one, which can be read again" if isinstance(documents, Iterable) else ""
+        raise TypeError(f"{name} must be a list of Documents, got {type(documents).__name__}{hint}")
+    return documents
+
+
+def as_retriever(source: object, name: str = "retriever") -> Runnable[str, list[Document]]:
+    """What turns a question into documents: a retriever, another runnable, or a function.
+
+    Raises:
+        TypeError: It is none of these, such as a store.
+    """
+    if isinstance(source, Runnable) or callable(source):
+        return coerce_to_runnable(source)
+    hint = "; use store.as_retriever()" if isinstance(source, VectorStore) else ""
+    raise TypeError(f"{name} must be a retriever or a function, got {type(source).__name__}{hint}")
+
+
+def read_documents(documents: Sequence[Document | str]) -> list[ReadDocument]:
     """What ``documents=`` means.
 
     Raises:
-        TypeError: It is one document instead of several, or something else than documents and
-            strings.
+        TypeError: It is not a list, or holds something else than documents and strings.
     """
-    if isinstance(documents, (str, Document, Mapping)):
-        raise TypeError(f"documents must be a list of Documents, got one {type(documents).__name__}")
-    return [read_document(document) for document in documents]
+    return [read_document(document) for document in listed_documents(documents)]
 
 
 def read_document(document: Document | str) -> ReadDocument:

@@ -52,15 +52,17 @@ def listed(documents: Iterable[Document], ids: Sequence[str | None] | None) -> t
 
     Raises:
         ValueError: The numbers differ.
-        TypeError: Something is no Document.
+        TypeError: Something is not a Document, or one stands where several belong.
     """
-    documents = list(documents)
+    documents = several(documents, "documents", "Documents")
     for index, document in enumerate(documents):
         if not isinstance(document, Document):
-            raise TypeError(f"documents[{index}] must be a Document, got {type(document).__name__}")
+            got = type(document).__name__
+            hint = "; texts go to from_texts or add_texts" if isinstance(document, str) else ""
+            raise TypeError(f"documents[{index}] must be a Document, got {got}{hint}")
     if ids is None:
         return documents, [document.id for document in documents]
-    ids = list(ids)
+    ids = several(ids, "ids", "strings")
     if len(ids) != len(documents):
         raise ValueError(f"one id a document is needed: got {len(ids)} ids for {len(documents)} documents")
     return documents, [document.id if id_ is None else id_ for document, id_ in zip(documents, ids, strict=True)]
@@ -71,12 +73,29 @@ def with_texts(texts: Iterable[str], metadatas: Iterable[dict[str, Any]] | None)
 
     Raises:
         ValueError: The numbers differ.
+        TypeError: Something is not a string, or one stands where several belong.
     """
-    texts = list(texts)
-    metadatas = [{} for _ in texts] if metadatas is None else list(metadatas)
+    texts = several(texts, "texts", "strings")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            got = type(text).__name__
+            hint = "; Documents go to from_documents or add_documents" if isinstance(text, Document) else ""
+            raise TypeError(f"texts[{index}] must be a string, got {got}{hint}")
+    metadatas = [{} for _ in texts] if metadatas is None else several(metadatas, "metadatas", "dicts")
     if len(metadatas) != len(texts):
         raise ValueError(f"one metadata a text is needed: got {len(metadatas)} for {len(texts)} texts")
     return [Document(text, metadata=metadata) for text, metadata in zip(texts, metadatas, strict=True)]
+
+
+def several(items: object, name: str, what: str) -> list[Any]:
+    """The items as a list. Strings, Documents and dicts can be walked through, but stand for one item each.
+
+    Raises:
+        TypeError: It is one item, or nothing that can be walked through.
+    """
+    if isinstance(items, str | bytes | Document | Mapping) or not isinstance(items, Iterable):
+        raise TypeError(f"{name} must be a list of {what}, got one {type(items).__name__}; put it into a list")
+    return list(items)
 
 
 def complete_ids(documents: Sequence[Document], ids: Sequence[str | None], taken: Callable[[str], bool]) -> list[str]:

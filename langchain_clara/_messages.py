@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage
 
+from clara_core.turns import Turn, alternating
 from langchain_clara._documents import (
     DOCUMENT_BLOCKS,
     ReadDocument,
     document_from_block,
     read_documents,
 )
-
-Turn = dict[str, str]
 
 _ROLES: Final = {"system": "system", "human": "user", "ai": "assistant"}
 _CHAT_ROLES: Final = {**_ROLES, "user": "user", "assistant": "assistant", "developer": "system"}
@@ -24,9 +23,9 @@ _SILENT_BLOCKS: Final = frozenset({"reasoning", "thinking", "redacted_thinking"}
 
 
 def read_messages(
-    messages: Sequence[BaseMessage], documents: Iterable[Document | str] | None = None
+    messages: Iterable[BaseMessage], documents: Sequence[Document | str] | None = None
 ) -> tuple[list[Turn], list[ReadDocument]]:
-    """What a conversation says and which documents belong to it.
+    """What a conversation that is to be answered says, and which documents belong to it.
 
     System texts come first, as one turn; turns of the same role in a row become one, joined by a
     line break, since templates insist on alternation. A conversation without a human turn asks
@@ -40,23 +39,50 @@ def read_messages(
         ValueError: Nothing to answer; documents both ways; images, tools and other content that
             cannot be read.
     """
-    turns: list[Turn] = []
-    found: list[ReadDocument] = []
-    seen: set[str] = set()
-    for message in messages:
-        text, brought = _read_content(message)
-        turns.append({"role": _role(message), "content": text})
-        found += [document for document in brought if document.text not in seen]
-        seen |= {document.text for document in brought}
+    turns, found = _read_all(messages, _role, _read_block)
     given = [] if documents is None else read_documents(documents)
     if given and found:
         raise ValueError(
             f"documents came both as documents= ({len(given)}) and as content blocks ({len(found)}); use one way"
         )
-    return _alternating(turns), given or found
+    return alternating(turns), given or found
+
+
+def read_history(messages: Iterable[BaseMessage]) -> tuple[list[Turn], list[ReadDocument]]:
+    """What any part of any history says, for the sake of counting it.
+
+    It may end with the model or a tool, and be empty. What `ChatClara` would refuse to answer counts as text: results
+    of tools as the user's, calls of tools as the model's. Media have no text and count nothing.
+    """
+    return _read_all(messages, _counted_role, _counted_block)
+
+
+def _read_all(
+    messages: Iterable[BaseMessage],
+    role_of: Callable[[BaseMessage], str],
+    read_block: Callable[[Mapping[str, Any]], str | ReadDocument],
+) -> tuple[list[Turn], list[ReadDocument]]:
+    """Turns as they stand, and the documents among their content blocks, each text once."""
+    turns: list[Turn] = []
+    found: dict[str, ReadDocument] = {}
+    for message in messages:
+        role = role_of(message)
+        blocks = [message.content] if isinstance(message.content, str) else message.content
+        texts = []
+        for block in blocks:
+            read = block if isinstance(block, str) else read_block(block)
+            if isinstance(read, str):
+                texts.append(read)
+            else:
+                found.setdefault(read.text, read)
+        if isinstance(message, AIMessage):  # none where `role_of` refused them
+            texts += [f"{call['name']}({call['args']})" for call in (*message.tool_calls, *message.invalid_tool_calls)]
+        turns.append({"role": role, "content": "".join(texts)})
+    return turns, list(found.values())
 
 
 def _role(message: BaseMessage) -> str:
+    """Whose turn a message is that can be answered or was an answer."""
     if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
         raise ValueError("the conversation holds tool calls, and ChatClara has no tools; leave them out")
     kind, known = message.type, _ROLES
@@ -70,55 +96,34 @@ def _role(message: BaseMessage) -> str:
     return role
 
 
-def _read_content(message: BaseMessage) -> tuple[str, list[ReadDocument]]:
-    """Text of a message, and the documents among its content blocks."""
-    if isinstance(message.content, str):
-        return message.content, []
-    texts: list[str] = []
-    documents: list[ReadDocument] = []
-    for block in message.content:
-        kind = "text" if isinstance(block, str) else block.get("type")
-        if isinstance(block, str):
-            texts.append(block)
-        elif kind == "text" and isinstance(block.get("text"), str):
-            texts.append(block["text"])
-        elif kind in DOCUMENT_BLOCKS:
-            documents.append(document_from_block(block))
-        elif kind not in _SILENT_BLOCKS:
-            raise ValueError(_refusal(kind, block))
-    return "".join(texts), documents
+def _counted_role(message: BaseMessage) -> str:
+    """Whose turn a message counts as: what is neither the model's nor the system's comes to the model."""
+    kind = message.role if isinstance(message, ChatMessage) else message.type
+    return _CHAT_ROLES.get(kind.removesuffix("MessageChunk").lower(), "user")
 
 
-def _refusal(kind: object, block: Mapping[str, object]) -> str:
+def _read_block(block: Mapping[str, Any]) -> str | ReadDocument:
+    """A content block's text or document.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    kind = block.get("type")
+    if kind == "text" and isinstance(block.get("text"), str):
+        return str(block["text"])
+    if kind in DOCUMENT_BLOCKS:
+        return document_from_block(block)
+    if kind in _SILENT_BLOCKS:
+        return ""
     mime = f" ({block['mime_type']})" if block.get("mime_type") else ""
-    return (
+    raise ValueError(
         f"ChatClara reads text and documents of text, got a content block of type {kind!r}{mime}; "
         f"documents are blocks of type {', '.join(DOCUMENT_BLOCKS)}, or documents="
     )
 
 
-def _alternating(turns: Sequence[Turn]) -> list[Turn]:
-    """At most one system turn, then user and assistant in turn, the user first and last."""
-    system = "\n".join(turn["content"] for turn in turns if turn["role"] == "system")
-    merged: list[Turn] = []
-    for turn in turns:
-        if turn["role"] == "system":
-            continue
-        if merged and merged[-1]["role"] == turn["role"]:
-            merged[-1]["content"] = _lines(merged[-1]["content"], turn["content"])
-        else:
-            merged.append(dict(turn))
-    if not turns:
-        raise ValueError("there is no message to answer")
-    if not merged:
-        return [{"role": "user", "content": system}]
-    if merged[-1]["role"] == "assistant":
-        raise ValueError("the last message is the model's own; ChatClara answers a human message")
-    if merged[0]["role"] == "assistant":
-        merged.insert(0, {"role": "user", "content": ""})
-    return [{"role": "system", "content": system}, *merged] if system else merged
-
-
-def _lines(first: str, second: str) -> str:
-    """Two texts under each other; one without text (documents alone) leaves no empty line."""
-    return "\n".join(text for text in (first, second) if text)
+def _counted_block(block: Mapping[str, Any]) -> str | ReadDocument:
+    try:
+        return _read_block(block)
+    except ValueError:
+        return ""

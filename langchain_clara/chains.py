@@ -13,6 +13,7 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, MessagesPlaceholder, format_document
 from langchain_core.runnables import Runnable, RunnableLambda
 
+from langchain_clara._documents import listed_documents
 from langchain_clara.prompts import DocumentsPlaceholder
 
 
@@ -75,9 +76,11 @@ def _shown(values: Mapping[str, Any], name: str, document_prompt: BasePromptTemp
         raise KeyError(f"the documents are missing: there is no {name!r} among {', '.join(map(repr, values))}")
     if document_prompt is None:
         return dict(values)
+    listed = listed_documents(values[name], repr(name))
+    documents = [Document(document) if isinstance(document, str) else document for document in listed]
     said = [
         Document(format_document(document, document_prompt), id=document.id, metadata=document.metadata)
-        for document in values[name]
+        for document in documents
     ]
     return {**values, name: said}
 

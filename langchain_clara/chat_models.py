@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -15,22 +14,35 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams, Langu
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, model_validator
 
 from clara_core.suggest import refuse_unknown
+from clara_core.turns import Turn
+from clara_core.version import __version__
 from langchain_clara._batching import SEAT, Meeting, Seat, run_apart, seated
-from langchain_clara._documents import ReadDocument
+from langchain_clara._documents import ReadDocument, listed_documents
 from langchain_clara._engine import EngineFields
 from langchain_clara._identity import identity
-from langchain_clara._messages import Turn, read_messages
+from langchain_clara._messages import read_history, read_messages
+from langchain_clara._profile import local_context
 
 if TYPE_CHECKING:
     from clara_core import Answer
     from clara_core.generation import Chunk
 
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed")
+_NO_TOOLS: Final = (
+    "ChatClara cannot call tools, nor be held to a schema, which agents ask for as a tool: CLaRa was trained to answer "
+    "in plain text from documents. Let another model be the agent and give "
+    "it a ClaraRetriever as its tool (langchain_core.tools.create_retriever_tool), or an agent of ChatClara its "
+    "documents without tools (ClaraContextMiddleware)"
+)
+_NO_SCHEMA: Final = (
+    "ChatClara cannot be held to a schema: CLaRa was trained to answer in plain text. Parse the text that it writes "
+    "(an output parser such as PydanticOutputParser), or let a model with structured output read the answer"
+)
 _TOOLS: Final = ("tools", "tool_choice", "functions", "function_call", "response_format")
 
 Asked: TypeAlias = "tuple[list[Turn], list[ReadDocument], dict[str, Any]]"
@@ -90,7 +102,12 @@ class ChatClara(BaseChatModel, EngineFields):
 
     Response metadata:
         ``memory_tokens``, ``source_tokens`` (what the documents would have cost as text), ``saved_tokens`` (the
-        difference), ``documents`` (id and title of each one read, in order), ``finish_reason`` and ``model_name``.
+        difference), ``windows_left_out`` (of documents too long to be read whole), ``documents`` (id and title of each
+        one read, in order), ``finish_reason``, ``model_name`` and ``model_provider``.
+
+    Model profile:
+        ``profile["max_input_tokens"]`` is the context, which holds prompt and answer together. A Hub model has it once
+        its files were fetched.
 
     Tools, structured output, images and other media are refused.
     """
@@ -116,8 +133,7 @@ class ChatClara(BaseChatModel, EngineFields):
     @model_validator(mode="after")
     def _set_clara_version(self) -> ChatClara:
         if hasattr(self, "_add_version"):  # newer versions of langchain-core
-            with suppress(PackageNotFoundError):  # run from a folder, without being installed
-                self._add_version("clara-rag", version("clara-rag"))
+            self._add_version("clara-rag", __version__)
         return self
 
     # --- what it is ------------------------------------------------------------------------------
@@ -148,7 +164,11 @@ class ChatClara(BaseChatModel, EngineFields):
 
     def _resolve_model_profile(self) -> Any:
         media = ("image", "image_url", "pdf", "audio", "video")
+        context = local_context(self.engine.arguments if self.engine is not None else self)
+        limits = {} if context is None else {"max_input_tokens": context, "max_output_tokens": context}
         return {
+            "name": self.model_name,
+            **limits,
             "text_inputs": True,
             **{f"{kind}_inputs": False for kind in media},
             "text_outputs": True,
@@ -171,10 +191,13 @@ class ChatClara(BaseChatModel, EngineFields):
         return len(self.get_token_ids(text))
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """Positions that a conversation takes of the context, documents as memory tokens."""
+        """Positions that any part of a history takes of the context, documents as memory tokens.
+
+        A history may end with the model or a tool and be empty; what `invoke` would refuse counts as text.
+        """
         if tools:
-            raise ValueError(_no_tools("tools"))
-        turns, documents = read_messages(messages)
+            raise ValueError(f"tools= cannot be counted: {_NO_TOOLS}")
+        turns, documents = read_history(messages)
         tokenizer = self.shared_engine.tokenizer
         n_windows = sum(len(tokenizer.windows(document.text)) for document in documents)
         return len(tokenizer.chat_prompt(turns, n_windows))
@@ -187,7 +210,7 @@ class ChatClara(BaseChatModel, EngineFields):
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
         *,
-        documents: Iterable[Document | str] | None = None,
+        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> ChatResult:
         turns, read, options = self._prepared(messages, documents, stop, kwargs)
@@ -201,7 +224,7 @@ class ChatClara(BaseChatModel, EngineFields):
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         *,
-        documents: Iterable[Document | str] | None = None,
+        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> ChatResult:
         turns, read, options = self._prepared(messages, documents, stop, kwargs)
@@ -219,7 +242,7 @@ class ChatClara(BaseChatModel, EngineFields):
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
         *,
-        documents: Iterable[Document | str] | None = None,
+        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         turns, read, options = self._prepared(messages, documents, stop, kwargs)
@@ -239,7 +262,7 @@ class ChatClara(BaseChatModel, EngineFields):
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         *,
-        documents: Iterable[Document | str] | None = None,
+        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         turns, read, options = self._prepared(messages, documents, stop, kwargs)
@@ -264,6 +287,7 @@ class ChatClara(BaseChatModel, EngineFields):
         **kwargs: Any,
     ) -> list[AIMessage]:
         """Answer many conversations as one batch of the engine; see `abatch`."""
+        _check_call(kwargs)
         if len(inputs) < 2:
             return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
         return run_apart(lambda: self.abatch(inputs, config, return_exceptions=return_exceptions, **kwargs))
@@ -286,6 +310,7 @@ class ChatClara(BaseChatModel, EngineFields):
             return_exceptions: Put the error of a conversation that fails into its place, instead of raising it.
             **kwargs: Options of the call, the same for all.
         """
+        _check_call(kwargs)
         configs = get_config_list(config, len(inputs))
         size = (configs[0].get("max_concurrency") if configs else None) or max(len(inputs), 1)
         answers: list[Any] = []
@@ -321,6 +346,34 @@ class ChatClara(BaseChatModel, EngineFields):
                 raise result
         return cast("list[Answer | Exception]", results)
 
+    # --- what is refused -------------------------------------------------------------------------
+
+    def bind(self, **kwargs: Any) -> Any:  # LangChain's own type of binding is newer than our oldest version of it
+        """This model with options of the call; one that no call can take is refused here already."""
+        _check_call(kwargs)
+        return super().bind(**kwargs)
+
+    def bind_tools(
+        self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Refuse tools; a list without any binds nothing.
+
+        Raises:
+            NotImplementedError: Says what to do instead.
+        """
+        if tools or tool_choice:
+            raise NotImplementedError(_NO_TOOLS)
+        bound: Runnable[LanguageModelInput, AIMessage] = self.bind(**kwargs)
+        return bound
+
+    def with_structured_output(self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any) -> Any:
+        """Refuse a schema.
+
+        Raises:
+            NotImplementedError: Says what to do instead.
+        """
+        raise NotImplementedError(_NO_SCHEMA)
+
     # --- an event loop that is not blocked -------------------------------------------------------
 
     async def agenerate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
@@ -344,16 +397,12 @@ class ChatClara(BaseChatModel, EngineFields):
     def _prepared(
         self,
         messages: Sequence[BaseMessage],
-        documents: Iterable[Document | str] | None,
+        documents: Sequence[Document | str] | None,
         stop: Sequence[str] | None,
         call: Mapping[str, Any],
     ) -> tuple[list[Turn], list[ReadDocument], dict[str, Any]]:
         """Turns, documents, and the engine's options: the call's before the object's."""
-        for name, value in call.items():
-            if name in _TOOLS and value:
-                raise ValueError(_no_tools(name))
-            if name not in {*_SAMPLING, *_TOOLS, "stream"}:
-                refuse_unknown("a call of ChatClara", [name], [*_SAMPLING, "stop", "documents"])
+        _check_call({**call, "documents": documents, "stop": stop})
         turns, read = read_messages(messages, documents)
         options = {name: call.get(name, getattr(self, name)) for name in _SAMPLING}
         options["stop"] = self.stop if stop is None else stop
@@ -382,9 +431,11 @@ class ChatClara(BaseChatModel, EngineFields):
     def _account(self, answer: Answer, read: Sequence[ReadDocument]) -> dict[str, Any]:
         return {
             "model_name": self.model_name,
+            "model_provider": "clara",
             "finish_reason": answer.finish_reason,
             "memory_tokens": answer.memory_tokens,
             "source_tokens": answer.source_tokens,
+            "windows_left_out": answer.windows_left_out,
             "saved_tokens": answer.source_tokens - answer.memory_tokens,
             "documents": [document.account() for document in read],
         }
@@ -396,5 +447,19 @@ def _usage(answer: Answer) -> UsageMetadata:
     return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
 
 
-def _no_tools(name: str) -> str:
-    return f"ChatClara has no tools and no structured output; leave {name}= out"
+def _check_call(call: Mapping[str, Any]) -> None:
+    """Refuse what no call can take.
+
+    Raises:
+        TypeError: An unknown option, or something that could be walked through once where a list belongs.
+        ValueError: Tools, or a format.
+    """
+    for name, value in call.items():
+        if name in _TOOLS and value:
+            raise ValueError(f"{name}= cannot be used: {_NO_SCHEMA if name == 'response_format' else _NO_TOOLS}")
+        if name not in {*_TOOLS, "stream"}:
+            refuse_unknown("a call of ChatClara", [name], [*_SAMPLING, "stop", "documents"])
+    if call.get("documents") is not None:
+        listed_documents(call["documents"])
+    if isinstance(call.get("stop"), Iterator):
+        raise TypeError(f"stop must be a list of strings, got {type(call['stop']).__name__}; it is read at every call")

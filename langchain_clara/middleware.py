@@ -9,7 +9,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import AnyMessage, HumanMessage
 from langchain_core.runnables import Runnable
 
-from langchain_clara._documents import DOCUMENT_BLOCKS, block_from_document
+from langchain_clara._documents import DOCUMENT_BLOCKS, as_retriever, block_from_document
 
 try:
     from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
@@ -40,7 +40,7 @@ class ClaraContextMiddleware(AgentMiddleware[Any, Any, Any]):
         super().__init__()
         if k is not None and k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        self.retriever, self.k = retriever, k
+        self.retriever, self.k = as_retriever(retriever), k
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]

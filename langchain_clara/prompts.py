@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.prompts.message import BaseMessagePromptTemplate
 
-from langchain_clara._documents import block_from_document
+from langchain_clara._documents import block_from_document, listed_documents
 
 
 class DocumentsPlaceholder(BaseMessagePromptTemplate):
@@ -55,10 +53,8 @@ class DocumentsPlaceholder(BaseMessagePromptTemplate):
             TypeError: The variable holds something else than Documents and strings.
         """
         documents = kwargs.get(self.variable_name, []) if self.optional else kwargs[self.variable_name]
-        if isinstance(documents, (str, Document)) or not isinstance(documents, Iterable):
-            got = type(documents).__name__
-            raise TypeError(f"{self.variable_name!r} must be a list of Documents, got {got}")
-        blocks: list[str | dict[Any, Any]] = [block_from_document(document) for document in documents]
+        listed = listed_documents(documents, repr(self.variable_name))
+        blocks: list[str | dict[Any, Any]] = [block_from_document(document) for document in listed]
         return [HumanMessage(content=blocks)] if blocks else []
 
     def pretty_repr(self, html: bool = False) -> str:

@@ -16,6 +16,7 @@ from langchain_core.runnables import (
 )
 from pydantic import ConfigDict, Field
 
+from langchain_clara._documents import as_retriever, listed_documents
 from langchain_clara._engine import EngineFields
 from langchain_clara._entries import with_score
 
@@ -84,8 +85,11 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
 
         Returns:
             list: Copies of the best `top_n`, best first.
+
+        Raises:
+            TypeError: The candidates are not a list of Documents, or the question is not a string.
         """
-        if not documents:
+        if not _candidates(documents, query):
             return []
         engine = self.shared_engine
         memories = engine.remember([document.page_content for document in documents])
@@ -95,7 +99,7 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """`compress_documents`, awaitable."""
-        if not documents:
+        if not _candidates(documents, query):
             return []
         engine = await self.ashared_engine()
         memories = await engine.aremember([document.page_content for document in documents])
@@ -133,10 +137,10 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
         Returns:
             Runnable: From a question to the best `top_n` of the retriever's documents, sync and async.
         """
-        return RunnableParallel(documents=retriever, question=RunnablePassthrough()) | self
+        return RunnableParallel(documents=as_retriever(retriever), question=RunnablePassthrough()) | self
 
 
-def _read(given: object) -> tuple[str, list[Document]]:
+def _read(given: object) -> tuple[str, Sequence[Document]]:
     """Question and candidates of a chain's input."""
     if not isinstance(given, Mapping):
         raise TypeError(
@@ -151,6 +155,16 @@ def _read(given: object) -> tuple[str, list[Document]]:
             f"got {tuple(given)}"
         )
     return question, documents
+
+
+def _candidates(documents: Sequence[Document], query: str) -> Sequence[Document]:
+    """The documents, once they are known to be a list of such and the question to be a string."""
+    if not isinstance(query, str):
+        raise TypeError(f"the question must be a string, got {type(query).__name__}: {query!r:.60}")
+    for index, document in enumerate(listed_documents(documents)):
+        if not isinstance(document, Document):
+            raise TypeError(f"documents[{index}] must be a Document, got {type(document).__name__}")
+    return documents
 
 
 def _ordered(documents: Sequence[Document], ranked: Sequence[Ranked]) -> list[Document]:

@@ -10,11 +10,12 @@ from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, Callba
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import Runnable
-from pydantic import ConfigDict, Field, model_validator
+from langchain_core.vectorstores import VectorStore
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clara_core.options import given_options, option_values
 from langchain_clara._engine import EngineFields
-from langchain_clara._entries import Filter, acceptor, with_score
+from langchain_clara._entries import Filter, acceptor, with_score, with_texts
 from langchain_clara.embeddings import ClaraEmbeddings
 from langchain_clara.vectorstores import ClaraVectorStore
 
@@ -49,6 +50,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
     Instantiate:
         ```python
         retriever = ClaraRetriever.from_documents(documents, model="pocket", k=4)
+        retriever = ClaraRetriever.from_texts(["Tolmet Bridge was opened in 1907."], model="pocket")
         retriever = ClaraRetriever(vectorstore=store, k=4)
         retriever = ClaraRetriever.from_retriever(bm25, k=4, base_weight=0.5)  # reranks the candidates of any other
         ```
@@ -79,6 +81,32 @@ class ClaraRetriever(BaseRetriever, EngineFields):
     """Gives the candidates, instead of a store."""
     base_weight: float = Field(default=0.0, ge=0, le=1)
     """Share that the base's own order has in the result (reciprocal rank fusion): 0 is none, 0.5 is half."""
+
+    @field_validator("vectorstore", mode="before")
+    @classmethod
+    def _check_vectorstore(cls, value: Any) -> Any:
+        if value is None or isinstance(value, ClaraVectorStore):
+            return value
+        got = type(value).__name__
+        hint = "ClaraVectorStore(uri=...) opens a folder"
+        if isinstance(value, VectorStore):
+            hint = (
+                "to rerank what another store finds, use ClaraRetriever.from_retriever(store.as_retriever()); to "
+                "search memories, put the documents into a ClaraVectorStore"
+            )
+        # Pydantic reports a ValueError, not a TypeError, as an error of the field.
+        raise ValueError(f"vectorstore must be a ClaraVectorStore, got {got}; {hint}")
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _check_base(cls, value: Any) -> Any:
+        if value is None or isinstance(value, Runnable):
+            return value
+        got = type(value).__name__
+        hint = "wrap a function in RunnableLambda" if callable(value) else "documents go to from_documents"
+        if isinstance(value, VectorStore):
+            hint = "use store.as_retriever()"
+        raise ValueError(f"base must be a retriever, got {got}; {hint}")
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -126,6 +154,37 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         return retriever
 
     @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        metadatas: Iterable[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """A retriever over texts, which are compressed now.
+
+        Args:
+            texts: Any number, such as from a generator.
+            metadatas: One a text.
+            ids: One a text; else ids made from the text.
+            **options: The fields of this class, such as ``model=`` and ``k=``.
+        """
+        return cls.from_documents(with_texts(texts, metadatas), ids=ids, **options)
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: Iterable[str],
+        metadatas: Iterable[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """`from_texts`, awaitable."""
+        return await cls.afrom_documents(with_texts(texts, metadatas), ids=ids, **options)
+
+    @classmethod
     def from_retriever(cls, base: Runnable[str, list[Document]], **options: Any) -> Self:
         """A retriever that takes the candidates of another one and returns the best of them.
 
@@ -143,11 +202,11 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         Returns:
             list: The ids, in order.
         """
-        return self._store().add_documents(documents, ids=None if ids is None else list(ids))
+        return self._store().add_documents(documents, ids=ids)
 
     async def aadd_documents(self, documents: Iterable[Document], *, ids: Sequence[str] | None = None) -> list[str]:
         """`add_documents`, awaitable."""
-        return await self._store().aadd_documents(documents, ids=None if ids is None else list(ids))
+        return await self._store().aadd_documents(documents, ids=ids)
 
     # --- finding ---------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from langchain_text_splitters import TextSplitter
 
 from clara_core.suggest import parameters, refuse_unknown
 from langchain_clara._engine import EngineFields
+from langchain_clara._entries import listed, with_texts
 
 
 class ClaraTextSplitter(TextSplitter):
@@ -45,25 +46,22 @@ class ClaraTextSplitter(TextSplitter):
         """The pieces of a text, in order; an empty text has none."""
         return [text[start:end] for start, end in self._spans(text)]
 
-    def create_documents(self, texts: list[str], metadatas: list[dict[Any, Any]] | None = None) -> list[Document]:
+    def create_documents(
+        self, texts: Iterable[str], metadatas: Iterable[dict[Any, Any]] | None = None
+    ) -> list[Document]:
         """The pieces of texts as documents, each with a copy of its text's metadata."""
-        if metadatas is not None and len(metadatas) != len(texts):
-            raise ValueError(f"one metadata a text is needed: got {len(metadatas)} for {len(texts)} texts")
-        pieces = []
-        for index, text in enumerate(texts):
-            for start, end in self._spans(text):
-                metadata = deepcopy(metadatas[index]) if metadatas else {}
-                if self._add_start_index:
-                    metadata["start_index"] = start
-                pieces.append(Document(text[start:end], metadata=metadata))
-        return pieces
+        return self.split_documents(with_texts(texts, metadatas))
 
     def split_documents(self, documents: Iterable[Document]) -> list[Document]:
         """The pieces of documents; their ids are their own, not the documents'."""
-        documents = list(documents)
-        return self.create_documents(
-            [document.page_content for document in documents], [document.metadata for document in documents]
-        )
+        pieces = []
+        for document in listed(documents, None)[0]:
+            for start, end in self._spans(document.page_content):
+                metadata = deepcopy(document.metadata)
+                if self._add_start_index:
+                    metadata["start_index"] = start
+                pieces.append(Document(document.page_content[start:end], metadata=metadata))
+        return pieces
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         return self._source.shared_engine.tokenizer.windows(text) if text else []

@@ -13,7 +13,7 @@ from langchain_core.vectorstores import VectorStore
 
 from clara_core.suggest import parameters, refuse_unknown
 from langchain_clara._durable import DurableRows
-from langchain_clara._entries import Filter, checked, listed, with_texts
+from langchain_clara._entries import Filter, checked, listed, several, with_texts
 from langchain_clara._rows import Rows, vector_of
 from langchain_clara.embeddings import ClaraEmbeddings
 
@@ -108,7 +108,7 @@ class ClaraVectorStore(VectorStore):
 
     Raises:
         UnknownOption: An option that nobody reads.
-        TypeError: With `uri`, an embedding that makes no memories.
+        TypeError: What is given as an embedding is none; with `uri`, an embedding that makes no memories.
         ValueError: Things that exclude each other.
     """
 
@@ -122,6 +122,7 @@ class ClaraVectorStore(VectorStore):
         **options: Any,
     ) -> None:
         refuse_unknown(type(self).__name__, options, {*ClaraEmbeddings.model_fields, *parameters(type(self))})
+        _check_embedding(embedding)
         given = {"embedding": embedding, "store": store}
         owners = [name for name, value in given.items() if value is not None]
         if owners and (options or len(owners) > 1):
@@ -160,7 +161,9 @@ class ClaraVectorStore(VectorStore):
 
     # --- adding ----------------------------------------------------------------------------------
 
-    def add_documents(self, documents: Iterable[Document], *, ids: list[str] | None = None, **kwargs: Any) -> list[str]:
+    def add_documents(
+        self, documents: Iterable[Document], *, ids: Sequence[str] | None = None, **kwargs: Any
+    ) -> list[str]:
         """Compress and keep documents; one whose id is known replaces the other.
 
         Args:
@@ -174,7 +177,7 @@ class ClaraVectorStore(VectorStore):
         return self._rows.add(*listed(documents, ids))
 
     async def aadd_documents(
-        self, documents: Iterable[Document], *, ids: list[str] | None = None, **kwargs: Any
+        self, documents: Iterable[Document], *, ids: Sequence[str] | None = None, **kwargs: Any
     ) -> list[str]:
         """`add_documents`, awaitable."""
         return await self._rows.aadd(*listed(documents, ids))
@@ -184,7 +187,7 @@ class ClaraVectorStore(VectorStore):
         texts: Iterable[str],
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """`add_documents` for texts; `texts` may be a generator."""
@@ -195,7 +198,7 @@ class ClaraVectorStore(VectorStore):
         texts: Iterable[str],
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """`add_texts`, awaitable."""
@@ -226,22 +229,22 @@ class ClaraVectorStore(VectorStore):
 
     # --- deleting, looking up --------------------------------------------------------------------
 
-    def delete(self, ids: list[str] | None = None, *, filter: Filter | None = None, **kwargs: Any) -> bool:  # noqa: A002
+    def delete(self, ids: Sequence[str] | None = None, *, filter: Filter | None = None, **kwargs: Any) -> bool:  # noqa: A002
         """Delete documents by id, by filter (both: what is in both), or all of them.
 
         Returns:
             bool: True; ids that are not here are passed over.
         """
-        self._rows.delete(ids, checked(filter))
+        self._rows.delete(None if ids is None else several(ids, "ids", "strings"), checked(filter))
         return True
 
-    async def adelete(self, ids: list[str] | None = None, *, filter: Filter | None = None, **kwargs: Any) -> bool:  # noqa: A002
+    async def adelete(self, ids: Sequence[str] | None = None, *, filter: Filter | None = None, **kwargs: Any) -> bool:  # noqa: A002
         """`delete`, awaitable."""
         return await asyncio.to_thread(self.delete, ids, filter=filter)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Copies of documents in the order of their ids; ids that are not here are passed over."""
-        return self._rows.get(ids)
+        return self._rows.get(several(ids, "ids", "strings"))
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """`get_by_ids`, awaitable."""
@@ -254,7 +257,7 @@ class ClaraVectorStore(VectorStore):
             KeyError: An id is not here.
             TypeError: The store keeps vectors of another embedding.
         """
-        return self._rows.memories(ids)
+        return self._rows.memories(several(ids, "ids", "strings"))
 
     # --- searching -------------------------------------------------------------------------------
 
@@ -302,7 +305,7 @@ class ClaraVectorStore(VectorStore):
         In other modes scores are BM25 (``text``) or sums of reciprocal ranks (``hybrid``).
         """
         _no_more("similarity_search", kwargs)
-        condition = checked(filter)
+        condition = _searched(k, filter)
         if mode != "memory":
             return self._rows.search_words(query, k, condition, mode)
         return [] if self._rows.is_empty() else self._rows.search(self._rows.question(query), k, condition)
@@ -317,7 +320,7 @@ class ClaraVectorStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score`, awaitable."""
         _no_more("similarity_search", kwargs)
-        condition = checked(filter)
+        condition = _searched(k, filter)
         if mode != "memory":
             return await asyncio.to_thread(self._rows.search_words, query, k, condition, mode)
         if await asyncio.to_thread(self._rows.is_empty):
@@ -338,7 +341,7 @@ class ClaraVectorStore(VectorStore):
             ValueError: The vector has another length.
         """
         _no_more("similarity_search_by_vector", kwargs)
-        return _documents(self._rows.search(vector_of(embedding), k, checked(filter)))
+        return _documents(self._rows.search(vector_of(embedding), k, _searched(k, filter)))
 
     async def asimilarity_search_by_vector(
         self,
@@ -370,7 +373,7 @@ class ClaraVectorStore(VectorStore):
             **kwargs: There are no others; one more is an error.
         """
         _no_more("max_marginal_relevance_search", kwargs)
-        condition = checked(filter)
+        condition = _diversified(k, fetch_k, lambda_mult, filter)
         if self._rows.is_empty():
             return []
         return _documents(self._rows.diverse(self._rows.question(query), k, fetch_k, lambda_mult, condition))
@@ -386,7 +389,7 @@ class ClaraVectorStore(VectorStore):
     ) -> list[Document]:
         """`max_marginal_relevance_search`, awaitable."""
         _no_more("max_marginal_relevance_search", kwargs)
-        condition = checked(filter)
+        condition = _diversified(k, fetch_k, lambda_mult, filter)
         if await asyncio.to_thread(self._rows.is_empty):
             return []
         question = await self._rows.aquestion(query)
@@ -403,7 +406,11 @@ class ClaraVectorStore(VectorStore):
     ) -> list[Document]:
         """`max_marginal_relevance_search` for a vector of this store's embedding."""
         _no_more("max_marginal_relevance_search_by_vector", kwargs)
-        return _documents(self._rows.diverse(vector_of(embedding), k, fetch_k, lambda_mult, checked(filter)))
+        return _documents(
+            self._rows.diverse(
+                vector_of(embedding), k, fetch_k, lambda_mult, _diversified(k, fetch_k, lambda_mult, filter)
+            )
+        )
 
     async def amax_marginal_relevance_search_by_vector(
         self,
@@ -430,7 +437,7 @@ class ClaraVectorStore(VectorStore):
         embedding: Embeddings | None = None,
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """A store of texts, which are compressed now; ``**kwargs`` are those of the class."""
@@ -445,7 +452,7 @@ class ClaraVectorStore(VectorStore):
         embedding: Embeddings | None = None,
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """`from_texts`, awaitable."""
@@ -459,7 +466,7 @@ class ClaraVectorStore(VectorStore):
         documents: Iterable[Document],
         embedding: Embeddings | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """A store of documents, which are compressed now; ``**kwargs`` are those of the class."""
@@ -473,7 +480,7 @@ class ClaraVectorStore(VectorStore):
         documents: Iterable[Document],
         embedding: Embeddings | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """`from_documents`, awaitable."""
@@ -484,6 +491,33 @@ class ClaraVectorStore(VectorStore):
 
 def _documents(pairs: list[tuple[Document, float]]) -> list[Document]:
     return [document for document, _ in pairs]
+
+
+def _check_embedding(embedding: object) -> None:
+    """Refuse what cannot make vectors, before anything is kept."""
+    if embedding is None or (isinstance(embedding, Embeddings) and not isinstance(embedding, type)):
+        return
+    if isinstance(embedding, str | PathLike):
+        raise TypeError(f"embedding must be an Embeddings object, got the name {embedding!r}; a model's name is model=")
+    got = embedding.__name__ if isinstance(embedding, type) else type(embedding).__name__
+    hint = f": {got}()" if isinstance(embedding, type) else ", such as ClaraEmbeddings(); an engine is engine="
+    raise TypeError(f"embedding must be an Embeddings object, got {got}; make one{hint}")
+
+
+def _searched(k: int, condition: Filter | None) -> Filter | None:
+    """The filter, once the number of documents and it are known to make sense."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    return checked(condition)
+
+
+def _diversified(k: int, fetch_k: int, lambda_mult: float, condition: Filter | None) -> Filter | None:
+    """The same for a search by maximal marginal relevance."""
+    if fetch_k < 1:
+        raise ValueError(f"fetch_k must be at least 1, got {fetch_k}")
+    if not 0 <= lambda_mult <= 1:
+        raise ValueError(f"lambda_mult must lie in [0, 1], got {lambda_mult}")
+    return _searched(k, condition)
 
 
 def _no_more(method: str, kwargs: dict[str, Any]) -> None:

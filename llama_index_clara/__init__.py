@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from clara_core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from clara_core.version import __version__
     from llama_index_clara.embeddings import ClaraEmbedding
     from llama_index_clara.llms import ClaraLLM
     from llama_index_clara.node_parser import ClaraNodeParser
@@ -29,6 +30,7 @@ __all__ = [
     "ClaraSynthesizer",
     "ClaraVectorStore",
     "RerankedNode",
+    "__version__",
 ]
 
 _MODULES: Final = {
@@ -41,6 +43,7 @@ _MODULES: Final = {
     "ClaraSynthesizer": "llama_index_clara.response_synthesizers",
     "ClaraVectorStore": "llama_index_clara.vector_stores",
     "RerankedNode": "llama_index_clara.postprocessor",
+    "__version__": "clara_core.version",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES, {"llama_index": "pip install 'clara-rag[llama-index]'"})

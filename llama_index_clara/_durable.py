@@ -75,11 +75,22 @@ class DurableNodes:
     # --- writing -----------------------------------------------------------------------------------------
 
     def put(self, nodes: Sequence[BaseNode], memories: Sequence[Memory] | None) -> None:
-        """Keep nodes; of several under one id the last counts. Without memories they are compressed."""
+        """Keep nodes; of several under one id the last counts. Without memories they are compressed.
+
+        Raises:
+            ValueError: A node has no text; nothing is kept.
+        """
         last = sorted({node.node_id: index for index, node in enumerate(nodes)}.values())
         kept = [copy_of(nodes[index]) for index in last]
+        texts = [text_of(node) for node in kept]
+        for node, text in zip(kept, texts, strict=True):
+            if not text.strip():
+                raise ValueError(
+                    f"node {node.node_id!r} (of the source {node.ref_doc_id!r}) has no text to compress, and a store "
+                    "with uri= keeps nothing else: leave it out. ClaraNodeParser makes no nodes of empty documents"
+                )
         self.store.add(
-            [text_of(node) for node in kept],
+            texts,
             [_metadata(node) for node in kept],
             [node.node_id for node in kept],
             None if memories is None else [memories[index] for index in last],

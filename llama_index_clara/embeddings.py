@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from pydantic import Field, field_validator
+from llama_index.core.schema import BaseNode
+from pydantic import Field, PrivateAttr, field_validator
 
 from llama_index_clara._engine import EngineFields
+from llama_index_clara._nodes import announced_long, begins_with_file, text_of
 from llama_index_clara._vectors import VectorSpace
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,8 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
     engine's cache, where a reranker or synthesizer of the same model finds it by the text.
 
     A text longer than the compressor's window becomes several windows, and its vector the mean of their directions,
-    with a warning in the log: split documents with `ClaraNodeParser`.
+    with a warning in the log: split documents with `ClaraNodeParser`. It also keeps out what a loader noted of a file,
+    which an index puts before the text of a node otherwise.
 
     Example:
         ```python
@@ -37,6 +40,8 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
     overflow: Literal["split", "error", "truncate"] = Field(
         default="split", description="What to do with a text that is longer than the window."
     )
+
+    _said: set[str] = PrivateAttr(default_factory=set)  # each warning once
 
     def __init__(self, engine: Any = None, **options: Any) -> None:
         """See `EngineFields`; ``model_name=`` means the same as ``model=``."""
@@ -73,6 +78,24 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
         tokens = await (await self.aengine()).areason([query])
         return (await asyncio.to_thread(lambda: self._lists(self.space.questions(tokens))))[0]
 
+    # --- nodes -------------------------------------------------------------------------------------------
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Give nodes the vectors of their texts, as a step of a pipeline."""
+        vectors = self.get_text_embedding_batch([text_of(node) for node in nodes], **kwargs)
+        return self._embedded(nodes, vectors)
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """The same, awaitable."""
+        vectors = await self.aget_text_embedding_batch([text_of(node) for node in nodes], **kwargs)
+        return self._embedded(nodes, vectors)
+
+    @staticmethod
+    def _embedded(nodes: Sequence[BaseNode], vectors: Sequence[Embedding]) -> Sequence[BaseNode]:
+        for node, vector in zip(nodes, vectors, strict=True):
+            node.embedding = vector
+        return nodes
+
     # --- texts -------------------------------------------------------------------------------------------
 
     def _get_text_embedding(self, text: str) -> Embedding:
@@ -95,17 +118,25 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
         return await asyncio.to_thread(self._vectors, memories)
 
     def _vectors(self, memories: Sequence[Any]) -> list[Embedding]:
-        several = [memory.n_windows for memory in memories if memory.n_windows > 1]
-        if several:
-            log.warning(
-                "%d of %d texts are longer than the window of %d tokens (up to %d windows); their vectors are means. "
-                "Split documents with ClaraNodeParser.",
-                len(several), len(memories), self.engine.window, max(several),
-            )  # fmt: skip
+        if any(begins_with_file(memory.text) for memory in memories):
+            self._warn_once(
+                "texts begin with what a loader noted of their files, such as file_path, and are embedded with it. "
+                "Split documents with ClaraNodeParser, or list those keys in excluded_embed_metadata_keys."
+            )
+        elif any(memory.n_windows > 1 and not announced_long(memory.text) for memory in memories):
+            self._warn_once(
+                f"texts with their metadata are longer than the window of {self.engine.window} tokens; their vectors "
+                "are means of several windows. Split documents with ClaraNodeParser, as the last step before this one."
+            )
         for memory in memories if self.overflow != "split" else ():
             if memory.spans[-1][1] == len(memory.text):  # nothing was cut off: good for everyone
                 self.engine.cache.put(memory)
         return self._lists(self.space.documents(memories))
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            log.warning(message)
 
     @staticmethod
     def _lists(vectors: Any) -> list[Embedding]:

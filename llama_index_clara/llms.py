@@ -27,13 +27,14 @@ from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.types import TokenAsyncGen
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 
 from clara_core.suggest import refuse_unknown
 from clara_core.turns import Turn
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._messages import read_messages
 from llama_index_clara._nodes import texts_of
+from llama_index_clara._refusals import Refusals, refuse_json, refuse_options
 
 if TYPE_CHECKING:
     from clara_core import Answer
@@ -42,12 +43,16 @@ if TYPE_CHECKING:
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed", "stop")
 
 
-class ClaraLLM(EngineFields, CustomLLM):
+class ClaraLLM(Refusals, EngineFields, CustomLLM):
     """Answers prompts and conversations; with `reading`, from documents as a few memory tokens each.
 
-    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed`` and ``stop``. `raw` of a response holds
-    numbers only: ``usage`` counts positions of the prompt (text and memory tokens together) and tokens written, and
-    what the documents would have cost as text. Leaving a stream early, or cancelling a task, stops the work.
+    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop`` and ``system_prompt``. A
+    `DocumentBlock` or `CitableBlock` of a message is read as memory tokens, like the documents of `reading`. `raw` of a
+    response holds numbers only: ``usage`` counts positions of the prompt (text and memory tokens together) and tokens
+    written, and what the documents would have cost as text. Leaving a stream early, or cancelling a task, stops the
+    work.
+
+    Tools and structured output are refused with a NotImplementedError, before any model runs.
 
     Example:
         ```python
@@ -64,6 +69,15 @@ class ClaraLLM(EngineFields, CustomLLM):
     stop: list[str] | None = Field(default=None, description="Strings that end an answer.")
 
     _documents: tuple[str, ...] = PrivateAttr(default=())
+
+    @field_validator("messages_to_prompt", mode="before")
+    @classmethod
+    def _check_template(cls, value: Any) -> Any:
+        if value is not None:
+            raise ValueError(
+                "messages_to_prompt= would do nothing: the checkpoint has its own template of a conversation"
+            )
+        return value
 
     @classmethod
     def class_name(cls) -> str:
@@ -114,49 +128,59 @@ class ClaraLLM(EngineFields, CustomLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt, which becomes the only turn of a conversation."""
-        return self._answer(self._turns(prompt, formatted), kwargs)
+        return self._answer(*self._asked(prompt, formatted, kwargs), kwargs)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete`, in pieces."""
-        return self._stream(self._turns(prompt, formatted), kwargs)
+        return self._stream(*self._asked(prompt, formatted, kwargs), kwargs)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete`, awaitable."""
-        return await self._aanswer(self._turns(prompt, formatted), kwargs)
+        return await self._aanswer(*self._asked(prompt, formatted, kwargs), kwargs)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete`, asynchronous."""
-        return self._astream(self._turns(prompt, formatted), kwargs)
+        return self._astream(*self._asked(prompt, formatted, kwargs), kwargs)
 
     # --- conversations -----------------------------------------------------------------------------------
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Go on with a conversation; its last user turn reads the documents."""
-        return completion_response_to_chat_response(self._answer(read_messages(messages), kwargs))
+        return completion_response_to_chat_response(self._answer(*self._read(messages, kwargs), kwargs))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """`chat`, in pieces."""
-        return stream_completion_response_to_chat_response(self._stream(read_messages(messages), kwargs))
+        return stream_completion_response_to_chat_response(self._stream(*self._read(messages, kwargs), kwargs))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat`, awaitable."""
-        return completion_response_to_chat_response(await self._aanswer(read_messages(messages), kwargs))
+        return completion_response_to_chat_response(await self._aanswer(*self._read(messages, kwargs), kwargs))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """`stream_chat`, asynchronous."""
-        return astream_completion_response_to_chat_response(self._astream(read_messages(messages), kwargs))
+        return astream_completion_response_to_chat_response(self._astream(*self._read(messages, kwargs), kwargs))
 
     # --- prompts: the framework asks for `metadata` on the loop, so the engine is found before -----------
 
+    def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """Answer a prompt template.
+
+        Raises:
+            NotImplementedError: The answer is to be parsed as JSON, as selectors and question generators do.
+        """
+        refuse_json(prompt)
+        return super().predict(prompt, **prompt_args)
+
     async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """`predict`, awaitable."""
+        refuse_json(prompt)
         await self._planned()
         return await super().apredict(prompt, **prompt_args)
 
@@ -170,34 +194,50 @@ class ClaraLLM(EngineFields, CustomLLM):
 
     # --- the engine --------------------------------------------------------------------------------------
 
-    def _turns(self, prompt: str, formatted: bool) -> list[Turn]:
+    def _asked(self, prompt: str, formatted: bool, call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
+        """The conversation of a prompt, and what it reads. A formatted prompt holds all that is to be said."""
+        system = call.get("system_prompt", None if formatted else self.system_prompt)
+        if not formatted and self.query_wrapper_prompt is not None:
+            prompt = self.query_wrapper_prompt.format(query_str=prompt)
         if not formatted and self.completion_to_prompt is not None:
             prompt = self.completion_to_prompt(prompt)
-        return [{"role": "user", "content": prompt}]
+        turns = [{"role": "user", "content": prompt}]
+        return [{"role": "system", "content": system}, *turns] if system else turns, self._documents
+
+    def _read(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
+        """A conversation, and what it reads: the documents of `reading`, then its own."""
+        self._options(call)  # wrong ones are refused first
+        if own := call.get("system_prompt"):
+            messages = [ChatMessage(role="system", content=own), *messages]
+        turns, documents = read_messages(messages, None if "system_prompt" in call else self.system_prompt)
+        return turns, (*self._documents, *(text for text in documents if text not in self._documents))
 
     def _options(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """The engine's options: the call's before the object's."""
-        refuse_unknown("a call of ClaraLLM", call, _SAMPLING)
+        refuse_options(call)
+        refuse_unknown("a call of ClaraLLM", call, [*_SAMPLING, "system_prompt"])
         return {name: call.get(name, getattr(self, name)) for name in _SAMPLING}
 
-    def _answer(self, turns: list[Turn], call: Mapping[str, Any]) -> CompletionResponse:
+    def _answer(self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]) -> CompletionResponse:
         options = self._options(call)
         engine = self.engine
-        answer = engine.chat(turns, engine.remember(self._documents), **options)
+        answer = engine.chat(turns, engine.remember(documents), **options)
         return CompletionResponse(text=answer.text, raw=self._account(answer))
 
-    async def _aanswer(self, turns: list[Turn], call: Mapping[str, Any]) -> CompletionResponse:
+    async def _aanswer(
+        self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]
+    ) -> CompletionResponse:
         options = self._options(call)
         engine = await self.aengine()
-        answer = await engine.achat(turns, await engine.aremember(self._documents), **options)
+        answer = await engine.achat(turns, await engine.aremember(documents), **options)
         return CompletionResponse(text=answer.text, raw=self._account(answer))
 
-    def _stream(self, turns: list[Turn], call: Mapping[str, Any]) -> CompletionResponseGen:
+    def _stream(self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]) -> CompletionResponseGen:
         options = self._options(call)  # wrong ones are refused now, not at the first piece
 
         def pieces() -> CompletionResponseGen:
             engine = self.engine
-            memories = engine.remember(self._documents)
+            memories = engine.remember(documents)
             text = ""
             # Closed with this generator, which stops the work on the device.
             with closing(engine.stream_chat(turns, memories, **options)) as chunks:
@@ -207,12 +247,14 @@ class ClaraLLM(EngineFields, CustomLLM):
 
         return pieces()
 
-    def _astream(self, turns: list[Turn], call: Mapping[str, Any]) -> CompletionResponseAsyncGen:
+    def _astream(
+        self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]
+    ) -> CompletionResponseAsyncGen:
         options = self._options(call)
 
         async def pieces() -> CompletionResponseAsyncGen:
             engine = await self.aengine()
-            memories = await engine.aremember(self._documents)
+            memories = await engine.aremember(documents)
             text = ""
             stream = cast("AsyncGenerator[Chunk, None]", engine.astream_chat(turns, memories, **options))
             async with aclosing(stream) as chunks:
@@ -235,4 +277,9 @@ class ClaraLLM(EngineFields, CustomLLM):
             "memory_tokens": answer.memory_tokens,
             "source_tokens": answer.source_tokens,
         }
-        return {"model": self.model, "finish_reason": answer.finish_reason, "usage": usage}
+        return {
+            "model": self.model,
+            "finish_reason": answer.finish_reason,
+            "windows_left_out": answer.windows_left_out,
+            "usage": usage,
+        }

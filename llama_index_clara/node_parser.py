@@ -8,21 +8,29 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from llama_index.core.node_parser.interface import MetadataAwareTextSplitter
-from llama_index.core.schema import BaseNode
+from llama_index.core.node_parser.node_utils import build_nodes_from_splits
+from llama_index.core.schema import BaseNode, ImageDocument, MetadataMode
+from llama_index.core.utils import get_tqdm_iterable
 from pydantic import Field
 
 from llama_index_clara._engine import EngineFields
+from llama_index_clara._nodes import announce_long, text_of, without_file
 
 log = logging.getLogger(__name__)
 
 _JOINT = 4  # tokens by which metadata and text together may differ from the sum of both
+_LEAST = 4  # the part of a window that metadata has to leave for the text; with less, nodes take several windows
 
 
 class ClaraNodeParser(EngineFields, MetadataAwareTextSplitter):
     """Cuts texts at sentences, else words, into pieces that fill the compressor's window and overlap nowhere.
 
-    Tokens are counted by the compressor's own tokenizer, and the metadata that stands before each piece is counted
-    with it. The pieces put together are the text, to the character.
+    Tokens are counted by the compressor's own tokenizer, with the metadata that an embedding sees of each piece. The
+    pieces put together are the text, to the character; a document without text has none.
+
+    What a loader notes of a *file* (``file_path``, ``file_name``, type, size and dates) stays in the metadata and is
+    not compressed: its keys are put on the nodes' lists of excluded keys, and no other component of this package reads
+    them either. To have it read, give it a name of your own: ``document.metadata["report"] = ...``.
 
     Example:
         ```python
@@ -45,17 +53,60 @@ class ClaraNodeParser(EngineFields, MetadataAwareTextSplitter):
 
     def split_text_metadata_aware(self, text: str, metadata_str: str) -> list[str]:
         """Pieces of a text before each of which the metadata will stand."""
-        tokenizer, window = self.engine.tokenizer, self.engine.window
-        free = min(self.chunk_size or window, window)
-        taken = tokenizer.count(f"{metadata_str}\n\n") + _JOINT if metadata_str else 0
-        if taken > free // 2:
-            log.warning(
-                "the metadata takes %d of the %d tokens of a window: nodes will take more than one window; "
-                "list keys in excluded_embed_metadata_keys and excluded_llm_metadata_keys",
-                taken, free,
-            )  # fmt: skip
-            taken = free // 2
-        return [text[start:end] for start, end in tokenizer.windows(text, reserve=window - free + taken)]
+        window = self.engine.window
+        size = min(self.chunk_size or window, window)
+        taken = self._taken(metadata_str)
+        room = size - taken if size - taken >= size // _LEAST else size // 2
+        return [text[start:end] for start, end in self.engine.tokenizer.windows(text, reserve=window - room)]
+
+    def _taken(self, metadata_str: str) -> int:
+        """Tokens of each piece that are not the text's."""
+        return self.engine.tokenizer.count(f"{metadata_str}\n\n") + _JOINT if metadata_str else 0
+
+    def _get_metadata_str(self, node: BaseNode) -> str:
+        """All that stands around the text of each piece."""
+        if not self.include_metadata:
+            return ""
+        (empty,) = build_nodes_from_splits([""], node)
+        empty.metadata = node.metadata
+        return text_of(empty)
+
+    def _parse_nodes(self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any) -> list[BaseNode]:
+        pieces: list[BaseNode] = []
+        crowded: list[tuple[int, BaseNode]] = []
+        long: list[str] = []
+        for node in get_tqdm_iterable(nodes, show_progress, "Parsing nodes"):
+            text = node.get_content(metadata_mode=MetadataMode.NONE)
+            if not text.strip() and not isinstance(node, ImageDocument):
+                continue
+            around = self._get_metadata_str(node)
+            splits = self.split_text_metadata_aware(text, around)
+            made = build_nodes_from_splits(splits, without_file(node), ref_doc=node, id_func=self.id_func)
+            pieces += made
+            taken = self._taken(around)
+            if taken > min(self.chunk_size or self.engine.window, self.engine.window) // 2:
+                wholes = [text_of(piece.model_copy(update={"metadata": node.metadata})) for piece in made]
+                several = [whole for whole in wholes if len(self.engine.tokenizer.windows(whole)) > 1]
+                long += several
+                if several or len(made) > 1:
+                    crowded.append((taken, node))
+        self._warn(crowded, long, len(pieces))
+        return pieces
+
+    def _warn(self, crowded: list[tuple[int, BaseNode]], long: list[str], n_pieces: int) -> None:
+        """Say once what metadata costs where it costs something."""
+        if not crowded:
+            return
+        announce_long(long)
+        taken, node = max(crowded, key=lambda pair: pair[0])
+        read = set(node.metadata) - {*without_file(node).excluded_embed_metadata_keys}
+        longest = max(read, key=lambda key: len(str(node.metadata[key])), default="")
+        log.warning(
+            "the metadata of %d documents takes up to %d tokens of each node, and a window has %d%s; list keys such as "
+            "%r in excluded_embed_metadata_keys",
+            len(crowded), taken, self.engine.window,
+            f": {len(long)} of {n_pieces} nodes take more than one window" if long else "", longest,
+        )  # fmt: skip
 
     async def _aparse_nodes(
         self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any

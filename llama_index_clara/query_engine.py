@@ -52,6 +52,11 @@ class ClaraQueryEngine(RetrieverQueryEngine):
         **options: Any,
     ) -> None:
         refuse_unknown(type(self).__name__, options, [*parameters(ClaraQueryEngine), *_SYNTHESIZER_OPTIONS])
+        if not isinstance(retriever, BaseRetriever):
+            raise TypeError(
+                f"retriever must be a retriever, such as ClaraRetriever(store) or index.as_retriever(), got "
+                f"{type(retriever).__name__}"
+            )
         if response_synthesizer is None:
             response_synthesizer = _synthesizer(retriever, callback_manager, options)
         elif options:

@@ -19,7 +19,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from clara_core.suggest import parameters, refuse_unknown
-from llama_index_clara._nodes import text_of
+from llama_index_clara._nodes import checked, text_of
 from llama_index_clara.llms import ClaraLLM
 
 dispatcher = get_dispatcher(__name__)
@@ -110,6 +110,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """Answer from nodes."""
+        nodes = list(checked(nodes, NodeWithScore, "nodes"))
         return super().synthesize(query, nodes, additional_source_nodes, clara_nodes=nodes, **response_kwargs)
 
     async def asynthesize(
@@ -120,6 +121,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """`synthesize`, awaitable."""
+        nodes = list(checked(nodes, NodeWithScore, "nodes"))
         return await super().asynthesize(query, nodes, additional_source_nodes, clara_nodes=nodes, **response_kwargs)
 
     def get_response(

@@ -20,6 +20,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from clara_core.suggest import parameters, refuse_unknown
+from llama_index_clara._nodes import checked
 from llama_index_clara.embeddings import ClaraEmbedding
 from llama_index_clara.node_parser import ClaraNodeParser
 from llama_index_clara.vector_stores import ClaraVectorStore
@@ -79,6 +80,16 @@ class ClaraRetriever(BaseRetriever):
         **options: Any,
     ) -> None:
         refuse_unknown(type(self).__name__, options, [*parameters(ClaraRetriever), *_STORE_OPTIONS])
+        if not isinstance(vector_store, ClaraVectorStore | None):
+            raise TypeError(
+                f"vector_store must be a ClaraVectorStore, got {type(vector_store).__name__}; the name of a model is "
+                "model=, and the retriever of another store is index.as_retriever()"
+            )
+        if not isinstance(filters, MetadataFilters | None):
+            raise TypeError(
+                f"filters must be MetadataFilters, got {type(filters).__name__}; such as "
+                "MetadataFilters(filters=[MetadataFilter(key='year', value=1931)])"
+            )
         if vector_store is not None and (engine is not None or options):
             name = next(iter(options), "engine")
             raise ValueError(f"give vector_store= or {name}=, not both: a store has its own engine")
@@ -128,9 +139,10 @@ class ClaraRetriever(BaseRetriever):
             show_progress: Draw progress bars.
             **options: The arguments of this class.
         """
+        given = list(checked(documents, BaseNode, "documents"))
         retriever = cls(**options)
         steps = retriever._steps(transformations)
-        retriever.add_nodes(run_transformations(list(documents), steps, show_progress=show_progress))
+        retriever.add_nodes(run_transformations(given, steps, show_progress=show_progress))
         return retriever
 
     @classmethod
@@ -143,9 +155,10 @@ class ClaraRetriever(BaseRetriever):
         **options: Any,
     ) -> Self:
         """`from_documents`, awaitable."""
+        given = list(checked(documents, BaseNode, "documents"))
         retriever = cls(**options)
         steps = await asyncio.to_thread(retriever._steps, transformations)
-        await retriever.aadd_nodes(await arun_transformations(list(documents), steps, show_progress=show_progress))
+        await retriever.aadd_nodes(await arun_transformations(given, steps, show_progress=show_progress))
         return retriever
 
     def add_nodes(self, nodes: Iterable[BaseNode]) -> list[str]:
@@ -180,7 +193,9 @@ class ClaraRetriever(BaseRetriever):
     def _embedder(self) -> ClaraEmbedding:
         """The embedding model that makes questions into vectors, and events of it."""
         if self._embed_model is None:
-            self._embed_model = ClaraEmbedding(engine=self.engine, dimensions=self._store.dimensions)
+            self._embed_model = ClaraEmbedding(
+                engine=self.engine, dimensions=self._store.dimensions, callback_manager=self.callback_manager
+            )
         return self._embed_model
 
     def _asked(self, query_bundle: QueryBundle, embedding: list[float] | None) -> VectorStoreQuery:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import fsspec
 import numpy as np
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, NAMESPACE_SEP
 from llama_index.core.vector_stores.types import (
     DEFAULT_PERSIST_DIR,
@@ -27,7 +27,7 @@ from clara_core.errors import FingerprintMismatch
 from llama_index_clara._durable import DurableNodes
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._files import SUFFIX, from_json, read_file, read_pointer, to_json, write_file, write_pointer
-from llama_index_clara._nodes import copy_of, text_of
+from llama_index_clara._nodes import checked, copy_of, text_of
 from llama_index_clara._queries import (
     allowed_ids,
     checked_mode,
@@ -148,13 +148,14 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
             FingerprintMismatch: A memory is another model's.
         """
         if self._durable is not None:
-            return self._add_durably(self._durable, list(nodes), memories)
+            listed = [self._without_file(node) for node in checked(nodes, BaseNode, "nodes")]
+            return self._add_durably(self._durable, listed, memories)
         table = self._table
         added: list[tuple[str, Entry]] = []
         given = None if memories is None else iter(memories)
-        stream = iter(nodes)
+        stream = checked(nodes, BaseNode, "nodes")
         try:
-            while batch := list(islice(stream, _BATCH)):
+            while batch := [self._without_file(node) for node in islice(stream, _BATCH)]:
                 found = self._memories(batch, given)
                 for index, node in enumerate(batch):
                     added.append((node.node_id, self._staged(node, found.get(index))))
@@ -181,6 +182,17 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         durable.put(embedded, found)
         durable.put(bare, None)
         return [node.node_id for node in nodes]
+
+    def _without_file(self, node: BaseNode) -> BaseNode:
+        """A node without its vector, where that is also of what a loader noted of the file; else as it is.
+
+        An index embeds the text together with those notes if neither the parser nor the node keeps them apart.
+        """
+        whole = node.get_content(metadata_mode=MetadataMode.EMBED)
+        if node.embedding is None or whole == text_of(node):
+            return node
+        vector = vector_of(node.embedding, self.space.length, f"node {node.node_id!r}", self.model)
+        return copy_of(node) if _same(self.space, self.engine.remember([whole])[0], vector) else node
 
     def _check_vector(self, node: BaseNode, memory: Memory) -> None:
         """Refuse a vector that is not kept, and would not be found again."""
@@ -366,7 +378,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
     async def async_add(self, nodes: Iterable[BaseNode], **kwargs: Any) -> list[str]:
         """`add`, awaitable; cancelling it while nodes are being compressed stops that."""
         engine = await self.aengine()
-        listed = list(nodes)
+        listed = list(checked(nodes, BaseNode, "nodes"))
         if (
             self._durable is None
             and kwargs.get("memories") is None

@@ -36,7 +36,6 @@ def folder(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "bridge.txt").write_text("The bridge was opened in 1907.\n", encoding="utf-8")
     (tmp_path / "towns.md").write_text("# Towns\n\n## Aln\n\nOn a river.\n\n## Wear\n\nOn a hill.\n", encoding="utf-8")
-    (tmp_path / "page.html").write_text("<p>not read</p>", encoding="utf-8")
     return tmp_path
 
 
@@ -72,6 +71,7 @@ def test_json_is_what_the_engine_says(clara, folder, model):
         "memory_tokens": answer.memory_tokens,
         "source_tokens": answer.source_tokens,
         "completion_tokens": answer.completion_tokens,
+        "windows_left_out": 0,
         "model": model,
         "files": 2,
         "left_out": [],
@@ -110,18 +110,21 @@ def test_a_missing_folder(clara, tmp_path, model):
 
 
 def test_a_folder_without_texts(clara, tmp_path, model):
-    (tmp_path / "page.html").write_text("<p>")
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG")
     code, _, err = clara("ask", tmp_path, QUESTION, "--model", model)
     assert code == 2
-    assert err.count("\n") == 1
-    assert "no readable .md or .txt file" in err
+    named, error = err.splitlines()
+    assert named == "left out: photo.png: .png files are not read"
+    assert "no file in" in error
+    assert ".txt, " in error
 
 
 def test_texts_without_words(clara, tmp_path, model):
     (tmp_path / "blank.txt").write_text(" \n\n")
     code, _, err = clara("ask", tmp_path, QUESTION, "--model", model)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "hold no text" in err
+    assert (code, err.count("\n")) == (2, 2)
+    assert "left out: blank.txt: holds no text" in err
+    assert "files in" in err
 
 
 def test_a_missing_model(clara, folder):
@@ -152,9 +155,12 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_asked(clara, folder
     (folder / "gone.txt").symlink_to(folder / "missing.txt")
     code, out, err = clara("ask", folder, QUESTION, "--model", model, "--max-tokens", 4, "--json")
     assert code == 0
-    assert "latin.txt is not UTF-8 (byte 2)" in err
     facts = json.loads(out)
-    assert len(facts["left_out"]) == 1
+    assert facts["left_out"] == [
+        "gone.txt: a link that leads nowhere (No such file or directory)",
+        "latin.txt: not UTF-8 (byte 2); convert it, or take it out",
+    ]
+    assert all(f"left out: {line}" in err for line in facts["left_out"])
     assert facts["files"] == 2
 
 
@@ -180,6 +186,22 @@ def test_as_a_command_of_the_shell_with_bytes_that_are_no_text(folder, model):
     assert json.loads(done.stdout)["question"] == "When \udcff?"
 
 
+def test_what_a_user_sees_is_ours_and_once(folder, model):
+    """A question that is cut: one line, no warning of Python, nothing of a library."""
+    code = "from clara_core.cli import app; app()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "ask", folder, "Why? " * 200, "--model", model, "--max-tokens", "2"],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"},
+        cwd=DATA.parent.parent,
+    )
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("clara: truncated questions[0] of ")
+
+
 # -- files and passages ----------------------------------------------------------------------------
 
 
@@ -191,7 +213,7 @@ def passages_of(name, text, windows=whole):
     return cut_passages(TextFile(name, text), windows)
 
 
-def test_reads_texts_in_order_and_leaves_out_what_is_hidden(folder):
+def test_reads_texts_in_order_and_names_what_is_hidden(folder):
     (folder / ".git").mkdir()
     (folder / ".git" / "notes.txt").write_text("hidden")
     (folder / ".hidden.md").write_text("hidden")
@@ -199,7 +221,7 @@ def test_reads_texts_in_order_and_leaves_out_what_is_hidden(folder):
     files, problems = read_folder(folder)
     assert [file.name for file in files] == ["UPPER.TXT", "deep/bridge.txt", "towns.md"]
     assert files[0].text == "mark\r\nkept\r\n"
-    assert problems == []
+    assert list(map(str, problems)) == [".git/: hidden", ".hidden.md: hidden"]
 
 
 def test_reads_one_file(folder):

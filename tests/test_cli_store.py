@@ -133,7 +133,8 @@ def test_an_emptied_file_and_one_that_cannot_be_read(index, folder, uri):
     (folder / "deep" / "bridge.txt").write_bytes("Größe".encode("latin-1"))
     facts = index(folder, "--prune")
     assert counts(facts) == (0, 0, 0, 2, 0)  # what is there and cannot be read is not gone
-    assert "bridge.txt is not UTF-8" in facts["left_out"][0]
+    assert "bridge.txt: not UTF-8" in facts["left_out"][0]
+    assert facts["left_out"][1] == "towns.md: holds no text"
     assert held(uri) == [BRIDGE]
 
 

@@ -26,7 +26,7 @@ from clara_core import (
 from clara_core.config import Role
 from clara_core.tokens import ANSWER_SYSTEM
 from tests.engines import PASSAGES, Counter, open_engine, wrapped
-from tests.tiny import Tiny, build
+from tests.tiny import FAMILIES, Tiny, build
 
 LONG_TEXT = " ".join(f"{text} ({index})" for index in range(4) for text in PASSAGES)
 
@@ -349,6 +349,37 @@ def test_roles_that_a_checkpoint_lacks(tmp_path: Path) -> None:
         with pytest.raises(RoleError, match=r"stage1_2.* has no query reasoner: it holds compressor, generator"):
             call(["Where?"])
     assert engine.answer("Where?", found, max_tokens=2).completion_tokens == 2
+
+
+@pytest.mark.parametrize(
+    "odd, merged",
+    [
+        ("user:a user:b", "user:a\nb"),
+        ("user:a system:s assistant:b user:c system:t", "system:s\nt user:a assistant:b user:c"),
+        ("assistant:a user:b", "user: assistant:a user:b"),
+        ("user:a assistant:b assistant:c user:d", "user:a assistant:b\nc user:d"),
+        ("system:s", "user:s"),
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)  # the template of "llama" refuses what does not alternate
+def test_conversations_of_odd_shapes(tmp_path_factory, family, odd, merged) -> None:
+    engine = open_engine(build(tmp_path_factory.mktemp(family), family))
+
+    def turns(text: str) -> list[dict[str, str]]:
+        pairs = (turn.partition(":") for turn in text.split(" "))
+        return [{"role": role, "content": content} for role, _, content in pairs]
+
+    read = engine.compress(PASSAGES[:2])
+    answer = engine.chat(turns(odd), read, max_tokens=3)
+    assert answer == engine.chat(turns(merged), read, max_tokens=3)
+    assert list(engine.stream_chat(turns(odd), read, max_tokens=3))[-1].answer == answer
+    assert answer.memory_tokens == 2 * engine.n_mem
+
+
+@pytest.mark.parametrize("turns", [[], [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]])
+def test_what_cannot_be_answered(engine: ClaraEngine, turns) -> None:
+    with pytest.raises(ValueError, match=r"no message to answer|model's own"):
+        engine.chat(turns)
 
 
 def test_conversations(engine: ClaraEngine, memories) -> None:

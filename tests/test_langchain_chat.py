@@ -68,6 +68,7 @@ def test_answers_as_the_engine_does(engine, llm):
         "finish_reason": expected.finish_reason,
         "memory_tokens": expected.memory_tokens,
         "source_tokens": expected.source_tokens,
+        "windows_left_out": 0,
         "saved_tokens": expected.source_tokens - expected.memory_tokens,
         "documents": [
             {"id": "weldenia", "title": "w.txt"}, {"title": "b.txt"}, {}, {"title": "Heights"}, {"id": "long"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from functools import cache
 
@@ -156,7 +157,7 @@ def test_prompts_keep_the_special_ids_of_their_template(family: str, data: st.Da
         roles = ("system", "user", "assistant", "user")
         return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
 
-    hostile, harmless = talk(system, question, system, question), talk("a", "b", "c", "d")
+    hostile, harmless = talk(system, question, system, question), talk("a" if system else "", "b", "c", "d")
     assert kept(hostile, 2) == kept(harmless, 2)
     assert kept(hostile, 0) == kept(harmless, 0)
     assert sum(tokens.is_slot(tokens.answer_prompt(question, 3))) == 3 * CONFIG.n_mem
@@ -285,11 +286,38 @@ def test_a_template_that_trims_keeps_slots_and_shields() -> None:
     assert tokens.is_slot(hostile).count(True) == tokens.is_slot(plain).count(True)
 
 
-def test_a_conversation_that_the_template_refuses_is_named() -> None:
+ODD_HISTORIES = (
+    "user user",
+    "system user system user",
+    "assistant user",
+    "user assistant assistant user user",
+    "user system",
+    "system",
+    "user assistant",  # a history that is counted before it is answered
+    "assistant",
+    "",
+)
+
+
+@pytest.mark.parametrize("roles", ODD_HISTORIES)
+def test_a_strict_template_takes_every_history(roles: str) -> None:
     tokens = tokenizer_of("llama2")
-    turns = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
-    with pytest.raises(ValueError, match=r"refuses a conversation of the roles user, user.*alternate"):
-        tokens.chat_prompt(turns, 0)
+    turns = [{"role": role, "content": f"turn {index}"} for index, role in enumerate(roles.split())]
+    kept = copy.deepcopy(turns)
+    shown = tokens.decode(tokens.chat_prompt(turns, 0))
+    assert turns == kept
+    for turn in turns:
+        assert shown.count(turn["content"]) == 1
+    if roles.endswith("user"):
+        assert sum(tokens.is_slot(tokens.chat_prompt(turns, 2))) == 2 * CONFIG.n_mem
+
+
+def test_a_conversation_that_the_template_refuses_is_named() -> None:
+    inner = make_tokenizer("qwen2")
+    inner.chat_template = "{{ raise_exception('only of Tuesdays') if messages | length > 1 else messages[0].content }}"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    with pytest.raises(ValueError, match="of the roles user, assistant, user: only of Tuesdays"):
+        ClaraTokenizer(inner, CONFIG).chat_prompt(turns, 0)
 
 
 def test_a_base_without_template_or_fast_tokenizer_is_refused() -> None:

@@ -338,11 +338,17 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def test_example_files_are_what_the_script_writes(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "make_data.py"), str(tmp_path)]
+    command = [sys.executable, str(EXAMPLES / "make_data.py"), str(tmp_path / "data")]
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
     subprocess.run(command, check=True, env=environment)
-    written = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
-    kept = {path.name: path.read_text(encoding="utf-8") for path in (EXAMPLES / "data").iterdir()}
+    written = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in [*(tmp_path / "data").iterdir(), tmp_path / "questions.json"]
+    }
+    kept = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in [*(EXAMPLES / "data").iterdir(), EXAMPLES / "questions.json"]
+    }
     assert written == kept
 
 
@@ -351,7 +357,7 @@ def test_example_questions_are_answered_by_their_files() -> None:
     lengths = sorted(len(p.read_text(encoding="utf-8").split()) for p in data.glob("*.[mt][dx]*"))
     assert len(lengths) >= 30
     assert lengths[-4] > 350
-    questions = json.loads((data / "questions.json").read_text(encoding="utf-8"))
+    questions = json.loads((EXAMPLES / "questions.json").read_text(encoding="utf-8"))
     assert len(questions) == 12
     assert sum(len(entry["files"]) == 2 for entry in questions) == 3
     for entry in questions:

@@ -8,6 +8,7 @@ kind walks along with one token whose result is not used. What learns is whole e
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from enum import IntEnum
@@ -137,7 +138,7 @@ def base_of(model: ClaraModel, processes: Processes, learning: Sequence[Learning
     """The base of a model, cut where accelerate's configuration asks for it.
 
     Raises:
-        TrainingError: It is to be cut, but learns.
+        TrainingError: It is to be cut, but learns, or this torch cannot cut it.
     """
     if not processes.cuts:
         return WholeBase()
@@ -147,7 +148,20 @@ def base_of(model: ClaraModel, processes: Processes, learning: Sequence[Learning
             "but here the base itself learns: start the processes without them (accelerate launch --multi_gpu, or "
             "torchrun)"
         )
+    if not can_cut():
+        raise TrainingError(
+            "accelerate's configuration asks for FSDP or DeepSpeed ZeRO-3, but fully_shard of torch "
+            f"{torch.__version__} has no ignored_params, so that it cannot leave the adapters whole: install a newer "
+            "torch, or start the processes without them (accelerate launch --multi_gpu, or torchrun)"
+        )
     return CutBase(model, processes)
+
+
+def can_cut() -> bool:
+    """Whether this torch can cut layers and leave some of their parameters whole."""
+    from torch.distributed.fsdp import fully_shard
+
+    return "ignored_params" in inspect.signature(fully_shard).parameters
 
 
 def check_quantization(quantization: str | None, processes: Processes) -> None:

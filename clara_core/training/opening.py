@@ -16,7 +16,7 @@ from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint,
 from clara_core.config import ClaraConfig, Role
 from clara_core.convert import BASE_FOLDER
 from clara_core.errors import CheckpointError
-from clara_core.loading import Plan, load_decoder, no_progress_bar, plan_engine
+from clara_core.loading import Plan, load_decoder, plan_engine, progress_bar
 from clara_core.locate import locate_base
 from clara_core.lora import current_routing, init_adapter, routed
 from clara_core.model import ClaraModel
@@ -143,7 +143,8 @@ def open_random(folder: Path, seed: int) -> Opened:
 
 
 def _opened(plan: Plan, arguments: EngineArguments, origin: str, place: torch.device | None) -> Opened:
-    decoder = load_decoder(arguments, plan, place)
+    with progress_bar(shown=False):
+        decoder = load_decoder(arguments, plan, place)
     vocabulary = int(decoder.get_input_embeddings().num_embeddings)
     if len(plan.tokenizer) != vocabulary:
         decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)
@@ -227,7 +228,7 @@ def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_lea
             ignore = shutil.ignore_patterns(*_WEIGHTS) if base_learned else None
             shutil.copytree(opened.base, new / BASE_FOLDER, ignore=ignore)
         if base_learned:
-            with no_progress_bar():
+            with progress_bar(shown=False):
                 _plain_base(opened).save_pretrained(new / BASE_FOLDER)
         (new / CARD_FILE).write_text(card, encoding="utf-8")
     return read_checkpoint(folder)

@@ -13,9 +13,7 @@ import pytest
 from tests.langchain_data import bundled_or_tiny
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-EXPECTED = {
-    entry["question"]: entry["answer"] for entry in json.loads((EXAMPLES / "data" / "questions.json").read_text())
-}
+EXPECTED = {entry["question"]: entry["answer"] for entry in json.loads((EXAMPLES / "questions.json").read_text())}
 
 
 def load(name):

@@ -25,6 +25,9 @@ PASSAGES = (
 
 class TestChatModelUnit(ChatModelUnitTests):
     supports_model_override = False
+    # `bind_tools` and `with_structured_output` are overridden for the sake of their refusal.
+    has_tool_calling = False
+    has_structured_output = False
 
     @property
     def chat_model_class(self):
@@ -37,6 +40,8 @@ class TestChatModelUnit(ChatModelUnitTests):
 
 class TestChatModelIntegration(ChatModelIntegrationTests):
     supports_model_override = False
+    has_tool_calling = False
+    has_structured_output = False
 
     @property
     def chat_model_class(self):

@@ -7,12 +7,14 @@ import json
 import pickle
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from llama_index.core import Document
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.callbacks import CallbackManager
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.llms import CustomLLM
 from llama_index.core.node_parser import NodeParser
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -20,6 +22,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
+import llama_index_clara
 from clara_core import CheckpointError, ClaraEngine
 from llama_index_clara import (
     ClaraEmbedding,
@@ -31,7 +34,7 @@ from llama_index_clara import (
     ClaraSynthesizer,
     ClaraVectorStore,
 )
-from tests.llama_index.doubles import QUESTION, nodes
+from tests.llama_index.doubles import QUESTION, TEXTS, nodes
 
 ROOT = Path(__file__).parents[2]
 BASES = {
@@ -196,3 +199,91 @@ def test_making_components_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    "make, owner, option, near",
+    [
+        (lambda retriever, s: ClaraSynthesizer(max_token=3), "ClaraSynthesizer", "max_token", "max_tokens"),
+        (lambda retriever, s: ClaraQueryEngine(retriever, max_token=3), "ClaraQueryEngine", "max_token", "max_tokens"),
+        (
+            lambda retriever, s: ClaraQueryEngine(retriever, s, streeming=1),
+            "ClaraQueryEngine",
+            "streeming",
+            "streaming",
+        ),
+        (lambda retriever, s: ClaraQueryEngine.from_args(retriever, modle="x"), "ClaraQueryEngine", "modle", "model"),
+        (lambda retriever, s: ClaraRetriever(filter=1), "ClaraRetriever", "filter", "filters"),
+        (lambda retriever, s: ClaraRetriever(retriever.vector_store, filter=1), "ClaraRetriever", "filter", "filters"),
+        (
+            lambda retriever, s: ClaraRetriever.from_documents([], dimension=3),
+            "ClaraRetriever",
+            "dimension",
+            "dimensions",
+        ),
+    ],
+)
+def test_a_wrong_option_names_the_class_that_was_called(model, make, owner, option, near):
+    """Not the part that would have had it; and it is not taken for an option that excludes another."""
+    retriever = ClaraRetriever(model=model)
+    with pytest.raises(TypeError, match=f"^{owner} has no option '{option}'; did you mean '{near}'"):
+        make(retriever, ClaraSynthesizer(model=model))
+
+
+def test_a_right_option_in_the_wrong_place_is_told_apart(model):
+    retriever, synthesizer = ClaraRetriever(model=model), ClaraSynthesizer(model=model)
+    with pytest.raises(ValueError, match="response_synthesizer= or max_tokens=, not both"):
+        ClaraQueryEngine(retriever, synthesizer, max_tokens=3)
+    with pytest.raises(ValueError, match="vector_store= or model=, not both"):
+        ClaraRetriever(retriever.vector_store, model=model)
+    with pytest.raises(ValueError, match="engine= or model=, not both"):
+        ClaraEmbedding(engine=retriever.engine, model_name="another")
+    for wrong in (model, synthesizer):
+        with pytest.raises(TypeError, match="must be a ClaraVectorStore"):
+            ClaraRetriever(wrong)
+    for wrong in (model, retriever.vector_store):
+        with pytest.raises(TypeError, match="must be a retriever, such as ClaraRetriever"):
+            ClaraQueryEngine(wrong)
+
+
+def test_version_and_the_list_of_llamahub():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert llama_index_clara.__version__ == project["project"]["version"]
+    hub = project["tool"]["llamahub"]
+    assert hub["import_path"] == "llama_index_clara"
+    assert hub["class_authors"].keys() == {name for name in llama_index_clara.__all__ if name.startswith("Clara")}
+
+
+def test_questions_of_a_retriever_are_counted_where_its_callbacks_are(model):
+    counter = TokenCountingHandler(tokenizer=str.split)
+    retriever = ClaraRetriever(model=model, callback_manager=CallbackManager([counter]))
+    retriever.add_nodes(nodes())
+    retriever.retrieve(QUESTION)
+    assert counter.total_embedding_token_count == len(QUESTION.split())
+
+
+def test_other_things_than_documents_and_nodes_are_said_in_words(model):
+    """Strings above all, which are what the engine itself takes."""
+    document, synthesizer = Document(text=TEXTS[0]), ClaraSynthesizer(model=model)
+    store = ClaraVectorStore(model=model)
+    for take, what in (
+        (lambda given: ClaraRetriever.from_documents(given, model=model), "documents"),
+        (lambda given: ClaraQueryEngine.from_documents(given, model=model), "documents"),
+        (store.add, "nodes"),
+        (ClaraRetriever(store).add_nodes, "nodes"),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"{what}\[1\] must be a Document or node, got str; .*Document\(text=...\)"
+        ):
+            take([document, TEXTS[1]])
+        for one in (document, TEXTS[0]):
+            with pytest.raises(
+                TypeError, match=f"{what} must be several, got one {type(one).__name__}; put it into a list"
+            ):
+                take(one)
+    for wrong in (TEXTS[0], document):
+        with pytest.raises(TypeError, match=rf"nodes\[0\] must be a NodeWithScore, got {type(wrong).__name__}"):
+            synthesizer.synthesize(QUESTION, [wrong])
+    with pytest.raises(TypeError, match=r"must be MetadataFilters, got dict; such as MetadataFilters\(filters="):
+        ClaraRetriever(store, filters={"year": 1931})
+    assert store.count == 0

@@ -7,10 +7,10 @@ import logging
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_index.core import Document
-from llama_index.core.schema import MetadataMode, NodeRelationship
+from llama_index.core import Document, StorageContext, VectorStoreIndex
+from llama_index.core.schema import ImageDocument, MetadataMode, NodeRelationship
 
-from llama_index_clara import ClaraNodeParser
+from llama_index_clara import ClaraEmbedding, ClaraNodeParser, ClaraVectorStore
 
 TOWN = " ".join(f"Sentence number {number} speaks of the town and of the river." for number in range(40))
 
@@ -85,3 +85,77 @@ def test_reserve_bounds(engine):
     for reserve in (engine.window, -1):
         with pytest.raises(ValueError, match="reserve"):
             engine.tokenizer.windows(TOWN, reserve=reserve)
+
+
+def windows(engine, parsed):
+    return [len(engine.tokenizer.windows(piece.get_content(metadata_mode=MetadataMode.EMBED))) for piece in parsed]
+
+
+def words_of(engine, n):
+    """A text of about so many tokens."""
+    text = "sea"
+    while engine.tokenizer.count(text) < n:
+        text += " sea"
+    return text
+
+
+def test_metadata_is_counted_as_it_is_embedded(parser, engine):
+    """A key that the LLM alone would see takes no room; a template of one's own takes as much as it does."""
+    secret = Document(text=TOWN, metadata={"note": words_of(engine, 30)}, excluded_embed_metadata_keys=["note"])
+    bare = Document(text=TOWN)
+    assert [p.text for p in parser.get_nodes_from_documents([secret])] == [
+        p.text for p in parser.get_nodes_from_documents([bare])
+    ]
+    wordy = Document(
+        text=TOWN, metadata={"page": 1}, text_template=f"{words_of(engine, 20)} {{metadata_str}}: {{content}} the end."
+    )
+    assert set(windows(engine, parser.get_nodes_from_documents([wordy]))) == {1}
+    outside = ClaraNodeParser(engine=engine, include_metadata=False)
+    noted = Document(text=TOWN, metadata={"note": words_of(engine, 30)})
+    assert [p.text for p in outside.get_nodes_from_documents([noted])] == [
+        p.text for p in parser.get_nodes_from_documents([bare])
+    ]
+
+
+def test_half_a_window_of_metadata_leaves_nodes_of_one_window(parser, engine, caplog):
+    """What was warned of as two windows had one; now all have, and a short text is nothing to warn of."""
+    metadata = {"abstract": words_of(engine, engine.window // 2 + 2)}
+    with caplog.at_level(logging.WARNING, logger="llama_index_clara"):
+        short = parser.get_nodes_from_documents([Document(text="It sank.", metadata=metadata)])
+        assert windows(engine, short) == [1]
+        assert not caplog.records
+        long = parser.get_nodes_from_documents([Document(text=TOWN, metadata=metadata)])
+    assert set(windows(engine, long)) == {1}
+    assert "more than one window" not in caplog.text
+
+
+def test_one_cause_is_one_warning(parser, engine, model, caplog):
+    """Of all documents together, and not again by the embedding, which would advise the parser that was used."""
+    abstract = words_of(engine, engine.window)
+    given = [Document(text=TOWN, metadata={"title": "Sea", "abstract": abstract}) for _ in range(5)]
+    with caplog.at_level(logging.WARNING, logger="llama_index_clara"):
+        pieces = parser.get_nodes_from_documents(given)
+        VectorStoreIndex(
+            pieces,
+            embed_model=ClaraEmbedding(model=model),
+            storage_context=StorageContext.from_defaults(vector_store=ClaraVectorStore(model=model)),
+        )
+    (record,) = caplog.records
+    several = sum(count > 1 for count in windows(engine, pieces))
+    assert several == len(pieces)
+    assert f"{several} of {len(pieces)} nodes take more than one window" in record.getMessage()
+    assert "of 5 documents" in record.getMessage()
+    assert "'abstract'" in record.getMessage()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="llama_index_clara"):
+        embedding = ClaraEmbedding(model=model)
+        for _ in range(3):
+            embedding.get_text_embedding_batch([TOWN] * 15)
+    assert len(caplog.records) == 1  # of other texts it speaks, once
+
+
+def test_a_document_without_text_has_no_pieces(parser):
+    empty = [Document(text="", metadata={"page": 1}), Document(text=" \n")]
+    assert parser.get_nodes_from_documents(empty) == []
+    (image,) = parser.get_nodes_from_documents([ImageDocument(text="", image="aGVsbG8=")])
+    assert image.image == "aGVsbG8="

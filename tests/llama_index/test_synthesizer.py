@@ -7,6 +7,7 @@ import inspect
 import pytest
 from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
 from llama_index.core.llms import MockLLM
+from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, TextNode
 from pydantic import BaseModel
@@ -130,7 +131,7 @@ def test_what_it_cannot_do_is_refused_early(model):
     with pytest.raises(TypeError, match=r"needs a ClaraLLM.*MockLLM"):
         ClaraSynthesizer(MockLLM())
     with pytest.raises(TypeError, match="needs a ClaraLLM"):
-        ClaraSynthesizer(ClaraLLM(model=model).as_structured_llm(Answer))
+        ClaraSynthesizer(StructuredLLM(llm=ClaraLLM(model=model), output_cls=Answer))
     with pytest.raises(ValueError, match="llm= or max_tokens="):
         ClaraSynthesizer(ClaraLLM(model=model), max_tokens=3)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from clara_core.checkpoint import read_checkpoint
 from clara_core.config import Role
 from clara_core.errors import TrainingError
 from clara_core.options import EngineArguments
-from clara_core.training.cut import WholeBase, base_of
+from clara_core.training import cut
+from clara_core.training.cut import WholeBase, base_of, can_cut
 from clara_core.training.masters import Learning
 from clara_core.training.opening import open_checkpoint
 from clara_core.training.processes import Processes, asks_to_cut
@@ -31,6 +33,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "contrastive": {"batch_size": 1, "memory_room_mb": 0},  # the second process never has a line
     "stage2": {"batch_size": 5, "micro_batch_size": 1, "held_out": 0.25, "gradient_checkpointing": True},
 }
+
+
+needs_cutting = pytest.mark.skipif(not can_cut(), reason="fully_shard of this torch cannot leave adapters whole")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +88,7 @@ def run_two(configs: Path, folder: Path) -> None:
             child.wait()
 
 
+@needs_cutting
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", RUNS)
 def test_what_is_learned_is_the_same(trained: Path, stage: str) -> None:
@@ -101,6 +107,7 @@ def test_what_is_learned_is_the_same(trained: Path, stage: str) -> None:
         assert torch.allclose(second.embeddings[key], value, atol=1e-5), key
 
 
+@needs_cutting
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", RUNS)
 @pytest.mark.parametrize("rank", [0, 1])
@@ -113,6 +120,7 @@ def test_each_process_holds_half_of_the_layers_between_passes(tiny: Tiny, traine
     assert saved == pytest.approx([layers / 2] * len(saved), rel=0.1)
 
 
+@needs_cutting
 @pytest.mark.slow
 def test_a_quantized_base_is_not_cut(trained: Path) -> None:
     assert "quantization='nf4' packs its weights" in found(trained, 0)["refused"]
@@ -134,6 +142,14 @@ def test_a_base_that_learns_is_not_cut(tiny: Tiny) -> None:
     processes.cuts = True
     with pytest.raises(TrainingError, match=r"here the base itself learns: start the processes without them"):
         base_of(opened.model, processes, learning)
+
+
+def test_a_torch_that_cannot_cut_is_said_to_be_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut, "can_cut", lambda: False)
+    processes = Processes(torch.device("cpu"))
+    processes.cuts = True
+    with pytest.raises(TrainingError, match=rf"torch {re.escape(torch.__version__)} .* install a newer torch"):
+        base_of(None, processes, [Learning((Role.GENERATOR,))])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""What can be said of a model from the files that are on this machine, without loading it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from clara_core.config import CONFIG_FILE, ClaraConfig
+from clara_core.errors import CheckpointError
+from clara_core.locate import locate, locate_base
+from clara_core.options import DEFAULT_MODEL
+
+_WINDOWED: Final = {"mistral": 4096}
+"""Sliding window of an architecture where its config does not name one."""
+
+
+def local_context(source: Any) -> int | None:
+    """Most positions that a prompt and its answer take together, as `ClaraEngine.context` says it.
+
+    Args:
+        source: What names the model: `EngineFields` or `EngineArguments`.
+
+    Returns:
+        int | None: None where the files are not here (a Hub repo that was never fetched), or do not say.
+    """
+    try:
+        folder = locate(
+            source.model or DEFAULT_MODEL,
+            source.compression,
+            source.revision,
+            cache_dir=source.cache_dir,
+            local_files_only=True,
+        )
+        base = Path(locate_base(ClaraConfig.read(folder), folder, source.base_model))
+        path = base / CONFIG_FILE if base.is_absolute() else _fetched(base.as_posix(), source.cache_dir)
+        config = json.loads(path.read_text("utf-8"))
+        positions = int(config["max_position_embeddings"])
+        sliding = config.get("sliding_window", _WINDOWED.get(config.get("model_type")))
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError, ImportError):
+        return None
+    return min(positions, sliding or positions)
+
+
+def _fetched(repo: str, cache_dir: str | None) -> Path:
+    """The config of a base decoder that lies in the Hub's cache.
+
+    Raises:
+        FileNotFoundError: It was never fetched.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, CONFIG_FILE, cache_dir=cache_dir)
+    if not isinstance(found, str):
+        raise FileNotFoundError(repo)
+    return Path(found)
