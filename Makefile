@@ -1,5 +1,5 @@
 # Every target makes its own virtual environment from nothing and then works in it.
-#   make demo                    text files -> memory tokens -> search, rerank, answers, on the CPU
+#   make demo                    text files -> memory tokens -> search, answers, on the CPU
 #   make domain-demo             the bundled model learns a domain that it has never seen; before and after
 #   make test lint               what CI runs
 #   make PYTHON=python3.12 test  with another Python (3.11 or newer)

@@ -107,6 +107,7 @@ def main() -> None:
     if not any(isinstance(handler, _Notes) for handler in said.handlers):
         said.addHandler(_Notes())
     said.setLevel(logging.INFO)
+    said.propagate = False  # said once, also where a command sets up a log of its own
 
 
 app.command()(ask)

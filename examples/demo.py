@@ -3,9 +3,9 @@
     make demo                                      the bundled model
     python examples/demo.py apple/CLaRa-7B-E2E     any other CLaRa (or a folder)
 
-The chain is plain LangChain: a retriever finds passages, a reranker orders them, and a chat model
-answers from the memory tokens of the best. The three share one model without being told. It knows
-nothing of the files but what it reads here: their names occur in no text that it was trained on.
+The chain is plain LangChain: a retriever finds passages by their memory tokens, and a chat model answers
+from the memory tokens of the best. Both share one model without being told. It knows nothing of the files
+but what it reads here: their names occur in no text that it was trained on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.markup import escape
 from clara_core import ClaraEngine
 from clara_core.evaluation import exact_match
 from clara_core.passages import cut_passages, read_folder
-from langchain_clara import ChatClara, ClaraRerank, ClaraRetriever, DocumentsPlaceholder
+from langchain_clara import ChatClara, ClaraRetriever, DocumentsPlaceholder
 
 DATA = Path(__file__).parent / "data"
 # Five of the eight that the bundled model answers rightly, of the twelve in questions.json: what it is good at, and
@@ -51,8 +51,7 @@ def load_documents(engine: ClaraEngine) -> list[Document]:
 def build_chain(retriever: ClaraRetriever, model: str) -> Runnable[dict[str, Any], dict[str, Any]]:
     """{"question"} -> {"question", "context", "answer"}."""
     prompt = ChatPromptTemplate.from_messages([DocumentsPlaceholder("context"), ("human", "{question}")])
-    candidates = ClaraRerank(model=model, top_n=5).as_runnable(retriever)
-    return RunnablePassthrough.assign(context=itemgetter("question") | candidates).assign(
+    return RunnablePassthrough.assign(context=itemgetter("question") | retriever).assign(
         answer=prompt | ChatClara(model=model, max_tokens=32)
     )
 
@@ -84,7 +83,7 @@ def main(model: str) -> int:
     engine.load()
     loaded = time.perf_counter()
     documents = load_documents(engine)
-    retriever = ClaraRetriever.from_documents(documents, model=model, k=20)
+    retriever = ClaraRetriever.from_documents(documents, model=model, k=5)
     ready = time.perf_counter()
     text = sum(engine.count_tokens(document.page_content) for document in documents)
     console.print(

@@ -26,7 +26,7 @@ SCORE_KEY = "relevance_score"
 class EngineFields(EngineOptions):
     """Mixin of the components: ``model=`` with its options, or ``engine=``.
 
-    The options are those of `ClaraEngine.from_pretrained`. An access token is neither shown nor dumped nor pickled.
+    The options are those of `ClaraEngine.from_pretrained`. An access token is neither shown nor dumped nor serialized.
 
     It stands last among the bases, so that what the framework does after validation is done first.
     """

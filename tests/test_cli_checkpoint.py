@@ -38,10 +38,11 @@ def clara(capsys):
 
 def test_info_as_json(clara, parity_folder):
     folder = parity_folder / "e2e" / "checkpoint"
-    done = clara("info", folder, "--json", "--base-model", parity_folder / "e2e" / "base")
+    done = clara("info", folder, "--json", "--base-model", parity_folder / "e2e" / "base", "--device", "cpu")
     assert done.exit_code == 0
     facts = json.loads(done.stdout)
     checkpoint = read_checkpoint(folder)
+    assert (facts.pop("device"), facts.pop("dtype"), facts.pop("quantization")) == ("cpu", "float32", None)
     assert facts == {
         "model": str(folder),
         "folder": str(folder),
@@ -82,7 +83,7 @@ def test_info_remarks_the_licence_of_released_weights(clara, parity_folder, tmp_
     "arguments, said",
     [
         (["info", "nowhere"], "no folder 'nowhere'"),
-        (["info", ".", "--compression", "0"], "compression must be positive"),
+        (["info", ".", "--compression", "0"], "compression must be a positive int"),
         (["convert", "nowhere", "out"], "no folder 'nowhere'"),
     ],
 )

@@ -51,7 +51,8 @@ def test_the_bundled_model_over_a_file(clara, tmp_path):
     code, shown, err = clara(
         "eval", file, "--top-k", 3, "--timed", 2, "--paraphrases", 2, "--out", out, "--json", "--device", "cpu"
     )
-    assert (code, err) == (0, "")
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("clara: no --model: 'pocket' answers")
     facts = json.loads(shown)
     assert facts["settings"]["model"] == "pocket"
     assert facts["questions"] == 6
@@ -134,7 +135,7 @@ def test_a_bad_line_is_named_before_anything_is_asked(clara, tiny, tmp_path, lin
 def test_missing_files_models_and_roles(clara, data, tmp_path):
     no_reasoner = build(tmp_path / "model", roles=("encoder_adapter", "decoder_adapter")).folder
     clara("eval", tmp_path / "none.jsonl")  # what building it has said
-    code, _, err = clara("eval", tmp_path / "none.jsonl")
+    code, _, err = clara("eval", tmp_path / "none.jsonl", "--model", "pocket")
     assert (code, err.count("\n")) == (2, 1)
     assert "none.jsonl" in err
     code, _, err = clara("eval", data, "--model", tmp_path / "none")

@@ -65,6 +65,7 @@ def test_answers_as_the_engine_does(engine, llm):
     }
     assert answer.response_metadata == {
         "model_name": llm.model,
+        "model_provider": "clara",
         "finish_reason": expected.finish_reason,
         "memory_tokens": expected.memory_tokens,
         "source_tokens": expected.source_tokens,
@@ -202,14 +203,14 @@ def test_names_that_generic_code_passes_are_accepted():
 
 @pytest.mark.parametrize("name", ["tools", "functions", "tool_choice", "response_format"])
 def test_tools_are_refused(llm, name):
-    with pytest.raises(ValueError, match=f"no tools.*{name}="):
+    with pytest.raises(ValueError, match=f"{name}= cannot be used: ChatClara cannot"):
         llm.invoke(QUESTION, **{name: [{"type": "function"}]})
 
 
 def test_tools_cannot_be_bound(llm):
-    with pytest.raises(NotImplementedError):
-        llm.bind_tools([])
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="cannot call tools"):
+        llm.bind_tools([{"type": "function"}])
+    with pytest.raises(NotImplementedError, match="cannot be held to a schema"):
         llm.with_structured_output({"title": "x", "type": "object"})
 
 

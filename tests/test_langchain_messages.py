@@ -128,7 +128,7 @@ def test_documents_of_the_history_stay_and_are_read_once():
 
 def test_documents_beside_the_messages():
     assert texts(HumanMessage("h"), documents=[Document("d"), "s"]) == ["d", "s"]
-    assert texts(HumanMessage("h"), documents=iter([Document("d")])) == ["d"]
+    assert texts(HumanMessage("h"), documents=(Document("d"),)) == ["d"]
     assert texts(HumanMessage("h"), documents=[]) == []
     assert texts(HumanMessage([PLAIN]), documents=[]) == ["Aln"]
 

@@ -22,7 +22,7 @@ FRAMEWORKS = {
 ADAPTERS = {"langchain_clara", "llama_index_clara"}
 # The modules of the core from the bottom up. A module may import those of its own line or above it.
 CORE = (
-    {"errors"},
+    {"announce", "errors", "turns"},
     {"config"},
     {"locate", "weights"},
     {"proof"},

@@ -205,8 +205,9 @@ def test_a_token_is_not_written_anywhere() -> None:
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     announce.announce_again()
+    monkeypatch.setattr(announce.log, "propagate", True)  # the command line takes its lines out of the log
     caplog.set_level(logging.INFO, logger="clara_core.announce")
     return lambda: [record.getMessage() for record in caplog.records if record.name == "clara_core.announce"]
 

@@ -306,7 +306,7 @@ def test_records_and_headings_become_passages(folder):
 
 def test_the_command_reads_and_names(clara, folder):
     (folder / "photo.png").write_bytes(b"")
-    code, out, err = clara("ask", folder, "When is high tide?", "--max-tokens", 4, "--json")
+    code, out, err = clara("ask", folder, "When is high tide?", "--model", "pocket", "--max-tokens", 4, "--json")
     facts = json.loads(out)
     assert (code, facts["files"], facts["passages"]) == (0, 3, 4)
     assert facts["left_out"] == ["photo.png: .png files are not read"]

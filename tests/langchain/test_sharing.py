@@ -35,7 +35,7 @@ DOCUMENTS = [Document(f"Town {n} lies on the Aln and has a bridge of 19{n:02d}."
 QUESTIONS = [f"When was the bridge of town {number} opened?" for number in range(50)]
 
 
-def use_everything(model, device=None):
+def use_everything(model, device="auto"):
     """Every component, made from the model's name and used."""
     options = {"model": model, "device": device}
     llm = ChatClara(max_tokens=4, **options)

@@ -50,7 +50,8 @@ def docs(tmp_path):
 
 def test_a_folder_becomes_sets_of_all_stages(clara, docs, tmp_path):
     out = tmp_path / "out"
-    code, said, warned = clara(docs, "--llm", TEACHER, "--out", out, "--n-candidates", 3, "--top-k", 2)
+    arguments = ("--n-candidates", 3, "--top-k", 2, "--model", "pocket")
+    code, said, warned = clara(docs, "--llm", TEACHER, "--out", out, *arguments)
     assert (code, warned) == (0, "")
     assert "4 of 4 passages kept" in said
     assert "20 questions with candidates" in said
