@@ -30,6 +30,7 @@ def with_pages(tiny: Tiny, pages: int) -> ClaraEngine:
     return engine
 
 
+@pytest.mark.slow
 def test_the_youngest_makes_room_and_comes_back(tiny: Tiny) -> None:
     """Each needs three pages in the end, and there are four."""
     engine = with_pages(tiny, 40)
