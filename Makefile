@@ -23,10 +23,10 @@ define INSTALL
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo domain-demo test test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest clean
+.PHONY: help install demo domain-demo test test-gpu test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest clean
 
 help:
-	@echo "make demo | domain-demo | test | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | test-newest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+	@echo "make demo | domain-demo | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | test-newest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,11 @@ domain-demo: $(VENV)/.train
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/gpu
+
+# What only a CUDA card can show; `test` shows the rest of the GPU path on a device made of the processor.
+test-gpu: install
+	$(TEST_ENV) $(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 # Ray is large and its cluster slow to start: not part of `test`.
 test-ray: install

@@ -58,6 +58,7 @@ class ClaraEngine(AsyncCalls):
         quantization: str | None = None,
         attn_implementation: str = "auto",
         reasoner: str = "auto",
+        kv_cache_bytes: int | None = None,
         **unknown: Never,
     ) -> ClaraEngine:
         """The engine of these arguments; the same object for the same ones. Weights load at first use.
@@ -77,6 +78,8 @@ class ClaraEngine(AsyncCalls):
             quantization: ``int8`` or ``nf4`` (bitsandbytes).
             attn_implementation: ``auto``, ``sdpa``, ``eager`` or ``flash_attention_2``.
             reasoner: ``encoder`` lets the compressor read questions where a checkpoint has no query reasoner.
+            kv_cache_bytes: Set aside for the keys and values of all answers being written; None: most of what is free
+                when the first one is. Whoever gave a number last decides, from the next `unload` on.
             **unknown: There are no others.
 
         Raises:
@@ -87,8 +90,7 @@ class ClaraEngine(AsyncCalls):
         arguments = engine_arguments("ClaraEngine.from_pretrained", {**given, **unknown})
         with _engines_lock:
             engine = _engines.setdefault(arguments, cls(arguments))
-            if arguments.token is not None:
-                engine.arguments = arguments  # equal but for the token: the newest may open what none did before
+            engine.arguments = engine.arguments.joined(arguments)
             return engine
 
     def __copy__(self) -> ClaraEngine:

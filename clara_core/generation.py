@@ -65,9 +65,13 @@ class Sampling:
     Attributes:
         max_tokens: Most tokens to write.
         stop: Strings that end the answer; they are not part of it.
-        temperature: 0 is greedy and reproducible.
+        temperature: 0 is greedy.
         top_p: Share of probability that is sampled from.
-        seed: Makes sampling reproducible, whatever else is in the batch.
+        seed: Makes sampling reproducible.
+
+    In float32 on a processor the same call gives the same answer whatever else is in the batch. In bfloat16 or float16
+    the numbers of a row depend, in their last digits, on the size of its batch: where two tokens are next to equally
+    likely, the choice may fall differently, greedy or by seed.
     """
 
     max_tokens: int = 128
@@ -121,6 +125,9 @@ class Writer:
         eos_ids: Tokens that end the answer.
         room: Positions that the context leaves behind the prompt.
         byte_ids: Tokens that are single bytes; the text of a run of them is certain when the run has ended.
+
+    Attributes:
+        limit: Most tokens of the answer.
     """
 
     def __init__(
@@ -138,7 +145,7 @@ class Writer:
         self._decode = decode
         self._eos_ids = eos_ids
         self._byte_ids = byte_ids
-        self._limit = min(sampling.max_tokens, room)
+        self.limit = min(sampling.max_tokens, room)
         self._emitted = 0
         self._generator: torch.Generator | None = None
 
@@ -152,7 +159,7 @@ class Writer:
         if cut is not None:
             self.text = self.text[:cut]
             return self.finish("stop")
-        if len(self.ids) >= self._limit:
+        if len(self.ids) >= self.limit:
             return self.finish("length")
         return self._emit(self._certain())
 
@@ -162,7 +169,7 @@ class Writer:
         return self._emit(len(self.text))
 
     def choose(self, logits: Tensor) -> int:
-        """Sample the next token from ``logits [vocab]`` (temperature above 0)."""
+        """Sample the next token from ``logits [vocab]`` on the processor (temperature above 0)."""
         if self._generator is None:
             self._generator = torch.Generator()
             if self.sampling.seed is None:
@@ -170,7 +177,7 @@ class Writer:
             else:
                 self._generator.manual_seed(self.sampling.seed)
         # In double precision even the smallest temperature leaves the best token finite.
-        logits = logits.double().cpu()
+        logits = logits.double()
         probabilities = torch.softmax((logits - logits.max()) / self.sampling.temperature, dim=-1)
         if self.sampling.top_p < 1:
             ordered, order = probabilities.sort(descending=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
 import threading
+import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clara_core.config import ClaraConfig, Role
-from clara_core.errors import RoleError
+from clara_core.devices import release_memory
+from clara_core.errors import EngineClosed, RoleError
 from clara_core.generation import Sampling
 from clara_core.loading import DTYPES, Loaded, Plan, load_model, plan_engine
 from clara_core.memory import Memory, MemoryCache
@@ -28,8 +33,9 @@ from clara_core.prepare import (
     prepare_questions,
 )
 from clara_core.requests import EncodeRequest, GenerateRequest, Request
+from clara_core.stats import EngineStats
 from clara_core.tokens import ClaraTokenizer
-from clara_core.worker import Worker, release_memory
+from clara_core.worker import Worker
 
 
 class EngineInstance:
@@ -42,6 +48,10 @@ class EngineInstance:
         self._plan: Plan | None = None
         self._loaded: Loaded | None = None
         self._worker: Worker | None = None
+        self._lost: str | None = None
+        if hasattr(os, "register_at_fork"):
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _forked(this()))
 
     # --- what it is --------------------------------------------------------------------------------------
 
@@ -122,9 +132,14 @@ class EngineInstance:
 
         Raises:
             CheckpointError: What was looked for, where, and what to do.
+            EngineClosed: The device cannot be used by this process any more, or not after a fork.
             NotEnoughMemory: What is needed, what is free, and what takes less.
         """
         with self._lock:
+            if self._worker is not None and self._worker.lost is not None:
+                self._lost = self._worker.lost
+            if self._lost is not None:
+                raise EngineClosed(self._lost)
             if self._loaded is None:
                 try:
                     self._loaded = load_model(self.arguments, self.plan, show_progress=show_progress)
@@ -132,17 +147,30 @@ class EngineInstance:
                     self._plan = None  # whatever is repaired before the next try is read anew
                     raise
             if self._worker is None or not self._worker.alive:
-                self._worker = Worker(self._loaded.model)
+                self._worker = Worker(self._loaded.model, kv_bytes=self.arguments.kv_cache_bytes)
             return self._loaded
 
     def unload(self) -> None:
-        """Free the device; the next use loads again. Calls that still wait get `EngineClosed`."""
+        """Free the device before this returns; the next use loads again. Calls that still wait get `EngineClosed`."""
         with self._lock:
             worker, self._worker, self._loaded = self._worker, None, None
         if worker is not None:
             worker.close()
+            del worker
         gc.collect()
         release_memory()
+
+    def stats(self) -> EngineStats:
+        """What the engine holds and does right now. Cheap: it waits for nobody and loads nothing."""
+        worker, loaded = self._worker, self._loaded
+        now = EngineStats() if worker is None else worker.stats()
+        return replace(
+            now,
+            loaded=loaded is not None,
+            weights_bytes=0 if loaded is None else loaded.weights_bytes,
+            cached=len(self.cache),
+            cached_bytes=self.cache.nbytes,
+        )
 
     def __repr__(self) -> str:
         state = "loaded" if self._loaded is not None else "not loaded"
@@ -245,3 +273,24 @@ class EngineInstance:
             for request in requests:
                 request.cancel()
             raise
+
+
+def _forked(engine: EngineInstance | None) -> None:
+    """In a child process: threads stayed behind, and so did whoever held a lock."""
+    if engine is None:
+        return
+    worker, engine._worker = engine._worker, None  # noqa: SLF001 - this is a part of the class
+    engine._lock = threading.RLock()  # noqa: SLF001
+    engine.cache.unlock()
+    if engine._loaded is not None:  # noqa: SLF001
+        # OpenMP's threads of the thread that forked are gone, and it would wait for them for ever. New threads, such
+        # as that of the worker, get new ones.
+        torch.set_num_threads(1)
+    if worker is not None:
+        atexit.unregister(worker.close)  # it would wait for a lock that nobody gives back
+    if engine.device.type == "cuda" and engine._loaded is not None:  # noqa: SLF001
+        engine._lost = (  # noqa: SLF001
+            f"this engine was loaded on {engine.device} before the process forked, and CUDA cannot be used in both: "
+            "load it in the child only (making the engine object before the fork is fine), or start processes with the "
+            "method 'spawn'"
+        )

@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 
+from clara_core.attention import ATTENTION, register_attention
 from clara_core.capacity import Demand, read_headers, says_memory
 from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint
 from clara_core.config import ClaraConfig
+from clara_core.devices import check_forked
 from clara_core.errors import CheckpointError
+from clara_core.kernels import find_kernel
 from clara_core.locate import locate, locate_base
 from clara_core.model import ClaraModel
 from clara_core.options import EngineArguments
@@ -57,6 +60,7 @@ class Loaded:
     model: ClaraModel
     checkpoint: Checkpoint
     fingerprint: str
+    weights_bytes: int
 
 
 def plan_engine(arguments: EngineArguments) -> Plan:
@@ -93,6 +97,7 @@ def load_model(arguments: EngineArguments, plan: Plan, *, show_progress: bool = 
         CheckpointError: Something is missing or does not fit; nothing stays half loaded.
         NotEnoughMemory: The device is too small; says what is needed and what is free.
     """
+    check_forked(torch.device(arguments.device))
     checkpoint = read_checkpoint(plan.folder)
     check_vocabulary(checkpoint, len(plan.tokenizer), plan.base)
     demand = _demand(arguments, plan, checkpoint)
@@ -115,12 +120,29 @@ def _demand(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) -> D
 
 
 def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) -> Loaded:
-    decoder = load_decoder(arguments, plan)
+    # "eager" is kept as it is, to look at; everything else goes through one function of ours.
+    if arguments.attn_implementation == "eager":
+        decoder = load_decoder(arguments, plan)
+    else:
+        register_attention()
+        decoder = load_decoder(arguments, plan, attention=ATTENTION)
     if len(plan.tokenizer) != decoder.get_input_embeddings().num_embeddings:
         decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)
     model = ClaraModel(decoder, plan.config)
     model.load_adapters(checkpoint)
+    weights_bytes = sum(weight.nbytes for weight in model.parameters())  # packed weights have no size of their own
     model.freeze()
+    if arguments.attn_implementation in ("auto", "flash_attention_2"):
+        shape = model.kv_shape()
+        heads = int(decoder.config.num_attention_heads)
+        model.kernel = find_kernel(
+            arguments.attn_implementation,
+            model.device,
+            model.dtype,
+            heads=heads,
+            kv_heads=shape.kv_heads,
+            dim=shape.dim,
+        )
     fingerprint = hashlib.sha256(f"{checkpoint.identity} {base_identity(plan.base, decoder)}".encode()).hexdigest()
     log.info("loaded %s on %s as %s", plan.folder, model.device, model.dtype)
     if plan.config.licence_note is not None:
@@ -130,6 +152,7 @@ def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) 
         model,
         replace(checkpoint, adapters={role: {} for role in checkpoint.adapters}, embeddings={}),
         fingerprint,
+        weights_bytes,
     )
 
 
@@ -152,42 +175,29 @@ def base_identity(base: str, decoder: Any) -> str:
     return digest.hexdigest()
 
 
-def load_decoder(arguments: EngineArguments, plan: Plan, place: torch.device | None = None) -> Any:
+def load_decoder(
+    arguments: EngineArguments, plan: Plan, place: torch.device | None = None, attention: str | None = None
+) -> Any:
     """The base decoder in its type, quantized where that is asked for; nothing added to it yet.
 
     Args:
         arguments: For which device, and how.
         plan: Where it lies.
         place: Where to leave a decoder that is not quantized; None: on the device.
+        attention: The name of an attention function; None: that of the arguments, by transformers.
     """
     from transformers import AutoModelForCausalLM
 
     device = torch.device(arguments.device)
     options: dict[str, Any] = {"dtype": DTYPES[arguments.dtype], **arguments.hub()}
-    options["attn_implementation"] = _attention(arguments, device)
+    named = "sdpa" if arguments.attn_implementation == "auto" else arguments.attn_implementation
+    options["attn_implementation"] = attention or named
     if arguments.quantization is not None:
         options["quantization_config"] = _quantization(arguments)
         options["device_map"] = {"": device}
     with _base_errors(plan.base, plan.folder):
         decoder = AutoModelForCausalLM.from_pretrained(plan.base, **options)
     return decoder if arguments.quantization is not None else decoder.to(place or device)
-
-
-def _attention(arguments: EngineArguments, device: torch.device) -> str:
-    from clara_core.attention import FLASH, PROCESSOR, flash_problem, register_attention
-
-    wanted = arguments.attn_implementation
-    if wanted in ("sdpa", "eager"):
-        return wanted
-    register_attention()
-    problem = flash_problem(device, DTYPES[arguments.dtype])
-    if problem is None:
-        return FLASH
-    if wanted == "flash_attention_2":
-        msg = f"attn_implementation='flash_attention_2' cannot be used here: {problem}"
-        raise ValueError(msg)
-    log.info("attention: sdpa (no flash attention: %s)", problem)
-    return PROCESSOR if device.type == "cpu" else "sdpa"
 
 
 def _quantization(arguments: EngineArguments) -> Any:

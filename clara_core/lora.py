@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clara_core.config import Role
 from clara_core.dense import packed, product
+from clara_core.devices import upload
 
 N_ROLES = len(Role)
 
@@ -29,7 +30,8 @@ class Routing:
 
     Attributes:
         role: The role of every row, where all rows share one; None otherwise.
-        columns: For mixed rows, the 0/1 mask ``[rows, 1, n_roles * rank]``; None for one role or none.
+        columns: For mixed rows, the 0/1 mask ``[rows, 1, n_roles * rank]``, or of packed texts one a token,
+            ``[1, total, n_roles * rank]``; None for one role or none.
         pause: Called between decoder layers, so that urgent work need not wait for a large batch.
     """
 
@@ -55,19 +57,33 @@ def routed(
     roles: Role | Sequence[Role] | None,
     rank: int,
     *,
+    lengths: Sequence[int] | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     pause: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Run the forward passes inside with these roles: one for all rows, one a row, or None for the bare base."""
+    """Run the forward passes inside with these roles: one for all rows, one a row, or None for the bare base.
+
+    Args:
+        roles: A row is a text; where texts lie packed in one row, they still have one each.
+        rank: Of an adapter.
+        lengths: Of the texts that lie packed.
+        device: Of the pass.
+        dtype: Of the hidden states.
+        pause: See `Routing`.
+    """
     if roles is None or isinstance(roles, Role):
         routing = Routing(role=roles, pause=pause)
     elif len(set(roles)) == 1:
         routing = Routing(role=roles[0], pause=pause)
     else:
-        chosen = F.one_hot(torch.tensor(roles), N_ROLES)  # [rows, n_roles]
-        columns = chosen.repeat_interleave(rank, dim=1).unsqueeze(1)  # [rows, 1, n_roles * rank]
-        routing = Routing(columns=columns.to(device=device, dtype=dtype), pause=pause)
+        chosen = F.one_hot(torch.tensor(roles), N_ROLES).to(dtype)  # [rows, n_roles]
+        columns = chosen.repeat_interleave(rank, dim=1)  # [rows, n_roles * rank]
+        if lengths is None:
+            columns = columns.unsqueeze(1)  # [rows, 1, n_roles * rank]
+        else:
+            columns = columns.repeat_interleave(torch.tensor(lengths), dim=0)[None]  # [1, total, n_roles * rank]
+        routing = Routing(columns=columns if device is None else upload(columns, device), pause=pause)
     token = _routing.set(routing)
     try:
         yield

@@ -110,6 +110,10 @@ class MemoryCache:
             known[memory.text] = memory
         return [found for text in texts if (found := known[text]) is not None]
 
+    def unlock(self) -> None:
+        """In a process that was forked: whoever held the lock is not here."""
+        self._lock = threading.Lock()
+
     def clear(self) -> None:
         """Forget everything (the counters too)."""
         with self._lock:

@@ -1,9 +1,10 @@
 """The decoder with its roles: token ids in, tensors out; knows no text.
 
 One causal LM carries all adapters. `encode` turns passages and questions into memory tokens, `prefill` and `step`
-write answers over a key/value cache in which every row has a length of its own. Rows are padded on the right:
-causal attention hides the padding from every real position, so no mask is needed and nothing is computed for it
-beyond the batch's own longest row.
+write answers over a key/value memory in which every row has a length of its own. Where a kernel for it is there, the
+rows of a batch lie packed one behind the other. Elsewhere they are padded on the right: causal attention hides the
+padding from every real position, so no mask is needed and nothing is computed for it beyond the batch's own longest
+row.
 
 Letters of shapes: ``[rows, length, hidden]``; a *slot* is a prompt position whose embedding a memory token replaces.
 """
@@ -12,15 +13,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from clara_core.attention import ATTENTION, Gathered, Packed, Ragged
 from clara_core.config import ClaraConfig, Role
 from clara_core.dense import packed
+from clara_core.devices import upload
 from clara_core.errors import CheckpointError
+from clara_core.kernels import Kernel
 from clara_core.kv_cache import KVCache
+from clara_core.kv_memory import KVMemory, KVShape
 from clara_core.lora import RoutedLinear, current_routing, pack_linears, route_linears, routed
 
 if TYPE_CHECKING:
@@ -38,7 +44,12 @@ class ClaraModel(nn.Module):
     Args:
         decoder: The causal LM, its vocabulary already resized to the memory tokens.
         config: What the checkpoint says.
+
+    Attributes:
+        kernel: Attention over packed rows and pages, where there is one that works (`kernels.find_kernel`).
     """
+
+    kernel: Kernel | None = None
 
     def __init__(self, decoder: PreTrainedModel, config: ClaraConfig) -> None:
         super().__init__()
@@ -177,11 +188,16 @@ class ClaraModel(nn.Module):
         Returns:
             Tensor: ``[rows, n_mem, hidden]``, the last hidden states at the memory positions.
         """
+        lengths, n_mem = [len(ids) for ids in sequences], self.config.n_mem
+        if self.packs:
+            ids = upload([one for row in sequences for one in row], self.device)[None]  # [1, total]
+            states = self._run(self.embed(ids), roles, lengths=lengths, pause=pause)[0]  # [total, hidden]
+            ends = list(accumulate(lengths))
+            memory = upload([at for end in ends for at in range(end - n_mem, end)], states.device)
+            return states.index_select(0, memory).view(len(lengths), n_mem, -1)
         states = self.hidden_states(sequences, roles, pause=pause)  # [rows, length, hidden]
-        n_mem = self.config.n_mem
-        ends = torch.tensor([len(ids) for ids in sequences], device=states.device)
-        positions = ends[:, None] - n_mem + torch.arange(n_mem, device=states.device)  # [rows, n_mem]
-        return states.take_along_dim(positions[:, :, None], dim=1)
+        last = upload([[*range(length - n_mem, length)] for length in lengths], states.device)  # [rows, n_mem]
+        return states.take_along_dim(last[:, :, None], dim=1)
 
     def hidden_states(
         self,
@@ -196,28 +212,55 @@ class ClaraModel(nn.Module):
         embeddings = self.embed(self.pad(sequences), memories, slots)
         return self._run(embeddings, roles, pause=pause)
 
-    def prefill(self, sequences: Sequence[Sequence[int]], memories: Tensor, slots: Tensor) -> tuple[Tensor, KVCache]:
+    def kv_shape(self) -> KVShape:
+        """What a position of a prompt or an answer takes in the key/value memory."""
+        config = self.decoder.config
+        heads = int(config.num_attention_heads)
+        dim = getattr(config, "head_dim", None) or self.hidden // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return KVShape(int(config.num_hidden_layers), int(kv_heads), int(dim), self.dtype, self.device)
+
+    def activation_bytes(self) -> int:
+        """About what one position takes on its way through a layer, beside keys and values that are kept."""
+        config = self.decoder.config
+        return int(6 * self.hidden + 3 * config.intermediate_size) * self.dtype.itemsize
+
+    def kv_memory(self, pages: int) -> KVMemory:
+        """A key/value memory of so many pages, in the layout that this model's steps read fastest."""
+        return KVMemory(self.kv_shape(), pages, heads_first=self.device.type == "cpu" and not self.packs)
+
+    def prefill(
+        self, sequences: Sequence[Sequence[int]], memories: Tensor, slots: Sequence[Sequence[bool]], cache: KVCache
+    ) -> Tensor:
         """Read prompts in the generator's role.
 
         Args:
             sequences: Token ids of the prompts.
             memories: ``[n_slots, hidden]``: the memory tokens of all slots, row after row.
-            slots: Bool ``[rows, length]``: where they go.
+            slots: Of each prompt, which positions they go to; what is missing at the end is none.
+            cache: Empty rows with room for the prompts; commit it when the logits are good.
 
         Returns:
-            tuple: Logits of the next token ``[rows, vocab]``, and the cache for `step`.
+            Tensor: Logits of the next token ``[rows, vocab]``.
         """
-        lengths = torch.tensor([len(ids) for ids in sequences], device=self.device)
-        cache = KVCache(lengths)
-        states = self._run(self.embed(self.pad(sequences), memories, slots), Role.GENERATOR, cache=cache)
-        last = states[torch.arange(len(sequences), device=states.device), lengths - 1]  # [rows, hidden]
-        return self.head(last), cache
+        lengths = [len(ids) for ids in sequences]
+        cache.begin_prompts(lengths, packed=self.packs)
+        width = 0 if self.packs else max(lengths)
+        ids = [[*row, *[0] * (width - len(row))] for row in sequences]
+        filled = [[*row, *[False] * (len(padded) - len(row))] for row, padded in zip(slots, ids, strict=True)]
+        if self.packs:
+            ids, filled = [list(chain(*ids))], [list(chain(*filled))]
+        embeddings = self.embed(upload(ids, self.device), memories, upload(filled, self.device))
+        states = self._run(embeddings, Role.GENERATOR, cache=cache, lengths=lengths if self.packs else None)
+        starts = [0, *accumulate(lengths)] if self.packs else [width * row for row in range(len(lengths))]
+        last = upload([start + length - 1 for start, length in zip(starts, lengths, strict=False)], self.device)
+        return self.head(states.flatten(0, 1).index_select(0, last))
 
-    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Append one token to each row of the cache: ``tokens [rows]`` -> logits ``[rows, vocab]``."""
-        cache.advance()
-        embeddings = self.decoder.get_input_embeddings()(tokens[:, None])  # [rows, 1, hidden]
-        states = self._run(embeddings, Role.GENERATOR, cache=cache, mask=cache.mask(embeddings.dtype))
+    def step(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+        """Append one token to each row of the cache, which is to be committed: logits ``[rows, vocab]``."""
+        ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self._ours)
+        embeddings = self.decoder.get_input_embeddings()(ids[:, None])  # [rows, 1, hidden]
+        states = self._run(embeddings, Role.GENERATOR, cache=cache, positions=positions[:, None], ragged=ragged)
         return self.head(states[:, -1])
 
     def head(self, states: Tensor) -> Tensor:
@@ -228,8 +271,7 @@ class ClaraModel(nn.Module):
     def pad(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Token ids padded on the right with id 0: ``[rows, length]``."""
         length = max(len(ids) for ids in sequences)
-        rows = [[*ids, *[0] * (length - len(ids))] for ids in sequences]
-        return torch.tensor(rows, device=self.device)
+        return upload([[*ids, *[0] * (length - len(ids))] for ids in sequences], self.device)
 
     def embed(self, ids: Tensor, memories: Tensor | None = None, slots: Tensor | None = None) -> Tensor:
         """Embeddings ``[rows, length, hidden]`` of ``ids [rows, length]``, the slots overwritten by memory tokens."""
@@ -238,27 +280,63 @@ class ClaraModel(nn.Module):
             return embeddings
         return embeddings.masked_scatter(slots[:, :, None], memories.to(embeddings))
 
+    @property
+    def _ours(self) -> bool:
+        """Whether attention goes through `attention.attend`, and not through a function of transformers."""
+        return bool(self.decoder.config._attn_implementation == ATTENTION)  # noqa: SLF001 - there is no public name
+
+    @property
+    def packs(self) -> bool:
+        """Whether the rows of a batch lie packed one behind the other instead of padded."""
+        return self.kernel is not None and self._ours
+
     def _run(
         self,
         embeddings: Tensor,
         roles: Role | Sequence[Role] | None,
         *,
         cache: KVCache | None = None,
-        mask: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+        positions: Tensor | None = None,
+        ragged: Ragged | None = None,
         pause: Callable[[], None] | None = None,
     ) -> Tensor:
+        """The trunk over ``embeddings [rows, length, hidden]``.
+
+        Args:
+            embeddings: Of padded rows, of packed ones (then `lengths` are theirs), or of one position a row.
+            roles: One for all rows, one a row, or None for the bare base.
+            cache: Takes keys and values.
+            lengths: Of the texts that lie packed in the one row.
+            positions: Rotary positions ``[rows, length]``; None: from 0 on in each row or text.
+            ragged: How a step attends.
+            pause: Called between the layers.
+        """
         rows, length, _ = embeddings.shape
-        if cache is not None and length == 1 and mask is not None:
-            positions = cache.positions[:, None]  # [rows, 1]
-        else:
-            positions = torch.arange(length, device=embeddings.device).expand(rows, length)
-        with routed(roles, self.config.lora_r, device=embeddings.device, dtype=embeddings.dtype, pause=pause):
+        device = embeddings.device
+        options: dict[str, object] = {}
+        if lengths is not None:
+            if self.kernel is None:
+                msg = "rows are packed only where there is a kernel for them"
+                raise RuntimeError(msg)
+            ragged = Packed(self.kernel, lengths, device)
+            positions = upload([at for one in lengths for at in range(one)], device)[None]  # [1, total]
+        elif positions is None:
+            positions = torch.arange(length, device=device).expand(rows, length)
+        if ragged is not None and self._ours:
+            options["ragged"] = ragged
+        # Attention of transformers' own takes a mask over copies of the rows.
+        mask = ragged.mask if isinstance(ragged, Gathered) and not self._ours else None
+        with routed(
+            roles, self.config.lora_r, lengths=lengths, device=device, dtype=embeddings.dtype, pause=pause
+        ):  # fmt: skip
             output = self.trunk(
                 inputs_embeds=embeddings,
                 attention_mask=mask,
                 position_ids=positions,
                 use_cache=cache is not None,
                 **{self._cache_keyword: cache},
+                **options,
             )
         states: Tensor = output.last_hidden_state
         return states

@@ -94,6 +94,12 @@ class EngineOptions(CheckpointOptions):
         default="auto",
         description="'encoder' lets the compressor read questions where a checkpoint has no query reasoner.",
     )
+    kv_cache_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes set aside for the keys and values of all answers being written; if not given, most of what "
+        "is free when the first one is.",
+    )
 
     @field_validator("device", mode="before")
     @classmethod
@@ -113,11 +119,15 @@ class EngineOptions(CheckpointOptions):
 OPTIONS: Final = tuple(EngineOptions.model_fields)
 """Names of all options."""
 
+SHARED: Final = ("token", "kv_cache_bytes")
+"""Options of one engine that may differ between those who share it: whoever gave one last decides."""
+
 
 class EngineArguments(EngineOptions):
     """The arguments of `ClaraEngine.from_pretrained`, as values that can be compared.
 
-    The access token is no part of an engine's identity, is not shown and not pickled.
+    The access token is no part of an engine's identity, is not shown and not pickled. Nor does the size of the KV
+    memory tell engines apart: who asks for the same model with more of it shares the one that is there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -130,10 +140,18 @@ class EngineArguments(EngineOptions):
         return DEFAULT_MODEL if value is None else value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, EngineArguments) and self.public() == other.public()
+        return isinstance(other, EngineArguments) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash(tuple(self.public().values()))
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in OPTIONS if name not in SHARED)
+
+    def joined(self, other: Self) -> Self:
+        """These arguments with what an equal one says of that which is no part of the identity."""
+        said = {name: value for name in SHARED if (value := getattr(other, name)) is not None}
+        return self.model_copy(update=said)
 
     def resolved(self) -> Self:
         """The same arguments with every "auto", every path and a rate that follows made definite.
@@ -141,15 +159,17 @@ class EngineArguments(EngineOptions):
         Raises:
             ValueError: A device that is not here.
         """
-        device = _device(self.device)
+        from clara_core.devices import default_dtype, definite_device
+
+        device = definite_device(self.device)
         model = _definite(self.model)
         return self.model_copy(
             update={
                 "model": model,
                 "compression": default_rate(model, self.compression, self.revision),
                 "base_model": None if self.base_model is None else _definite(self.base_model),
-                "device": device,
-                "dtype": _dtype(device) if self.dtype == "auto" else self.dtype,
+                "device": str(device),
+                "dtype": default_dtype(device) if self.dtype == "auto" else self.dtype,
                 "cache_dir": None if self.cache_dir is None else str(Path(self.cache_dir).resolve()),
             }
         )
@@ -226,30 +246,6 @@ def given_options(values: Mapping[str, Any]) -> list[str]:
 
 
 # --- what "auto" and a path are here ---------------------------------------------------------------------
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        if torch.cuda.is_available():
-            return f"cuda:{torch.cuda.current_device()}"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as exc:
-        raise ValueError(f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {name!r}") from exc
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name!r} was asked for, but torch {torch.__version__} sees no CUDA device here")
-    return str(device)
-
-
-def _dtype(device: str) -> str:
-    import torch
-
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    return "float32"
 
 
 def _definite(name: str) -> str:

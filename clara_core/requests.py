@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -120,8 +121,18 @@ class SequenceRow:
             settle(self.request.future, torch.stack([rows[index] for index in range(len(rows))]))
 
 
-def fill_batch(rows: Sequence[SequenceRow], budget: int) -> list[SequenceRow]:
-    """The first row and its neighbours by length, as many as keep ``rows * longest`` within the budget."""
+def fill_batch(rows: Sequence[SequenceRow], budget: int, *, packed: bool = False) -> list[SequenceRow]:
+    """As many rows as keep the positions of a pass within the budget, the first one always among them.
+
+    Args:
+        rows: In the order of arrival.
+        budget: Positions.
+        packed: Nothing is padded: rows are taken in their order. Else the first row and its neighbours by length, such
+            that ``rows * longest`` is within the budget.
+    """
+    if packed:
+        ends = accumulate(len(row.ids) for row in rows)
+        return list(rows[: max(1, sum(end <= budget for end in ends))])
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
     lengths = [len(rows[index].ids) for index in order]
     low = high = order.index(0)
@@ -147,6 +158,17 @@ def say(request: GenerateRequest, text: str, answer: Answer | None = None) -> No
     except Exception:  # the listener is gone (a closed event loop): nobody waits any more
         log.debug("a listener of a streamed answer failed", exc_info=True)
         request.cancel()
+
+
+def finish(request: GenerateRequest) -> None:
+    """Hand out the answer as far as it got, unless it failed or nobody waits any more."""
+    if request.future.done():
+        return
+    if request.writer.finish_reason is None:
+        say(request, request.writer.finish("cancelled"))
+    answer = request.answer()
+    say(request, "", answer)
+    settle(request.future, answer)
 
 
 def settle(future: Future[T], result: T) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from clara_core import ClaraEngine
 
 # What an engine was made from and does not change its answers.
-_NOT_IDENTITY: Final = frozenset({"token", "cache_dir", "local_files_only"})
+_NOT_IDENTITY: Final = frozenset({"token", "cache_dir", "local_files_only", "kv_cache_bytes"})
 _WEIGHTS: Final = ("*.safetensors", "*.pth", "*.bin", "config.json", "tokenizer.json")
 _stamps: WeakKeyDictionary[ClaraEngine, str] = WeakKeyDictionary()
 

@@ -10,6 +10,7 @@ this; this itself is compared with the recorded results of the published code.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -177,3 +178,63 @@ class Reference:
         """Follow ``instruction``, ``{docs}`` being the slots, over ``memory`` [n_mem, hidden]."""
         user = instruction.replace("{docs}", self.slots(1))
         return self._write(self.prompt_ids(PARAPHRASE_SYSTEM, user), memory[None], max_tokens)
+
+
+class PlainKernel:
+    """Attention over packed rows and over pages, row by row: what the kernels of a GPU compute, on any device."""
+
+    name = "one row after the other"
+
+    def packed(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        starts: Tensor,
+        longest: int,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        ends = starts.tolist()
+        assert ends[0] == 0
+        assert ends[-1] == len(query) == len(key)
+        assert longest == max(end - start for start, end in itertools.pairwise(ends))
+        rows = [
+            plain_attention(query[start:end], key[start:end], value[start:end], scale, window)
+            for start, end in itertools.pairwise(ends)
+        ]
+        return torch.cat(rows)
+
+    def paged(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        table: Tensor,
+        lengths: Tensor,
+        longest: int,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        size = keys.shape[1]
+        rows = []
+        for row, length in enumerate(lengths.tolist()):
+            assert 0 < length <= longest
+            pages = table[row, : -(-length // size)].tolist()
+            key = torch.cat([keys[page] for page in pages])[:length]  # [length, kv_heads, dim]
+            value = torch.cat([values[page] for page in pages])[:length]
+            rows.append(plain_attention(query[row : row + 1], key, value, scale, window))
+        return torch.cat(rows)
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None) -> Tensor:
+    """Causal attention of the last ``len(query)`` positions of one row: ``[length, heads, dim]``, heads in groups."""
+    group = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(group, dim=1).transpose(0, 1) for states in (key, value))
+    scores = query.transpose(0, 1) @ key.transpose(1, 2) * scale  # [heads, queries, keys]
+    distance = torch.arange(key.shape[1])[None] - torch.arange(key.shape[1])[-len(query) :, None]
+    seen = (distance <= 0) & (distance > -(window or key.shape[1]))
+    scores = scores.float().masked_fill(~seen.to(scores.device), -torch.inf)
+    return (scores.softmax(-1).to(value.dtype) @ value).transpose(0, 1)

@@ -266,19 +266,19 @@ def wait_for(condition, seconds=60.0):
 
 
 def idle(engine):
-    return wait_for(lambda: not engine._worker._writing)
+    return wait_for(lambda: not engine.stats().running)
 
 
 async def test_leaving_a_stream_stops_the_work(engine, model):
     long = ChatClara(model=model, max_tokens=3500, temperature=3.0, seed=1)
     stream = long.stream(QUESTION)
     next(stream)
-    assert engine._worker._writing
+    assert engine.stats().running
     stream.close()
     assert idle(engine)
     pieces = long.astream(QUESTION)
     await anext(pieces)
-    assert engine._worker._writing
+    assert engine.stats().running
     await pieces.aclose()
     assert await asyncio.to_thread(idle, engine)
 
@@ -286,7 +286,7 @@ async def test_leaving_a_stream_stops_the_work(engine, model):
 async def test_cancelling_a_task_stops_the_work(engine, model):
     long = ChatClara(model=model, max_tokens=3500, temperature=3.0, seed=1)
     task = asyncio.create_task(long.ainvoke(QUESTION))
-    assert await asyncio.to_thread(wait_for, lambda: engine._worker._writing)
+    assert await asyncio.to_thread(wait_for, lambda: engine.stats().running)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -1,4 +1,4 @@
-"""Roles as arguments: routed layers against merged weights and peft, and the ragged cache under them."""
+"""Roles as arguments: routed layers against merged weights and peft."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from clara_core import ClaraEngine
 from clara_core.config import Role
-from clara_core.kv_cache import BLOCK, KVCache
 from clara_core.lora import RoutedLinear, current_routing, init_adapter, routed
 from clara_core.model import ClaraModel
 from tests.engines import PASSAGES, open_engine
@@ -200,75 +199,3 @@ def test_exported_adapters_are_the_files(tiny: Tiny, model: ClaraModel) -> None:
         written = tiny.adapters[role.adapter]
         assert exported.keys() == written.keys()
         assert all(torch.equal(exported[key], written[key]) for key in written)
-
-
-# -- the ragged cache ------------------------------------------------------------------------------
-
-
-def greedy_alone(model: ClaraModel, prompt: list[int], steps: int) -> list[int]:
-    """Greedy tokens by reading the whole sequence again for each of them: no cache at all."""
-    ids = list(prompt)
-    for _ in range(steps):
-        ids.append(int(model.head(model.hidden_states([ids], Role.GENERATOR)[0, -1]).argmax()))
-    return ids[len(prompt) :]
-
-
-def prompts_of(engine: ClaraEngine) -> list[list[int]]:
-    tails = ("?", " and why, when, by whom, and for how long?", " of the river")
-    return [
-        engine.tokenizer.answer_prompt("Where" + tail, 0)[-length:]
-        for tail, length in zip(tails, (9, 62, 30), strict=True)
-    ]
-
-
-def no_slots(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-    return torch.zeros(0, 0), torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.bool)
-
-
-@torch.no_grad()
-def test_rows_join_and_leave_in_the_middle(engine: ClaraEngine, model: ClaraModel) -> None:
-    """Row 0 starts alone, 1 and 2 join later, 0 leaves, and all cross a border of the cache's capacity."""
-    first, *others = prompts = prompts_of(engine)
-    steps = BLOCK + 10
-    expected = [greedy_alone(model, prompt, steps) for prompt in prompts]
-    written: list[list[int]] = [[], [], []]
-
-    def decode(rows: list[int], logits: Tensor, cache: KVCache, n: int) -> Tensor:
-        for _ in range(n):
-            tokens = logits.argmax(-1)
-            for row, token in zip(rows, tokens.tolist(), strict=True):
-                written[row].append(token)
-            logits = model.step(tokens, cache)
-        return logits
-
-    logits, cache = model.prefill([first], *no_slots([first]))
-    logits = decode([0], logits, cache, 7)
-    more, other = model.prefill(others, *no_slots(others))
-    cache.join(other)
-    assert cache.rows == 3
-    logits = decode([0, 1, 2], torch.cat([logits, more]), cache, 20)
-    cache.keep([2, 1])
-    logits = decode([2, 1], logits[[2, 1]], cache, 30)
-    cache.keep([1])
-    decode([1], logits[[1]], cache, steps - 51)
-    for row in range(3):
-        assert written[row] == expected[row][: len(written[row])]
-    assert [len(row) for row in written] == [27, steps - 1, 50]
-    assert cache.keys[0].shape[2] % BLOCK == 0
-    assert cache.keys[0].shape[2] >= 2 * BLOCK
-    assert cache.lengths.tolist() == [len(prompts[1]) + steps - 1]
-
-
-@torch.no_grad()
-def test_a_long_row_joins_short_ones(engine: ClaraEngine, model: ClaraModel) -> None:
-    short, long = [5, 6, 7], prompts_of(engine)[1] * 4
-    assert len(long) > 2 * BLOCK
-    expected = [greedy_alone(model, prompt, 6) for prompt in (short, long)]
-    left, cache = model.prefill([short], *no_slots([short]))
-    right, other = model.prefill([long], *no_slots([long]))
-    cache.join(other)
-    logits, written = torch.cat([left, right]), []
-    for _ in range(6):
-        written.append(logits.argmax(-1))
-        logits = model.step(written[-1], cache)
-    assert torch.stack(written, dim=1).tolist() == expected

@@ -50,6 +50,7 @@ VALUES: dict[str, Any] = {
     "quantization": "nf4",
     "attn_implementation": "eager",
     "reasoner": "encoder",
+    "kv_cache_bytes": 2**20,
 }
 
 

@@ -13,12 +13,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from clara_core import ClaraEngine, ClaraError, EngineClosed
-from clara_core.attention import product_or_sdpa
 from clara_core.config import Role
-from clara_core.kv_cache import KVCache
 from clara_core.model import ClaraModel
 from clara_core.requests import EncodeRequest, Limits, SequenceRow, fill_batch
 from clara_core.threads import FEW, DecodeThreads
@@ -77,20 +74,6 @@ def test_small_decode_steps_take_one_thread_and_give_the_others_back(
     assert found == [1, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 6])
-def test_the_attention_of_decode_steps_is_that_of_sdpa(kv_heads: int) -> None:
-    generator = torch.Generator().manual_seed(4)
-    layer = torch.nn.Module()
-    layer.num_key_value_groups = 6 // kv_heads
-    query = torch.randn(3, 6, 1, 8, generator=generator)
-    keys, values = (torch.randn(3, kv_heads, 70, 8, generator=generator)[:, :, :65] for _ in range(2))
-    hidden = torch.arange(65)[None] >= torch.tensor([[10], [65], [1]])
-    mask = torch.zeros(3, 65).masked_fill(hidden, torch.finfo(torch.float32).min)[:, None, None]
-    ours, _ = product_or_sdpa(layer, query, keys, values, mask, scaling=8**-0.5)
-    plain, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](layer, query, keys, values, mask, scaling=8**-0.5)
-    assert torch.allclose(ours, plain, atol=1e-6)
-
-
 def wait_until(holds, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
@@ -135,26 +118,6 @@ def test_answers_go_on_with_half_a_batch(engine, model, pairs, caplog, name, opt
     with wrapped(model, name, sizes_above(1, error)), caplog.at_level(logging.WARNING):
         assert engine.answer_batch(pairs, max_tokens=10, **options) == expected
     assert f"out of memory with {'5 answers' if name == 'step' else '2 prompts'}" in caplog.text
-
-
-def test_a_cache_that_cannot_grow_makes_its_answers_take_turns(engine, model, pairs, caplog, monkeypatch) -> None:
-    expected = [engine.answer(*pair, max_tokens=30) for pair in pairs[:2]]
-    join, failures = KVCache.join, []
-
-    def fails_once(cache, other):
-        if not failures:
-            failures.append(1)
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        join(cache, other)
-
-    monkeypatch.setattr(KVCache, "join", fails_once)
-    with Counter(model, "step") as steps, ThreadPoolExecutor() as pool:
-        first = pool.submit(engine.answer, *pairs[0], max_tokens=30)
-        steps.wait_for(3)
-        second = pool.submit(engine.answer, *pairs[1], max_tokens=30)
-        assert [first.result(), second.result()] == expected
-    assert failures == [1]
-    assert "going on with 1" in caplog.text
 
 
 @pytest.mark.parametrize("name, call", [("encode", "reason"), ("prefill", "answer"), ("step", "answer")])
@@ -276,7 +239,7 @@ def test_a_dying_thread_tells_all_who_wait(engine, model, pairs, name, caplog) -
         with wrapped(model, name, dies):
             calls = [pool.submit(engine.reason, QUESTIONS), pool.submit(engine.compress, CORPUS)]
             calls += [pool.submit(engine.answer, *pair) for pair in pairs[:3]]
-            wait_until(lambda: len(engine._worker._waiting) + len(engine._worker._bulk) > 3)
+            wait_until(lambda: engine.stats().waiting + engine.stats().passages > 3)
             gate.set()
             died = 0
             for call in calls:
@@ -385,7 +348,7 @@ def test_a_question_does_not_wait_for_a_long_answer(engine, model, pairs) -> Non
         assert engine.reason(QUESTIONS).shape[0] == 5
         assert len(engine.compress(PASSAGES)) == 6
         assert engine.answer(*pairs[1], max_tokens=5).completion_tokens == 5
-        assert engine._worker._writing
+        assert engine.stats().running
         assert steps.calls < 1000
         stream.close()
 

@@ -39,7 +39,16 @@ CHECKPOINT = "checkpoint"
 STAGE_NAMES = {"contrastive": "stage2_pretrain_retrieval"}
 # Values that may change between a stop and going on: they change no number.
 # Settings that do not decide what is learned: a run may go on with others.
-_FREE = {"out", "save_every", "save_minutes", "tensorboard", "cache_dir", "local_files_only", "device"}
+_FREE = {
+    "out",
+    "save_every",
+    "save_minutes",
+    "tensorboard",
+    "cache_dir",
+    "local_files_only",
+    "device",
+    "kv_cache_bytes",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ async def test_cancelling_a_batch_stops_the_work(engine, model):
 
     async def writing(expected):
         for _ in range(12_000):  # a minute
-            if bool(engine._worker._writing) is expected:
+            if bool(engine.stats().running) is expected:
                 return True
             await asyncio.sleep(0.005)
         return False

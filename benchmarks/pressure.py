@@ -1,0 +1,153 @@
+"""Many requests of all lengths in a KV memory for a few of them: does everyone get what they would get alone?
+
+    python -m benchmarks.pressure                 # 2,000 requests from 16 threads, a random tiny model
+    python -m benchmarks.pressure --requests 100
+
+A request is drawn from a pool: a question over 0 to 60 documents, an answer of 1 to some hundred tokens, greedy or by a
+seed. Each of the pool is first answered alone, in an engine with memory for all. Some callers leave in the middle.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.workload import SHAPES, prepare
+from clara_core import Answer, ClaraEngine, Memory
+from clara_core.kernels import PAGE
+
+LONGEST = 2_000  # positions of a request
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request of the pool."""
+
+    question: str
+    documents: int
+    options: dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """What came of all requests."""
+
+    ended: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    preempted: int = 0
+    most_bytes: int = 0
+    bound: int = 0
+    seconds: float = 0.0
+
+
+def pool_of(words: list[str], size: int, seed: int) -> list[Asked]:
+    """Requests of 1 to `LONGEST` positions or so, short ones more often, as in life."""
+    rng = random.Random(seed)
+    pool = []
+    for number in range(size):
+        documents = rng.choice((0, 1, 3, 5, 5, 20, 60))
+        options: dict[str, Any] = {"max_tokens": rng.choice((1, 4, 16, 16, 40, 300))}
+        if rng.random() < 0.3:
+            options |= {"temperature": 0.8, "seed": number}
+        pool.append(Asked(" ".join(rng.choices(words, k=rng.choice((1, 5, 12, 60)))) + "?", documents, options))
+    return pool
+
+
+def press(
+    engine: ClaraEngine, pool: list[Asked], memories: list[Memory], alone: list[Answer], requests: int, threads: int
+) -> Outcome:
+    """Ask from many threads at once; one caller in ten leaves after a few pieces."""
+    outcome, lock, start = Outcome(), threading.Lock(), time.monotonic()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.005):
+            stats = engine.stats()
+            outcome.most_bytes = max(outcome.most_bytes, stats.kv_used_bytes)
+            outcome.bound = max(outcome.bound, stats.kv_total_bytes)
+
+    def one(rng: random.Random) -> tuple[str, str]:
+        at = rng.randrange(len(pool))
+        asked, expected = pool[at], alone[at]
+        leaves = rng.random() < 0.1
+        with engine.stream(asked.question, memories[: asked.documents], **asked.options) as stream:
+            text = ""
+            for pieces, chunk in enumerate(stream):
+                text += chunk.text
+                if leaves and pieces >= 2:
+                    right = expected.text.startswith(text)
+                    return "left", "" if right else f"{at}: {text!r} does not begin {expected.text!r}"
+                if chunk.answer is not None and chunk.answer != expected:
+                    return "answered", f"{at}: {chunk.answer}, alone {expected}"
+        return "answered", ""
+
+    def work(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(seed, requests, threads):
+            try:
+                how, wrong = one(rng)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is an outcome
+                how, wrong = type(error).__name__, str(error)
+            with lock:
+                outcome.ended[how] += 1
+                outcome.wrong += [wrong] if wrong else []
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    stop.set()
+    watcher.join()
+    outcome.preempted = engine.stats().preempted
+    outcome.seconds = time.monotonic() - start
+    return outcome
+
+
+def run(requests: int, threads: int, pool_size: int, places: int, seed: int = 0) -> Outcome:
+    """Everything on a random tiny model: the pool alone, then all together in a memory of `places` longest requests."""
+    torch.manual_seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        work = prepare(SHAPES["tiny"], Path(folder), "cpu", torch.float32)
+        options = {"base_model": str(work.base), "device": "cpu", "dtype": "float32"}
+        engine = ClaraEngine.from_pretrained(str(work.checkpoint), **options)
+        memories = engine.compress(work.language.passages(60))
+        pool = pool_of(work.language.words, pool_size, seed)
+        alone = [engine.answer(one.question, memories[: one.documents], **one.options) for one in pool]
+        page = engine.load().model.kv_shape().page_bytes
+        engine.unload()
+        # The same engine, with less from now on.
+        ClaraEngine.from_pretrained(str(work.checkpoint), kv_cache_bytes=places * -(-LONGEST // PAGE) * page, **options)
+        outcome = press(engine, pool, memories, alone, requests, threads)
+        engine.unload()
+        return outcome
+
+
+def main(
+    requests: Annotated[int, typer.Option(help="How many.")] = 2_000,
+    threads: Annotated[int, typer.Option(help="Who ask at the same time.")] = 16,
+    pool: Annotated[int, typer.Option(help="Different requests.")] = 150,
+    places: Annotated[int, typer.Option(help="Longest requests that fit the KV memory together.")] = 6,
+) -> None:
+    """Press many requests through a small KV memory."""
+    outcome = run(requests, threads, pool, places)
+    print(f"{sum(outcome.ended.values())} of {requests} ended in {outcome.seconds:.0f} s: {dict(outcome.ended)}")
+    print(f"unlike alone: {len(outcome.wrong)}; preempted {outcome.preempted} times")
+    print(f"KV bytes: at most {outcome.most_bytes:,} of {outcome.bound:,}")
+    if outcome.wrong or sum(outcome.ended.values()) != requests:
+        raise SystemExit(f"not as it should be: {outcome.wrong[:3]}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

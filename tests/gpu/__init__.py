@@ -1,0 +1,1 @@
+"""The GPU path on a CUDA device that is made of the processor."""

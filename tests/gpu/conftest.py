@@ -1,0 +1,31 @@
+"""Puts the fake device in where only these tests run; it cannot be taken out again, so others must not follow.
+
+python -m pytest tests/gpu
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+alone = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global alone  # noqa: PLW0603 - pytest asks in two hooks
+    places = [Path(str(argument).partition("::")[0]).resolve() for argument in config.args]
+    alone = bool(places) and all(place.is_relative_to(HERE) for place in places)
+    if alone:
+        from tests.gpu.install import install
+
+        install()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if alone:
+        return
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.skip(reason="needs a process of its own: python -m pytest tests/gpu"))
