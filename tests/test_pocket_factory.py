@@ -16,7 +16,6 @@ from clara_core.training.stages import CONFIG
 from tools.pocket_factory.frames import SLOT, Frames, Made, read_frames
 from tools.pocket_factory.lesson import REFUSAL, Lesson, Mix
 from tools.pocket_factory.look import right, typed
-from tools.pocket_factory.muon import orthogonal
 from tools.pocket_factory.train import Plan, Run
 from tools.pocket_factory.values import Pools
 
@@ -135,14 +134,6 @@ def test_typed_sentences_are_judged():
     assert not right("the lift", "the stairs")
     assert right("The documents do not say.", None)
     assert not right("Paris", None)
-
-
-def test_muon_makes_singular_values_alike():
-    stack = torch.randn(3, 24, 16, generator=torch.Generator().manual_seed(1))
-    for matrix in orthogonal(stack):
-        values = torch.linalg.svdvals(matrix)
-        assert float(values.min()) > 0.6
-        assert float(values.max()) < 1.3
 
 
 def test_a_run_goes_on_from_what_it_saved(work: Path, tmp_path: Path):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clara_core.config import Role
 from clara_core.errors import TrainingError
+from clara_core.training.muon import Muon
 
 if TYPE_CHECKING:
     from clara_core.model import ClaraModel
@@ -205,4 +206,4 @@ def _optimizers(weights: dict[str, Tensor], learning: Learning) -> list[torch.op
     adamw = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=learning.weight_decay)
     if not matrices:
         return [adamw]
-    return [torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adamw]
+    return [Muon(matrices), adamw]

@@ -22,13 +22,13 @@ import clara_core.training.objective as objectives
 from clara_core.config import Role
 from clara_core.training.batch import RowBatch, Step, _part
 from clara_core.training.masters import Learning, Masters
+from clara_core.training.muon import Muon
 from clara_core.training.objective import Objective, Outcome, Terms
 from clara_core.training.opening import Opened, write_model
 from clara_core.training.stages import CONFIG, Stage
 from clara_core.training.steps import WorldSteps
 from tools.pocket_factory.lesson import Lesson, Mix
 from tools.pocket_factory.look import look
-from tools.pocket_factory.muon import Muon
 from tools.pocket_factory.vocabulary import open_old, transplant
 
 CHUNK = 10  # rows of one pass, sorted by length: with 32, a quarter of all positions was padding

@@ -1,4 +1,8 @@
-"""Muon in float32: torch's own multiplies in bfloat16, which a processor without the instructions emulates slowly."""
+"""Muon in float32, several matrices of one shape in one product.
+
+torch's own (2.9 and newer) multiplies in bfloat16, which a processor without the instructions emulates: a step of the
+bundled model took 20 to 35 seconds on an AVX2 processor, and takes less than half a second so.
+"""
 
 from __future__ import annotations
 
