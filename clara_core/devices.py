@@ -127,6 +127,14 @@ def default_dtype(device: torch.device) -> str:
 # --- moving ------------------------------------------------------------------------------------------------
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16; without them a pass takes many times as long."""
+    if device.type == "cuda":
+        return capability(device) >= (8, 0)
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch.cpu says it under no public name
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+
+
 def upload(values: Sequence[Any] | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Numbers of the host on the device, by way of pinned memory where it is a GPU: the host does not wait."""
     tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype)

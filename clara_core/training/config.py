@@ -67,8 +67,8 @@ class TrainingConfig(EngineOptions, Settings):
 
     All options of an engine are options of a run. `model` is the checkpoint to start from; without one, new adapters
     are made over `base_model`. `dtype` is that of the passes: "bfloat16" (with float32 masters) or "float32", and
-    "auto" bfloat16 on a GPU that has it. `attn_implementation` "auto" means "eager" on a processor, which learns
-    fastest there.
+    "auto" bfloat16 where the device has instructions for it. `attn_implementation` "auto" means "eager" on a processor,
+    which learns fastest there.
 
     Attributes:
         stage: What is learned.

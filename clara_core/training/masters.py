@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from clara_core.config import Role
+from clara_core.devices import multiplies_bfloat16
 from clara_core.errors import TrainingError
+from clara_core.loading import DTYPES
 from clara_core.training.muon import Muon
 
 if TYPE_CHECKING:
@@ -61,6 +63,13 @@ class Part:
         """Take over values."""
         with torch.no_grad():
             self.parameter[self.rows].copy_(value)
+
+
+def pass_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The type of the passes: as named, or for ``auto`` bfloat16 where the device has instructions for its products."""
+    if wanted == "auto":
+        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+    return DTYPES[wanted]
 
 
 class Masters:

@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 
 from clara_core.config import Role
-from clara_core.loading import DTYPES
 from clara_core.options import EngineArguments
 from clara_core.training.card import card, hardware, versions
 from clara_core.training.journal import METRICS_FILE, Journal, read_lines
-from clara_core.training.masters import Learning
+from clara_core.training.masters import Learning, pass_dtype
 from clara_core.training.objective import Terms
 from clara_core.training.opening import Opened, open_checkpoint, open_random, write_model
 from clara_core.training.pocket_base import random_base, train_tokenizer, write_base
@@ -47,7 +46,7 @@ def world_trainer(config: WorldConfig, *, progress: bool = False) -> Trainer:
         config.out,
         partial(_export, config, opened),
         processes=processes,
-        dtype=DTYPES["bfloat16" if config.precision == "bf16" else "float32"],
+        dtype=pass_dtype(config.dtype, processes.device),
         journal=Journal(config.out, active=processes.is_main, progress=progress, tensorboard=config.tensorboard),
         seed=config.seed,
         saving=Saving(config.save_every, config.save_minutes * 60, settings | {"processes": processes.count}),

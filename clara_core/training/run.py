@@ -26,7 +26,7 @@ from clara_core.training.frozen import FrozenMemories
 from clara_core.training.journal import METRICS_FILE, Journal, read_lines
 from clara_core.training.line_steps import LineReader, LineSteps
 from clara_core.training.lines import Line, RetrievalLine
-from clara_core.training.masters import Learning
+from clara_core.training.masters import Learning, pass_dtype
 from clara_core.training.objective import Terms
 from clara_core.training.opening import Opened, checkpoint_gradients, open_base, open_checkpoint, write_model
 from clara_core.training.processes import Processes
@@ -110,7 +110,7 @@ def trainer_of(config: TrainingConfig, *, progress: bool = False) -> Trainer:
         config.out,
         partial(_export, config, opened, files, (len(learned), len(held_out))),
         processes=processes,
-        dtype=_precision(config, processes.device),
+        dtype=pass_dtype(config.dtype, processes.device),
         journal=Journal(config.out, active=processes.is_main, progress=progress, tensorboard=config.tensorboard),
         seed=config.seed,
         saving=Saving(config.save_every, config.save_minutes * 60, _run_facts(config, files, processes)),
@@ -191,18 +191,12 @@ def _wanted_device(device: str) -> torch.device | None:
     return None if device == "auto" else torch.device(EngineArguments(device=device).resolved().device)
 
 
-def _precision(config: TrainingConfig, device: torch.device) -> torch.dtype:
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return DTYPES[config.dtype]
-
-
 def _open(config: TrainingConfig, processes: Processes) -> Opened:
     check_quantization(config.quantization, processes)
     # A base that is going to be cut may be too large for one device.
     place = torch.device("cpu") if processes.cuts else None
     on_processor = processes.device.type == "cpu"
-    dtype = _precision(config, processes.device)
+    dtype = pass_dtype(config.dtype, processes.device)
     attention = config.attn_implementation
     chosen = {
         "device": str(processes.device),

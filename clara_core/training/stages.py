@@ -91,7 +91,7 @@ class WorldConfig(Settings):
         first: Lesson to begin with, instead of the first one.
         seed: Of weights and data.
         scale: Multiplies the steps of every lesson (for trials).
-        precision: Type of the passes; masters are float32 in any case.
+        dtype: Of the passes, as in `TrainingConfig`; masters are float32 in any case.
         save_minutes: Minutes between two saved states.
         save_every: Steps between two saved states. None: by time alone.
         tensorboard: Write event files. None: where TensorBoard is installed.
@@ -103,7 +103,7 @@ class WorldConfig(Settings):
     first: str | None = None
     seed: int = 1
     scale: float = Field(default=1.0, gt=0)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     save_minutes: float = Field(default=3.0, gt=0)
     save_every: int | None = Field(default=None, gt=0)
     tensorboard: bool | None = None
