@@ -142,7 +142,8 @@ def test_a_corpus_that_no_cache_holds_is_compressed_once(engine, lines, monkeypa
 
 def test_documents_that_do_not_fit_the_context_fail_alone(tmp_path, lines):
     engine = open_engine(build(tmp_path, seed=5))
-    long = replace(lines[0], docs=(*lines[0].docs, " ".join(PASSAGES) * 4))
+    question = f"{lines[0].question} {'And why? ' * 100}"  # long documents are shortened, a question is not
+    long = replace(lines[0], question=question, docs=(*lines[0].docs, " ".join(PASSAGES) * 4))
     engine.load().model.decoder.config.max_position_embeddings = 200
     report = evaluate(engine, [lines[1], long, lines[2]], ranker="given", top_k=6, max_tokens=2, timed=3, paraphrases=6)
     failed = [outcome.replies[0].failed for outcome in report.questions]

@@ -107,7 +107,8 @@ DOORS: list[tuple[Callable[..., Any], str, Callable[[Any], ClaraEngine] | None]]
     (read_config, "stage1.toml", None),
 ]  # fmt: skip
 IDS = [f"{name} ({index})" for index, (_, name, _) in enumerate(DOORS)]
-COMMANDS = [name for name in typer.main.get_command(app).commands if name != "train"]  # type: ignore[attr-defined]
+MODELLESS = {"train", "store"}  # read their options from a file; look after files without a model
+COMMANDS = [name for name in typer.main.get_command(app).commands if name not in MODELLESS]  # type: ignore[attr-defined]
 
 
 def test_from_pretrained_spells_out_the_fields() -> None:

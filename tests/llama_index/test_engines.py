@@ -46,7 +46,7 @@ from llama_index.core.selectors import LLMMultiSelector, LLMSingleSelector
 from llama_index.core.tools import QueryEngineTool
 from pydantic import PrivateAttr
 
-from clara_core import ClaraEngine
+from clara_core import ClaraEngine, MemoryStore
 from llama_index_clara import (
     ClaraEmbedding,
     ClaraLLM,
@@ -72,12 +72,13 @@ def query_engine(retriever):
 
 @pytest.fixture
 def expected(engine):
-    """What a question is answered over our three best nodes, by the engine alone."""
+    """What a question is answered over our three best texts, by the core alone."""
+    store = MemoryStore.open("memory://", engine=engine)
+    store.add(list(TEXTS))
 
     def answer(question):
-        memories = engine.remember(list(TEXTS))
-        best = engine.rank(question, memories, top_k=3)
-        return engine.answer(question, [memories[hit.index] for hit in best], max_tokens=8).text
+        best = store.memories([hit.id for hit in store.search(question, k=3)])
+        return engine.answer(question, best, max_tokens=8).text
 
     return answer
 
