@@ -7,9 +7,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+# Two processes, a file of tests at a time; `make test WORKERS=0` runs them in one.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+PARALLEL := -n $(WORKERS) --dist loadfile
 NEWEST := .venv-newest
 # The models of the tests are tiny: more than one thread each costs more than it gives. Nothing is downloaded.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
@@ -37,7 +40,7 @@ domain-demo: $(VENV)/.train
 	$(BIN)/python -m examples.domain.demo
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/gpu
 
 # What only a CUDA card can show; `test` shows the rest of the GPU path on a device made of the processor.
@@ -69,13 +72,13 @@ bench-store: install
 	$(BIN)/python -m benchmarks.store
 
 test-oldest: $(OLDEST)/.installed
-	$(TEST_ENV) $(OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 # What pip gives on the day: nothing pinned, and again at every call.
 test-newest:
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[dev]'
-	$(TEST_ENV) $(NEWEST)/bin/python -m pytest $(PYTEST_ARGS)
+	$(TEST_ENV) $(NEWEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(weights, {"lr": 1e-3, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # gives no loss: none takes a closure here
         """Take a step."""
         for group in self.param_groups:
             shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
