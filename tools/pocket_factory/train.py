@@ -130,14 +130,14 @@ class Means:
 class Run:
     """A run in its folder."""
 
-    def __init__(self, work: Path, folder: Path, start: str, *, new_vocabulary: bool) -> None:
+    def __init__(self, work: Path, folder: Path, start: str, *, new_vocabulary: bool, seed: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.lesson = Lesson(work, 1)
+        self.lesson = Lesson(work, seed)
         self.opened: Opened = transplant(folder / "base", self.lesson, start) if new_vocabulary else open_old(start)
         self.masters = Masters(self.opened.model, Learning(tuple(Role), base=True))
         self.masters._optimizers = optimizers(self.masters)
-        self.world = WorldSteps(self.opened.tokenizer, 1, REHEARSAL)
+        self.world = WorldSteps(self.opened.tokenizer, seed, REHEARSAL)
         self.progress = Progress()
         if (folder / "state.safetensors").exists():
             self.masters.load(load_file(folder / "state.safetensors"))
@@ -237,12 +237,13 @@ def main(
     start: Annotated[str, typer.Option(help="Checkpoint to begin with.")] = "pocket",
     new_vocabulary: Annotated[bool, typer.Option("--new-vocabulary", help="Train a new one first.")] = False,
     hours: Annotated[float, typer.Option(help="How long the run works, with all its pauses left out.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="What the lessons are drawn from; another one for another run.")] = 1,
     threads: Annotated[int, typer.Option(help="Processor threads.")] = 1,
 ) -> None:
     """Teach a checkpoint plain English."""
     torch.set_num_threads(threads)
     objectives.CHUNK, objectives.split_rows = CHUNK, _few  # less padding than in other trainings
-    Run(work, run, start, new_vocabulary=new_vocabulary).learn(hours)
+    Run(work, run, start, new_vocabulary=new_vocabulary, seed=seed).learn(hours)
 
 
 if __name__ == "__main__":
