@@ -10,13 +10,17 @@ PYTEST_ARGS ?=
 # Two processes, a file of tests at a time; `make test WORKERS=0` runs them in one.
 WORKERS ?= 2
 
+# pip compiles nothing (PIP_FLAGS), so Python must keep what it compiles: else each process begins with ten seconds of it.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 PARALLEL := -n $(WORKERS) --dist loadfile
 NEWEST := .venv-newest
 # The models of the tests are tiny: more than one thread each costs more than it gives. Nothing is downloaded.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-# Errors alone are shown: what pip warns of (caches, newer versions of itself) is not this project's. Python compiles what it imports.
+# Errors alone are shown: what pip warns of (caches, newer versions of itself) is not this project's. Most of what it
+# installs is never imported: Python compiles what is.
 PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-compile
 
 define INSTALL
