@@ -207,8 +207,9 @@ class Run:
                 self.read()
                 saved = time.monotonic()
             if now - looked > self.plan.look_minutes * 60:
+                self.save()
                 title = f"step {progress.step}, {progress.passages} passages"
-                look(self.opened.model, tokenizer, self.folder / "look.log", title)
+                look(self.folder / "checkpoint", self.folder / "look.log", title)
                 looked = time.monotonic()
 
     def report(self, seconds: float, means: dict[str, float]) -> None:
