@@ -36,7 +36,7 @@ define INSTALL
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo domain-demo test test-gpu test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest clean
+.PHONY: help install demo domain-demo test test-gpu test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest constraints clean
 
 help:
 	@echo "make demo | domain-demo | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | test-newest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
@@ -88,6 +88,11 @@ test-oldest: $(OLDEST)/.installed
 test-newest: | $(NEWEST)/bin/python
 	$(NEWEST)/bin/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[dev]'
 	$(TEST_ENV) $(NEWEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+# The versions that are pinned, from those that are installed here.
+constraints: install
+	$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[dev]' 'torch==2.13.0'
+	$(BIN)/python tools/constraints.py > constraints.new && mv constraints.new constraints.txt
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
