@@ -1,7 +1,4 @@
-"""Write constraints.txt: the versions that this environment holds of what the project asks for, and of what that needs.
-
-    python tools/constraints.py > constraints.txt     # or: make constraints
-"""
+"""Print constraints.txt: the versions that this environment holds of what the project needs (``make constraints``)."""
 
 from __future__ import annotations
 
