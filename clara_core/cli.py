@@ -32,6 +32,7 @@ from clara_core.cli_train import train_stage
 from clara_core.config import Role
 from clara_core.errors import CheckpointError, ClaraError
 from clara_core.options import DEFAULT_MODEL, CheckpointOptions, EngineOptions, engine_arguments, option_values
+from clara_core.version import __version__
 
 if TYPE_CHECKING:
     from clara_core.checkpoint import Checkpoint
@@ -100,8 +101,18 @@ class RoleName(StrEnum):
         return Role[self.name]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"clara {__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Holds the commands together, also while there is only one."""
     announce_again()
     if not any(isinstance(handler, _Notes) for handler in said.handlers):

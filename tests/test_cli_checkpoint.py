@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import pytest
 
@@ -34,6 +35,10 @@ def clara(capsys):
         return Done(left.value.code, *capsys.readouterr())
 
     return call
+
+
+def test_the_version_is_that_of_the_distribution(clara):
+    assert clara("--version") == Done(0, f"clara {version('clara-rag')}\n", "")
 
 
 def test_info_as_json(clara, parity_folder):
