@@ -3,9 +3,9 @@
     python -m benchmarks.pressure                 # 2,000 requests from 16 threads, a random tiny model
     python -m benchmarks.pressure --requests 100
 
-A request is drawn from a pool: a question over 1 to 60 documents, an answer of 1 to 900 tokens, greedy or by a seed, some
-50 to 2,000 positions together. Each of the pool is first answered alone, in an engine with memory for all. Some callers leave
-in the middle. The bytes that answers hold are read at each pass of the model, so that no peak is missed.
+A request is drawn from a pool: a question over 1 to 60 documents, an answer of 1 to 900 tokens, greedy or by a seed,
+some 50 to 2,000 positions together. Each of the pool is first answered alone, in an engine with memory for all. Some
+callers leave in the middle. The bytes that answers hold are read at each pass of the model, so that no peak is missed.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def watch(model: ClaraModel, outcome: Outcome) -> None:
         look(cache)
         return prefill(sequences, memories, slots, cache)
 
-    model.step, model.prefill = watched_step, watched_prefill  # type: ignore[method-assign,assignment]
+    model.step, model.prefill = watched_step, watched_prefill  # type: ignore[method-assign]
 
 
 def press(
@@ -155,15 +155,23 @@ def run(requests: int, threads: int, pool_size: int, places: int, seed: int = 0)
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(SHAPES["tiny"], Path(folder), "cpu", torch.float32)
-        options = {"base_model": str(work.base), "device": "cpu", "dtype": "float32"}
-        engine = ClaraEngine.from_pretrained(str(work.checkpoint), **options)
+
+        def engine_with(kv_cache_bytes: int | None) -> ClaraEngine:
+            return ClaraEngine.from_pretrained(
+                str(work.checkpoint),
+                base_model=str(work.base),
+                device="cpu",
+                dtype="float32",
+                kv_cache_bytes=kv_cache_bytes,
+            )
+
+        engine = engine_with(None)
         memories = engine.compress(work.language.passages(DOCUMENTS))
         pool = pool_of(work.language.words, pool_size, seed)
         alone = [engine.answer(one.question, memories[: one.documents], **one.options) for one in pool]
         bound = places * -(-LONGEST // PAGE) * engine.load().model.kv_shape().page_bytes
         engine.unload()
-        # The same engine, with less from now on.
-        ClaraEngine.from_pretrained(str(work.checkpoint), kv_cache_bytes=bound, **options)
+        engine_with(bound)  # the same engine, with less from now on
         outcome = press(engine, pool, memories, alone, requests, threads)
         outcome.bound = bound
         outcome.lengths = [one.prompt_tokens + one.memory_tokens + one.completion_tokens for one in alone]
