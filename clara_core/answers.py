@@ -4,6 +4,9 @@ A request waits until there are free pages for its prompt and the beginning of i
 row that outgrows its pages takes another; where none is free, the row that came last makes room: it waits at the head
 of the queue and later goes on from what it has written. The oldest row never makes room, and nobody is admitted who
 could not be finished alone, so every answer ends.
+
+Where a pass over a single row runs out of memory, the KV memory itself is in the way: nobody is admitted any more, and
+once the answers that are being written have ended, the row is tried again beside half of the pages.
 """
 
 from __future__ import annotations
@@ -73,6 +76,8 @@ class Answers:
         self._together = limits.rows  # rows of a step; fewer after it ran out of memory
         self._beside = False  # a batch of the corpus is on the device
         self._fits = True
+        self._draining = False  # nobody is admitted until the KV memory has been given back
+        self._most_pages: int | None = None  # what left room for the passes, after some ran out of memory
 
     def submit(self, request: GenerateRequest) -> None:
         """Queue a request (under the lock)."""
@@ -94,21 +99,33 @@ class Answers:
         """
         self._beside, self._fits = between_layers, True
         self._drop_cancelled()
-        self._admit()
+        if not self._draining:
+            self._admit()
         while prompts := self._unread():
             self._read(prompts)
         if self.running:
             self._make_room()
             self._step()
+        self._give_back()
         return self._fits
 
-    def give_back(self) -> bool:
-        """Let go of the KV memory while nobody uses it; returns whether there was any."""
-        if self.running or self.memory is None:
+    @property
+    def draining(self) -> bool:
+        """Whether the KV memory will be given back as soon as the answers that are being written have ended."""
+        return self._draining
+
+    def drain(self) -> bool:
+        """Give the KV memory back, now or when nobody uses it any more; returns whether there is any."""
+        if self.memory is None:
             return False
-        self.memory = None
-        release_memory()
+        self._draining = True
+        self._give_back()
         return True
+
+    def _give_back(self) -> None:
+        if self._draining and not self.running:
+            self.memory, self._draining = None, False
+            release_memory()
 
     def take_all(self) -> list[GenerateRequest]:
         """Everyone who waits or writes, forgotten here (under the lock)."""
@@ -140,6 +157,8 @@ class Answers:
             if request.cancelled or request.future.done():
                 refusal = None
             elif self.memory is not None and len(request.ids) + request.writer.limit > self.memory.columns:
+                if self._all_pages_again():  # it may fit all the same where others did not
+                    return None
                 refusal = _too_large(request, self.memory)
             else:
                 return request
@@ -183,6 +202,7 @@ class Answers:
             wanted = int(SHARE * max(free - batch, free // 2))
         # No more than all rows could fill.
         pages = min(max(wanted // shape.page_bytes, 1), self.limits.rows * -(-self.model.context // PAGE))
+        pages = min(pages, self._most_pages or pages)
         while True:
             try:
                 return self.model.kv_memory(pages)
@@ -231,7 +251,17 @@ class Answers:
         return batch
 
     def _read(self, prompts: list[Running]) -> None:
-        in_halves(prompts, self._prefill, self._prompt_failed, self.model.device, "prompts")
+        returned: list[Running] = []
+
+        def failed(one: Running, exc: Exception) -> None:
+            if self._waits(one, exc):
+                returned.append(one)
+            else:
+                self._leave(one, exc)
+
+        in_halves(prompts, self._prefill, failed, self.model.device, "prompts")
+        for one in reversed(returned):
+            self._preempt(one)
         # By their pages, so that the pages of a step come in the order of its rows.
         self.running.sort(key=lambda one: one.row.pages[0])
 
@@ -246,12 +276,30 @@ class Answers:
         logits = self.model.prefill(sequences, upload(memories, self.model.device), slots, cache)
         self._take(part, logits, cache)
 
-    def _prompt_failed(self, one: Running, exc: Exception) -> None:
-        if self._beside and is_out_of_memory(exc):
+    def _waits(self, one: Running, exc: Exception) -> bool:
+        """Whether a row that failed alone is tried again, with more memory than it had."""
+        if not is_out_of_memory(exc):
+            return False
+        if self._beside:
             self._fits = False
-            self._preempt(one)
-        else:
-            self._leave(one, exc)
+            return True
+        if self._draining:
+            return True
+        half = self._memory.pages // 2
+        if half * PAGE < len(one.request.ids) + one.request.writer.limit:
+            self._all_pages_again()  # the KV memory was not in the way
+            return False
+        log.warning("out of memory with a single row: going on with %d pages for keys and values", half)
+        self._most_pages = half
+        self.drain()
+        return True
+
+    def _all_pages_again(self) -> bool:
+        """Undo what ran out of memory has taken from the KV memory; returns whether there was anything."""
+        if self._most_pages is None:
+            return False
+        self._most_pages = None
+        return self.drain()
 
     def _step(self) -> None:
         rows, most, largest = list(self.running), self._together, 0
@@ -271,10 +319,11 @@ class Answers:
         self._take(part, logits, cache)
 
     def _step_failed(self, one: Running, exc: Exception) -> None:
-        if self._beside and is_out_of_memory(exc):
-            self._fits = False  # it keeps its place, and its turn comes again
-        else:
+        if not self._waits(one, exc):
             self._leave(one, exc)
+        elif not self._beside:
+            self._preempt(one)
+        # Else it keeps its place, and its turn comes again.
 
     # --- tokens ------------------------------------------------------------------------------------------
 

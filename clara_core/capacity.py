@@ -21,6 +21,7 @@ import torch
 
 from clara_core.config import CONFIG_FILE
 from clara_core.dense import packs
+from clara_core.devices import is_out_of_memory
 from clara_core.errors import NotEnoughMemory
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,6 @@ _BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _NAMES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # nf4: half a byte, and a float32 for each block of 64.
 _PACKED_BYTES: Final = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
-_SAYS_MEMORY: Final = re.compile(
-    r"out of memory|can't allocate|cannot allocate|not enough memory|ALLOC_FAILED|\bENOMEM\b", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +208,8 @@ class Demand:
         """
         try:
             yield
-        except (MemoryError, OSError, RuntimeError) as exc:
-            if not says_memory(exc):
+        except Exception as exc:
+            if not is_out_of_memory(exc):
                 raise
             traceback.clear_frames(exc.__traceback__)  # they hold what was loaded so far
             raise NotEnoughMemory(f"memory ran out: {self._message(free_bytes(self.device))}") from exc
@@ -232,11 +230,6 @@ class Demand:
         less = {way: size + self.adapters for way, size in sizes.items() if size + self.adapters < self.nbytes}
         fitting = [f"{way} takes {_gigabytes(size)}" for way, size in less.items() if size <= free]
         return fitting or [f"even {way} takes {_gigabytes(size)}" for way, size in list(less.items())[:1]]
-
-
-def says_memory(exc: BaseException) -> bool:
-    """Whether an exception means that memory ran out; torch, its allocators and the system say it in many ways."""
-    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or bool(_SAYS_MEMORY.search(str(exc)))
 
 
 def _gigabytes(size: float) -> str:

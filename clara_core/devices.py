@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -23,17 +25,13 @@ R = TypeVar("R")
 
 AMPERE = 8  # the first generation that multiplies bfloat16, and that flash attention runs on
 
-# How libraries below torch say that memory ran out, where torch does not turn it into `OutOfMemoryError`.
-_OUT_OF_MEMORY = (
-    "not enough memory",  # the processor's allocator
-    "can't allocate memory",
-    "CUDA error: out of memory",
-    "CUDA out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-    "MPS backend out of memory",
-    "Invalid buffer size",  # MPS: one buffer larger than the device takes
+# How the system and the libraries below torch say that memory ran out, where it is not an `OutOfMemoryError`: CUDA
+# and MPS, cuBLAS and cuDNN (…ALLOC_FAILED, …ALLOCATION_FAILED), the processor's allocators, files that cannot be
+# mapped. "Invalid buffer size" is one buffer larger than a Metal device takes.
+_SAYS_MEMORY: Final = re.compile(
+    r"out of memory|not enough memory|can't allocate|cannot allocate|ALLOC(ATION)?_FAILED|\bENOMEM\b|"
+    r"invalid buffer size",
+    re.IGNORECASE,
 )
 
 
@@ -175,10 +173,10 @@ def release_memory() -> None:
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
-    """Whether a smaller batch may succeed."""
+    """Whether memory ran out, of a device or of the machine: something smaller may succeed."""
     if isinstance(exc, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(exc, RuntimeError) and any(words in str(exc) for words in _OUT_OF_MEMORY)
+    return isinstance(exc, RuntimeError | OSError | SafetensorError) and bool(_SAYS_MEMORY.search(str(exc)))
 
 
 def is_lost(exc: BaseException, device: torch.device) -> bool:

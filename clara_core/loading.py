@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from clara_core.attention import ATTENTION, register_attention
-from clara_core.capacity import Demand, read_headers, says_memory
+from clara_core.capacity import Demand, read_headers
 from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint
 from clara_core.config import ClaraConfig
-from clara_core.devices import check_forked
+from clara_core.devices import check_forked, is_out_of_memory
 from clara_core.errors import CheckpointError
 from clara_core.kernels import find_kernel
 from clara_core.locate import locate, locate_base
@@ -223,7 +223,7 @@ def _base_errors(base: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as exc:
-        if says_memory(exc):
+        if is_out_of_memory(exc):
             raise
         first = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         msg = (

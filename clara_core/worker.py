@@ -170,25 +170,27 @@ class Worker:
         self._encode_some(self._bulk, pause=self._pause)
 
     def _encode_some(self, queue: list[SequenceRow], pause: Callable[[], None] | None) -> None:
+        if self.answers.draining:
+            return  # it is about to have more memory
         rows = self._take(queue)
         if not rows:
             return
+        returned: list[SequenceRow] = []
 
         def run(part: Sequence[SequenceRow]) -> None:
             self._encode(part, pause)
 
         def failed(row: SequenceRow, exc: Exception) -> None:
             if is_out_of_memory(exc):
-                if self._pausing:  # not beside the corpus, but after it
-                    self._crowded = True
-                    with self._wake:
-                        queue.insert(0, row)
+                self._crowded |= self._pausing
+                there_was_some = not self._pausing and self.answers.drain()
+                if self._pausing or self.answers.draining:  # after the corpus, or after the answers being written
+                    returned.append(row)
                     return
-                if self.answers.give_back():
-                    again = attempt(run, [row], self.model.device)
-                    if again is None:
-                        return
-                    exc = again
+                again = attempt(run, [row], self.model.device) if there_was_some else exc
+                if again is None:
+                    return
+                exc = again
             fail(row.request.future, exc)
 
         try:
@@ -196,6 +198,8 @@ class Worker:
         except BaseException:  # it ends this thread, and has to find those who wait
             queue[:0] = rows
             raise
+        with self._wake:
+            queue[:0] = returned
 
     def _take(self, queue: list[SequenceRow]) -> list[SequenceRow]:
         """A batch with the row that waits longest."""

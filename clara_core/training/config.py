@@ -31,6 +31,7 @@ RECIPES: dict[Stage, dict[str, Any]] = {
     "stage2": {"lr": 5e-6, "schedule": "constant", "batch_size": 32, "learn": ("reasoner", "generator")},
 }
 _COMPRESSOR_LEARNS: tuple[Stage, ...] = ("stage1", "stage1_2")
+FROZEN_STAGES: tuple[Stage, ...] = ("contrastive", "stage2")
 
 
 def _listed(value: Any) -> Any:

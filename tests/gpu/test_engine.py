@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,10 @@ from clara_core.devices import default_dtype, definite_device
 from clara_core.kernels import PAGE, TorchKernel, torch_kernel
 from tests.engines import PASSAGES, open_engine
 from tests.gpu.device import STATS
+from tests.gpu.install import VARLEN
 from tests.tiny import Tiny, build
 
+needs_varlen = pytest.mark.skipif(VARLEN is None, reason="torch has torch.nn.attention.varlen since 2.13")
 QUESTIONS = ["Where?", "When was the bridge opened?", "Who sailed to Lisbon?"]
 
 
@@ -45,7 +48,7 @@ def test_the_calls_give_what_the_processor_gives(engine: ClaraEngine, tiny: Tiny
     """In float32 by padded rows and copies, in bfloat16 by the kernel over packed rows and pages."""
     exact = engine.dtype == torch.float32
     twin = open_engine(tiny, dtype="float32")
-    assert isinstance(engine.load().model.kernel, TorchKernel) is not exact
+    assert isinstance(engine.load().model.kernel, TorchKernel) is (VARLEN is not None and not exact)
     memories, expected = engine.compress(PASSAGES), twin.compress(PASSAGES)
     tolerance = 1e-4 if exact else 0.15  # of numbers about 1 in size
     for one, other in zip(memories, expected, strict=True):
@@ -176,6 +179,29 @@ def test_after_a_fork_of_a_loaded_engine_there_is_a_clear_error(tiny: Tiny, monk
 # -- kernels ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_transformers_that_believes_in_flash_attn_changes_nothing(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """It would import a kernel for every name of attention that it takes for its own."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: found("json" if name == "flash_attn" else name, *rest)
+    )
+    from transformers import modeling_utils
+
+    believed = [name for name in vars(modeling_utils) if name.startswith("is_flash_attn_")]
+    for name in believed:
+        monkeypatch.setattr(modeling_utils, name, lambda *_: True)
+    assert importlib.util.find_spec("flash_attn")
+    assert believed
+    engine = ClaraEngine(open_engine(tiny, device=device, dtype="bfloat16").arguments)
+    memories = engine.compress(PASSAGES)
+    assert engine.answer("Where?", memories, max_tokens=3).completion_tokens <= 3
+    engine.unload()
+
+
+@needs_varlen
 def test_an_installed_package_that_does_not_work_breaks_nothing(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,6 +240,7 @@ def test_a_kernel_that_gives_wrong_numbers_is_not_used(tiny: Tiny, monkeypatch: 
     engine.unload()
 
 
+@needs_varlen
 def test_flash_attn_is_called_directly(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its own two functions, whose arguments are those of version 2."""
     package = tmp_path / "flash_attn"
