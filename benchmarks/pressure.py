@@ -26,9 +26,9 @@ from torch import Tensor
 
 from benchmarks.workload import SHAPES, prepare
 from clara_core import Answer, ClaraEngine, Memory
-from clara_core.kernels import PAGE
-from clara_core.kv_cache import KVCache
-from clara_core.model import ClaraModel
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.kernels import PAGE
+from clara_core.model.kv_cache import KVCache
 
 LONGEST = 2_000  # positions of a request
 DOCUMENTS = 60

@@ -20,9 +20,9 @@ from typing import Any, Final
 import torch
 
 from clara_core.config import CONFIG_FILE
-from clara_core.dense import packs
-from clara_core.devices import is_out_of_memory
 from clara_core.errors import NotEnoughMemory
+from clara_core.model.devices import is_out_of_memory
+from clara_core.model.packed_linear import packs
 
 log = logging.getLogger(__name__)
 

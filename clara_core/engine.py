@@ -12,6 +12,7 @@ from torch import Tensor
 from clara_core.async_calls import AsyncCalls
 from clara_core.generation import Answer, Chunk, Sampling, SamplingOptions
 from clara_core.memory import Memory
+from clara_core.model.tokenizer import PARAPHRASE_INSTRUCTION
 from clara_core.options import EngineArguments, engine_arguments
 from clara_core.prepare import (
     Documents,
@@ -25,7 +26,6 @@ from clara_core.prepare import (
 from clara_core.ranking import Ranked, rank_memories, score_memories
 from clara_core.requests import EncodeRequest
 from clara_core.streams import AnswerStream
-from clara_core.tokens import PARAPHRASE_INSTRUCTION
 
 __all__ = ["Answer", "Chunk", "ClaraEngine"]
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from clara_core.config import ClaraConfig, Role
-from clara_core.devices import release_memory
 from clara_core.errors import EngineClosed, RoleError
 from clara_core.generation import Sampling
 from clara_core.loading import DTYPES, Loaded, Plan, load_model, plan_engine
 from clara_core.memory import Memory, MemoryCache
+from clara_core.model.devices import release_memory
+from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.options import EngineArguments
 from clara_core.prepare import (
     Documents,
@@ -34,7 +35,6 @@ from clara_core.prepare import (
 )
 from clara_core.requests import EncodeRequest, GenerateRequest, Request
 from clara_core.stats import EngineStats
-from clara_core.tokens import ClaraTokenizer
 from clara_core.worker import Worker
 
 

@@ -159,7 +159,7 @@ class EngineArguments(EngineOptions):
         Raises:
             ValueError: A device that is not here.
         """
-        from clara_core.devices import default_dtype, definite_device
+        from clara_core.model.devices import default_dtype, definite_device
 
         device = definite_device(self.device)
         model = _definite(self.model)

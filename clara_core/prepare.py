@@ -17,8 +17,8 @@ from clara_core.errors import ContextOverflow, FingerprintMismatch, WindowOverfl
 from clara_core.generation import Sampling, Writer
 from clara_core.long_documents import context_overflow, count_windows, keep_best_windows, windows_left_out
 from clara_core.memory import Memory
+from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.requests import EncodeRequest, GenerateRequest
-from clara_core.tokens import ClaraTokenizer
 from clara_core.turns import alternating
 
 log = logging.getLogger(__name__)

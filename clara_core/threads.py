@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-from clara_core.model import ClaraModel
+from clara_core.model.decoder import ClaraModel
 
 SMALL = 256 * 2**20  # bytes of weights that a step reads, up to which one thread is enough
 FEW = 8  # answers in a step up to which that holds

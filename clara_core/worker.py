@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from clara_core.answers import Answers, not_finite
-from clara_core.devices import DeviceLost, attempt, download, in_halves, is_out_of_memory
 from clara_core.errors import EngineClosed
-from clara_core.model import ClaraModel
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.devices import DeviceLost, attempt, download, in_halves, is_out_of_memory
 from clara_core.requests import GenerateRequest, Limits, Request, SequenceRow, fail, fill_batch
 from clara_core.stats import EngineStats
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.pressure import run
 from clara_core import ClaraEngine, ContextOverflow
-from clara_core.kernels import PAGE
+from clara_core.model.kernels import PAGE
 from tests.engines import PASSAGES, Counter, open_engine, wrapped
 from tests.tiny import Tiny, build
 

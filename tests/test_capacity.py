@@ -13,7 +13,7 @@ import torch
 
 from clara_core import CheckpointError, NotEnoughMemory, capacity
 from clara_core.capacity import Demand, Weights, free_bytes, read_headers
-from clara_core.dense import packs
+from clara_core.model.packed_linear import packs
 from tests.engines import open_engine
 from tests.tiny import FAMILIES, build
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from clara_core import ClaraEngine
-from clara_core.dense import AVAILABLE, PackedLinear, packed, packs, product
+from clara_core.model.packed_linear import AVAILABLE, PackedLinear, packed, packs, product
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="this build of PyTorch has no oneDNN")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine
-from clara_core.kernels import PAGE, Kernel, find_kernel, flash_kernel, torch_kernel
+from clara_core.model.kernels import PAGE, Kernel, find_kernel, flash_kernel, torch_kernel
 from tests.engines import PASSAGES, open_engine
 from tests.reference import PlainKernel
 from tests.tiny import build

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clara_core import ClaraEngine
-from clara_core.attention import Gathered, InPages, Products
 from clara_core.config import Role
-from clara_core.kernels import PAGE, Kernel
-from clara_core.kv_cache import KVCache
-from clara_core.kv_memory import KVMemory, KVRow, KVShape
-from clara_core.model import ClaraModel, cache_keyword
+from clara_core.model.attention import Gathered, InPages, Products
+from clara_core.model.decoder import ClaraModel, cache_keyword
+from clara_core.model.kernels import PAGE, Kernel
+from clara_core.model.kv_cache import KVCache
+from clara_core.model.kv_memory import KVMemory, KVRow, KVShape
 from tests.engines import open_engine
 from tests.reference import PlainKernel, plain_attention
 from tests.tiny import build

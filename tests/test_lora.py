@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from clara_core import ClaraEngine
 from clara_core.config import Role
-from clara_core.lora import RoutedLinear, current_routing, init_adapter, routed
-from clara_core.model import ClaraModel
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.lora import RoutedLinear, current_routing, init_adapter, routed
 from tests.engines import PASSAGES, open_engine
 from tests.tiny import Tiny, build
 

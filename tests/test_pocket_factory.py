@@ -11,7 +11,7 @@ import torch
 
 from clara_core import ClaraEngine
 from clara_core.locate import BUNDLED
-from clara_core.tokens import load_tokenizer
+from clara_core.model.tokenizer import load_tokenizer
 from clara_core.training.stages import CONFIG
 from tools.pocket_factory.frames import SLOT, Frames, Made, read_frames
 from tools.pocket_factory.lesson import REFUSAL, Lesson, Mix

@@ -14,7 +14,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from clara_core.config import ClaraConfig
 from clara_core.errors import CheckpointError
-from clara_core.tokens import ANSWER_SYSTEM, ClaraTokenizer, Shield
+from clara_core.model.tokenizer import ANSWER_SYSTEM, ClaraTokenizer, Shield
 from tests.tiny import CHATML, NO_SYSTEM, QWEN_WORDS, TEXTS, make_tokenizer
 
 WINDOW = 32

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from clara_core.checkpoint import read_checkpoint
 from clara_core.config import Role
-from clara_core.model import ClaraModel
-from clara_core.tokens import ClaraTokenizer, load_tokenizer
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.tokenizer import ClaraTokenizer, load_tokenizer
 from clara_core.training.line_steps import LineReader
 from clara_core.training.lines import check_line
 from clara_core.training.objective import Objective, Terms

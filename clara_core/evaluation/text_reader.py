@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from clara_core.errors import ClaraError
-from clara_core.tokens import ANSWER_SYSTEM
+from clara_core.model.tokenizer import ANSWER_SYSTEM
 from clara_core.training.foreign import asker
 from clara_core.training.lines import RetrievalLine
 

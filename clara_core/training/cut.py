@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from clara_core.errors import TrainingError
 
 if TYPE_CHECKING:
-    from clara_core.model import ClaraModel
+    from clara_core.model.decoder import ClaraModel
     from clara_core.training.masters import Learning
     from clara_core.training.processes import Processes
 

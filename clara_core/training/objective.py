@@ -28,7 +28,7 @@ from clara_core.training.losses import (
 )
 
 if TYPE_CHECKING:
-    from clara_core.model import ClaraModel
+    from clara_core.model.decoder import ClaraModel
     from clara_core.training.frozen import FrozenMemories
 
 CHUNK = 32  # windows that are compressed in one pass, sorted by length

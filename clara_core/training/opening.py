@@ -18,10 +18,10 @@ from clara_core.convert import BASE_FOLDER
 from clara_core.errors import CheckpointError
 from clara_core.loading import Plan, load_decoder, plan_engine, progress_bar
 from clara_core.locate import locate_base
-from clara_core.lora import current_routing, init_adapter, routed
-from clara_core.model import ClaraModel
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.lora import current_routing, init_adapter, routed
+from clara_core.model.tokenizer import ClaraTokenizer, load_tokenizer
 from clara_core.options import EngineArguments
-from clara_core.tokens import ClaraTokenizer, load_tokenizer
 from clara_core.training.card import CARD_FILE
 from clara_core.training.state import new_folder
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine
-from clara_core.devices import default_dtype, definite_device
-from clara_core.kernels import PAGE, TorchKernel, torch_kernel
+from clara_core.model.devices import default_dtype, definite_device
+from clara_core.model.kernels import PAGE, TorchKernel, torch_kernel
 from tests.engines import PASSAGES, open_engine
 from tests.gpu.device import STATS
 from tests.gpu.install import VARLEN
@@ -150,7 +150,7 @@ def test_making_an_engine_leaves_cuda_alone(tiny: Tiny, monkeypatch: pytest.Monk
     for name in ("is_available", "current_device", "get_device_properties", "is_bf16_supported", "mem_get_info"):
         monkeypatch.setattr(torch.cuda, name, touched)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    monkeypatch.setattr("clara_core.devices._capability_by_driver", lambda index: (9, 0))
+    monkeypatch.setattr("clara_core.model.devices._capability_by_driver", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_capability", touched)
     assert open_engine(tiny, device="auto", dtype="auto").dtype is torch.bfloat16
 
@@ -216,7 +216,7 @@ def test_an_installed_package_that_does_not_work_breaks_nothing(
         patch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query: query)
         with pytest.raises(ImportError, match="varlen_attn without block_table"):
             torch_kernel()
-    monkeypatch.setattr("clara_core.kernels.torch_kernel", lambda: TorchKernel(lambda *_, **__: 1 / 0))
+    monkeypatch.setattr("clara_core.model.kernels.torch_kernel", lambda: TorchKernel(lambda *_, **__: 1 / 0))
     with caplog.at_level(logging.WARNING):
         memories = engine.compress(PASSAGES)
         assert engine.answer("Where?", memories, max_tokens=3).completion_tokens <= 3
@@ -234,7 +234,7 @@ def test_a_kernel_that_gives_wrong_numbers_is_not_used(tiny: Tiny, monkeypatch: 
     def off(*args: object, **kwargs: object) -> object:
         return fake_varlen(*args, **kwargs) * 1.5
 
-    monkeypatch.setattr("clara_core.kernels.torch_kernel", lambda: TorchKernel(off))
+    monkeypatch.setattr("clara_core.model.kernels.torch_kernel", lambda: TorchKernel(off))
     engine = ClaraEngine(open_engine(tiny, device="cuda:0", dtype="bfloat16").arguments)
     assert engine.load().model.kernel is None
     engine.unload()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clara_core import Answer, ClaraEngine, ContextOverflow, EngineClosed
-from clara_core.kernels import PAGE
+from clara_core.model.kernels import PAGE
 from tests.engines import PASSAGES, open_engine
 from tests.gpu.device import STATS
 from tests.tiny import Tiny, build

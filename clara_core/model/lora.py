@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clara_core.config import Role
-from clara_core.dense import packed, product
-from clara_core.devices import upload
+from clara_core.model.devices import upload
+from clara_core.model.packed_linear import packed, product
 
 N_ROLES = len(Role)
 

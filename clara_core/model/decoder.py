@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clara_core.attention import ATTENTION, Gathered, Packed, Ragged
 from clara_core.config import ClaraConfig, Role
-from clara_core.dense import packed
-from clara_core.devices import upload
 from clara_core.errors import CheckpointError
-from clara_core.kernels import Kernel
-from clara_core.kv_cache import KVCache
-from clara_core.kv_memory import KVMemory, KVShape
-from clara_core.lora import RoutedLinear, current_routing, pack_linears, route_linears, routed
+from clara_core.model.attention import ATTENTION, Gathered, Packed, Ragged
+from clara_core.model.devices import upload
+from clara_core.model.kernels import Kernel
+from clara_core.model.kv_cache import KVCache
+from clara_core.model.kv_memory import KVMemory, KVShape
+from clara_core.model.lora import RoutedLinear, current_routing, pack_linears, route_linears, routed
+from clara_core.model.packed_linear import packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from clara_core.devices import upload
-from clara_core.kernels import PAGE, Kernel
+from clara_core.model.devices import upload
+from clara_core.model.kernels import PAGE, Kernel
 
 # transformers keeps for itself every name that contains "flash", "flex_attention" or "sdpa", begins with "paged|", or
 # looks like a repository.

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from clara_core.attention import Gathered, InPages, Products, Ragged
-from clara_core.devices import upload
-from clara_core.kernels import PAGE, Kernel
-from clara_core.kv_memory import KVMemory, KVRow
+from clara_core.model.attention import Gathered, InPages, Products, Ragged
+from clara_core.model.devices import upload
+from clara_core.model.kernels import PAGE, Kernel
+from clara_core.model.kv_memory import KVMemory, KVRow
 
 
 def _refused(name: str) -> Callable[..., None]:

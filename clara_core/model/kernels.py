@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from clara_core.devices import AMPERE, capability
+from clara_core.model.devices import AMPERE, capability
 
 log = logging.getLogger(__name__)
 

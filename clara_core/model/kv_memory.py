@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clara_core.kernels import PAGE
+from clara_core.model.kernels import PAGE
 
 _LINE = 64  # bytes of a cache line, which products like their numbers to begin at
 
