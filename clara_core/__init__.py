@@ -25,7 +25,7 @@ from clara_core.errors import (
 from clara_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from clara_core.config import ClaraConfig, Role
+    from clara_core.checkpoint.config import ClaraConfig, Role
     from clara_core.engine import Answer, ClaraEngine
     from clara_core.memory import Memory, MemoryCache
     from clara_core.ranking import Ranked
@@ -62,7 +62,7 @@ __all__ = [
 
 _MODULES: Final = {
     "Answer": "clara_core.engine",
-    "ClaraConfig": "clara_core.config",
+    "ClaraConfig": "clara_core.checkpoint.config",
     "ClaraEngine": "clara_core.engine",
     "Hit": "clara_core.store",
     "Memory": "clara_core.memory",
@@ -70,7 +70,7 @@ _MODULES: Final = {
     "MemoryStore": "clara_core.store",
     "Ranked": "clara_core.ranking",
     "Record": "clara_core.store",
-    "Role": "clara_core.config",
+    "Role": "clara_core.checkpoint.config",
     "StoreStats": "clara_core.store",
     "__version__": "clara_core.version",
 }

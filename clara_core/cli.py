@@ -24,18 +24,18 @@ from typer.core import TyperGroup
 from clara_core.announce import announce_again
 from clara_core.announce import log as said
 from clara_core.ask import ask
+from clara_core.checkpoint.config import Role
 from clara_core.cli_eval import evaluate_file
 from clara_core.cli_options import with_options
 from clara_core.cli_store import index_folder, search_store, store_app
 from clara_core.cli_synthesize import synthesize_documents
 from clara_core.cli_train import train_stage
-from clara_core.config import Role
 from clara_core.errors import CheckpointError, ClaraError
 from clara_core.options import DEFAULT_MODEL, CheckpointOptions, EngineOptions, engine_arguments, option_values
 from clara_core.version import __version__
 
 if TYPE_CHECKING:
-    from clara_core.checkpoint import Checkpoint
+    from clara_core.checkpoint.io import Checkpoint
 
 EXIT_FAILED = 2
 _APPLE_LICENCE = "weights under Apple's research licence; read it on the model's page before use"
@@ -139,7 +139,7 @@ def info(
     options: EngineOptions,
 ) -> None:
     """Says what a checkpoint holds, after proving that it is whole."""
-    from clara_core.checkpoint import read_checkpoint
+    from clara_core.checkpoint.io import read_checkpoint
 
     arguments = engine_arguments("clara info", option_values(options))
     facts = _describe(read_checkpoint(_folder(options)), model, options.base_model)
@@ -172,8 +172,8 @@ def convert(
     options: CheckpointOptions,
 ) -> None:
     """Writes a checkpoint anew as safetensors, or exports one adapter for peft."""
-    from clara_core.checkpoint import export_peft, read_checkpoint
-    from clara_core.convert import convert_checkpoint
+    from clara_core.checkpoint.convert import convert_checkpoint
+    from clara_core.checkpoint.io import export_peft, read_checkpoint
 
     checkpoint = read_checkpoint(_folder(options))
     if peft is not None:
@@ -188,7 +188,7 @@ def convert(
 
 
 def _folder(options: CheckpointOptions) -> Path:
-    from clara_core.locate import locate
+    from clara_core.checkpoint.hub import locate
 
     return locate(
         options.model or DEFAULT_MODEL,
@@ -202,7 +202,7 @@ def _folder(options: CheckpointOptions) -> Path:
 
 def _describe(checkpoint: Checkpoint, model: str, base_model: str | None) -> dict[str, object]:
     """The facts of a checkpoint in the order in which they are shown."""
-    from clara_core.checkpoint import EMBED_KEY, locate_base, weight_files
+    from clara_core.checkpoint.io import EMBED_KEY, locate_base, weight_files
 
     config = checkpoint.config
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clara_core.config import ClaraConfig, Role
+from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.errors import EngineClosed, RoleError
 from clara_core.generation import Sampling
 from clara_core.loading import DTYPES, Loaded, Plan, load_model, plan_engine

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
 from clara_core.errors import ContextOverflow, FingerprintMismatch, WindowOverflow
 from clara_core.generation import Sampling, Writer
 from clara_core.long_documents import context_overflow, count_windows, keep_best_windows, windows_left_out

@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
 from clara_core.generation import Answer, Chunk, Writer
 
 log = logging.getLogger(__name__)

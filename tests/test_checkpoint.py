@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from clara_core.checkpoint import (
+from clara_core.checkpoint.config import Role
+from clara_core.checkpoint.convert import convert_checkpoint
+from clara_core.checkpoint.io import (
     EMBED_KEY,
     HEAD_KEY,
     check_vocabulary,
@@ -23,8 +25,6 @@ from clara_core.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from clara_core.config import Role
-from clara_core.convert import convert_checkpoint
 from clara_core.errors import CheckpointError
 
 A0 = "model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -436,7 +436,7 @@ def test_a_file_in_the_way_stays(e2e, tmp_path):
 
 WRITE_UNDER_LIMIT = """
     import resource, sys
-    from clara_core.checkpoint import read_checkpoint, write_checkpoint
+    from clara_core.checkpoint.io import read_checkpoint, write_checkpoint
     source, target = sys.argv[1:]
     checkpoint = read_checkpoint(source)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

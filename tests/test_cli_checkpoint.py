@@ -11,9 +11,9 @@ from importlib.metadata import version
 
 import pytest
 
-from clara_core.checkpoint import read_checkpoint
+from clara_core.checkpoint.config import Role
+from clara_core.checkpoint.io import read_checkpoint
 from clara_core.cli import app
-from clara_core.config import Role
 
 
 @dataclass(frozen=True)

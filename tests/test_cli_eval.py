@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from clara_core.locate import BUNDLED
+from clara_core.checkpoint.hub import BUNDLED
 from clara_core.training.world import make_corpus
 from tests.engines import PASSAGES
 from tests.tiny import build

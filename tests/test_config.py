@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from clara_core.config import ClaraConfig, Role
+from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.errors import CheckpointError
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from clara_core.config import ClaraConfig
+from clara_core.checkpoint.config import ClaraConfig
+from clara_core.checkpoint.hub import BUNDLED, locate, locate_base
 from clara_core.errors import CheckpointError
-from clara_core.locate import BUNDLED, locate, locate_base
 from tests.hub import Hub, files_of, from_hub, serving
 
 

@@ -25,8 +25,8 @@ from benchmarks.pocket_tasks import (
     with_gold,
 )
 from clara_core import ClaraEngine, Memory
+from clara_core.checkpoint.hub import BUNDLED
 from clara_core.evaluation import score_rankings
-from clara_core.locate import BUNDLED
 
 ROOT = Path(__file__).parent.parent
 FOLDER = BUNDLED["pocket"]

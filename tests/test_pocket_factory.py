@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine
-from clara_core.locate import BUNDLED
+from clara_core.checkpoint.hub import BUNDLED
 from clara_core.model.tokenizer import load_tokenizer
 from clara_core.training.stages import CONFIG
 from tools.pocket_factory.frames import SLOT, Frames, Made, read_frames

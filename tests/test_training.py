@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from clara_core import UnknownOption
-from clara_core.checkpoint import read_checkpoint
-from clara_core.config import Role
-from clara_core.locate import BUNDLED
+from clara_core.checkpoint.config import Role
+from clara_core.checkpoint.hub import BUNDLED
+from clara_core.checkpoint.io import read_checkpoint
 from clara_core.model.tokenizer import load_tokenizer
 from clara_core.training import pocket
 from clara_core.training.batch import split_rows

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, ClaraError, EngineClosed
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
 from clara_core.model.decoder import ClaraModel
 from clara_core.requests import EncodeRequest, Limits, SequenceRow, fill_batch
 from clara_core.threads import FEW, DecodeThreads

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clara_core.config import ClaraConfig, Role
+from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.errors import CheckpointError
 from clara_core.model.attention import ATTENTION, Gathered, Packed, Ragged
 from clara_core.model.devices import upload
@@ -32,7 +32,7 @@ from clara_core.model.packed_linear import packed
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from clara_core.checkpoint import Checkpoint
+    from clara_core.checkpoint.io import Checkpoint
 
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from clara_core.config import ClaraConfig
+from clara_core.checkpoint.config import ClaraConfig
 from clara_core.errors import CheckpointError
 from clara_core.turns import merge_turns
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
 from clara_core.errors import TrainingError
 from clara_core.loading import DTYPES
 from clara_core.model.devices import multiplies_bfloat16

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
 from clara_core.options import EngineArguments
 from clara_core.training.card import card, hardware, versions
 from clara_core.training.journal import METRICS_FILE, Journal, read_lines

@@ -14,7 +14,7 @@ from typing import Any, overload
 
 import torch
 
-from clara_core.config import ClaraConfig
+from clara_core.checkpoint.config import ClaraConfig
 from clara_core.errors import TrainingError
 from clara_core.loading import DTYPES
 from clara_core.options import EngineArguments, option_values

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from clara_core.checkpoint import read_checkpoint
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
+from clara_core.checkpoint.io import read_checkpoint
 from clara_core.errors import TrainingError
 from clara_core.options import EngineArguments
 from clara_core.training import cut

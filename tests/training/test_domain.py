@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from benchmarks import end_to_end_gain
 from clara_core import ClaraEngine
-from clara_core.checkpoint import read_checkpoint
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
+from clara_core.checkpoint.io import read_checkpoint
 from clara_core.evaluation import over_corpus, read_questions
 from clara_core.training.data import TrainingSet, read_objects
 from clara_core.training.journal import read_lines as read_metrics

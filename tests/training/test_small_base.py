@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clara_core import ClaraEngine
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
 from clara_core.training import train
 from clara_core.training.config import TrainingConfig
 from clara_core.training.lines import STAGES

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from clara_core.checkpoint import Checkpoint, export_peft, read_checkpoint
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
+from clara_core.checkpoint.io import Checkpoint, export_peft, read_checkpoint
 from clara_core.options import EngineArguments
 from clara_core.training import train
 from clara_core.training.batch import Step

@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from clara_core.checkpoint import read_checkpoint
+from clara_core.checkpoint.io import read_checkpoint
 from clara_core.cli import app
 from clara_core.errors import DataError, NotEnoughMemory, TrainingError, UnknownOption
 from clara_core.training import train

@@ -19,7 +19,7 @@ import typer
 from safetensors.torch import load_file, save_file
 
 import clara_core.training.objective as objectives
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
 from clara_core.training.batch import RowBatch, Step, _part
 from clara_core.training.masters import Learning, Masters
 from clara_core.training.muon import Muon

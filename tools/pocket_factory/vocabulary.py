@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
 from clara_core.loading import EngineArguments
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.tokenizer import load_tokenizer

@@ -22,11 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clara_core.config import CONFIG_FILE, ClaraConfig, Role
-from clara_core.errors import CheckpointError
-from clara_core.locate import locate, locate_base
-from clara_core.proof import hidden_of, prove, roles_of
-from clara_core.weights import (
+from clara_core.checkpoint.config import CONFIG_FILE, ClaraConfig, Role
+from clara_core.checkpoint.hub import locate, locate_base
+from clara_core.checkpoint.validation import hidden_of, prove, roles_of
+from clara_core.checkpoint.weights import (
     ADAPTERS,
     EMBED_KEY,
     EMBEDDINGS,
@@ -36,6 +35,7 @@ from clara_core.weights import (
     read_weights,
     weight_files,
 )
+from clara_core.errors import CheckpointError
 
 __all__ = [
     "EMBED_KEY",

@@ -7,7 +7,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from clara_core.checkpoint import Checkpoint, locate_base, write_checkpoint
+from clara_core.checkpoint.io import Checkpoint, locate_base, write_checkpoint
 from clara_core.errors import CheckpointError
 
 BASE_FOLDER = "base"
