@@ -26,7 +26,7 @@ from clara_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from clara_core.checkpoint.config import ClaraConfig, Role
-    from clara_core.engine import Answer, ClaraEngine
+    from clara_core.engine.engine import Answer, ClaraEngine
     from clara_core.memory import Memory, MemoryCache
     from clara_core.ranking import Ranked
     from clara_core.store import Hit, MemoryStore, Record, StoreStats
@@ -61,9 +61,9 @@ __all__ = [
 ]
 
 _MODULES: Final = {
-    "Answer": "clara_core.engine",
+    "Answer": "clara_core.engine.engine",
     "ClaraConfig": "clara_core.checkpoint.config",
-    "ClaraEngine": "clara_core.engine",
+    "ClaraEngine": "clara_core.engine.engine",
     "Hit": "clara_core.store",
     "Memory": "clara_core.memory",
     "MemoryCache": "clara_core.memory",

@@ -21,8 +21,6 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from clara_core.announce import announce_again
-from clara_core.announce import log as said
 from clara_core.ask import ask
 from clara_core.checkpoint.config import Role
 from clara_core.cli_eval import evaluate_file
@@ -30,8 +28,10 @@ from clara_core.cli_options import with_options
 from clara_core.cli_store import index_folder, search_store, store_app
 from clara_core.cli_synthesize import synthesize_documents
 from clara_core.cli_train import train_stage
+from clara_core.engine.announce import announce_again
+from clara_core.engine.announce import log as said
+from clara_core.engine.options import DEFAULT_MODEL, CheckpointOptions, EngineOptions, engine_arguments, option_values
 from clara_core.errors import CheckpointError, ClaraError
-from clara_core.options import DEFAULT_MODEL, CheckpointOptions, EngineOptions, engine_arguments, option_values
 from clara_core.version import __version__
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clara_core.cli_options import engine_of, load_watched, with_options
-from clara_core.options import EngineOptions
+from clara_core.engine.options import EngineOptions
 
 if TYPE_CHECKING:
     from clara_core.evaluation import Report

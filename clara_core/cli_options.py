@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clara_core.announce import announce
-from clara_core.options import (
+from clara_core.engine.announce import announce
+from clara_core.engine.options import (
     DEFAULT_MODEL,
     DEFAULT_MODEL_IS,
     CheckpointOptions,

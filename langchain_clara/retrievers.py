@@ -13,7 +13,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from clara_core.options import given_options, option_values
+from clara_core.engine.options import given_options, option_values
 from langchain_clara._engine import EngineFields
 from langchain_clara._entries import Filter, acceptor, with_score, with_texts
 from langchain_clara.embeddings import ClaraEmbeddings

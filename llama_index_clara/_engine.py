@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 from llama_index.core.schema import BaseComponent
 from pydantic import Field, PrivateAttr
 
-from clara_core.options import DEFAULT_MODEL, EngineOptions, announce_default, given_options, option_values
+from clara_core.engine.options import DEFAULT_MODEL, EngineOptions, announce_default, given_options, option_values
 from clara_core.suggest import refuse_unknown
 
 if TYPE_CHECKING:

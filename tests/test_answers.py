@@ -113,7 +113,7 @@ def test_one_row_that_fails_does_not_fail_its_batch(tiny: Tiny) -> None:
 
 
 def _options(tokens: int):
-    from clara_core.generation import Sampling
+    from clara_core.engine.sampling import Sampling
 
     return Sampling(max_tokens=tokens)
 

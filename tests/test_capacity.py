@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clara_core import CheckpointError, NotEnoughMemory, capacity
-from clara_core.capacity import Demand, Weights, free_bytes, read_headers
+from clara_core.engine.capacity import Demand, Weights, free_bytes, read_headers
 from clara_core.model.packed_linear import packs
 from tests.engines import open_engine
 from tests.tiny import FAMILIES, build
@@ -207,7 +207,7 @@ def test_a_container_ends_before_its_machine(tmp_path, monkeypatch):
 
 
 def test_progress_is_drawn_where_it_is_asked_for(tiny, monkeypatch, capfd):
-    monkeypatch.setattr("clara_core.loading._LARGE", 0)  # the model of the tests is large, for once
+    monkeypatch.setattr("clara_core.engine.loader._LARGE", 0)  # the model of the tests is large, for once
     for shown in (False, True):
         engine = open_engine(tiny)
         engine.unload()

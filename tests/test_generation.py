@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, UnknownOption
-from clara_core.generation import Sampling, Writer
+from clara_core.engine.sampling import Sampling, Writer
 from tests.engines import PASSAGES, open_engine
 from tests.test_tokens import tokenizer_of
 from tests.tiny import build

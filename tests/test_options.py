@@ -19,7 +19,7 @@ from llama_index.core import Document as LlamaDocument
 from clara_core import ClaraEngine, MemoryStore, UnknownOption, announce
 from clara_core.bulk.job import main as bulk
 from clara_core.cli import app
-from clara_core.options import EngineArguments, EngineOptions
+from clara_core.engine.options import EngineArguments, EngineOptions
 from clara_core.training.config import TrainingConfig, parse
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraTextSplitter
 from langchain_clara import ClaraRetriever as LangChainRetriever
@@ -209,8 +209,8 @@ def test_a_token_is_not_written_anywhere() -> None:
 def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     announce.announce_again()
     monkeypatch.setattr(announce.log, "propagate", True)  # the command line takes its lines out of the log
-    caplog.set_level(logging.INFO, logger="clara_core.announce")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "clara_core.announce"]
+    caplog.set_level(logging.INFO, logger="clara_core.engine.announce")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "clara_core.engine.announce"]
 
 
 @pytest.mark.parametrize("call", [ClaraEngine.from_pretrained, ClaraLLM, lambda: ChatClara().shared_engine])

@@ -49,7 +49,7 @@ def test_answers_are_those_of_the_published_code(pisco, caplog):
     with caplog.at_level(logging.WARNING, "clara_core"):
         engine = ClaraEngine.from_pretrained(str(pisco), base_model=str(GOLDEN.base), dtype="float32", device="cpu")
         memories = engine.compress(GOLDEN.documents, overflow="truncate")
-    [note] = [record.getMessage() for record in caplog.records if record.name == "clara_core.loading"]
+    [note] = [record.getMessage() for record in caplog.records if record.name == "clara_core.engine.loader"]
     assert "CC BY-NC 4.0" in note
     torch.testing.assert_close(torch.cat([memory.tokens for memory in memories]), GOLDEN.memory, atol=1e-4, rtol=0)
     for case in GOLDEN.from_text:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine
-from clara_core.options import EngineArguments
+from clara_core.engine.options import EngineArguments
 
 TEXTS = ["Weldenia is a genus of flowering plants from Mexico.", "Hagsatera is a genus of orchids."]
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, ClaraError, EngineClosed
 from clara_core.checkpoint.config import Role
+from clara_core.engine.requests import EncodeRequest, Limits, SequenceRow, fill_batch
+from clara_core.engine.threads import FEW, DecodeThreads
 from clara_core.model.decoder import ClaraModel
-from clara_core.requests import EncodeRequest, Limits, SequenceRow, fill_batch
-from clara_core.threads import FEW, DecodeThreads
 from tests.engines import PASSAGES, Counter, open_engine, wrapped
 from tests.tiny import build
 
@@ -63,7 +63,7 @@ def test_small_decode_steps_take_one_thread_and_give_the_others_back(
             with few.step(rows):
                 found.append(torch.get_num_threads())
             found.append(torch.get_num_threads())
-        monkeypatch.setattr("clara_core.threads.SMALL", 1)
+        monkeypatch.setattr("clara_core.engine.threads.SMALL", 1)
         with DecodeThreads(engine.load().model).step(1):
             found.append(torch.get_num_threads())
 
@@ -218,7 +218,7 @@ def test_numbers_that_are_not_finite_fail_their_own_row(engine, model, pairs) ->
 
 
 def _six():
-    from clara_core.generation import Sampling
+    from clara_core.engine.sampling import Sampling
 
     return Sampling(max_tokens=6)
 

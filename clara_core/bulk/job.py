@@ -38,8 +38,8 @@ from clara_core.bulk.fragments import (
 from clara_core.bulk.progress import Progress
 from clara_core.bulk.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
 from clara_core.cli_options import arguments_of, with_options
+from clara_core.engine.options import EngineArguments, EngineOptions, option_values
 from clara_core.errors import ClaraError, DataError, StoreError
-from clara_core.options import EngineArguments, EngineOptions, option_values
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.reading import batches
 from clara_core.store.records import unguarded
@@ -140,7 +140,7 @@ def compress_dataset(
         raise ValueError(f"workers must be at least 0, got {workers}")
     if engine is not None and engine.token is not None:
         # The token does not travel to the workers; in this process the engine is known by it.
-        from clara_core.engine import ClaraEngine
+        from clara_core.engine.engine import ClaraEngine
 
         ClaraEngine.from_pretrained(**option_values(engine))
     # Workers may stand in other folders, and on machines with other devices.

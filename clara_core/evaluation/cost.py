@@ -17,7 +17,7 @@ from clara_core.training.lines import RetrievalLine
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clara_core.engine import ClaraEngine
+    from clara_core.engine.engine import ClaraEngine
 
 COMPRESSED = 20  # candidates of a question whose compression is timed, at most: the paper's number
 _BATCH = 8  # passages of one forward pass

@@ -11,7 +11,7 @@ from clara_core.errors import ContextOverflow
 from clara_core.evaluation.texts import entity_preservation, lost_entities, rouge
 
 if TYPE_CHECKING:
-    from clara_core.engine import ClaraEngine
+    from clara_core.engine.engine import ClaraEngine
     from clara_core.memory import Memory
 
 _ROOM = 1.5  # a paraphrase may take this many times the tokens of its passage, ...

@@ -21,7 +21,7 @@ from clara_core.training.data import read_lines
 from clara_core.training.lines import RetrievalLine
 
 if TYPE_CHECKING:
-    from clara_core.engine import ClaraEngine
+    from clara_core.engine.engine import ClaraEngine
 
 _PICTURED = 200  # passages of the picture, at most
 

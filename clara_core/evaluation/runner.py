@@ -16,7 +16,7 @@ from clara_core.evaluation.text_reader import TextReader
 from clara_core.training.lines import RetrievalLine
 
 if TYPE_CHECKING:
-    from clara_core.engine import ClaraEngine
+    from clara_core.engine.engine import ClaraEngine
     from clara_core.memory import Memory
 
 Order = list[int]  # candidates, best first

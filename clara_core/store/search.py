@@ -18,7 +18,7 @@ from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot
 from clara_core.store.records import Hit, Record
 
 if TYPE_CHECKING:
-    from clara_core.engine import ClaraEngine
+    from clara_core.engine.engine import ClaraEngine
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Record], bool]
 """Which documents: a dict as in `clara_core.filters`, or a function of the document."""

@@ -33,9 +33,9 @@ from rich.console import Console
 from rich.table import Table
 
 from clara_core import ClaraEngine
+from clara_core.engine.loader import plan_engine
+from clara_core.engine.options import EngineArguments
 from clara_core.evaluation import evaluate, over_corpus, read_questions
-from clara_core.loading import plan_engine
-from clara_core.options import EngineArguments
 from clara_core.training.averaging import average
 from clara_core.training.candidates import end_to_end_sets
 from clara_core.training.config import TrainingConfig

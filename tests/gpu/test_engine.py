@@ -163,7 +163,7 @@ def test_bfloat16_is_not_chosen_where_it_is_emulated(monkeypatch: pytest.MonkeyP
 
 def test_after_a_fork_of_a_loaded_engine_there_is_a_clear_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     from clara_core import EngineClosed
-    from clara_core.instance import _forked
+    from clara_core.engine.runtime import _forked
 
     engine = ClaraEngine(open_engine(tiny, device="cuda:1", dtype="float16").arguments)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)

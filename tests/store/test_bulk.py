@@ -30,7 +30,7 @@ from clara_core.bulk import job as bulk
 from clara_core.bulk.digests import digests, first_of_each, member_of
 from clara_core.bulk.fragments import WRITTEN
 from clara_core.bulk.progress import Progress
-from clara_core.options import EngineArguments
+from clara_core.engine.options import EngineArguments
 from clara_core.store.table import Table
 from tests.tiny import TEXTS, build
 

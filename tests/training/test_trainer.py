@@ -13,7 +13,7 @@ import torch
 
 from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.io import Checkpoint, export_peft, read_checkpoint
-from clara_core.options import EngineArguments
+from clara_core.engine.options import EngineArguments
 from clara_core.training import train
 from clara_core.training.batch import Step
 from clara_core.training.config import TrainingConfig

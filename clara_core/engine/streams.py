@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from clara_core.generation import Chunk
-from clara_core.requests import EncodeRequest, GenerateRequest, Request
+from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
+from clara_core.engine.sampling import Chunk
 
 R = TypeVar("R", EncodeRequest, GenerateRequest)
 

@@ -9,12 +9,8 @@ from typing import Any, Never, Unpack
 
 from torch import Tensor
 
-from clara_core.async_calls import AsyncCalls
-from clara_core.generation import Answer, Chunk, Sampling, SamplingOptions
-from clara_core.memory import Memory
-from clara_core.model.tokenizer import PARAPHRASE_INSTRUCTION
-from clara_core.options import EngineArguments, engine_arguments
-from clara_core.prepare import (
+from clara_core.engine.async_engine import AsyncCalls
+from clara_core.engine.inputs import (
     Documents,
     Message,
     Overflow,
@@ -23,9 +19,13 @@ from clara_core.prepare import (
     check_overflow,
     checked_texts,
 )
+from clara_core.engine.options import EngineArguments, engine_arguments
+from clara_core.engine.requests import EncodeRequest
+from clara_core.engine.sampling import Answer, Chunk, Sampling, SamplingOptions
+from clara_core.engine.streams import AnswerStream
+from clara_core.memory import Memory
+from clara_core.model.tokenizer import PARAPHRASE_INSTRUCTION
 from clara_core.ranking import Ranked, rank_memories, score_memories
-from clara_core.requests import EncodeRequest
-from clara_core.streams import AnswerStream
 
 __all__ = ["Answer", "Chunk", "ClaraEngine"]
 
@@ -231,7 +231,7 @@ class ClaraEngine(AsyncCalls):
 
         Args:
             messages: ``{"role": "system" | "user" | "assistant", "content": text}``, in any order that ends with the
-                user; turns are merged as chat templates want them (`clara_core.turns.merge_turns`).
+                user; turns are merged as chat templates want them (`clara_core.engine.chat_format.merge_turns`).
             memories: Documents.
             **options: As in `answer`.
         """

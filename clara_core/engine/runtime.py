@@ -15,14 +15,7 @@ import torch
 from torch import Tensor
 
 from clara_core.checkpoint.config import ClaraConfig, Role
-from clara_core.errors import EngineClosed, RoleError
-from clara_core.generation import Sampling
-from clara_core.loading import DTYPES, Loaded, Plan, load_model, plan_engine
-from clara_core.memory import Memory, MemoryCache
-from clara_core.model.devices import release_memory
-from clara_core.model.tokenizer import ClaraTokenizer
-from clara_core.options import EngineArguments
-from clara_core.prepare import (
+from clara_core.engine.inputs import (
     Documents,
     Message,
     Overflow,
@@ -33,9 +26,16 @@ from clara_core.prepare import (
     prepare_generation,
     prepare_questions,
 )
-from clara_core.requests import EncodeRequest, GenerateRequest, Request
-from clara_core.stats import EngineStats
-from clara_core.worker import Worker
+from clara_core.engine.loader import DTYPES, Loaded, Plan, load_model, plan_engine
+from clara_core.engine.options import EngineArguments
+from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
+from clara_core.engine.sampling import Sampling
+from clara_core.engine.scheduler import Worker
+from clara_core.engine.stats import EngineStats
+from clara_core.errors import EngineClosed, RoleError
+from clara_core.memory import Memory, MemoryCache
+from clara_core.model.devices import release_memory
+from clara_core.model.tokenizer import ClaraTokenizer
 
 
 class EngineInstance:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clara_core.checkpoint.config import Role
-from clara_core.generation import Answer, Chunk, Writer
+from clara_core.engine.sampling import Answer, Chunk, Writer
 
 log = logging.getLogger(__name__)
 
