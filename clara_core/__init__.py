@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from clara_core.checkpoint.config import ClaraConfig, Role
     from clara_core.engine.engine import Answer, ClaraEngine
     from clara_core.memory import Memory, MemoryCache
-    from clara_core.ranking import Ranked
+    from clara_core.retrieval.ranking import Ranked
     from clara_core.store import Hit, MemoryStore, Record, StoreStats
     from clara_core.version import __version__
 
@@ -68,7 +68,7 @@ _MODULES: Final = {
     "Memory": "clara_core.memory",
     "MemoryCache": "clara_core.memory",
     "MemoryStore": "clara_core.store",
-    "Ranked": "clara_core.ranking",
+    "Ranked": "clara_core.retrieval.ranking",
     "Record": "clara_core.store",
     "Role": "clara_core.checkpoint.config",
     "StoreStats": "clara_core.store",

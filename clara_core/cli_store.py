@@ -226,7 +226,7 @@ def search_store(
 def _filter(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
-    from clara_core.filters import check_filter
+    from clara_core.retrieval.filters import check_filter
 
     try:
         condition: dict[str, Any] = json.loads(text)

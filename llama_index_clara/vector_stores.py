@@ -272,7 +272,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Copies of nodes, in the order in which they are asked for; unknown ids are left out."""
-        from clara_core.filters import matches
+        from clara_core.retrieval.filters import matches
 
         condition = named(None, filters) or {}
         found = iter(self.client) if node_ids is None else self.client.get(node_ids)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 
-from clara_core.bm25 import Bm25
 from clara_core.evaluation import bleu, entities, entity_preservation, rouge, score_paraphrases
 from clara_core.evaluation.search import with_gold
 from clara_core.evaluation.texts import lost_entities
+from clara_core.retrieval.bm25 import Bm25
 
 PASSAGE = "The bridge over the river Aln was opened in 1907 and is 214.5 metres long, said Ada Quill."
 AGAIN = "Ada Quill opened the bridge over the Aln, 214 metres long, in 1907."

@@ -13,7 +13,7 @@ import torch
 from langchain_core.documents import Document
 
 from clara_core import ClaraEngine, MemoryStore
-from clara_core.projection import Projection
+from clara_core.retrieval.projection import Projection
 from clara_core.training.world import make_corpus
 from langchain_clara import ClaraEmbeddings
 from tests import postgres

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_core.filters import check_filter, matches
+from clara_core.retrieval.filters import check_filter, matches
 
 METADATA = {
     "town": "Aln",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine, UnknownOption, WindowOverflow
-from clara_core.projection import Projection
+from clara_core.retrieval.projection import Projection
 from langchain_clara import ClaraEmbeddings
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness

@@ -14,7 +14,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.indexing import InMemoryRecordManager, aindex, index
 
 from clara_core import ClaraEngine, FingerprintMismatch, UnknownOption
-from clara_core.ranking import diversify
+from clara_core.retrieval.ranking import diversify
 from langchain_clara import ClaraEmbeddings, ClaraRetriever, ClaraVectorStore, vectorstores
 from tests.langchain_data import HOSTILE, make_documents
 from tests.tiny import build

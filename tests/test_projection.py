@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_core.projection import Projection, hadamard
+from clara_core.retrieval.projection import Projection, hadamard
 
 
 def cosines(vectors):
@@ -85,7 +85,7 @@ def test_types_blocks_and_nothing(monkeypatch):
     vectors = torch.randn(10, 96, generator=torch.Generator().manual_seed(0))
     projection = Projection(96, 16)
     whole = projection.apply(vectors)
-    monkeypatch.setattr("clara_core.projection._BLOCK", 3 * 128)
+    monkeypatch.setattr("clara_core.retrieval.projection._BLOCK", 3 * 128)
     assert torch.equal(projection.apply(vectors), whole)
     assert projection.apply(vectors.bfloat16()).dtype == torch.float32
     assert projection.apply(vectors[:0]).shape == (0, 16)

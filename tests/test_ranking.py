@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_core.memory import Memory
-from clara_core.ranking import diversify, fuse_ranks, rank_memories, score_memories, unit_rows
+from clara_core.retrieval.ranking import diversify, fuse_ranks, rank_memories, score_memories, unit_rows
 
 
 def memory(*windows: torch.Tensor) -> Memory:

@@ -25,7 +25,7 @@ from clara_core.engine.sampling import Answer, Chunk, Sampling, SamplingOptions
 from clara_core.engine.streams import AnswerStream
 from clara_core.memory import Memory
 from clara_core.model.tokenizer import PARAPHRASE_INSTRUCTION
-from clara_core.ranking import Ranked, rank_memories, score_memories
+from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
 
 __all__ = ["Answer", "Chunk", "ClaraEngine"]
 

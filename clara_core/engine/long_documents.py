@@ -10,7 +10,7 @@ from torch import Tensor
 from clara_core.errors import ContextOverflow
 from clara_core.memory import Memory
 from clara_core.model.tokenizer import ClaraTokenizer
-from clara_core.ranking import window_scores
+from clara_core.retrieval.ranking import window_scores
 
 
 def count_windows(memories: Sequence[Memory]) -> int:

@@ -145,7 +145,7 @@ def text_relevance(score: float, unit: float) -> float:
 
     Args:
         score: Of a text.
-        unit: The score of such a text, `clara_core.bm25`.
+        unit: The score of such a text, `clara_core.retrieval.bm25`.
     """
     return 1 - 10 ** (-score / unit) if unit > 0 else 0.0
 

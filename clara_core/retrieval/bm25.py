@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clara_core.words import words_of
+from clara_core.retrieval.words import words_of
 
 __all__ = ["Bm25", "WordIndex"]
 
