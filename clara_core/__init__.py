@@ -26,8 +26,8 @@ from clara_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from clara_core.checkpoint.config import ClaraConfig, Role
+    from clara_core.data.memory import Memory, MemoryCache
     from clara_core.engine.engine import Answer, ClaraEngine
-    from clara_core.memory import Memory, MemoryCache
     from clara_core.retrieval.ranking import Ranked
     from clara_core.store import Hit, MemoryStore, Record, StoreStats
     from clara_core.version import __version__
@@ -65,8 +65,8 @@ _MODULES: Final = {
     "ClaraConfig": "clara_core.checkpoint.config",
     "ClaraEngine": "clara_core.engine.engine",
     "Hit": "clara_core.store",
-    "Memory": "clara_core.memory",
-    "MemoryCache": "clara_core.memory",
+    "Memory": "clara_core.data.memory",
+    "MemoryCache": "clara_core.data.memory",
     "MemoryStore": "clara_core.store",
     "Ranked": "clara_core.retrieval.ranking",
     "Record": "clara_core.store",

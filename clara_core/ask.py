@@ -16,8 +16,8 @@ from rich.progress import Progress
 from rich.text import Text
 
 from clara_core.cli_options import engine_of, load_watched, with_options
+from clara_core.data.documents import SUFFIXES, Passage, TextFile, cut_passages, group_left_out, read_folder
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
-from clara_core.passages import SUFFIXES, Passage, TextFile, cut_passages, group_left_out, read_folder
 
 if TYPE_CHECKING:
     from clara_core import Answer, ClaraEngine, Memory

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from clara_core.ask import open_store, plain, read_files, show_sources, source_of, write_json, written_store
 from clara_core.cli_options import engine_of, load_watched, with_options
+from clara_core.data.documents import Passage, TextFile, cut_passages
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
-from clara_core.passages import Passage, TextFile, cut_passages
 
 if TYPE_CHECKING:
     from clara_core.store import MemoryStore

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clara_core.cli_options import engine_of, with_options
+from clara_core.data.documents import SUFFIXES, Spans, cut_passages, group_left_out, read_folder
 from clara_core.engine.options import EngineOptions
 from clara_core.errors import DataError
-from clara_core.passages import SUFFIXES, Spans, cut_passages, group_left_out, read_folder
 
 if TYPE_CHECKING:
     from clara_core.training.candidates import Search
@@ -110,7 +110,7 @@ def _passages(docs: Path, options: EngineOptions) -> list[str]:
 
 
 def _from_lines(path: Path, windows: Callable[[str], Spans]) -> list[str]:
-    from clara_core.training.data import read_objects
+    from clara_core.data.jsonl import read_objects
 
     passages = []
     for where, found in read_objects(path):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine
-from clara_core.passages import TextFile, cut_passages, read_folder
+from clara_core.data.documents import TextFile, cut_passages, read_folder
 from tests.tiny import build
 
 DATA = Path(__file__).parent.parent / "examples" / "data"

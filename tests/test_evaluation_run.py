@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine, ClaraError, MemoryCache, RoleError
+from clara_core.data.examples import RetrievalLine
 from clara_core.errors import DataError
 from clara_core.evaluation import (
     cover_match,
@@ -26,7 +27,6 @@ from clara_core.evaluation import (
 from clara_core.evaluation.cost import align, mean_states, percentile
 from clara_core.evaluation.search import with_gold
 from clara_core.retrieval.bm25 import Bm25
-from clara_core.training.lines import RetrievalLine
 from tests.engines import PASSAGES, Counter, open_engine
 from tests.tiny import build
 

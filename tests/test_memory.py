@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine
-from clara_core.memory import Memory, MemoryCache, content_key
+from clara_core.data.memory import Memory, MemoryCache, content_key
 from tests.engines import PASSAGES, Counter, open_engine
 from tests.tiny import build
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_core.memory import Memory
+from clara_core.data.memory import Memory
 from clara_core.retrieval.ranking import diversify, fuse_ranks, rank_memories, score_memories, unit_rows
 
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_core import passages, readers
-from clara_core.passages import LeftOut, cut_passages, group_left_out, read_folder
-from clara_core.readers import Unreadable, read_content
+from clara_core.data.documents import LeftOut, cut_passages, group_left_out, read_folder
+from clara_core.data.readers import Unreadable, read_content
 
 WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 RELATIONS = "http://schemas.openxmlformats.org/package/2006/relationships"

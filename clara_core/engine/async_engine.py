@@ -11,12 +11,12 @@ from typing import Unpack
 
 from torch import Tensor
 
+from clara_core.data.memory import Memory
 from clara_core.engine.inputs import Documents, Message, Overflow, asked, asked_all, check_overflow, checked_texts
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.runtime import EngineInstance
 from clara_core.engine.sampling import Answer, Chunk, Sampling, SamplingOptions
 from clara_core.engine.streams import off_loop, results, stream_async
-from clara_core.memory import Memory
 from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
 
 BLOCK = 64  # texts that are tokenized at a time; a cancelled task stops between blocks

@@ -9,6 +9,7 @@ from typing import Any, Never, Unpack
 
 from torch import Tensor
 
+from clara_core.data.memory import Memory
 from clara_core.engine.async_engine import AsyncCalls
 from clara_core.engine.inputs import (
     Documents,
@@ -23,7 +24,6 @@ from clara_core.engine.options import EngineArguments, engine_arguments
 from clara_core.engine.requests import EncodeRequest
 from clara_core.engine.sampling import Answer, Chunk, Sampling, SamplingOptions
 from clara_core.engine.streams import AnswerStream
-from clara_core.memory import Memory
 from clara_core.model.tokenizer import PARAPHRASE_INSTRUCTION
 from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
 

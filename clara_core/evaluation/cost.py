@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from clara_core.data.examples import RetrievalLine
 from clara_core.evaluation.runner import Plan, Runner
 from clara_core.evaluation.text_reader import TextReader
-from clara_core.training.lines import RetrievalLine
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from clara_core.data.examples import RetrievalLine
 from clara_core.errors import ContextOverflow
 from clara_core.evaluation.answers import cover_match, exact_match, f1
 from clara_core.evaluation.outcomes import KEPT, Mode, Outcome, Ranker, Ranking, Reply, Sizes, line_key
 from clara_core.evaluation.search import with_gold
 from clara_core.evaluation.text_reader import TextReader
 from clara_core.retrieval.bm25 import Bm25
-from clara_core.training.lines import RetrievalLine
 
 if TYPE_CHECKING:
+    from clara_core.data.memory import Memory
     from clara_core.engine.engine import ClaraEngine
-    from clara_core.memory import Memory
 
 Order = list[int]  # candidates, best first
 

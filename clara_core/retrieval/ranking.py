@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from clara_core.memory import Memory
+    from clara_core.data.memory import Memory
 
 Item = TypeVar("Item", bound=Hashable)
 

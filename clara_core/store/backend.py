@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clara_core.data.memory import Memory
 from clara_core.errors import StoreError
-from clara_core.memory import Memory
 from clara_core.store.codec import MemoryType
 from clara_core.store.records import Broken, Record, StoreStats
 
@@ -56,7 +56,7 @@ class Entry:
         id: Of the document.
         text: Exactly as it was given.
         metadata: As JSON, from `clara_core.store.records.metadata_json`.
-        content: `clara_core.memory.content_key` of text and fingerprint.
+        content: `clara_core.data.memory.content_key` of text and fingerprint.
         memory: Of the text.
     """
 

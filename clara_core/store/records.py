@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from clara_core.memory import Memory
+    from clara_core.data.memory import Memory
 
 __all__ = ["Broken", "Hit", "Record", "StoreStats"]
 

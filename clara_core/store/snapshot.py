@@ -16,7 +16,7 @@ from lance.query import MatchQuery
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clara_core.memory import Memory
+from clara_core.data.memory import Memory
 from clara_core.retrieval.ranking import unit_rows
 from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Candidate, Matches, Rows, Space

@@ -7,9 +7,9 @@ from datetime import timedelta
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Final
 
+from clara_core.data.memory import Memory
 from clara_core.engine.options import OPTIONS, given_options
 from clara_core.errors import FingerprintMismatch, StoreError
-from clara_core.memory import Memory
 from clara_core.place import IN_MEMORY
 from clara_core.store.accepting import accepted_ids
 from clara_core.store.backend import Backend

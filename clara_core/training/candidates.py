@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from clara_core.data.jsonl import CompressionLine, InstructionLine, RetrievalLine, read_lines, write_lines
+from clara_core.data.llm import text_of
 from clara_core.retrieval.bm25 import Bm25
-from clara_core.training.data import CompressionLine, InstructionLine, RetrievalLine, read_lines, write_lines
-from clara_core.training.foreign import text_of
 from clara_core.training.synthesis import HELD_OUT, STAGE1
 from clara_core.training.synthesis_replies import same_words
 

@@ -15,17 +15,17 @@ from typing import Any, overload
 import torch
 
 from clara_core.checkpoint.config import ClaraConfig
+from clara_core.data.examples import Line, RetrievalLine
+from clara_core.data.jsonl import TrainingSet
 from clara_core.engine.loader import DTYPES
 from clara_core.engine.options import EngineArguments, option_values
 from clara_core.errors import TrainingError
 from clara_core.training.card import DataFile, card, hardware, versions
 from clara_core.training.config import FROZEN_STAGES, TrainingConfig
 from clara_core.training.cut import check_quantization
-from clara_core.training.data import TrainingSet
 from clara_core.training.frozen import FrozenMemories
 from clara_core.training.journal import METRICS_FILE, Journal, read_lines
 from clara_core.training.line_steps import LineReader, LineSteps
-from clara_core.training.lines import Line, RetrievalLine
 from clara_core.training.masters import Learning, pass_dtype
 from clara_core.training.memory import memory_errors
 from clara_core.training.objective import Terms

@@ -1,6 +1,6 @@
 """The lines of training sets: what each stage learns from, checked field by field.
 
-The layouts are those of the published training code; `clara_core.training.data` reads and writes files of them.
+The layouts are those of the published training code; `clara_core.data.jsonl` reads and writes files of them.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from clara_core.readers import LARGEST, MARKDOWN, READERS, Unreadable, read_content
+from clara_core.data.readers import LARGEST, MARKDOWN, READERS, Unreadable, read_content
 
 SUFFIXES = tuple(READERS)
 Spans = list[tuple[int, int]]
@@ -25,7 +25,7 @@ class TextFile:
 
     Attributes:
         name: Path below the folder, with forward slashes.
-        text: Its content; of a text file with the line ends as they are, of others as `clara_core.readers` shows it.
+        text: Its content; of a text file with the line ends as they are, of others as `clara_core.data.readers` shows it.
         starts: Characters at which its records begin (rows, objects); empty where it is no file of records.
     """
 
@@ -68,7 +68,7 @@ class Passage:
 def read_folder(folder: Path) -> tuple[list[TextFile], list[LeftOut]]:
     """Read the files of a folder and its subfolders, in the order of their names.
 
-    Kinds and encodings are those of `clara_core.readers`. Links to files are followed, links to folders are not. A file
+    Kinds and encodings are those of `clara_core.data.readers`. Links to files are followed, links to folders are not. A file
     without text is read and named.
 
     Args:

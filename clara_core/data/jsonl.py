@@ -26,8 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self, overload
 
-from clara_core.errors import DataError
-from clara_core.training.lines import (
+from clara_core.data.examples import (
     STAGES,
     CompressionLine,
     InstructionLine,
@@ -39,6 +38,7 @@ from clara_core.training.lines import (
     line_object,
     shown,
 )
+from clara_core.errors import DataError
 
 __all__ = [
     "STAGES",
