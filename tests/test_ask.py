@@ -174,7 +174,7 @@ def test_hostile_files_are_shown_and_not_obeyed(clara, tmp_path, model):
 
 
 def test_as_a_command_of_the_shell_with_bytes_that_are_no_text(folder, model):
-    code = "from clara_core.cli import app; app()"
+    code = "from clara_core.cli.main import app; app()"
     question = b"When \xff?"
     done = subprocess.run(
         [sys.executable, "-c", code, "ask", folder, question, "--model", model, "--max-tokens", "2", "--json"],
@@ -188,7 +188,7 @@ def test_as_a_command_of_the_shell_with_bytes_that_are_no_text(folder, model):
 
 def test_what_a_user_sees_is_ours_and_once(folder, model):
     """A question that is cut: one line, no warning of Python, nothing of a library."""
-    code = "from clara_core.cli import app; app()"
+    code = "from clara_core.cli.main import app; app()"
     done = subprocess.run(
         [sys.executable, "-c", code, "ask", folder, "Why? " * 200, "--model", model, "--max-tokens", "2"],
         capture_output=True,

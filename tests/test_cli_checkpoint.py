@@ -13,7 +13,7 @@ import pytest
 
 from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.io import read_checkpoint
-from clara_core.cli import app
+from clara_core.cli.main import app
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def test_damaged_checkpoint_has_no_traceback_in_a_real_process(parity_folder, tm
     folder = shutil.copytree(parity_folder / "e2e" / "checkpoint", tmp_path / "c")
     (folder / "adapters.pth").write_bytes(b"PK\x03\x04" + bytes(30))
     done = subprocess.run(
-        [sys.executable, "-c", "from clara_core.cli import app; app()", "info", str(folder)],
+        [sys.executable, "-c", "from clara_core.cli.main import app; app()", "info", str(folder)],
         capture_output=True,
         text=True,
         check=False,

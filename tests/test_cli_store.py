@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("lance", reason="the store is not installed: pip install 'clara-rag[store]'")
 
 from clara_core import ClaraEngine
-from clara_core.cli import app
+from clara_core.cli.main import app
 from clara_core.store import MemoryStore
 from tests.engines import Counter
 from tests.tiny import build
@@ -192,7 +192,7 @@ def test_killed_in_the_middle_and_run_again(index, tmp_path, uri, model):
     for number in range(20):
         sections = (f"## Part {part}\n\nFile {number} speaks of {part * number}.\n\n" for part in range(40))
         (folder / f"{number}.md").write_text("".join(sections))
-    command = [sys.executable, "-c", "from clara_core.cli import app; app()", "index", folder, "--store", uri]
+    command = [sys.executable, "-c", "from clara_core.cli.main import app; app()", "index", folder, "--store", uri]
     process = subprocess.Popen([*map(str, command), "--model", model], cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline:

@@ -37,7 +37,7 @@ from clara_core.bulk.fragments import (
 )
 from clara_core.bulk.progress import Progress
 from clara_core.bulk.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
-from clara_core.cli_options import arguments_of, with_options
+from clara_core.cli.options import arguments_of, with_options
 from clara_core.engine.options import EngineArguments, EngineOptions, option_values
 from clara_core.errors import ClaraError, DataError, StoreError
 from clara_core.store.keys import DEFAULT_LENGTH

@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from clara_core.ask import ask
 from clara_core.checkpoint.config import Role
-from clara_core.cli_eval import evaluate_file
-from clara_core.cli_options import with_options
-from clara_core.cli_store import index_folder, search_store, store_app
-from clara_core.cli_synthesize import synthesize_documents
-from clara_core.cli_train import train_stage
+from clara_core.cli.ask import ask
+from clara_core.cli.evaluate import evaluate_file
+from clara_core.cli.options import with_options
+from clara_core.cli.store import index_folder, search_store, store_app
+from clara_core.cli.synthesize import synthesize_documents
+from clara_core.cli.train import train_stage
 from clara_core.engine.announce import announce_again
 from clara_core.engine.announce import log as said
 from clara_core.engine.options import DEFAULT_MODEL, CheckpointOptions, EngineOptions, engine_arguments, option_values

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from clara_core.cli_options import engine_of, load_watched, with_options
+from clara_core.cli.options import engine_of, load_watched, with_options
 from clara_core.data.documents import SUFFIXES, Passage, TextFile, cut_passages, group_left_out, read_folder
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
 

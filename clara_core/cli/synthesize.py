@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clara_core.cli_options import engine_of, with_options
+from clara_core.cli.options import engine_of, with_options
 from clara_core.data.documents import SUFFIXES, Spans, cut_passages, group_left_out, read_folder
 from clara_core.engine.options import EngineOptions
 from clara_core.errors import DataError
