@@ -17,9 +17,9 @@ import typer
 from llama_index.core import Document as LlamaDocument
 
 from clara_core import ClaraEngine, MemoryStore, UnknownOption, announce
-from clara_core.bulk.job import main as bulk
 from clara_core.cli.main import app
 from clara_core.engine.options import EngineArguments, EngineOptions
+from clara_core.store.bulk.job import main as bulk
 from clara_core.training.config import TrainingConfig, parse
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraTextSplitter
 from langchain_clara import ClaraRetriever as LangChainRetriever

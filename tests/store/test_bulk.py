@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, DataError, FingerprintMismatch, MemoryStore, StoreError
-from clara_core.bulk import (
+from clara_core.engine.options import EngineArguments
+from clara_core.store.bulk import (
     BatchCompressor,
     Columns,
     FragmentWriter,
@@ -26,11 +27,10 @@ from clara_core.bulk import (
     compress_dataset,
     prepare_store,
 )
-from clara_core.bulk import job as bulk
-from clara_core.bulk.digests import digests, first_of_each, member_of
-from clara_core.bulk.fragments import WRITTEN
-from clara_core.bulk.progress import Progress
-from clara_core.engine.options import EngineArguments
+from clara_core.store.bulk import job as bulk
+from clara_core.store.bulk.digests import digests, first_of_each, member_of
+from clara_core.store.bulk.fragments import WRITTEN
+from clara_core.store.bulk.progress import Progress
 from clara_core.store.table import Table
 from tests.tiny import TEXTS, build
 
@@ -170,7 +170,7 @@ def test_a_document_that_bulk_and_add_put_in_at_the_same_moment_is_there_once(
 
 def test_any_number_of_batches_takes_bounded_memory(arguments, table, tmp_path, monkeypatch):
     """Rows come out while texts go in."""
-    monkeypatch.setattr("clara_core.bulk.fragments._BATCH_BYTES", 1)
+    monkeypatch.setattr("clara_core.store.bulk.fragments._BATCH_BYTES", 1)
     schema = prepare_store(str(tmp_path / "store"), [], arguments)
     taken = 0
 
@@ -391,7 +391,7 @@ def test_a_note_that_is_not_whole_counts_as_none(tmp_path):
 
 
 def command(source, uri, *options):
-    return [sys.executable, "-m", "clara_core.bulk", source, uri, "--id-column", "id", *options]
+    return [sys.executable, "-m", "clara_core.store.bulk", source, uri, "--id-column", "id", *options]
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from clara_core.bulk.fragments import WRITTEN
 from clara_core.errors import StoreError
+from clara_core.store.bulk.fragments import WRITTEN
 
 FOLDER: Final = "bulk"
 

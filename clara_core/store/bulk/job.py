@@ -2,7 +2,7 @@
 
     compress_dataset("corpus.parquet", "store", columns=Columns(id="id"))
     compress_dataset("corpus.parquet", "store", columns=Columns(id="id"), workers=8)    # needs the extra `ray`
-    python -m clara_core.bulk corpus.parquet store --id-column id --workers 8
+    python -m clara_core.store.bulk corpus.parquet store --id-column id --workers 8
 
 Each worker reads, compresses and writes shards of the dataset; no memory ever travels. One commit at the end makes all
 of them part of the store. A job that was stopped goes on where it was when it is called again.
@@ -26,8 +26,11 @@ import pyarrow as pa
 import typer
 from numpy.typing import NDArray
 
-from clara_core.bulk.digests import DIGEST, digests, first_of_each, member_of
-from clara_core.bulk.fragments import (
+from clara_core.cli.options import arguments_of, with_options
+from clara_core.engine.options import EngineArguments, EngineOptions, option_values
+from clara_core.errors import ClaraError, DataError, StoreError
+from clara_core.store.bulk.digests import DIGEST, digests, first_of_each, member_of
+from clara_core.store.bulk.fragments import (
     BatchCompressor,
     FragmentWriter,
     commit_written,
@@ -35,11 +38,8 @@ from clara_core.bulk.fragments import (
     elsewhere,
     prepare_store,
 )
-from clara_core.bulk.progress import Progress
-from clara_core.bulk.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
-from clara_core.cli.options import arguments_of, with_options
-from clara_core.engine.options import EngineArguments, EngineOptions, option_values
-from clara_core.errors import ClaraError, DataError, StoreError
+from clara_core.store.bulk.progress import Progress
+from clara_core.store.bulk.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.reading import batches
 from clara_core.store.records import unguarded
