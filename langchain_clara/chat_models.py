@@ -18,9 +18,9 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, model_validator
 
+from clara_core.common.suggest import refuse_unknown
+from clara_core.common.version import __version__
 from clara_core.engine.chat_format import Turn
-from clara_core.suggest import refuse_unknown
-from clara_core.version import __version__
 from langchain_clara._batching import SEAT, Meeting, Seat, run_apart, seated
 from langchain_clara._documents import ReadDocument, listed_documents
 from langchain_clara._engine import EngineFields

@@ -13,8 +13,8 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-from clara_core.place import IN_MEMORY, absolute
-from clara_core.suggest import parameters, refuse_unknown
+from clara_core.common.place import IN_MEMORY, absolute
+from clara_core.common.suggest import parameters, refuse_unknown
 from langchain_clara._entries import (
     Filter,
     checked,

@@ -18,7 +18,7 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 from llama_index_clara._vectors import Array
 
 if TYPE_CHECKING:

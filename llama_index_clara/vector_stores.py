@@ -23,8 +23,8 @@ from llama_index.core.vector_stores.types import (
 )
 from pydantic import Field, PrivateAttr
 
-from clara_core.errors import FingerprintMismatch
-from clara_core.place import IN_MEMORY, absolute
+from clara_core.common.errors import FingerprintMismatch
+from clara_core.common.place import IN_MEMORY, absolute
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._files import SUFFIX, VECTORS, read_file, read_pointer, write_file, write_pointer
 from llama_index_clara._nodes import checked, copy_of, text_of

@@ -25,7 +25,7 @@ from clara_core.checkpoint.io import (
     read_checkpoint,
     write_checkpoint,
 )
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 
 A0 = "model.layers.0.self_attn.q_proj.lora_A.weight"
 B0 = "model.layers.0.self_attn.q_proj.lora_B.weight"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clara_core.checkpoint.config import ClaraConfig, Role
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 
 
 def released(parity_folder, name="e2e"):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine, ClaraError, MemoryCache, RoleError
+from clara_core.common.errors import DataError
 from clara_core.data.examples import RetrievalLine
-from clara_core.errors import DataError
 from clara_core.evaluation import (
     cover_match,
     evaluate,

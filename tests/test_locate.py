@@ -13,7 +13,7 @@ import pytest
 
 from clara_core.checkpoint.config import ClaraConfig
 from clara_core.checkpoint.hub import BUNDLED, locate, locate_base
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 from tests.hub import Hub, files_of, from_hub, serving
 
 

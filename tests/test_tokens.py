@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from clara_core.checkpoint.config import ClaraConfig
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 from clara_core.model.tokenizer import ANSWER_SYSTEM, ClaraTokenizer, Shield
 from tests.tiny import CHATML, NO_SYSTEM, QWEN_WORDS, TEXTS, make_tokenizer
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 
 CONFIG_FILE: Final = "config.json"
 

@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 from clara_core.checkpoint.io import Checkpoint, locate_base, write_checkpoint
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 
 BASE_FOLDER = "base"
 

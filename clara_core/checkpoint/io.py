@@ -35,7 +35,7 @@ from clara_core.checkpoint.weights import (
     read_weights,
     weight_files,
 )
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 
 __all__ = [
     "EMBED_KEY",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.checkpoint.weights import EMBED_KEY, EMBEDDINGS, VOCABULARY_KEYS, StateDict
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 
 _LORA_KEY = re.compile(r"model\.layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight", re.ASCII)
 # Modules that read the residual stream, so that their A has `hidden` columns.

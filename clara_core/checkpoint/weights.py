@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 
 ADAPTERS: Final = "adapters"
 EMBEDDINGS: Final = "decoder_first_last_layers"

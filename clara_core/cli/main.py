@@ -28,11 +28,11 @@ from clara_core.cli.options import with_options
 from clara_core.cli.store import index_folder, search_store, store_app
 from clara_core.cli.synthesize import synthesize_documents
 from clara_core.cli.train import train_stage
+from clara_core.common.errors import CheckpointError, ClaraError
+from clara_core.common.version import __version__
 from clara_core.engine.announce import announce_again
 from clara_core.engine.announce import log as said
 from clara_core.engine.options import DEFAULT_MODEL, CheckpointOptions, EngineOptions, engine_arguments, option_values
-from clara_core.errors import CheckpointError, ClaraError
-from clara_core.version import __version__
 
 if TYPE_CHECKING:
     from clara_core.checkpoint.io import Checkpoint

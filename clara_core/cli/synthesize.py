@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clara_core.cli.options import engine_of, with_options
+from clara_core.common.errors import DataError
 from clara_core.data.documents import SUFFIXES, Spans, cut_passages, group_left_out, read_folder
 from clara_core.engine.options import EngineOptions
-from clara_core.errors import DataError
 
 if TYPE_CHECKING:
     from clara_core.training.candidates import Search

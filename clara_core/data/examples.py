@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from clara_core.errors import DataError
+from clara_core.common.errors import DataError
 
 Stage: TypeAlias = Literal["stage1", "stage1_2", "contrastive", "stage2"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self, overload
 
+from clara_core.common.errors import DataError
 from clara_core.data.examples import (
     STAGES,
     CompressionLine,
@@ -38,7 +39,6 @@ from clara_core.data.examples import (
     line_object,
     shown,
 )
-from clara_core.errors import DataError
 
 __all__ = [
     "STAGES",

@@ -20,7 +20,7 @@ from typing import Any, Final
 import torch
 
 from clara_core.checkpoint.config import CONFIG_FILE
-from clara_core.errors import NotEnoughMemory
+from clara_core.common.errors import NotEnoughMemory
 from clara_core.model.devices import is_out_of_memory
 from clara_core.model.packed_linear import packs
 

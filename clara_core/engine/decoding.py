@@ -19,9 +19,9 @@ from threading import Condition
 import torch
 from torch import Tensor
 
+from clara_core.common.errors import ClaraError, ContextOverflow
 from clara_core.engine.requests import GenerateRequest, Limits, fail, finish, say
 from clara_core.engine.threads import DecodeThreads
-from clara_core.errors import ClaraError, ContextOverflow
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import free_bytes, in_halves, is_out_of_memory, release_memory, upload
 from clara_core.model.kernels import PAGE

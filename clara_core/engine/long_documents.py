@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from clara_core.common.errors import ContextOverflow
 from clara_core.data.memory import Memory
-from clara_core.errors import ContextOverflow
 from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.retrieval.ranking import window_scores
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clara_core.checkpoint.config import ClaraConfig, Role
+from clara_core.common.errors import EngineClosed, RoleError
 from clara_core.data.memory import Memory, MemoryCache
 from clara_core.engine.inputs import (
     Documents,
@@ -33,7 +34,6 @@ from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
 from clara_core.engine.sampling import Sampling
 from clara_core.engine.scheduler import Worker
 from clara_core.engine.stats import EngineStats
-from clara_core.errors import EngineClosed, RoleError
 from clara_core.model.devices import release_memory
 from clara_core.model.tokenizer import ClaraTokenizer
 

@@ -11,7 +11,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from clara_core.suggest import refuse_unknown
+from clara_core.common.suggest import refuse_unknown
 
 FinishReason = Literal["stop", "length", "cancelled"]
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from clara_core.common.errors import EngineClosed
 from clara_core.engine.decoding import Answers, not_finite
 from clara_core.engine.requests import GenerateRequest, Limits, Request, SequenceRow, fail, fill_batch
 from clara_core.engine.stats import EngineStats
-from clara_core.errors import EngineClosed
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import DeviceLost, attempt, download, in_halves, is_out_of_memory
 

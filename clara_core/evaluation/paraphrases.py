@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clara_core.errors import ContextOverflow
+from clara_core.common.errors import ContextOverflow
 from clara_core.evaluation.texts import entity_preservation, lost_entities, rouge
 
 if TYPE_CHECKING:

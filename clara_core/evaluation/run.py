@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from clara_core.common.errors import DataError
 from clara_core.data.examples import RetrievalLine
 from clara_core.data.jsonl import read_lines
-from clara_core.errors import DataError
 from clara_core.evaluation.cost import align, hardware, latency
 from clara_core.evaluation.outcomes import Mode, Outcome, OutcomeLog, Ranker
 from clara_core.evaluation.paraphrases import paraphrase_passages

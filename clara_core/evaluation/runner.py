@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from clara_core.common.errors import ContextOverflow
 from clara_core.data.examples import RetrievalLine
-from clara_core.errors import ContextOverflow
 from clara_core.evaluation.answers import cover_match, exact_match, f1
 from clara_core.evaluation.outcomes import KEPT, Mode, Outcome, Ranker, Ranking, Reply, Sizes, line_key
 from clara_core.evaluation.search import with_gold

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from clara_core.checkpoint.config import ClaraConfig, Role
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 from clara_core.model.attention import ATTENTION, Gathered, Packed, Ragged
 from clara_core.model.devices import upload
 from clara_core.model.kernels import Kernel

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from clara_core.checkpoint.config import ClaraConfig
+from clara_core.common.errors import CheckpointError
 from clara_core.engine.chat_format import merge_turns
-from clara_core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clara_core.common.errors import StoreError
 from clara_core.data.memory import Memory
-from clara_core.errors import StoreError
 from clara_core.store.codec import MemoryType
 from clara_core.store.records import Broken, Record, StoreStats
 

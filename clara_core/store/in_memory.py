@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clara_core.common.errors import FingerprintMismatch, StoreError
 from clara_core.data.memory import Memory
-from clara_core.errors import FingerprintMismatch, StoreError
 from clara_core.retrieval.bm25 import WordIndex, members
 from clara_core.retrieval.filters import matches
 from clara_core.retrieval.ranking import unit_rows

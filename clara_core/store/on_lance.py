@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import torch
 
-from clara_core.errors import FingerprintMismatch, StoreError
+from clara_core.common.errors import FingerprintMismatch, StoreError
 from clara_core.retrieval.filters import check_filter
 from clara_core.store import integrity, maintenance
 from clara_core.store.backend import Entry, Report, Space

@@ -35,8 +35,8 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from clara_core.common.errors import StoreError
 from clara_core.data.memory import Memory
-from clara_core.errors import StoreError
 from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Entry, Space
 from clara_core.store.codec import MemoryCodec

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 import numpy as np
 from torch import Tensor
 
-from clara_core.errors import FingerprintMismatch
+from clara_core.common.errors import FingerprintMismatch
 from clara_core.retrieval.filters import check_filter
 from clara_core.retrieval.ranking import diversify, fuse, memory_relevance, text_relevance
 from clara_core.store.accepting import Accepting

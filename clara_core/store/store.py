@@ -7,10 +7,11 @@ from datetime import timedelta
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Final
 
+from clara_core.common.errors import FingerprintMismatch, StoreError
+from clara_core.common.place import IN_MEMORY
+from clara_core.common.suggest import parameters, refuse_unknown
 from clara_core.data.memory import Memory
 from clara_core.engine.options import OPTIONS, given_options
-from clara_core.errors import FingerprintMismatch, StoreError
-from clara_core.place import IN_MEMORY
 from clara_core.store.accepting import accepted_ids
 from clara_core.store.backend import Backend
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
@@ -19,7 +20,6 @@ from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.records import Broken, Record, StoreStats
 from clara_core.store.search import Filter, StoreSearch, check_condition, check_engine
 from clara_core.store.writing import VECTORS, Writer, checked_documents
-from clara_core.suggest import parameters, refuse_unknown
 
 if TYPE_CHECKING:
     from clara_core.engine.engine import ClaraEngine

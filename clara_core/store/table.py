@@ -21,7 +21,7 @@ import lance
 import pyarrow as pa
 from lance import LanceDataset
 
-from clara_core.errors import StoreError
+from clara_core.common.errors import StoreError
 
 TABLE: Final = "memories"
 

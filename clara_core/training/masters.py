@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from clara_core.checkpoint.config import Role
+from clara_core.common.errors import TrainingError
 from clara_core.engine.loader import DTYPES
-from clara_core.errors import TrainingError
 from clara_core.model.devices import multiplies_bfloat16
 from clara_core.training.muon import Muon
 

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from clara_core.errors import NotEnoughMemory
+from clara_core.common.errors import NotEnoughMemory
 from clara_core.model.devices import is_out_of_memory
 from clara_core.training.config import FROZEN_STAGES, TrainingConfig
 

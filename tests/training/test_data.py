@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clara_core.common.errors import DataError
 from clara_core.data.examples import line_object
 from clara_core.data.jsonl import (
     STAGES,
@@ -28,7 +29,6 @@ from clara_core.data.jsonl import (
     read_lines,
     write_lines,
 )
-from clara_core.errors import DataError
 
 QA = {
     "data_type": "qa",

@@ -22,10 +22,10 @@ import torch
 from lance.fragment import FragmentMetadata, write_fragments
 from numpy.typing import NDArray
 
+from clara_core.common.errors import DataError, FingerprintMismatch, StoreError
 from clara_core.data.memory import Memory, content_key
 from clara_core.engine.engine import ClaraEngine
 from clara_core.engine.options import EngineArguments
-from clara_core.errors import DataError, FingerprintMismatch, StoreError
 from clara_core.store.backend import Entry, Space
 from clara_core.store.bulk.digests import DIGEST, digests, first_of_each, member_of
 from clara_core.store.bulk.shards import Columns, Rows

@@ -27,8 +27,8 @@ import typer
 from numpy.typing import NDArray
 
 from clara_core.cli.options import arguments_of, with_options
+from clara_core.common.errors import ClaraError, DataError, StoreError
 from clara_core.engine.options import EngineArguments, EngineOptions, option_values
-from clara_core.errors import ClaraError, DataError, StoreError
 from clara_core.store.bulk.digests import DIGEST, digests, first_of_each, member_of
 from clara_core.store.bulk.fragments import (
     BatchCompressor,

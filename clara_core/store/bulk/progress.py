@@ -15,7 +15,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from clara_core.errors import StoreError
+from clara_core.common.errors import StoreError
 from clara_core.store.bulk.fragments import WRITTEN
 
 FOLDER: Final = "bulk"

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from clara_core.errors import DataError
+from clara_core.common.errors import DataError
 
 Format = Literal["parquet", "jsonl", "lance"]
 SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".lance": "lance"}

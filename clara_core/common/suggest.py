@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from clara_core.errors import UnknownOption
+from clara_core.common.errors import UnknownOption
 
 _FEW: Final = 10  # names that are worth reading as a list
 
