@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clara_core.store import Hit, Record
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Document], bool]
-"""What a search may return: a dict as in `clara_core.retrieval.filters`, or a function of the document (with its id)."""
+"""What a search may return: a dict as in `clara_core.retrieval.filters`, or a function of the document and its id."""
 
 
 def listed(documents: Iterable[Document], ids: Sequence[str | None] | None) -> tuple[list[Document], list[str | None]]:

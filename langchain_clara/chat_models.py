@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from clara_core.common.suggest import refuse_unknown
 from clara_core.common.version import __version__
-from clara_core.engine.chat_format import Turn
+from clara_core.model.chat_format import Turn
 from langchain_clara._batching import SEAT, Meeting, Seat, run_apart, seated
 from langchain_clara._documents import ReadDocument, listed_documents
 from langchain_clara._engine import EngineFields

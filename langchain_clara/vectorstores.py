@@ -351,8 +351,8 @@ class ClaraVectorStore(VectorStore):
         Args:
             query: The question.
             k: Most documents to return.
-            filter: A dict as in `clara_core.retrieval.filters`, or a function of the document. Only what passes a dict is
-                searched; a function is asked about what was found, over and over until `k` passed.
+            filter: A dict as in `clara_core.retrieval.filters`, or a function of the document. Only what passes a dict
+                is searched; a function is asked about what was found, over and over until `k` passed.
             mode: ``memory`` by cosine, ``text`` by words, ``hybrid`` by both; None is ``hybrid``.
             **kwargs: There are no others; one more is an error.
         """

@@ -30,7 +30,7 @@ from llama_index.core.types import TokenAsyncGen
 from pydantic import Field, PrivateAttr, field_validator
 
 from clara_core.common.suggest import refuse_unknown
-from clara_core.engine.chat_format import Turn
+from clara_core.model.chat_format import Turn
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._messages import read_messages
 from llama_index_clara._nodes import texts_of

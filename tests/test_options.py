@@ -209,8 +209,8 @@ def test_a_token_is_not_written_anywhere() -> None:
 def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     announce.announce_again()
     monkeypatch.setattr(announce.log, "propagate", True)  # the command line takes its lines out of the log
-    caplog.set_level(logging.INFO, logger="clara_core.engine.announce")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "clara_core.engine.announce"]
+    caplog.set_level(logging.INFO, logger="clara_core.common.announce")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "clara_core.common.announce"]
 
 
 @pytest.mark.parametrize("call", [ClaraEngine.from_pretrained, ClaraLLM, lambda: ChatClara().shared_engine])

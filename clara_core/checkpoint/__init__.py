@@ -1,1 +1,1 @@
-"""Checkpoints: their settings, where they are found, their weights, the proof that they are whole, reading and writing."""
+"""Checkpoints: their settings, where they are, their weights, the proof that they are whole."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from clara_core.checkpoint.config import CONFIG_FILE, ClaraConfig
+from clara_core.common.announce import announce
 from clara_core.common.errors import CheckpointError
-from clara_core.engine.announce import announce
 
 BUNDLED: Final = {"pocket": Path(__file__).parent / "pocket"}
 

@@ -23,15 +23,16 @@ from typer.core import TyperGroup
 
 from clara_core.checkpoint.config import Role
 from clara_core.cli.ask import ask
+from clara_core.cli.bulk import compress_into_store
 from clara_core.cli.evaluate import evaluate_file
 from clara_core.cli.options import with_options
 from clara_core.cli.store import index_folder, search_store, store_app
 from clara_core.cli.synthesize import synthesize_documents
 from clara_core.cli.train import train_stage
+from clara_core.common.announce import announce_again
+from clara_core.common.announce import log as said
 from clara_core.common.errors import CheckpointError, ClaraError
 from clara_core.common.version import __version__
-from clara_core.engine.announce import announce_again
-from clara_core.engine.announce import log as said
 from clara_core.engine.options import DEFAULT_MODEL, CheckpointOptions, EngineOptions, engine_arguments, option_values
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def main(
 app.command()(ask)
 app.command("index")(index_folder)
 app.command("search")(search_store)
+app.command("bulk")(compress_into_store)
 app.add_typer(store_app, name="store")
 app.command("eval")(evaluate_file)
 app.command("synthesize")(synthesize_documents)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clara_core.engine.announce import announce
+from clara_core.common.announce import announce
 from clara_core.engine.options import (
     DEFAULT_MODEL,
     DEFAULT_MODEL_IS,

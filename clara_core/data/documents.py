@@ -25,7 +25,8 @@ class TextFile:
 
     Attributes:
         name: Path below the folder, with forward slashes.
-        text: Its content; of a text file with the line ends as they are, of others as `clara_core.data.readers` shows it.
+        text: Its content; of a text file with the line ends as they are, of others as `clara_core.data.readers` shows
+            it.
         starts: Characters at which its records begin (rows, objects); empty where it is no file of records.
     """
 
@@ -68,8 +69,8 @@ class Passage:
 def read_folder(folder: Path) -> tuple[list[TextFile], list[LeftOut]]:
     """Read the files of a folder and its subfolders, in the order of their names.
 
-    Kinds and encodings are those of `clara_core.data.readers`. Links to files are followed, links to folders are not. A file
-    without text is read and named.
+    Kinds and encodings are those of `clara_core.data.readers`. Links to files are followed, links to folders are not.
+    A file without text is read and named.
 
     Args:
         folder: A folder, or one file, which is read as plain text where its suffix is not known.

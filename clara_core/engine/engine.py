@@ -231,7 +231,7 @@ class ClaraEngine(AsyncCalls):
 
         Args:
             messages: ``{"role": "system" | "user" | "assistant", "content": text}``, in any order that ends with the
-                user; turns are merged as chat templates want them (`clara_core.engine.chat_format.merge_turns`).
+                user; turns are merged as chat templates want them (`clara_core.model.chat_format.merge_turns`).
             memories: Documents.
             **options: As in `answer`.
         """

@@ -15,10 +15,10 @@ from torch import Tensor
 from clara_core.checkpoint.config import Role
 from clara_core.common.errors import ContextOverflow, FingerprintMismatch, WindowOverflow
 from clara_core.data.memory import Memory
-from clara_core.engine.chat_format import alternating
 from clara_core.engine.long_documents import context_overflow, count_windows, keep_best_windows, windows_left_out
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Sampling, Writer
+from clara_core.model.chat_format import alternating
 from clara_core.model.tokenizer import ClaraTokenizer
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from clara_core.checkpoint.config import ClaraConfig
 from clara_core.common.errors import CheckpointError
-from clara_core.engine.chat_format import merge_turns
+from clara_core.model.chat_format import merge_turns
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -162,7 +162,7 @@ class Snapshot(Protocol):
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
         """The k documents that share words with a question, by BM25 over all documents of the snapshot.
 
-        Words are those of `clara_core.retrieval.words`, scores those of `clara_core.retrieval.bm25`: the same in every place.
+        Words are those of `retrieval.words`, scores those of `retrieval.bm25`: the same in every place.
         """
         ...
 

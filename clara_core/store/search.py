@@ -109,8 +109,8 @@ class StoreSearch:
             question: A question, several, or what the query reasoner made of them: ``[D]`` for one,
                 ``[Q, n_mem, hidden]`` or ``[Q, D]`` for several, ``D = n_mem * hidden``.
             k: Most documents to find.
-            filter: Which documents may be found: a dict as in `clara_core.retrieval.filters`, or a function of a `Record`,
-                which is asked about what was found, further and further down, until `k` passed.
+            filter: Which documents may be found: a dict as in `clara_core.retrieval.filters`, or a function of a
+                `Record`, which is asked about what was found, further and further down, until `k` passed.
             mode: ``memory`` by cosine, ``text`` by words (BM25), ``hybrid`` by both; None is ``hybrid`` for texts and
                 ``memory`` for tensors.
             vectors: What was made of the questions already, beside their words, in one of the shapes above.

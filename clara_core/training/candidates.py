@@ -33,7 +33,7 @@ EVALUATION: Final = "evaluation.jsonl"
 
 
 class Search(Protocol):
-    """What finds candidates: `clara_core.store.MemoryStore`, `clara_core.retrieval.bm25.Bm25`, or an object of your own."""
+    """What finds candidates: `MemoryStore`, `clara_core.retrieval.bm25.Bm25`, or an object of your own."""
 
     def search(self, question: str, k: int) -> Iterable[Any]:
         """At most `k` hits, best first: texts, or objects with one (``text``, a LangChain Document, a node)."""

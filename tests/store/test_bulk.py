@@ -391,7 +391,7 @@ def test_a_note_that_is_not_whole_counts_as_none(tmp_path):
 
 
 def command(source, uri, *options):
-    return [sys.executable, "-m", "clara_core.store.bulk", source, uri, "--id-column", "id", *options]
+    return [sys.executable, "-m", "clara_core.cli", "bulk", source, uri, "--id-column", "id", *options]
 
 
 @pytest.mark.slow

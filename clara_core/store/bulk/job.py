@@ -2,7 +2,7 @@
 
     compress_dataset("corpus.parquet", "store", columns=Columns(id="id"))
     compress_dataset("corpus.parquet", "store", columns=Columns(id="id"), workers=8)    # needs the extra `ray`
-    python -m clara_core.store.bulk corpus.parquet store --id-column id --workers 8
+    clara bulk corpus.parquet store --id-column id --workers 8
 
 Each worker reads, compresses and writes shards of the dataset; no memory ever travels. One commit at the end makes all
 of them part of the store. A job that was stopped goes on where it was when it is called again.
@@ -13,22 +13,19 @@ of them part of the store. A job that was stopped goes on where it was when it i
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import typer
 from numpy.typing import NDArray
 
-from clara_core.cli.options import arguments_of, with_options
-from clara_core.common.errors import ClaraError, DataError, StoreError
-from clara_core.engine.options import EngineArguments, EngineOptions, option_values
+from clara_core.common.errors import DataError, StoreError
+from clara_core.engine.options import EngineArguments, option_values
 from clara_core.store.bulk.digests import DIGEST, digests, first_of_each, member_of
 from clara_core.store.bulk.fragments import (
     BatchCompressor,
@@ -327,38 +324,3 @@ def _item(task: Task) -> dict[str, str]:
 def _task(item: str) -> Task:
     found = json.loads(item)
     return Task(Shard(**found["shard"]), found["start"], tuple(found["left_out"]))
-
-
-# --- command line ----------------------------------------------------------------------------------------
-
-
-@with_options
-def main(
-    source: Annotated[str, typer.Argument(help="Parquet, JSON lines or Lance: file, folder or object store.")],
-    store: Annotated[str, typer.Argument(help="Folder or object store; made where there is none.")],
-    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
-    id_column: Annotated[str | None, typer.Option(help="Column of the ids; else made from the texts.")] = None,
-    metadata_column: Annotated[list[str] | None, typer.Option(help="Column to keep; default: all others.")] = None,
-    memory_type: Annotated[str, typer.Option(help="bfloat16 or int8, in a new store.")] = "bfloat16",
-    workers: Annotated[int, typer.Option(help="Processes of a Ray job; 0: this process alone.")] = 0,
-    rows_per_shard: Annotated[int, typer.Option(help="Documents that are lost when a worker dies.")] = ROWS_PER_SHARD,
-    *,
-    options: EngineOptions,
-) -> None:
-    """Compresses a dataset into a store; called again, it goes on where it was stopped."""
-    metadata = tuple(metadata_column) if metadata_column else None
-    try:
-        count = compress_dataset(
-            source,
-            store,
-            arguments_of(options),
-            Columns(text_column, id_column, metadata),
-            workers=workers,
-            memory_type=cast("MemoryType", memory_type),
-            rows_per_shard=rows_per_shard,
-            show_progress=True,
-        )
-    except (ClaraError, ValueError, FileNotFoundError) as exc:
-        sys.stderr.write(f"{' '.join(str(exc).split())}\n")
-        raise typer.Exit(2) from exc
-    typer.echo(f"{count} documents of {source} -> {store}")

@@ -1,6 +1,6 @@
 """Lines that say once what was chosen for the user: a model or a rate that nobody named.
 
-They are no warnings. They go to the log (``clara_core.engine.announce``, level INFO), and where no log takes them, to
+They are no warnings. They go to the log (``clara_core.common.announce``, level INFO), and where no log takes them, to
 standard error if somebody is there to read it: at a terminal or in a notebook, and not in a service.
 """
 
