@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from clara_core import CheckpointError, NotEnoughMemory, capacity
+from clara_core import CheckpointError, NotEnoughMemory
+from clara_core.engine import capacity
 from clara_core.engine.capacity import Demand, Weights, free_bytes, read_headers
+from clara_core.model.devices import is_out_of_memory
 from clara_core.model.packed_linear import packs
 from tests.engines import open_engine
 from tests.tiny import FAMILIES, build
@@ -129,6 +131,23 @@ def test_memory_that_runs_out_while_loading_is_said_in_the_same_words(tiny, monk
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(NotEnoughMemory, match=r"memory ran out: .* does not fit cpu: it needs .* are free"):
         open_engine(tiny, dtype="bfloat16").load()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "MPS backend out of memory (MPS allocated: 9.05 GB, other allocations: 1.2 MB, max allowed: 9.07 GB)",
+        "Invalid buffer size: 14.50 GB",
+        "[enforce fail at alloc_cpu.cpp:116] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.",
+    ],
+)
+def test_every_spelling_of_out_of_memory_is_known(words):
+    assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(ValueError(words))  # text of a caller may say anything
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
 
 
 def test_other_errors_stay_what_they_are(tiny, monkeypatch):
