@@ -137,10 +137,10 @@ async def test_a_slow_device_does_not_block_the_loop(engine: ClaraEngine, memori
 
 async def test_slow_tokenizing_loading_and_checking_do_not_block_it(engine: ClaraEngine, memories, monkeypatch) -> None:
     """Each of them happens in a thread, also where an engine was unloaded by someone else meanwhile."""
-    from clara_core import instance
+    from clara_core.engine import runtime
 
     with LoopWitness() as witness:
-        monkeypatch.setattr(instance, "load_model", witness.before(instance.load_model))
+        monkeypatch.setattr(runtime, "load_model", witness.before(runtime.load_model))
         for name in ("encode_passages", "chat_prompt"):
             monkeypatch.setattr(engine.tokenizer, name, witness.before(getattr(engine.tokenizer, name)))
         for call in (

@@ -16,7 +16,8 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 
 import langchain_clara
-from clara_core import CheckpointError, ClaraEngine, UnknownOption, instance
+from clara_core import CheckpointError, ClaraEngine, UnknownOption
+from clara_core.engine import runtime
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever, DocumentsPlaceholder
 from tests.event_loop import LoopWitness
 from tests.langchain_data import HOSTILE, bundled_or_tiny, make_documents
@@ -211,7 +212,7 @@ def test_a_system_message_of_the_user_is_used(model):
 async def test_first_use_does_not_block_the_loop(tmp_path, monkeypatch):
     llm = ChatClara(model=str(build(tmp_path, seed=5).folder), max_tokens=8)
     with LoopWitness() as witness:
-        monkeypatch.setattr(instance, "load_model", witness.before(instance.load_model))
+        monkeypatch.setattr(runtime, "load_model", witness.before(runtime.load_model))
         message = await llm.ainvoke(QUESTION, documents=make_documents())
     assert message.content
 

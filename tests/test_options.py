@@ -16,8 +16,9 @@ import pytest
 import typer
 from llama_index.core import Document as LlamaDocument
 
-from clara_core import ClaraEngine, MemoryStore, UnknownOption, announce
+from clara_core import ClaraEngine, MemoryStore, UnknownOption
 from clara_core.cli.main import app
+from clara_core.common import announce
 from clara_core.engine.options import EngineArguments, EngineOptions
 from clara_core.store.bulk.job import main as bulk
 from clara_core.training.config import TrainingConfig, parse

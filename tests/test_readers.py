@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_core import passages, readers
+from clara_core.data import documents, readers
 from clara_core.data.documents import LeftOut, cut_passages, group_left_out, read_folder
 from clara_core.data.readers import Unreadable, read_content
 
@@ -264,7 +264,7 @@ def test_a_folder_and_a_file_that_are_closed_to_us(folder, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return read_bytes(path)
 
-    monkeypatch.setattr(passages.os, "scandir", closed)
+    monkeypatch.setattr(documents.os, "scandir", closed)
     monkeypatch.setattr(Path, "read_bytes", locked)
     files, left_out = read_folder(folder)
     assert [file.name for file in files] == ["rows.csv"]
@@ -275,7 +275,7 @@ def test_a_folder_and_a_file_that_are_closed_to_us(folder, monkeypatch):
 
 
 def test_a_huge_file_is_named(folder, monkeypatch):
-    monkeypatch.setattr(passages, "LARGEST", 10)
+    monkeypatch.setattr(documents, "LARGEST", 10)
     (folder / "huge.txt").write_text("x" * 11)
     _, left_out = read_folder(folder)
     assert "huge.txt: 11 bytes; no more than 10 are read: split it" in map(str, left_out)
