@@ -12,7 +12,7 @@ from langchain_core.structured_query import Comparator, Comparison, Operation, O
 
 from clara_core.retrieval.filters import check_filter, matches
 from langchain_clara import ClaraCrossEncoder, ClaraRerank, ClaraTranslator, ClaraVectorStore
-from tests.langchain_data import bundled_or_tiny
+from tests.langchain.data import bundled_or_tiny
 
 QUESTION = "What does the mill at Orre grind?"
 DOCUMENTS = [

@@ -19,7 +19,7 @@ from clara_core import MemoryStore
 from clara_core.engine.options import EngineArguments
 from clara_core.store.bulk import Columns, compress_dataset
 from clara_core.training.world import make_corpus
-from tests.langchain_data import bundled_or_tiny
+from tests.langchain.data import bundled_or_tiny
 
 pytestmark = pytest.mark.ray
 

@@ -19,7 +19,7 @@ from tools.pocket_factory.look import right, typed
 from tools.pocket_factory.train import Plan, Run
 from tools.pocket_factory.values import Pools
 
-FOLDER = Path(__file__).parents[1] / "tools" / "pocket_factory"
+FOLDER = Path(__file__).parents[2] / "tools" / "pocket_factory"
 POOLS = {
     "given": ["Alva", "Bertil", "Chidi", "Dorota", "Emil"],
     "family": ["Okafor", "Lindqvist", "Moreau", "Tanaka"],

@@ -19,7 +19,7 @@ from clara_core.model.packed_linear import packs
 from tests.engines import open_engine
 from tests.tiny import FAMILIES, build
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 

@@ -457,7 +457,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_checkpoint(parity_folder, tm
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert "CheckpointError: writing the checkpoint" in done.stderr
     assert done.returncode == 1

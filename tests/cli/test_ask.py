@@ -16,7 +16,7 @@ from clara_core import ClaraEngine
 from clara_core.data.documents import TextFile, cut_passages, read_folder
 from tests.tiny import build
 
-DATA = Path(__file__).parent.parent / "examples" / "data"
+DATA = Path(__file__).parents[2] / "examples" / "data"
 QUESTION = "When was the bridge opened?"
 
 

@@ -20,7 +20,7 @@ from clara_core.store import MemoryStore
 from tests.engines import Counter
 from tests.tiny import build
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 QUESTION = "When was the bridge opened?"
 
 

@@ -20,7 +20,7 @@ from langchain_clara import ChatClara
 from langchain_clara._documents import block_from_document
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
-from tests.langchain_data import HOSTILE, make_documents
+from tests.langchain.data import HOSTILE, make_documents
 from tests.tiny import FAMILIES, build
 
 QUESTION = "When was the bridge opened?"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from clara_core import ClaraEngine, UnknownOption
 from clara_core.engine.sampling import Sampling, Writer
 from tests.engines import PASSAGES, open_engine
-from tests.test_tokens import tokenizer_of
+from tests.model.test_tokenizer import tokenizer_of
 from tests.tiny import build
 
 EOS = 0

@@ -17,9 +17,9 @@ from clara_core.retrieval.projection import Projection
 from clara_core.training.world import make_corpus
 from langchain_clara import ClaraEmbeddings
 from tests import postgres
-from tests.langchain_data import bundled_or_tiny
+from tests.langchain.data import bundled_or_tiny
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "external_databases.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "external_databases.py"
 CANDIDATES = 20
 # langchain_community says on import that it is being retired.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -12,7 +12,7 @@ from clara_core.retrieval.projection import Projection
 from langchain_clara import ClaraEmbeddings
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
-from tests.langchain_data import HOSTILE
+from tests.langchain.data import HOSTILE
 from tests.tiny import build
 
 TEXTS = ["Weldenia is a genus of flowering plants.", "The bridge over the Aln was opened in 1907.", "Short note."]

@@ -16,7 +16,7 @@ from langchain_core.indexing import InMemoryRecordManager, aindex, index
 from clara_core import ClaraEngine, FingerprintMismatch, UnknownOption
 from clara_core.retrieval.ranking import diversify
 from langchain_clara import ClaraEmbeddings, ClaraRetriever, ClaraVectorStore, vectorstores
-from tests.langchain_data import HOSTILE, make_documents
+from tests.langchain.data import HOSTILE, make_documents
 from tests.tiny import build
 
 QUESTION = "When was the bridge opened?"

@@ -334,7 +334,7 @@ def test_impossible_wishes_are_refused(arguments: dict[str, object]) -> None:
         make_corpus(random.Random(0), **arguments)  # type: ignore[arg-type]
 
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_example_files_are_what_the_script_writes(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from clara_core import CheckpointError, ClaraEngine, UnknownOption
 from clara_core.engine import runtime
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever, DocumentsPlaceholder
 from tests.event_loop import LoopWitness
-from tests.langchain_data import HOSTILE, bundled_or_tiny, make_documents
+from tests.langchain.data import HOSTILE, bundled_or_tiny, make_documents
 from tests.tiny import build
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMPONENTS = (ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever)
 QUESTION = "When was the bridge opened?"
 

@@ -28,7 +28,7 @@ from clara_core import ClaraEngine, Memory
 from clara_core.checkpoint.hub import BUNDLED
 from clara_core.evaluation import score_rankings
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDER = BUNDLED["pocket"]
 MEGABYTE = 1_000_000
 

@@ -20,7 +20,6 @@ from clara_core import ClaraEngine, MemoryStore, UnknownOption
 from clara_core.cli.main import app
 from clara_core.common import announce
 from clara_core.engine.options import EngineArguments, EngineOptions
-from clara_core.store.bulk.job import main as bulk
 from clara_core.training.config import TrainingConfig, parse
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraTextSplitter
 from langchain_clara import ClaraRetriever as LangChainRetriever
@@ -175,12 +174,6 @@ def test_every_command_takes_every_option(command) -> None:
     assert fields.keys() <= taken.keys()
     for name in fields.keys() - {"model"}:
         assert (taken[name].default, taken[name].opts) == (fields[name].default, [f"--{name.replace('_', '-')}"])
-
-
-def test_the_bulk_command_takes_every_option() -> None:
-    other = typer.Typer()
-    other.command()(bulk)
-    assert FIELDS.keys() <= {one.name for one in typer.main.get_command(other).params}
 
 
 @pytest.mark.parametrize(

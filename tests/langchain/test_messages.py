@@ -18,7 +18,7 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 
 from langchain_clara import DocumentsPlaceholder
 from langchain_clara._messages import read_messages
-from tests.langchain_data import HOSTILE, make_documents
+from tests.langchain.data import HOSTILE, make_documents
 
 PLAIN = {"type": "text-plain", "mime_type": "text/plain", "text": "Aln", "id": "a", "title": "Rivers"}
 DOCUMENT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Tyne"}, "title": "T"}

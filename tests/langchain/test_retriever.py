@@ -15,7 +15,7 @@ from clara_core import ClaraEngine
 from langchain_clara import ClaraRerank, ClaraRetriever
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
-from tests.langchain_data import HOSTILE, make_documents
+from tests.langchain.data import HOSTILE, make_documents
 from tests.tiny import build
 
 QUESTION = "When was the bridge opened?"
