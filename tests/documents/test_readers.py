@@ -182,7 +182,11 @@ def test_a_document_that_unpacks_to_more_than_is_read(monkeypatch):
         read_content("a.docx", docx(("Normal", "x" * 1000)))
 
 
-@pytest.mark.parametrize("name, data", [("a.pdf", pdf("x")), ("a.docx", docx(("Normal", "x"))), ("a.html", b"<p>x")])
+@pytest.mark.parametrize(
+    "name, data",
+    [("a.pdf", pdf("x")), ("a.docx", docx(("Normal", "x"))), ("a.html", b"<p>x")],
+    ids=["pdf", "docx", "html"],  # a document holds the time at which it was made
+)
 def test_the_missing_extra_is_named(monkeypatch, name, data):
     def without(module, *args, **kwargs):
         if module.partition(".")[0] in ("bs4", "markdownify", "mammoth", "pypdf"):
