@@ -222,6 +222,7 @@ def test_zero_question(store, length):
 # -- which nodes -----------------------------------------------------------------------------------
 
 
+@needs_filters_of_today
 @pytest.mark.parametrize("operator", list(FilterOperator))
 @pytest.mark.parametrize("key", ["year", "place", "tags", "ratio", "note", "when", "missing", "ref_doc_id"])
 def test_every_operator_filters_as_llama_index_does(plain_pair, length, operator, key):
@@ -238,6 +239,7 @@ def test_every_operator_filters_as_llama_index_does(plain_pair, length, operator
         assert ours == theirs or theirs is TypeError or ours is ValueError, (operator, key, value)
 
 
+@needs_filters_of_today
 @pytest.mark.parametrize("condition", [*FilterCondition, None])
 def test_every_condition_filters_as_llama_index_does(plain_pair, length, condition):
     several = [
