@@ -416,12 +416,12 @@ def test_the_command_goes_on_after_it_was_killed(source, added, engine, argument
 
 def test_the_command_says_what_is_wrong_in_one_line(source, tmp_path):
     done = subprocess.run(
-        command(source, str(tmp_path / "store"), "--text-column", "txt"),
+        command(source, str(tmp_path / "store"), "--text-column", "txt", "--model", "pocket"),
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("columns ['txt'] are not among ['id', 'text', 'year', 'tags']")
+    assert done.stderr.startswith("clara: columns ['txt'] are not among ['id', 'text', 'year', 'tags']")
     assert done.stderr.count("\n") == 1
