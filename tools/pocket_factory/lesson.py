@@ -20,10 +20,25 @@ from tools.pocket_factory.frames import Frames, Made, read_frames
 from tools.pocket_factory.prose import Prose
 from tools.pocket_factory.relations import Relations
 from tools.pocket_factory.values import Pools
+from tools.pocket_factory.words import Words, keywords
 
 REFUSAL = "The documents do not say."
 LONG = 0.05  # share of the passages that may be longer than a mix says
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Taught(Step):
+    """A step, and what its questions for the query reasoner must not be held against.
+
+    Attributes:
+        kinds: Of the passage of each window.
+        vague: For each question the kind of its passage, where the question does not name its subject: other passages
+            of the kind may answer it, too; "" where it does.
+    """
+
+    kinds: tuple[str, ...] = ()
+    vague: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,8 @@ class Mix:
         documents: Fewest and most passages of these.
         refuse: Share of the turns that have no answer.
         filler: Share of invented passages that get a sentence of another sort before or behind.
-        contrast: Questions that the query reasoner reads.
+        contrast: Questions that the query reasoner reads, at most one a passage.
+        keywords: Share of them that are a few words of the passage.
         system: Share of the rows that carry the system message.
         typo: Share of the questions that are written carelessly.
         two: Share of the rows over several passages that need two of them.
@@ -59,6 +75,7 @@ class Mix:
     refuse: float = 0.0
     filler: float = 0.1
     contrast: int = 8
+    keywords: float = 0.3
     system: float = 0.15
     typo: float = 0.12
     two: float = 0.0
@@ -83,6 +100,7 @@ class Lesson:
         self.frames = Frames(self.pools, read_frames(HERE / "frames"))
         self.events = Events(self.pools)
         self.relations = Relations(self.pools)
+        self.words = Words(self.pools, self.prose)
         self.seed = seed
 
     # --- passages ------------------------------------------------------------------------------------------
@@ -100,9 +118,11 @@ class Lesson:
         sort = rng.choices(list(mix.sorts), list(mix.sorts.values()))[0]
         made = self.draw(rng, sort)
         x = rng.random()
-        if sort != "prose" and x < mix.forms:
+        if sort in ("prose", "words"):
+            return made
+        if x < mix.forms:
             made = letter(rng, self.pools, made) if x < mix.forms / 2 else questions_and_answers(rng, made)
-        elif sort != "prose" and rng.random() < mix.filler:
+        elif rng.random() < mix.filler:
             extra = self.another_sentence(rng)
             made.text = f"{made.text} {extra}" if rng.random() < 0.6 else f"{extra} {made.text}"
         return made
@@ -111,6 +131,8 @@ class Lesson:
         """A passage of a sort."""
         if sort == "prose":
             return self.prose.make(rng)
+        if sort == "words":
+            return self.words.make(rng)
         if sort == "frame":
             return self.frames.make(rng)
         if sort == "event":
@@ -179,8 +201,8 @@ class Lesson:
             self.pair(rng, made, pairs, mix) if pairs and rng.random() < mix.two else self.several(rng, made, mix)
             for _ in range(mix.several)
         ]
-        questions, gold = self.contrast(rng, made, mix)
-        return Step(
+        questions, gold, vague = self.contrast(rng, made, mix)
+        return Taught(
             sequences=tokenizer.encode_passages(pieces),
             windows=windows,
             questions=tokenizer.encode_passages(questions),
@@ -188,6 +210,8 @@ class Lesson:
             rows=build_batch(tokenizer, corpus, rows, windows),
             retold=build_batch(tokenizer, corpus, again, windows) if again else None,
             places=(str(number),),
+            kinds=tuple(m.kind for m, own in zip(made, windows, strict=True) for _ in own),
+            vague=vague,
         )
 
     def turns(
@@ -301,24 +325,38 @@ class Lesson:
         about = tuple((gold, gold) for _, _, gold in turns)
         return Row(documents, said, about, system=ANSWER_SYSTEM if rng.random() < mix.system else "")
 
-    def contrast(self, rng: random.Random, made: list[Made], mix: Mix) -> tuple[list[str], list[tuple[int, ...]]]:
-        """Questions for the query reasoner, each with the passages that answer it."""
-        questions, gold = [], []
+    def contrast(
+        self, rng: random.Random, made: list[Made], mix: Mix
+    ) -> tuple[list[str], list[tuple[int, ...]], tuple[str, ...]]:
+        """Questions for the query reasoner, the passages that answer each, and what is vague (see `Taught`)."""
+        questions: list[str] = []
+        gold: list[tuple[int, ...]] = []
+        vague: list[str] = []
         order = list(range(len(made)))
         rng.shuffle(order)
-        for index in order:
+        kinds = [m.kind for m in made]
+        for index in order[: mix.contrast]:
             m = made[index]
+            plain = [q for q, _ in m.asked if "___" not in q and "comes after" not in q]
             named = [
                 q
-                for q, _ in m.asked
+                for q in plain
                 if not m.subject or m.subject.lower() in q.lower() or any(w in q for w in m.subject.split()[-1:])
-            ] or [q for q, _ in m.asked if "___" in q]
-            if not named or len(questions) >= mix.contrast:
-                continue
-            question = rng.choice(named)
+            ]
+            clear = bool(named)
+            if plain and (not named or rng.random() < 0.25) and kinds.count(m.kind) == 1:
+                named, clear = plain, False
+            if not named or rng.random() < mix.keywords:
+                question = keywords(rng, m.text)
+                if question is None:
+                    continue
+                clear = True
+            else:
+                question = rng.choice(named)
             questions.append(self.careless(rng, question, mix))
             gold.append(tuple(i for i, x in enumerate(made) if i == index or any(question == q for q, _ in x.asked)))
-        return questions, gold
+            vague.append("" if clear else m.kind)
+        return questions, gold, tuple(vague)
 
     @staticmethod
     def careless(rng: random.Random, question: str, mix: Mix) -> str:

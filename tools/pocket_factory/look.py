@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-
-from clara_core.config import Role
-
-if TYPE_CHECKING:
-    from clara_core.model import ClaraModel
-    from clara_core.tokens import ClaraTokenizer
+from clara_core import ClaraEngine
 
 REFUSAL = "the documents do not say"
 
@@ -42,32 +35,16 @@ def right(said: str, wanted: str | None) -> bool:
     return plain(said).removeprefix("the ") in [plain(w).removeprefix("the ") for w in wanted.split("|")]
 
 
-@torch.no_grad()
-def answers(model: ClaraModel, tokenizer: ClaraTokenizer, items: list[tuple[str, str]], most: int = 24) -> list[str]:
-    """Greedy answers to (passage, question) with the product's prompt."""
-    out = []
-    model.eval()
-    for passage, question in items:
-        spans = tokenizer.windows(passage)
-        memory = model.encode(tokenizer.encode_passages([passage[a:b] for a, b in spans]), Role.COMPRESSOR)
-        ids = tokenizer.answer_prompt(question, len(spans))
-        slots = torch.tensor([tokenizer.is_slot(ids)])
-        logits, cache = model.prefill([ids], memory.flatten(0, 1), slots)
-        said = []
-        for _ in range(most):
-            token = int(logits[0].argmax())
-            if token in tokenizer.eos_ids:
-                break
-            said.append(token)
-            logits = model.step(torch.tensor([token]), cache)
-        out.append(tokenizer.decode(said))
-    return out
-
-
-def look(model: ClaraModel, tokenizer: ClaraTokenizer, file: Path | None, title: str) -> float:
-    """Write what is said to every typed question."""
+def look(checkpoint: Path, file: Path | None, title: str) -> float:
+    """Write what a checkpoint says to every typed question, each with its passage alone."""
     items = typed()
-    said = answers(model, tokenizer, [(text, question) for text, question, _ in items])
+    engine = ClaraEngine.from_pretrained(str(checkpoint), device="cpu", dtype="float32")
+    memories = engine.compress([text for text, _, _ in items])
+    said = [
+        engine.answer(question, [memory], max_tokens=24).text
+        for (_, question, _), memory in zip(items, memories, strict=True)
+    ]
+    engine.unload()
     hits = [right(s, w) for s, (_, _, w) in zip(said, items, strict=True)]
     known = [h for h, (_, _, w) in zip(hits, items, strict=True) if w is not None]
     unknown = [h for h, (_, _, w) in zip(hits, items, strict=True) if w is None]
@@ -86,10 +63,4 @@ def look(model: ClaraModel, tokenizer: ClaraTokenizer, file: Path | None, title:
 
 
 if __name__ == "__main__":
-    from clara_core.loading import EngineArguments
-    from clara_core.training.opening import open_checkpoint
-
-    opened = open_checkpoint(
-        EngineArguments(model=sys.argv[1], device="cpu", dtype="float32", attn_implementation="eager").resolved()
-    )
-    look(opened.model, opened.tokenizer, None, sys.argv[1])
+    look(Path(sys.argv[1]), None, sys.argv[1])
