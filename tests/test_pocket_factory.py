@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from clara_core import ClaraEngine
+from clara_core.config import Role
 from clara_core.locate import BUNDLED
 from clara_core.tokens import load_tokenizer
+from clara_core.training.objective import Objective, Terms
 from clara_core.training.stages import CONFIG
 from tools.pocket_factory.frames import SLOT, Frames, Made, read_frames
 from tools.pocket_factory.lesson import REFUSAL, Lesson, Mix
 from tools.pocket_factory.look import right, typed
+from tools.pocket_factory.remember import Earlier, Remembering
 from tools.pocket_factory.train import Plan, Run
 from tools.pocket_factory.values import Pools
+from tools.pocket_factory.vocabulary import open_old
+from tools.pocket_factory.words import keywords
 
 FOLDER = Path(__file__).parents[1] / "tools" / "pocket_factory"
 POOLS = {
@@ -70,7 +76,7 @@ def test_every_sort_can_be_drawn():
         assert all(value and "{" not in value and "a~" not in value for value in drawn), sort
 
 
-@pytest.mark.parametrize("sort", ["frame", "event", "open", "prose"])
+@pytest.mark.parametrize("sort", ["frame", "event", "open", "prose", "words"])
 def test_answers_are_words_of_the_passage(lesson: Lesson, sort: str):
     rng = random.Random(3)
     for _ in range(150):
@@ -119,6 +125,53 @@ def test_a_step_holds_the_products_own_prompts(lesson: Lesson):
     assert all(0 <= gold < len(step.windows) for few in step.gold for gold in few)
     for row, windows in zip(step.rows.slots, step.rows.windows, strict=True):
         assert int(row.sum()) == len(windows) * tokenizer.config.n_mem
+
+
+def test_a_search_is_a_few_telling_words_of_the_passage():
+    text = "The ferry to Skarholm leaves at 7:10 and the crossing takes 50 minutes."
+    searches = {keywords(random.Random(seed), text) for seed in range(60)}
+    assert len(searches) > 20
+    for search in searches:
+        assert search is not None
+        words = search.split()
+        assert 2 <= len(words) <= 5
+        assert all(word in text or word in text.lower() for word in words)
+        assert not {"the", "to", "at", "and"} & set(search.lower().split())
+    assert keywords(random.Random(1), "It is at the end.") is None
+
+
+def test_questions_are_held_against_earlier_passages_too(lesson: Lesson):
+    opened = open_old("pocket")
+    terms = Terms(contrastive=1.0, alignment=0.0, tau=0.05)
+    mix = Mix(passages=6, several=1, contrast=6)
+    first, second = (lesson.step(opened.tokenizer, number, mix) for number in (0, 1))
+    earlier = Earlier(50)
+    with torch.no_grad():
+        alone = Remembering(opened.model, terms, earlier)(first)
+        assert len(earlier.kept) == len(first.sequences)
+        # Nothing was read before the first step: it is the plain objective, and the way back from passage to question.
+        plain = Objective(opened.model, terms)(first)
+        assert alone.losses["contrastive"] == pytest.approx(float(plain.losses["contrastive"]), rel=1e-4)
+        assert float(alone.losses["reverse"]) > 0
+        more = Remembering(opened.model, terms, earlier)(second)
+        assert float(more.losses["contrastive"]) > float(Objective(opened.model, terms)(second).losses["contrastive"])
+        assert len(earlier.kept) == len(first.sequences) + len(second.sequences)
+
+
+def test_a_vague_question_is_not_held_against_its_own_kind(lesson: Lesson):
+    opened = open_old("pocket")
+    terms = Terms(contrastive=1.0, alignment=0.0, tau=0.05)
+    step = lesson.step(opened.tokenizer, 0, Mix(passages=4, several=1, contrast=4))
+    step = replace(step, vague=("recipe",) * len(step.questions))
+    with torch.no_grad():
+        plain = float(Objective(opened.model, terms)(step).losses["contrastive"])
+        found = {}
+        for kind in ("recipe", "lease"):
+            earlier = Earlier(50)
+            earlier.add((kind,) * 3, opened.model.encode(step.sequences[:3], Role.COMPRESSOR))
+            found[kind] = float(Remembering(opened.model, terms, earlier)(step).losses["contrastive"])
+    assert found["recipe"] == pytest.approx(plain, rel=1e-4)
+    assert found["lease"] > plain
 
 
 def test_a_frame_that_is_no_frame_is_refused(tmp_path: Path):
