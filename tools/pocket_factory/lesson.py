@@ -20,9 +20,10 @@ from tools.pocket_factory.frames import Frames, Made, read_frames
 from tools.pocket_factory.prose import Prose
 from tools.pocket_factory.relations import Relations
 from tools.pocket_factory.values import Pools
-from tools.pocket_factory.words import Words, keywords
+from tools.pocket_factory.words import Words, content, keywords
 
 REFUSAL = "The documents do not say."
+VAGUE = 0.75  # share of the questions for the query reasoner that do not name their subject, where that can be
 LONG = 0.05  # share of the passages that may be longer than a mix says
 HERE = Path(__file__).parent
 
@@ -334,18 +335,20 @@ class Lesson:
         vague: list[str] = []
         order = list(range(len(made)))
         rng.shuffle(order)
-        kinds = [m.kind for m in made]
+        frames = {frame.name for frame in self.frames.frames}
         for index in order[: mix.contrast]:
             m = made[index]
             plain = [q for q, _ in m.asked if "___" not in q and "comes after" not in q]
             named = [
                 q
                 for q in plain
-                if not m.subject or m.subject.lower() in q.lower() or any(w in q for w in m.subject.split()[-1:])
+                if not m.subject or m.kind == "event" or m.subject.lower() in q.lower() or m.subject.split()[-1] in q
             ]
             clear = bool(named)
-            if plain and (not named or rng.random() < 0.25) and kinds.count(m.kind) == 1:
-                named, clear = plain, False
+            if m.kind in frames and rng.random() < VAGUE:
+                telling = set(content(m.text))
+                vaguer = [q for q in (shortened(rng, q, m.subject) for q in plain) if telling & set(content(q))]
+                named, clear = (vaguer, False) if vaguer else (named, clear)
             if not named or rng.random() < mix.keywords:
                 question = keywords(rng, m.text)
                 if question is None:

@@ -60,13 +60,14 @@ class Remembering(Objective):
 
     def rank(self, questions: list[list[int]], memories: Tensor) -> Tensor:
         """Cosines ``[B, W + earlier]``; what may answer a vague question, too, is no candidate."""
-        kept = list(self.earlier.kept)
-        self.earlier.add(self.step.kinds, memories)
+        step, kept = self.step, list(self.earlier.kept)
+        self.earlier.add(step.kinds, memories)
         together = torch.cat([memories, torch.stack([memory for _, memory in kept])]) if kept else memories
         scores = super().rank(questions, together)
-        alike = torch.tensor([[bool(vague) and kind == vague for kind, _ in kept] for vague in self.step.vague])
-        if kept:
-            beside = scores[:, len(memories) :].masked_fill(alike.to(scores.device), _NEVER)
-            scores = torch.cat([scores[:, : len(memories)], beside], dim=1)
-        self.scores = scores
-        return scores
+        kinds = [*step.kinds, *(kind for kind, _ in kept)]
+        alike = torch.tensor([[bool(vague) and kind == vague for kind in kinds] for vague in step.vague])
+        for question, gold in enumerate(step.gold):
+            for passage in gold:
+                alike[question, step.windows[passage].start : step.windows[passage].stop] = False
+        self.scores = scores.masked_fill(alike.to(scores.device), _NEVER)
+        return self.scores

@@ -12,6 +12,11 @@ from tools.pocket_factory.values import Pools
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]+")
 _VALUES = ("person", "place", "clock", "date", "money", "code", "int", "phone", "product", "year", "length", "duration")
 _FEWEST = 2  # words of a search
+_SHORT = 2  # letters of a word that says little
+_OPENINGS = (
+    "Where is the", "What is the", "When does the", "Who", "How many", "How much", "How long does the", "Which",
+    "Why was the", "When was the", "Where does the", "What does the", "Who has the", "Is the", "What", "Can I", "How",
+)  # fmt: skip
 _OF_TEXT = 40_000  # passages whose words are collected
 
 
@@ -52,16 +57,42 @@ class Words:
         return Made("", upper(mark.join(items)), asked, [], "words")
 
 
+def content(text: str) -> list[str]:
+    """The words of a text that say what it is about, in lower case."""
+    return [word.lower() for word in _WORD.findall(text) if word.lower() not in STOP and len(word) > _SHORT]
+
+
 def keywords(rng: random.Random, text: str) -> str | None:
-    """Two to five words of a text that say what it is about; None if it has too few."""
+    """Two to five words of a text that say what it is about; None if it has too few.
+
+    Half of them common words alone, some in another form, some behind the beginning of a question.
+    """
     found = list(dict.fromkeys(re.findall(r"[\w.:/-]*\w", text)))
-    telling = [word for word in found if word.lower() not in STOP and len(word) > 2]
+    telling = [word for word in found if word.lower() not in STOP and len(word) > _SHORT]
+    common = [word for word in telling if word.isalpha() and word.islower()]
+    if len(common) > _FEWEST and rng.random() < 0.6:
+        telling = common
     if len(telling) < _FEWEST + 1:
         return None
     start = rng.randrange(len(telling))
     near = telling[max(0, start - 4) : start + 5]
-    few = rng.sample(near, min(len(near), rng.choice((2, 3, 3, 4, 5))))
+    few = rng.sample(near, min(len(near), rng.choice((2, 2, 3, 3, 4, 5))))
     if rng.random() < 0.7:
         few.sort(key=telling.index)
+    few = [other_form(rng, word) if rng.random() < 0.25 else word for word in few]
     said = " ".join(few)
-    return said.lower() if rng.random() < 0.5 else said
+    if rng.random() < 0.45:
+        said = f"{rng.choice(_OPENINGS)} {said}?"
+    return said.lower() if rng.random() < 0.4 else said
+
+
+def other_form(rng: random.Random, word: str) -> str:
+    """A word with another ending: boats, boat; walked, walks."""
+    if not (word.isalpha() and word.islower() and len(word) > _SHORT + 1):
+        return word
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    for ending in ("ing", "ed", "es", "s"):
+        if word.endswith(ending) and len(word) > len(ending) + _SHORT:
+            return word.removesuffix(ending) + rng.choice(("", "s", "ed", "ing"))
+    return word + rng.choice(("s", "ed", "ing"))
