@@ -18,7 +18,7 @@ from clara_core.training.objective import Objective, Terms
 from clara_core.training.stages import CONFIG
 from tools.pocket_factory.frames import SLOT, Frames, Made, read_frames
 from tools.pocket_factory.lesson import REFUSAL, Lesson, Mix
-from tools.pocket_factory.look import right, typed
+from tools.pocket_factory.look import HANDBOOK, right, typed
 from tools.pocket_factory.remember import Earlier, Remembering
 from tools.pocket_factory.train import Plan, Run
 from tools.pocket_factory.values import Pools
@@ -200,6 +200,16 @@ def test_typed_sentences_are_judged():
     assert not right("the lift", "the stairs")
     assert right("The documents do not say.", None)
     assert not right("Paris", None)
+
+
+def test_the_handbook_holds_the_answers_to_its_questions():
+    entries = json.loads((HANDBOOK / "questions.json").read_text(encoding="utf-8"))
+    assert len(entries) == 8
+    assert sum(not entry["answers"] for entry in entries) == 1
+    for entry in entries:
+        text = "".join((HANDBOOK / "data" / name).read_text(encoding="utf-8") for name in entry["files"])
+        assert bool(entry["answers"]) == bool(text)
+        assert entry["answers"] in ([], ["No"]) or any(answer in text for answer in entry["answers"]), entry
 
 
 def test_a_run_goes_on_from_what_it_saved(work: Path, tmp_path: Path):
