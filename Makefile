@@ -10,14 +10,24 @@ PYTEST_ARGS ?=
 # Two processes, a file of tests at a time; `make test WORKERS=0` runs them in one.
 WORKERS ?= 2
 
+# pip compiles nothing (PIP_FLAGS), so Python must keep what it compiles: else each process begins with ten seconds of it.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 PARALLEL := -n $(WORKERS) --dist loadfile
 NEWEST := .venv-newest
 # The models of the tests are tiny: more than one thread each costs more than it gives. Nothing is downloaded.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-# Errors alone are shown: what pip warns of (caches, newer versions of itself) is not this project's. Python compiles what it imports.
+# Errors alone are shown: what pip warns of (caches, newer versions of itself) is not this project's. Most of what it
+# installs is never imported: Python compiles what is.
 PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-compile
+
+# The pip that comes with Python 3.11 takes three times as long over the same packages.
+define VENV_AT
+@$(PYTHON) -m venv $(1)
+@$(1)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=25,<26.2'
+endef
 
 define INSTALL
 @echo "Installing into $(VENV) (some minutes the first time) ..."
@@ -26,7 +36,7 @@ define INSTALL
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo domain-demo test test-gpu test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest clean
+.PHONY: help install demo domain-demo test test-gpu test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest constraints clean
 
 help:
 	@echo "make demo | domain-demo | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | test-newest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
@@ -75,10 +85,14 @@ test-oldest: $(OLDEST)/.installed
 	$(TEST_ENV) $(OLDEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 # What pip gives on the day: nothing pinned, and again at every call.
-test-newest:
-	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+test-newest: | $(NEWEST)/bin/python
 	$(NEWEST)/bin/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[dev]'
 	$(TEST_ENV) $(NEWEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+# The versions that are pinned, from those that are installed here.
+constraints: install
+	$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[dev]' 'torch==2.13.0'
+	$(BIN)/python tools/constraints.py > constraints.new && mv constraints.new constraints.txt
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -92,12 +106,14 @@ $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=...")'
-	@$(PYTHON) -m venv $(VENV)
+	$(call VENV_AT,$(VENV))
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(call INSTALL,dev)
 
-$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
-	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+$(OLDEST)/bin/python $(NEWEST)/bin/python:
+	$(call VENV_AT,$(@D:/bin=))
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | $(OLDEST)/bin/python
 	$(OLDEST)/bin/python -m pip install $(PIP_FLAGS) -c constraints-oldest.txt -e '.[dev]'
 	@touch $@

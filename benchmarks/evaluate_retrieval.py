@@ -31,7 +31,7 @@ from benchmarks.pocket_tasks import DOCUMENTS, MAX_TOKENS, SEED, make_world
 from benchmarks.report import hardware
 from clara_core import ClaraEngine
 from clara_core.evaluation import score_rankings
-from clara_core.ranking import fuse_ranks, rank_memories
+from clara_core.retrieval.ranking import fuse_ranks, rank_memories
 from clara_core.store import MemoryStore
 from clara_core.training.world import Question
 

@@ -3,8 +3,9 @@
     python -m benchmarks.pressure                 # 2,000 requests from 16 threads, a random tiny model
     python -m benchmarks.pressure --requests 100
 
-A request is drawn from a pool: a question over 0 to 60 documents, an answer of 1 to some hundred tokens, greedy or by a
-seed. Each of the pool is first answered alone, in an engine with memory for all. Some callers leave in the middle.
+A request is drawn from a pool: a question over 1 to 60 documents, an answer of 1 to 900 tokens, greedy or by a seed,
+some 50 to 2,000 positions together. Each of the pool is first answered alone, in an engine with memory for all. Some
+callers leave in the middle. The bytes that answers hold are read at each pass of the model, so that no peak is missed.
 """
 
 from __future__ import annotations
@@ -14,18 +15,24 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from benchmarks.workload import SHAPES, prepare
 from clara_core import Answer, ClaraEngine, Memory
-from clara_core.kernels import PAGE
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.kernels import PAGE
+from clara_core.model.kv_cache import KVCache
 
 LONGEST = 2_000  # positions of a request
+DOCUMENTS = 60
+LEAVES = 0.1  # share of callers that leave after a few pieces
 
 
 @dataclass(frozen=True)
@@ -44,41 +51,72 @@ class Outcome:
     ended: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     preempted: int = 0
+    lengths: list[int] = field(default_factory=list)  # positions of those of the pool
+    passes: int = 0
+    most_rows: int = 0
     most_bytes: int = 0
+    total_bytes: int = 0
     bound: int = 0
     seconds: float = 0.0
 
+    @property
+    def faults(self) -> list[str]:
+        """What is not as it should be."""
+        faults = list(self.wrong)
+        if self.most_bytes > self.bound or self.total_bytes > self.bound:
+            faults.append(f"{self.most_bytes:,} bytes used, {self.total_bytes:,} allocated, {self.bound:,} allowed")
+        if errors := {how: count for how, count in self.ended.items() if how not in ("answered", "left")}:
+            faults.append(f"errors: {errors}")
+        return faults
+
 
 def pool_of(words: list[str], size: int, seed: int) -> list[Asked]:
-    """Requests of 1 to `LONGEST` positions or so, short ones more often, as in life."""
+    """Requests of up to `LONGEST` positions, short ones more often, as in life."""
     rng = random.Random(seed)
     pool = []
     for number in range(size):
-        documents = rng.choice((0, 1, 3, 5, 5, 20, 60))
-        options: dict[str, Any] = {"max_tokens": rng.choice((1, 4, 16, 16, 40, 300))}
+        documents = min(DOCUMENTS, int(rng.paretovariate(0.5)))
+        options: dict[str, Any] = {"max_tokens": rng.choice((1, 4, 16, 16, 40, 300, 900))}
         if rng.random() < 0.3:
             options |= {"temperature": 0.8, "seed": number}
         pool.append(Asked(" ".join(rng.choices(words, k=rng.choice((1, 5, 12, 60)))) + "?", documents, options))
     return pool
 
 
+def watch(model: ClaraModel, outcome: Outcome) -> None:
+    """Look at the KV memory in each pass: rows get and give back pages only between two of them."""
+    step, prefill = model.step, model.prefill
+
+    def look(cache: KVCache) -> None:
+        outcome.passes += 1
+        outcome.most_rows = max(outcome.most_rows, len(cache.rows))
+        outcome.most_bytes = max(outcome.most_bytes, cache.memory.used_bytes)
+        outcome.total_bytes = max(outcome.total_bytes, cache.memory.total_bytes)
+
+    def watched_step(tokens: Sequence[int], cache: KVCache) -> Tensor:
+        look(cache)
+        return step(tokens, cache)
+
+    def watched_prefill(
+        sequences: Sequence[Sequence[int]], memories: Tensor, slots: Sequence[Any], cache: KVCache
+    ) -> Tensor:
+        look(cache)
+        return prefill(sequences, memories, slots, cache)
+
+    model.step, model.prefill = watched_step, watched_prefill  # type: ignore[method-assign]
+
+
 def press(
     engine: ClaraEngine, pool: list[Asked], memories: list[Memory], alone: list[Answer], requests: int, threads: int
 ) -> Outcome:
-    """Ask from many threads at once; one caller in ten leaves after a few pieces."""
-    outcome, lock, start = Outcome(), threading.Lock(), time.monotonic()
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.005):
-            stats = engine.stats()
-            outcome.most_bytes = max(outcome.most_bytes, stats.kv_used_bytes)
-            outcome.bound = max(outcome.bound, stats.kv_total_bytes)
+    """Ask from many threads at once."""
+    outcome, lock = Outcome(), threading.Lock()
+    watch(engine.load().model, outcome)
 
     def one(rng: random.Random) -> tuple[str, str]:
         at = rng.randrange(len(pool))
         asked, expected = pool[at], alone[at]
-        leaves = rng.random() < 0.1
+        leaves = rng.random() < LEAVES
         with engine.stream(asked.question, memories[: asked.documents], **asked.options) as stream:
             text = ""
             for pieces, chunk in enumerate(stream):
@@ -101,15 +139,12 @@ def press(
                 outcome.ended[how] += 1
                 outcome.wrong += [wrong] if wrong else []
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    start = time.monotonic()
     workers = [threading.Thread(target=work, args=(seed,)) for seed in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    stop.set()
-    watcher.join()
     outcome.preempted = engine.stats().preempted
     outcome.seconds = time.monotonic() - start
     return outcome
@@ -120,16 +155,26 @@ def run(requests: int, threads: int, pool_size: int, places: int, seed: int = 0)
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(SHAPES["tiny"], Path(folder), "cpu", torch.float32)
-        options = {"base_model": str(work.base), "device": "cpu", "dtype": "float32"}
-        engine = ClaraEngine.from_pretrained(str(work.checkpoint), **options)
-        memories = engine.compress(work.language.passages(60))
+
+        def engine_with(kv_cache_bytes: int | None) -> ClaraEngine:
+            return ClaraEngine.from_pretrained(
+                str(work.checkpoint),
+                base_model=str(work.base),
+                device="cpu",
+                dtype="float32",
+                kv_cache_bytes=kv_cache_bytes,
+            )
+
+        engine = engine_with(None)
+        memories = engine.compress(work.language.passages(DOCUMENTS))
         pool = pool_of(work.language.words, pool_size, seed)
         alone = [engine.answer(one.question, memories[: one.documents], **one.options) for one in pool]
-        page = engine.load().model.kv_shape().page_bytes
+        bound = places * -(-LONGEST // PAGE) * engine.load().model.kv_shape().page_bytes
         engine.unload()
-        # The same engine, with less from now on.
-        ClaraEngine.from_pretrained(str(work.checkpoint), kv_cache_bytes=places * -(-LONGEST // PAGE) * page, **options)
+        engine_with(bound)  # the same engine, with less from now on
         outcome = press(engine, pool, memories, alone, requests, threads)
+        outcome.bound = bound
+        outcome.lengths = [one.prompt_tokens + one.memory_tokens + one.completion_tokens for one in alone]
         engine.unload()
         return outcome
 
@@ -143,10 +188,12 @@ def main(
     """Press many requests through a small KV memory."""
     outcome = run(requests, threads, pool, places)
     print(f"{sum(outcome.ended.values())} of {requests} ended in {outcome.seconds:.0f} s: {dict(outcome.ended)}")
+    print(f"{len(outcome.lengths)} different requests of {min(outcome.lengths)} to {max(outcome.lengths)} positions")
     print(f"unlike alone: {len(outcome.wrong)}; preempted {outcome.preempted} times")
-    print(f"KV bytes: at most {outcome.most_bytes:,} of {outcome.bound:,}")
-    if outcome.wrong or sum(outcome.ended.values()) != requests:
-        raise SystemExit(f"not as it should be: {outcome.wrong[:3]}")
+    print(f"{outcome.passes:,} passes of at most {outcome.most_rows} rows")
+    print(f"KV bytes: at most {outcome.most_bytes:,} used and {outcome.total_bytes:,} allocated of {outcome.bound:,}")
+    if outcome.faults or sum(outcome.ended.values()) != requests:
+        raise SystemExit(f"not as it should be: {outcome.faults[:3]}")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import hardware
+from clara_core.data.examples import STAGES, Stage
 from clara_core.training.batch import Step
 from clara_core.training.config import TrainingConfig
-from clara_core.training.lines import STAGES, Stage
 from clara_core.training.objective import Objective
 from clara_core.training.run import trainer_of
 from clara_core.training.world import make_corpus

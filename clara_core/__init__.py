@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from clara_core.errors import (
+from clara_core.common.errors import (
     CheckpointError,
     ClaraError,
     ContextOverflow,
@@ -22,15 +22,15 @@ from clara_core.errors import (
     UnknownOption,
     WindowOverflow,
 )
-from clara_core.lazy import lazy_names
+from clara_core.common.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from clara_core.config import ClaraConfig, Role
-    from clara_core.engine import Answer, ClaraEngine
-    from clara_core.memory import Memory, MemoryCache
-    from clara_core.ranking import Ranked
+    from clara_core.checkpoint.config import ClaraConfig, Role
+    from clara_core.common.version import __version__
+    from clara_core.data.memory import Memory, MemoryCache
+    from clara_core.engine.engine import Answer, ClaraEngine
+    from clara_core.retrieval.ranking import Ranked
     from clara_core.store import Hit, MemoryStore, Record, StoreStats
-    from clara_core.version import __version__
 
 __all__ = [
     "Answer",
@@ -61,18 +61,18 @@ __all__ = [
 ]
 
 _MODULES: Final = {
-    "Answer": "clara_core.engine",
-    "ClaraConfig": "clara_core.config",
-    "ClaraEngine": "clara_core.engine",
+    "Answer": "clara_core.engine.engine",
+    "ClaraConfig": "clara_core.checkpoint.config",
+    "ClaraEngine": "clara_core.engine.engine",
     "Hit": "clara_core.store",
-    "Memory": "clara_core.memory",
-    "MemoryCache": "clara_core.memory",
+    "Memory": "clara_core.data.memory",
+    "MemoryCache": "clara_core.data.memory",
     "MemoryStore": "clara_core.store",
-    "Ranked": "clara_core.ranking",
+    "Ranked": "clara_core.retrieval.ranking",
     "Record": "clara_core.store",
-    "Role": "clara_core.config",
+    "Role": "clara_core.checkpoint.config",
     "StoreStats": "clara_core.store",
-    "__version__": "clara_core.version",
+    "__version__": "clara_core.common.version",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from clara_core import ClaraEngine
+from clara_core.data.documents import cut_passages, read_folder
 from clara_core.evaluation import exact_match
-from clara_core.passages import cut_passages, read_folder
 from langchain_clara import ChatClara, ClaraRetriever, DocumentsPlaceholder
 
 DATA = Path(__file__).parent / "data"

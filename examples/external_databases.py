@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from clara_core import ClaraEngine, Memory, MemoryStore
-from clara_core.passages import read_folder
+from clara_core.data.documents import read_folder
 from langchain_clara import ClaraEmbeddings, ClaraTextSplitter
 
 DATA = Path(__file__).parent / "data"

@@ -15,7 +15,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 
-from clara_core.passages import read_folder
+from clara_core.data.documents import read_folder
 from langchain_clara import ChatClara, ClaraContextMiddleware, ClaraRetriever, ClaraTextSplitter
 
 DATA = Path(__file__).parent / "data"

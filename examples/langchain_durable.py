@@ -12,7 +12,7 @@ from pathlib import Path
 
 from langchain_core.documents import Document
 
-from clara_core.passages import read_folder
+from clara_core.data.documents import read_folder
 from langchain_clara import ChatClara, ClaraTextSplitter, ClaraVectorStore, create_clara_documents_chain
 
 DATA = Path(__file__).parent / "data"

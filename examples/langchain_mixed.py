@@ -18,7 +18,7 @@ from langchain_core.documents import Document
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 
-from clara_core.passages import read_folder
+from clara_core.data.documents import read_folder
 from langchain_clara import ChatClara, ClaraRerank, ClaraTextSplitter, DocumentsPlaceholder
 
 DATA = Path(__file__).parent / "data"

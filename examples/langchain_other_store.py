@@ -16,7 +16,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnablePassthrough
 from langchain_qdrant import QdrantVectorStore
 
-from clara_core.passages import read_folder
+from clara_core.data.documents import read_folder
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraTextSplitter, create_clara_documents_chain
 
 DATA = Path(__file__).parent / "data"

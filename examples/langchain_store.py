@@ -11,7 +11,7 @@ from pathlib import Path
 from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, index
 
-from clara_core.passages import read_folder
+from clara_core.data.documents import read_folder
 from langchain_clara import ChatClara, ClaraTextSplitter, ClaraVectorStore, create_clara_documents_chain
 
 DATA = Path(__file__).parent / "data"

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from clara_core.lazy import lazy_names
+from clara_core.common.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from clara_core.version import __version__
+    from clara_core.common.version import __version__
     from langchain_clara.chains import create_clara_documents_chain
     from langchain_clara.chat_models import ChatClara
     from langchain_clara.cross_encoder import ClaraCrossEncoder
@@ -49,7 +49,7 @@ _MODULES: Final = {
     "ClaraTranslator": "langchain_clara.self_query",
     "ClaraVectorStore": "langchain_clara.vectorstores",
     "DocumentsPlaceholder": "langchain_clara.prompts",
-    "__version__": "clara_core.version",
+    "__version__": "clara_core.common.version",
     "create_clara_documents_chain": "langchain_clara.chains",
 }
 

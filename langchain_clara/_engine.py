@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from clara_core.options import DEFAULT_MODEL, EngineOptions, given_options, option_values
-from clara_core.suggest import refuse_unknown
+from clara_core.common.suggest import refuse_unknown
+from clara_core.engine.options import DEFAULT_MODEL, EngineOptions, given_options, option_values
 
 if TYPE_CHECKING:
     from clara_core import ClaraEngine

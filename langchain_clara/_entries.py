@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clara_core.store import Hit, Record
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Document], bool]
-"""What a search may return: a dict as in `clara_core.filters`, or a function of the document (with its id)."""
+"""What a search may return: a dict as in `clara_core.retrieval.filters`, or a function of the document and its id."""
 
 
 def listed(documents: Iterable[Document], ids: Sequence[str | None] | None) -> tuple[list[Document], list[str | None]]:
@@ -96,7 +96,7 @@ def checked(condition: Filter | None) -> Filter | None:
         TypeError, ValueError: It is no filter; see `check_filter`.
     """
     if condition is not None and not callable(condition):
-        from clara_core.filters import check_filter
+        from clara_core.retrieval.filters import check_filter
 
         check_filter(condition)
     return condition
@@ -106,7 +106,7 @@ def acceptor(condition: Filter | None) -> Callable[[Document], bool] | None:
     """A filter as a function of documents."""
     if (rules := checked(condition)) is None or callable(rules):
         return rules
-    from clara_core.filters import matches
+    from clara_core.retrieval.filters import matches
 
     return lambda document: matches(rules, document.metadata)
 

@@ -41,7 +41,7 @@ def _stamp(engine: ClaraEngine) -> str:
 
 
 def _facts(engine: ClaraEngine, name: str | None) -> Iterator[str]:
-    from clara_core.locate import BUNDLED
+    from clara_core.checkpoint.hub import BUNDLED
 
     if name is None:
         return

@@ -8,7 +8,7 @@ from typing import Any, Final
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage
 
-from clara_core.turns import Turn, alternating
+from clara_core.model.chat_format import Turn, alternating
 from langchain_clara._documents import (
     DOCUMENT_BLOCKS,
     ReadDocument,

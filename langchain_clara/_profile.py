@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from clara_core.config import CONFIG_FILE, ClaraConfig
-from clara_core.errors import CheckpointError
-from clara_core.locate import locate, locate_base
-from clara_core.options import DEFAULT_MODEL
+from clara_core.checkpoint.config import CONFIG_FILE, ClaraConfig
+from clara_core.checkpoint.hub import locate, locate_base
+from clara_core.common.errors import CheckpointError
+from clara_core.engine.options import DEFAULT_MODEL
 
 _WINDOWED: Final = {"mistral": 4096}
 """Sliding window of an architecture where its config does not name one."""

@@ -18,9 +18,9 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, model_validator
 
-from clara_core.suggest import refuse_unknown
-from clara_core.turns import Turn
-from clara_core.version import __version__
+from clara_core.common.suggest import refuse_unknown
+from clara_core.common.version import __version__
+from clara_core.model.chat_format import Turn
 from langchain_clara._batching import SEAT, Meeting, Seat, run_apart, seated
 from langchain_clara._documents import ReadDocument, listed_documents
 from langchain_clara._engine import EngineFields
@@ -30,7 +30,7 @@ from langchain_clara._profile import local_context
 
 if TYPE_CHECKING:
     from clara_core import Answer
-    from clara_core.generation import Chunk
+    from clara_core.engine.sampling import Chunk
 
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed")
 _NO_TOOLS: Final = (

@@ -58,7 +58,7 @@ class ClaraCrossEncoder(EngineFields, BaseCrossEncoder):
         pairs = _checked(text_pairs)
         if not pairs:
             return []
-        from clara_core.ranking import score_memories
+        from clara_core.retrieval.ranking import score_memories
 
         engine = self.shared_engine
         places: dict[str, list[int]] = {}  # of the pairs of each question

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clara_core import Memory
-    from clara_core.projection import Projection
+    from clara_core.retrieval.projection import Projection
 
 
 class ClaraEmbeddings(EngineFields, Embeddings):
@@ -147,7 +147,7 @@ class ClaraEmbeddings(EngineFields, Embeddings):
         """From memories to `dimensions` numbers; None where vectors are kept whole."""
         if self.dimensions is None:
             return None
-        from clara_core.projection import Projection
+        from clara_core.retrieval.projection import Projection
 
         dimension = self.shared_engine.dimension
         if self.dimensions > dimension:

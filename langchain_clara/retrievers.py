@@ -13,7 +13,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from clara_core.options import given_options, option_values
+from clara_core.engine.options import given_options, option_values
 from langchain_clara._engine import EngineFields
 from langchain_clara._entries import Filter, acceptor, with_score, with_texts
 from langchain_clara.embeddings import ClaraEmbeddings
@@ -39,7 +39,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         k: int
             Documents to return.
         filter: dict | Callable[[Document], bool] | None
-            Which documents may be returned; see `clara_core.filters`.
+            Which documents may be returned; see `clara_core.retrieval.filters`.
         mode: "memory" | "text" | "hybrid" | None
             How the store is searched; None is ``hybrid``.
         score_threshold: float | None
@@ -273,12 +273,12 @@ class ClaraRetriever(BaseRetriever, EngineFields):
 
     def _ordered(self, candidates: Sequence[Document], ranked: Sequence[Ranked]) -> list[tuple[Document, float]]:
         """Candidates with their scores, in the order of the ranking or of both rankings together."""
-        from clara_core.ranking import memory_relevance
+        from clara_core.retrieval.ranking import memory_relevance
 
         scores = {hit.index: memory_relevance(hit.score) for hit in ranked}
         order = list(scores)
         if self.base_weight:
-            from clara_core.ranking import fuse_ranks
+            from clara_core.retrieval.ranking import fuse_ranks
 
             fused = fuse_ranks([range(len(candidates)), order], [self.base_weight, 1 - self.base_weight])
             order = [index for index, _ in fused]

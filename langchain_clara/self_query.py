@@ -24,9 +24,9 @@ _DATES: Final = ("date", "datetime")
 class ClaraTranslator(Visitor):
     """What a language model made of a question ("reports of 1907 about bridges") as a question and a ``filter=``.
 
-    The filters are those of `clara_core.filters`, which `ClaraVectorStore` and `ClaraRetriever` take. Dates become ISO
-    strings (``"1907-05-01"``), so metadata should hold them as such. There are no patterns, so ``like`` is not among
-    the comparators that the language model is offered.
+    The filters are those of `clara_core.retrieval.filters`, which `ClaraVectorStore` and `ClaraRetriever` take. Dates
+    become ISO strings (``"1907-05-01"``), so metadata should hold them as such. There are no patterns, so ``like`` is
+    not among the comparators that the language model is offered.
 
     Example:
         ```python

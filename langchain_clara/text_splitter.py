@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_text_splitters import TextSplitter
 
-from clara_core.suggest import parameters, refuse_unknown
+from clara_core.common.suggest import parameters, refuse_unknown
 from langchain_clara._engine import EngineFields
 from langchain_clara._entries import listed, with_texts
 

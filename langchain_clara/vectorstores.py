@@ -13,8 +13,8 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-from clara_core.place import IN_MEMORY, absolute
-from clara_core.suggest import parameters, refuse_unknown
+from clara_core.common.place import IN_MEMORY, absolute
+from clara_core.common.suggest import parameters, refuse_unknown
 from langchain_clara._entries import (
     Filter,
     checked,
@@ -261,7 +261,7 @@ class ClaraVectorStore(VectorStore):
         Raises:
             FingerprintMismatch: A memory was made by another model.
         """
-        from clara_core.prepare import checked_memories
+        from clara_core.engine.inputs import checked_memories
 
         engine = self._vectors.engine("add_memories")
         ready = checked_memories(memories, lambda: engine.fingerprint)
@@ -351,8 +351,8 @@ class ClaraVectorStore(VectorStore):
         Args:
             query: The question.
             k: Most documents to return.
-            filter: A dict as in `clara_core.filters`, or a function of the document. Only what passes a dict is
-                searched; a function is asked about what was found, over and over until `k` passed.
+            filter: A dict as in `clara_core.retrieval.filters`, or a function of the document. Only what passes a dict
+                is searched; a function is asked about what was found, over and over until `k` passed.
             mode: ``memory`` by cosine, ``text`` by words, ``hybrid`` by both; None is ``hybrid``.
             **kwargs: There are no others; one more is an error.
         """

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from clara_core.lazy import lazy_names
+from clara_core.common.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from clara_core.version import __version__
+    from clara_core.common.version import __version__
     from llama_index_clara.embeddings import ClaraEmbedding
     from llama_index_clara.llms import ClaraLLM
     from llama_index_clara.node_parser import ClaraNodeParser
@@ -43,7 +43,7 @@ _MODULES: Final = {
     "ClaraSynthesizer": "llama_index_clara.response_synthesizers",
     "ClaraVectorStore": "llama_index_clara.vector_stores",
     "RerankedNode": "llama_index_clara.postprocessor",
-    "__version__": "clara_core.version",
+    "__version__": "clara_core.common.version",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES, {"llama_index": "pip install 'clara-rag[llama-index]'"})

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 from llama_index.core.schema import BaseComponent
 from pydantic import Field, PrivateAttr
 
-from clara_core.options import DEFAULT_MODEL, EngineOptions, announce_default, given_options, option_values
-from clara_core.suggest import refuse_unknown
+from clara_core.common.suggest import refuse_unknown
+from clara_core.engine.options import DEFAULT_MODEL, EngineOptions, announce_default, given_options, option_values
 
 if TYPE_CHECKING:
     from clara_core import ClaraEngine

@@ -18,11 +18,11 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from clara_core.errors import CheckpointError
+from clara_core.common.errors import CheckpointError
 from llama_index_clara._vectors import Array
 
 if TYPE_CHECKING:
-    from clara_core.memory import Memory
+    from clara_core.data.memory import Memory
     from clara_core.store import MemoryStore, Record
 
 VECTORS: Final = "vectors"  # what a store says instead of a fingerprint if it holds vectors
@@ -155,7 +155,7 @@ def read_file(
 def _documents(header: dict[str, Any], rows: Iterator[Array]) -> Iterator[tuple[Record, Memory]]:
     import torch
 
-    from clara_core.memory import Memory
+    from clara_core.data.memory import Memory
     from clara_core.store.records import Record, metadata_from_json
 
     for told, matrix in zip(header["nodes"], rows, strict=True):

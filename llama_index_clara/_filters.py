@@ -23,7 +23,7 @@ _ORDERS: Final[dict[FilterOperator, tuple[str, Callable[[Any, Any], bool]]]] = {
 
 
 def core_filter(filters: MetadataFilters | None) -> Filter | None:
-    """The same as a filter of `clara_core.filters`; None where it lets everything pass.
+    """The same as a filter of `clara_core.retrieval.filters`; None where it lets everything pass.
 
     Raises:
         ValueError: An operator has a value that it cannot take, or a key begins with ``$``.

@@ -13,7 +13,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from clara_core.turns import Turn, alternating
+from clara_core.model.chat_format import Turn, alternating
 from llama_index_clara._refusals import NO_TOOLS
 
 _ROLES: Final = {

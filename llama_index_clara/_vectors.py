@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clara_core import ClaraEngine, Memory
-    from clara_core.projection import Projection
+    from clara_core.retrieval.projection import Projection
 
 Array = NDArray[np.float32]
 
@@ -38,7 +38,7 @@ class VectorSpace:
 
     def questions(self, tokens: Tensor) -> Array:
         """Unit vectors ``[Q, length]`` of the query reasoner's ``[Q, n_mem, hidden]``."""
-        from clara_core.ranking import unit_rows
+        from clara_core.retrieval.ranking import unit_rows
 
         return _unit(self._projected(unit_rows(tokens)))
 
@@ -46,7 +46,7 @@ class VectorSpace:
         """Unit vectors ``[M, length]``; a document of several windows has the mean of their directions."""
         import torch
 
-        from clara_core.ranking import unit_rows
+        from clara_core.retrieval.ranking import unit_rows
 
         if not memories:
             return np.zeros((0, self.length), np.float32)
@@ -58,7 +58,7 @@ class VectorSpace:
         if self.dimensions is None:
             tokens: Array = memory.tokens.flatten(1).float().numpy()
             return tokens
-        from clara_core.ranking import unit_rows
+        from clara_core.retrieval.ranking import unit_rows
 
         return self._projected(unit_rows(memory.tokens)).numpy()
 
@@ -70,7 +70,7 @@ class VectorSpace:
 
 @lru_cache(maxsize=8)
 def _projection(source: int, target: int) -> Projection:
-    from clara_core.projection import Projection
+    from clara_core.retrieval.projection import Projection
 
     return Projection(source, target)
 

@@ -29,8 +29,8 @@ from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.types import TokenAsyncGen
 from pydantic import Field, PrivateAttr, field_validator
 
-from clara_core.suggest import refuse_unknown
-from clara_core.turns import Turn
+from clara_core.common.suggest import refuse_unknown
+from clara_core.model.chat_format import Turn
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._messages import read_messages
 from llama_index_clara._nodes import texts_of
@@ -38,7 +38,7 @@ from llama_index_clara._refusals import Refusals, refuse_json, refuse_options
 
 if TYPE_CHECKING:
     from clara_core import Answer
-    from clara_core.generation import Chunk
+    from clara_core.engine.sampling import Chunk
 
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed", "stop")
 

@@ -12,8 +12,8 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import Document
 
-from clara_core.options import OPTIONS, given_options
-from clara_core.suggest import parameters, refuse_unknown
+from clara_core.common.suggest import parameters, refuse_unknown
+from clara_core.engine.options import OPTIONS, given_options
 from llama_index_clara.llms import ClaraLLM
 from llama_index_clara.response_synthesizers import ClaraSynthesizer
 from llama_index_clara.retrievers import ClaraRetriever

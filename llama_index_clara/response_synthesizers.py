@@ -18,7 +18,7 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
-from clara_core.suggest import parameters, refuse_unknown
+from clara_core.common.suggest import parameters, refuse_unknown
 from llama_index_clara._nodes import checked, text_of
 from llama_index_clara.llms import ClaraLLM
 

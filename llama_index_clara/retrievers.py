@@ -19,7 +19,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
-from clara_core.suggest import parameters, refuse_unknown
+from clara_core.common.suggest import parameters, refuse_unknown
 from llama_index_clara._nodes import checked
 from llama_index_clara.embeddings import ClaraEmbedding
 from llama_index_clara.node_parser import ClaraNodeParser

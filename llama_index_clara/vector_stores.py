@@ -23,8 +23,8 @@ from llama_index.core.vector_stores.types import (
 )
 from pydantic import Field, PrivateAttr
 
-from clara_core.errors import FingerprintMismatch
-from clara_core.place import IN_MEMORY, absolute
+from clara_core.common.errors import FingerprintMismatch
+from clara_core.common.place import IN_MEMORY, absolute
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._files import SUFFIX, VECTORS, read_file, read_pointer, write_file, write_pointer
 from llama_index_clara._nodes import checked, copy_of, text_of
@@ -190,7 +190,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     def _given(self, nodes: Sequence[BaseNode], memories: Sequence[Memory]) -> list[Memory]:
         """Memories that the caller has of nodes."""
-        from clara_core.prepare import checked_memories
+        from clara_core.engine.inputs import checked_memories
 
         found = checked_memories(memories[: len(nodes)], lambda: self.engine.fingerprint)
         if len(found) < len(nodes):
@@ -272,7 +272,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Copies of nodes, in the order in which they are asked for; unknown ids are left out."""
-        from clara_core.filters import matches
+        from clara_core.retrieval.filters import matches
 
         condition = named(None, filters) or {}
         found = iter(self.client) if node_ids is None else self.client.get(node_ids)

@@ -26,7 +26,7 @@ def parity_folder() -> Path:
 def clara(capsys):
     """The command itself, in this process: exit code, standard output, standard error."""
 
-    from clara_core.cli import app
+    from clara_core.cli.main import app
 
     def call(*arguments):
         with pytest.raises(SystemExit) as left:

@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Imported before the processes are split off, since importing is most of the time of a short program.
 _PRELOAD = [
     "transformers.models.mistral.modeling_mistral",
-    "clara_core.engine",
+    "clara_core.engine.engine",
     "clara_core.store",
     "langchain_clara.vectorstores",
     "langchain_clara.chat_models",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from clara_core import ClaraEngine
-from clara_core.model import ClaraModel
+from clara_core.model.decoder import ClaraModel
 from tests.tiny import Tiny
 
 PASSAGES = (

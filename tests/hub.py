@@ -94,8 +94,8 @@ def serving(files: dict[str, bytes]) -> Iterator[Hub]:
 
 CALL = """
     import json, sys
-    from clara_core.errors import CheckpointError
-    from clara_core.locate import locate
+    from clara_core.common.errors import CheckpointError
+    from clara_core.checkpoint.hub import locate
     try:
         print(json.dumps({"folder": str(locate(**json.loads(sys.argv[1])))}))
     except CheckpointError as exc:

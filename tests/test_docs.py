@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from clara_core.cli import app
+from clara_core.cli.main import app
 from tests.docs_blocks import PAGES, ROOT, Block, blocks_of, run
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]

@@ -94,6 +94,6 @@ def test_errors_are_one_tree():
     names = [name for name in clara_core.__all__ if isinstance(getattr(clara_core, name), type)]
     errors = [getattr(clara_core, name) for name in names]
     errors = [error for error in errors if issubclass(error, Exception)]
-    in_file = {error for error in vars(clara_core.errors).values() if isinstance(error, type)}
+    in_file = {error for error in vars(clara_core.common.errors).values() if isinstance(error, type)}
     assert set(errors) == in_file
     assert all(issubclass(error, clara_core.ClaraError) for error in errors)

@@ -20,21 +20,17 @@ FRAMEWORKS = {
     "llama_index",
 }
 ADAPTERS = {"langchain_clara", "llama_index_clara"}
-# The modules of the core from the bottom up. A module may import those of its own line or above it.
-CORE = (
-    {"announce", "errors", "turns"},
-    {"config"},
-    {"locate", "weights"},
-    {"proof"},
-    {"checkpoint"},
-    {"convert", "tokens"},
-)
+# The folders of the core from the bottom up. A module may import those of its own folder and of folders above it here.
+LAYERS = ("common", "data", "retrieval", "checkpoint", "model", "engine", "store", "evaluation", "training", "cli")
+# The doors of `python -m` stand in the folder they are named after, and open the command line above it.
+DOORS = {"clara_core.training.__main__"}
 
 
-def imports(path: Path) -> set[str]:
-    """The full names of every module that a file imports, wherever in the file."""
+def imports(path: Path, *, at_top: bool = False) -> set[str]:
+    """The full names of every module that a file imports: wherever in the file, or when it is imported itself."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if at_top else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -80,17 +76,50 @@ def test_llama_index_adapter_stands_on_its_core_alone(path):
     assert all(name.startswith(("llama_index.core", "llama_index_clara")) for name in meta)
 
 
-def test_files_of_the_core_import_downwards():
-    below: set[str] = set()
-    for layer in CORE:
-        for module in layer:
-            used = {
-                name.split(".")[1]
-                for name in imports(ROOT / "clara_core" / f"{module}.py")
-                if name.startswith("clara_core.")
-            }
-            assert used <= below, f"{module} imports {sorted(used - below)}"
-        below |= layer
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+CORE = {module_of(path): path for path in files("clara_core")}
+
+
+def used_by(module: str, *, at_top: bool = False) -> set[str]:
+    """Modules of the core that a module imports, but for itself and the packages it lies in."""
+    found = set()
+    for imported in imports(CORE[module], at_top=at_top):
+        name = imported
+        while name and name not in CORE:
+            name = name.rpartition(".")[0]
+        if name and not f"{module}.".startswith(f"{name}."):
+            found.add(name)
+    return found
+
+
+def test_the_top_of_the_core_has_ten_folders():
+    there = {path.name for path in (ROOT / "clara_core").iterdir()} - {
+        "__init__.py",
+        "py.typed",
+        "pocket",
+        "__pycache__",
+    }
+    assert there == set(LAYERS)
+    assert len(LAYERS) <= 10
+
+
+@pytest.mark.parametrize("module", sorted(CORE.keys() - DOORS - {"clara_core"}))
+def test_folders_of_the_core_import_downwards(module):
+    place = LAYERS.index(module.split(".")[1])
+    above = {name for name in used_by(module) if name != "clara_core" and LAYERS.index(name.split(".")[1]) > place}
+    assert not above, f"{module} lies in {LAYERS[place]}/ and imports {sorted(above)}"
+
+
+def test_modules_of_the_core_form_no_cycle():
+    waiting = {module: used_by(module, at_top=True) for module in CORE}
+    while ready := [module for module, needs in waiting.items() if not needs & waiting.keys()]:
+        for module in ready:
+            del waiting[module]
+    cycles = {module: sorted(needs & waiting.keys()) for module, needs in waiting.items()}
+    assert not cycles
 
 
 @pytest.mark.parametrize("package", ["clara_core", "langchain_clara", "llama_index_clara"])

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from clara_core.data.examples import RetrievalLine
 from clara_core.evaluation.runner import Plan, Runner
 from clara_core.evaluation.text_reader import TextReader
-from clara_core.training.lines import RetrievalLine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clara_core.engine import ClaraEngine
+    from clara_core.engine.engine import ClaraEngine
 
 COMPRESSED = 20  # candidates of a question whose compression is timed, at most: the paper's number
 _BATCH = 8  # passages of one forward pass
@@ -138,7 +138,7 @@ def mean_states(engine: ClaraEngine, texts: Sequence[str]) -> tuple[Tensor, Tens
     """Means of the last hidden states over the memory positions and over all others, each ``[n, hidden]``, float32."""
     import torch
 
-    from clara_core.config import Role
+    from clara_core.checkpoint.config import Role
 
     model, n_mem = engine.load().model, engine.n_mem
     memory, text = [], []

@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from clara_core.errors import ClaraError, DataError
-from clara_core.training.lines import RetrievalLine
+from clara_core.common.errors import ClaraError, DataError
+from clara_core.data.examples import RetrievalLine
 
 Mode: TypeAlias = Literal["normal", "oracle"]
 Ranker: TypeAlias = Literal["memory", "bm25", "given"]

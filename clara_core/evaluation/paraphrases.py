@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clara_core.errors import ContextOverflow
+from clara_core.common.errors import ContextOverflow
 from clara_core.evaluation.texts import entity_preservation, lost_entities, rouge
 
 if TYPE_CHECKING:
-    from clara_core.engine import ClaraEngine
-    from clara_core.memory import Memory
+    from clara_core.data.memory import Memory
+    from clara_core.engine.engine import ClaraEngine
 
 _ROOM = 1.5  # a paraphrase may take this many times the tokens of its passage, ...
 _LEAST = 32  # ... or so many

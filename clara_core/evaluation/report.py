@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clara_core.errors import ClaraError
+from clara_core.common.errors import ClaraError
 from clara_core.evaluation.cost import Alignment
 from clara_core.evaluation.outcomes import QUESTIONS, Outcome
 from clara_core.evaluation.paraphrases import Paraphrase

@@ -8,7 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from clara_core.errors import DataError
+from clara_core.common.errors import DataError
+from clara_core.data.examples import RetrievalLine
+from clara_core.data.jsonl import read_lines
 from clara_core.evaluation.cost import align, hardware, latency
 from clara_core.evaluation.outcomes import Mode, Outcome, OutcomeLog, Ranker
 from clara_core.evaluation.paraphrases import paraphrase_passages
@@ -17,11 +19,9 @@ from clara_core.evaluation.runner import Plan, Runner
 from clara_core.evaluation.summary import summarize
 from clara_core.evaluation.text_reader import TextReader
 from clara_core.evaluation.texts import load_bleu, load_rouge
-from clara_core.training.data import read_lines
-from clara_core.training.lines import RetrievalLine
 
 if TYPE_CHECKING:
-    from clara_core.engine import ClaraEngine
+    from clara_core.engine.engine import ClaraEngine
 
 _PICTURED = 200  # passages of the picture, at most
 
@@ -30,7 +30,7 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Retrieval
     """Questions of a file in the published layout: question, candidates, gold answers and, where known, `pos_index`.
 
     Args:
-        path: ``.jsonl``, ``.jsonl.gz`` or ``.parquet``; see `clara_core.training.data`.
+        path: ``.jsonl``, ``.jsonl.gz`` or ``.parquet``; see `clara_core.data.jsonl`.
         limit: Only the first so many.
 
     Raises:

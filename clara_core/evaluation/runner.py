@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clara_core.bm25 import Bm25
-from clara_core.errors import ContextOverflow
+from clara_core.common.errors import ContextOverflow
+from clara_core.data.examples import RetrievalLine
 from clara_core.evaluation.answers import cover_match, exact_match, f1
 from clara_core.evaluation.outcomes import KEPT, Mode, Outcome, Ranker, Ranking, Reply, Sizes, line_key
 from clara_core.evaluation.search import with_gold
 from clara_core.evaluation.text_reader import TextReader
-from clara_core.training.lines import RetrievalLine
+from clara_core.retrieval.bm25 import Bm25
 
 if TYPE_CHECKING:
-    from clara_core.engine import ClaraEngine
-    from clara_core.memory import Memory
+    from clara_core.data.memory import Memory
+    from clara_core.engine.engine import ClaraEngine
 
 Order = list[int]  # candidates, best first
 
@@ -132,7 +132,7 @@ class Runner:
     def _by_memory(
         self, lines: Sequence[RetrievalLine], alike: dict[tuple[str, ...], list[int]], memories: dict[str, Memory]
     ) -> dict[int, Order]:
-        from clara_core.ranking import score_memories
+        from clara_core.retrieval.ranking import score_memories
 
         asked = self.engine.reason([line.question for line in lines])  # [lines, n_mem, hidden]
         orders: dict[int, Order] = {}

@@ -7,10 +7,10 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from clara_core.errors import ClaraError
-from clara_core.tokens import ANSWER_SYSTEM
-from clara_core.training.foreign import asker
-from clara_core.training.lines import RetrievalLine
+from clara_core.common.errors import ClaraError
+from clara_core.data.examples import RetrievalLine
+from clara_core.data.llm import asker
+from clara_core.model.tokenizer import ANSWER_SYSTEM
 
 
 class TextReader:

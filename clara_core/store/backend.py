@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clara_core.errors import StoreError
-from clara_core.memory import Memory
+from clara_core.common.errors import StoreError
+from clara_core.data.memory import Memory
 from clara_core.store.codec import MemoryType
 from clara_core.store.records import Broken, Record, StoreStats
 
@@ -56,7 +56,7 @@ class Entry:
         id: Of the document.
         text: Exactly as it was given.
         metadata: As JSON, from `clara_core.store.records.metadata_json`.
-        content: `clara_core.memory.content_key` of text and fingerprint.
+        content: `clara_core.data.memory.content_key` of text and fingerprint.
         memory: Of the text.
     """
 
@@ -162,7 +162,7 @@ class Snapshot(Protocol):
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
         """The k documents that share words with a question, by BM25 over all documents of the snapshot.
 
-        Words are those of `clara_core.words`, scores those of `clara_core.bm25`: the same in every place.
+        Words are those of `retrieval.words`, scores those of `retrieval.bm25`: the same in every place.
         """
         ...
 

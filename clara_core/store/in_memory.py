@@ -20,15 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clara_core.bm25 import WordIndex, members
-from clara_core.errors import FingerprintMismatch, StoreError
-from clara_core.filters import matches
-from clara_core.memory import Memory
-from clara_core.ranking import unit_rows
+from clara_core.common.errors import FingerprintMismatch, StoreError
+from clara_core.data.memory import Memory
+from clara_core.retrieval.bm25 import WordIndex, members
+from clara_core.retrieval.filters import matches
+from clara_core.retrieval.ranking import unit_rows
+from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Candidate, Entry, Matches, Report, Rows, Space
 from clara_core.store.codec import MemoryCodec, MemoryType
 from clara_core.store.records import Broken, Record, StoreStats, metadata_from_json
-from clara_core.words import words_of
 
 _BLOCK_BYTES: Final = 1 << 24  # of windows that lie in one piece, and are never moved
 _DIGITS: Final = 6  # of a cosine in float32, as in a folder

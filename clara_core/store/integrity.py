@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
-from clara_core.errors import StoreError
+from clara_core.common.errors import StoreError
 from clara_core.store.backend import Report
 from clara_core.store.records import Broken
 

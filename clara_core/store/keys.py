@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from clara_core.ranking import unit_rows
+from clara_core.retrieval.ranking import unit_rows
 
 __all__ = ["DEFAULT_LENGTH", "Key"]
 

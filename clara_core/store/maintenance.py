@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from lance.progress import IndexProgress
 
-from clara_core.errors import StoreError
+from clara_core.common.errors import StoreError
 from clara_core.store.backend import Report
 from clara_core.store.reading import batches, readable
 from clara_core.store.records import StoreStats

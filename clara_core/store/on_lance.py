@@ -10,8 +10,8 @@ from typing import Any, Final
 import pyarrow as pa
 import torch
 
-from clara_core.errors import FingerprintMismatch, StoreError
-from clara_core.filters import check_filter
+from clara_core.common.errors import FingerprintMismatch, StoreError
+from clara_core.retrieval.filters import check_filter
 from clara_core.store import integrity, maintenance
 from clara_core.store.backend import Entry, Report, Space
 from clara_core.store.codec import MemoryType

@@ -1,4 +1,4 @@
-"""Filters as predicates of the table: `clara_core.filters.matches`, evaluated by Lance before the search.
+"""Filters as predicates of the table: `clara_core.retrieval.filters.matches`, evaluated by Lance before the search.
 
 Metadata stands in the table as JSON, which no index knows and no comparison orders as Python does. So a row carries
 what filters ask, beside it:
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 
-from clara_core.filters import check_filter, is_operators, matches
+from clara_core.retrieval.filters import check_filter, is_operators, matches
 from clara_core.store.records import metadata_from_json
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def passing(dataset: LanceDataset, condition: Mapping[str, Any], columns: Sequen
 
     Args:
         dataset: A table with the columns of `predicate_fields` and ``metadata`` as JSON, none of them null.
-        condition: As in `clara_core.filters`.
+        condition: As in `clara_core.retrieval.filters`.
         columns: What to return of the rows; ``_rowid`` is added to it.
 
     Raises:

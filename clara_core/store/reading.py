@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
-from clara_core.errors import StoreError
+from clara_core.common.errors import StoreError
 from clara_core.store.backend import Rows
 from clara_core.store.lance_calls import scanner
 from clara_core.store.records import guarded

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from clara_core.memory import Memory
+    from clara_core.data.memory import Memory
 
 __all__ = ["Broken", "Hit", "Record", "StoreStats"]
 
@@ -55,7 +55,7 @@ class Hit:
         metadata: As it was given; the reader's own copy.
         score: By ``mode``: the cosine of question and best window in [-1, 1] (``memory``), BM25 (``text``), or both of
             them fused, in [0, 1] (``hybrid``). More is better; scores of different modes are not comparable.
-        relevance: The same order as a number in [0, 1], see `clara_core.ranking`.
+        relevance: The same order as a number in [0, 1], see `clara_core.retrieval.ranking`.
         window: Which window of the document scored best; 0 where only the text was searched.
         memory: Of the document, where the search was asked for it.
     """

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from clara_core.bm25 import WordIndex
+from clara_core.retrieval.bm25 import WordIndex
 from clara_core.store.backend import Candidate, Rows
 from clara_core.store.keys import Key
 from clara_core.store.reading import batches, rows_at

@@ -6,7 +6,7 @@ A row is a document.
     text, metadata            as they were given; metadata as JSON
     facts … odd               what filters ask, see `predicate`
     content                   hash of text and fingerprint
-    words                     of the text, for the search by words: see `clara_core.words`
+    words                     of the text, for the search by words: see `clara_core.retrieval.words`
     spans                     start and end, in characters of the text, of each window
     source_tokens             text tokens that the windows stand for
     serial                    when it came: by it documents are in order, wherever they lie
@@ -35,14 +35,14 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from clara_core.errors import StoreError
-from clara_core.memory import Memory
+from clara_core.common.errors import StoreError
+from clara_core.data.memory import Memory
+from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Entry, Space
 from clara_core.store.codec import MemoryCodec
 from clara_core.store.keys import Key
 from clara_core.store.predicate import predicate_fields, predicate_values
 from clara_core.store.records import Record, guarded, metadata_from_json, unguarded
-from clara_core.words import words_of
 
 FORMAT: Final = 2  # of the table; rises whenever an older version of this library could not read or write it
 RECORD_COLUMNS: Final = ["id", "text", "metadata", "spans", "source_tokens"]

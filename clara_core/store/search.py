@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 import numpy as np
 from torch import Tensor
 
-from clara_core.errors import FingerprintMismatch
-from clara_core.filters import check_filter
-from clara_core.ranking import diversify, fuse, memory_relevance, text_relevance
+from clara_core.common.errors import FingerprintMismatch
+from clara_core.retrieval.filters import check_filter
+from clara_core.retrieval.ranking import diversify, fuse, memory_relevance, text_relevance
 from clara_core.store.accepting import Accepting
 from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot, Space
 from clara_core.store.records import Hit, Record
 
 if TYPE_CHECKING:
-    from clara_core.engine import ClaraEngine
+    from clara_core.engine.engine import ClaraEngine
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Record], bool]
-"""Which documents: a dict as in `clara_core.filters`, or a function of the document."""
+"""Which documents: a dict as in `clara_core.retrieval.filters`, or a function of the document."""
 
 Mode = Literal["memory", "text", "hybrid"]
 
@@ -109,8 +109,8 @@ class StoreSearch:
             question: A question, several, or what the query reasoner made of them: ``[D]`` for one,
                 ``[Q, n_mem, hidden]`` or ``[Q, D]`` for several, ``D = n_mem * hidden``.
             k: Most documents to find.
-            filter: Which documents may be found: a dict as in `clara_core.filters`, or a function of a `Record`,
-                which is asked about what was found, further and further down, until `k` passed.
+            filter: Which documents may be found: a dict as in `clara_core.retrieval.filters`, or a function of a
+                `Record`, which is asked about what was found, further and further down, until `k` passed.
             mode: ``memory`` by cosine, ``text`` by words (BM25), ``hybrid`` by both; None is ``hybrid`` for texts and
                 ``memory`` for tensors.
             vectors: What was made of the questions already, beside their words, in one of the shapes above.

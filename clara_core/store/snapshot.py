@@ -16,8 +16,9 @@ from lance.query import MatchQuery
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clara_core.memory import Memory
-from clara_core.ranking import unit_rows
+from clara_core.data.memory import Memory
+from clara_core.retrieval.ranking import unit_rows
+from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Candidate, Matches, Rows, Space
 from clara_core.store.lance_calls import scanner
 from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, Lease, index_names, statistics
@@ -26,7 +27,6 @@ from clara_core.store.reading import batches, readable, rows_at, rows_with
 from clara_core.store.records import Record, StoreStats, guarded, unguarded
 from clara_core.store.scan import KeyScan, WordScan
 from clara_core.store.schema import RECORD_COLUMNS, Layout, number_rows, records, window_counts
-from clara_core.words import words_of
 
 if TYPE_CHECKING:
     from lance import LanceDataset
@@ -235,7 +235,7 @@ class LanceSnapshot:
 def cosines(units: Tensor, layout: Layout, memory: pa.Array | pa.ChunkedArray) -> Tensor:
     """Cosine of unit vectors ``[Q, D]`` with windows, from the column of their bytes: ``[Q, n]``, in float32.
 
-    As `clara_core.ranking.window_scores`, in pieces that stay in the processor's cache.
+    As `clara_core.retrieval.ranking.window_scores`, in pieces that stay in the processor's cache.
     """
     rows = number_rows(memory)  # [n, bytes]
     scores = torch.empty(len(units), len(rows))

@@ -7,10 +7,11 @@ from datetime import timedelta
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Final
 
-from clara_core.errors import FingerprintMismatch, StoreError
-from clara_core.memory import Memory
-from clara_core.options import OPTIONS, given_options
-from clara_core.place import IN_MEMORY
+from clara_core.common.errors import FingerprintMismatch, StoreError
+from clara_core.common.place import IN_MEMORY
+from clara_core.common.suggest import parameters, refuse_unknown
+from clara_core.data.memory import Memory
+from clara_core.engine.options import OPTIONS, given_options
 from clara_core.store.accepting import accepted_ids
 from clara_core.store.backend import Backend
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
@@ -19,10 +20,9 @@ from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.records import Broken, Record, StoreStats
 from clara_core.store.search import Filter, StoreSearch, check_condition, check_engine
 from clara_core.store.writing import VECTORS, Writer, checked_documents
-from clara_core.suggest import parameters, refuse_unknown
 
 if TYPE_CHECKING:
-    from clara_core.engine import ClaraEngine
+    from clara_core.engine.engine import ClaraEngine
 
 _KEEP: Final = timedelta(hours=1)  # how long readers of other processes may hold an old version
 
@@ -85,7 +85,7 @@ class MemoryStore(StoreSearch):
         if memory_type is not None and memory_type not in MEMORY_TYPES:
             raise ValueError(f"memory_type must be one of {', '.join(MEMORY_TYPES)}, got {memory_type!r}")
         if model is not None:
-            from clara_core.engine import ClaraEngine
+            from clara_core.engine.engine import ClaraEngine
 
             engine = ClaraEngine.from_pretrained(model, **options)
         backend = _place(fspath(uri), memory_type, key, storage_options)

@@ -21,7 +21,7 @@ import lance
 import pyarrow as pa
 from lance import LanceDataset
 
-from clara_core.errors import StoreError
+from clara_core.common.errors import StoreError
 
 TABLE: Final = "memories"
 
@@ -114,8 +114,13 @@ class Table:
         Raises:
             StoreError: There is no table, or others were quicker all the time.
         """
-        self.change(lambda own: _patient(own.merge_insert("id").when_matched_update_all()
-                                         .when_not_matched_insert_all()).execute(rows))  # fmt: skip
+
+        def commit(own: LanceDataset) -> None:
+            # Not by the index of ids: Lance then does not notice that two writers insert the same new id.
+            merge = own.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().use_index(False)
+            _patient(merge).execute(rows)
+
+        self.change(commit)
 
     def update(self, rows: pa.Table) -> None:
         """Replace columns of those documents that still have the ``content`` of the row with their id."""

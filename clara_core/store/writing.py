@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import torch
 
-from clara_core.errors import FingerprintMismatch
-from clara_core.memory import Memory, content_key
+from clara_core.common.errors import FingerprintMismatch
+from clara_core.data.memory import Memory, content_key
 from clara_core.store.backend import Backend, Entry
 from clara_core.store.explaining import again, explained
 from clara_core.store.records import made_id, metadata_json

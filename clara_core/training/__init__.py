@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from clara_core.lazy import lazy_names
+from clara_core.common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from clara_core.training.averaging import average

@@ -2,7 +2,7 @@
 
 import sys
 
-from clara_core.cli import app
+from clara_core.cli.main import app
 
 if __name__ == "__main__":
     app(args=["train", *sys.argv[1:]])

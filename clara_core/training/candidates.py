@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from clara_core.bm25 import Bm25
-from clara_core.training.data import CompressionLine, InstructionLine, RetrievalLine, read_lines, write_lines
-from clara_core.training.foreign import text_of
+from clara_core.data.jsonl import CompressionLine, InstructionLine, RetrievalLine, read_lines, write_lines
+from clara_core.data.llm import text_of
+from clara_core.retrieval.bm25 import Bm25
 from clara_core.training.synthesis import HELD_OUT, STAGE1
 from clara_core.training.synthesis_replies import same_words
 
@@ -33,7 +33,7 @@ EVALUATION: Final = "evaluation.jsonl"
 
 
 class Search(Protocol):
-    """What finds candidates: `clara_core.store.MemoryStore`, `clara_core.bm25.Bm25`, or an object of your own."""
+    """What finds candidates: `MemoryStore`, `clara_core.retrieval.bm25.Bm25`, or an object of your own."""
 
     def search(self, question: str, k: int) -> Iterable[Any]:
         """At most `k` hits, best first: texts, or objects with one (``text``, a LangChain Document, a node)."""

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from clara_core.config import Role
-from clara_core.errors import UnknownOption
-from clara_core.options import EngineOptions, sentence
-from clara_core.suggest import nearest_or_all
-from clara_core.training.lines import Stage
+from clara_core.checkpoint.config import Role
+from clara_core.common.errors import UnknownOption
+from clara_core.common.suggest import nearest_or_all
+from clara_core.data.examples import Stage
+from clara_core.engine.options import EngineOptions, sentence
 
 RoleName = Literal["compressor", "reasoner", "generator"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -31,6 +31,7 @@ RECIPES: dict[Stage, dict[str, Any]] = {
     "stage2": {"lr": 5e-6, "schedule": "constant", "batch_size": 32, "learn": ("reasoner", "generator")},
 }
 _COMPRESSOR_LEARNS: tuple[Stage, ...] = ("stage1", "stage1_2")
+FROZEN_STAGES: tuple[Stage, ...] = ("contrastive", "stage2")
 
 
 def _listed(value: Any) -> Any:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from clara_core.errors import TrainingError
+from clara_core.common.errors import TrainingError
 
 if TYPE_CHECKING:
-    from clara_core.model import ClaraModel
+    from clara_core.model.decoder import ClaraModel
     from clara_core.training.masters import Learning
     from clara_core.training.processes import Processes
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from clara_core.training.objective import CHUNK, compress_frozen
 
 if TYPE_CHECKING:
-    from clara_core.model import ClaraModel
+    from clara_core.model.decoder import ClaraModel
 
 
 class FrozenMemories:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clara_core.errors import DataError
-from clara_core.tokens import ANSWER_SYSTEM, PARAPHRASE_INSTRUCTION, PARAPHRASE_SYSTEM, ClaraTokenizer
+from clara_core.common.errors import DataError
+from clara_core.data.examples import CompressionLine, Line, RetrievalLine
+from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_INSTRUCTION, PARAPHRASE_SYSTEM, ClaraTokenizer
 from clara_core.training.batch import RowBatch, Step, row_batch
-from clara_core.training.lines import CompressionLine, Line, RetrievalLine
 from clara_core.training.losses import IGNORE
 
 SCP_SYSTEM = (

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from clara_core.training.foreign import asker
+from clara_core.data.llm import asker
 
 __all__ = ["open_llm"]
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from clara_core.config import Role
-from clara_core.devices import multiplies_bfloat16
-from clara_core.errors import TrainingError
-from clara_core.loading import DTYPES
+from clara_core.checkpoint.config import Role
+from clara_core.common.errors import TrainingError
+from clara_core.engine.loader import DTYPES
+from clara_core.model.devices import multiplies_bfloat16
 from clara_core.training.muon import Muon
 
 if TYPE_CHECKING:
-    from clara_core.model import ClaraModel
+    from clara_core.model.decoder import ClaraModel
     from clara_core.training.processes import Processes
 
 _STATE = "optimizer"  # what keys of optimizer tensors begin with

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
 from clara_core.training.batch import RowBatch, Step, split_rows
 from clara_core.training.losses import (
     IGNORE,
@@ -28,7 +28,7 @@ from clara_core.training.losses import (
 )
 
 if TYPE_CHECKING:
-    from clara_core.model import ClaraModel
+    from clara_core.model.decoder import ClaraModel
     from clara_core.training.frozen import FrozenMemories
 
 CHUNK = 32  # windows that are compressed in one pass, sorted by length

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clara_core.checkpoint import Checkpoint, check_vocabulary, read_checkpoint, write_checkpoint
-from clara_core.config import ClaraConfig, Role
-from clara_core.convert import BASE_FOLDER
-from clara_core.errors import CheckpointError
-from clara_core.loading import Plan, load_decoder, plan_engine, progress_bar
-from clara_core.locate import locate_base
-from clara_core.lora import current_routing, init_adapter, routed
-from clara_core.model import ClaraModel
-from clara_core.options import EngineArguments
-from clara_core.tokens import ClaraTokenizer, load_tokenizer
+from clara_core.checkpoint.config import ClaraConfig, Role
+from clara_core.checkpoint.convert import BASE_FOLDER
+from clara_core.checkpoint.hub import locate_base
+from clara_core.checkpoint.io import Checkpoint, check_vocabulary, read_checkpoint, write_checkpoint
+from clara_core.common.errors import CheckpointError
+from clara_core.engine.loader import Plan, load_decoder, plan_engine, progress_bar
+from clara_core.engine.options import EngineArguments
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.lora import current_routing, init_adapter, routed
+from clara_core.model.tokenizer import ClaraTokenizer, load_tokenizer
 from clara_core.training.card import CARD_FILE
 from clara_core.training.state import new_folder
 

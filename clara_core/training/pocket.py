@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from clara_core.config import Role
-from clara_core.options import EngineArguments
+from clara_core.checkpoint.config import Role
+from clara_core.engine.options import EngineArguments
 from clara_core.training.card import card, hardware, versions
 from clara_core.training.journal import METRICS_FILE, Journal, read_lines
 from clara_core.training.masters import Learning, pass_dtype

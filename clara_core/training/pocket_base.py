@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from clara_core.tokens import ANSWER_SYSTEM, PARAPHRASE_SYSTEM
+from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_SYSTEM
 
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
 # Roles are special tokens, so that no text from outside can open a turn.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clara_core.errors import TrainingError
+from clara_core.common.errors import TrainingError
 
 
 class Processes:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from clara_core.tokens import (
+from clara_core.model.tokenizer import (
     ANSWER_SYSTEM,
     PARAPHRASE_INSTRUCTION,
     PARAPHRASE_SYSTEM,

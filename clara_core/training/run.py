@@ -14,19 +14,20 @@ from typing import Any, overload
 
 import torch
 
-from clara_core.config import ClaraConfig
-from clara_core.errors import TrainingError
-from clara_core.loading import DTYPES
-from clara_core.options import EngineArguments, option_values
+from clara_core.checkpoint.config import ClaraConfig
+from clara_core.common.errors import TrainingError
+from clara_core.data.examples import Line, RetrievalLine
+from clara_core.data.jsonl import TrainingSet
+from clara_core.engine.loader import DTYPES
+from clara_core.engine.options import EngineArguments, option_values
 from clara_core.training.card import DataFile, card, hardware, versions
-from clara_core.training.config import TrainingConfig
+from clara_core.training.config import FROZEN_STAGES, TrainingConfig
 from clara_core.training.cut import check_quantization
-from clara_core.training.data import TrainingSet
 from clara_core.training.frozen import FrozenMemories
 from clara_core.training.journal import METRICS_FILE, Journal, read_lines
 from clara_core.training.line_steps import LineReader, LineSteps
-from clara_core.training.lines import Line, RetrievalLine
 from clara_core.training.masters import Learning, pass_dtype
+from clara_core.training.memory import memory_errors
 from clara_core.training.objective import Terms
 from clara_core.training.opening import Opened, checkpoint_gradients, open_base, open_checkpoint, write_model
 from clara_core.training.processes import Processes
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 STAGE_NAMES = {"contrastive": "stage2_pretrain_retrieval"}
-# Values that may change between a stop and going on: they change no number.
 # Settings that do not decide what is learned: a run may go on with others.
 _FREE = {
     "out",
@@ -49,6 +49,8 @@ _FREE = {
     "device",
     "kv_cache_bytes",
 }
+# Nor do these, which a run that ran out of memory goes on with; the card names them all the same.
+_FREE_FOR_MEMORY = {"micro_batch_size", "gradient_checkpointing", "memory_room_mb"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +80,13 @@ def train(config: TrainingConfig, *, progress: bool = False) -> TrainingResult:
     Raises:
         DataError: A line is not right, or does not fit the model; names file and line.
         CheckpointError: The model to start from cannot be read.
+        NotEnoughMemory: The passes or the optimizer do not fit the device, with what to lower.
         TrainingError: A loss was no number, a file could not be written, or `out` holds another run.
     """
     started = time.monotonic()
-    trainer = trainer_of(config, progress=progress)
-    trainer.run()
+    with memory_errors(config):
+        trainer = trainer_of(config, progress=progress)
+        trainer.run()
     trainer.processes.wait()
     metrics = config.out / METRICS_FILE
     return TrainingResult(config.out / CHECKPOINT, metrics, len(read_lines(metrics)), time.monotonic() - started)
@@ -180,7 +184,10 @@ def _check_lines(reader: LineReader, sets: Sequence[Sequence[Line]]) -> None:
 
 def _run_facts(config: TrainingConfig, files: Sequence[DataFile], processes: Processes) -> dict[str, Any]:
     """What a saved state belongs to."""
-    values = {name: value for name, value in config.model_dump(mode="json").items() if name not in _FREE}
+    free = _FREE | _FREE_FOR_MEMORY
+    if config.in_batch_negatives:
+        free -= {"micro_batch_size"}  # the questions of a pass are each other's negatives
+    values = {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
     return {**values, "data": [file.sha256 for file in files], "processes": processes.count}
 
 
@@ -247,7 +254,7 @@ def _lesson(
         processes=processes.count,
     )
     steps = config.steps or config.epochs * source.per_epoch
-    frozen = config.stage in ("contrastive", "stage2")
+    frozen = config.stage in FROZEN_STAGES
     terms = Terms(
         frozen=frozen,
         end_to_end=config.stage == "stage2",

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clara_core.errors import TrainingError
+from clara_core.common.errors import TrainingError
 
 _FACTS = "run"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from clara_core.tokens import ClaraTokenizer
+from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.training.batch import RowBatch, Step, row_batch
 from clara_core.training.losses import IGNORE
 from clara_core.training.rows import Row, build_batch, paraphrase_rows, question_rows

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from clara_core.errors import LLMError
-from clara_core.training.data import CompressionLine, write_lines
-from clara_core.training.foreign import Ask, asker, text_of
+from clara_core.common.errors import LLMError
+from clara_core.data.jsonl import CompressionLine, write_lines
+from clara_core.data.llm import Ask, asker, text_of
 from clara_core.training.synthesis_draft import Draft, Unanswered
 from clara_core.training.synthesis_journal import Journal, Outcome, passage_key
 from clara_core.training.synthesis_replies import Pair, same_words

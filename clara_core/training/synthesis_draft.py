@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable
 
-from clara_core.training.foreign import Ask
+from clara_core.data.llm import Ask
 from clara_core.training.synthesis_prompts import complex_prompt, paraphrase_prompt, simple_prompt, verify_prompt
 from clara_core.training.synthesis_replies import Pair, read_pairs, read_paraphrase, read_verdict, same_words
 

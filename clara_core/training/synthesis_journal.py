@@ -16,8 +16,8 @@ from typing import Any, Final, Self
 
 from filelock import FileLock, Timeout
 
-from clara_core.errors import DataError
-from clara_core.training.data import LineWriter, read_objects
+from clara_core.common.errors import DataError
+from clara_core.data.jsonl import LineWriter, read_objects
 from clara_core.training.synthesis_prompts import VERSION
 from clara_core.training.synthesis_replies import Pair
 

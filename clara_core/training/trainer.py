@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from clara_core.errors import TrainingError
+from clara_core.common.errors import TrainingError
 from clara_core.training.batch import MEAN_OF, Step
 from clara_core.training.cut import base_of
 from clara_core.training.frozen import FrozenMemories

@@ -33,14 +33,14 @@ from rich.console import Console
 from rich.table import Table
 
 from clara_core import ClaraEngine
+from clara_core.data.examples import Stage
+from clara_core.data.jsonl import RetrievalLine, read_objects
+from clara_core.engine.loader import plan_engine
+from clara_core.engine.options import EngineArguments
 from clara_core.evaluation import evaluate, over_corpus, read_questions
-from clara_core.loading import plan_engine
-from clara_core.options import EngineArguments
 from clara_core.training.averaging import average
 from clara_core.training.candidates import end_to_end_sets
 from clara_core.training.config import TrainingConfig
-from clara_core.training.data import RetrievalLine, read_objects
-from clara_core.training.lines import Stage
 from clara_core.training.run import train
 from clara_core.training.synthesis import synthesize
 from examples.domain.make_domain import DOCUMENTS, HELD_OUT, PASSAGES, SEED, make_domain, write_domain

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clara_core.training.data import write_lines
+from clara_core.data.jsonl import write_lines
 from examples.domain.language import FILLERS, FIRST, KINDS, LAST, OPENINGS, Kind, PoolName, Relation
 
 DOCUMENTS = "documents.jsonl"

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from clara_core.bm25 import Bm25
+from clara_core.data.jsonl import CompressionLine, InstructionLine, RetrievalLine, write_lines
 from clara_core.evaluation import over_corpus
-from clara_core.training.data import CompressionLine, InstructionLine, RetrievalLine, write_lines
+from clara_core.retrieval.bm25 import Bm25
 from clara_core.training.world import Corpus, make_corpus, paraphrase
 
 COMPRESSION = "stage1.jsonl"

@@ -9,12 +9,16 @@ import threading
 from itertools import pairwise
 
 import torch
-from torch.nn.attention import varlen
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from tests.gpu.device import N_DEVICES, STATS, FakeCuda, Stats, copy_, index_of, plain, to_device
 from tests.reference import PlainKernel
+
+try:
+    from torch.nn.attention import varlen as VARLEN
+except ImportError:  # before torch 2.13: the engine attends without a kernel
+    VARLEN = None
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
 T = torch.Tensor
@@ -296,7 +300,8 @@ def install() -> Stats:
         setattr(torch.cuda, name, value)
     # `param.data = moved` would leave a parameter of the plain class behind.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
-    varlen.varlen_attn = fake_varlen
+    if VARLEN is not None:
+        VARLEN.varlen_attn = fake_varlen
     run = threading.Thread.run
 
     def run_in_mode(self):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clara_core import Answer, ClaraEngine, ContextOverflow, EngineClosed
-from clara_core.kernels import PAGE
+from clara_core.model.kernels import PAGE
 from tests.engines import PASSAGES, open_engine
 from tests.gpu.device import STATS
 from tests.tiny import Tiny, build
@@ -35,8 +35,9 @@ def stats() -> Iterator[type[STATS]]:
 
 
 def fresh(tiny: Tiny, **options: object) -> ClaraEngine:
-    """An engine of its own, whatever the others share."""
-    return ClaraEngine(open_engine(tiny, device="cuda:0", dtype="bfloat16", **options).arguments.model_copy())
+    """An engine of its own, whatever the others share, and whatever another test wanted for the shared one."""
+    shared = open_engine(tiny, device="cuda:0", dtype="bfloat16")
+    return ClaraEngine(shared.arguments.model_copy(update={"kv_cache_bytes": None, **options}))
 
 
 def ask_all(engine: ClaraEngine, questions: list[str], memories: list, **options: object) -> dict[str, object]:
@@ -83,7 +84,6 @@ def test_forty_requests_wait_for_room_for_four(tiny: Tiny, stats) -> None:
 
 def test_what_can_never_fit_is_refused_with_both_numbers(tiny: Tiny) -> None:
     engine = fresh(tiny, kv_cache_bytes=1)  # less than a page is one page
-    engine.arguments = engine.arguments.model_copy(update={"kv_cache_bytes": 1})
     memories = engine.compress(PASSAGES)
     with pytest.raises(ContextOverflow, match=rf"up to 500 tokens take \d+ positions, but the KV memory holds {PAGE} "):
         engine.answer("Where?", memories, max_tokens=500)
@@ -114,6 +114,46 @@ def test_what_does_not_fit_alone_is_the_callers_error(tiny: Tiny, stats) -> None
         engine.reason(["Where?"])
     stats.limit = None
     assert engine.answer("Where?", max_tokens=2).completion_tokens == 2
+    engine.unload()
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["batch", "threads"])
+def test_the_kv_memory_makes_room_when_the_device_shrinks(tiny: Tiny, stats, together: bool) -> None:
+    """Another process took what was free: the pages that nobody needs are given back, and everyone is answered."""
+    engine = fresh(tiny)
+    memories = engine.compress(PASSAGES)
+    pairs = [(question, memories[:2]) for question in QUESTIONS[:12]]
+    weights = stats.live
+    expected = engine.answer_batch(pairs, max_tokens=3)
+    before = engine.stats().kv_total_bytes
+    stats.limit = weights + before // 3
+    assert stats.live > stats.limit
+    if together:
+        results = ask_all(engine, [question for question, _ in pairs], memories[:2], max_tokens=3)
+        answers = [results[question] for question, _ in pairs]
+    else:
+        answers = engine.answer_batch(pairs, max_tokens=3)
+    assert [getattr(answer, "completion_tokens", answer) for answer in answers] == [3] * len(expected)
+    now = engine.stats()
+    assert 0 < now.kv_total_bytes < before // 3
+    assert (now.waiting, now.running, now.kv_used_bytes) == (0, 0, 0)
+    engine.unload()
+
+
+def test_a_question_waits_for_the_memory_of_answers(tiny: Tiny, stats) -> None:
+    """It does not fit beside the KV memory: it is answered once the answers that are being written have ended."""
+    engine = fresh(tiny)
+    expected = engine.reason(QUESTIONS[:1])
+    weights = stats.live
+    with engine.stream(QUESTIONS[0], max_tokens=60) as stream:
+        next(iter(stream))
+        assert engine.stats().running == 1
+        stats.limit = weights + (stats.live - weights) // 2
+        # Steps of the answer fail as well from now on: it is taken up again later.
+        torch.testing.assert_close(engine.reason(QUESTIONS[:1]).float(), expected.float(), atol=0.1, rtol=0)
+        chunks = list(stream)
+    assert chunks[-1].answer is not None
+    assert chunks[-1].answer.completion_tokens == 60
     engine.unload()
 
 

@@ -26,7 +26,7 @@ from langchain_clara import (
     DocumentsPlaceholder,
     create_clara_documents_chain,
 )
-from tests.langchain_data import HOSTILE, make_documents
+from tests.langchain.data import HOSTILE, make_documents
 from tests.tiny import FAMILIES, build
 
 QUESTION = "When was the bridge opened?"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import langchain_clara
-from clara_core.projection import Projection
+from clara_core.retrieval.projection import Projection
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs" / "langchain").glob("*.md"))

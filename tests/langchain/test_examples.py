@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.langchain_data import bundled_or_tiny
+from tests.langchain.data import bundled_or_tiny
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 EXPECTED = {entry["question"]: entry["answer"] for entry in json.loads((EXAMPLES / "questions.json").read_text())}

@@ -28,7 +28,7 @@ from langchain_clara import (
     DocumentsPlaceholder,
     create_clara_documents_chain,
 )
-from tests.langchain_data import bundled_or_tiny, tiny
+from tests.langchain.data import bundled_or_tiny, tiny
 from tests.parity_data import PARITY
 
 QUESTION = "What does the mill at Orre grind?"

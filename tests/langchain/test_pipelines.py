@@ -44,7 +44,7 @@ from langchain_clara import (
     DocumentsPlaceholder,
     create_clara_documents_chain,
 )
-from tests.langchain_data import bundled_or_tiny
+from tests.langchain.data import bundled_or_tiny
 
 QUESTION = "When was Tolmet Bridge opened?"
 PASSAGES = [

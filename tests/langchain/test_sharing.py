@@ -27,7 +27,7 @@ from langchain_clara import (
 )
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
-from tests.langchain_data import bundled_or_tiny
+from tests.langchain.data import bundled_or_tiny
 from tests.tiny import build
 
 ROOT = Path(__file__).parent.parent.parent

@@ -13,7 +13,7 @@ from langchain_tests.integration_tests import (
 from langchain_tests.unit_tests import ChatModelUnitTests, EmbeddingsUnitTests
 
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRetriever, ClaraVectorStore
-from tests.langchain_data import bundled_or_tiny, tiny
+from tests.langchain.data import bundled_or_tiny, tiny
 
 PASSAGES = (
     "Tolmet Bridge was opened in 1907.",

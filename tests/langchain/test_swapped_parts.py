@@ -10,9 +10,9 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
 from langchain_core.structured_query import Comparator, Comparison, Operation, Operator, StructuredQuery
 
-from clara_core.filters import check_filter, matches
+from clara_core.retrieval.filters import check_filter, matches
 from langchain_clara import ClaraCrossEncoder, ClaraRerank, ClaraTranslator, ClaraVectorStore
-from tests.langchain_data import bundled_or_tiny
+from tests.langchain.data import bundled_or_tiny
 
 QUESTION = "What does the mill at Orre grind?"
 DOCUMENTS = [

@@ -23,7 +23,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from clara_core import ClaraEngine
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever, ClaraVectorStore, _identity
-from tests.langchain_data import make_documents
+from tests.langchain.data import make_documents
 from tests.tiny import build
 
 ROOT = Path(__file__).parent.parent.parent

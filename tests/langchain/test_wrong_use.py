@@ -9,7 +9,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 
 from clara_core import ClaraEngine
 from langchain_clara import ClaraEmbeddings, ClaraRetriever, ClaraVectorStore
-from tests.langchain_data import bundled_or_tiny
+from tests.langchain.data import bundled_or_tiny
 
 # langchain_community says on import that it is being retired.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -11,7 +11,7 @@ pytest.importorskip("llama_index.core", reason="LlamaIndex is not installed: pip
 from llama_index.core import Settings
 
 from clara_core import ClaraEngine
-from clara_core.locate import BUNDLED
+from clara_core.checkpoint.hub import BUNDLED
 from tests.llama_index.doubles import Recorder
 from tests.tiny import build
 

@@ -16,7 +16,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
 from clara_core import ClaraEngine
-from clara_core.model import ClaraModel
+from clara_core.model.decoder import ClaraModel
 from llama_index_clara import (
     ClaraEmbedding,
     ClaraLLM,

@@ -12,7 +12,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 from clara_core import WindowOverflow
-from clara_core.ranking import unit_rows
+from clara_core.retrieval.ranking import unit_rows
 from llama_index_clara import ClaraEmbedding
 from tests.llama_index.doubles import QUESTION, TEXTS, nodes
 

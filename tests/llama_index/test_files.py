@@ -12,7 +12,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
-from clara_core.locate import BUNDLED
+from clara_core.checkpoint.hub import BUNDLED
 from llama_index_clara import (
     ClaraEmbedding,
     ClaraLLM,

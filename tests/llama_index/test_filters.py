@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
-from clara_core.filters import check_filter, matches
+from clara_core.retrieval.filters import check_filter, matches
 from llama_index_clara._filters import core_filter
 from tests.llama_index.doubles import needs_filters_of_today
 

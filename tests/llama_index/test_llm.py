@@ -13,7 +13,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import TextNode
 
 from clara_core import ContextOverflow
-from clara_core.turns import alternating
+from clara_core.model.chat_format import alternating
 from llama_index_clara import ClaraLLM
 from tests.engines import Counter
 from tests.llama_index.doubles import QUESTION, TEXTS, nodes

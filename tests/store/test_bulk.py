@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, DataError, FingerprintMismatch, MemoryStore, StoreError
-from clara_core.bulk import (
+from clara_core.engine.options import EngineArguments
+from clara_core.store.bulk import (
     BatchCompressor,
     Columns,
     FragmentWriter,
@@ -26,11 +27,11 @@ from clara_core.bulk import (
     compress_dataset,
     prepare_store,
 )
-from clara_core.bulk import job as bulk
-from clara_core.bulk.digests import digests, first_of_each, member_of
-from clara_core.bulk.fragments import WRITTEN
-from clara_core.bulk.progress import Progress
-from clara_core.options import EngineArguments
+from clara_core.store.bulk import job as bulk
+from clara_core.store.bulk.digests import digests, first_of_each, member_of
+from clara_core.store.bulk.fragments import WRITTEN
+from clara_core.store.bulk.progress import Progress
+from clara_core.store.table import Table
 from tests.tiny import TEXTS, build
 
 ROOT = Path(__file__).parent.parent.parent
@@ -134,9 +135,42 @@ def test_batches_of_texts_become_the_rows_that_add_writes(arguments, table, adde
     assert_equal(contents(uri), added)
 
 
+@pytest.mark.parametrize("first", ["bulk", "add"])
+def test_a_document_that_bulk_and_add_put_in_at_the_same_moment_is_there_once(
+    first, arguments, engine, table, tmp_path, monkeypatch
+):
+    """One commits while the other has begun; the later one's document stays."""
+    uri = str(tmp_path / "store")
+    schema = prepare_store(uri, ["a text"], arguments)
+    written = list(FragmentWriter(uri)(BatchCompressor(schema, arguments, COLUMNS)(iter(table.to_batches()))))
+    ids = table["id"].to_pylist()[:2]
+    memories = engine.compress(["another text"] * 2)
+    orders = {
+        "bulk": lambda: commit_written(uri, written),
+        "add": lambda: MemoryStore.open(uri).add(ids=ids, memories=memories),
+    }
+    meanwhile, change = [orders[first]], Table.change
+
+    def interrupted(self, work):
+        def later(dataset):
+            if meanwhile:
+                meanwhile.pop()()
+            return work(dataset)
+
+        return change(self, later)
+
+    monkeypatch.setattr(Table, "change", interrupted)
+    orders["add" if first == "bulk" else "bulk"]()
+    assert not meanwhile
+    store = MemoryStore.open(uri)
+    assert sorted(record.id for record in store) == sorted(table["id"].to_pylist())
+    expected = ["another text"] * 2 if first == "bulk" else table["text"].to_pylist()[:2]
+    assert [record.text for record in store.get(ids)] == expected
+
+
 def test_any_number_of_batches_takes_bounded_memory(arguments, table, tmp_path, monkeypatch):
     """Rows come out while texts go in."""
-    monkeypatch.setattr("clara_core.bulk.fragments._BATCH_BYTES", 1)
+    monkeypatch.setattr("clara_core.store.bulk.fragments._BATCH_BYTES", 1)
     schema = prepare_store(str(tmp_path / "store"), [], arguments)
     taken = 0
 
@@ -357,7 +391,7 @@ def test_a_note_that_is_not_whole_counts_as_none(tmp_path):
 
 
 def command(source, uri, *options):
-    return [sys.executable, "-m", "clara_core.bulk", source, uri, "--id-column", "id", *options]
+    return [sys.executable, "-m", "clara_core.cli", "bulk", source, uri, "--id-column", "id", *options]
 
 
 @pytest.mark.slow

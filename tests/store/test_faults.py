@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lance
@@ -187,6 +188,27 @@ def test_two_processes_that_write_the_same_documents_leave_one_of_each(writers, 
     found = contents(MemoryStore.open(uri))
     assert all(version in written[name] for name, version in found.items())
     assert written.keys() - deleted <= found.keys()
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_threads_that_put_in_the_same_new_document_leave_one(tmp_path, indexed):
+    """At the same moment, each with its own object: also when there is an index of the ids."""
+    uri = str(tmp_path / "store")
+    add(MemoryStore.open(uri), {"document 0": 0})
+    if indexed:
+        MemoryStore.open(uri).optimize()
+    rounds, barrier = 15, threading.Barrier(2, timeout=PATIENCE)
+
+    def put(version):
+        store = MemoryStore.open(uri)
+        for number in range(1, rounds + 1):
+            barrier.wait()
+            add(store, {f"document {number}": version, f"own {version} {number}": 0})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(put, [1, 2]))
+    found = contents(MemoryStore.open(uri))
+    assert len(found) == 1 + 3 * rounds
 
 
 def test_readers_see_whole_documents_while_others_write_and_compact(writers, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.synthetic_memories import SyntheticMemories
-from clara_core.ranking import unit_rows
+from clara_core.retrieval.ranking import unit_rows
 from clara_core.store.keys import Key
 
 

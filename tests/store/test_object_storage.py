@@ -12,7 +12,7 @@ import pytest
 from clara_core import MemoryStore
 from tests.store.conftest import made_memory
 
-server = pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[server,s3]'")
+server = pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[s3]' flask flask-cors")
 
 
 @pytest.fixture

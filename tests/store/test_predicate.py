@@ -1,4 +1,4 @@
-"""Predicates of the table against `clara_core.filters.matches`, on a real Lance table."""
+"""Predicates of the table against `clara_core.retrieval.filters.matches`, on a real Lance table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("lance", reason="the store is not installed: pip install 'cl
 import lance
 import pyarrow as pa
 
-from clara_core.filters import matches
+from clara_core.retrieval.filters import matches
 from clara_core.store.predicate import _possible, passing, predicate_fields, predicate_values, to_sql
 
 NAMES = ("town", "we'ird", 'quo"ted', "a.b", "with space", "größe", "\ud800", "', true) --", "", "$notes", "\x00")

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from clara_core import MemoryStore
-from clara_core.bulk import Columns, compress_dataset
-from clara_core.options import EngineArguments
+from clara_core.engine.options import EngineArguments
+from clara_core.store.bulk import Columns, compress_dataset
 from clara_core.training.world import make_corpus
-from tests.langchain_data import bundled_or_tiny
+from tests.langchain.data import bundled_or_tiny
 
 pytestmark = pytest.mark.ray
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clara_core import MemoryStore
-from clara_core.filters import matches
-from clara_core.ranking import diversify, rank_memories, score_memories
+from clara_core.retrieval.filters import matches
+from clara_core.retrieval.ranking import diversify, rank_memories, score_memories
 from clara_core.store import maintenance, scan, snapshot
 from clara_core.store.scan import KeyScan
 from clara_core.store.schema import Layout

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara_core.bulk import shards
-from clara_core.bulk.shards import Columns, Rows, plan_shards, read_shard
-from clara_core.errors import DataError
+from clara_core.common.errors import DataError
+from clara_core.store.bulk import shards
+from clara_core.store.bulk.shards import Columns, Rows, plan_shards, read_shard
 
 ROWS = [
     {

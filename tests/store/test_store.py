@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clara_core import FingerprintMismatch, Memory, MemoryStore, Record, StoreError
-from clara_core.memory import content_key
+from clara_core.data.memory import content_key
 from clara_core.store import maintenance, writing
 from clara_core.store import table as table_module
 from clara_core.store.backend import Entry

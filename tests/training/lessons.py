@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from clara_core.data.examples import Stage
 from clara_core.training.config import TrainingConfig
-from clara_core.training.lines import Stage
 from tests.tiny import Tiny
 
 ANIMALS = ("otter", "heron", "badger", "newt", "lynx", "stork", "marten", "toad", "crane", "shrew", "vole", "ibex")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from clara_core.errors import TrainingError
+from clara_core.common.errors import TrainingError
 from clara_core.training.config import TrainingConfig
 from clara_core.training.run import trainer_of
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from clara_core import CheckpointError, ClaraEngine
-from clara_core.checkpoint import read_checkpoint
-from clara_core.locate import BUNDLED
+from clara_core.checkpoint.hub import BUNDLED
+from clara_core.checkpoint.io import read_checkpoint
 from clara_core.training import average
 from tests.tiny import build
 

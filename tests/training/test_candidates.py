@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 from langchain_core.documents import Document
 
-from clara_core.bm25 import Bm25
-from clara_core.errors import DataError
+from clara_core.common.errors import DataError
+from clara_core.data.jsonl import CompressionLine, TrainingSet, read_lines, write_lines
+from clara_core.retrieval.bm25 import Bm25
 from clara_core.store import MemoryStore
 from clara_core.training.candidates import end_to_end_sets, find_candidates
-from clara_core.training.data import CompressionLine, TrainingSet, read_lines, write_lines
 from clara_core.training.synthesis import synthesize
 from tests.engines import open_engine
 from tests.tiny import build

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from clara_core.cli import app
+from clara_core.cli.main import app
+from clara_core.data.jsonl import TrainingSet, read_lines
 from clara_core.store import MemoryStore
-from clara_core.training.data import TrainingSet, read_lines
 from clara_core.training.llm_spec import open_llm
 from tests.engines import open_engine
 from tests.tiny import build

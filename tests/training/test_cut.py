@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from clara_core.checkpoint import read_checkpoint
-from clara_core.config import Role
-from clara_core.errors import TrainingError
-from clara_core.options import EngineArguments
+from clara_core.checkpoint.config import Role
+from clara_core.checkpoint.io import read_checkpoint
+from clara_core.common.errors import TrainingError
+from clara_core.engine.options import EngineArguments
 from clara_core.training import cut
 from clara_core.training.cut import WholeBase, base_of, can_cut
 from clara_core.training.masters import Learning

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara_core.errors import DataError
-from clara_core.training.data import (
+from clara_core.common.errors import DataError
+from clara_core.data.examples import line_object
+from clara_core.data.jsonl import (
     STAGES,
     CompressionLine,
     InstructionLine,
@@ -28,7 +29,6 @@ from clara_core.training.data import (
     read_lines,
     write_lines,
 )
-from clara_core.training.lines import line_object
 
 QA = {
     "data_type": "qa",
@@ -308,7 +308,7 @@ def test_a_line_that_a_killed_writer_left_half_is_cut_off(tmp_path, tail):
 def test_lines_of_a_killed_writer_are_there(tmp_path):
     path = tmp_path / "a.jsonl"
     code = (
-        "import sys\nfrom clara_core.training.data import LineWriter\nwriter = LineWriter(sys.argv[1])\n"
+        "import sys\nfrom clara_core.data.jsonl import LineWriter\nwriter = LineWriter(sys.argv[1])\n"
         "for n in range(10**9):\n    writer.write({'n': n, 'pad': 'x' * 5000})\n    print(n, flush=True)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as process:
@@ -332,5 +332,5 @@ def test_writers_refuse_what_they_cannot_write(tmp_path):
 
 
 def test_reading_needs_no_torch():
-    code = "import sys, clara_core.training.data; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
+    code = "import sys, clara_core.data.jsonl; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from clara_core import ClaraEngine
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
+from clara_core.data.examples import STAGES
 from clara_core.training import train
 from clara_core.training.config import TrainingConfig
-from clara_core.training.lines import STAGES
 from tests.tiny import build
 from tests.training.lessons import lines_of, write
 

@@ -14,9 +14,9 @@ import pytest
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
-from clara_core.errors import DataError, LLMError
+from clara_core.common.errors import DataError, LLMError
+from clara_core.data.jsonl import read_lines
 from clara_core.training import synthesis_draft
-from clara_core.training.data import read_lines
 from clara_core.training.synthesis import asynthesize, synthesize
 from tests.training.fake_llm import ChatModel, Llm
 from tests.training.teacher import FACT, TEXTS, Teacher, kind_of, passage_of

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from clara_core.checkpoint import Checkpoint, export_peft, read_checkpoint
-from clara_core.config import Role
-from clara_core.options import EngineArguments
+from clara_core.checkpoint.config import Role
+from clara_core.checkpoint.io import Checkpoint, export_peft, read_checkpoint
+from clara_core.data.examples import STAGES, Stage, check_line
+from clara_core.engine.options import EngineArguments
 from clara_core.training import train
 from clara_core.training.batch import Step
 from clara_core.training.config import TrainingConfig
 from clara_core.training.line_steps import LineReader, LineSteps
-from clara_core.training.lines import STAGES, Stage, check_line
 from clara_core.training.objective import Objective, Terms
 from clara_core.training.opening import checkpoint_gradients, open_checkpoint
 from clara_core.training.schedule import scheduled

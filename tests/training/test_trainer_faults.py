@@ -16,11 +16,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from clara_core.checkpoint import read_checkpoint
-from clara_core.cli import app
-from clara_core.errors import DataError, TrainingError, UnknownOption
+from clara_core.checkpoint.io import read_checkpoint
+from clara_core.cli.main import app
+from clara_core.common.errors import DataError, NotEnoughMemory, TrainingError, UnknownOption
 from clara_core.training import train
+from clara_core.training.batch import Step
 from clara_core.training.config import TrainingConfig
+from clara_core.training.objective import Objective, Outcome
 from clara_core.training.state import load_state, new_folder, save_state
 from clara_core.training.trainer import STATE_FILE
 from tests.tiny import Tiny, build
@@ -70,6 +72,38 @@ def test_a_killed_run_goes_on_with_the_same_curve(tiny: Tiny, tmp_path: Path) ->
     result = train(config)
     assert metrics(result.metrics) == metrics(whole.metrics)
     assert read_checkpoint(result.checkpoint).identity == read_checkpoint(whole.checkpoint).identity
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError()]
+)
+def test_memory_that_runs_out_says_what_to_lower(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """In the second step, in a pass of more than one line; with passes of one line the same run goes on."""
+    given = {"steps": 3, "save_every": 1, "dropout": 0.0}
+    whole = train(config_for(tiny, tmp_path, "stage2", out=tmp_path / "whole", micro_batch_size=1, **given))
+    config = config_for(tiny, tmp_path, "stage2", micro_batch_size=2, **given)
+    call, passes = Objective.__call__, []
+
+    def of_little_memory(self: Objective, step: Step) -> Outcome:
+        passes.append(len(step.places))
+        if len(passes) > 3 and len(step.places) > 1:
+            raise error
+        return call(self, step)
+
+    monkeypatch.setattr(Objective, "__call__", of_little_memory)
+    with pytest.raises(NotEnoughMemory, match=r"memory ran out in training.*lower micro_batch_size=2 \(b") as caught:
+        train(config)
+    assert "set gradient_checkpointing=true" in str(caught.value)
+    assert f"lower memory_room_mb={config.memory_room_mb}" in str(caught.value)
+    state = load_state(config.out / STATE_FILE)
+    assert state is not None
+    assert 0 < state[1]["standing"]["step"] < 3
+    result = train(config.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": True}))
+    for ours, theirs in zip(metrics(result.metrics), metrics(whole.metrics), strict=True):
+        assert ours.pop("stage") == theirs.pop("stage") == "stage2"
+        assert ours == pytest.approx(theirs, rel=2e-3)
 
 
 def metrics_of(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clara_core.tokens import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, ClaraTokenizer
+from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, ClaraTokenizer
 from clara_core.training.batch import Step
 from clara_core.training.rows import VERBATIM_INSTRUCTION, Row, build_batch
 from clara_core.training.world import Corpus, Passage

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from clara_core import ClaraEngine
-from clara_core.passages import cut_passages, read_folder
+from clara_core.data.documents import cut_passages, read_folder
 
 HANDBOOK = Path(__file__).parent / "handbook"
 READ = 5  # passages of the handbook that are read for an answer

@@ -13,7 +13,7 @@ from clara_core.training.losses import contrastive_loss
 from clara_core.training.objective import Objective, Outcome, Terms, _document_scores
 
 if TYPE_CHECKING:
-    from clara_core.model import ClaraModel
+    from clara_core.model.decoder import ClaraModel
     from clara_core.training.batch import Step
     from tools.pocket_factory.lesson import Taught
 

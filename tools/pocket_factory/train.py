@@ -19,7 +19,7 @@ import typer
 from safetensors.torch import load_file, save_file
 
 import clara_core.training.objective as objectives
-from clara_core.config import Role
+from clara_core.checkpoint.config import Role
 from clara_core.training.batch import RowBatch, Step, _part
 from clara_core.training.masters import Learning, Masters
 from clara_core.training.muon import Muon
@@ -214,8 +214,8 @@ class Run:
                 self.read()
                 saved = time.monotonic()
             if now - looked > self.plan.look_minutes * 60:
-                title = f"step {progress.step}, {progress.passages} passages"
                 self.save()
+                title = f"step {progress.step}, {progress.passages} passages"
                 look(self.folder / "checkpoint", self.folder / "look.log", title)
                 looked = time.monotonic()
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from clara_core.config import Role
-from clara_core.loading import EngineArguments
-from clara_core.model import ClaraModel
-from clara_core.tokens import load_tokenizer
+from clara_core.checkpoint.config import Role
+from clara_core.engine.loader import EngineArguments
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.tokenizer import load_tokenizer
 from clara_core.training.opening import Opened, open_checkpoint
 from clara_core.training.pocket_base import random_base, train_tokenizer, write_base
 from clara_core.training.stages import CONFIG

@@ -1,0 +1,247 @@
+"""The command `clara ask`: a question to a folder of texts, or to a store of them; an answer with its sources."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.text import Text
+
+from clara_core.cli.options import engine_of, load_watched, with_options
+from clara_core.data.documents import SUFFIXES, Passage, TextFile, cut_passages, group_left_out, read_folder
+from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
+
+if TYPE_CHECKING:
+    from clara_core import Answer, ClaraEngine, Memory
+    from clara_core.store import Hit, MemoryStore
+    from clara_core.store.codec import MemoryType
+
+_BEGINNING = 60  # characters of a source that are shown
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A passage that an answer is read from.
+
+    Attributes:
+        file: Name of its file; the id where a store does not know it.
+        start: Where it begins in the file, in characters.
+        score: How well it answers the question.
+        text: The passage.
+    """
+
+    file: str
+    start: int
+    score: float
+    text: str
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What is read for an answer, out of how many passages, and how long each step took."""
+
+    passages: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    sources: list[Source] = field(default_factory=list)
+    memories: list[Memory] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[step] = time.perf_counter() - start
+
+
+@with_options
+def ask(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[FOLDER] QUESTION",
+            help="A folder of files, or one file (not with --store), and what to ask them.",
+            show_default=False,
+        ),
+    ],
+    store: Annotated[str | None, typer.Option(help="Ask the store that `clara index` wrote here.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Passages that the answer is read from.")] = 5,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    *,
+    options: EngineOptions,
+) -> None:
+    """Answers a question from the texts of a folder or of a store."""
+    if len(words) != (2 if store is None else 1):
+        wanted = "a folder and a question" if store is None else "a question alone, since --store says what to ask"
+        raise ValueError(f"give {wanted}; got {len(words)} arguments")
+    question = words[-1]
+    if not question.strip():
+        raise ValueError("the question is empty")
+    notes = Console(stderr=True)
+    facts: dict[str, object] = {"model": options.model or DEFAULT_MODEL}
+    files: list[TextFile] = []
+    if store is None:
+        files, problems = read_files(Path(words[0]), notes)
+        facts |= {"files": len(files), "left_out": problems}
+
+    engine = engine_of(options)
+    if store is None:
+        reading = _read_files(engine, files, words[0], question, top_k, notes)
+    else:
+        facts["store"] = store
+        reading = _read_store(engine, store, question, top_k)
+    with reading.timed("answer"):
+        answer = engine.answer(question, reading.memories, max_tokens=max_tokens)
+    if as_json:
+        write_json(_facts(question, answer, reading) | facts)
+        return
+    _show(answer, reading)
+
+
+def read_files(folder: Path, notes: Console) -> tuple[list[TextFile], list[str]]:
+    """The texts of a folder, and a line for each file that was left out; these are shown, those of a kind together.
+
+    Raises:
+        ValueError: There is none.
+    """
+    files, left_out = read_folder(folder)
+    for line in group_left_out(left_out):
+        notes.print(plain(f"left out: {line}"), style="yellow", soft_wrap=True)
+    if not files:
+        raise ValueError(f"no file in {str(folder)!r} that can be read; kinds that are: {', '.join(SUFFIXES)}")
+    return files, list(map(str, left_out))
+
+
+def _read_files(
+    engine: ClaraEngine, files: Sequence[TextFile], folder: str, question: str, top_k: int, notes: Console
+) -> _Reading:
+    passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
+    if not passages:
+        raise ValueError(f"the {len(files)} files in {folder!r} hold no text")
+    load_watched(engine)
+    reading = _Reading(len(passages))
+    with reading.timed("compress"):
+        memories = _compress(engine, passages, notes)
+    with reading.timed("rank"):
+        ranked = engine.rank(question, memories, top_k=top_k)
+    for hit in ranked:
+        passage = passages[hit.index]
+        reading.sources.append(Source(passage.file, passage.start, hit.score, passage.text))
+        reading.memories.append(memories[hit.index])
+    return reading
+
+
+def _read_store(engine: ClaraEngine, uri: str, question: str, top_k: int) -> _Reading:
+    store = written_store(uri, engine)
+    load_watched(engine)
+    reading = _Reading(store.count())
+    with reading.timed("search"):
+        hits = store.search(question, top_k)
+        reading.memories = store.memories([hit.id for hit in hits])
+    reading.sources = [source_of(hit) for hit in hits]
+    return reading
+
+
+def open_store(uri: str, engine: ClaraEngine | None, memory_type: MemoryType = "bfloat16") -> MemoryStore:
+    """A `MemoryStore`, which need not be there yet.
+
+    Raises:
+        ValueError: The extra that it needs is not installed.
+    """
+    try:
+        from clara_core.store import MemoryStore
+    except ImportError as exc:
+        raise ValueError(str(exc)) from exc
+    return MemoryStore.open(uri, engine, memory_type=memory_type)
+
+
+def written_store(uri: str, engine: ClaraEngine | None) -> MemoryStore:
+    """A `MemoryStore` to be read.
+
+    Raises:
+        ValueError: There is none.
+    """
+    store = open_store(uri, engine)
+    if store.fingerprint is None:
+        raise ValueError(f"there is no store at {uri!r}; `clara index FOLDER --store {uri}` makes one")
+    return store
+
+
+def source_of(hit: Hit) -> Source:
+    """What a search found, as `clara index` wrote it or as somebody else did."""
+    file, start = hit.metadata.get("file"), hit.metadata.get("start")
+    if isinstance(file, str) and isinstance(start, int):
+        return Source(file, start, hit.score, hit.text)
+    return Source(hit.id, 0, hit.score, hit.text)
+
+
+def _compress(engine: ClaraEngine, passages: Sequence[Passage], notes: Console) -> list[Memory]:
+    """Memories of the passages, with a progress bar where somebody can see it."""
+    texts = [passage.text for passage in passages]
+    if not notes.is_terminal:
+        return engine.compress(texts)
+    with Progress(console=notes, transient=True) as progress:
+        stream = engine.compress_stream(texts)
+        return list(progress.track(stream, total=len(passages), description="compressing"))
+
+
+def _facts(question: str, answer: Answer, reading: _Reading) -> dict[str, object]:
+    return {
+        "question": question,
+        "answer": answer.text,
+        "finish_reason": answer.finish_reason,
+        "sources": [asdict(source) for source in reading.sources],
+        "passages": reading.passages,
+        "prompt_tokens": answer.prompt_tokens,
+        "memory_tokens": answer.memory_tokens,
+        "source_tokens": answer.source_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "windows_left_out": answer.windows_left_out,
+        "seconds": {name: round(value, 3) for name, value in reading.seconds.items()},
+    }
+
+
+def _show(answer: Answer, reading: _Reading) -> None:
+    console = Console(highlight=False)
+    console.print(plain(answer.text.strip()) or "(the model answered nothing)", style="bold", soft_wrap=True)
+    if answer.finish_reason == "length":
+        console.print("(cut at --max-tokens)", style="yellow")
+    console.print()
+    show_sources(console, reading.sources)
+    seconds = dict(reading.seconds)
+    compressed = seconds.pop("compress", None)
+    before = "searched" if compressed is None else "compressed"
+    spent = "" if compressed is None else f" in {compressed:.1f} s"
+    console.print(
+        f"\nread {answer.memory_tokens:,} memory tokens instead of {answer.source_tokens:,} of text; "
+        f"{before} {reading.passages:,} passages{spent}, answered in {sum(seconds.values()):.1f} s",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def show_sources(console: Console, sources: Sequence[Source]) -> None:
+    """A line for each: score, file, beginning."""
+    for source in sources:
+        words = " ".join(source.text.split())
+        beginning = words[:_BEGINNING] + ("…" if len(words) > _BEGINNING else "")
+        line = Text.assemble((f"{source.score:6.3f}  ", "cyan"), plain(source.file), ("  " + plain(beginning), "dim"))
+        console.print(line, soft_wrap=True)
+
+
+def write_json(facts: dict[str, object]) -> None:
+    """One JSON object; a name or question that is no Unicode is written as its JSON escape."""
+    typer.echo(json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+
+
+def plain(text: str) -> str:
+    """Text that a terminal shows and does not obey."""
+    shown = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in shown)

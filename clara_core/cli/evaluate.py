@@ -1,0 +1,123 @@
+"""The command `clara eval`: a model over a file of questions, and a report of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clara_core.cli.options import engine_of, load_watched, with_options
+from clara_core.engine.options import EngineOptions
+
+if TYPE_CHECKING:
+    from clara_core.evaluation import Report
+
+
+class ModeName(StrEnum):
+    """What is read, as a word of the command line."""
+
+    NORMAL = "normal"
+    ORACLE = "oracle"
+
+
+class RankerName(StrEnum):
+    """Who ranks, as a word of the command line."""
+
+    MEMORY = "memory"
+    BM25 = "bm25"
+    GIVEN = "given"
+
+
+@with_options
+def evaluate_file(
+    data: Annotated[Path, typer.Argument(help="Questions with candidates and answers: .jsonl, .jsonl.gz or .parquet.")],
+    mode: Annotated[
+        list[ModeName] | None, typer.Option(help="'oracle' puts the gold passages among what is read; may be repeated.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Documents that are read for a question.")] = 5,
+    ranker: Annotated[
+        RankerName, typer.Option(help="Whose order is read; 'given' needs no query reasoner.")
+    ] = RankerName.MEMORY,
+    corpus: Annotated[
+        bool, typer.Option("--corpus", help="Search all passages of the file for each question.")
+    ] = False,
+    bm25: Annotated[bool, typer.Option(help="Rank by BM25 as well.")] = True,
+    text_llm: Annotated[
+        str | None,
+        typer.Option(help="Reads the same as text: openai:MODEL[@URL], python:MODULE:NAME or python:FILE.py:NAME."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions (and prompts of the text LLM) at a time.")] = 16,
+    timed: Annotated[int, typer.Option(min=0, help="Questions that are timed one by one.")] = 20,
+    paraphrases: Annotated[int, typer.Option(min=0, help="Passages that are said again from memory.")] = 20,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report; a run that was interrupted goes on there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    *,
+    options: EngineOptions,
+) -> None:
+    """Measures what a model finds and answers, and what that costs."""
+    from clara_core.evaluation import evaluate, over_corpus, read_questions
+    from clara_core.evaluation.plots import load_figure
+    from clara_core.training.llm_spec import open_llm
+
+    engine = engine_of(options)
+    try:
+        lines = read_questions(data, limit)
+        if out is not None:
+            load_figure()  # what the report will need
+        load_watched(engine)
+        report = evaluate(
+            engine,
+            over_corpus(lines) if corpus else lines,
+            modes=[one.value for one in mode or [ModeName.NORMAL]],
+            top_k=top_k,
+            ranker=ranker.value,
+            bm25=bm25,
+            text_llm=None if text_llm is None else open_llm(text_llm),
+            text_llm_name=text_llm,
+            max_tokens=max_tokens,
+            batch=batch,
+            timed=timed,
+            paraphrases=paraphrases,
+            folder=out,
+            show_progress=sys.stderr.isatty(),
+        )
+    except ImportError as exc:  # a package of an extra; the message says which, and how to install it
+        raise ValueError(str(exc)) from exc
+    if out is not None:
+        report.write(out)
+    if as_json:
+        typer.echo(json.dumps({"settings": report.settings, **report.metrics}, ensure_ascii=False))
+        return
+    _show(report, out)
+
+
+def _show(report: Report, out: Path | None) -> None:
+    console = Console(highlight=False)
+    answers = Table("mode", "read from", title=f"{report.metrics['questions']:,} questions", title_justify="left")
+    for name in ("EM", "Cover-EM", "F1", "BLEU"):
+        answers.add_column(name, justify="right")
+    for mode, systems in report.metrics["answers"].items():
+        for system, one in systems.items():
+            scores = (one[name] for name in ("exact_match", "cover_match", "f1", "bleu"))
+            answers.add_row(mode, system, *(f"{score:.3f}" for score in scores))
+    console.print(answers)
+    if retrieval := report.metrics.get("retrieval"):
+        found = Table("", *retrieval, title=f"{report.metrics['with_gold']:,} with known gold", title_justify="left")
+        for name in next(iter(retrieval.values())):
+            found.add_row(name, *(f"{scores[name]:.3f}" for scores in retrieval.values()))
+        console.print(found)
+    if latency := report.metrics.get("latency"):
+        steps = [f"{name} {one['p50']:,.0f} ms" for name, one in latency.items() if isinstance(one, dict)]
+        console.print("median of a question alone: " + ", ".join(steps), style="dim", soft_wrap=True)
+    if out is not None:
+        console.print(str(out / "report.md"), style="bold", markup=False, soft_wrap=True)

@@ -1,0 +1,243 @@
+"""The command `clara`.
+
+A command is a plain function with typer annotations, registered on `app`. What is wrong with the
+user's files or arguments becomes one line on standard error and exit code 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from clara_core.checkpoint.config import Role
+from clara_core.cli.ask import ask
+from clara_core.cli.bulk import compress_into_store
+from clara_core.cli.evaluate import evaluate_file
+from clara_core.cli.options import with_options
+from clara_core.cli.store import index_folder, search_store, store_app
+from clara_core.cli.synthesize import synthesize_documents
+from clara_core.cli.train import train_stage
+from clara_core.common.announce import announce_again
+from clara_core.common.announce import log as said
+from clara_core.common.errors import CheckpointError, ClaraError
+from clara_core.common.version import __version__
+from clara_core.engine.options import DEFAULT_MODEL, CheckpointOptions, EngineOptions, engine_arguments, option_values
+
+if TYPE_CHECKING:
+    from clara_core.checkpoint.io import Checkpoint
+
+EXIT_FAILED = 2
+_APPLE_LICENCE = "weights under Apple's research licence; read it on the model's page before use"
+
+
+class _Group(TyperGroup):
+    """Turns the errors a user can mend into one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with _notes():
+                return super().invoke(ctx)
+        except (ClaraError, ValueError) as exc:
+            message = " ".join(str(exc).split())
+            sys.stderr.write(f"clara: {message}\n")
+            raise typer.Exit(EXIT_FAILED) from exc
+
+
+class _Notes(logging.Handler):
+    """What is said to the user, on standard error, whoever reads that."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"clara: {record.getMessage()}\n")
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """What the library logs as a warning is a line for the user; Python warnings are for who writes programs.
+
+    Warnings of this library are logged, too. `python -W` and PYTHONWARNINGS bring all of them back.
+    """
+    notes = _Notes(logging.WARNING)
+    logger = logging.getLogger("clara_core")
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        logger.addHandler(notes)
+        try:
+            yield
+        finally:
+            logger.removeHandler(notes)
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="CLaRa: documents compressed into memory tokens, then searched, reranked and read.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+class RoleName(StrEnum):
+    """The roles as words of the command line."""
+
+    COMPRESSOR = "compressor"
+    REASONER = "reasoner"
+    GENERATOR = "generator"
+
+    @property
+    def role(self) -> Role:
+        """The role that the word stands for."""
+        return Role[self.name]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"clara {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Holds the commands together, also while there is only one."""
+    announce_again()
+    if not any(isinstance(handler, _Notes) for handler in said.handlers):
+        said.addHandler(_Notes())
+    said.setLevel(logging.INFO)
+    said.propagate = False  # said once, also where a command sets up a log of its own
+
+
+app.command()(ask)
+app.command("index")(index_folder)
+app.command("search")(search_store)
+app.command("bulk")(compress_into_store)
+app.add_typer(store_app, name="store")
+app.command("eval")(evaluate_file)
+app.command("synthesize")(synthesize_documents)
+app.command("train")(train_stage)
+
+
+@app.command()
+@with_options
+def info(
+    model: Annotated[str, typer.Argument(help="Bundled name, folder, or Hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    *,
+    options: EngineOptions,
+) -> None:
+    """Says what a checkpoint holds, after proving that it is whole."""
+    from clara_core.checkpoint.io import read_checkpoint
+
+    arguments = engine_arguments("clara info", option_values(options))
+    facts = _describe(read_checkpoint(_folder(options)), model, options.base_model)
+    facts |= {"device": arguments.device, "dtype": arguments.dtype, "quantization": arguments.quantization}
+    if as_json:
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    table = Table(title=model, show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), _shown(value))
+    Console().print(table)
+
+
+@app.command()
+@with_options
+def convert(
+    model: Annotated[str, typer.Argument(metavar="SRC", help="Bundled name, folder, or Hub id.")],
+    dst: Annotated[Path, typer.Argument(help="Folder to write.")],
+    peft: Annotated[
+        RoleName | None,
+        typer.Option(help="Write the adapter of this role alone, as a plain peft folder."),
+    ] = None,
+    with_base: Annotated[
+        bool, typer.Option("--with-base", help="Copy a base decoder that lies in a folder, too.")
+    ] = False,
+    *,
+    options: CheckpointOptions,
+) -> None:
+    """Writes a checkpoint anew as safetensors, or exports one adapter for peft."""
+    from clara_core.checkpoint.convert import convert_checkpoint
+    from clara_core.checkpoint.io import export_peft, read_checkpoint
+
+    checkpoint = read_checkpoint(_folder(options))
+    if peft is not None:
+        if with_base:
+            raise ValueError("--with-base and --peft exclude each other")
+        export_peft(checkpoint, peft.role, dst)
+        typer.echo(f"{peft.role} of {model} -> {dst} (peft)")
+        return
+    written = convert_checkpoint(checkpoint, dst, base_model=options.base_model, with_base=with_base)
+    roles = ", ".join(role.label for role in written.roles)
+    typer.echo(f"{model} -> {dst} ({roles}; base: {written.config.decoder_model_name})")
+
+
+def _folder(options: CheckpointOptions) -> Path:
+    from clara_core.checkpoint.hub import locate
+
+    return locate(
+        options.model or DEFAULT_MODEL,
+        options.compression,
+        options.revision,
+        options.token,
+        options.cache_dir,
+        options.local_files_only,
+    )
+
+
+def _describe(checkpoint: Checkpoint, model: str, base_model: str | None) -> dict[str, object]:
+    """The facts of a checkpoint in the order in which they are shown."""
+    from clara_core.checkpoint.io import EMBED_KEY, locate_base, weight_files
+
+    config = checkpoint.config
+    try:
+        base, remark = locate_base(config, checkpoint.folder, base_model), None
+    except CheckpointError as exc:
+        if base_model is not None:
+            raise
+        base, remark = config.decoder_model_name, str(exc)
+    table = checkpoint.embeddings.get(EMBED_KEY)
+    apple = model.startswith("apple/") or "models--apple--" in str(checkpoint.folder)
+    return {
+        "model": model,
+        "folder": str(checkpoint.folder),
+        "training_stage": config.training_stage,
+        "roles": [role.label for role in checkpoint.roles],
+        "rate": config.compr_rate,
+        "memory_tokens": config.n_mem,
+        "hidden": checkpoint.hidden,
+        "dimension": config.n_mem * checkpoint.hidden,
+        "window": config.doc_max_length,
+        "lora_rank": config.lora_r,
+        "vocabulary": None if table is None else table.shape[0],
+        "base": base,
+        "base_remark": remark,
+        "bytes": sum(path.stat().st_size for path in weight_files(checkpoint.folder)),
+        "identity": checkpoint.identity,
+        "licence": _APPLE_LICENCE if apple else config.licence_note,
+    }
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)

@@ -1,0 +1,124 @@
+"""The command `clara synthesize`: documents and a language model, training sets of all stages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clara_core.cli.options import engine_of, with_options
+from clara_core.common.errors import DataError
+from clara_core.data.documents import SUFFIXES, Spans, cut_passages, group_left_out, read_folder
+from clara_core.engine.options import EngineOptions
+
+if TYPE_CHECKING:
+    from clara_core.training.candidates import Search
+
+_TEXTS = ("text", "page_content", "content", "contents")  # names that the text of a document has in JSONL
+_NO_CANDIDATES = "none"
+_BM25 = "bm25"
+
+
+@with_options
+def synthesize_documents(
+    docs: Annotated[Path, typer.Argument(help="Folder of files, one of them, or .jsonl of documents.")],
+    llm: Annotated[
+        str, typer.Option(help="openai:MODEL, openai:MODEL@URL, python:MODULE:NAME or python:FILE.py:NAME.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the sets. Run again with it, a stopped run goes on.")],
+    model: Annotated[
+        str | None, typer.Option(help="The model that is to be trained; its window cuts passages.")
+    ] = None,
+    candidates: Annotated[
+        str, typer.Option(help="What finds the candidates of a question: bm25, the URI of a store, or none.")
+    ] = _BM25,
+    n_candidates: Annotated[int, typer.Option(min=1, help="Candidates of a question.")] = 20,
+    top_k: Annotated[int, typer.Option(min=1, help="Passages of a line for instruction tuning.")] = 5,
+    max_rounds: Annotated[int, typer.Option(min=1, help="Rounds after which an uncovered passage is dropped.")] = 10,
+    concurrency: Annotated[int, typer.Option(min=1, help="Passages worked on at a time.")] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds that a reply may take.")] = 120.0,
+    held_out: Annotated[float, typer.Option(help="Share of the questions kept from training, to measure with.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the order of candidates.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    *,
+    options: EngineOptions,
+) -> None:
+    """Writes training sets about your documents with a language model."""
+    if candidates != _NO_CANDIDATES and top_k > n_candidates:
+        raise ValueError(f"--top-k {top_k} is more than --n-candidates {n_candidates}")
+    from clara_core.training.llm_spec import open_llm
+
+    try:
+        asked = open_llm(llm)
+        # Before the language model is paid for its work.
+        search = _search(candidates, options)
+    except ImportError as exc:
+        raise ValueError(str(exc)) from exc
+    passages = _passages(docs, options)
+
+    from clara_core.training.candidates import end_to_end_sets
+    from clara_core.training.synthesis import synthesize
+
+    bar = sys.stderr.isatty()
+    report = synthesize(
+        passages,
+        asked,
+        out,
+        max_rounds=max_rounds,
+        concurrency=concurrency,
+        timeout=timeout,
+        held_out=held_out,
+        show_progress=bar,
+    )
+    facts: dict[str, Any] = {"synthesis": asdict(report)}
+    shown = [str(report)]
+    if candidates != _NO_CANDIDATES:
+        sets = end_to_end_sets(out, search, n_candidates=n_candidates, top_k=top_k, seed=seed, show_progress=bar)
+        facts["candidates"] = asdict(sets) | {"missed_rate": sets.missed_rate}
+        shown.append(str(sets))
+    typer.echo(json.dumps(facts, ensure_ascii=False, default=str) if as_json else "\n".join(shown))
+
+
+def _search(candidates: str, options: EngineOptions) -> Search | None:
+    """What finds candidates; None for BM25 over the passages, which are not known yet."""
+    if candidates == _NO_CANDIDATES:
+        return None
+    if candidates == _BM25:
+        return None
+    from clara_core.store import MemoryStore
+
+    return MemoryStore.open(candidates, engine_of(options), read_only=True)
+
+
+def _passages(docs: Path, options: EngineOptions) -> list[str]:
+    """Passages that fit the window of a model."""
+    windows = engine_of(options).tokenizer.windows
+    if docs.name.lower().endswith((".jsonl", ".jsonl.gz", ".parquet")):
+        return _from_lines(docs, windows)
+    files, left_out = read_folder(docs)
+    for line in group_left_out(left_out):
+        typer.echo(f"left out: {line}", err=True)
+    passages = [passage.text for file in files for passage in cut_passages(file, windows)]
+    if not passages:
+        raise ValueError(f"no text in {str(docs)!r}; kinds that are read: {', '.join(SUFFIXES)}")
+    return passages
+
+
+def _from_lines(path: Path, windows: Callable[[str], Spans]) -> list[str]:
+    from clara_core.data.jsonl import read_objects
+
+    passages = []
+    for where, found in read_objects(path):
+        text = next((found[name] for name in _TEXTS if isinstance(found.get(name), str)), None)
+        if text is None:
+            names = " or ".join(map(repr, _TEXTS))
+            raise DataError(f"{where}: a document must have a text named {names}; the line has {list(found)}")
+        passages += [text[start:end] for start, end in windows(text)]
+    if not passages:
+        raise ValueError(f"no document in {str(path)!r}")
+    return passages

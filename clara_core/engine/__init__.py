@@ -1,0 +1,1 @@
+"""The engine: one loaded model that compresses, reasons and answers for many callers at once."""

@@ -1,0 +1,137 @@
+"""The engine's calls, awaitable: the same requests, and no call blocks the event loop.
+
+Tokenizing and loading happen in a thread; cancelling a task, or a timeout around it, stops the work on the device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Unpack
+
+from torch import Tensor
+
+from clara_core.data.memory import Memory
+from clara_core.engine.inputs import Documents, Message, Overflow, asked, asked_all, check_overflow, checked_texts
+from clara_core.engine.requests import EncodeRequest, GenerateRequest
+from clara_core.engine.runtime import EngineInstance
+from clara_core.engine.sampling import Answer, Chunk, Sampling, SamplingOptions
+from clara_core.engine.streams import off_loop, results, stream_async
+from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
+
+BLOCK = 64  # texts that are tokenized at a time; a cancelled task stops between blocks
+
+
+class AsyncCalls(EngineInstance):
+    """Awaitable twins of the calls of `ClaraEngine`, which see for what they do."""
+
+    async def acompress(self, texts: Iterable[str], overflow: Overflow = "split") -> list[Memory]:
+        """Awaitable `compress`."""
+        check_overflow(overflow)
+        given = list(checked_texts(texts))
+        memories: list[Memory] = []
+        for start in range(0, len(given), BLOCK):
+            prepared: list[Documents] = []
+
+            def submit(
+                block: list[str] = given[start : start + BLOCK], out: list[Documents] = prepared
+            ) -> list[EncodeRequest]:
+                documents, request = self._submit_documents(block, overflow)
+                out.append(documents)
+                return [request]
+
+            requests = await off_loop(submit)
+            await results(requests)
+            memories += await asyncio.to_thread(self._collect, prepared[0], requests[0])
+        return memories
+
+    async def aremember(self, texts: Iterable[str]) -> list[Memory]:
+        """Awaitable `remember`."""
+        given = list(checked_texts(texts))
+        known = await asyncio.to_thread(lambda: self.cache.lookup(given, self.fingerprint))
+        made = await self.acompress([text for text, memory in known.items() if memory is None])
+        return self.cache.complete(given, known, made)
+
+    async def areason(self, questions: Sequence[str]) -> Tensor:
+        """Awaitable `reason`."""
+
+        def submit() -> list[EncodeRequest]:
+            request = self._question_request(questions)
+            if request is None:
+                return []
+            self._submit(request)
+            return [request]
+
+        tokens = await results(await off_loop(submit))
+        return tokens[0] if tokens else self._no_questions()
+
+    async def ascore(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
+        """Awaitable `score`."""
+        memories = await asyncio.to_thread(self._checked, memories)
+        return await asyncio.to_thread(score_memories, await self.areason(questions), memories)
+
+    async def arank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
+        """Awaitable `rank`."""
+        memories = await asyncio.to_thread(self._checked, memories)
+        tokens = await self.areason([question])
+        return await asyncio.to_thread(rank_memories, tokens[0], memories, top_k)
+
+    async def aanswer(
+        self,
+        question: str,
+        memories: Sequence[Memory] = (),
+        **options: Unpack[SamplingOptions],
+    ) -> Answer:
+        """Awaitable `answer`."""
+        return await self.achat(asked(question), memories, **options)
+
+    async def aanswer_batch(
+        self,
+        items: Sequence[tuple[str, Sequence[Memory]]],
+        **options: Unpack[SamplingOptions],
+    ) -> list[Answer]:
+        """Awaitable `answer_batch`."""
+        return await self.achat_batch(asked_all(items), **options)
+
+    async def achat(
+        self,
+        messages: Sequence[Message],
+        memories: Sequence[Memory] = (),
+        **options: Unpack[SamplingOptions],
+    ) -> Answer:
+        """Awaitable `chat`."""
+        return (await self.achat_batch([(messages, memories)], **options))[0]
+
+    async def achat_batch(
+        self,
+        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
+        **options: Unpack[SamplingOptions],
+    ) -> list[Answer]:
+        """Awaitable `chat_batch`."""
+        sampling = Sampling.of(options)
+
+        def submit() -> list[GenerateRequest]:
+            requests = [self._chat_request(messages, memories, sampling) for messages, memories in conversations]
+            self._submit_all(requests)
+            return requests
+
+        return await results(await off_loop(submit))
+
+    def astream(
+        self,
+        question: str,
+        memories: Sequence[Memory] = (),
+        **options: Unpack[SamplingOptions],
+    ) -> AsyncIterator[Chunk]:
+        """Asynchronous `stream`; leaving the loop over it early stops the work."""
+        return self.astream_chat(asked(question), memories, **options)
+
+    def astream_chat(
+        self,
+        messages: Sequence[Message],
+        memories: Sequence[Memory] = (),
+        **options: Unpack[SamplingOptions],
+    ) -> AsyncIterator[Chunk]:
+        """Asynchronous `stream_chat`."""
+        sampling = Sampling.of(options)
+        return stream_async(lambda: self._chat_request(messages, memories, sampling), self._submit)

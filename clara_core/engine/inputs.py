@@ -1,0 +1,297 @@
+"""From what callers pass to what the worker takes: checks, windows, prompts."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from clara_core.checkpoint.config import Role
+from clara_core.common.errors import ContextOverflow, FingerprintMismatch, WindowOverflow
+from clara_core.data.memory import Memory
+from clara_core.engine.long_documents import context_overflow, count_windows, keep_best_windows, windows_left_out
+from clara_core.engine.requests import EncodeRequest, GenerateRequest
+from clara_core.engine.sampling import Sampling, Writer
+from clara_core.model.chat_format import alternating
+from clara_core.model.tokenizer import ClaraTokenizer
+
+log = logging.getLogger(__name__)
+
+Overflow: TypeAlias = Literal["split", "error", "truncate"]
+Message: TypeAlias = dict[str, str]
+
+_ANSWER_SHARE = 4  # of the context, at most, that is kept free for an answer before a long document is shortened
+SHORT = 512  # tokens: a compression of no more than this goes with the questions instead of behind a corpus
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """A block of documents on their way to the compressor.
+
+    Attributes:
+        texts: As given.
+        spans: Character spans of each document's windows.
+        sequences: Token ids of all windows, document after document.
+        overhead: Ids of a sequence that are not text.
+    """
+
+    texts: list[str]
+    spans: list[tuple[tuple[int, int], ...]]
+    sequences: list[list[int]]
+    overhead: int
+
+    def request(self) -> EncodeRequest:
+        """The work to be done."""
+        urgent = sum(map(len, self.sequences)) <= SHORT
+        return EncodeRequest(self.sequences, Role.COMPRESSOR, urgent=urgent)
+
+    def memories(self, tokens: Tensor, fingerprint: str) -> list[Memory]:
+        """The finished documents: ``tokens [windows of all, n_mem, hidden]``."""
+        counts = [len(spans) for spans in self.spans]
+        lengths = torch.tensor([len(ids) - self.overhead for ids in self.sequences]).split(counts)
+        return [
+            # A copy: a view would keep the whole block in memory for one document.
+            Memory(part.clone(), text, spans, int(length.sum()), fingerprint)
+            for part, text, spans, length in zip(tokens.split(counts), self.texts, self.spans, lengths, strict=True)
+        ]
+
+
+def prepare_documents(texts: list[str], tokenizer: ClaraTokenizer, overflow: Overflow) -> Documents:
+    """Cut documents into windows and tokenize them.
+
+    Raises:
+        ValueError: `overflow` is none of the three.
+        WindowOverflow: A text is too long and ``overflow="error"``.
+    """
+    check_overflow(overflow)
+    spans = [_spans(text, tokenizer, overflow) for text in texts]
+    pieces = [text[start:end] for text, windows in zip(texts, spans, strict=True) for start, end in windows]
+    return Documents(texts, spans, tokenizer.encode_passages(pieces), tokenizer.overhead + tokenizer.config.n_mem)
+
+
+def _spans(text: str, tokenizer: ClaraTokenizer, overflow: Overflow) -> tuple[tuple[int, int], ...]:
+    windows = tokenizer.windows(text, first_only=overflow != "split")
+    if windows[-1][1] == len(text) or overflow == "split":
+        return tuple(windows)
+    limit = tokenizer.config.doc_max_length
+    beginning = text[:60] + ("…" if len(text) > 60 else "")
+    if overflow == "error":
+        msg = (
+            f"a text of {len(text)} characters ({tokenizer.count(text)} tokens) does not fit the window of {limit} "
+            f"tokens: {beginning!r}; use overflow='split', or split it before"
+        )
+        raise WindowOverflow(msg)
+    # The published tokenization cuts at a token, not at a boundary, and so does this.
+    end = tokenizer.truncation(text)
+    msg = f"truncated a text of {len(text)} characters to its first {end} (a window of {limit} tokens): {beginning!r}"
+    warnings.warn(msg, stacklevel=2)
+    log.warning("%s", msg)
+    return ((0, end),)
+
+
+def check_overflow(overflow: str) -> None:
+    """Refuse what is no way to treat a text that is too long.
+
+    Raises:
+        ValueError: Names the nearest right one.
+    """
+    known = get_args(Overflow)
+    if overflow not in known:
+        near = difflib.get_close_matches(str(overflow), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        msg = f"overflow must be one of {', '.join(map(repr, known))}, got {overflow!r}{hint}"
+        raise ValueError(msg)
+
+
+def prepare_questions(questions: list[str], tokenizer: ClaraTokenizer) -> list[list[int]]:
+    """Token ids of questions for the reasoner; one that does not fit the window is cut with a warning."""
+    sequences = tokenizer.encode_passages(questions)
+    window = tokenizer.config.doc_max_length
+    full = window + 3 + tokenizer.config.n_mem
+    for index, (question, ids) in enumerate(zip(questions, sequences, strict=True)):
+        if len(ids) == full and (tokens := tokenizer.count(question)) > window:
+            msg = f"truncated questions[{index}] of {tokens} tokens to a window of {window} tokens: {question[:60]!r}…"
+            warnings.warn(msg, stacklevel=2)
+            log.warning("%s", msg)
+    return sequences
+
+
+def prepare_chat(
+    messages: Sequence[Message],
+    memories: Sequence[Memory],
+    sampling: Sampling,
+    *,
+    tokenizer: ClaraTokenizer,
+    context: int,
+    ends: frozenset[int],
+    reason: Callable[[str], Tensor] | None = None,
+) -> GenerateRequest:
+    """The prompt of a conversation over compressed documents.
+
+    Where it leaves no room for the answer, long documents are read from their best windows for the last user turn,
+    with a warning; everything else is read whole or not at all.
+
+    Args:
+        messages: The conversation.
+        memories: Documents that its last user turn reads.
+        sampling: Options.
+        tokenizer: Of the checkpoint.
+        context: Most positions that prompt and answer may take.
+        ends: Tokens that end an answer by the model's own account, besides the tokenizer's.
+        reason: Memory tokens ``[n_mem, hidden]`` of a question; None where there is no reasoner.
+
+    Raises:
+        ContextOverflow: It does not fit; names both numbers.
+        ValueError: The last turn is not one that can be answered.
+    """
+    _check_messages(messages)
+    turns = alternating(messages)
+    ids = tokenizer.chat_prompt(turns, count_windows(memories))
+    read = memories
+    room = min(sampling.max_tokens, context // _ANSWER_SHARE)
+    if context - len(ids) < room and reason is not None and _any_long(memories, tokenizer):
+        read = keep_best_windows(reason(turns[-1]["content"]), memories, tokenizer)
+        ids = tokenizer.chat_prompt(turns, count_windows(read))
+    request = prepare_generation(ids, read, sampling, tokenizer=tokenizer, context=context, ends=ends)
+    if read is not memories:
+        request.windows_left_out = count_windows(memories) - count_windows(read)
+        msg = windows_left_out(memories, read)
+        warnings.warn(msg, stacklevel=2)
+        log.warning("%s", msg)
+    return request
+
+
+def _any_long(memories: Sequence[Memory], tokenizer: ClaraTokenizer) -> bool:
+    return any(memory.n_windows > tokenizer.config.generation_top_k for memory in memories)
+
+
+def prepare_generation(
+    ids: list[int],
+    memories: Sequence[Memory],
+    sampling: Sampling,
+    *,
+    tokenizer: ClaraTokenizer,
+    context: int,
+    ends: frozenset[int],
+) -> GenerateRequest:
+    """A request from the ids of a prompt and the memories that fill its slots.
+
+    Args:
+        ids: The prompt, slots included.
+        memories: Documents, in the order of their slots.
+        sampling: Options.
+        tokenizer: Of the same checkpoint.
+        context: Most positions that prompt and answer may take.
+        ends: Tokens that end an answer by the model's own account, besides the tokenizer's.
+
+    Raises:
+        ContextOverflow: The prompt does not fit; names both numbers.
+    """
+    room = context - len(ids)
+    if room < 1:
+        raise context_overflow(len(ids), memories, context, tokenizer)
+    slots = tokenizer.is_slot(ids)
+    tokens = [memory.tokens.flatten(0, 1) for memory in memories]  # [windows * n_mem, hidden] each
+    filled = torch.cat(tokens) if tokens else torch.zeros(0, 0)
+    if sum(slots) != len(filled):
+        msg = f"the chat template kept {sum(slots)} memory slots of {len(filled)}: it alters user messages"
+        raise ContextOverflow(msg)
+    return GenerateRequest(
+        ids=ids,
+        slots=slots,
+        memories=filled,
+        source_tokens=sum(memory.source_tokens for memory in memories),
+        writer=Writer(tokenizer.decode, sampling, tokenizer.eos_ids | ends, room, tokenizer.byte_ids),
+    )
+
+
+def checked_texts(texts: Iterable[object], name: str = "texts") -> Iterator[str]:
+    """The texts one by one, each checked when it is reached.
+
+    Raises:
+        TypeError: One string instead of several, or something that is no string.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        msg = f"{name} must be several strings, got one {type(texts).__name__}; put it into a list"
+        raise TypeError(msg)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            msg = f"{name}[{index}] must be a string, got {type(text).__name__}: {text!r:.60}"
+            raise TypeError(msg)
+        yield text
+
+
+def checked_memories(memories: Iterable[object], fingerprint: Callable[[], str]) -> list[Memory]:
+    """The memories, none of them foreign.
+
+    Raises:
+        FingerprintMismatch: One was made by another model; says both fingerprints.
+        TypeError: Something is no `Memory`.
+    """
+    if isinstance(memories, Memory | str | bytes) or not isinstance(memories, Iterable):
+        msg = f"memories must be several Memory objects, got one {type(memories).__name__}; put it into a list"
+        raise TypeError(msg)
+    checked: list[Memory] = []
+    own = ""
+    for index, memory in enumerate(memories):
+        if not isinstance(memory, Memory):
+            msg = f"memories[{index}] must be a Memory, got {type(memory).__name__}; make one with engine.compress"
+            raise TypeError(msg)
+        own = own or fingerprint()
+        if memory.fingerprint != own:
+            msg = (
+                f"memories[{index}] was made by the model {memory.fingerprint[:12]}, this engine is {own[:12]}; "
+                "compress its text again with this engine"
+            )
+            raise FingerprintMismatch(msg)
+        checked.append(memory)
+    return checked
+
+
+def asked(question: object, name: str = "question") -> list[Message]:
+    """A question as a conversation of one turn.
+
+    Raises:
+        TypeError: It is no string.
+    """
+    if not isinstance(question, str):
+        msg = f"{name} must be a string, got {type(question).__name__}: {question!r:.60}"
+        raise TypeError(msg)
+    return [{"role": "user", "content": question}]
+
+
+def asked_all(items: Iterable[object]) -> list[tuple[list[Message], Sequence[Memory]]]:
+    """Questions with their documents as conversations of one turn.
+
+    Raises:
+        TypeError: An item is no pair of a question and its memories; names its position.
+    """
+    conversations = []
+    for index, item in enumerate(items):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            msg = f"items[{index}] must be a pair (question, memories), got {type(item).__name__}: {item!r:.60}"
+            raise TypeError(msg)
+        conversations.append((asked(item[0], f"items[{index}][0]"), item[1]))
+    return conversations
+
+
+def _check_messages(messages: object) -> None:
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
+        msg = f"messages must be several messages, got one {type(messages).__name__}; put it into a list"
+        raise TypeError(msg)
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            msg = f"messages[{index}] must be a dict of role and content, got {type(message).__name__}: {message!r:.60}"
+            raise TypeError(msg)
+        if message.get("role") not in ("system", "user", "assistant"):
+            msg = f"messages[{index}] must have the role system, user or assistant, got {message.get('role')!r}"
+            raise ValueError(msg)
+        if not isinstance(message.get("content"), str):
+            msg = f"messages[{index}] must have a string as content, got {type(message.get('content')).__name__}"
+            raise TypeError(msg)

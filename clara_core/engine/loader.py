@@ -1,0 +1,252 @@
+"""From arguments to a model on its device: what a shared engine is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clara_core.checkpoint.config import ClaraConfig
+from clara_core.checkpoint.hub import locate, locate_base
+from clara_core.checkpoint.io import Checkpoint, check_vocabulary, read_checkpoint
+from clara_core.common.errors import CheckpointError
+from clara_core.engine.capacity import Demand, read_headers
+from clara_core.engine.options import EngineArguments
+from clara_core.model.attention import ATTENTION, register_attention
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.devices import check_forked, is_out_of_memory
+from clara_core.model.kernels import find_kernel
+from clara_core.model.tokenizer import ClaraTokenizer
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LARGE = 1 << 30  # bytes of weights that take long enough to show how far they are
+_SAMPLE = 1 << 20  # bytes hashed at either end of a file of base weights
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known of an engine before its weights are read.
+
+    Attributes:
+        folder: Where the checkpoint lies.
+        config: What it says.
+        base: Folder or Hub id of the base decoder.
+        hidden: Width of a memory token.
+        context: Most positions that a prompt and its answer may take together.
+        tokenizer: The base's tokenizer with the memory tokens.
+    """
+
+    folder: Path
+    config: ClaraConfig
+    base: str
+    hidden: int
+    context: int
+    tokenizer: ClaraTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model on its device, with the proof of what it is."""
+
+    model: ClaraModel
+    checkpoint: Checkpoint
+    fingerprint: str
+    weights_bytes: int
+
+
+def plan_engine(arguments: EngineArguments) -> Plan:
+    """Find checkpoint, base and tokenizer (fetching them where they lie on the Hub)."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = locate(
+        arguments.model,
+        arguments.compression,
+        arguments.revision,
+        arguments.token,
+        arguments.cache_dir,
+        arguments.local_files_only,
+    )
+    config = ClaraConfig.read(folder)
+    base = locate_base(config, folder, arguments.base_model)
+    with _base_errors(base, folder):
+        base_config = AutoConfig.from_pretrained(base, **arguments.hub())
+        tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
+    sliding = getattr(base_config, "sliding_window", None)
+    context = min(base_config.max_position_embeddings, sliding or base_config.max_position_embeddings)
+    return Plan(folder, config, base, int(base_config.hidden_size), int(context), ClaraTokenizer(tokenizer, config))
+
+
+def load_model(arguments: EngineArguments, plan: Plan, *, show_progress: bool = False) -> Loaded:
+    """Read the weights, prove them, and put them on the device.
+
+    Args:
+        arguments: For which device, and how.
+        plan: Where it lies.
+        show_progress: Draw a progress bar over the weights of a large base.
+
+    Raises:
+        CheckpointError: Something is missing or does not fit; nothing stays half loaded.
+        NotEnoughMemory: The device is too small; says what is needed and what is free.
+    """
+    check_forked(torch.device(arguments.device))
+    checkpoint = read_checkpoint(plan.folder)
+    check_vocabulary(checkpoint, len(plan.tokenizer), plan.base)
+    demand = _demand(arguments, plan, checkpoint)
+    demand.check()
+    large = demand.nbytes is None or demand.nbytes >= _LARGE
+    with demand.errors(), progress_bar(shown=show_progress and large):
+        return _read_model(arguments, plan, checkpoint)
+
+
+def _demand(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) -> Demand:
+    numbers = sum(tensor.numel() for state in checkpoint.adapters.values() for tensor in state.values())
+    return Demand(
+        plan.base,
+        torch.device(arguments.device),
+        arguments.dtype,
+        arguments.quantization,
+        read_headers(plan.base, arguments.cache_dir),
+        numbers * DTYPES[arguments.dtype].itemsize,
+    )
+
+
+def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) -> Loaded:
+    # "eager" is kept as it is, to look at; everything else goes through one function of ours.
+    if arguments.attn_implementation == "eager":
+        decoder = load_decoder(arguments, plan)
+    else:
+        register_attention()
+        decoder = load_decoder(arguments, plan, attention=ATTENTION)
+    if len(plan.tokenizer) != decoder.get_input_embeddings().num_embeddings:
+        decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)
+    model = ClaraModel(decoder, plan.config)
+    model.load_adapters(checkpoint)
+    weights_bytes = sum(weight.nbytes for weight in model.parameters())  # packed weights have no size of their own
+    model.freeze()
+    if arguments.attn_implementation in ("auto", "flash_attention_2"):
+        shape = model.kv_shape()
+        heads = int(decoder.config.num_attention_heads)
+        model.kernel = find_kernel(
+            arguments.attn_implementation,
+            model.device,
+            model.dtype,
+            heads=heads,
+            kv_heads=shape.kv_heads,
+            dim=shape.dim,
+        )
+    fingerprint = hashlib.sha256(f"{checkpoint.identity} {base_identity(plan.base, decoder)}".encode()).hexdigest()
+    log.info("loaded %s on %s as %s", plan.folder, model.device, model.dtype)
+    if plan.config.licence_note is not None:
+        log.warning("%s", plan.config.licence_note)
+    # The adapters live in the model now; the file's tensors need not be held twice.
+    return Loaded(
+        model,
+        replace(checkpoint, adapters={role: {} for role in checkpoint.adapters}, embeddings={}),
+        fingerprint,
+        weights_bytes,
+    )
+
+
+def base_identity(base: str, decoder: Any) -> str:
+    """What tells one base's weights from another's, without reading all of them.
+
+    A Hub id with its commit; for a folder the names, sizes and both ends of its weight files.
+    """
+    commit = getattr(decoder.config, "_commit_hash", None)
+    if not os.path.isdir(base):  # noqa: PTH112 - a Hub id is no path
+        return f"{base}@{commit}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(base).glob("*.safetensors")) or sorted(Path(base).glob("*.bin")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def load_decoder(
+    arguments: EngineArguments, plan: Plan, place: torch.device | None = None, attention: str | None = None
+) -> Any:
+    """The base decoder in its type, quantized where that is asked for; nothing added to it yet.
+
+    Args:
+        arguments: For which device, and how.
+        plan: Where it lies.
+        place: Where to leave a decoder that is not quantized; None: on the device.
+        attention: The name of an attention function; None: that of the arguments, by transformers.
+    """
+    from transformers import AutoModelForCausalLM
+
+    device = torch.device(arguments.device)
+    options: dict[str, Any] = {"dtype": DTYPES[arguments.dtype], **arguments.hub()}
+    named = "sdpa" if arguments.attn_implementation == "auto" else arguments.attn_implementation
+    options["attn_implementation"] = attention or named
+    if arguments.quantization is not None:
+        options["quantization_config"] = _quantization(arguments)
+        options["device_map"] = {"": device}
+    with _base_errors(plan.base, plan.folder):
+        decoder = AutoModelForCausalLM.from_pretrained(plan.base, **options)
+    return decoder if arguments.quantization is not None else decoder.to(place or device)
+
+
+def _quantization(arguments: EngineArguments) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401 - asked for at the door
+    except ImportError as exc:
+        msg = f"quantization={arguments.quantization!r} needs bitsandbytes: pip install 'clara-rag[quantization]'"
+        raise ImportError(msg) from exc
+    if arguments.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[arguments.dtype]
+    )
+
+
+@contextmanager
+def _base_errors(base: str, folder: Path) -> Iterator[None]:
+    """Say which base could not be read, and for which checkpoint."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as exc:
+        if is_out_of_memory(exc):
+            raise
+        first = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+        msg = (
+            f"the base decoder {base!r} of the checkpoint in {folder} could not be loaded: {first}. Check the name, "
+            "the network or the access token, or give another with base_model="
+        )
+        raise CheckpointError(msg) from exc
+
+
+@contextmanager
+def progress_bar(*, shown: bool) -> Iterator[None]:
+    """Libraries are quiet unless asked: transformers draws a bar over the loading of weights."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.is_progress_bar_enabled()
+    _draw_bars(shown)
+    try:
+        yield
+    finally:
+        _draw_bars(before)
+
+
+def _draw_bars(shown: bool) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    (transformers_logging.enable_progress_bar if shown else transformers_logging.disable_progress_bar)()

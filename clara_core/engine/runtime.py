@@ -1,0 +1,296 @@
+"""One model's life and the requests made to it: what the calls of an engine stand on."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clara_core.checkpoint.config import ClaraConfig, Role
+from clara_core.common.errors import EngineClosed, RoleError
+from clara_core.data.memory import Memory, MemoryCache
+from clara_core.engine.inputs import (
+    Documents,
+    Message,
+    Overflow,
+    checked_memories,
+    checked_texts,
+    prepare_chat,
+    prepare_documents,
+    prepare_generation,
+    prepare_questions,
+)
+from clara_core.engine.loader import DTYPES, Loaded, Plan, load_model, plan_engine
+from clara_core.engine.options import EngineArguments
+from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
+from clara_core.engine.sampling import Sampling
+from clara_core.engine.scheduler import Worker
+from clara_core.engine.stats import EngineStats
+from clara_core.model.devices import release_memory
+from clara_core.model.tokenizer import ClaraTokenizer
+
+
+class EngineInstance:
+    """A model that loads when it is needed, with its worker, its cache and its numbers."""
+
+    def __init__(self, arguments: EngineArguments) -> None:
+        self.arguments = arguments
+        self.cache = MemoryCache()
+        self._lock = threading.RLock()
+        self._plan: Plan | None = None
+        self._loaded: Loaded | None = None
+        self._worker: Worker | None = None
+        self._lost: str | None = None
+        if hasattr(os, "register_at_fork"):
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _forked(this()))
+
+    # --- what it is --------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """Checkpoint, base and tokenizer; found at first use, without reading any weights."""
+        with self._lock:
+            if self._plan is None:
+                self._plan = plan_engine(self.arguments)
+            return self._plan
+
+    @property
+    def config(self) -> ClaraConfig:
+        """What the checkpoint's config says."""
+        return self.plan.config
+
+    @property
+    def tokenizer(self) -> ClaraTokenizer:
+        """The base's tokenizer with the memory tokens."""
+        return self.plan.tokenizer
+
+    @property
+    def n_mem(self) -> int:
+        """Memory tokens of one window."""
+        return self.config.n_mem
+
+    @property
+    def hidden(self) -> int:
+        """Width of a memory token."""
+        return self.plan.hidden
+
+    @property
+    def dimension(self) -> int:
+        """Length of a flattened memory: ``n_mem * hidden``."""
+        return self.n_mem * self.hidden
+
+    @property
+    def window(self) -> int:
+        """Most text tokens that one window holds."""
+        return self.config.doc_max_length
+
+    @property
+    def context(self) -> int:
+        """Most positions that a prompt and its answer may take together."""
+        return self.plan.context
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, or will be."""
+        return torch.device(self.arguments.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and memory tokens."""
+        return DTYPES[self.arguments.dtype]
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles that the checkpoint holds (loads the weights)."""
+        return self.load().checkpoint.roles
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights and rate, whatever the dtype (loads the weights). Memories carry it."""
+        return self.load().fingerprint
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return self.tokenizer.count_plain(text)
+
+    # --- life --------------------------------------------------------------------------------------------
+
+    def load(self, *, show_progress: bool = False) -> Loaded:
+        """Load the weights now instead of at first use. A load that failed may be tried again.
+
+        Args:
+            show_progress: Draw a progress bar over the weights of a large model.
+
+        Raises:
+            CheckpointError: What was looked for, where, and what to do.
+            EngineClosed: The device cannot be used by this process any more, or not after a fork.
+            NotEnoughMemory: What is needed, what is free, and what takes less.
+        """
+        with self._lock:
+            if self._worker is not None and self._worker.lost is not None:
+                self._lost = self._worker.lost
+            if self._lost is not None:
+                raise EngineClosed(self._lost)
+            if self._loaded is None:
+                try:
+                    self._loaded = load_model(self.arguments, self.plan, show_progress=show_progress)
+                except BaseException:
+                    self._plan = None  # whatever is repaired before the next try is read anew
+                    raise
+            if self._worker is None or not self._worker.alive:
+                self._worker = Worker(self._loaded.model, kv_bytes=self.arguments.kv_cache_bytes)
+            return self._loaded
+
+    def unload(self) -> None:
+        """Free the device before this returns; the next use loads again. Calls that still wait get `EngineClosed`."""
+        with self._lock:
+            worker, self._worker, self._loaded = self._worker, None, None
+        if worker is not None:
+            worker.close()
+            del worker
+        gc.collect()
+        release_memory()
+
+    def stats(self) -> EngineStats:
+        """What the engine holds and does right now. Cheap: it waits for nobody and loads nothing."""
+        worker, loaded = self._worker, self._loaded
+        now = EngineStats() if worker is None else worker.stats()
+        return replace(
+            now,
+            loaded=loaded is not None,
+            weights_bytes=0 if loaded is None else loaded.weights_bytes,
+            cached=len(self.cache),
+            cached_bytes=self.cache.nbytes,
+        )
+
+    def __repr__(self) -> str:
+        state = "loaded" if self._loaded is not None else "not loaded"
+        return f"ClaraEngine({self.arguments.model!r}, {self.arguments.device}, {self.arguments.dtype}, {state})"
+
+    # --- requests ----------------------------------------------------------------------------------------
+
+    def _submit_documents(self, texts: list[str], overflow: Overflow) -> tuple[Documents, EncodeRequest]:
+        self._require(Role.COMPRESSOR)
+        documents = prepare_documents(texts, self.tokenizer, overflow)
+        request = documents.request()
+        self._submit(request)
+        return documents, request
+
+    def _collect(self, documents: Documents, request: EncodeRequest) -> list[Memory]:
+        """Wait for documents that were submitted."""
+        return documents.memories(request.future.result(), self.fingerprint)
+
+    @property
+    def _question_role(self) -> Role:
+        return Role.COMPRESSOR if self.arguments.reasoner == "encoder" else Role.REASONER
+
+    def _question_request(self, questions: Sequence[str]) -> EncodeRequest | None:
+        questions = list(checked_texts(questions, "questions"))
+        role = self._question_role
+        self._require(role)
+        if not questions:
+            return None
+        return EncodeRequest(prepare_questions(questions, self.tokenizer), role, urgent=True)
+
+    def _no_questions(self) -> Tensor:
+        return torch.zeros(0, self.n_mem, self.hidden, dtype=self.dtype)
+
+    def _chat_request(
+        self, messages: Sequence[Message], memories: Sequence[Memory], sampling: Sampling
+    ) -> GenerateRequest:
+        self._require(Role.GENERATOR)
+        memories = self._checked(memories)
+        model = self.load().model
+        return prepare_chat(
+            messages, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.eos_ids,
+            reason=self._question_tokens if self._question_role in self.roles else None,
+        )  # fmt: skip
+
+    def _question_tokens(self, question: str) -> Tensor:
+        """Memory tokens ``[n_mem, hidden]`` of one question."""
+        request = EncodeRequest(prepare_questions([question], self.tokenizer), self._question_role, urgent=True)
+        tokens: Tensor = self._wait([request])[0][0]
+        return tokens
+
+    def _prompt_request(self, ids: list[int], memories: Sequence[Memory], sampling: Sampling) -> GenerateRequest:
+        self._require(Role.GENERATOR)
+        model = self.load().model
+        return prepare_generation(
+            ids, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.eos_ids
+        )
+
+    def _checked(self, memories: Iterable[object]) -> list[Memory]:
+        return checked_memories(memories, lambda: self.fingerprint)
+
+    def _require(self, role: Role) -> None:
+        held = self.roles
+        if role not in held:
+            hint = (
+                ' or let the compressor read questions with reasoner="encoder" (it was not trained for them: measure)'
+                if role is Role.REASONER
+                else ""
+            )
+            msg = (
+                f"{self.plan.folder} (stage {self.config.training_stage}) has no {role.label}: it holds "
+                f"{', '.join(item.label for item in held)}. Use a checkpoint with {role.adapter}, such as "
+                f"apple/CLaRa-7B-E2E,{hint}"
+            ).rstrip(",")
+            raise RoleError(msg)
+
+    def _submit(self, request: Request) -> None:
+        with self._lock:
+            self.load()
+            if self._worker is None:
+                msg = "an engine that is loaded has a worker"
+                raise RuntimeError(msg)
+            self._worker.submit(request)
+
+    def _submit_all(self, requests: Sequence[Request]) -> None:
+        """All of them or none."""
+        try:
+            for request in requests:
+                self._submit(request)
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise
+
+    def _wait(self, requests: Sequence[Request]) -> list[Any]:
+        """Submit and wait for all; whatever interrupts the waiting stops the work."""
+        self._submit_all(requests)
+        try:
+            return [request.future.result() for request in requests]
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise
+
+
+def _forked(engine: EngineInstance | None) -> None:
+    """In a child process: threads stayed behind, and so did whoever held a lock."""
+    if engine is None:
+        return
+    worker, engine._worker = engine._worker, None  # noqa: SLF001 - this is a part of the class
+    engine._lock = threading.RLock()  # noqa: SLF001
+    engine.cache.unlock()
+    if engine._loaded is not None:  # noqa: SLF001
+        # OpenMP's threads of the thread that forked are gone, and it would wait for them for ever. New threads, such
+        # as that of the worker, get new ones.
+        torch.set_num_threads(1)
+    if worker is not None:
+        atexit.unregister(worker.close)  # it would wait for a lock that nobody gives back
+    if engine.device.type == "cuda" and engine._loaded is not None:  # noqa: SLF001
+        engine._lost = (  # noqa: SLF001
+            f"this engine was loaded on {engine.device} before the process forked, and CUDA cannot be used in both: "
+            "load it in the child only (making the engine object before the fork is fine), or start processes with the "
+            "method 'spawn'"
+        )

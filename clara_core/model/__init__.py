@@ -1,0 +1,1 @@
+"""The shared decoder: prompts as token ids, adapters of the three roles, attention, KV memory, devices."""

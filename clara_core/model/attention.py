@@ -1,0 +1,201 @@
+"""Attention over rows of different lengths, behind the interface of transformers.
+
+One function is registered. What it does follows from an argument of the forward pass: nothing given, plain causal
+attention over padded rows; a `Ragged`, whatever that one does with rows packed one behind the other or lying in pages
+of the KV memory.
+
+Letters of shapes: ``group`` query heads share a key/value head; ``used`` columns are in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from clara_core.model.devices import upload
+from clara_core.model.kernels import PAGE, Kernel
+
+# transformers keeps for itself every name that contains "flash", "flex_attention" or "sdpa", begins with "paged|", or
+# looks like a repository.
+ATTENTION = "clara_varlen"
+
+
+class Ragged(Protocol):
+    """How the rows of a pass lie, and how to attend over them."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        """Attention of ``query [rows, heads, length, dim]`` -> ``[rows, length, heads, dim]``.
+
+        Keys and values are what the cache's `update` returned.
+        """
+
+
+def register_attention() -> None:
+    """Make `ATTENTION` known to transformers.
+
+    It gets no entry among the masks: without one no mask is made, and none is wanted. Causal attention needs none, and
+    over packed rows it would be one of all positions by all positions.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, attend)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    ragged: Ragged | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of a layer: ``query [rows, heads, length, dim]`` -> ``[rows, length, heads, dim]``."""
+    if ragged is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return ragged.attend(query, key, value, scale, sliding_window), None
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    output: tuple[Tensor, Tensor | None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        module, query, key, value, attention_mask, scaling=scaling, **options
+    )
+    return output
+
+
+class Packed:
+    """Texts one behind the other, ``[1, total]``: each sees itself alone, and nothing is padded.
+
+    Args:
+        kernel: That can do this.
+        lengths: Positions of each text.
+        device: Of the pass.
+    """
+
+    def __init__(self, kernel: Kernel, lengths: Sequence[int], device: torch.device) -> None:
+        starts = [0]
+        for length in lengths:
+            starts.append(starts[-1] + length)
+        self._kernel = kernel
+        self._starts = upload(starts, device, torch.int32)
+        self._longest = max(lengths)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        """See `Ragged`."""
+        rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # [total, heads, dim] each
+        return self._kernel.packed(*rows, starts=self._starts, longest=self._longest, scale=scale, window=window)[None]
+
+
+class InPages:
+    """A step by a kernel that reads the pages where they lie.
+
+    Args:
+        kernel: That can do this.
+        table: ``[rows, most]``, int32: the pages of each row.
+        lengths: ``[rows]``, int32.
+        longest: The largest length, or more.
+    """
+
+    def __init__(self, kernel: Kernel, table: Tensor, lengths: Tensor, longest: int) -> None:
+        self._kernel, self._table, self._lengths, self._longest = kernel, table, lengths, longest
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        """See `Ragged`; keys and values are ``[pages, PAGE, kv_heads, dim]``."""
+        rows = query[:, :, 0]  # [rows, heads, dim]
+        return self._kernel.paged(
+            rows, key, value, table=self._table, lengths=self._lengths, longest=self._longest, scale=scale,
+            window=window,
+        )[:, None]  # fmt: skip
+
+
+class Gathered:
+    """A step over copies of the rows, padded to the longest: the plain way, which needs nothing but indexing.
+
+    Args:
+        table: ``[rows, most]``: the pages of each row.
+        lengths: ``[rows]``.
+        width: The largest of them.
+        dtype: Of the mask.
+        heads_first: The layout of the memory.
+    """
+
+    def __init__(self, table: Tensor, lengths: Tensor, width: int, dtype: torch.dtype, heads_first: bool) -> None:
+        columns = torch.arange(width, device=lengths.device)
+        self._pages = table.repeat_interleave(PAGE, dim=1)[:, :width]  # [rows, width]
+        self._columns = columns % PAGE
+        self._heads_first = heads_first
+        hidden = columns[None, :] >= lengths[:, None]  # [rows, width]
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        self.mask = mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None, None, :]  # [rows, 1, 1, width]
+
+    def copy(self, pages: Tensor) -> Tensor:
+        """The columns of each row: ``[rows, kv_heads, width, dim]``."""
+        by_column = pages.transpose(1, 2) if self._heads_first else pages  # [pages, PAGE, kv_heads, dim]
+        return by_column[self._pages, self._columns].transpose(1, 2)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        """See `Ragged`; keys and values are copies. A context never exceeds the window of a model that has one."""
+        rows, heads, _, dim = query.shape
+        # The query heads of a group as positions of one head: keys need not be copied for each of them.
+        groups = query.reshape(rows, key.shape[1], -1, dim)  # [rows, kv_heads, group, dim]
+        mask = self.mask.expand(-1, -1, groups.shape[2], -1)
+        read = torch.nn.functional.scaled_dot_product_attention(groups, key, value, mask, scale=scale)
+        return read.reshape(rows, 1, heads, dim)
+
+
+class Products:
+    """A step by plain products over the pages where they lie: nothing is copied, and no row is padded to another.
+
+    For one position a row the fused kernel of the processor costs four times as much as the two products that it
+    fuses. Pages are the batch of these products. Where a row has several, each page attends by itself, and the results
+    are weighted by the share of the row's softmax that falls to the page.
+
+    Args:
+        pages: Of each row, without those behind its length.
+        lengths: Of each row.
+    """
+
+    def __init__(self, pages: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+        self._rows = len(pages)
+        self._most = max(map(len, pages))
+        owners = {page: (row, nth) for row, own in enumerate(pages) for nth, page in enumerate(own)}
+        taken = sorted(owners)
+        span = range(taken[0], taken[-1] + 1)
+        # Pages of others between ours are read as well, where that is less than copying ours together.
+        whole = len(span) <= 2 * len(taken)
+        chosen = list(span) if whole else taken
+        self._chosen: slice | Tensor = slice(span.start, span.stop) if whole else torch.tensor(chosen)
+        filled = [owners.get(page, (self._rows, 0)) for page in chosen]  # a page of others: of no row
+        used = [0 if row == self._rows else min(PAGE, lengths[row] - nth * PAGE) for row, nth in filled]
+        self._used = max(used)
+        straight = [row for row, _ in filled] == list(range(self._rows))
+        self._owner = None if straight else torch.tensor([row for row, _ in filled])
+        self._nth = torch.tensor([nth for _, nth in filled])
+        hidden = torch.arange(self._used)[None, :] >= torch.tensor(used)[:, None]  # [pages, used]
+        mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
+        self._mask = mask[:, None, None, :]  # [pages, 1, 1, used]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        """See `Ragged`; keys and values are ``[pages, kv_heads, PAGE, dim]``."""
+        rows, heads, _, dim = query.shape
+        groups = query.reshape(rows, key.shape[1], -1, dim) * scale  # [rows, kv_heads, group, dim]
+        keys, values = key[self._chosen][:, :, : self._used], value[self._chosen][:, :, : self._used]
+        if self._owner is None:  # one page a row, in the order of the rows
+            scores = groups @ keys.transpose(2, 3) + self._mask  # [rows, kv_heads, group, used]
+            return (scores.softmax(-1) @ values).view(rows, 1, heads, dim)
+        # One row more, for the pages of others.
+        padded = torch.cat([groups, torch.zeros_like(groups[:1])])
+        scores = padded[self._owner] @ keys.transpose(2, 3) + self._mask  # [pages, kv_heads, group, used]
+        read = scores.softmax(-1) @ values  # [pages, kv_heads, group, dim]
+        if self._most > 1:
+            mass = scores.logsumexp(-1)  # [pages, kv_heads, group]
+            shares = mass.new_full((rows + 1, self._most, *mass.shape[1:]), -torch.inf)
+            shares[self._owner, self._nth] = mass
+            read *= shares.softmax(1)[self._owner, self._nth][..., None]
+        total = torch.zeros_like(padded).index_add_(0, self._owner, read)  # [rows + 1, kv_heads, group, dim]
+        return total[:rows].view(rows, 1, heads, dim)

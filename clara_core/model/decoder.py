@@ -1,0 +1,362 @@
+"""The decoder with its roles: token ids in, tensors out; knows no text.
+
+One causal LM carries all adapters. `encode` turns passages and questions into memory tokens, `prefill` and `step`
+write answers over a key/value memory in which every row has a length of its own. Where a kernel for it is there, the
+rows of a batch lie packed one behind the other. Elsewhere they are padded on the right: causal attention hides the
+padding from every real position, so no mask is needed and nothing is computed for it beyond the batch's own longest
+row.
+
+Letters of shapes: ``[rows, length, hidden]``; a *slot* is a prompt position whose embedding a memory token replaces.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from clara_core.checkpoint.config import ClaraConfig, Role
+from clara_core.common.errors import CheckpointError
+from clara_core.model.attention import ATTENTION, Gathered, Packed, Ragged
+from clara_core.model.devices import upload
+from clara_core.model.kernels import Kernel
+from clara_core.model.kv_cache import KVCache
+from clara_core.model.kv_memory import KVMemory, KVShape
+from clara_core.model.lora import RoutedLinear, current_routing, pack_linears, route_linears, routed
+from clara_core.model.packed_linear import packed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from clara_core.checkpoint.io import Checkpoint
+
+EMBEDDINGS = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+class ClaraModel(nn.Module):
+    """A causal LM whose every linear layer carries one adapter a role.
+
+    Args:
+        decoder: The causal LM, its vocabulary already resized to the memory tokens.
+        config: What the checkpoint says.
+
+    Attributes:
+        kernel: Attention over packed rows and pages, where there is one that works (`kernels.find_kernel`).
+    """
+
+    kernel: Kernel | None = None
+
+    def __init__(self, decoder: PreTrainedModel, config: ClaraConfig) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.config = config
+        self.trunk: nn.Module = getattr(decoder, decoder.base_model_prefix)
+        self.prefix = f"{decoder.base_model_prefix}.layers."
+        self.routed = route_linears(self.trunk.layers, config.lora_r, config.lora_scale, self.dtype)
+        for layer in self.trunk.layers:
+            layer.register_forward_pre_hook(_pause_between_layers)
+        self._cache_keyword = cache_keyword(self.trunk)
+
+    @property
+    def hidden(self) -> int:
+        """Width of a memory token."""
+        return int(self.decoder.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids have to be."""
+        device: torch.device = self.decoder.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of hidden states and memory tokens."""
+        dtype: torch.dtype = self.decoder.get_input_embeddings().weight.dtype
+        return dtype
+
+    @property
+    def context(self) -> int:
+        """Most positions that a prompt and its answer may take together."""
+        limit = int(self.decoder.config.max_position_embeddings)
+        sliding = getattr(self.decoder.config, "sliding_window", None)
+        return min(limit, sliding) if sliding else limit
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end an answer by the generation config of the base (chat models have several)."""
+        ends = getattr(self.decoder.generation_config, "eos_token_id", None)
+        return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+    # --- weights -----------------------------------------------------------------------------------------
+
+    def load_adapters(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint's embeddings and adapters in, and prove that each tensor found its place.
+
+        Raises:
+            CheckpointError: The vocabulary, a layer or a shape does not match this decoder.
+        """
+        self._load_embeddings(checkpoint)
+        for role, tensors in checkpoint.adapters.items():
+            self._load_adapter(role, tensors, checkpoint)
+
+    def export_adapter(self, role: Role) -> dict[str, Tensor]:
+        """The adapter of a role under the keys of a checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        for name, layer in self.routed.items():
+            a, b = layer.export(role)
+            tensors[f"{self.prefix}{name}.lora_A.weight"] = a
+            tensors[f"{self.prefix}{name}.lora_B.weight"] = b
+        return tensors
+
+    def export_embeddings(self) -> dict[str, Tensor]:
+        """Input embeddings and output head under the keys of a checkpoint."""
+        return {
+            EMBEDDINGS: self.decoder.get_input_embeddings().weight.detach().clone(),
+            HEAD: self.decoder.get_output_embeddings().weight.detach().clone(),
+        }
+
+    def freeze(self) -> None:
+        """No more training: weights stay as they are, in the layout that multiplies fastest."""
+        self.eval().requires_grad_(False)
+        pack_linears(self.routed.values())
+        self.decoder.set_output_embeddings(packed(self.decoder.get_output_embeddings()))
+
+    def _load_embeddings(self, checkpoint: Checkpoint) -> None:
+        targets = {
+            EMBEDDINGS: self.decoder.get_input_embeddings().weight,
+            HEAD: self.decoder.get_output_embeddings().weight,
+        }
+        for key, target in targets.items():
+            saved = checkpoint.embeddings.get(key)
+            if saved is None:
+                continue
+            if saved.shape != target.shape:
+                msg = (
+                    f"{checkpoint.folder}: {key} is {list(saved.shape)}, but the base decoder with its memory tokens "
+                    f"needs {list(target.shape)}; give the base it was trained on with base_model="
+                )
+                raise CheckpointError(msg)
+            with torch.no_grad():
+                target.copy_(saved)
+
+    def _load_adapter(self, role: Role, tensors: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+        expected = {
+            f"{self.prefix}{name}.lora_{part}.weight": self._adapter_shape(layer, part)
+            for name, layer in self.routed.items()
+            for part in "AB"
+        }
+        found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if found != expected:
+            key = min(key for key in found.keys() | expected if found.get(key) != expected.get(key))
+            msg = (
+                f"{checkpoint.folder}: {role.adapter} does not fit the base decoder at {key}: the file has "
+                f"{_shape(found.get(key))}, the decoder needs {_shape(expected.get(key))}; give the base it was "
+                "trained on with base_model="
+            )
+            raise CheckpointError(msg)
+        for name, layer in self.routed.items():
+            stem = f"{self.prefix}{name}"
+            layer.load(role, tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"])
+
+    @staticmethod
+    def _adapter_shape(layer: RoutedLinear, part: str) -> tuple[int, int]:
+        if part == "A":
+            return (layer.rank, layer.in_features)
+        return (layer.out_features, layer.rank)
+
+    # --- forward -----------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        sequences: Sequence[Sequence[int]],
+        roles: Role | Sequence[Role],
+        *,
+        pause: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Memory tokens of sequences that end in their memory token ids.
+
+        Args:
+            sequences: Unpadded token ids, any lengths.
+            roles: `Role.COMPRESSOR` or `Role.REASONER`, one for all rows or one a row.
+            pause: Called between the layers (see `lora.Routing`).
+
+        Returns:
+            Tensor: ``[rows, n_mem, hidden]``, the last hidden states at the memory positions.
+        """
+        lengths, n_mem = [len(ids) for ids in sequences], self.config.n_mem
+        if self.packs:
+            ids = upload([one for row in sequences for one in row], self.device)[None]  # [1, total]
+            states = self._run(self.embed(ids), roles, lengths=lengths, pause=pause)[0]  # [total, hidden]
+            ends = list(accumulate(lengths))
+            memory = upload([at for end in ends for at in range(end - n_mem, end)], states.device)
+            return states.index_select(0, memory).view(len(lengths), n_mem, -1)
+        states = self.hidden_states(sequences, roles, pause=pause)  # [rows, length, hidden]
+        last = upload([[*range(length - n_mem, length)] for length in lengths], states.device)  # [rows, n_mem]
+        return states.take_along_dim(last[:, :, None], dim=1)
+
+    def hidden_states(
+        self,
+        sequences: Sequence[Sequence[int]],
+        roles: Role | Sequence[Role] | None,
+        *,
+        memories: Tensor | None = None,
+        slots: Tensor | None = None,
+        pause: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Last hidden states ``[rows, length, hidden]`` after the final norm; right padding holds no meaning."""
+        embeddings = self.embed(self.pad(sequences), memories, slots)
+        return self._run(embeddings, roles, pause=pause)
+
+    def kv_shape(self) -> KVShape:
+        """What a position of a prompt or an answer takes in the key/value memory."""
+        config = self.decoder.config
+        heads = int(config.num_attention_heads)
+        dim = getattr(config, "head_dim", None) or self.hidden // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return KVShape(int(config.num_hidden_layers), int(kv_heads), int(dim), self.dtype, self.device)
+
+    def activation_bytes(self) -> int:
+        """About what one position takes on its way through a layer, beside keys and values that are kept."""
+        config = self.decoder.config
+        return int(6 * self.hidden + 3 * config.intermediate_size) * self.dtype.itemsize
+
+    def kv_memory(self, pages: int) -> KVMemory:
+        """A key/value memory of so many pages, in the layout that this model's steps read fastest."""
+        return KVMemory(self.kv_shape(), pages, heads_first=self.device.type == "cpu" and not self.packs)
+
+    def prefill(
+        self, sequences: Sequence[Sequence[int]], memories: Tensor, slots: Sequence[Sequence[bool]], cache: KVCache
+    ) -> Tensor:
+        """Read prompts in the generator's role.
+
+        Args:
+            sequences: Token ids of the prompts.
+            memories: ``[n_slots, hidden]``: the memory tokens of all slots, row after row.
+            slots: Of each prompt, which positions they go to; what is missing at the end is none.
+            cache: Empty rows with room for the prompts; commit it when the logits are good.
+
+        Returns:
+            Tensor: Logits of the next token ``[rows, vocab]``.
+        """
+        lengths = [len(ids) for ids in sequences]
+        cache.begin_prompts(lengths, packed=self.packs)
+        width = 0 if self.packs else max(lengths)
+        ids = [[*row, *[0] * (width - len(row))] for row in sequences]
+        filled = [[*row, *[False] * (len(padded) - len(row))] for row, padded in zip(slots, ids, strict=True)]
+        if self.packs:
+            ids, filled = [list(chain(*ids))], [list(chain(*filled))]
+        embeddings = self.embed(upload(ids, self.device), memories, upload(filled, self.device))
+        states = self._run(embeddings, Role.GENERATOR, cache=cache, lengths=lengths if self.packs else None)
+        starts = [0, *accumulate(lengths)] if self.packs else [width * row for row in range(len(lengths))]
+        last = upload([start + length - 1 for start, length in zip(starts, lengths, strict=False)], self.device)
+        return self.head(states.flatten(0, 1).index_select(0, last))
+
+    def step(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+        """Append one token to each row of the cache, which is to be committed: logits ``[rows, vocab]``."""
+        ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self._ours)
+        embeddings = self.decoder.get_input_embeddings()(ids[:, None])  # [rows, 1, hidden]
+        states = self._run(embeddings, Role.GENERATOR, cache=cache, positions=positions[:, None], ragged=ragged)
+        return self.head(states[:, -1])
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits of hidden states ``[..., hidden]`` -> ``[..., vocab]``."""
+        logits: Tensor = self.decoder.get_output_embeddings()(states)
+        return logits
+
+    def pad(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Token ids padded on the right with id 0: ``[rows, length]``."""
+        length = max(len(ids) for ids in sequences)
+        return upload([[*ids, *[0] * (length - len(ids))] for ids in sequences], self.device)
+
+    def embed(self, ids: Tensor, memories: Tensor | None = None, slots: Tensor | None = None) -> Tensor:
+        """Embeddings ``[rows, length, hidden]`` of ``ids [rows, length]``, the slots overwritten by memory tokens."""
+        embeddings: Tensor = self.decoder.get_input_embeddings()(ids)
+        if memories is None or slots is None or not memories.numel():
+            return embeddings
+        return embeddings.masked_scatter(slots[:, :, None], memories.to(embeddings))
+
+    @property
+    def _ours(self) -> bool:
+        """Whether attention goes through `attention.attend`, and not through a function of transformers."""
+        return bool(self.decoder.config._attn_implementation == ATTENTION)  # noqa: SLF001 - there is no public name
+
+    @property
+    def packs(self) -> bool:
+        """Whether the rows of a batch lie packed one behind the other instead of padded."""
+        return self.kernel is not None and self._ours
+
+    def _run(
+        self,
+        embeddings: Tensor,
+        roles: Role | Sequence[Role] | None,
+        *,
+        cache: KVCache | None = None,
+        lengths: Sequence[int] | None = None,
+        positions: Tensor | None = None,
+        ragged: Ragged | None = None,
+        pause: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """The trunk over ``embeddings [rows, length, hidden]``.
+
+        Args:
+            embeddings: Of padded rows, of packed ones (then `lengths` are theirs), or of one position a row.
+            roles: One for all rows, one a row, or None for the bare base.
+            cache: Takes keys and values.
+            lengths: Of the texts that lie packed in the one row.
+            positions: Rotary positions ``[rows, length]``; None: from 0 on in each row or text.
+            ragged: How a step attends.
+            pause: Called between the layers.
+        """
+        rows, length, _ = embeddings.shape
+        device = embeddings.device
+        options: dict[str, object] = {}
+        if lengths is not None:
+            if self.kernel is None:
+                msg = "rows are packed only where there is a kernel for them"
+                raise RuntimeError(msg)
+            ragged = Packed(self.kernel, lengths, device)
+            positions = upload([at for one in lengths for at in range(one)], device)[None]  # [1, total]
+        elif positions is None:
+            positions = torch.arange(length, device=device).expand(rows, length)
+        if ragged is not None and self._ours:
+            options["ragged"] = ragged
+        # Attention of transformers' own takes a mask over copies of the rows.
+        mask = ragged.mask if isinstance(ragged, Gathered) and not self._ours else None
+        with routed(
+            roles, self.config.lora_r, lengths=lengths, device=device, dtype=embeddings.dtype, pause=pause
+        ):  # fmt: skip
+            output = self.trunk(
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=cache is not None,
+                **{self._cache_keyword: cache},
+                **options,
+            )
+        states: Tensor = output.last_hidden_state
+        return states
+
+
+def cache_keyword(trunk: nn.Module) -> str:
+    """Name of the argument by which a decoder's forward takes its key/value cache.
+
+    transformers renamed ``past_key_values`` to ``cache`` in 5.24, model by model. A forward that takes neither by name
+    would swallow the wrong one in its ``**kwargs`` and write nothing into the cache, so the name is read once from the
+    signature instead of from the version.
+    """
+    return "cache" if "cache" in inspect.signature(type(trunk).forward).parameters else "past_key_values"
+
+
+def _pause_between_layers(_module: nn.Module, _args: object) -> None:
+    pause = current_routing().pause
+    if pause is not None:
+        pause()
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "nothing" if shape is None else str(list(shape))

@@ -1,0 +1,303 @@
+"""Attention kernels for rows of different lengths: torch's own and flash-attn's, behind one signature.
+
+Letters of shapes: ``total`` positions of all rows one after the other; ``pages`` of `PAGE` columns each.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from clara_core.model.devices import AMPERE, capability
+
+log = logging.getLogger(__name__)
+
+PAGE = 256  # columns of a page of the KV memory: what the kernels take is a multiple of this
+
+
+class Kernel(Protocol):
+    """Attention over rows that lie one behind the other, and over rows that lie in pages."""
+
+    @property
+    def name(self) -> str:
+        """What the log calls it."""
+
+    def packed(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        starts: Tensor,
+        longest: int,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Causal attention within each row.
+
+        Args:
+            query: ``[total, heads, dim]``.
+            key: ``[total, kv_heads, dim]``.
+            value: Like the keys.
+            starts: ``[rows + 1]``, int32: where each row begins, and where the last one ends.
+            longest: Positions of the longest row.
+            scale: Of the scores.
+            window: How many positions a query sees, itself counted; None: all before it.
+
+        Returns:
+            Tensor: ``[total, heads, dim]``.
+        """
+
+    def paged(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        table: Tensor,
+        lengths: Tensor,
+        longest: int,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attention of each row's newest position.
+
+        Args:
+            query: ``[rows, heads, dim]``.
+            keys: ``[pages, PAGE, kv_heads, dim]``.
+            values: Like the keys.
+            table: ``[rows, most]``, int32: the pages of each row in order; what is behind a row's last is not read.
+            lengths: ``[rows]``, int32: columns of each row, its newest position counted.
+            longest: The largest of them, or more.
+            scale: Of the scores.
+            window: As in `packed`.
+
+        Returns:
+            Tensor: ``[rows, heads, dim]``.
+        """
+
+
+@dataclass(frozen=True)
+class TorchKernel:
+    """``torch.nn.attention.varlen``, part of torch since 2.13 (its paged form needs CUDA)."""
+
+    attend: Callable[..., Any]
+    name: str = "torch.nn.attention.varlen"
+
+    def packed(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        starts: Tensor,
+        longest: int,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """See `Kernel`."""
+        read: Tensor = self.attend(
+            query, key, value, starts, starts, longest, longest,
+            scale=scale, window_size=_left(window), enable_gqa=query.shape[1] != key.shape[1],
+        )  # fmt: skip
+        return read
+
+    def paged(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        table: Tensor,
+        lengths: Tensor,
+        longest: int,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """See `Kernel`."""
+        ones = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)  # one query a row
+        read: Tensor = self.attend(
+            query, keys, values, ones, None, 1, longest,
+            scale=scale, window_size=_left(window), enable_gqa=query.shape[1] != keys.shape[2],
+            seqused_k=lengths, block_table=table,
+        )  # fmt: skip
+        return read
+
+
+@dataclass(frozen=True)
+class FlashKernel:
+    """The package flash-attn, called directly (version 2: version 4 has no paged form)."""
+
+    attend: Callable[..., Any]
+    attend_pages: Callable[..., Any]
+    name: str = "flash-attn"
+
+    def packed(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        starts: Tensor,
+        longest: int,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """See `Kernel`."""
+        read: Tensor = self.attend(
+            query, key, value, starts, starts, longest, longest,
+            softmax_scale=scale, causal=True, window_size=_left(window, causal=-1),
+        )  # fmt: skip
+        return read
+
+    def paged(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        table: Tensor,
+        lengths: Tensor,
+        longest: int,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """See `Kernel`."""
+        read: Tensor = self.attend_pages(
+            query[:, None], keys, values, cache_seqlens=lengths, block_table=table,
+            softmax_scale=scale, causal=True, window_size=_left(window, causal=-1),
+        )  # fmt: skip
+        return read[:, 0]
+
+
+def _left(window: int | None, causal: int = 0) -> tuple[int, int]:
+    """Positions to the left and to the right of a query that it sees; -1: all."""
+    return (-1, causal) if window is None else (window - 1, 0)
+
+
+def torch_kernel() -> Kernel:
+    """The kernel of torch.
+
+    Raises:
+        ImportError: This torch has none, or one that is called otherwise.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    taken = inspect.signature(varlen_attn).parameters
+    needed = {"scale", "window_size", "enable_gqa", "seqused_k", "block_table"}
+    if not needed <= taken.keys():
+        msg = f"torch {torch.__version__} has a varlen_attn without {', '.join(sorted(needed - taken.keys()))}"
+        raise ImportError(msg)
+    return TorchKernel(varlen_attn)
+
+
+def flash_kernel() -> Kernel:
+    """The kernel of flash-attn.
+
+    Raises:
+        ImportError: It is not installed, or not version 2.
+    """
+    from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
+
+    return FlashKernel(flash_attn_varlen_func, flash_attn_with_kvcache)
+
+
+def find_kernel(
+    wanted: str, device: torch.device, dtype: torch.dtype, *, heads: int, kv_heads: int, dim: int
+) -> Kernel | None:
+    """The kernel that is there and works on these shapes, tried on a few positions; None: there is none.
+
+    Args:
+        wanted: ``auto``: any; ``flash_attention_2``: the package flash-attn.
+        device: Where it is to run.
+        dtype: Of queries, keys and values.
+        heads: Query heads.
+        kv_heads: Key and value heads.
+        dim: Width of a head.
+
+    Raises:
+        ValueError: flash-attn was asked for by name and cannot be used, with the reason.
+    """
+    makers = (flash_kernel,) if wanted == "flash_attention_2" else (torch_kernel, flash_kernel)
+    reasons: list[str] = []
+    problem = _unfit(device, dtype)
+    if problem is None:
+        for make in makers:
+            try:
+                kernel = make()
+            except Exception as exc:  # noqa: BLE001 - whatever a broken installation raises
+                reasons.append(f"{make.__name__}: {_first(exc)}")
+                continue
+            try:
+                _try_out(kernel, device, dtype, heads, kv_heads, dim)
+            except Exception as exc:  # noqa: BLE001 - whatever a kernel raises that does not fit the device
+                reasons.append(f"{kernel.name}: {_first(exc)}")
+                if wanted == "auto":
+                    log.warning(
+                        "%s is there but does not work here (%s): going on without it", kernel.name, _first(exc)
+                    )
+                continue
+            log.debug("attention: %s", kernel.name)
+            return kernel
+        problem = "; ".join(reasons)
+    if wanted == "flash_attention_2":
+        msg = (
+            f"attn_implementation='flash_attention_2' cannot be used here: {problem}. It needs a GPU of the Ampere "
+            "generation or newer, bfloat16 or float16, and pip install 'clara-rag[flash-attn]'; 'auto' takes what works"
+        )
+        raise ValueError(msg)
+    log.debug("attention: torch's scaled_dot_product_attention (%s)", problem)
+    return None
+
+
+def _unfit(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return f"kernels need a CUDA device, this is {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"kernels need bfloat16 or float16, this is {str(dtype).removeprefix('torch.')}"
+    major, minor = capability(device)
+    return None if major >= AMPERE else f"kernels need compute capability 8.0, this device has {major}.{minor}"
+
+
+def _try_out(kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> None:
+    """Both forms on a few positions, whose result is known: equal values give back the value.
+
+    Raises:
+        Exception: Whatever the kernel raises.
+        RuntimeError: It gave something else than it should.
+    """
+    lengths = [3, 5]
+    query, key = (torch.ones(sum(lengths), count, dim, device=device, dtype=dtype) for count in (heads, kv_heads))
+    value = torch.full_like(key, 2.0)
+    starts = torch.tensor(_starts(lengths), dtype=torch.int32, device=device)
+    results = [kernel.packed(query, key, value, starts=starts, longest=5, scale=1.0, window=None)]
+    # The second page holds what must not be read: nothing behind a row's length is.
+    pages = torch.full((2, PAGE, kv_heads, dim), 2.0, device=device, dtype=dtype)
+    pages[1, 3:] = 3.0
+    table = torch.tensor([[0, 1], [1, 0]], dtype=torch.int32, device=device)
+    used = torch.tensor([PAGE + 3, 2], dtype=torch.int32, device=device)
+    results.append(
+        kernel.paged(query[:2], pages, pages, table=table, lengths=used, longest=PAGE + 3, scale=1.0, window=None)
+    )
+    for result in results:
+        if not bool((result == 2.0).all()):
+            msg = "it gave wrong numbers on a small example"
+            raise RuntimeError(msg)
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    return starts
+
+
+def _first(exc: BaseException) -> str:
+    lines = str(exc).strip().splitlines() or [type(exc).__name__]
+    return f"{type(exc).__name__}: {lines[0][:200]}"

@@ -1,0 +1,407 @@
+"""Text to token ids and back: memory-token vocabulary, passages, prompts, windows of a long text.
+
+Text from outside is data. Wherever it spells a special token (``<MEM0>``, ``</s>``, …) it is encoded as the plain
+characters it consists of; wherever it does not, the ids are exactly those of the published tokenization.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from clara_core.checkpoint.config import ClaraConfig
+from clara_core.common.errors import CheckpointError
+from clara_core.model.chat_format import merge_turns
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+ANSWER_SYSTEM = (
+    "You are a helpful assistant. Your task is to extract relevant information from provided documents and to answer "
+    "to questions as briefly as possible."
+)
+PARAPHRASE_SYSTEM = (
+    "You are a helpful assistant. Your task is follow the instructions to paraphrase the background information."
+)
+PARAPHRASE_INSTRUCTION = "Background: {docs} means the same as"
+
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*\s+|\n\s*\n")  # noqa: RUF001 - full-width stops are meant
+_SPACE = re.compile(r"\s+")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_CHARS_PER_TOKEN = 8  # generous: slices of a long text are cut to window * this many characters before encoding
+_WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+_EDGES = 4  # tokens by which a text alone and the same text between BOS and EOS may differ
+
+
+@dataclass
+class Shield:
+    """Takes the special tokens out of outside text, so that it can stand inside trusted markup.
+
+    Each occurrence is replaced by a placeholder that nobody can guess, and `restore` puts the characters back once
+    the markup has been split at its own special tokens.
+    """
+
+    pattern: re.Pattern[str]
+    nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+    taken: list[str] = field(default_factory=list)
+
+    def __call__(self, text: str) -> str:
+        """The text with placeholders for what spells special tokens, and U+FFFD for lone surrogates."""
+        return self.pattern.sub(self._take, replace_surrogates(text))
+
+    def restore(self, text: str) -> str:
+        """Put the characters back."""
+        return re.sub(rf"\ue000{self.nonce}(\d+)\ue001", lambda match: self.taken[int(match[1])], text)
+
+    def _take(self, match: re.Match[str]) -> str:
+        self.taken.append(match[0])
+        return f"\ue000{self.nonce}{len(self.taken) - 1}\ue001"
+
+
+def replace_surrogates(text: str) -> str:
+    """Lone surrogates have no UTF-8 form: show the model U+FFFD in their place (the caller's text is untouched)."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+class ClaraTokenizer:
+    """The base's fast tokenizer with the memory tokens of a checkpoint.
+
+    Args:
+        tokenizer: The base's tokenizer; the added tokens are appended here, in the order of the releases.
+        config: What the checkpoint says.
+
+    Raises:
+        CheckpointError: The tokenizer is no fast one, or has no chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: ClaraConfig) -> None:
+        from tokenizers import AddedToken, Tokenizer
+
+        if not getattr(tokenizer, "is_fast", False):
+            msg = f"{tokenizer.name_or_path}: a fast tokenizer is needed, got {type(tokenizer).__name__}"
+            raise CheckpointError(msg)
+        if tokenizer.chat_template is None:
+            msg = f"{tokenizer.name_or_path}: the base has no chat template; use an instruction-tuned base"
+            raise CheckpointError(msg)
+        self.config = config
+        added = [AddedToken(token, special=True, normalized=False) for token in config.added_tokens]
+        tokenizer.add_tokens(added, special_tokens=True)
+        self._tokenizer = tokenizer
+        self._bos = tokenizer.bos_token or ""
+        self._eos = tokenizer.eos_token or ""
+        # Private copies: the wrapper's calls set truncation and padding on a shared object, which threads must not.
+        self._trusted: Tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._trusted.no_padding()
+        self._trusted.no_truncation()
+        specials = self._special_contents()
+        self._pattern = re.compile("|".join(re.escape(s) for s in sorted(specials, key=len, reverse=True)))
+        added = tokenizer.added_tokens_decoder.values()
+        self._strips = {token.content: (token.lstrip, token.rstrip) for token in added}
+        self._plain, self._edge = self._without_specials(specials)
+        self.memory_ids: list[int] = [self.token_id(token) for token in config.mem_tokens]
+        self.slots = "".join(config.mem_tokens) + ("<SEP>" if config.sep else "")
+        self._takes_system = self._template_takes_system()
+        vocabulary = self._trusted.get_vocab(with_added_tokens=True)
+        # Bytes for characters that have no token: what a run of them spells is known only when the run has ended.
+        self.byte_ids = frozenset(index for token, index in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
+
+    # --- vocabulary --------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        return frozenset() if self._tokenizer.eos_token_id is None else frozenset({self._tokenizer.eos_token_id})
+
+    def token_id(self, token: str) -> int:
+        """Id of a token that must exist."""
+        found = self._trusted.token_to_id(token)
+        if found is None:
+            msg = f"the tokenizer has no token {token!r}"
+            raise CheckpointError(msg)
+        return int(found)
+
+    def _special_contents(self) -> set[str]:
+        added = self._tokenizer.added_tokens_decoder.values()
+        return {token.content for token in added if token.special}
+
+    def _without_specials(self, specials: set[str]) -> tuple[Tokenizer, str]:
+        """A copy that knows no special token but a private one.
+
+        Text next to a special token may be treated otherwise than text at the start of a string (a leading space), so
+        plain runs are encoded with that token where the markup has one.
+        """
+        from tokenizers import AddedToken, Tokenizer
+
+        layout = json.loads(self._trusted.to_str())
+        vocabulary = self._trusted.get_vocab(with_added_tokens=False)
+        nonce = secrets.token_hex(8)
+        kept = []
+        for index, token in enumerate(layout["added_tokens"]):
+            if token["content"] not in specials:
+                kept.append(token)
+            elif token["content"] not in vocabulary:
+                # Renamed, not removed: the ids of added tokens follow from their order.
+                kept.append({**token, "content": f"\ue000{nonce}{index}\ue001"})
+        layout["added_tokens"] = kept
+        layout["post_processor"] = None
+        plain = Tokenizer.from_str(json.dumps(layout))
+        edge = f"\ue000{nonce}|\ue001"
+        plain.add_special_tokens([AddedToken(edge, special=True, normalized=False)])
+        return plain, edge
+
+    # --- passages and questions --------------------------------------------------------------------------
+
+    def encode_passages(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of passages or questions for the compressor and the reasoner, without padding.
+
+        ``<ENC>`` + BOS + text + EOS, cut on the right to ``doc_max_length + 3`` ids, then the memory token ids. A base
+        without BOS (Qwen) gets none.
+        """
+        limit = self.config.doc_max_length + 3
+        return [ids[:limit] + self.memory_ids for ids in self._encode_enclosed(texts)]
+
+    def count(self, text: str) -> int:
+        """Tokens that the text takes of the compressor's window."""
+        return len(self._encode_enclosed([text])[0]) - self.overhead
+
+    def windows(self, text: str, *, first_only: bool = False, reserve: int = 0) -> list[tuple[int, int]]:
+        """Cut a text into spans of at most `doc_max_length` tokens, at sentence or else word boundaries.
+
+        Args:
+            text: Any text.
+            first_only: Stop after the first window.
+            reserve: Tokens of each window to leave free, such as for a heading that is put before each span.
+
+        Returns:
+            list: Character spans ``(start, end)``, in order, that cover the text without gap or overlap.
+
+        Raises:
+            ValueError: Nothing of a window would be left.
+        """
+        window = self.config.doc_max_length - reserve
+        if not 1 <= window <= self.config.doc_max_length:
+            msg = f"reserve must leave something of a window of {self.config.doc_max_length} tokens, got {reserve}"
+            raise ValueError(msg)
+        if len(text) <= window * _CHARS_PER_TOKEN and self.count(text) <= window:
+            return [(0, len(text))]  # most texts
+        spans = [(0, self._window_end(text, 0, window))]
+        while spans[-1][1] < len(text) and not first_only:
+            start = spans[-1][1]
+            spans.append((start, self._window_end(text, start, window)))
+        return spans
+
+    def truncation(self, text: str) -> int:
+        """Characters that the published tokenization keeps of a text that is too long."""
+        kept = self.config.doc_max_length + 3 - (1 + bool(self._bos))  # EOS is cut off before any of the text is
+        _, offsets = self._ahead(text, 0, kept)
+        return offsets[min(kept, len(offsets)) - 1][1]
+
+    def _window_end(self, text: str, start: int, window: int) -> int:
+        """Where the window of so many tokens that begins at `start` ends."""
+        piece, offsets = self._ahead(text, start, window)
+        if start + len(piece) == len(text) and len(offsets) <= window + _EDGES and self.count(piece) <= window:
+            return len(text)
+        return start + self._longest_prefix(piece, offsets, window)
+
+    def _ahead(self, text: str, start: int, tokens: int) -> tuple[str, list[tuple[int, int]]]:
+        """From `start` on a piece of certainly more than so many tokens, or the rest; with each token's characters."""
+        reach = tokens * _CHARS_PER_TOKEN
+        while True:
+            piece = text[start : start + reach]
+            encoding = self._plain.encode(replace_surrogates(piece), add_special_tokens=False)
+            if start + reach >= len(text) or len(encoding.ids) > tokens + _EDGES:
+                return piece, encoding.offsets
+            reach *= 2  # long tokens: a run of spaces may be one
+
+    def _longest_prefix(self, piece: str, offsets: list[tuple[int, int]], window: int) -> int:
+        """Characters of `piece` that fit the window, ending at the best boundary there is."""
+        end = len(piece) if len(offsets) <= window else offsets[window - 1][1]
+        while True:
+            end = _last_boundary(piece, end) if end < len(piece) else end
+            excess = self.count(piece[:end]) - window
+            if excess <= 0 or end <= 1:
+                return max(end, 1)
+            end = max(end - excess, 1)
+
+    @property
+    def overhead(self) -> int:
+        """Ids that enclose a passage: ``<ENC>``, BOS, EOS."""
+        return 1 + bool(self._bos) + bool(self._eos)
+
+    def _encode_enclosed(self, texts: Sequence[str]) -> list[list[int]]:
+        head, tail = "<ENC>" + self._bos, self._eos
+        texts = [replace_surrogates(text) for text in texts]
+        markup = [head + text + tail for text in texts]
+        hostile = [index for index, text in enumerate(texts) if self._pattern.search(text)]
+        encodings: list[Encoding] = self._trusted.encode_batch(markup, add_special_tokens=False)
+        ids = [list(encoding.ids) for encoding in encodings]
+        for index in hostile:
+            shield = Shield(self._pattern)
+            ids[index] = self._encode_markup(head + shield(texts[index]) + tail, shield)
+        return ids
+
+    # --- prompts -----------------------------------------------------------------------------------------
+
+    def answer_prompt(self, question: str, n_windows: int) -> list[int]:
+        """Ids of the generator's prompt for a question over `n_windows` compressed windows."""
+        return self.chat_prompt([{"role": "user", "content": question}], n_windows)
+
+    def paraphrase_prompt(self, instruction: str, n_windows: int) -> list[int]:
+        """Ids of the prompt that asks to say a document again; ``{docs}`` in the instruction is its place."""
+        if "{docs}" not in instruction:
+            msg = f"the instruction must hold {{docs}} where the document belongs, got {instruction!r}"
+            raise ValueError(msg)
+        shield = Shield(self._pattern)
+        before, _, after = instruction.partition("{docs}")
+        user = shield(before) + self.slots * n_windows + shield(after)
+        return self._encode_chat([_turn("system", PARAPHRASE_SYSTEM), _turn("user", user)], shield)
+
+    def chat_prompt(self, messages: Sequence[dict[str, str]], n_windows: int) -> list[int]:
+        """Ids of a conversation whose last user turn reads `n_windows` compressed windows (or none).
+
+        Turns are merged first as templates want them (`merge_turns`). The memory slots stand in front of the last
+        user turn, in the form the checkpoints were trained on. With documents and no system message the published one
+        is used.
+        """
+        shield = Shield(self._pattern)
+        turns = [_turn(turn["role"], shield(turn["content"])) for turn in merge_turns(messages)]
+        if n_windows:
+            if turns[0]["role"] != "system":
+                turns.insert(0, _turn("system", ANSWER_SYSTEM))
+            last = max(index for index, turn in enumerate(turns) if turn["role"] == "user")
+            content = f"Background:\n{self.slots * n_windows}\n\nQuestion:{turns[last]['content']}"
+            turns[last] = _turn("user", content)
+        return self._encode_chat(turns, shield)
+
+    def taught(self, system: str, user: str, n_windows: int, answer: str) -> tuple[list[int], int]:
+        """Ids of a conversation that ends in the answer to be learned, and where the answer begins in them.
+
+        Args:
+            system: System message, ours.
+            user: User message; its first ``{docs}`` is the place of the memory slots, everything else is outside text.
+            n_windows: Compressed windows that are read.
+            answer: What the assistant says, outside text.
+
+        Returns:
+            tuple: The ids of the prompt with those of the answer and of what ends it, and the length of the prompt.
+        """
+        shield = Shield(self._pattern)
+        before, _, after = user.partition("{docs}")
+        turns = [_turn("system", system), _turn("user", shield(before) + self.slots * n_windows + shield(after))]
+        prompt = self._encode_chat(turns, shield)
+        said = shield(answer)
+        whole = self._encode_chat([*turns, _turn("assistant", said)], shield, answered=True)
+        if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
+            return whole, len(prompt)
+        # The template writes a past answer otherwise than one that is still to come: teach what generation begins with.
+        return prompt + self._encode_markup(said + self._eos, shield), len(prompt)
+
+    def count_plain(self, text: str) -> int:
+        """Tokens of a text by itself, with no special tokens around or in it."""
+        return len(self.encode_plain(text))
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text by itself, with no special tokens around or in it."""
+        return list(self._plain.encode(replace_surrogates(text), add_special_tokens=False).ids)
+
+    def encode_markup_batch(self, markup: Sequence[str]) -> list[list[int]]:
+        """Ids of trusted strings whose special tokens are meant (training rows that we wrote ourselves)."""
+        return [list(encoding.ids) for encoding in self._trusted.encode_batch(list(markup), add_special_tokens=False)]
+
+    def is_slot(self, ids: Iterable[int]) -> list[bool]:
+        """Which ids are memory slots."""
+        memory = set(self.memory_ids)
+        return [token in memory for token in ids]
+
+    def _encode_chat(self, turns: list[dict[str, str]], shield: Shield, *, answered: bool = False) -> list[int]:
+        if not turns:
+            return []  # a history that has not begun
+        if not self._takes_system and turns[0]["role"] == "system":
+            system, *turns = turns
+            first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")
+            turns[first] = _turn("user", f"{system['content']}\n{turns[first]['content']}")
+        markup = self._render(turns, answered=answered)
+        if not shield.taken:
+            return list(self._trusted.encode(markup, add_special_tokens=False).ids)
+        return self._encode_markup(markup, shield)
+
+    def _render(self, turns: list[dict[str, str]], *, answered: bool = False) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            rendered: Any = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=not answered, enable_thinking=False
+            )
+        except TemplateError as exc:
+            roles = ", ".join(turn["role"] for turn in turns)
+            msg = f"the chat template of the base refuses a conversation of the roles {roles}: {exc}"
+            raise ValueError(msg) from exc
+        return str(rendered)
+
+    def _template_takes_system(self) -> bool:
+        try:
+            rendered = self._render([_turn("system", "probe-of-system"), _turn("user", "user")])
+        except ValueError:
+            return False
+        return "probe-of-system" in rendered
+
+    def _encode_markup(self, markup: str, shield: Shield) -> list[int]:
+        """Ids of trusted markup in which outside text was shielded: only the markup's own specials are special."""
+        ids: list[int] = []
+        position = 0
+        left = None
+        for match in [*self._pattern.finditer(markup), None]:
+            right = match[0] if match else None
+            end = match.start() if match else len(markup)
+            ids += self._encode_run(shield.restore(markup[position:end]), left, right)
+            if match:
+                ids.append(self.token_id(match[0]))
+                position, left = match.end(), match[0]
+        return ids
+
+    def _encode_run(self, run: str, left: str | None, right: str | None) -> list[int]:
+        """Ids of plain text between two special tokens, or the ends of the string."""
+        if left is not None and self._strips[left][1]:
+            run = run.lstrip(_WHITESPACE)
+        if right is not None and self._strips[right][0]:
+            run = run.rstrip(_WHITESPACE)
+        if not run:
+            return []
+        before, after = left is not None, right is not None
+        ids = list(self._plain.encode(self._edge * before + run + self._edge * after, add_special_tokens=False).ids)
+        return ids[int(before) : len(ids) - int(after)]
+
+    # --- answers -----------------------------------------------------------------------------------------
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def load_tokenizer(base: str, config: ClaraConfig) -> ClaraTokenizer:
+    """The tokenizer of a base decoder in a folder, with the checkpoint's memory tokens."""
+    from transformers import AutoTokenizer
+
+    return ClaraTokenizer(AutoTokenizer.from_pretrained(base, padding_side="left", trust_remote_code=False), config)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _last_boundary(text: str, end: int) -> int:
+    """The last sentence end in the second half of ``text[:end]``, else the last space, else `end`."""
+    for pattern, earliest in ((_SENTENCE_END, end // 2), (_SPACE, 1)):
+        cuts = [match.end() for match in pattern.finditer(text, 0, end) if earliest <= match.end() <= end]
+        if cuts:
+            return cuts[-1]
+    return end

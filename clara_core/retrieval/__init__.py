@@ -1,0 +1,1 @@
+"""What ranks documents: cosines, BM25, their fusion, diversity, projections, filters."""

@@ -1,0 +1,298 @@
+"""BM25 (Robertson and Zaragoza, 2009) over texts that come and go: the only one of the project.
+
+Both places of a store, the evaluation and the search for training candidates rank by it. Numbers that depend on all
+texts (how many there are, how many have a word, how long they are on average) are those of the texts that are there
+now, so that equal texts give equal scores, bit for bit, however they came in.
+
+Letters of shapes: n texts of a segment, P pairs of a word and a text.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clara_core.retrieval.words import words_of
+
+__all__ = ["Bm25", "WordIndex"]
+
+K1: Final = 1.5  # how soon more of the same word counts for little
+B: Final = 0.75  # how much a long text is held against it
+
+_PENDING: Final = 256  # texts that wait to be made into a segment together
+_TIER: Final = 4  # segments of about one size that become one
+
+Rows = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """An inverted index of some texts. Never changed, only replaced.
+
+    Attributes:
+        codes: Of its words.
+        starts: Where the pairs of a word begin, ``[words + 1]``.
+        texts: Of each pair, ``[P]``; those of a word ascend.
+        counts: How often the text has the word, ``[P]``.
+        lengths: Words of each text, ``[n]``.
+        rows: Numbers of the texts, ``[n]``, ascending.
+        alive: Which texts were not taken out, ``[n]``; None is all.
+        n_alive: How many those are.
+        n_words: Words of those together.
+    """
+
+    codes: dict[str, int]
+    starts: NDArray[np.int64]
+    texts: NDArray[np.int32]
+    counts: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    rows: Rows
+    alive: NDArray[np.bool_] | None
+    n_alive: int
+    n_words: int
+
+    @classmethod
+    def of(cls, rows: Rows, texts: Sequence[Sequence[str]]) -> _Segment:
+        """The index of texts that are given by their words, under ascending numbers."""
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        numbers = count()
+        codes: dict[str, int] = {}
+        flat = np.fromiter(
+            (codes[word] if word in codes else codes.setdefault(word, next(numbers))
+             for word in chain.from_iterable(texts)),
+            np.int64, int(lengths.sum()),
+        )  # fmt: skip
+        pairs = flat * max(1, len(texts)) + np.repeat(np.arange(len(texts)), lengths)
+        different, counts = np.unique(pairs, return_counts=True)
+        owners, places = np.divmod(different, max(1, len(texts)))
+        starts = np.searchsorted(owners, np.arange(len(codes) + 1))
+        return cls(codes, starts, places.astype(np.int32), counts.astype(np.int32), lengths, rows, None, len(rows),
+                   int(lengths.sum()))  # fmt: skip
+
+    @classmethod
+    def merged(cls, segments: Sequence[_Segment]) -> _Segment:
+        """One segment of the living texts of several."""
+        codes: dict[str, int] = {}
+        parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]] = []
+        offset = 0
+        for segment in segments:
+            alive = np.ones(len(segment.rows), np.bool_) if segment.alive is None else segment.alive
+            kept = alive[segment.texts]
+            own = np.fromiter((codes.setdefault(word, len(codes)) for word in segment.codes), np.int64)
+            word = np.repeat(own, np.diff(segment.starts))[kept]
+            place = (np.cumsum(alive) - 1 + offset)[segment.texts[kept]]
+            parts.append((word, place, segment.counts[kept]))
+            offset += segment.n_alive
+        rows, lengths = (
+            np.concatenate([getattr(each, name) if each.alive is None else getattr(each, name)[each.alive]
+                            for each in segments]) for name in ("rows", "lengths")
+        )  # fmt: skip
+        order = np.argsort(rows, kind="stable")
+        ranks = np.empty(len(rows), np.int64)
+        ranks[order] = np.arange(len(rows))
+        words, places, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+        places = ranks[places]
+        by_word = np.lexsort((places, words))
+        starts = np.searchsorted(words[by_word], np.arange(len(codes) + 1))
+        return cls(codes, starts, places[by_word].astype(np.int32), counts[by_word], lengths[order], rows[order], None,
+                   len(rows), int(lengths.sum()))  # fmt: skip
+
+    def without(self, rows: Rows) -> _Segment:
+        """The segment when texts are taken out; numbers that are not here are passed over."""
+        gone = members(self.rows, rows)
+        if self.alive is not None:
+            gone &= self.alive
+        taken = int(np.count_nonzero(gone))
+        if not taken:
+            return self
+        alive = ~gone if self.alive is None else self.alive & ~gone
+        return replace(
+            self, alive=alive, n_alive=self.n_alive - taken, n_words=self.n_words - int(self.lengths[gone].sum())
+        )
+
+    def found(self, word: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The living texts that have a word, and how often."""
+        code = self.codes.get(word)
+        if code is None:
+            return self.texts[:0], self.counts[:0]
+        own = slice(self.starts[code], self.starts[code + 1])
+        texts, counts = self.texts[own], self.counts[own]
+        if self.alive is None:
+            return texts, counts
+        living = self.alive[texts]
+        return texts[living], counts[living]
+
+
+@dataclass(slots=True)
+class _Parts:
+    """All texts of a moment: segments, and texts that are not yet in one. Only `merged` is ever set, once."""
+
+    segments: tuple[_Segment, ...] = ()
+    pending: tuple[tuple[int, Sequence[str]], ...] = ()
+    merged: _Parts | None = field(default=None, repr=False)
+
+    def in_segments(self) -> _Parts:
+        """The same without pending texts."""
+        if not self.pending:
+            return self
+        if self.merged is None:
+            waiting = sorted(self.pending, key=lambda text: text[0])
+            rows = np.array([row for row, _ in waiting], np.uint64)
+            new = _Segment.of(rows, [text for _, text in waiting])
+            self.merged = _Parts(_in_tiers([*self.segments, new]))
+        return self.merged
+
+
+class WordIndex:
+    """Texts by number, to be searched by their words. Safe under threads."""
+
+    def __init__(self) -> None:
+        self._parts = _Parts()
+        self._writing = threading.Lock()
+
+    def __getstate__(self) -> _Parts:
+        return self._parts
+
+    def __setstate__(self, parts: _Parts) -> None:
+        self._parts, self._writing = parts, threading.Lock()
+
+    def __len__(self) -> int:
+        parts = self._parts
+        return sum(segment.n_alive for segment in parts.segments) + len(parts.pending)
+
+    def snapshot(self) -> WordIndex:
+        """The index as it is now, whatever is added or taken out later."""
+        copy = WordIndex()
+        copy._parts = self._parts
+        return copy
+
+    def add(self, rows: Rows, texts: Sequence[Sequence[str]]) -> None:
+        """Index texts.
+
+        Args:
+            rows: Their numbers, ascending; none of them is here.
+            texts: Their words, as `words_of` gives them.
+        """
+        with self._writing:
+            parts = self._parts.merged or self._parts
+            if len(texts) >= _PENDING:
+                self._parts = replace(
+                    parts, segments=_in_tiers([*parts.segments, _Segment.of(rows, texts)]), merged=None
+                )
+                return
+            parts = replace(parts, pending=(*parts.pending, *zip(rows.tolist(), texts, strict=True)), merged=None)
+            self._parts = parts.in_segments() if len(parts.pending) >= _PENDING else parts
+
+    def remove(self, rows: Rows) -> None:
+        """Take texts out; numbers that are not here are passed over."""
+        with self._writing:
+            parts = self._parts.merged or self._parts
+            gone = set(rows.tolist())
+            segments = [segment.without(np.sort(rows)) for segment in parts.segments]
+            # A segment of which most is gone gives its room back.
+            segments = [_Segment.merged([each]) if 2 * each.n_alive < len(each.rows) else each for each in segments]
+            pending = tuple(text for text in parts.pending if text[0] not in gone)
+            self._parts = _Parts(tuple(each for each in segments if each.n_alive), pending)
+
+    def search(
+        self, words: Sequence[str], k: int, allowed: Rows | None = None
+    ) -> tuple[list[tuple[int, float]], float]:
+        """The texts that share words with a question, and what scores are measured by.
+
+        Args:
+            words: Of the question; each different one counts once.
+            k: Most texts to find.
+            allowed: Numbers of the texts that may be found, ascending; None means all.
+
+        Returns:
+            tuple: Numbers and scores (above 0), best first, of equal scores the lower number first; and the score of a
+            text of mean length that has each word once.
+        """
+        segments = self._parts.in_segments().segments
+        asked = list(dict.fromkeys(words))
+        total = sum(segment.n_alive for segment in segments)
+        mean = max(sum(segment.n_words for segment in segments), 1) / max(total, 1)
+        found = [[segment.found(word) for segment in segments] for word in asked]
+        weights = [_weight(total, sum(len(texts) for texts, _ in own)) for own in found]
+        rows: list[Rows] = [np.zeros(0, np.uint64)]
+        scores: list[NDArray[np.float64]] = [np.zeros(0)]
+        for at, segment in enumerate(segments):
+            own = np.zeros(len(segment.rows))
+            for weight, each in zip(weights, found, strict=True):
+                texts, counts = each[at]
+                damping = K1 * (1 - B + B * segment.lengths[texts] / mean)
+                own[texts] += weight * (counts * (K1 + 1) / (counts + damping))
+            hits = np.flatnonzero(own)
+            rows.append(segment.rows[hits])
+            scores.append(own[hits])
+        return _best(np.concatenate(rows), np.concatenate(scores), k, allowed), math.fsum(weights)
+
+
+def _weight(total: int, having: int) -> float:
+    """How much a word counts: the rarer the more, and above 0 where every text has it."""
+    return math.log1p((total - having + 0.5) / (having + 0.5))
+
+
+def _best(rows: Rows, scores: NDArray[np.float64], k: int, allowed: Rows | None) -> list[tuple[int, float]]:
+    if allowed is not None:
+        kept = members(rows, allowed)
+        rows, scores = rows[kept], scores[kept]
+    if k < len(rows):
+        high = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
+        rows, scores = rows[high], scores[high]
+    order = np.lexsort((rows, -scores))[:k]
+    return list(zip(rows[order].tolist(), scores[order].tolist(), strict=True))
+
+
+def _in_tiers(segments: list[_Segment]) -> tuple[_Segment, ...]:
+    """Merge the last segments while `_TIER` of them are of about one size: every text is merged a few times in all."""
+    while len(segments) >= _TIER:
+        last = segments[-_TIER:]
+        if last[0].n_alive > _TIER * max(each.n_alive for each in last[1:]):
+            break
+        segments = [*segments[:-_TIER], _Segment.merged(last)]
+    return tuple(segments)
+
+
+def members(rows: Rows, among: Rows) -> NDArray[np.bool_]:
+    """Which rows are among others, which ascend."""
+    if not len(among):
+        return np.zeros(len(rows), np.bool_)
+    places = np.searchsorted(among, rows)
+    places[places == len(among)] = 0
+    found: NDArray[np.bool_] = among[places] == rows
+    return found
+
+
+class Bm25:
+    """Texts ranked by BM25.
+
+    Args:
+        texts: The texts.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = list(texts)
+        self._index = WordIndex()
+        self._index.add(np.arange(len(self._texts), dtype=np.uint64), [words_of(text) for text in self._texts])
+
+    def search(self, question: str, k: int) -> list[str]:
+        """The texts that share words with a question, best first, at most `k`."""
+        return [self._texts[row] for row, _ in self._index.search(words_of(question), k)[0]]
+
+    def rank(self, questions: Sequence[str]) -> list[list[int]]:
+        """All texts for each question, best first; equal scores keep the order given."""
+        ranked: list[list[int]] = []
+        for question in questions:
+            found = (
+                [row for row, _ in self._index.search(words_of(question), len(self._texts))[0]] if self._texts else []
+            )
+            ranked.append([*found, *sorted({*range(len(self._texts))}.difference(found))])
+        return ranked

@@ -1,0 +1,301 @@
+"""Texts to rows of a store and rows to its files, as functions over record batches that any framework can call.
+
+    prepare_store -> schema      BatchCompressor: texts -> rows      FragmentWriter: rows -> files      commit_written
+
+The first and the last are called once, where the job is started; the two between in as many processes as there are
+devices. They hold nothing but plain values, so that they can be sent there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from lance.fragment import FragmentMetadata, write_fragments
+from numpy.typing import NDArray
+
+from clara_core.common.errors import DataError, FingerprintMismatch, StoreError
+from clara_core.data.memory import Memory, content_key
+from clara_core.engine.engine import ClaraEngine
+from clara_core.engine.options import EngineArguments
+from clara_core.store.backend import Entry, Space
+from clara_core.store.bulk.digests import DIGEST, digests, first_of_each, member_of
+from clara_core.store.bulk.shards import Columns, Rows
+from clara_core.store.keys import DEFAULT_LENGTH, Key
+from clara_core.store.lance_calls import commit_files
+from clara_core.store.maintenance import refit
+from clara_core.store.reading import batches
+from clara_core.store.records import made_id, metadata_json, unguarded
+from clara_core.store.schema import Layout
+from clara_core.store.table import Table
+from clara_core.store.writing import Document, is_blank
+
+if TYPE_CHECKING:
+    from lance import LanceDataset
+
+    from clara_core.store.codec import MemoryType
+
+WRITTEN: Final = pa.schema(
+    [
+        pa.field("files", pa.list_(pa.string())),  # JSON of Lance
+        pa.field("ids", pa.binary()),  # digests, one after the other
+        pa.field("documents", pa.int64()),
+    ]
+)
+"""What is known of rows that were written and not committed yet: one row for each part of a dataset."""
+
+_BATCH_BYTES: Final = 1 << 25  # of memories in a batch of rows
+_FILE_BYTES: Final = 1 << 30  # of rows in a file, about
+
+
+def prepare_store(
+    uri: str,
+    texts: Sequence[str],
+    engine: EngineArguments | None = None,
+    *,
+    memory_type: MemoryType = "bfloat16",
+    key_length: int = DEFAULT_LENGTH,
+) -> pa.Schema:
+    """The schema of a store; where there is none yet, an empty one is made.
+
+    Args:
+        uri: Folder, or address of an object store.
+        texts: A few hundred of the corpus: knowing what their memories have in common makes the keys better. A store
+            that is there already needs none.
+        engine: What the store is for.
+        memory_type: How memories are written, in a new store.
+        key_length: Numbers of a key, in a new store.
+    """
+    table = Table(uri)
+    dataset = table.latest()
+    if dataset is None:
+        opened = ClaraEngine.from_pretrained(**(engine or EngineArguments()).public())
+        space = Space(opened.fingerprint, memory_type, opened.n_mem, opened.hidden)
+        layout = Layout(space, Key(opened.dimension, key_length))
+        if memories := opened.compress([text for text in texts if not is_blank(text)]):
+            layout = layout.fitted(torch.cat([memory.tokens for memory in memories]))
+        dataset = table.create(layout.schema)
+    return dataset.schema
+
+
+@dataclass(frozen=True)
+class BatchCompressor:
+    """Record batches of texts to record batches of a store's rows; may be pickled, and is the same in every process.
+
+        compress_batches = BatchCompressor(schema, EngineArguments(model="pocket"), Columns(id="id"))
+        rows = compress_batches(iter(table.to_batches()))
+
+    Each process opens one engine, at first use; there, "auto" finds its device.
+
+    Attributes:
+        schema: Of the store, from `prepare_store`; what comes out has it.
+        engine: Arguments of the engine. An access token does not travel: set ``HF_TOKEN`` where the work is done.
+        columns: Where the batches keep text, id and metadata.
+    """
+
+    schema: pa.Schema
+    engine: EngineArguments = field(default_factory=EngineArguments)
+    columns: Columns = field(default_factory=Columns)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "engine", elsewhere(self.engine))
+
+    def __call__(self, given: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Compress any number of batches in bounded memory; the rows come in the order of the texts.
+
+        Raises:
+            DataError: A row holds no text, or metadata that JSON does not know.
+            FingerprintMismatch: The engine is another than the one that the store is for.
+        """
+        return self.compress(map(self.columns.rows, given), time.time_ns())
+
+    def compress(self, parts: Iterable[Rows], serial: int) -> Iterator[pa.RecordBatch]:
+        """The same, from rows that are taken out of their columns; `serial` is the number of the first of them."""
+        engine = ClaraEngine.from_pretrained(**self.engine.public())
+        layout = self.layout
+        if engine.fingerprint != layout.space.fingerprint:
+            raise FingerprintMismatch(
+                f"the store is for memories of the model {layout.space.fingerprint[:12]}, this engine is "
+                f"{engine.fingerprint[:12]}: give the engine that the store was made with"
+            )
+        entries: list[Entry] = []
+        size = 0
+        for entry in self._entries(engine, parts):
+            entries.append(entry)
+            size += entry.memory.nbytes
+            if size >= _BATCH_BYTES:
+                yield layout.rows(entries, serial)
+                serial += len(entries)
+                entries, size = [], 0
+        if entries:
+            yield layout.rows(entries, serial)
+
+    def _entries(self, engine: ClaraEngine, parts: Iterable[Rows]) -> Iterator[Entry]:
+        """Documents with their memories, in order; a blank one has no window."""
+        waiting: deque[tuple[Document, str]] = deque()
+
+        def texts() -> Iterator[str]:
+            for part in parts:
+                for described in described_documents(part, engine.fingerprint):
+                    waiting.append(described)
+                    if not is_blank(described[0].text):
+                        yield described[0].text
+
+        def blank() -> Iterator[Entry]:
+            while waiting and is_blank(waiting[0][0].text):
+                document, content = waiting.popleft()
+                nothing = torch.empty(0, engine.n_mem, engine.hidden)
+                memory = Memory(nothing, document.text, (), 0, engine.fingerprint)
+                yield Entry(document.id, document.text, document.metadata, content, memory)
+
+        for memory in engine.compress_stream(texts()):
+            yield from blank()
+            document, content = waiting.popleft()
+            yield Entry(document.id, document.text, document.metadata, content, memory)
+        yield from blank()
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the schema says."""
+        return Layout.of(self.schema, "schema=")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"schema": self.schema, "engine": self.engine, "columns": self.columns}
+
+
+@dataclass(frozen=True)
+class FragmentWriter:
+    """Record batches of a store's rows into files of the store, which `commit_written` makes part of it.
+
+    Attributes:
+        uri: Of the store.
+    """
+
+    uri: str
+
+    def __call__(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Write all of them; yields one batch of one row with the schema `WRITTEN`."""
+        dataset = Table(self.uri).latest()
+        if dataset is None:
+            raise StoreError(f"there is no store at {self.uri}; call prepare_store first")
+        ids: list[str] = []
+        files = [json.dumps(file.to_json()) for file in _write(dataset, _noted(rows, ids))]
+        row = {"files": files, "ids": digests(ids).tobytes(), "documents": len(ids)}
+        yield pa.RecordBatch.from_pylist([row], WRITTEN)
+
+
+def _noted(rows: Iterator[pa.RecordBatch], ids: list[str]) -> Iterator[pa.RecordBatch]:
+    for batch in rows:
+        ids.extend(map(unguarded, batch["id"].to_pylist()))
+        yield batch
+
+
+def _write(dataset: LanceDataset, rows: Iterator[pa.RecordBatch]) -> list[FragmentMetadata]:
+    """Write rows to files of a table that belong to no version of it yet; none for none."""
+    first = next(rows, None)
+    if first is None:
+        return []
+    failures: list[Exception] = []
+
+    def kept() -> Iterator[pa.RecordBatch]:
+        try:
+            yield first
+            yield from rows
+        except Exception as exc:
+            failures.append(exc)  # Lance keeps nothing of it but its text
+            raise
+
+    reader = pa.RecordBatchReader.from_batches(first.schema, kept())
+    try:
+        found: list[FragmentMetadata] = write_fragments(reader, dataset, mode="append", max_bytes_per_file=_FILE_BYTES)
+    except Exception:
+        if failures:
+            raise failures[0] from None
+        raise
+    return found
+
+
+def commit_written(uri: str, written: Iterable[pa.RecordBatch]) -> int:
+    """Make rows part of a store, all at once; a document that was there under one of their ids is replaced.
+
+    Args:
+        uri: Of the store.
+        written: What `FragmentWriter` said of them.
+
+    Returns:
+        How many documents they are.
+
+    Raises:
+        DataError: An id was written twice.
+    """
+    rows = pa.Table.from_batches(written, WRITTEN).to_pylist()
+    ids = np.frombuffer(b"".join(row["ids"] for row in rows), DIGEST)
+    if not first_of_each(ids).all():
+        raise DataError(f"{len(ids) - first_of_each(ids).sum()} ids were written twice; give each document its own")
+    if not len(ids):
+        return 0
+    fragments = [FragmentMetadata.from_json(fragment) for row in rows for fragment in row["files"]]
+    table = Table(uri)
+
+    def commit(latest: LanceDataset) -> tuple[int, int]:
+        there = {fragment.fragment_id for fragment in latest.get_fragments()}
+        done = commit_files(latest, fragments, _rows_of(latest, ids, there), table.storage_options)
+        return latest.version, done.version
+
+    before, after = table.change(commit)
+    if after != before + 1 and (dataset := table.latest()) is not None:
+        # Others wrote at that moment: of an id that they put in as well, these rows stay.
+        written = {file.path for fragment in fragments for file in fragment.files}
+        others = {
+            fragment.fragment_id
+            for fragment in dataset.get_fragments()
+            if not written.intersection(file.path for file in fragment.metadata.files)
+        }
+        doubles = [row for own in _rows_of(dataset, ids, others).values() for row in own]
+        if doubles:
+            table.remove_where(f"_rowid IN ({', '.join(map(str, doubles))})")
+    refit(table)
+    return len(ids)
+
+
+def _rows_of(dataset: LanceDataset, ids: NDArray[np.void], files: set[int]) -> dict[int, list[int]]:
+    """Numbers of the rows of some files that have one of the ids, by file."""
+    found: dict[int, list[int]] = {}
+    for fragment in dataset.get_fragments():
+        if fragment.fragment_id in files:
+            for batch in batches(dataset, ["id"], batch_size=1 << 16, fragments=[fragment]):
+                known = member_of(digests(map(unguarded, batch["id"].to_pylist())), ids)
+                rows = batch["_rowid"].filter(pa.array(known)).to_pylist()
+                found.setdefault(fragment.fragment_id, []).extend(rows)
+    return found
+
+
+def elsewhere(engine: EngineArguments) -> EngineArguments:
+    """Arguments that mean the same in another process: whole paths, no access token, "auto" not decided yet."""
+    whole = engine.model_copy(update={"device": "cpu"}).resolved()
+    return whole.model_copy(update={"device": engine.device, "dtype": engine.dtype, "token": None})
+
+
+def described_documents(rows: Rows, fingerprint: str) -> list[tuple[Document, str]]:
+    """Documents of a dataset, checked, and the content of each; one without an id has one that follows from its text.
+
+    Raises:
+        DataError: Metadata is not JSON.
+    """
+    found = []
+    for index, (text, metadata) in enumerate(zip(rows.texts, rows.metadatas, strict=True)):
+        try:
+            written = metadata_json(metadata, "metadata")
+        except (TypeError, ValueError) as exc:
+            raise DataError(f"{exc}; the text begins {text[:60]!r}") from exc
+        id_ = made_id(text, 0) if rows.ids is None else rows.ids[index]
+        found.append((Document(id_, text, written), content_key(text, fingerprint)))
+    return found

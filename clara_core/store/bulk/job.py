@@ -1,0 +1,326 @@
+"""A whole dataset into a store: in this process, or by a Ray job with an engine on every device.
+
+    compress_dataset("corpus.parquet", "store", columns=Columns(id="id"))
+    compress_dataset("corpus.parquet", "store", columns=Columns(id="id"), workers=8)    # needs the extra `ray`
+    clara bulk corpus.parquet store --id-column id --workers 8
+
+Each worker reads, compresses and writes shards of the dataset; no memory ever travels. One commit at the end makes all
+of them part of the store. A job that was stopped goes on where it was when it is called again.
+
+`BatchCompressor` and `FragmentWriter` do the same inside other frameworks; `docs/bulk.md` shows Spark.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clara_core.common.errors import DataError, StoreError
+from clara_core.engine.options import EngineArguments, option_values
+from clara_core.store.bulk.digests import DIGEST, digests, first_of_each, member_of
+from clara_core.store.bulk.fragments import (
+    BatchCompressor,
+    FragmentWriter,
+    commit_written,
+    described_documents,
+    elsewhere,
+    prepare_store,
+)
+from clara_core.store.bulk.progress import Progress
+from clara_core.store.bulk.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
+from clara_core.store.keys import DEFAULT_LENGTH
+from clara_core.store.reading import batches
+from clara_core.store.records import unguarded
+from clara_core.store.schema import FIT_ROWS, Layout
+from clara_core.store.table import Table
+
+if TYPE_CHECKING:
+    from clara_core.store.codec import MemoryType
+
+ROWS_PER_SHARD: Final = 16_384  # documents: minutes of a GPU, which is what a dead worker loses
+_SAMPLE: Final = FIT_ROWS  # texts that keys are fitted to
+_TRIES: Final = 5  # of a shard whose worker died: Ray by itself would try one that kills every worker for ever
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard that has to be compressed, where in the dataset it begins, and places of its rows that are left out."""
+
+    shard: Shard
+    start: int
+    left_out: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShardWorker:
+    """Compresses shards and notes what it wrote. Holds plain values, so that it can be sent to other processes.
+
+    Attributes:
+        source: The dataset.
+        uri: Of the store.
+        compress: Texts to rows.
+        run: Tells this call of the job from others.
+        serial: Number of the first row of the dataset.
+    """
+
+    source: str
+    uri: str
+    compress: BatchCompressor
+    run: str
+    serial: int
+
+    def __call__(self, task: Task) -> int:
+        """Write a shard, unless it is written already; returns how many documents it has."""
+        progress = Progress(self.uri)
+        written = progress.written(task.shard.name)
+        if written is None:
+            if progress.tried(task.shard.name, self.run) >= _TRIES:
+                raise StoreError(
+                    f"{_TRIES} workers died of {task.shard}; have its rows looked at, or give them more memory"
+                )
+            parts = read_shard(self.source, task.shard, self.compress.columns)
+            rows = self.compress.compress(_without(parts, set(task.left_out)), self.serial + task.start)
+            [written] = FragmentWriter(self.uri)(rows)
+            progress.finish(task.shard.name, written)
+        documents: int = written["documents"][0].as_py()
+        return documents
+
+
+def compress_dataset(
+    source: str,
+    uri: str,
+    engine: EngineArguments | None = None,
+    columns: Columns | None = None,
+    *,
+    workers: int = 0,
+    memory_type: MemoryType = "bfloat16",
+    key_length: int = DEFAULT_LENGTH,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    show_progress: bool = False,
+) -> int:
+    """Compress a dataset into a store. Nothing of it is seen in the store before all of it is there.
+
+    Documents that are in the store as they are in the dataset are left alone; others under the same ids are replaced.
+
+    Args:
+        source: Parquet, JSON lines or Lance: a file, a folder, or an address of an object store.
+        uri: Of the store: a folder or an address of an object store.
+        engine: Arguments of the engine.
+        columns: Where the dataset keeps text, id and metadata. Without ids, equal texts are one document.
+        workers: Processes of a Ray job, each with an engine and, where Ray knows of GPUs, one of those. 0 does all
+            of it in this process.
+        memory_type: How memories are written, in a new store.
+        key_length: Numbers of a key, in a new store.
+        rows_per_shard: Documents of a shard, about: the work that is lost when a worker dies.
+        show_progress: Draw a progress bar.
+
+    Returns:
+        How many documents were written.
+
+    Raises:
+        DataError: Something in the dataset is not what it should be, or an id comes twice.
+        FingerprintMismatch: The store is for another model.
+        StoreError: Another job was begun at this store and not finished.
+    """
+    from tqdm.auto import tqdm
+
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    if engine is not None and engine.token is not None:
+        # The token does not travel to the workers; in this process the engine is known by it.
+        from clara_core.engine.engine import ClaraEngine
+
+        ClaraEngine.from_pretrained(**option_values(engine))
+    # Workers may stand in other folders, and on machines with other devices.
+    source, uri, engine = definite(source), definite(uri), elsewhere(engine or EngineArguments())
+    columns = columns or Columns()
+    progress = Progress(uri)
+    shards = plan_shards(source, rows_per_shard)
+    pool = _Ray(workers) if workers else _Here()
+    schema = pool.prepare(uri, _sample(source, shards, columns), engine, memory_type, key_length)
+    fingerprint = Layout.of(schema, uri).space.fingerprint
+    tasks, documents = _plan(source, uri, shards, columns, fingerprint)
+    progress.begin({"shards": [shard.name for shard in shards], "fingerprint": fingerprint, "columns": repr(columns)})
+
+    worker = ShardWorker(source, uri, BatchCompressor(schema, engine, columns), uuid4().hex, time.time_ns())
+    with tqdm(total=documents, desc="compressing", unit="doc", disable=not show_progress) as bar:
+        for done in pool.run(worker, tasks):
+            bar.update(done)
+    written = [progress.written(task.shard.name) for task in tasks]
+    if lost := [task.shard for task, found in zip(tasks, written, strict=True) if found is None]:
+        raise DataError(f"{len(lost)} shards were not written, the first one {lost[0]}; call again to go on")
+    total = commit_written(uri, [found for found in written if found is not None])
+    progress.end()
+    return total
+
+
+# --- what has to be done ---------------------------------------------------------------------------------
+
+
+def _plan(source: str, uri: str, shards: Sequence[Shard], columns: Columns, fingerprint: str) -> tuple[list[Task], int]:
+    """The shards with something to compress, and how many documents that is. Reads the dataset once.
+
+    Raises:
+        DataError: An id comes twice.
+    """
+    found = [_digests_of(source, shard, columns, fingerprint) for shard in shards]
+    ids = np.concatenate([ids for ids, _ in found] or [np.empty(0, DIGEST)])
+    states = np.concatenate([states for _, states in found] or [np.empty(0, DIGEST)])
+    first = first_of_each(ids)
+    if columns.id is not None and not first.all():
+        place = int(np.flatnonzero(~first)[0])
+        raise DataError(_twice(source, shards, columns, place, [len(part) for part, _ in found]))
+    wanted = first & ~member_of(states, _states_in(uri))
+    tasks, start = [], 0
+    for shard, (part, _) in zip(shards, found, strict=True):
+        keep = wanted[start : start + len(part)]
+        start += len(part)
+        # A shard that is written already belongs to the job, whatever is in the store by now.
+        if keep.any() or Progress(uri).written(shard.name) is not None:
+            tasks.append(Task(shard, start - len(part), tuple(np.flatnonzero(~keep).tolist())))
+    return tasks, int(wanted.sum())
+
+
+def _digests_of(source: str, shard: Shard, columns: Columns, fingerprint: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Of the ids of a shard, and of all that a document is."""
+    found = [each for rows in read_shard(source, shard, columns) for each in described_documents(rows, fingerprint)]
+    return digests(document.id for document, _ in found), digests(
+        _state(document.id, content, document.metadata) for document, content in found
+    )
+
+
+def _states_in(uri: str) -> NDArray[Any]:
+    """The same of all documents of the store."""
+    dataset = Table(uri).latest()
+    if dataset is None:
+        return np.empty(0, DIGEST)
+    parts = []
+    for batch in batches(dataset, ["id", "content", "metadata"], batch_size=1 << 14):
+        rows = batch.to_pylist()
+        parts.append(digests(_state(unguarded(row["id"]), row["content"], row["metadata"]) for row in rows))
+    return np.concatenate(parts or [np.empty(0, DIGEST)])
+
+
+def _state(id_: str, content: str, metadata: str) -> str:
+    return f"{content} {metadata} {id_}"
+
+
+def _twice(source: str, shards: Sequence[Shard], columns: Columns, place: int, sizes: Sequence[int]) -> str:
+    for shard, size in zip(shards, sizes, strict=True):
+        if place < size:
+            ids = [id_ for rows in read_shard(source, shard, columns) for id_ in rows.ids or ()]
+            return f"the id {ids[place]!r:.80} comes again in {shard.path}; give each document its own"
+        place -= size
+    raise IndexError(place)
+
+
+def _sample(source: str, shards: Sequence[Shard], columns: Columns) -> list[str]:
+    texts = (text for shard in shards for rows in read_shard(source, shard, columns) for text in rows.texts)
+    return list(islice(texts, _SAMPLE))
+
+
+def _without(parts: Iterable[Rows], left_out: set[int]) -> Iterator[Rows]:
+    """Rows but for those at some places."""
+    start = 0
+    for rows in parts:
+        kept = [index for index in range(len(rows.texts)) if start + index not in left_out]
+        start += len(rows.texts)
+        ids = None if rows.ids is None else [rows.ids[index] for index in kept]
+        yield Rows([rows.texts[index] for index in kept], ids, [rows.metadatas[index] for index in kept])
+
+
+# --- who does it -----------------------------------------------------------------------------------------
+
+
+class _Here:
+    """This process."""
+
+    @staticmethod
+    def prepare(
+        uri: str, texts: Sequence[str], engine: EngineArguments, memory_type: MemoryType, key_length: int
+    ) -> pa.Schema:
+        """`prepare_store`."""
+        return prepare_store(uri, texts, engine, memory_type=memory_type, key_length=key_length)
+
+    @staticmethod
+    def run(worker: ShardWorker, tasks: Sequence[Task]) -> Iterator[int]:
+        """Do the tasks; yields the documents of each."""
+        yield from map(worker, tasks)
+
+
+class _Ray:
+    """Actors of Ray, each with one device: a GPU where the cluster has any, else a processor core.
+
+    Args:
+        workers: How many.
+    """
+
+    def __init__(self, workers: int) -> None:
+        try:
+            import ray.data
+        except ImportError as exc:
+            raise ImportError(f"workers={workers} is a job of Ray: pip install 'clara-rag[store,ray]'") from exc
+        if not ray.is_initialized():
+            ray.init()
+        self.workers = workers
+        self.gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        self.cpus = 1 - self.gpus
+
+    def prepare(
+        self, uri: str, texts: Sequence[str], engine: EngineArguments, memory_type: MemoryType, key_length: int
+    ) -> pa.Schema:
+        """`prepare_store`, where a device is."""
+        import ray
+
+        there = ray.remote(num_gpus=self.gpus, num_cpus=self.cpus)(prepare_store)
+        return ray.get(there.remote(uri, texts, engine, memory_type=memory_type, key_length=key_length))
+
+    def run(self, worker: ShardWorker, tasks: Sequence[Task]) -> Iterator[int]:
+        """Do the tasks; yields the documents of each, in any order. A worker that dies is replaced."""
+        import ray.data
+
+        if not tasks:
+            return
+        shards = ray.data.from_items([_item(task) for task in tasks], override_num_blocks=len(tasks))
+        done = shards.map_batches(
+            _Actor,
+            fn_constructor_args=(worker,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(tasks)), max_tasks_in_flight_per_actor=1),
+            num_gpus=self.gpus,
+            num_cpus=self.cpus,
+        )
+        try:
+            for row in done.iter_rows():
+                yield int(row["documents"])
+        except ray.exceptions.RayError as exc:
+            last = (str(exc).strip() or type(exc).__name__).splitlines()[-1]
+            raise StoreError(f"a worker failed: {last}; finished shards are kept, call again to go on") from exc
+
+
+class _Actor:
+    """A worker as Ray wants it: batches of columns in and out."""
+
+    def __init__(self, worker: ShardWorker) -> None:
+        self.worker = worker
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
+        return {"documents": [self.worker(_task(item)) for item in batch["task"]]}
+
+
+def _item(task: Task) -> dict[str, str]:
+    return {"task": json.dumps(asdict(task))}
+
+
+def _task(item: str) -> Task:
+    found = json.loads(item)
+    return Task(Shard(**found["shard"]), found["start"], tuple(found["left_out"]))

@@ -1,0 +1,288 @@
+"""A dataset as shards: parts that are read, compressed and written one by one, cut the same way every time.
+
+Knows files and rows, neither models nor the store. A dataset is a file or a folder (or an object-store address) of
+Parquet or JSON lines, or a Lance dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from clara_core.common.errors import DataError
+
+Format = Literal["parquet", "jsonl", "lance"]
+SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".lance": "lance"}
+
+_READ = 1 << 24  # bytes of a file that are looked through at a time
+_ROWS = 1024  # rows of a batch
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A part of a dataset.
+
+    Attributes:
+        path: The file (or Lance dataset) it lies in.
+        format: Of the file.
+        start: First row group (Parquet), byte (JSON lines) or row (Lance).
+        stop: The one after the last.
+        rows: How many rows there are; empty lines count.
+        version: What would be another if the file had changed: its size, or the version of a Lance dataset.
+    """
+
+    path: str
+    format: Format
+    start: int
+    stop: int
+    rows: int
+    version: int
+
+    @property
+    def name(self) -> str:
+        """The same for the same shard, and for no other; fit for a file name."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
+        return digest.hexdigest()[:24]
+
+
+class Rows(NamedTuple):
+    """Some rows of a dataset; `ids` is None where they are to be made from the texts."""
+
+    texts: list[str]
+    ids: list[str] | None
+    metadatas: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where a dataset keeps what the store needs.
+
+    Attributes:
+        text: Column of the texts.
+        id: Column of the ids; None where ids are to be made from the texts.
+        metadata: Columns that become metadata under their own names. None takes the column ``metadata`` (objects, or
+            JSON in strings) where there is one, else every column but the two above.
+    """
+
+    text: str = "text"
+    id: str | None = None
+    metadata: tuple[str, ...] | None = None
+
+    def names(self, present: Sequence[str]) -> list[str]:
+        """The columns to read.
+
+        Raises:
+            ValueError: One is not there.
+        """
+        wanted = [self.text, *([] if self.id is None else [self.id]), *self._extra(present)]
+        if missing := [name for name in wanted if name not in present]:
+            raise ValueError(f"columns {missing} are not among {list(present)}; name yours with text=, id=, metadata=")
+        return wanted
+
+    def rows(self, batch: pa.RecordBatch) -> Rows:
+        """What the columns of a batch hold.
+
+        Raises:
+            ValueError: A column is missing.
+            DataError: A value is not what it should be.
+        """
+        self.names(batch.schema.names)
+        return self._rows(batch.to_pylist(maps_as_pydicts="strict"), batch.schema.names)
+
+    def objects(self, found: Sequence[dict[str, Any]]) -> Rows:
+        """The same of JSON objects, which need not all have the same keys; only text and id are needed."""
+        return self._rows(found, list(dict.fromkeys(name for row in found for name in row)))
+
+    def _rows(self, found: Sequence[dict[str, Any]], present: Sequence[str]) -> Rows:
+        texts = [_string(row, self.text) for row in found]
+        ids = None if self.id is None else [_string(row, self.id) for row in found]
+        extra = self._extra(present)
+        if self.metadata is None and extra == ["metadata"]:
+            return Rows(texts, ids, [_mapping(row.get("metadata")) for row in found])
+        return Rows(texts, ids, [{name: row[name] for name in extra if name in row} for row in found])
+
+    def _extra(self, present: Sequence[str]) -> list[str]:
+        if self.metadata is not None:
+            return list(self.metadata)
+        if "metadata" in present:
+            return ["metadata"]
+        return [name for name in present if name not in (self.text, self.id)]
+
+
+def _string(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise DataError(f"column {name!r} must hold strings, got {value!r:.60} in {row!r:.120}")
+    return value
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as exc:
+        raise DataError(f"column 'metadata' holds a string that is no JSON ({exc}): {value!r:.60}") from exc
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise DataError(f"column 'metadata' must hold objects, or JSON objects in strings, got {value!r:.60}")
+    return found
+
+
+def plan_shards(source: str, rows: int) -> list[Shard]:
+    """Cut a dataset into shards of about so many rows. A row group of a Parquet file is never cut.
+
+    Raises:
+        ValueError: `source` holds no file of a known kind, or files of several kinds.
+        FileNotFoundError: There is nothing.
+    """
+    if rows < 1:
+        raise ValueError(f"a shard needs at least one row, got {rows}")
+    if source.rstrip("/").endswith(".lance"):
+        return _lance_shards(source, rows)
+    filesystem, paths = _files(source)
+    kinds = {SUFFIXES[_suffix(path)] for path in paths}
+    if len(kinds) != 1:
+        known = ", ".join(SUFFIXES)
+        found = f"files of several kinds ({', '.join(sorted(kinds))})" if kinds else "no file of a known kind"
+        raise ValueError(f"{source} holds {found}; give a dataset of one of {known}")
+    cut = _parquet_shards if kinds == {"parquet"} else _line_shards
+    return [shard for path in paths for shard in cut(filesystem, path, rows)]
+
+
+def read_shard(source: str, shard: Shard, columns: Columns) -> Iterator[Rows]:
+    """The rows of a shard, some at a time.
+
+    Raises:
+        ValueError: A column is missing.
+        DataError: The file has changed since it was cut, or a row is not what it should be.
+    """
+    if shard.format == "lance":
+        import lance
+
+        dataset = lance.dataset(shard.path, version=shard.version)
+        names = columns.names(dataset.schema.names)
+        for batch in dataset.to_batches(columns=names, offset=shard.start, limit=shard.stop - shard.start):
+            yield columns.rows(batch)
+        return
+    filesystem, _ = pafs.FileSystem.from_uri(_uri(source))
+    if (size := filesystem.get_file_info(shard.path).size) != shard.version:
+        raise DataError(
+            f"{shard.path} has changed while it was read: {size} bytes, {shard.version} before; start again"
+        )
+    if shard.format == "parquet":
+        with filesystem.open_input_file(shard.path) as file:
+            table = pq.ParquetFile(file)
+            names = columns.names(table.schema_arrow.names)
+            for batch in table.iter_batches(_ROWS, row_groups=range(shard.start, shard.stop), columns=names):
+                yield columns.rows(batch)
+        return
+    yield from _line_rows(filesystem, shard, columns)
+
+
+# --- cutting ---------------------------------------------------------------------------------------------
+
+
+def _lance_shards(source: str, rows: int) -> list[Shard]:
+    import lance
+
+    dataset = lance.dataset(source)
+    total = dataset.count_rows()
+    starts = range(0, total, rows)
+    return [
+        Shard(source, "lance", start, min(start + rows, total), min(rows, total - start), dataset.version)
+        for start in starts
+    ]
+
+
+def _parquet_shards(filesystem: pafs.FileSystem, path: str, rows: int) -> Iterator[Shard]:
+    with filesystem.open_input_file(path) as file:
+        size, metadata = file.size(), pq.ParquetFile(file).metadata
+    start = held = 0
+    for group in range(metadata.num_row_groups):
+        held += metadata.row_group(group).num_rows
+        if held >= rows or group + 1 == metadata.num_row_groups:
+            yield Shard(path, "parquet", start, group + 1, held, size)
+            start, held = group + 1, 0
+
+
+def _line_shards(filesystem: pafs.FileSystem, path: str, rows: int) -> Iterator[Shard]:
+    import numpy as np
+
+    start = place = held = 0
+    with filesystem.open_input_file(path) as file:
+        size = file.size()
+        while block := file.read(_READ):
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1 + place  # after each line
+            for end in ends[rows - held - 1 :: rows].tolist():
+                yield Shard(path, "jsonl", start, end, rows, size)
+                start = end
+            held = (held + len(ends)) % rows
+            place += len(block)
+        if start < size:
+            file.seek(size - 1)
+            yield Shard(path, "jsonl", start, size, held + (file.read(1) != b"\n"), size)
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def _line_rows(filesystem: pafs.FileSystem, shard: Shard, columns: Columns) -> Iterator[Rows]:
+    with filesystem.open_input_file(shard.path) as file:
+        file.seek(shard.start)
+        rest, place = b"", shard.start
+        while place < shard.stop:
+            block = file.read(min(_READ, shard.stop - place))
+            place += len(block)
+            *lines, rest = (rest + block).split(b"\n")
+            lines += [rest] if place == shard.stop else []
+            found = [_object(line, shard.path) for line in lines if line.strip()]
+            if found:
+                yield columns.objects(found)
+
+
+def _object(line: bytes, path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as exc:
+        raise DataError(f"{path}: a line is no JSON ({exc}): {line[:60]!r}") from exc
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: a line must be a JSON object, got {line[:60]!r}")
+    return found
+
+
+def _files(source: str) -> tuple[pafs.FileSystem, list[str]]:
+    """The files of a dataset in order, hidden ones and those of other kinds left out."""
+    filesystem, path = pafs.FileSystem.from_uri(_uri(source))
+    info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise FileNotFoundError(f"there is no dataset at {source}")
+    if info.type == pafs.FileType.File:
+        return filesystem, [path] if _suffix(path) in SUFFIXES else []
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    files = sorted(item.path for item in found if item.type == pafs.FileType.File)
+    hidden = [
+        file for file in files if any(part.startswith((".", "_")) for part in file[len(path) :].strip("/").split("/"))
+    ]
+    return filesystem, [file for file in files if file not in set(hidden) and _suffix(file) in SUFFIXES]
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
+
+
+def definite(source: str) -> str:
+    """An address that means the same in any folder."""
+    return source if "://" in source else str(Path(source).resolve())
+
+
+def _uri(source: str) -> str:
+    """An address that names its file system; a path of this machine becomes one."""
+    return source if "://" in source else Path(source).resolve().as_uri()

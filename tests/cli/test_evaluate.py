@@ -1,0 +1,169 @@
+"""`clara eval` as a user types it: with the bundled model and a tiny one, and with files that are wrong."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+
+import pytest
+
+from clara_core.checkpoint.hub import BUNDLED
+from clara_core.training.world import make_corpus
+from tests.engines import PASSAGES
+from tests.tiny import build
+
+needs_weights = pytest.mark.skipif(
+    not (BUNDLED["pocket"] / "config.json").exists(), reason="the bundled model has no weights"
+)
+FEW = ("--max-tokens", 4, "--timed", 0, "--paraphrases", 0)
+GOOD = {"question": "Q?", "docs": ["a text", "another"], "answer": "x", "pos_index": [0]}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return str(build(tmp_path_factory.mktemp("cli")).folder)
+
+
+@pytest.fixture
+def data(tmp_path):
+    file = tmp_path / "questions.jsonl"
+    lines = [
+        {"question": f"What is number {number}?", "docs": list(PASSAGES), "answer": "1907", "pos_index": [number]}
+        for number in range(3)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+@needs_weights
+def test_the_bundled_model_over_a_file(clara, tmp_path):
+    corpus = make_corpus(
+        random.Random(7), 20, split="test", words=(20, 60), questions_per_passage=1, two_passage=0.0, layout=0.0
+    )
+    file, out = tmp_path / "world.jsonl", tmp_path / "out"
+    with file.open("w") as stream:
+        for question in corpus.questions[:6]:
+            docs = [passage.text for passage in corpus.passages[:10]]
+            gold = [docs.index(corpus.passages[index].text) for index in question.gold if index < 10]
+            line = {"question": question.text, "docs": docs, "gold_answer": question.answer, "pos_index": gold}
+            stream.write(json.dumps(line) + "\n")
+    code, shown, err = clara(
+        "eval", file, "--top-k", 3, "--timed", 2, "--paraphrases", 2, "--out", out, "--json", "--device", "cpu"
+    )
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("clara: no --model: 'pocket' answers")
+    facts = json.loads(shown)
+    assert facts["settings"]["model"] == "pocket"
+    assert facts["questions"] == 6
+    assert facts["retrieval"]["memory"]["recall@3"] >= 0.8
+    assert facts["answers"]["normal"]["memory"]["f1"] > 0
+    assert facts["answers"]["normal"]["memory"]["memory_tokens"] < facts["answers"]["normal"]["memory"]["source_tokens"]
+    assert facts["latency"]["questions"] == 2
+    assert facts["paraphrase"]["passages"] == 2
+    written = json.loads((out / "metrics.json").read_text())
+    assert {name: written[name] for name in facts} == facts
+    assert sorted(path.name for path in out.iterdir()) == [
+        "memory.png", "metrics.json", "paraphrases.jsonl", "questions.jsonl", "recall.png", "report.md", "run.json",
+    ]  # fmt: skip
+
+
+def test_tables_of_a_tiny_model(clara, data, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    out = tmp_path / "out"
+    code, shown, _ = clara(
+        "eval", data, "--model", tiny, "--mode", "normal", "--mode", "oracle", "--out", out, *FEW, "--top-k", 1
+    )
+    assert code == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    oracle = metrics["answers"]["oracle"]["memory"]
+    assert f"oracle │ memory    │ {oracle['exact_match']:.3f}" in shown
+    assert f"{metrics['retrieval']['bm25']['mrr']:.3f}" in shown
+    assert str(out / "report.md") in shown
+    for line in (out / "questions.jsonl").read_text().splitlines():
+        outcome = json.loads(line)
+        gold = {reply["mode"]: reply["documents"] for reply in outcome["replies"]}["oracle"]
+        assert outcome["question"] == f"What is number {gold[0]}?"
+
+
+def test_an_interrupted_run_goes_on(clara, data, tiny, tmp_path):
+    options = ("eval", data, "--model", tiny, "--out", tmp_path / "out", "--json", *FEW)
+    assert clara(*options, "--limit", 1)[0] == 0
+    first = (tmp_path / "out" / "questions.jsonl").read_bytes()
+    code, shown, _ = clara(*options)
+    assert (code, json.loads(shown)["questions"]) == (0, 3)
+    assert (tmp_path / "out" / "questions.jsonl").read_bytes().startswith(first)
+    code, _, err = clara(*options, "--top-k", 2)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "top_k was 5, is 2" in err
+
+
+def test_over_the_corpus_of_the_file(clara, tiny, tmp_path):
+    file = tmp_path / "q.jsonl"
+    lines = [{**GOOD, "docs": [f"text {number}", f"text {number + 1}"]} for number in range(3)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out"
+    assert clara("eval", file, "--model", tiny, "--corpus", "--no-bm25", "--out", out, *FEW)[0] == 0
+    for line in (out / "questions.jsonl").read_text().splitlines():
+        outcome = json.loads(line)
+        assert sorted(outcome["rankings"]["memory"]["top"]) == [0, 1, 2, 3]
+        assert set(outcome["rankings"]) == {"memory"}
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("{broken", "no JSON"),
+        ("[1]", "must be a JSON object"),
+        (json.dumps({**GOOD, "docs": []}), "'docs' is an empty list"),
+        (json.dumps({**GOOD, "pos_index": [2]}), "'pos_index' 2 is out of range: there are 2 candidates"),
+        (json.dumps({"docs": ["a"], "answer": "x"}), "'question' is missing"),
+        (json.dumps({"question": "Q", "docs": ["a"]}), "is missing"),
+        (json.dumps({"question": "Q", "answer": "x"}), "is missing"),
+    ],
+)
+def test_a_bad_line_is_named_before_anything_is_asked(clara, tiny, tmp_path, line, said):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(json.dumps(GOOD) + "\n" + line + "\n")
+    code, out, err = clara("eval", file, "--model", tiny, "--out", tmp_path / "out", *FEW)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"clara: {file}:2: ")
+    assert said in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_files_models_and_roles(clara, data, tmp_path):
+    no_reasoner = build(tmp_path / "model", roles=("encoder_adapter", "decoder_adapter")).folder
+    clara("eval", tmp_path / "none.jsonl")  # what building it has said
+    code, _, err = clara("eval", tmp_path / "none.jsonl", "--model", "pocket")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "none.jsonl" in err
+    code, _, err = clara("eval", data, "--model", tmp_path / "none")
+    assert (code, err.count("\n")) == (2, 1)
+    code, _, err = clara("eval", data, "--model", no_reasoner, *FEW)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no query reasoner" in err
+    assert clara("eval", data, "--model", no_reasoner, "--ranker", "given", *FEW)[0] == 0
+
+
+def test_a_text_llm_of_a_file(clara, data, tiny, tmp_path):
+    (tmp_path / "mine.py").write_text("def reads(prompt):\n    return '1907' if 'opened in 1907' in prompt else '?'\n")
+    spec = f"python:{tmp_path / 'mine.py'}:reads"
+    code, shown, _ = clara("eval", data, "--model", tiny, "--text-llm", spec, "--json", *FEW)
+    facts = json.loads(shown)
+    assert code == 0
+    assert facts["answers"]["normal"].keys() == {"memory", "text", "bm25_text"}
+    assert facts["answers"]["normal"]["text"]["exact_match"] > 0
+    assert facts["settings"]["text_llm"] == spec
+    code, _, err = clara("eval", data, "--model", tiny, "--text-llm", "gpt", *FEW)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "openai:MODEL" in err
+
+
+@pytest.mark.parametrize("package", ["matplotlib.figure", "sacrebleu.metrics.bleu"])
+def test_a_missing_package_is_one_line_before_the_work(clara, data, tiny, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = clara("eval", data, "--model", tiny, "--out", tmp_path / "out", *FEW)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "pip install 'clara-rag[train]'" in err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,144 @@
+"""Answers in a KV memory for a few of them: they wait, make room, come back, and say what they would say alone."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from benchmarks.pressure import run
+from clara_core import ClaraEngine, ContextOverflow
+from clara_core.model.kernels import PAGE
+from tests.engines import PASSAGES, Counter, open_engine, wrapped
+from tests.tiny import Tiny, build
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """No answer of this checkpoint ends by itself."""
+    return build(tmp_path_factory.mktemp("answers"), "qwen2", seed=5)
+
+
+def with_pages(tiny: Tiny, pages: int) -> ClaraEngine:
+    """The engine with memory for so many pages."""
+    engine = open_engine(tiny)
+    page = engine.load().model.kv_shape().page_bytes
+    engine.unload()
+    engine.arguments = engine.arguments.model_copy(update={"kv_cache_bytes": pages * page})
+    return engine
+
+
+@pytest.mark.slow
+def test_the_youngest_makes_room_and_comes_back(tiny: Tiny) -> None:
+    """Each needs three pages in the end, and there are four."""
+    engine = with_pages(tiny, 40)
+    questions = ["Where?", "When was the bridge opened, by whom, and why?", "Who?"]
+    alone = [engine.answer(question, max_tokens=2 * PAGE + 10) for question in questions]
+    drawn = engine.answer("Where?", max_tokens=2 * PAGE, temperature=0.9, seed=4)
+    engine = with_pages(tiny, 4)
+    with ThreadPoolExecutor() as pool:
+        together = pool.map(lambda question: engine.answer(question, max_tokens=2 * PAGE + 10), questions)
+        sampled = pool.submit(engine.answer, "Where?", max_tokens=2 * PAGE, temperature=0.9, seed=4)
+        assert list(together) == alone
+        assert sampled.result() == drawn
+    stats = engine.stats()
+    assert stats.preempted > 0
+    assert (stats.kv_used_bytes, stats.waiting, stats.running) == (0, 0, 0)
+
+
+def test_who_can_never_fit_is_told_and_holds_up_nobody(tiny: Tiny) -> None:
+    engine = with_pages(tiny, 2)
+    with ThreadPoolExecutor() as pool:
+        too_large = pool.submit(engine.answer, "Where?", max_tokens=2 * PAGE)
+        fits = pool.submit(engine.answer, "Where?", max_tokens=PAGE)
+        with pytest.raises(
+            ContextOverflow, match=rf"the KV memory holds {2 * PAGE} \([\d,]+ bytes\); lower max_tokens"
+        ):
+            too_large.result(120)
+        assert fits.result(120).completion_tokens == PAGE
+
+
+def test_rows_are_admitted_in_order_and_wait_for_pages(tiny: Tiny) -> None:
+    engine = with_pages(tiny, 2)
+    model, rows = engine.load().model, []
+
+    def seen(original, tokens, cache):
+        rows.append(len(tokens))
+        return original(tokens, cache)
+
+    with wrapped(model, "step", seen):
+        answers = engine.answer_batch([("Where?", [])] * 5, max_tokens=4)
+    assert [answer.completion_tokens for answer in answers] == [4] * 5
+    assert max(rows) == 2
+
+
+def test_memory_that_cannot_be_had_is_asked_for_by_halves(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    engine = with_pages(tiny, 8)
+    model = engine.load().model
+
+    def none_above_three(original, pages):
+        if pages > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(pages)
+
+    with wrapped(model, "kv_memory", none_above_three), caplog.at_level(logging.WARNING):
+        assert engine.answer("Where?", max_tokens=3).completion_tokens == 3
+    assert engine.stats().kv_total_bytes == 2 * model.kv_shape().page_bytes
+    assert caplog.text.count("bytes for keys and values: going on with half") == 2
+
+
+def test_one_row_that_fails_does_not_fail_its_batch(tiny: Tiny) -> None:
+    engine = with_pages(tiny, 8)
+    model = engine.load().model
+    questions = ["Where?", "When?", "Who sailed to Lisbon?"]
+    expected = [engine.answer(question, max_tokens=6) for question in questions]
+    unlucky: list[int] = []
+
+    def breaks(original, tokens, cache):
+        unlucky[:] = unlucky or [cache.rows[1].pages[0]] if len(tokens) == 3 else unlucky
+        if any(row.pages[0] in unlucky for row in cache.rows):
+            raise ArithmeticError("broken")
+        return original(tokens, cache)
+
+    with wrapped(model, "step", breaks):
+        requests = [engine._chat_request([{"role": "user", "content": q}], [], _options(6)) for q in questions]
+        with Counter(model, "prefill"):
+            engine._submit_all(requests)
+            ended = [request.future.exception(120) for request in requests]
+    assert [type(error) for error in ended].count(ArithmeticError) == 1
+    for request, error, answer in zip(requests, ended, expected, strict=True):
+        assert error is not None or request.future.result() == answer
+
+
+def _options(tokens: int):
+    from clara_core.engine.sampling import Sampling
+
+    return Sampling(max_tokens=tokens)
+
+
+def test_stats_say_what_is_there(tiny: Tiny) -> None:
+    engine = with_pages(tiny, 4)
+    assert engine.stats().loaded is False
+    engine.remember(PASSAGES[:2])
+    stats = engine.stats()
+    assert stats.loaded
+    assert stats.weights_bytes > sum(weight.nbytes for weight in tiny.model.parameters())  # adapters as well
+    assert (stats.compressed, stats.cached, stats.kv_total_bytes) == (2, 2, 0)
+    assert stats.cached_bytes > 0
+    with engine.stream("Where?", max_tokens=500) as stream:
+        next(stream)
+        stats = engine.stats()
+        assert stats.running == 1
+        assert 0 < stats.kv_used_bytes <= stats.kv_total_bytes
+    engine.unload()
+    assert engine.stats().kv_total_bytes == 0
+
+
+def test_many_requests_in_little_memory_get_what_they_would_get_alone() -> None:
+    outcome = run(requests=60, threads=8, pool_size=12, places=1)
+    assert sum(outcome.ended.values()) == 60
+    assert set(outcome.ended) <= {"answered", "left"}
+    assert outcome.wrong == []
+    assert 0 < outcome.most_bytes <= outcome.bound
