@@ -23,7 +23,7 @@ from tools.pocket_factory.remember import Earlier, Remembering
 from tools.pocket_factory.train import Plan, Run
 from tools.pocket_factory.values import Pools
 from tools.pocket_factory.vocabulary import open_old
-from tools.pocket_factory.words import content, keywords, other_form
+from tools.pocket_factory.words import content, go_on, keywords, other_form
 
 FOLDER = Path(__file__).parents[2] / "tools" / "pocket_factory"
 POOLS = {
@@ -112,7 +112,7 @@ def test_two_passages_decide_a_comparison(lesson: Lesson):
 
 def test_a_step_holds_the_products_own_prompts(lesson: Lesson):
     tokenizer = load_tokenizer(str(BUNDLED["pocket"] / "base"), CONFIG)
-    mix = Mix(passages=12, several=4, refuse=0.5, two=0.5, system=1.0)
+    mix = Mix(passages=12, several=4, go_on=0.3, refuse=0.5, two=0.5, system=1.0)
     step = lesson.step(tokenizer, 0, mix)
     again = lesson.step(tokenizer, 0, mix)
     assert step.sequences == again.sequences
@@ -122,6 +122,7 @@ def test_a_step_holds_the_products_own_prompts(lesson: Lesson):
     assert all(row[: len(opening)] == opening for row in step.rows.ids)
     refused = [tokenizer.decode(row) for row in step.rows.ids if REFUSAL in tokenizer.decode(row)]
     assert refused
+    assert any("Go on from" in tokenizer.decode(row) for row in step.rows.ids)
     assert all(0 <= gold < len(step.windows) for few in step.gold for gold in few)
     for row, windows in zip(step.rows.slots, step.rows.windows, strict=True):
         assert int(row.sum()) == len(windows) * tokenizer.config.n_mem
@@ -137,6 +138,17 @@ def test_a_search_is_a_few_telling_words_of_the_passage():
         assert search is not None
         assert sum(word[:4].strip("?") in told for word in (search.lower().split())) >= 2, search
     assert keywords(random.Random(1), "It is at the end.") is None
+
+
+def test_what_follows_some_words_is_read_on_from_there():
+    text = "The ferry to Skarholm leaves at 7:10 and the crossing takes 50 minutes.\nTickets are sold on board."
+    found = [asked for seed in range(200) if (asked := go_on(random.Random(seed), text))]
+    assert len(set(found)) > 40
+    for question, answer in found:
+        given = question.removeprefix('Go on from "').removesuffix('"')
+        assert f"{given} {answer}" in text
+        assert 4 <= len(answer.split()) <= 14
+    assert go_on(random.Random(1), "Too short a text.") is None
 
 
 def test_words_take_other_endings():

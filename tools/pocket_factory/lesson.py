@@ -20,7 +20,7 @@ from tools.pocket_factory.frames import Frames, Made, read_frames
 from tools.pocket_factory.prose import Prose
 from tools.pocket_factory.relations import Relations
 from tools.pocket_factory.values import Pools
-from tools.pocket_factory.words import Words, content, keywords
+from tools.pocket_factory.words import Words, content, go_on, keywords
 
 REFUSAL = "The documents do not say."
 VAGUE = 0.75  # share of the questions for the query reasoner that do not name their subject, where that can be
@@ -54,6 +54,7 @@ class Mix:
         asked: Most questions of a row about one passage.
         several: Rows over two to five passages, per step.
         documents: Fewest and most passages of these.
+        go_on: Share of the turns over one passage that ask for what follows some of its words.
         refuse: Share of the turns that have no answer.
         filler: Share of invented passages that get a sentence of another sort before or behind.
         contrast: Questions that the query reasoner reads, at most one a passage.
@@ -73,6 +74,7 @@ class Mix:
     asked: int = 4
     several: int = 2
     documents: tuple[int, int] = (2, 4)
+    go_on: float = 0.0
     refuse: float = 0.0
     filler: float = 0.1
     contrast: int = 8
@@ -221,8 +223,11 @@ class Lesson:
         """Questions in a row about one passage: (question, answer, passage)."""
         count = rng.randint(1, mix.asked)
         picked = self.pick(rng, m, count)
-        turns = []
+        turns: list[tuple[str, str, tuple[int, ...]]] = []
         for full, answer in picked:
+            if rng.random() < mix.go_on and (more := go_on(rng, m.text)):
+                turns.append((*more, (index,)))
+                continue
             question = shortened(rng, full, m.subject) if rng.random() < mix.short else full
             if rng.random() < mix.refuse:
                 miss = self.miss(rng, m, made, index)

@@ -11,6 +11,7 @@ from tools.pocket_factory.values import Pools
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]+")
 _VALUES = ("person", "place", "clock", "date", "money", "code", "int", "phone", "product", "year", "length", "duration")
+_FOLLOWING = (4, 14)  # words
 _FEWEST = 2  # words of a search
 _SHORT = 2  # letters of a word that says little
 _OPENINGS = (
@@ -55,6 +56,18 @@ class Words:
                     (f"What comes before {items[at]}?", items[at - 1]),
                 ]
         return Made("", upper(mark.join(items)), asked, [], "words")
+
+
+def go_on(rng: random.Random, text: str) -> tuple[str, str] | None:
+    """Some words of a text, asked for what follows them up to fourteen words on; None where that is not clear."""
+    words = rng.choice(text.splitlines()).split()
+    count = rng.choice((2, 3, 4))
+    if len(words) < count + _FOLLOWING[0]:
+        return None
+    start = rng.randrange(len(words) - count - _FOLLOWING[0] + 1)
+    given = " ".join(words[start : start + count])
+    rest = words[start + count : start + count + rng.randint(*_FOLLOWING)]
+    return (f'Go on from "{given}"', " ".join(rest)) if text.count(given) == 1 else None
 
 
 def content(text: str) -> list[str]:
