@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from clara_core import ClaraEngine
+from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.hub import BUNDLED
 from clara_core.model.tokenizer import load_tokenizer
+from clara_core.training.objective import Objective, Terms
 from clara_core.training.stages import CONFIG
 from tools.pocket_factory.frames import SLOT, Frames, Made, read_frames
 from tools.pocket_factory.lesson import REFUSAL, Lesson, Mix
-from tools.pocket_factory.look import right, typed
+from tools.pocket_factory.look import HANDBOOK, right, typed
+from tools.pocket_factory.remember import Earlier, Remembering
 from tools.pocket_factory.train import Plan, Run
 from tools.pocket_factory.values import Pools
+from tools.pocket_factory.vocabulary import open_old
+from tools.pocket_factory.words import content, go_on, keywords, other_form
 
 FOLDER = Path(__file__).parents[2] / "tools" / "pocket_factory"
 POOLS = {
@@ -70,7 +76,7 @@ def test_every_sort_can_be_drawn():
         assert all(value and "{" not in value and "a~" not in value for value in drawn), sort
 
 
-@pytest.mark.parametrize("sort", ["frame", "event", "open", "prose"])
+@pytest.mark.parametrize("sort", ["frame", "event", "open", "prose", "words"])
 def test_answers_are_words_of_the_passage(lesson: Lesson, sort: str):
     rng = random.Random(3)
     for _ in range(150):
@@ -106,7 +112,7 @@ def test_two_passages_decide_a_comparison(lesson: Lesson):
 
 def test_a_step_holds_the_products_own_prompts(lesson: Lesson):
     tokenizer = load_tokenizer(str(BUNDLED["pocket"] / "base"), CONFIG)
-    mix = Mix(passages=12, several=4, refuse=0.5, two=0.5, system=1.0)
+    mix = Mix(passages=12, several=4, go_on=0.3, refuse=0.5, two=0.5, system=1.0)
     step = lesson.step(tokenizer, 0, mix)
     again = lesson.step(tokenizer, 0, mix)
     assert step.sequences == again.sequences
@@ -116,9 +122,81 @@ def test_a_step_holds_the_products_own_prompts(lesson: Lesson):
     assert all(row[: len(opening)] == opening for row in step.rows.ids)
     refused = [tokenizer.decode(row) for row in step.rows.ids if REFUSAL in tokenizer.decode(row)]
     assert refused
+    assert any("Go on from" in tokenizer.decode(row) for row in step.rows.ids)
     assert all(0 <= gold < len(step.windows) for few in step.gold for gold in few)
     for row, windows in zip(step.rows.slots, step.rows.windows, strict=True):
         assert int(row.sum()) == len(windows) * tokenizer.config.n_mem
+
+
+def test_a_search_is_a_few_telling_words_of_the_passage():
+    text = "The ferry to Skarholm leaves at 7:10 and the crossing takes 50 minutes."
+    searches = {keywords(random.Random(seed), text) for seed in range(80)}
+    assert len(searches) > 40
+    assert any("Skarholm" in search for search in searches if search)
+    told = {word[:4] for word in content(text)} | {"7:10", "50"}
+    for search in searches:
+        assert search is not None
+        assert sum(word[:4].strip("?") in told for word in (search.lower().split())) >= 2, search
+    assert keywords(random.Random(1), "It is at the end.") is None
+
+
+def test_what_follows_some_words_is_read_on_from_there():
+    text = "The ferry to Skarholm leaves at 7:10 and the crossing takes 50 minutes.\nTickets are sold on board."
+    found = [asked for seed in range(200) if (asked := go_on(random.Random(seed), text))]
+    assert len(set(found)) > 40
+    for question, answer in found:
+        given = question.removeprefix('Go on from "').removesuffix('"')
+        assert f"{given} {answer}" in text
+        assert 4 <= len(answer.split()) <= 14
+    assert go_on(random.Random(1), "Too short a text.") is None
+
+
+def test_words_take_other_endings():
+    rng = random.Random(3)
+    assert {other_form(rng, "boats") for _ in range(30)} == {"boat", "boats", "boated", "boating"}
+    assert other_form(rng, "ferries") == "ferry"
+    assert other_form(rng, "Skarholm") == "Skarholm"
+
+
+def test_questions_are_held_against_earlier_passages_too(lesson: Lesson):
+    opened = open_old("pocket")
+    terms = Terms(contrastive=1.0, alignment=0.0, tau=0.05)
+    mix = Mix(passages=6, several=1, contrast=6)
+    first, second = (
+        replace(step, vague=("",) * len(step.questions))
+        for step in (lesson.step(opened.tokenizer, number, mix) for number in (0, 1))
+    )
+    earlier = Earlier(50)
+    with torch.no_grad():
+        alone = Remembering(opened.model, terms, earlier)(first)
+        assert len(earlier.kept) == len(first.sequences)
+        # Nothing was read before the first step: it is the plain objective, and the way back from passage to question.
+        plain = Objective(opened.model, terms)(first)
+        assert alone.losses["contrastive"] == pytest.approx(float(plain.losses["contrastive"]), rel=1e-4)
+        assert float(alone.losses["reverse"]) > 0
+        more = Remembering(opened.model, terms, earlier)(second)
+        assert float(more.losses["contrastive"]) > float(Objective(opened.model, terms)(second).losses["contrastive"])
+        assert len(earlier.kept) == len(first.sequences) + len(second.sequences)
+
+
+def test_a_vague_question_is_not_held_against_its_own_kind(lesson: Lesson):
+    opened = open_old("pocket")
+    terms = Terms(contrastive=1.0, alignment=0.0, tau=0.05)
+    step = lesson.step(opened.tokenizer, 0, Mix(passages=4, several=1, contrast=4))
+    [first] = [question for question, gold in enumerate(step.gold) if 0 in gold][:1]
+    kinds = ("recipe", "recipe", *("lease" for _ in step.kinds[2:]))
+    step = replace(step, kinds=kinds, vague=tuple("recipe" if n == first else "" for n in range(len(step.questions))))
+    with torch.no_grad():
+        objective = Remembering(opened.model, terms, Earlier(50))
+        objective.earlier.add(("recipe", "lease"), opened.model.encode(step.sequences[:2], Role.COMPRESSOR))
+        objective(step)
+    assert objective.scores is not None
+    windows = [*kinds, "recipe", "lease"]
+    out = [column for column, score in enumerate(objective.scores[first]) if score < -1]
+    own = {window for passage in step.gold[first] for window in step.windows[passage]}
+    assert out == [n for n, kind in enumerate(windows) if kind == "recipe" and n not in own]
+    others = [n for n in range(len(step.questions)) if n != first]
+    assert (objective.scores[others] >= -1).all()
 
 
 def test_a_frame_that_is_no_frame_is_refused(tmp_path: Path):
@@ -134,6 +212,16 @@ def test_typed_sentences_are_judged():
     assert not right("the lift", "the stairs")
     assert right("The documents do not say.", None)
     assert not right("Paris", None)
+
+
+def test_the_handbook_holds_the_answers_to_its_questions():
+    entries = json.loads((HANDBOOK / "questions.json").read_text(encoding="utf-8"))
+    assert len(entries) == 8
+    assert sum(not entry["answers"] for entry in entries) == 1
+    for entry in entries:
+        text = "".join((HANDBOOK / "data" / name).read_text(encoding="utf-8") for name in entry["files"])
+        assert bool(entry["answers"]) == bool(text)
+        assert entry["answers"] in ([], ["No"]) or any(answer in text for answer in entry["answers"]), entry
 
 
 def test_a_run_goes_on_from_what_it_saved(work: Path, tmp_path: Path):

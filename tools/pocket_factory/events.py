@@ -16,6 +16,7 @@ _VERBS = [
     if not line.startswith("#")
 ]
 _PEOPLE = ("person",)
+JOINED = 0.4  # share of the passages of one person that are one sentence
 
 
 class Events:
@@ -24,8 +25,10 @@ class Events:
     def __init__(self, pools: Pools) -> None:
         self.pools = pools
 
-    def one(self, rng: random.Random, who: str | None = None) -> tuple[str, list[tuple[str, str]], list[str], str]:
-        """A sentence, its questions, questions that it does not answer, and its subject."""
+    def one(
+        self, rng: random.Random, who: str | None = None, *, plain: bool = False
+    ) -> tuple[str, list[tuple[str, str]], list[str], str]:
+        """A sentence (`plain`: that begins with its subject), its questions, what it does not answer, its subject."""
         d = partial(self.pools.draw, rng)
         base, past, participle, sort = rng.choice(_VERBS)
         subject = who or (
@@ -75,7 +78,7 @@ class Events:
         rng.shuffle(middle)
         late = [parts[n][0] for n in ("why", "purpose") if n in parts]
         when = parts["when"][0] if "when" in parts else ""
-        x = rng.random()
+        x = 1.0 if plain else rng.random()
         tail = " ".join(middle)
         if when and x < 0.3:
             said = f"{when}, {subject} {past} {thing} {tail}".strip()
@@ -195,8 +198,9 @@ class Events:
         count = count or rng.choice((1, 1, 1, 2, 2, 3, 4))
         shared = self.pools.draw(rng, "person") if rng.random() < 0.4 else None
         texts, asked, misses, names = [], [], [], []
+        joined = shared is not None and count > 1 and rng.random() < JOINED
         for _ in range(count):
-            said, q, u, who = self.one(rng, shared)
+            said, q, u, who = self.one(rng, shared, plain=joined)
             if shared and count > 1:  # "What did Anna do?" has several answers; only what names its event is asked
                 q = [
                     (question, answer)
@@ -213,5 +217,8 @@ class Events:
             asked += q
             misses += u
             names.append(who)
+        if shared and joined:  # Anna sold the boat in May, painted the shed and moved to Lund
+            parts = [text.rstrip(".!").removeprefix(upper(shared)).strip() for text in texts]
+            texts = [sentence(rng, f"{shared} {', '.join(parts[:-1])} and {parts[-1]}")]
         rng.shuffle(misses)
         return Made(names[0], " ".join(texts), asked, misses[:4], "event")

@@ -62,7 +62,7 @@ def read_frames(folder: Path) -> list[Frame]:
             if head := re.fullmatch(r"\[(.+?)\] X=(\w+) it=(.*)", line):
                 frames.append(Frame(head[1], head[2], [p for p in head[3].split("|") if p]))
             elif line.startswith("- "):
-                frames[-1].blocks.append(Block([s.strip() for s in line[2:].split(" | ")]))
+                frames[-1].blocks.append(Block([s.strip().replace("\\n", "\n") for s in line[2:].split(" | ")]))
             elif found := re.fullmatch(r"y (\w+): (.*)", line):
                 frames[-1].blocks[-1].yes_no[found[1]] = [q.strip() for q in found[2].split(" | ")]
             elif found := re.fullmatch(r"(\w+): (.*)", line):

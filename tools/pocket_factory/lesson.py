@@ -20,10 +20,26 @@ from tools.pocket_factory.frames import Frames, Made, read_frames
 from tools.pocket_factory.prose import Prose
 from tools.pocket_factory.relations import Relations
 from tools.pocket_factory.values import Pools
+from tools.pocket_factory.words import Words, content, go_on, keywords
 
 REFUSAL = "The documents do not say."
+VAGUE = 0.75  # share of the questions for the query reasoner that do not name their subject, where that can be
 LONG = 0.05  # share of the passages that may be longer than a mix says
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Taught(Step):
+    """A step, and what its questions for the query reasoner must not be held against.
+
+    Attributes:
+        kinds: Of the passage of each window.
+        vague: For each question the kind of its passage, where the question does not name its subject: other passages
+            of the kind may answer it, too; "" where it does.
+    """
+
+    kinds: tuple[str, ...] = ()
+    vague: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,9 +54,11 @@ class Mix:
         asked: Most questions of a row about one passage.
         several: Rows over two to five passages, per step.
         documents: Fewest and most passages of these.
+        go_on: Share of the turns over one passage that ask for what follows some of its words.
         refuse: Share of the turns that have no answer.
         filler: Share of invented passages that get a sentence of another sort before or behind.
-        contrast: Questions that the query reasoner reads.
+        contrast: Questions that the query reasoner reads, at most one a passage.
+        keywords: Share of them that are a few words of the passage.
         system: Share of the rows that carry the system message.
         typo: Share of the questions that are written carelessly.
         two: Share of the rows over several passages that need two of them.
@@ -56,9 +74,11 @@ class Mix:
     asked: int = 4
     several: int = 2
     documents: tuple[int, int] = (2, 4)
+    go_on: float = 0.0
     refuse: float = 0.0
     filler: float = 0.1
     contrast: int = 8
+    keywords: float = 0.3
     system: float = 0.15
     typo: float = 0.12
     two: float = 0.0
@@ -83,6 +103,7 @@ class Lesson:
         self.frames = Frames(self.pools, read_frames(HERE / "frames"))
         self.events = Events(self.pools)
         self.relations = Relations(self.pools)
+        self.words = Words(self.pools, self.prose)
         self.seed = seed
 
     # --- passages ------------------------------------------------------------------------------------------
@@ -100,9 +121,11 @@ class Lesson:
         sort = rng.choices(list(mix.sorts), list(mix.sorts.values()))[0]
         made = self.draw(rng, sort)
         x = rng.random()
-        if sort != "prose" and x < mix.forms:
+        if sort in ("prose", "words"):
+            return made
+        if x < mix.forms:
             made = letter(rng, self.pools, made) if x < mix.forms / 2 else questions_and_answers(rng, made)
-        elif sort != "prose" and rng.random() < mix.filler:
+        elif rng.random() < mix.filler:
             extra = self.another_sentence(rng)
             made.text = f"{made.text} {extra}" if rng.random() < 0.6 else f"{extra} {made.text}"
         return made
@@ -111,6 +134,8 @@ class Lesson:
         """A passage of a sort."""
         if sort == "prose":
             return self.prose.make(rng)
+        if sort == "words":
+            return self.words.make(rng)
         if sort == "frame":
             return self.frames.make(rng)
         if sort == "event":
@@ -179,8 +204,8 @@ class Lesson:
             self.pair(rng, made, pairs, mix) if pairs and rng.random() < mix.two else self.several(rng, made, mix)
             for _ in range(mix.several)
         ]
-        questions, gold = self.contrast(rng, made, mix)
-        return Step(
+        questions, gold, vague = self.contrast(rng, made, mix)
+        return Taught(
             sequences=tokenizer.encode_passages(pieces),
             windows=windows,
             questions=tokenizer.encode_passages(questions),
@@ -188,6 +213,8 @@ class Lesson:
             rows=build_batch(tokenizer, corpus, rows, windows),
             retold=build_batch(tokenizer, corpus, again, windows) if again else None,
             places=(str(number),),
+            kinds=tuple(m.kind for m, own in zip(made, windows, strict=True) for _ in own),
+            vague=vague,
         )
 
     def turns(
@@ -196,8 +223,11 @@ class Lesson:
         """Questions in a row about one passage: (question, answer, passage)."""
         count = rng.randint(1, mix.asked)
         picked = self.pick(rng, m, count)
-        turns = []
+        turns: list[tuple[str, str, tuple[int, ...]]] = []
         for full, answer in picked:
+            if rng.random() < mix.go_on and (more := go_on(rng, m.text)):
+                turns.append((*more, (index,)))
+                continue
             question = shortened(rng, full, m.subject) if rng.random() < mix.short else full
             if rng.random() < mix.refuse:
                 miss = self.miss(rng, m, made, index)
@@ -301,24 +331,40 @@ class Lesson:
         about = tuple((gold, gold) for _, _, gold in turns)
         return Row(documents, said, about, system=ANSWER_SYSTEM if rng.random() < mix.system else "")
 
-    def contrast(self, rng: random.Random, made: list[Made], mix: Mix) -> tuple[list[str], list[tuple[int, ...]]]:
-        """Questions for the query reasoner, each with the passages that answer it."""
-        questions, gold = [], []
+    def contrast(
+        self, rng: random.Random, made: list[Made], mix: Mix
+    ) -> tuple[list[str], list[tuple[int, ...]], tuple[str, ...]]:
+        """Questions for the query reasoner, the passages that answer each, and what is vague (see `Taught`)."""
+        questions: list[str] = []
+        gold: list[tuple[int, ...]] = []
+        vague: list[str] = []
         order = list(range(len(made)))
         rng.shuffle(order)
-        for index in order:
+        frames = {frame.name for frame in self.frames.frames}
+        for index in order[: mix.contrast]:
             m = made[index]
+            plain = [q for q, _ in m.asked if "___" not in q and "comes after" not in q]
             named = [
                 q
-                for q, _ in m.asked
-                if not m.subject or m.subject.lower() in q.lower() or any(w in q for w in m.subject.split()[-1:])
-            ] or [q for q, _ in m.asked if "___" in q]
-            if not named or len(questions) >= mix.contrast:
-                continue
-            question = rng.choice(named)
+                for q in plain
+                if not m.subject or m.kind == "event" or m.subject.lower() in q.lower() or m.subject.split()[-1] in q
+            ]
+            clear = bool(named)
+            if m.kind in frames and rng.random() < VAGUE:
+                telling = set(content(m.text))
+                vaguer = [q for q in (shortened(rng, q, m.subject) for q in plain) if telling & set(content(q))]
+                named, clear = (vaguer, False) if vaguer else (named, clear)
+            if not named or rng.random() < mix.keywords:
+                question = keywords(rng, m.text)
+                if question is None:
+                    continue
+                clear = True
+            else:
+                question = rng.choice(named)
             questions.append(self.careless(rng, question, mix))
             gold.append(tuple(i for i, x in enumerate(made) if i == index or any(question == q for q, _ in x.asked)))
-        return questions, gold
+            vague.append("" if clear else m.kind)
+        return questions, gold, tuple(vague)
 
     @staticmethod
     def careless(rng: random.Random, question: str, mix: Mix) -> str:

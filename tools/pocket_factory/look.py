@@ -1,12 +1,19 @@
-"""Typed sentences with everyday questions: what a model in training says about them (``python look.py CHECKPOINT``)."""
+"""What a model in training says to everyday questions: over typed sentences, and over a small handbook of files.
+
+python -m tools.pocket_factory.look CHECKPOINT
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 from clara_core import ClaraEngine
+from clara_core.data.documents import cut_passages, read_folder
 
+HANDBOOK = Path(__file__).parent / "handbook"
+READ = 5  # passages of the handbook that are read for an answer
 REFUSAL = "the documents do not say"
 
 
@@ -62,5 +69,26 @@ def look(checkpoint: Path, file: Path | None, title: str) -> float:
     return sum(hits) / len(hits)
 
 
+def handbook(checkpoint: str) -> int:
+    """Print what a checkpoint says to the questions over the handbook; returns how many answers are right."""
+    engine = ClaraEngine.from_pretrained(checkpoint, device="cpu", dtype="float32")
+    files, _ = read_folder(HANDBOOK / "data")
+    passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
+    memories = engine.compress([passage.text for passage in passages])
+    hits = 0
+    for entry in json.loads((HANDBOOK / "questions.json").read_text(encoding="utf-8")):
+        [scores] = engine.score([entry["question"]], memories)
+        best = scores.topk(READ).indices.tolist()
+        said = engine.answer(entry["question"], [memories[index] for index in best], max_tokens=24).text
+        hit = right(said, "|".join(entry["answers"]) or None)
+        hits += hit
+        found = [index for index, number in enumerate(best, 1) if passages[number].file in entry["files"]]
+        place = f"its file is no. {found[0]}" if found else "its file was not found" if entry["files"] else "no answer"
+        print(f"{'+' if hit else '-'} {entry['question']} -> {said!r} ({place})")
+    engine.unload()
+    return hits
+
+
 if __name__ == "__main__":
     look(Path(sys.argv[1]), None, sys.argv[1])
+    handbook(sys.argv[1])

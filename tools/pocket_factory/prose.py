@@ -17,7 +17,7 @@ _DID = {
     **{f"{base}ed": base for base in ("invent", "discover", "found", "design", "develop")},
     **{f"{base}d": base for base in ("introduce", "prove")},
 }
-_STOP = {
+STOP = {
     "the",
     "a",
     "an",
@@ -73,10 +73,10 @@ class Prose:
     def make(self, rng: random.Random) -> Made:
         """A passage with cloze questions and, where a rule fits, plain ones."""
         x = rng.random()
-        if x < 0.45:
+        if x < 0.28:
             text = rng.choice(self.texts["descriptions"])
             return Made("", text, self.cloze(rng, text, 2) + self.rules(rng, text), [], "description")
-        if x < 0.78:
+        if x < 0.56:
             return self.gloss(rng)
         if x < 0.9:
             parts = [upper(rng.choice(self.texts["examples"])) for _ in range(rng.choice((1, 1, 2, 3)))]
@@ -189,7 +189,7 @@ class Prose:
                 break
             i = rng.randrange(0, len(words) - n + 1)
             gone = words[i : i + n]
-            if n == 1 and gone[0].lower() in _STOP:
+            if n == 1 and gone[0].lower() in STOP:
                 continue
             a, b = rng.choice((4, 6, 8)), rng.choice((0, 3, 6))
             before, after = " ".join(words[max(0, i - a) : i]), " ".join(words[i + n : i + n + b])

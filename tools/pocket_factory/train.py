@@ -27,8 +27,9 @@ from clara_core.training.objective import Objective, Outcome, Terms
 from clara_core.training.opening import Opened, write_model
 from clara_core.training.stages import CONFIG, Stage
 from clara_core.training.steps import WorldSteps
-from tools.pocket_factory.lesson import Lesson, Mix
+from tools.pocket_factory.lesson import Lesson, Mix, Taught
 from tools.pocket_factory.look import look
+from tools.pocket_factory.remember import Earlier, Remembering
 from tools.pocket_factory.vocabulary import open_old, transplant
 
 CHUNK = 10  # rows of one pass, sorted by length: with 32, a quarter of all positions was padding
@@ -66,6 +67,7 @@ class Plan:
         pointing: Weight of the loss of attention.
         contrastive: Weight of the contrastive loss.
         tau: Its temperature.
+        earlier: Windows of earlier steps that questions are ranked among, too.
         rehearse: One step in so many is of the old world; 0 for none.
         save_minutes: Between two saved states.
         look_minutes: Between two looks at typed sentences.
@@ -80,6 +82,7 @@ class Plan:
     pointing: float = 0.2
     contrastive: float = 0.2
     tau: float = 0.05
+    earlier: int = 240
     rehearse: int = 14
     save_minutes: float = 5.0
     look_minutes: float = 15.0
@@ -138,6 +141,7 @@ class Run:
         self.masters = Masters(self.opened.model, Learning(tuple(Role), base=True))
         self.masters._optimizers = optimizers(self.masters)
         self.world = WorldSteps(self.opened.tokenizer, seed, REHEARSAL)
+        self.earlier = Earlier(0)
         self.progress = Progress()
         if (folder / "state.safetensors").exists():
             self.masters.load(load_file(folder / "state.safetensors"))
@@ -146,6 +150,7 @@ class Run:
     def read(self) -> None:
         """Take over plan and mix as they are now."""
         self.plan, self.mix = Plan.read(self.folder / "plan.json"), Mix.read(self.folder / "mix.json")
+        self.earlier = Earlier(self.plan.earlier)
 
     def save(self) -> None:
         """State and checkpoint."""
@@ -165,7 +170,9 @@ class Run:
             contrastive=plan.contrastive, pointing=plan.pointing, tau=plan.tau, paraphrase=plan.again, alignment=0.0
         )
         self.opened.model.train()
-        outcome = Objective(self.opened.model, terms)(step)
+        model = self.opened.model
+        objective = Remembering(model, terms, self.earlier) if isinstance(step, Taught) else Objective(model, terms)
+        outcome = objective(step)
         total = torch.stack(list(outcome.losses.values())).sum()
         if not torch.isfinite(total):
             raise SystemExit(f"step {self.progress.step}: the loss is no number")

@@ -1,0 +1,73 @@
+"""The contrastive lesson against passages of earlier steps: a step alone has too few that are alike."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clara_core.training.losses import contrastive_loss
+from clara_core.training.objective import Objective, Outcome, Terms, _document_scores
+
+if TYPE_CHECKING:
+    from clara_core.model.decoder import ClaraModel
+    from clara_core.training.batch import Step
+    from tools.pocket_factory.lesson import Taught
+
+_NEVER = -2.0  # below any cosine
+
+
+class Earlier:
+    """Memories of the last windows, without gradient, each with the kind of its passage."""
+
+    def __init__(self, most: int) -> None:
+        self.kept: deque[tuple[str, Tensor]] = deque(maxlen=most)
+
+    def add(self, kinds: tuple[str, ...], memories: Tensor) -> None:
+        """Keep the windows of a step, ``[W, n_mem, hidden]``."""
+        self.kept.extend(zip(kinds, memories.detach(), strict=True))
+
+
+class Remembering(Objective):
+    """An objective whose questions are ranked among earlier passages, too, and whose passages look for their question.
+
+    Args:
+        model: The model that learns.
+        terms: The losses.
+        earlier: What it has read; every step adds its own.
+    """
+
+    def __init__(self, model: ClaraModel, terms: Terms, earlier: Earlier) -> None:
+        super().__init__(model, terms)
+        self.earlier = earlier
+        self.step: Taught
+        self.scores: Tensor | None = None
+
+    def __call__(self, step: Step) -> Outcome:
+        """The losses of a step, and `reverse`: each passage among the questions of the step."""
+        self.step = step  # type: ignore[assignment]  # every step of a lesson is one
+        count, more = len(step.sequences), len(self.earlier.kept)
+        windows = [*step.windows, *(range(at, at + 1) for at in range(count, count + more))]
+        outcome = super().__call__(replace(step, windows=windows))
+        if self.scores is not None and self.terms.contrastive:
+            scores, positives = _document_scores(step, self.scores[:, :count], in_batch=True)
+            loss = contrastive_loss(scores.T, positives.T, self.terms.tau)
+            outcome.losses["reverse"] = 0.5 * self.terms.contrastive * loss
+        return outcome
+
+    def rank(self, questions: list[list[int]], memories: Tensor) -> Tensor:
+        """Cosines ``[B, W + earlier]``; what may answer a vague question, too, is no candidate."""
+        step, kept = self.step, list(self.earlier.kept)
+        self.earlier.add(step.kinds, memories)
+        together = torch.cat([memories, torch.stack([memory for _, memory in kept])]) if kept else memories
+        scores = super().rank(questions, together)
+        kinds = [*step.kinds, *(kind for kind, _ in kept)]
+        alike = torch.tensor([[bool(vague) and kind == vague for kind in kinds] for vague in step.vague])
+        for question, gold in enumerate(step.gold):
+            for passage in gold:
+                alike[question, step.windows[passage].start : step.windows[passage].stop] = False
+        self.scores = scores.masked_fill(alike.to(scores.device), _NEVER)
+        return self.scores
