@@ -38,8 +38,8 @@ def test_example_is_short_and_runs(path, best_model, capsys):
 
 
 def test_store_needs_little_more_memory_than_its_memories_and_little_time():
-    """A fifth of the benchmark's nodes: 52 MB of memories."""
-    command = [sys.executable, "benchmarks/llama_index_store.py", "--measure", "memories", "--nodes", "200"]
+    """Three fifths of the benchmark's nodes: 157 MB of memories, so that what else a process takes does not count."""
+    command = [sys.executable, "benchmarks/llama_index_store.py", "--measure", "memories", "--nodes", "600"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     row = json.loads(done.stdout.splitlines()[-1])
     assert row["peak_ratio"] < 2
