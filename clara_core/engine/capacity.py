@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 
 from clara_core.checkpoint.config import CONFIG_FILE
 from clara_core.common.errors import NotEnoughMemory
-from clara_core.model.devices import is_out_of_memory
+from clara_core.model.devices import memory_said
 from clara_core.model.packed_linear import packs
 
 log = logging.getLogger(__name__)
@@ -199,20 +198,9 @@ class Demand:
         if free is not None and needed > free:
             raise NotEnoughMemory(self._message(free))
 
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Memory that runs out all the same is said in the same words.
-
-        Raises:
-            NotEnoughMemory: In place of what torch raises.
-        """
-        try:
-            yield
-        except Exception as exc:
-            if not is_out_of_memory(exc):
-                raise
-            traceback.clear_frames(exc.__traceback__)  # they hold what was loaded so far
-            raise NotEnoughMemory(f"memory ran out: {self._message(free_bytes(self.device))}") from exc
+    def errors(self) -> AbstractContextManager[None]:
+        """Memory that runs out all the same is said in the same words, as a `NotEnoughMemory`."""
+        return memory_said(lambda _: f"memory ran out: {self._message(free_bytes(self.device))}")
 
     def _message(self, free: int | None) -> str:
         kind = self.quantization or self.dtype

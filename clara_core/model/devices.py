@@ -11,13 +11,15 @@ import logging
 import os
 import re
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from clara_core.common.errors import NotEnoughMemory
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +179,25 @@ def is_out_of_memory(exc: BaseException) -> bool:
     if isinstance(exc, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(exc, RuntimeError | OSError | SafetensorError) and bool(_SAYS_MEMORY.search(str(exc)))
+
+
+@contextmanager
+def memory_said(words: Callable[[Exception], str]) -> Iterator[None]:
+    """Memory that runs out within is said in words.
+
+    Args:
+        words: Of an error, once the tensors that its frames held have been let go.
+
+    Raises:
+        NotEnoughMemory: In place of what torch or the system raises.
+    """
+    try:
+        yield
+    except Exception as exc:
+        if not is_out_of_memory(exc):
+            raise
+        traceback.clear_frames(exc.__traceback__)
+        raise NotEnoughMemory(words(exc)) from exc
 
 
 def is_lost(exc: BaseException, device: torch.device) -> bool:

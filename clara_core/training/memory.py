@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-from clara_core.common.errors import NotEnoughMemory
-from clara_core.model.devices import is_out_of_memory
+from clara_core.model.devices import memory_said
 from clara_core.training.config import FROZEN_STAGES, TrainingConfig
 
 
-@contextmanager
-def memory_errors(config: TrainingConfig) -> Iterator[None]:
-    """Memory that runs out is said with what takes less of it.
+def memory_errors(config: TrainingConfig) -> AbstractContextManager[None]:
+    """Memory that runs out in a run is said with what takes less of it, as a `NotEnoughMemory`."""
 
-    Raises:
-        NotEnoughMemory: In place of what torch raises.
-    """
-    try:
-        yield
-    except Exception as exc:
-        if not is_out_of_memory(exc):
-            raise
-        traceback.clear_frames(exc.__traceback__)  # they hold the tensors of the pass
-        raise NotEnoughMemory(
-            f"memory ran out in training ({str(exc).strip().splitlines()[0] if str(exc) else type(exc).__name__}): "
-            f"{'; '.join(_what_takes_less(config))}. Start the same command again to go on from the last saved state"
-        ) from exc
+    def words(exc: Exception) -> str:
+        first = str(exc).strip().splitlines()[0] if str(exc) else type(exc).__name__
+        ways = "; ".join(_what_takes_less(config))
+        return (
+            f"memory ran out in training ({first}): {ways}. Start the same command again to go on from the last saved "
+            "state"
+        )
+
+    return memory_said(words)
 
 
 def _what_takes_less(config: TrainingConfig) -> list[str]:
