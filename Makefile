@@ -23,12 +23,6 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # installs is never imported: Python compiles what is.
 PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-compile
 
-# The pip that comes with Python 3.11 takes three times as long over the same packages.
-define VENV_AT
-@$(PYTHON) -m venv $(1)
-@$(1)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=25,<26.2'
-endef
-
 define INSTALL
 @echo "Installing into $(VENV) (some minutes the first time) ..."
 @$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[$(1)]'
@@ -39,7 +33,7 @@ endef
 .PHONY: help install demo domain-demo test test-gpu test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest constraints clean
 
 help:
-	@echo "make demo | domain-demo | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | test-newest | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+	@echo "make demo | domain-demo | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | test-newest | constraints | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
 
 install: $(VENV)/.installed
 
@@ -91,7 +85,7 @@ test-newest: | $(NEWEST)/bin/python
 
 # The versions that are pinned, from those that are installed here.
 constraints: install
-	$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[dev]' 'torch==2.13.0'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[dev]' '$(shell grep ^torch== constraints.txt)'
 	$(BIN)/python tools/constraints.py > constraints.new && mv constraints.new constraints.txt
 
 clean:
@@ -104,15 +98,14 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
 	$(call INSTALL,train)
 
-$(BIN)/python:
+# The pip that comes with Python 3.11 takes three times as long over the same packages.
+$(BIN)/python $(OLDEST)/bin/python $(NEWEST)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=...")'
-	$(call VENV_AT,$(VENV))
+	@$(PYTHON) -m venv $(@:/bin/python=)
+	@$@ -m pip install $(PIP_FLAGS) --upgrade 'pip>=25,<26.2'
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(call INSTALL,dev)
-
-$(OLDEST)/bin/python $(NEWEST)/bin/python:
-	$(call VENV_AT,$(@D:/bin=))
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | $(OLDEST)/bin/python
 	$(OLDEST)/bin/python -m pip install $(PIP_FLAGS) -c constraints-oldest.txt -e '.[dev]'
