@@ -9,11 +9,10 @@ import typer
 from clara_core.cli.options import arguments_of, with_options
 from clara_core.common.errors import DataError
 from clara_core.engine.options import EngineOptions
+from clara_core.store.bulk import ROWS_PER_SHARD
 
 if TYPE_CHECKING:
     from clara_core.store.codec import MemoryType
-
-ROWS_PER_SHARD = 16_384  # as `clara_core.store.bulk.job` has it, which needs the extra `store`
 
 
 @with_options

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from clara_core.store.bulk.job import compress_dataset
     from clara_core.store.bulk.shards import Columns
 
+ROWS_PER_SHARD: Final = 16_384  # documents: minutes of a GPU, which is what a dead worker loses
+
 __all__ = ["BatchCompressor", "Columns", "FragmentWriter", "commit_written", "compress_dataset", "prepare_store"]
 
 _MODULES: Final = {

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from clara_core.common.errors import DataError, StoreError
 from clara_core.engine.options import EngineArguments, option_values
+from clara_core.store.bulk import ROWS_PER_SHARD
 from clara_core.store.bulk.digests import DIGEST, digests, first_of_each, member_of
 from clara_core.store.bulk.fragments import (
     BatchCompressor,
@@ -46,7 +47,6 @@ from clara_core.store.table import Table
 if TYPE_CHECKING:
     from clara_core.store.codec import MemoryType
 
-ROWS_PER_SHARD: Final = 16_384  # documents: minutes of a GPU, which is what a dead worker loses
 _SAMPLE: Final = FIT_ROWS  # texts that keys are fitted to
 _TRIES: Final = 5  # of a shard whose worker died: Ray by itself would try one that kills every worker for ever
 
