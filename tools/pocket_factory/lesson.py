@@ -101,6 +101,7 @@ class Lesson:
         self.prose = Prose(json.loads((work / "prose.json").read_text()))
         self.held_out = self.prose.split(300)
         self.frames = Frames(self.pools, read_frames(HERE / "frames"))
+        self.situations = {frame.name for frame in self.frames.frames}
         self.events = Events(self.pools)
         self.relations = Relations(self.pools)
         self.words = Words(self.pools, self.prose)
@@ -340,7 +341,6 @@ class Lesson:
         vague: list[str] = []
         order = list(range(len(made)))
         rng.shuffle(order)
-        frames = {frame.name for frame in self.frames.frames}
         for index in order[: mix.contrast]:
             m = made[index]
             plain = [q for q, _ in m.asked if "___" not in q and "comes after" not in q]
@@ -350,7 +350,7 @@ class Lesson:
                 if not m.subject or m.kind == "event" or m.subject.lower() in q.lower() or m.subject.split()[-1] in q
             ]
             clear = bool(named)
-            if m.kind in frames and rng.random() < VAGUE:
+            if m.kind in self.situations and rng.random() < VAGUE:
                 telling = set(content(m.text))
                 vaguer = [q for q in (shortened(rng, q, m.subject) for q in plain) if telling & set(content(q))]
                 named, clear = (vaguer, False) if vaguer else (named, clear)
