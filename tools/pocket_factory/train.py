@@ -1,9 +1,10 @@
 """Teach a checkpoint of the bundled model's kind plain English (see README.md).
 
-python -m tools.pocket_factory.train WORK RUN --start tools/pocket_factory/checkpoint --hours 4
+python -m tools.pocket_factory.train WORK RUN --checkpoint tools/pocket_factory/checkpoint --hours 4
 
 A run saves its whole state every few minutes and goes on from it when it is started again. ``RUN/mix.json`` and
-``RUN/plan.json`` are read again at every save; a file ``RUN/save`` makes it save at once.
+``RUN/plan.json`` are read again at every save; a file ``RUN/save`` makes it save at once. Several processes (`torchrun
+--nproc-per-node 2 -m tools.pocket_factory.train …`) take a step each from other passages, and the mean of their gradients.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from clara_core.training.masters import Learning, Masters
 from clara_core.training.muon import Muon
 from clara_core.training.objective import Objective, Outcome, Terms
 from clara_core.training.opening import Opened, write_model
+from clara_core.training.processes import Processes
 from clara_core.training.stages import CONFIG, Stage
 from clara_core.training.steps import WorldSteps
 from tools.pocket_factory.lesson import Lesson, Mix, Taught
@@ -131,11 +133,13 @@ class Means:
 
 
 class Run:
-    """A run in its folder."""
+    """A run in its folder, in one process or several; the first one writes and decides."""
 
     def __init__(self, work: Path, folder: Path, start: str, *, new_vocabulary: bool, seed: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.processes = Processes(torch.device("cpu"))
+        seed = seed * 1000 + self.processes.index if self.processes.count > 1 else seed
         self.lesson = Lesson(work, seed)
         self.opened: Opened = transplant(folder / "base", self.lesson, start) if new_vocabulary else open_old(start)
         self.masters = Masters(self.opened.model, Learning(tuple(Role), base=True))
@@ -150,7 +154,8 @@ class Run:
     def read(self) -> None:
         """Take over plan and mix as they are now."""
         self.plan, self.mix = Plan.read(self.folder / "plan.json"), Mix.read(self.folder / "mix.json")
-        self.earlier = Earlier(self.plan.earlier)
+        if self.earlier.kept.maxlen != self.plan.earlier:
+            self.earlier = Earlier(self.plan.earlier)
 
     def save(self) -> None:
         """State and checkpoint."""
@@ -178,6 +183,10 @@ class Run:
             raise SystemExit(f"step {self.progress.step}: the loss is no number")
         total.backward()  # type: ignore[no-untyped-call]
         self.masters.collect()
+        self.masters.reduce(self.processes)
+        for master in self.masters.weights.values():
+            if master.grad is not None:
+                master.grad /= self.processes.count
         norm = self.masters.clip()
         rate = plan.at(self.progress.step, done)
         for optimizer in self.masters._optimizers:
@@ -201,22 +210,29 @@ class Run:
             outcome, norm = self.step(step, progress.seconds / (hours * 3600))
             losses = {name: float(loss.detach()) for name, loss in outcome.losses.items()}
             means.add({**losses, **outcome.metrics, "norm": norm}, "old " if old else "")
-            progress.step, progress.passages = progress.step + 1, progress.passages + len(step.windows)
             now = time.monotonic()
-            progress.seconds, lap = progress.seconds + now - began, lap + now - began
-            if progress.step % REPORT == 0:
+            looks = now - looked > self.plan.look_minutes * 60
+            saves = looks or now - saved > self.plan.save_minutes * 60 or (self.folder / "save").exists()
+            counts = torch.tensor([len(step.windows), 0, 0, 0], dtype=torch.float64)
+            if self.processes.is_main:
+                counts[1:] = torch.tensor([now - began, saves, looks])
+            passages, seconds, saves, looks = self.processes.sum(counts).tolist()
+            progress.step, progress.passages = progress.step + 1, progress.passages + int(passages)
+            progress.seconds, lap = progress.seconds + seconds, lap + seconds
+            if progress.step % REPORT == 0 and self.processes.is_main:
                 self.report(lap / REPORT, means.take())
                 lap = 0.0
-            over = progress.seconds >= hours * 3600
-            if over or now - saved > self.plan.save_minutes * 60 or (self.folder / "save").exists():
-                (self.folder / "save").unlink(missing_ok=True)
-                self.save()
+            if saves or progress.seconds >= hours * 3600:
+                if self.processes.is_main:
+                    (self.folder / "save").unlink(missing_ok=True)
+                    self.save()
+                self.processes.wait()
                 self.read()
                 saved = time.monotonic()
-            if now - looked > self.plan.look_minutes * 60:
-                self.save()
+            if looks and self.processes.is_main:
                 title = f"step {progress.step}, {progress.passages} passages"
                 look(self.folder / "checkpoint", self.folder / "look.log", title)
+            if looks:
                 looked = time.monotonic()
 
     def report(self, seconds: float, means: dict[str, float]) -> None:
@@ -242,7 +258,7 @@ def optimizers(masters: Masters) -> list[torch.optim.Optimizer]:
 def main(
     work: Annotated[Path, typer.Argument(help="Folder of sources.py.")],
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    start: Annotated[str, typer.Option(help="Checkpoint to begin with.")] = "pocket",
+    start: Annotated[str, typer.Option("--checkpoint", help="What to begin with.")] = "pocket",
     new_vocabulary: Annotated[bool, typer.Option("--new-vocabulary", help="Train a new one first.")] = False,
     hours: Annotated[float, typer.Option(help="How long the run works, with all its pauses left out.")] = 4.0,
     seed: Annotated[int, typer.Option(help="What the lessons are drawn from; another one for another run.")] = 1,
