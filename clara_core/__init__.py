@@ -17,6 +17,9 @@ from clara_core.common.errors import (
     LLMError,
     NotEnoughMemory,
     RoleError,
+    ServerError,
+    ServerOverloaded,
+    ServerUnreachable,
     StoreError,
     TrainingError,
     UnknownOption,
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
     from clara_core.checkpoint.config import ClaraConfig, Role
     from clara_core.common.version import __version__
     from clara_core.data.memory import Memory, MemoryCache
-    from clara_core.engine.engine import Answer, ClaraEngine
+    from clara_core.engine.door import open_engine
+    from clara_core.engine.engine import ClaraEngine
+    from clara_core.engine.protocol import Engine
+    from clara_core.engine.sampling import Answer
     from clara_core.retrieval.ranking import Ranked
     from clara_core.store import Hit, MemoryStore, Record, StoreStats
 
@@ -40,6 +46,7 @@ __all__ = [
     "ClaraError",
     "ContextOverflow",
     "DataError",
+    "Engine",
     "EngineClosed",
     "FingerprintMismatch",
     "Hit",
@@ -52,18 +59,23 @@ __all__ = [
     "Record",
     "Role",
     "RoleError",
+    "ServerError",
+    "ServerOverloaded",
+    "ServerUnreachable",
     "StoreError",
     "StoreStats",
     "TrainingError",
     "UnknownOption",
     "WindowOverflow",
     "__version__",
+    "open_engine",
 ]
 
 _MODULES: Final = {
-    "Answer": "clara_core.engine.engine",
+    "Answer": "clara_core.engine.sampling",
     "ClaraConfig": "clara_core.checkpoint.config",
     "ClaraEngine": "clara_core.engine.engine",
+    "Engine": "clara_core.engine.protocol",
     "Hit": "clara_core.store",
     "Memory": "clara_core.data.memory",
     "MemoryCache": "clara_core.data.memory",
@@ -73,6 +85,7 @@ _MODULES: Final = {
     "Role": "clara_core.checkpoint.config",
     "StoreStats": "clara_core.store",
     "__version__": "clara_core.common.version",
+    "open_engine": "clara_core.engine.door",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -17,7 +17,7 @@ from clara_core.common.suggest import refuse_unknown
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions, given_options, option_values
 
 if TYPE_CHECKING:
-    from clara_core import ClaraEngine
+    from clara_core import Engine
 
 SCORE_KEY = "relevance_score"
 """Metadata key of a document's score: a Python float, the cosine in [-1, 1]."""
@@ -35,7 +35,7 @@ class EngineFields(EngineOptions):
     """Names that are accepted and say nothing to this component."""
 
     engine: Any = Field(default=None, exclude=True, repr=False)
-    """A `ClaraEngine`, instead of `model` and its options."""
+    """An `Engine`, instead of `model` and its options."""
 
     @model_validator(mode="before")
     @classmethod
@@ -52,12 +52,12 @@ class EngineFields(EngineOptions):
     def _check_engine(cls, value: Any) -> Any:
         if value is None:
             return None
-        from clara_core import ClaraEngine
+        from clara_core import Engine
 
-        if not isinstance(value, ClaraEngine):
+        if not isinstance(value, Engine):
             got = type(value).__name__
             # Pydantic reports a ValueError, not a TypeError, as an error of the field.
-            raise ValueError(f"engine must be a ClaraEngine, got {got}; a name is model=")  # noqa: TRY004
+            raise ValueError(f"engine must be a ClaraEngine or RemoteEngine, got {got}; a name is model=")  # noqa: TRY004
         return value
 
     @model_validator(mode="after")
@@ -68,18 +68,18 @@ class EngineFields(EngineOptions):
         return self
 
     @cached_property
-    def shared_engine(self) -> ClaraEngine:
+    def shared_engine(self) -> Engine:
         """The engine, looked up at first use; its weights load when it first computes."""
         return self.find_engine()
 
-    def find_engine(self) -> ClaraEngine:
+    def find_engine(self) -> Engine:
         """The engine that the fields name."""
         if self.engine is not None:
-            found: ClaraEngine = self.engine
+            found: Engine = self.engine
             return found
-        from clara_core import ClaraEngine
+        from clara_core import open_engine
 
-        return ClaraEngine.from_pretrained(**option_values(self))
+        return open_engine(**option_values(self))
 
     @property
     def model_label(self) -> str:
@@ -87,7 +87,7 @@ class EngineFields(EngineOptions):
         name: str = self.engine.arguments.model if self.engine is not None else self.model or DEFAULT_MODEL
         return name
 
-    async def ashared_engine(self) -> ClaraEngine:
+    async def ashared_engine(self) -> Engine:
         """The same, found in a thread: the first look-up imports torch and reads files."""
         if "shared_engine" not in self.__dict__:
             await asyncio.to_thread(lambda: self.shared_engine)

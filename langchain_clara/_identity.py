@@ -8,24 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from clara_core.engine.door import is_server
+
 if TYPE_CHECKING:
-    from clara_core import ClaraEngine
+    from clara_core import Engine
 
 # What an engine was made from and does not change its answers.
 _NOT_IDENTITY: Final = frozenset({"token", "cache_dir", "local_files_only", "kv_cache_bytes"})
 _WEIGHTS: Final = ("*.safetensors", "*.pth", "*.bin", "config.json", "tokenizer.json")
-_stamps: WeakKeyDictionary[ClaraEngine, str] = WeakKeyDictionary()
+_stamps: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
 
 
-def identity(engine: ClaraEngine) -> dict[str, Any]:
+def identity(engine: Engine) -> dict[str, Any]:
     """The arguments that answers depend on, and a stamp of the files behind them.
 
     A model that was trained again in the same folder is another model: names, sizes and times of its files go into
     the stamp, which is taken once for an engine. Of a Hub repo it is the commit, once the repo was fetched. The
     weights themselves are not read, so that a cached answer needs no model; on another machine the stamp of a folder
-    may differ, and then the answer is made again.
+    may differ, and then the answer is made again. Of a server it is the fingerprint that it tells.
     """
     arguments = {name: value for name, value in engine.arguments.public().items() if name not in _NOT_IDENTITY}
+    if is_server(engine.arguments.model):
+        return {**arguments, "weights": engine.fingerprint}
     stamp = _stamps.get(engine)
     if stamp is None:
         stamp = _stamp(engine)
@@ -34,13 +38,13 @@ def identity(engine: ClaraEngine) -> dict[str, Any]:
     return {**arguments, "weights": stamp}
 
 
-def _stamp(engine: ClaraEngine) -> str:
+def _stamp(engine: Engine) -> str:
     """Empty where nothing is known yet."""
     facts = [fact for name in ("model", "base_model") for fact in _facts(engine, getattr(engine.arguments, name))]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16] if facts else ""
 
 
-def _facts(engine: ClaraEngine, name: str | None) -> Iterator[str]:
+def _facts(engine: Engine, name: str | None) -> Iterator[str]:
     from clara_core.checkpoint.hub import BUNDLED
 
     if name is None:

@@ -13,7 +13,7 @@ from langchain_clara.embeddings import ClaraEmbeddings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clara_core import ClaraEngine, Memory
+    from clara_core import Engine, Memory
 
 
 class Vectors:
@@ -34,7 +34,7 @@ class Vectors:
         """Whether the store keeps memories, which it compresses itself."""
         return isinstance(self.embedding, ClaraEmbeddings) and self.embedding.dimensions is None
 
-    def engine(self, name: str) -> ClaraEngine:
+    def engine(self, name: str) -> Engine:
         """The engine behind the vectors, for the sake of the method `name`.
 
         Raises:

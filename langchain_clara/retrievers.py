@@ -20,7 +20,7 @@ from langchain_clara.embeddings import ClaraEmbeddings
 from langchain_clara.vectorstores import ClaraVectorStore
 
 if TYPE_CHECKING:
-    from clara_core import ClaraEngine, Ranked
+    from clara_core import Engine, Ranked
 
 
 class ClaraRetriever(BaseRetriever, EngineFields):
@@ -292,7 +292,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
     # --- what it is ------------------------------------------------------------------------------
 
     @cached_property
-    def shared_engine(self) -> ClaraEngine:
+    def shared_engine(self) -> Engine:
         """The engine, which is the store's where there is one.
 
         Raises:

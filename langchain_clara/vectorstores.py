@@ -261,7 +261,7 @@ class ClaraVectorStore(VectorStore):
         Raises:
             FingerprintMismatch: A memory was made by another model.
         """
-        from clara_core.engine.inputs import checked_memories
+        from clara_core.engine.checks import checked_memories
 
         engine = self._vectors.engine("add_memories")
         ready = checked_memories(memories, lambda: engine.fingerprint)

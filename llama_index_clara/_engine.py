@@ -19,7 +19,7 @@ from clara_core.common.suggest import refuse_unknown
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions, announce_default, given_options, option_values
 
 if TYPE_CHECKING:
-    from clara_core import ClaraEngine
+    from clara_core import Engine
 
 
 _ALWAYS: Final = ("class_name",)  # what serialized components carry along
@@ -39,7 +39,7 @@ class EngineFields(EngineOptions, BaseComponent):
 
     _engine: Any = PrivateAttr(default=None)
 
-    def __init__(self, engine: ClaraEngine | None = None, **options: Any) -> None:
+    def __init__(self, engine: Engine | None = None, **options: Any) -> None:
         """Make a component of a model (``model=`` and its options) or of an ``engine=``.
 
         Raises:
@@ -63,14 +63,14 @@ class EngineFields(EngineOptions, BaseComponent):
             ForkingPickler.register(cls, _refuse_to_be_sent)
 
     @property
-    def engine(self) -> ClaraEngine:
+    def engine(self) -> Engine:
         """The engine, looked up at first use; its weights load when it first computes."""
         if self._engine is None:
             self._engine = find_engine(option_values(self))
-        found: ClaraEngine = self._engine
+        found: Engine = self._engine
         return found
 
-    async def aengine(self) -> ClaraEngine:
+    async def aengine(self) -> Engine:
         """The same, found in a thread: the first look-up imports torch and reads files."""
         return self.engine if self._engine is not None else await asyncio.to_thread(lambda: self.engine)
 
@@ -84,11 +84,11 @@ class EngineFields(EngineOptions, BaseComponent):
         self.__init__(**state["__dict__"])  # type: ignore[misc]
 
 
-def find_engine(options: Mapping[str, Any]) -> ClaraEngine:
+def find_engine(options: Mapping[str, Any]) -> Engine:
     """The engine of a model and its options; the same one for everybody."""
-    from clara_core import ClaraEngine
+    from clara_core import open_engine
 
-    return ClaraEngine.from_pretrained(**options)
+    return open_engine(**options)
 
 
 def fields_of(engine: object, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,10 +98,10 @@ def fields_of(engine: object, given: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: It is no engine.
         ValueError: A model or one of its options is given as well.
     """
-    from clara_core import ClaraEngine
+    from clara_core import Engine
 
-    if not isinstance(engine, ClaraEngine):
-        raise TypeError(f"engine must be a ClaraEngine, got {type(engine).__name__}; a name is model=")
+    if not isinstance(engine, Engine):
+        raise TypeError(f"engine must be a ClaraEngine or RemoteEngine, got {type(engine).__name__}; a name is model=")
     both = given_options(given)
     if both:
         raise ValueError(f"give engine= or {both[0]}=, not both: an engine has its own model and options")

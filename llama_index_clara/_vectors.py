@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clara_core import ClaraEngine, Memory
+    from clara_core import Engine, Memory
     from clara_core.retrieval.projection import Projection
 
 Array = NDArray[np.float32]
@@ -28,7 +28,7 @@ class VectorSpace:
         dimensions: Length of projected vectors; None is the full `engine.dimension`.
     """
 
-    engine: ClaraEngine
+    engine: Engine
     dimensions: int | None = None
 
     @property

@@ -190,7 +190,7 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         return await super().astream(prompt, **prompt_args)
 
     async def _planned(self) -> None:
-        await asyncio.to_thread(lambda: self.engine.plan)
+        await asyncio.to_thread(lambda: self.engine.context)
 
     # --- the engine --------------------------------------------------------------------------------------
 

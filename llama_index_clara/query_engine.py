@@ -19,7 +19,7 @@ from llama_index_clara.response_synthesizers import ClaraSynthesizer
 from llama_index_clara.retrievers import ClaraRetriever
 
 if TYPE_CHECKING:
-    from clara_core import ClaraEngine
+    from clara_core import Engine
 
 _SYNTHESIZER_OPTIONS: Final = (*parameters(ClaraSynthesizer), *ClaraLLM.model_fields)
 
@@ -85,7 +85,7 @@ class ClaraQueryEngine(RetrieverQueryEngine):
         *,
         similarity_top_k: int = 5,
         node_postprocessors: list[BaseNodePostprocessor] | None = None,
-        engine: ClaraEngine | None = None,
+        engine: Engine | None = None,
         llm: ClaraLLM | None = None,
         **options: Any,
     ) -> Self:

@@ -26,7 +26,7 @@ from llama_index_clara.node_parser import ClaraNodeParser
 from llama_index_clara.vector_stores import ClaraVectorStore
 
 if TYPE_CHECKING:
-    from clara_core import ClaraEngine
+    from clara_core import Engine
 
 _STORE_OPTIONS: Final = (*ClaraVectorStore.model_fields, *parameters(ClaraVectorStore))
 
@@ -76,7 +76,7 @@ class ClaraRetriever(BaseRetriever):
         object_map: dict[str, Any] | None = None,
         objects: list[IndexNode] | None = None,
         verbose: bool = False,
-        engine: ClaraEngine | None = None,
+        engine: Engine | None = None,
         **options: Any,
     ) -> None:
         refuse_unknown(type(self).__name__, options, [*parameters(ClaraRetriever), *_STORE_OPTIONS])
@@ -116,7 +116,7 @@ class ClaraRetriever(BaseRetriever):
         return self._store
 
     @property
-    def engine(self) -> ClaraEngine:
+    def engine(self) -> Engine:
         """The engine of the store."""
         return self._store.engine
 

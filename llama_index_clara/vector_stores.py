@@ -190,7 +190,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     def _given(self, nodes: Sequence[BaseNode], memories: Sequence[Memory]) -> list[Memory]:
         """Memories that the caller has of nodes."""
-        from clara_core.engine.inputs import checked_memories
+        from clara_core.engine.checks import checked_memories
 
         found = checked_memories(memories[: len(nodes)], lambda: self.engine.fingerprint)
         if len(found) < len(nodes):

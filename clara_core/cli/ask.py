@@ -20,7 +20,7 @@ from clara_core.data.documents import SUFFIXES, Passage, TextFile, cut_passages,
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
 
 if TYPE_CHECKING:
-    from clara_core import Answer, ClaraEngine, Memory
+    from clara_core import Answer, Engine, Memory
     from clara_core.store import Hit, MemoryStore
     from clara_core.store.codec import MemoryType
 
@@ -120,7 +120,7 @@ def read_files(folder: Path, notes: Console) -> tuple[list[TextFile], list[str]]
 
 
 def _read_files(
-    engine: ClaraEngine, files: Sequence[TextFile], folder: str, question: str, top_k: int, notes: Console
+    engine: Engine, files: Sequence[TextFile], folder: str, question: str, top_k: int, notes: Console
 ) -> _Reading:
     passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
     if not passages:
@@ -138,7 +138,7 @@ def _read_files(
     return reading
 
 
-def _read_store(engine: ClaraEngine, uri: str, question: str, top_k: int) -> _Reading:
+def _read_store(engine: Engine, uri: str, question: str, top_k: int) -> _Reading:
     store = written_store(uri, engine)
     load_watched(engine)
     reading = _Reading(store.count())
@@ -149,7 +149,7 @@ def _read_store(engine: ClaraEngine, uri: str, question: str, top_k: int) -> _Re
     return reading
 
 
-def open_store(uri: str, engine: ClaraEngine | None, memory_type: MemoryType = "bfloat16") -> MemoryStore:
+def open_store(uri: str, engine: Engine | None, memory_type: MemoryType = "bfloat16") -> MemoryStore:
     """A `MemoryStore`, which need not be there yet.
 
     Raises:
@@ -162,7 +162,7 @@ def open_store(uri: str, engine: ClaraEngine | None, memory_type: MemoryType = "
     return MemoryStore.open(uri, engine, memory_type=memory_type)
 
 
-def written_store(uri: str, engine: ClaraEngine | None) -> MemoryStore:
+def written_store(uri: str, engine: Engine | None) -> MemoryStore:
     """A `MemoryStore` to be read.
 
     Raises:
@@ -182,7 +182,7 @@ def source_of(hit: Hit) -> Source:
     return Source(hit.id, 0, hit.score, hit.text)
 
 
-def _compress(engine: ClaraEngine, passages: Sequence[Passage], notes: Console) -> list[Memory]:
+def _compress(engine: Engine, passages: Sequence[Passage], notes: Console) -> list[Memory]:
     """Memories of the passages, with a progress bar where somebody can see it."""
     texts = [passage.text for passage in passages]
     if not notes.is_terminal:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clara_core.cli.options import engine_of, load_watched, with_options
+from clara_core.cli.options import local_engine_of, load_watched, with_options
 from clara_core.engine.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def evaluate_file(
     from clara_core.evaluation.plots import load_figure
     from clara_core.training.llm_spec import open_llm
 
-    engine = engine_of(options)
+    engine = local_engine_of(options)
     try:
         lines = read_questions(data, limit)
         if out is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clara_core.common.announce import announce
+from clara_core.engine.door import is_server
 from clara_core.engine.options import (
     DEFAULT_MODEL,
     DEFAULT_MODEL_IS,
@@ -22,7 +23,7 @@ from clara_core.engine.options import (
 )
 
 if TYPE_CHECKING:
-    from clara_core import ClaraEngine
+    from clara_core import ClaraEngine, Engine
 
 _PANEL = "Model"
 
@@ -58,14 +59,27 @@ def arguments_of(options: EngineOptions) -> EngineArguments:
     return EngineArguments(**option_values(options))
 
 
-def engine_of(options: EngineOptions) -> ClaraEngine:
+def engine_of(options: EngineOptions) -> Engine:
     """The engine of `arguments_of`."""
+    from clara_core import open_engine
+
+    return open_engine(**option_values(arguments_of(options)))
+
+
+def local_engine_of(options: EngineOptions) -> ClaraEngine:
+    """`engine_of` for what looks inside the model.
+
+    Raises:
+        ValueError: A server is named, which shows nobody its insides.
+    """
     from clara_core import ClaraEngine
 
+    if is_server(options.model):
+        raise ValueError(f"this command needs the model itself; {options.model} is a server, run it there")
     return ClaraEngine.from_pretrained(**option_values(arguments_of(options)))
 
 
-def load_watched(engine: ClaraEngine) -> None:
+def load_watched(engine: Engine) -> None:
     """Load an engine, with a progress bar where somebody can see it."""
     engine.load(show_progress=sys.stderr.isatty())
 

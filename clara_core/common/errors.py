@@ -58,3 +58,17 @@ class LLMError(ClaraError):
 
 class TrainingError(ClaraError):
     """A training run cannot go on: its loss is no number, its files cannot be written, or belong to another run."""
+
+
+class ServerError(ClaraError):
+    """A server of `clara serve` refused a call or failed; the message is its own."""
+
+
+class ServerOverloaded(ServerError):
+    """The server has as much to do as it takes; `retry_after` says in how many seconds to ask again, where it told."""
+
+    retry_after: float | None = None
+
+
+class ServerUnreachable(ServerError):
+    """No server answers at the address; the message says which, and what to check."""

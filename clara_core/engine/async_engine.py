@@ -12,7 +12,8 @@ from typing import Unpack
 from torch import Tensor
 
 from clara_core.data.memory import Memory
-from clara_core.engine.inputs import Documents, Message, Overflow, asked, asked_all, check_overflow, checked_texts
+from clara_core.engine.checks import Message, Overflow, asked, asked_all, check_overflow, checked_texts
+from clara_core.engine.inputs import Documents
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.runtime import EngineInstance
 from clara_core.engine.sampling import Answer, Chunk, Sampling, SamplingOptions

@@ -5,21 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Never, Unpack
+from typing import Any, Never, Unpack, cast
 
 from torch import Tensor
 
 from clara_core.data.memory import Memory
 from clara_core.engine.async_engine import AsyncCalls
-from clara_core.engine.inputs import (
-    Documents,
-    Message,
-    Overflow,
-    asked,
-    asked_all,
-    check_overflow,
-    checked_texts,
-)
+from clara_core.engine.checks import Message, Overflow, asked, asked_all, check_overflow, checked_texts
+from clara_core.engine.door import connect, is_server
+from clara_core.engine.inputs import Documents
 from clara_core.engine.options import EngineArguments, engine_arguments
 from clara_core.engine.requests import EncodeRequest
 from clara_core.engine.sampling import Answer, Chunk, Sampling, SamplingOptions
@@ -65,7 +59,8 @@ class ClaraEngine(AsyncCalls):
 
         Args:
             model: A Hub id (``apple/CLaRa-7B-E2E``), a folder, or the bundled name ``pocket``, which answers (and says
-                so once) where none is named.
+                so once) where none is named. The address of a server (``http://…``) gives its `RemoteEngine`, as
+                `clara_core.open_engine` does.
             compression: The rate, where a repo holds several: its subfolder ``compression-N``. None: the smallest,
                 which keeps most of a text.
             base_model: The base decoder, if not the one that the checkpoint names.
@@ -87,6 +82,8 @@ class ClaraEngine(AsyncCalls):
             ValueError: A value that no engine can have.
         """
         given = {name: value for name, value in locals().items() if name not in ("cls", "unknown")}
+        if is_server(model):
+            return cast("ClaraEngine", connect(str(model), {**given, **unknown}))  # another class with the same calls
         arguments = engine_arguments("ClaraEngine.from_pretrained", {**given, **unknown})
         with _engines_lock:
             engine = _engines.setdefault(arguments, cls(arguments))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from clara_core.checkpoint.config import Role
-from clara_core.common.errors import ContextOverflow, FingerprintMismatch, WindowOverflow
+from clara_core.common.errors import ContextOverflow, WindowOverflow
 from clara_core.data.memory import Memory
+from clara_core.engine.checks import Message, Overflow, check_messages, check_overflow
 from clara_core.engine.long_documents import context_overflow, count_windows, keep_best_windows, windows_left_out
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Sampling, Writer
@@ -22,9 +21,6 @@ from clara_core.model.chat_format import alternating
 from clara_core.model.tokenizer import ClaraTokenizer
 
 log = logging.getLogger(__name__)
-
-Overflow: TypeAlias = Literal["split", "error", "truncate"]
-Message: TypeAlias = dict[str, str]
 
 _ANSWER_SHARE = 4  # of the context, at most, that is kept free for an answer before a long document is shortened
 SHORT = 512  # tokens: a compression of no more than this goes with the questions instead of behind a corpus
@@ -95,20 +91,6 @@ def _spans(text: str, tokenizer: ClaraTokenizer, overflow: Overflow) -> tuple[tu
     return ((0, end),)
 
 
-def check_overflow(overflow: str) -> None:
-    """Refuse what is no way to treat a text that is too long.
-
-    Raises:
-        ValueError: Names the nearest right one.
-    """
-    known = get_args(Overflow)
-    if overflow not in known:
-        near = difflib.get_close_matches(str(overflow), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        msg = f"overflow must be one of {', '.join(map(repr, known))}, got {overflow!r}{hint}"
-        raise ValueError(msg)
-
-
 def prepare_questions(questions: list[str], tokenizer: ClaraTokenizer) -> list[list[int]]:
     """Token ids of questions for the reasoner; one that does not fit the window is cut with a warning."""
     sequences = tokenizer.encode_passages(questions)
@@ -150,7 +132,7 @@ def prepare_chat(
         ContextOverflow: It does not fit; names both numbers.
         ValueError: The last turn is not one that can be answered.
     """
-    _check_messages(messages)
+    check_messages(messages)
     turns = alternating(messages)
     ids = tokenizer.chat_prompt(turns, count_windows(memories))
     read = memories
@@ -209,89 +191,3 @@ def prepare_generation(
         source_tokens=sum(memory.source_tokens for memory in memories),
         writer=Writer(tokenizer.decode, sampling, tokenizer.eos_ids | ends, room, tokenizer.byte_ids),
     )
-
-
-def checked_texts(texts: Iterable[object], name: str = "texts") -> Iterator[str]:
-    """The texts one by one, each checked when it is reached.
-
-    Raises:
-        TypeError: One string instead of several, or something that is no string.
-    """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        msg = f"{name} must be several strings, got one {type(texts).__name__}; put it into a list"
-        raise TypeError(msg)
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            msg = f"{name}[{index}] must be a string, got {type(text).__name__}: {text!r:.60}"
-            raise TypeError(msg)
-        yield text
-
-
-def checked_memories(memories: Iterable[object], fingerprint: Callable[[], str]) -> list[Memory]:
-    """The memories, none of them foreign.
-
-    Raises:
-        FingerprintMismatch: One was made by another model; says both fingerprints.
-        TypeError: Something is no `Memory`.
-    """
-    if isinstance(memories, Memory | str | bytes) or not isinstance(memories, Iterable):
-        msg = f"memories must be several Memory objects, got one {type(memories).__name__}; put it into a list"
-        raise TypeError(msg)
-    checked: list[Memory] = []
-    own = ""
-    for index, memory in enumerate(memories):
-        if not isinstance(memory, Memory):
-            msg = f"memories[{index}] must be a Memory, got {type(memory).__name__}; make one with engine.compress"
-            raise TypeError(msg)
-        own = own or fingerprint()
-        if memory.fingerprint != own:
-            msg = (
-                f"memories[{index}] was made by the model {memory.fingerprint[:12]}, this engine is {own[:12]}; "
-                "compress its text again with this engine"
-            )
-            raise FingerprintMismatch(msg)
-        checked.append(memory)
-    return checked
-
-
-def asked(question: object, name: str = "question") -> list[Message]:
-    """A question as a conversation of one turn.
-
-    Raises:
-        TypeError: It is no string.
-    """
-    if not isinstance(question, str):
-        msg = f"{name} must be a string, got {type(question).__name__}: {question!r:.60}"
-        raise TypeError(msg)
-    return [{"role": "user", "content": question}]
-
-
-def asked_all(items: Iterable[object]) -> list[tuple[list[Message], Sequence[Memory]]]:
-    """Questions with their documents as conversations of one turn.
-
-    Raises:
-        TypeError: An item is no pair of a question and its memories; names its position.
-    """
-    conversations = []
-    for index, item in enumerate(items):
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            msg = f"items[{index}] must be a pair (question, memories), got {type(item).__name__}: {item!r:.60}"
-            raise TypeError(msg)
-        conversations.append((asked(item[0], f"items[{index}][0]"), item[1]))
-    return conversations
-
-
-def _check_messages(messages: object) -> None:
-    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
-        msg = f"messages must be several messages, got one {type(messages).__name__}; put it into a list"
-        raise TypeError(msg)
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            msg = f"messages[{index}] must be a dict of role and content, got {type(message).__name__}: {message!r:.60}"
-            raise TypeError(msg)
-        if message.get("role") not in ("system", "user", "assistant"):
-            msg = f"messages[{index}] must have the role system, user or assistant, got {message.get('role')!r}"
-            raise ValueError(msg)
-        if not isinstance(message.get("content"), str):
-            msg = f"messages[{index}] must have a string as content, got {type(message.get('content')).__name__}"
-            raise TypeError(msg)

@@ -17,12 +17,9 @@ from torch import Tensor
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import EngineClosed, RoleError
 from clara_core.data.memory import Memory, MemoryCache
+from clara_core.engine.checks import Message, Overflow, checked_memories, checked_texts
 from clara_core.engine.inputs import (
     Documents,
-    Message,
-    Overflow,
-    checked_memories,
-    checked_texts,
     prepare_chat,
     prepare_documents,
     prepare_generation,
@@ -30,6 +27,7 @@ from clara_core.engine.inputs import (
 )
 from clara_core.engine.loader import DTYPES, Loaded, Plan, load_model, plan_engine
 from clara_core.engine.options import EngineArguments
+from clara_core.engine.protocol import Engine
 from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
 from clara_core.engine.sampling import Sampling
 from clara_core.engine.scheduler import Worker
@@ -38,7 +36,7 @@ from clara_core.model.devices import release_memory
 from clara_core.model.tokenizer import ClaraTokenizer
 
 
-class EngineInstance:
+class EngineInstance(Engine):
     """A model that loads when it is needed, with its worker, its cache and its numbers."""
 
     def __init__(self, arguments: EngineArguments) -> None:

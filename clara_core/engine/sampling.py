@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal, TypedDict
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from clara_core.common.suggest import refuse_unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 FinishReason = Literal["stop", "length", "cancelled"]
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
@@ -170,6 +171,8 @@ class Writer:
 
     def choose(self, logits: Tensor) -> int:
         """Sample the next token from ``logits [vocab]`` on the processor (temperature above 0)."""
+        import torch
+
         if self._generator is None:
             self._generator = torch.Generator()
             if self.sampling.seed is None:

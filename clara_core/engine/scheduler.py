@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -52,6 +53,7 @@ class Worker:
         self._bulk: list[SequenceRow] = []
         self.answers = Answers(model, self.limits, self._wake, kv_bytes)
         self._pausing = False
+        self._turn_began: float | None = None  # None while there is nothing to do
         self._crowded = False  # what is on the device leaves no room for short work between its layers
         self._thread = threading.Thread(target=self._run, name="clara-engine", daemon=True)
         self._thread.start()
@@ -75,6 +77,8 @@ class Worker:
             passages=len(self._bulk),
             compressed=self.compressed,
             preempted=answers.preempted,
+            alive=self.alive,
+            turn_seconds=0.0 if (began := self._turn_began) is None else time.monotonic() - began,
         )
 
     def submit(self, request: Request) -> None:
@@ -112,6 +116,7 @@ class Worker:
         try:
             with torch.no_grad():
                 while self._wait_for_work():
+                    self._turn_began = time.monotonic()
                     self._crowded = False
                     self._serve_questions()
                     self.answers.turn()
@@ -133,6 +138,7 @@ class Worker:
         del self.model, self.answers.model
 
     def _wait_for_work(self) -> bool:
+        self._turn_began = None
         with self._wake:
             self._wake.wait_for(lambda: self._closed or self._has_work())
             return self._closed is None

@@ -10,10 +10,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clara_core.data.memory import Memory
 
 Item = TypeVar("Item", bound=Hashable)
@@ -36,11 +35,15 @@ class Ranked:
 
 def unit_rows(tokens: Tensor) -> Tensor:
     """Memory tokens ``[rows, n_mem, hidden]`` flattened to unit vectors ``[rows, D]`` in float32."""
+    import torch
+
     return torch.nn.functional.normalize(tokens.flatten(1).float(), dim=1)
 
 
 def window_scores(questions: Tensor, memories: Sequence[Memory]) -> list[Tensor]:
     """Cosine of each question with every window: one ``[Q, windows]`` for each memory."""
+    import torch
+
     if not memories:
         return []
     windows = unit_rows(torch.cat([memory.tokens for memory in memories]))  # [W, D]
@@ -59,6 +62,8 @@ def score_memories(questions: Tensor, memories: Sequence[Memory]) -> Tensor:
     Returns:
         Tensor: ``[Q, M]``, float32.
     """
+    import torch
+
     if not memories:
         return torch.zeros(len(questions), 0)
     return torch.stack([scores.amax(1) for scores in window_scores(questions, memories)], dim=1)
@@ -93,6 +98,8 @@ def diversify(question: Tensor, candidates: Tensor, k: int, lambda_mult: float =
     Returns:
         list: Indices of the chosen candidates, in order of choice.
     """
+    import torch
+
     if not 0.0 <= lambda_mult <= 1.0:
         msg = f"lambda_mult must lie in [0, 1], got {lambda_mult}"
         raise ValueError(msg)

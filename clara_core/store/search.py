@@ -18,7 +18,7 @@ from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot
 from clara_core.store.records import Hit, Record
 
 if TYPE_CHECKING:
-    from clara_core.engine.engine import ClaraEngine
+    from clara_core.engine.protocol import Engine
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Record], bool]
 """Which documents: a dict as in `clara_core.retrieval.filters`, or a function of the document."""
@@ -66,7 +66,7 @@ class _Found:
 class StoreSearch:
     """What answers questions; `MemoryStore` is this and more."""
 
-    engine: ClaraEngine | None
+    engine: Engine | None
     _backend: Backend
 
     @overload
@@ -199,7 +199,7 @@ class StoreSearch:
         return self.engine.reason(words or [])
 
 
-def check_engine(engine: ClaraEngine, space: Space, uri: str) -> None:
+def check_engine(engine: Engine, space: Space, uri: str) -> None:
     """Refuse an engine that cannot read the memories of a store.
 
     Raises:

@@ -22,7 +22,7 @@ from clara_core.store.search import Filter, StoreSearch, check_condition, check_
 from clara_core.store.writing import VECTORS, Writer, checked_documents
 
 if TYPE_CHECKING:
-    from clara_core.engine.engine import ClaraEngine
+    from clara_core.engine.protocol import Engine
 
 _KEEP: Final = timedelta(hours=1)  # how long readers of other processes may hold an old version
 
@@ -38,7 +38,7 @@ class MemoryStore(StoreSearch):
     documents along.
     """
 
-    def __init__(self, backend: Backend, engine: ClaraEngine | None, *, read_only: bool) -> None:
+    def __init__(self, backend: Backend, engine: Engine | None, *, read_only: bool) -> None:
         self._backend = backend
         self.engine = engine
         self._read_only = read_only
@@ -47,7 +47,7 @@ class MemoryStore(StoreSearch):
     def open(
         cls,
         uri: str | PathLike[str],
-        engine: ClaraEngine | None = None,
+        engine: Engine | None = None,
         *,
         model: str | None = None,
         memory_type: MemoryType | None = None,
@@ -85,9 +85,9 @@ class MemoryStore(StoreSearch):
         if memory_type is not None and memory_type not in MEMORY_TYPES:
             raise ValueError(f"memory_type must be one of {', '.join(MEMORY_TYPES)}, got {memory_type!r}")
         if model is not None:
-            from clara_core.engine.engine import ClaraEngine
+            from clara_core.engine.door import open_engine
 
-            engine = ClaraEngine.from_pretrained(model, **options)
+            engine = open_engine(model, **options)
         backend = _place(fspath(uri), memory_type, key, storage_options)
         if read_only and backend.latest() is None:
             raise StoreError(f"there is no store at {backend.uri}; write one first, without read_only=True")

@@ -1,0 +1,119 @@
+"""What callers pass, checked before anything is computed or sent. Knows no tensors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeAlias, get_args
+
+from clara_core.common.errors import FingerprintMismatch
+from clara_core.data.memory import Memory
+
+Overflow: TypeAlias = Literal["split", "error", "truncate"]
+Message: TypeAlias = dict[str, str]
+
+
+def check_overflow(overflow: str) -> None:
+    """Refuse what is no way to treat a text that is too long.
+
+    Raises:
+        ValueError: Names the nearest right one.
+    """
+    known = get_args(Overflow)
+    if overflow not in known:
+        near = difflib.get_close_matches(str(overflow), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        msg = f"overflow must be one of {', '.join(map(repr, known))}, got {overflow!r}{hint}"
+        raise ValueError(msg)
+
+
+def checked_texts(texts: Iterable[object], name: str = "texts") -> Iterator[str]:
+    """The texts one by one, each checked when it is reached.
+
+    Raises:
+        TypeError: One string instead of several, or something that is no string.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        msg = f"{name} must be several strings, got one {type(texts).__name__}; put it into a list"
+        raise TypeError(msg)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            msg = f"{name}[{index}] must be a string, got {type(text).__name__}: {text!r:.60}"
+            raise TypeError(msg)
+        yield text
+
+
+def checked_memories(memories: Iterable[object], fingerprint: Callable[[], str]) -> list[Memory]:
+    """The memories, none of them foreign.
+
+    Raises:
+        FingerprintMismatch: One was made by another model; says both fingerprints.
+        TypeError: Something is no `Memory`.
+    """
+    if isinstance(memories, Memory | str | bytes) or not isinstance(memories, Iterable):
+        msg = f"memories must be several Memory objects, got one {type(memories).__name__}; put it into a list"
+        raise TypeError(msg)
+    checked: list[Memory] = []
+    own = ""
+    for index, memory in enumerate(memories):
+        if not isinstance(memory, Memory):
+            msg = f"memories[{index}] must be a Memory, got {type(memory).__name__}; make one with engine.compress"
+            raise TypeError(msg)
+        own = own or fingerprint()
+        if memory.fingerprint != own:
+            msg = (
+                f"memories[{index}] was made by the model {memory.fingerprint[:12]}, this engine is {own[:12]}; "
+                "compress its text again with this engine"
+            )
+            raise FingerprintMismatch(msg)
+        checked.append(memory)
+    return checked
+
+
+def asked(question: object, name: str = "question") -> list[Message]:
+    """A question as a conversation of one turn.
+
+    Raises:
+        TypeError: It is no string.
+    """
+    if not isinstance(question, str):
+        msg = f"{name} must be a string, got {type(question).__name__}: {question!r:.60}"
+        raise TypeError(msg)
+    return [{"role": "user", "content": question}]
+
+
+def asked_all(items: Iterable[object]) -> list[tuple[list[Message], Sequence[Memory]]]:
+    """Questions with their documents as conversations of one turn.
+
+    Raises:
+        TypeError: An item is no pair of a question and its memories; names its position.
+    """
+    conversations = []
+    for index, item in enumerate(items):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            msg = f"items[{index}] must be a pair (question, memories), got {type(item).__name__}: {item!r:.60}"
+            raise TypeError(msg)
+        conversations.append((asked(item[0], f"items[{index}][0]"), item[1]))
+    return conversations
+
+
+def check_messages(messages: object) -> None:
+    """Refuse what is not a conversation.
+
+    Raises:
+        TypeError: It is one message, or one of them is not a dict of strings.
+        ValueError: A role that there is not.
+    """
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
+        msg = f"messages must be several messages, got one {type(messages).__name__}; put it into a list"
+        raise TypeError(msg)
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            msg = f"messages[{index}] must be a dict of role and content, got {type(message).__name__}: {message!r:.60}"
+            raise TypeError(msg)
+        if message.get("role") not in ("system", "user", "assistant"):
+            msg = f"messages[{index}] must have the role system, user or assistant, got {message.get('role')!r}"
+            raise ValueError(msg)
+        if not isinstance(message.get("content"), str):
+            msg = f"messages[{index}] must have a string as content, got {type(message.get('content')).__name__}"
+            raise TypeError(msg)

@@ -1,0 +1,104 @@
+"""Memories that lie on a server: a text here, and tensors that are fetched only where somebody reads them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from clara_core.data.memory import Memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Facts = tuple[tuple[tuple[int, int], ...], int]
+"""Spans of the windows, and the tokens of the text in them."""
+
+
+class Fetched:
+    """What is read of the memories of one call: all of them at once, when the first one is read.
+
+    Args:
+        texts: Of the memories.
+        facts: Asks the server for spans and tokens, without the tensors.
+        whole: Asks the server for everything.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        facts: Callable[[Sequence[str]], list[Facts]],
+        whole: Callable[[Sequence[str]], list[Memory]],
+    ) -> None:
+        self._texts = list(dict.fromkeys(texts))
+        self._ask_facts, self._ask_whole = facts, whole
+        self._facts: dict[str, Facts] = {}
+        self._whole: dict[str, Memory] = {}
+        self._lock = threading.Lock()
+
+    def facts(self, text: str) -> Facts:
+        """Spans and tokens of one text."""
+        with self._lock:
+            if text in self._whole:
+                return self._whole[text].spans, self._whole[text].source_tokens
+            if not self._facts:
+                self._facts = dict(zip(self._texts, self._ask_facts(self._texts), strict=True))
+            return self._facts[text]
+
+    def whole(self, text: str) -> Memory:
+        """One memory with its tensor."""
+        with self._lock:
+            if not self._whole:
+                self._whole = dict(zip(self._texts, self._ask_whole(self._texts), strict=True))
+            return self._whole[text]
+
+
+class RemoteMemory(Memory):
+    """A `Memory` of a server's engine. Ranking and answering send its text; nothing is computed for it here.
+
+    Reading `tokens` fetches the tensors of all memories of the call that made this one, in one request; reading
+    `spans`, `n_windows` or `source_tokens` fetches those numbers alone.
+    """
+
+    __slots__ = ("_fetched",)
+
+    def __init__(self, text: str, fingerprint: str, fetched: Fetched) -> None:
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "fingerprint", fingerprint)
+        object.__setattr__(self, "_fetched", fetched)
+
+    @property
+    def tokens(self) -> Tensor:
+        """``[n_windows, n_mem, hidden]`` on the processor, in the server's dtype."""
+        return self._read().tokens
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Character span of each window."""
+        return self._held().facts(self.text)[0]
+
+    @property
+    def source_tokens(self) -> int:
+        """Text tokens that the windows stand for."""
+        return self._held().facts(self.text)[1]
+
+    @property
+    def n_windows(self) -> int:
+        """Windows of the document."""
+        return len(self.spans)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        whole = self._read()
+        return Memory, (whole.tokens, whole.text, whole.spans, whole.source_tokens, whole.fingerprint)
+
+    def _held(self) -> Fetched:
+        found: Fetched = object.__getattribute__(self, "_fetched")
+        return found
+
+    def _read(self) -> Memory:
+        return self._held().whole(self.text)
+
+
+def plain(memory: Memory) -> Memory:
+    """A memory with its tensor, whichever kind it is."""
+    return memory._read() if isinstance(memory, RemoteMemory) else memory  # noqa: SLF001 - of this module

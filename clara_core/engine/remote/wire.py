@@ -1,0 +1,206 @@
+"""What travels between an engine's client and its server: answers, errors and tensors, for both sides.
+
+Tensors travel as safetensors alone, and the reader trusts nothing that the file says of itself.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from math import prod
+from typing import TYPE_CHECKING, Any, Final
+
+from clara_core.common.errors import (
+    ClaraError,
+    ContextOverflow,
+    EngineClosed,
+    FingerprintMismatch,
+    NotEnoughMemory,
+    RoleError,
+    ServerError,
+    ServerOverloaded,
+    StoreError,
+    UnknownOption,
+    WindowOverflow,
+)
+from clara_core.engine.sampling import Answer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clara_core.data.memory import Memory
+
+TENSORS: Final = "application/vnd.safetensors"
+FINGERPRINT: Final = "x-clara-fingerprint"
+REQUEST_ID: Final = "x-request-id"
+
+_HEADER_BYTES: Final = 1 << 16
+_FLOATS: Final = {"F32": 4, "BF16": 2, "F16": 2}
+_DTYPES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64"}
+
+CODES: Final[Mapping[str, tuple[int, type[Exception]]]] = {
+    "invalid_request": (400, ValueError),
+    "unknown_option": (400, UnknownOption),
+    "context_length_exceeded": (400, ContextOverflow),
+    "window_overflow": (400, WindowOverflow),
+    "unsupported_role": (400, RoleError),
+    "invalid_api_key": (401, ServerError),
+    "forbidden": (403, ServerError),
+    "not_found": (404, ServerError),
+    "model_not_found": (404, ServerError),
+    "store_not_found": (404, StoreError),
+    "document_not_found": (404, KeyError),
+    "method_not_allowed": (405, ServerError),
+    "fingerprint_mismatch": (409, FingerprintMismatch),
+    "body_too_large": (413, ServerError),
+    "unsupported_media_type": (415, ServerError),
+    "internal": (500, ServerError),
+    "store_error": (500, StoreError),
+    "not_implemented": (501, ServerError),
+    "overloaded": (503, ServerOverloaded),
+    "loading": (503, ServerOverloaded),
+    "draining": (503, ServerOverloaded),
+    "engine_unavailable": (503, EngineClosed),
+    "out_of_memory": (503, NotEnoughMemory),
+    "timeout": (504, ServerError),
+}
+"""Each code of an error: the HTTP status that the server sends, and the exception that the client raises."""
+
+
+def code_of(exc: BaseException) -> str:
+    """The code of an exception; ``internal`` where it is nobody's fault but ours."""
+    if isinstance(exc, ClaraError):
+        # UnknownOption is a TypeError, too.
+        return next((code for code, (_, kind) in CODES.items() if type(exc) is kind), "internal")
+    return "invalid_request" if isinstance(exc, ValueError | TypeError) else "internal"
+
+
+def answer_to_wire(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON."""
+    return asdict(answer)
+
+
+def answer_from_wire(told: Mapping[str, Any]) -> Answer:
+    """The answer that `answer_to_wire` was given; what a newer server says besides is passed over.
+
+    Raises:
+        ServerError: It is no answer.
+    """
+    try:
+        return Answer(**{each.name: told[each.name] for each in fields(Answer) if each.name in told})
+    except TypeError as exc:
+        raise ServerError(f"the server sent no answer, but {told!r:.100}") from exc
+
+
+# --- tensors ---------------------------------------------------------------------------------------------
+
+
+def memories_to_wire(memories: Sequence[Memory], shape: tuple[int, int], dtype: Any) -> bytes:
+    """Memories as one file: ``tokens [W, n_mem, hidden]``, ``spans [W, 2]``, ``windows [M]``, ``source_tokens [M]``.
+
+    Args:
+        memories: Any number.
+        shape: ``(n_mem, hidden)``, for the case that there are none.
+        dtype: Of the tokens.
+    """
+    import torch
+    from safetensors.torch import save
+
+    tokens = [memory.tokens.to(dtype) for memory in memories]
+    spans = [span for memory in memories for span in memory.spans]
+    return bytes(
+        save(
+            {
+                "tokens": torch.cat(tokens) if tokens else torch.zeros(0, *shape, dtype=dtype),
+                "spans": torch.tensor(spans, dtype=torch.int64).reshape(-1, 2),
+                "windows": torch.tensor([memory.n_windows for memory in memories], dtype=torch.int64),
+                "source_tokens": torch.tensor([memory.source_tokens for memory in memories], dtype=torch.int64),
+            }
+        )
+    )
+
+
+def memories_from_wire(body: bytes, texts: Sequence[str], shape: tuple[int, int], fingerprint: str) -> list[Memory]:
+    """The memories of texts.
+
+    Raises:
+        ServerError: The file is not what was asked for.
+    """
+    from clara_core.data.memory import Memory
+
+    found = tensors_from_wire(body, {"tokens": 3, "spans": 2, "windows": 1, "source_tokens": 1})
+    tokens, spans = found["tokens"], found["spans"].tolist()
+    counts, sources = found["windows"].tolist(), found["source_tokens"].tolist()
+    whole = len(counts) == len(sources) == len(texts) and all(count > 0 for count in counts)
+    if not whole or sum(counts) != len(tokens) or len(spans) != len(tokens) or tuple(tokens.shape[1:]) != shape:
+        raise ServerError(
+            f"the server sent tokens of the shape {list(tokens.shape)} in {len(counts)} documents; asked for "
+            f"{len(texts)} documents of windows of {list(shape)}"
+        )
+    memories, start = [], 0
+    for text, count, source in zip(texts, counts, sources, strict=True):
+        own = tuple((int(begin), int(end)) for begin, end in spans[start : start + count])
+        if not all(0 <= begin <= end <= len(text) for begin, end in own):
+            raise ServerError(f"the server sent spans {own!r:.60} of a text of {len(text)} characters")
+        memories.append(Memory(tokens[start : start + count].clone(), text, own, source, fingerprint))
+        start += count
+    return memories
+
+
+def tensor_to_wire(tokens: Tensor) -> bytes:
+    """One tensor as a file."""
+    from safetensors.torch import save
+
+    return bytes(save({"tokens": tokens.contiguous()}))
+
+
+def tensors_from_wire(body: bytes, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+    """The tensors of a file, each of the rank that is expected; ``tokens`` are finite floats, all others int64.
+
+    Raises:
+        ServerError: Anything about the file is not as expected.
+    """
+    import torch
+
+    buffer = bytearray(body)
+    found: dict[str, Tensor] = {}
+    for name, (kind, shape, start, end) in _layout(body, ranks).items():
+        raw = memoryview(buffer)[start:end]
+        dtype = getattr(torch, _DTYPES[kind])
+        found[name] = (torch.frombuffer(raw, dtype=dtype) if len(raw) else torch.zeros(0, dtype=dtype)).reshape(shape)
+    if not bool(found["tokens"].isfinite().all()):
+        raise ServerError("the server sent tokens that are NaN or infinite")
+    return found
+
+
+def _layout(body: bytes, ranks: Mapping[str, int]) -> dict[str, tuple[str, list[int], int, int]]:
+    """Type, shape and place of each tensor, proven to lie in the file, one behind the other."""
+    try:
+        (length,) = struct.unpack_from("<Q", body)
+        if length > _HEADER_BYTES:
+            raise ServerError(
+                f"the server sent tensors with a header of {length} bytes; at most {_HEADER_BYTES} are read"
+            )
+        header = json.loads(body[8 : 8 + length])
+        header.pop("__metadata__", None)
+        if set(header) != set(ranks):
+            raise ServerError(f"the server sent the tensors {sorted(header)!r:.100}; expected {sorted(ranks)}")
+        layout = {}
+        place = 8 + length
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
+            kind, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            size = _FLOATS.get(kind) if name == "tokens" else {"I64": 8}.get(kind)
+            sound = all(type(each) is int and each >= 0 for each in [*shape, start, end])
+            if size is None or not sound or len(shape) != ranks[name] or end - start != size * prod(shape):
+                raise ServerError(f"the server sent {name} as {kind!r:.20} {shape!r:.60} in {end - start} bytes")
+            if 8 + length + start != place:
+                raise ServerError(f"the server sent {name} at byte {start}, where nothing begins")
+            place += end - start
+            layout[name] = (kind, shape, 8 + length + start, place)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise ServerError(f"the server sent no tensors that can be read: {type(exc).__name__}: {exc}") from exc
+    if place != len(body):
+        raise ServerError(f"the server sent {len(body)} bytes of tensors, their header tells of {place}")
+    return layout
