@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clara_core.cli.options import local_engine_of, load_watched, with_options
+from clara_core.cli.options import load_watched, local_engine_of, with_options
 from clara_core.engine.options import EngineOptions
 
 if TYPE_CHECKING:

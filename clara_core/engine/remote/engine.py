@@ -376,12 +376,13 @@ class RemoteEngine(Engine):
         await self._aload()
         payload = self._questions([(messages, memories)], options)
         async with self._connection.aevents("/v1/clara/answer", payload) as events:
+            answered = False
             async for event in events:
                 chunk = _chunk(event)
+                answered = chunk.answer is not None
                 yield chunk
-                if chunk.answer is not None:
-                    return
-        raise ServerError("the server ended a stream without an answer; ask again")
+        if not answered:
+            raise ServerError("the server ended a stream without an answer; ask again")
 
     def _questions(
         self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], options: SamplingOptions
@@ -423,6 +424,8 @@ class RemoteStream(Iterator[Chunk]):
             raise
         self._text += chunk.text
         if chunk.answer is not None:
+            for _ in self._events:  # nothing more comes, and the connection can be used again
+                pass
             self.close()
         return chunk
 

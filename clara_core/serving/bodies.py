@@ -1,0 +1,151 @@
+"""The bodies of requests as they are written in JSON, and how they are read: in a thread where they are large."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.responses import Response
+
+from clara_core.serving.failures import Refused
+
+Body = TypeVar("Body", bound=BaseModel)
+
+_LARGE: Final = 1 << 16  # bytes that are read in a thread
+
+
+class Strict(BaseModel):
+    """A body without names that nobody reads."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class DocumentBody(Strict):
+    """A document by its text, or by the id that it has in a store of the server."""
+
+    text: str | None = None
+    id: str | None = None
+    store: str | None = None
+    title: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, value: Any) -> Any:
+        return {"text": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _named(self) -> DocumentBody:
+        if self.text is None and (self.id is None or self.store is None):
+            raise ValueError("a document is given by its text, or by id and store")
+        return self
+
+
+class TurnBody(Strict):
+    """A turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class RankBody(Strict):
+    """A question and the documents to be ranked."""
+
+    question: str
+    documents: list[DocumentBody]
+    top_k: int | None = None
+
+
+class QuestionBody(Strict):
+    """A conversation over documents."""
+
+    messages: list[TurnBody]
+    documents: list[DocumentBody] = []
+
+
+class AnswerBody(Strict):
+    """Conversations to be answered together, and how."""
+
+    questions: Annotated[list[QuestionBody], Field(min_length=1)]
+    options: dict[str, Any] = {}
+
+
+class ParaphraseBody(Strict):
+    """A document to be said again."""
+
+    document: DocumentBody
+    instruction: str | None = None
+    max_tokens: int = 128
+
+
+class CompressBody(Strict):
+    """Texts to be compressed."""
+
+    texts: list[str]
+    overflow: Literal["split", "error", "truncate"] = "split"
+    wanted: Literal["keys", "tensors"] = Field(default="keys", alias="return")
+
+
+class ReasonBody(Strict):
+    """Questions for the query reasoner."""
+
+    questions: list[str]
+
+
+class TokensBody(Strict):
+    """Texts, or a conversation, to be counted or cut."""
+
+    what: Literal["count", "count_plain", "ids", "windows", "prompt"]
+    texts: list[str] = []
+    messages: list[TurnBody] = []
+    n_windows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    first_only: bool = False
+    reserve: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
+
+def reader(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:
+    """What reads the body of a request, for `Depends`."""
+
+    async def read(request: Request) -> Body:
+        raw = await request.body()
+        if not raw:
+            raise Refused("invalid_request", "the request has no body; send JSON")
+        if len(raw) < _LARGE:
+            return kind.model_validate_json(raw)
+        return await asyncio.to_thread(kind.model_validate_json, raw)
+
+    return read
+
+
+def described(kind: type[BaseModel]) -> dict[str, Any]:
+    """What the description of the routes says of a body."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def json_response(value: Any) -> Response:
+    """A response in JSON, written in a thread: numbers of many vectors take their time."""
+    import json
+
+    body = await asyncio.to_thread(lambda: json.dumps(value, separators=(",", ":"), allow_nan=False).encode())
+    return Response(body, media_type="application/json")
+
+
+def check_texts(texts: list[str], most: int, characters: int, name: str) -> None:
+    """Refuse more than the server takes.
+
+    Raises:
+        Refused: Says which limit it is.
+    """
+    if len(texts) > most:
+        raise Refused("invalid_request", f"{name} has {len(texts)} entries; at most {most} are taken", param=name)
+    for index, text in enumerate(texts):
+        if len(text) > characters:
+            raise Refused(
+                "invalid_request",
+                f"{name}[{index}] has {len(text)} characters; at most {characters} are taken",
+                param=name,
+            )

@@ -1,0 +1,60 @@
+"""From the documents of a request to their memories: by their texts, or out of a store of the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from clara_core.data.memory import Memory
+from clara_core.serving.bodies import DocumentBody, check_texts
+from clara_core.serving.failures import Refused
+
+if TYPE_CHECKING:
+    from clara_core.serving.state import ServerState
+
+
+async def memories_of(state: ServerState, documents: Sequence[DocumentBody], most: int) -> list[Memory]:
+    """The memory of each document. One that has a text and an id is looked up by the id, and else made of the text.
+
+    Args:
+        state: Of the server.
+        documents: Of the request.
+        most: Documents that may be.
+
+    Raises:
+        Refused: There are too many, or one is in no store.
+    """
+    limits = state.config.limits
+    check_texts([document.text or "" for document in documents], most, limits.characters, "documents")
+    stored = await asyncio.to_thread(_stored, state, documents)
+    missing = [
+        document.id or ""
+        for document, memory in zip(documents, stored, strict=True)
+        if memory is None and document.text is None
+    ]
+    if missing:
+        shown = ", ".join(repr(id_[:64]) for id_ in missing[:5])
+        raise Refused("document_not_found", f"there is no document with the id {shown}", param="documents")
+    texts = [document.text or "" for document, memory in zip(documents, stored, strict=True) if memory is None]
+    made = iter(await state.engine.aremember(texts) if texts else [])
+    return [next(made) if memory is None else memory for memory in stored]
+
+
+def _stored(state: ServerState, documents: Sequence[DocumentBody]) -> list[Memory | None]:
+    """Memories of those that name a store; what has a text of its own must be the same there."""
+    wanted: dict[str, list[str]] = {}
+    for document in documents:
+        if document.store is not None and document.id is not None:
+            wanted.setdefault(document.store, []).append(document.id)
+    found: dict[tuple[str, str], Memory] = {}
+    for name, ids in wanted.items():
+        store = state.store(name)
+        there = [record.id for record in store.get(dict.fromkeys(ids))]
+        found |= {(name, id_): memory for id_, memory in zip(there, store.memories(there), strict=True)}
+    memories: list[Memory | None] = []
+    for document in documents:
+        memory = found.get((document.store or "", document.id or ""))
+        stale = memory is not None and document.text is not None and memory.text != document.text
+        memories.append(None if stale else memory)
+    return memories

@@ -1,0 +1,108 @@
+"""A server as a process: it listens, drains when it is told to end, and reads its keys again when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from clara_core.serving.app import build_app
+from clara_core.serving.config import ServeConfig
+from clara_core.serving.state import ServerState
+
+log = logging.getLogger(__name__)
+
+_KEEP_ALIVE = 75  # seconds; more than the idle time of common balancers, which else meet closed connections
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, which tells that it ends before it takes no more connections.
+
+    Args:
+        config: Of uvicorn.
+        state: Of the server.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
+        super().__init__(config)
+        self.state = state
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second one ends at once."""
+        if self.state.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self.drain()
+
+    def drain(self) -> None:
+        """Say that the server is not ready any more; stop taking connections after the delay of the configuration."""
+        self.state.draining = True
+        log.info("ending: requests have %g s to finish", self.state.config.drain_seconds)
+        delay = self.state.config.drain_delay
+        if delay == 0:
+            self.should_exit = True
+            return
+        loop = asyncio.get_event_loop()
+        loop.call_later(delay, lambda: setattr(self, "should_exit", True))
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal, or until the model turns out not to load."""
+        watch = asyncio.create_task(self._watch_failure())
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError, AttributeError):
+            # Not on Windows, and not in a thread.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_keys)
+        try:
+            await super().serve(sockets)
+        finally:
+            watch.cancel()
+
+    async def _watch_failure(self) -> None:
+        await self.state.failed.wait()
+        self.should_exit = True
+
+    def _reload_keys(self) -> None:
+        try:
+            self.state.keys.reload()
+        except ValueError as exc:
+            log.error("the keys stay as they are: %s", exc)  # noqa: TRY400 - the message says it all
+        else:
+            log.info("the keys were read again")
+
+
+def server_of(config: ServeConfig) -> DrainingServer:
+    """The server of a configuration, not yet running."""
+    app = build_app(config)
+    limits = config.limits
+    settings = uvicorn.Config(
+        app,
+        host=config.host,
+        port=config.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=round(config.drain_seconds),
+        h11_max_incomplete_event_size=65_536,
+        limit_concurrency=limits.requests * 4,
+        lifespan="on",
+    )
+    return DrainingServer(settings, app.state.server)
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        ClaraError: The model cannot be loaded.
+    """
+    server = server_of(config)
+    server.run()
+    if server.state.failure is not None:
+        raise server.state.failure
+    server.state.engine.unload()

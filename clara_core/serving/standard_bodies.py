@@ -1,0 +1,185 @@
+"""The bodies of requests as OpenAI's, Cohere's, Jina's and TEI's clients write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from clara_core.serving.bodies import DocumentBody, Strict
+
+# Said by clients and without meaning here; nothing of the answer depends on them.
+_IGNORED: Final = frozenset({"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"})
+_NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    "n": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "modalities": (["text"],),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "citations": (False,),
+    "confidence": (False,),
+}
+"""Options whose neutral values are accepted; every other value asks for something that this server does not do."""
+
+
+class ChatMessage(Strict):
+    """A message; of content in parts, the texts are read."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if value.get("tool_calls"):
+            raise ValueError("a message holds tool calls, and CLaRa has no tools; leave them out")
+        content = value.get("content")
+        if isinstance(content, list):
+            return {**value, "content": "".join(map(_text_of, content))}
+        return value
+
+    def turn(self) -> dict[str, str]:
+        """The turn as the engine reads it."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+
+
+def _text_of(part: Any) -> str:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise ValueError(f"content is text, got a part of type {kind!r:.40}; documents go into documents=")
+
+
+class Retrieval(Strict):
+    """Documents that the server finds for the last message of the user."""
+
+    store: str
+    k: Annotated[int, Field(ge=1, le=256)] = 4
+    mode: Literal["memory", "text", "hybrid"] | None = None
+    filter: dict[str, Any] | None = None
+
+
+class StreamOptions(Strict):
+    """What a stream tells besides."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool = False
+
+
+class ChatBody(Strict):
+    """OpenAI's chat completion, with documents."""
+
+    model: str
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    documents: list[DocumentBody] = Field(default_factory=list)
+    retrieval: Retrieval | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, value: Any) -> Any:
+        return without_neutral(value)
+
+    def options(self) -> dict[str, Any]:
+        """The engine's options; what is not said stays as it is there."""
+        most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        said = {"max_tokens": most, "temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        return {name: told for name, told in {**said, "stop": self.stop or None}.items() if told is not None}
+
+
+def without_neutral(value: Any) -> Any:
+    """A body without the options that say nothing here.
+
+    Raises:
+        ValueError: One says something.
+    """
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for name, told in value.items():
+        if name in _IGNORED:
+            continue
+        if name in _NEUTRAL:
+            if told is not None and told not in _NEUTRAL[name]:
+                raise ValueError(f"{name}={told!r:.60} is not supported by this server; leave it out")
+            continue
+        kept[name] = told
+    return kept
+
+
+class EmbeddingBody(Strict):
+    """OpenAI's embeddings."""
+
+    model: str
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    input_type: Literal["document", "query", "search_document", "search_query", "passage"] | None = None
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_ids(cls, value: Any) -> Any:
+        given = value.get("input") if isinstance(value, dict) else None
+        if isinstance(given, list) and given and isinstance(given[0], int | list):
+            raise ValueError(
+                "input holds token ids of another tokenizer; send texts (LangChain's OpenAIEmbeddings with "
+                "check_embedding_ctx_length=False)"
+            )
+        return value
+
+
+class RerankBody(Strict):
+    """Cohere's, Jina's and vLLM's rerank."""
+
+    model: str | None = None
+    query: str
+    documents: list[DocumentBody]
+    top_n: Annotated[int, Field(ge=0)] | None = None
+    return_documents: bool | None = False
+    normalize: bool = False
+    max_tokens_per_doc: int | None = None
+    priority: int | None = None
+    user: str | None = None
+    truncate: bool | None = None
+
+
+class TeiRerankBody(Strict):
+    """TEI's rerank."""
+
+    query: str
+    texts: list[str]
+    truncate: bool | None = None
+    truncation_direction: str | None = None
+    raw_scores: bool = False
+    return_text: bool = False
+
+
+class TeiEmbedBody(Strict):
+    """TEI's embed."""
+
+    inputs: str | list[str]
+    truncate: bool | None = None
+    truncation_direction: str | None = None
+    normalize: Literal[True] = True
+    prompt_name: Literal["query", "document"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
