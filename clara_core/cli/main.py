@@ -26,6 +26,7 @@ from clara_core.cli.ask import ask
 from clara_core.cli.bulk import compress_into_store
 from clara_core.cli.evaluate import evaluate_file
 from clara_core.cli.options import with_options
+from clara_core.cli.serve import serve_model
 from clara_core.cli.store import index_folder, search_store, store_app
 from clara_core.cli.synthesize import synthesize_documents
 from clara_core.cli.train import train_stage
@@ -126,6 +127,7 @@ app.command()(ask)
 app.command("index")(index_folder)
 app.command("search")(search_store)
 app.command("bulk")(compress_into_store)
+app.command("serve")(serve_model)
 app.add_typer(store_app, name="store")
 app.command("eval")(evaluate_file)
 app.command("synthesize")(synthesize_documents)

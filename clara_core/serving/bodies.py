@@ -68,7 +68,7 @@ class QuestionBody(Strict):
 class AnswerBody(Strict):
     """Conversations to be answered together, and how."""
 
-    questions: Annotated[list[QuestionBody], Field(min_length=1)]
+    questions: list[QuestionBody]
     options: dict[str, Any] = {}
 
 

@@ -115,6 +115,7 @@ class _Passage:
         self.kind = ""
         self.label: str | None = None
         self.admitted: int | None = None
+        self.whole = False  # the body has arrived
         self.began = time.monotonic()
 
     async def pass_through(self) -> None:
@@ -157,6 +158,7 @@ class _Passage:
                         raise self._too_large()
                     parts.append(message.get("body", b""))
                     if not message.get("more_body", False):
+                        self.whole = True
                         return b"".join(parts)
         except TimeoutError:
             self.state.metrics.refused.labels("body").inc()
@@ -213,6 +215,9 @@ class _Passage:
         own = {REQUEST_ID: self.id, "x-content-type-options": "nosniff"}
         if not any(name == b"content-security-policy" for name, _ in given):
             own["content-security-policy"] = _CSP
+        if not self.whole:
+            # Else a client that goes on sending is read for ever.
+            own["connection"] = "close"
         if self.state.ready:
             own[FINGERPRINT] = self.state.engine.fingerprint
         if self.status == 401:

@@ -8,8 +8,10 @@ import logging
 import signal
 import socket
 from types import FrameType
+from typing import ClassVar
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from clara_core.serving.app import build_app
 from clara_core.serving.config import ServeConfig
@@ -18,6 +20,49 @@ from clara_core.serving.state import ServerState
 log = logging.getLogger(__name__)
 
 _KEEP_ALIVE = 75  # seconds; more than the idle time of common balancers, which else meet closed connections
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's protocol over h11, which bounds the size of headers, and here their time.
+
+    A connection that says nothing for a while, or sends its headers one letter at a time, is closed.
+    """
+
+    seconds: ClassVar[float] = 30.0
+    """In which the headers of a request have to arrive."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Of asyncio."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Of asyncio."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Of asyncio."""
+        self._rest()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._rest()  # a request is being answered; its body is the gate's to wait for
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.seconds, self._give_up)
+
+    def _rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self.cycle is None or (self.cycle.response_complete and self.timeout_keep_alive_task is None):
+            self.transport.close()
 
 
 class DrainingServer(uvicorn.Server):
@@ -88,6 +133,7 @@ def server_of(config: ServeConfig) -> DrainingServer:
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=round(config.drain_seconds),
+        http=type("Protocol", (PatientProtocol,), {"seconds": limits.body_seconds}),
         h11_max_incomplete_event_size=65_536,
         limit_concurrency=limits.requests * 4,
         lifespan="on",

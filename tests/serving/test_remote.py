@@ -47,7 +47,7 @@ def test_an_address_gives_the_same_engine_by_every_door(server, remote):
     assert isinstance(remote, RemoteEngine)
     assert ClaraEngine.from_pretrained(server.url) is remote
     assert copy.deepcopy(remote) is remote
-    assert pickle.loads(pickle.dumps(remote)) is remote
+    assert pickle.loads(pickle.dumps(remote)) is remote  # noqa: S301
     assert open_engine(server.url, token="k" * 16) is not remote
 
 
@@ -84,7 +84,7 @@ async def test_documents(local, remote):
     for made in (await remote.acompress(TEXTS), await remote.aremember(TEXTS)):
         assert all(map(same, made, expected))
     assert remote.compress([]) == []
-    copied = pickle.loads(pickle.dumps(remote.remember(TEXTS)[0]))
+    copied = pickle.loads(pickle.dumps(remote.remember(TEXTS)[0]))  # noqa: S301
     assert type(copied) is Memory
     assert same(copied, expected[0])
 
