@@ -91,7 +91,7 @@ def test_the_end_under_load_loses_no_request_that_was_taken():
     "arguments, message",
     [
         (["no-such-folder-or-model"], "no-such-folder-or-model"),
-        (["pocket", "--host", "0.0.0.0"], "there is no key"),
+        (["pocket", "--host", "192.0.2.1"], "there is no key"),
         (["pocket", "--store", "x"], "--store takes NAME=URI"),
         (["pocket", "--store", "../x=/tmp"], "a store is named by"),
         (["http://127.0.0.1:1"], "is another server"),

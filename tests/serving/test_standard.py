@@ -61,7 +61,7 @@ def test_chat_in_pieces(client, expected):
             stream=True,
             stream_options={"include_usage": True},
             extra_body={"documents": DOCUMENTS},
-        )  # fmt: skip
+        )
     )
     assert len({(piece.id, piece.created) for piece in pieces}) == 1
     assert pieces[0].choices[0].delta.role == "assistant"
