@@ -11,6 +11,7 @@ from clara_core.common.errors import FingerprintMismatch, StoreError
 from clara_core.common.place import IN_MEMORY
 from clara_core.common.suggest import parameters, refuse_unknown
 from clara_core.data.memory import Memory
+from clara_core.engine.door import is_server
 from clara_core.engine.options import OPTIONS, given_options
 from clara_core.store.accepting import accepted_ids
 from clara_core.store.backend import Backend
@@ -61,7 +62,7 @@ class MemoryStore(StoreSearch):
         Args:
             uri: A folder (``~`` is the home folder, and a relative one is meant from where the process is now);
                 ``memory://`` for a store that ends with this object; or the address of an object store, such as
-                ``s3://bucket/path``.
+                ``s3://bucket/path``; or a store of a server, ``http://host:port/v1/stores/NAME``.
             engine: Compresses texts and reads questions. Without one (and without `model`) the store still takes and
                 gives ready memories, and finds texts by words.
             model: Instead of an engine: as in `ClaraEngine.from_pretrained`.
@@ -76,6 +77,8 @@ class MemoryStore(StoreSearch):
             UnknownOption: An option that neither this function nor an engine has.
             StoreError: What is there cannot be read, or nothing is there and `read_only` is given.
         """
+        if is_server(uri) and (memory_type, storage_options) != (None, None):
+            raise ValueError(f"how documents are kept is decided by the server at {fspath(uri)}")
         refuse_unknown("MemoryStore.open", options, [*OPTIONS, *parameters(cls.open)])
         given = given_options({"model": model, **options})
         if engine is not None and given:
@@ -88,6 +91,10 @@ class MemoryStore(StoreSearch):
             from clara_core.engine.door import open_engine
 
             engine = open_engine(model, **options)
+        if is_server(uri):
+            from clara_core.store.remote import RemoteStore
+
+            return RemoteStore(fspath(uri), engine, read_only=read_only)
         backend = _place(fspath(uri), memory_type, key, storage_options)
         if read_only and backend.latest() is None:
             raise StoreError(f"there is no store at {backend.uri}; write one first, without read_only=True")

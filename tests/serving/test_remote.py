@@ -290,7 +290,7 @@ def test_a_redirect_is_not_followed_with_the_key(server, monkeypatch):
         return httpx.Response(307, headers={"location": "http://127.0.0.1:1/v1/clara/info"})
 
     engine = RemoteEngine("http://127.0.0.1:2", "secret-of-sixteen-letters")
-    engine._connection._client = httpx.Client(transport=httpx.MockTransport(answer))
+    engine.connection._client = httpx.Client(transport=httpx.MockTransport(answer))
     with pytest.raises(ServerError, match="redirects are not followed"):
         engine.load()
     assert len(asked) == 1
@@ -300,6 +300,6 @@ def test_a_redirect_is_not_followed_with_the_key(server, monkeypatch):
 def test_another_model_behind_the_same_address_is_noticed(server):
     engine = RemoteEngine(server.url, None)
     memories = engine.remember(["a"])
-    engine._connection.fingerprint = "0" * 64
+    engine.connection.fingerprint = "0" * 64
     with pytest.raises(FingerprintMismatch, match="runs"):
         engine.rank("?", memories)

@@ -53,8 +53,8 @@ class RemoteEngine(Engine):
 
     def __init__(self, url: str, key: str | None) -> None:
         self.arguments = EngineArguments(model=url)
-        self.cache = MemoryCache()
-        self._connection = Connection(url, key)
+        self.cache = _LocalCache()
+        self.connection = Connection(url, key)
         self._told: dict[str, Any] | None = None
         self._lock = threading.Lock()
 
@@ -88,20 +88,20 @@ class RemoteEngine(Engine):
         """Ask the server what it runs, once."""
         with self._lock:
             if self._told is None:
-                told = self._connection.get("/v1/clara/info")
+                told = self.connection.get("/v1/clara/info")
                 try:
-                    self._connection.fingerprint = str(told["fingerprint"])
+                    self.connection.fingerprint = str(told["fingerprint"])
                     self._told = dict(told)
                 except (TypeError, KeyError) as exc:
-                    raise ServerError(f"{self._connection.url} is no server of clara: it said {told!r:.100}") from exc
+                    raise ServerError(f"{self.connection.url} is no server of clara: it said {told!r:.100}") from exc
             return self._told
 
     def unload(self) -> None:
         """Forget what the server said, and close connections; the server's model stays where it is."""
         with self._lock:
-            self._told = self._connection.fingerprint = None
+            self._told = self.connection.fingerprint = None
         self.cache.clear()
-        self._connection.close()
+        self.connection.close()
 
     async def _aload(self) -> dict[str, Any]:
         return self._told if self._told is not None else await asyncio.to_thread(self.load)
@@ -151,7 +151,7 @@ class RemoteEngine(Engine):
     @property
     def tokenizer(self) -> RemoteTokenizer:
         """Of the server; each call is a request."""
-        return RemoteTokenizer(self._connection)
+        return RemoteTokenizer(self.connection)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text by itself."""
@@ -175,7 +175,7 @@ class RemoteEngine(Engine):
         bar = _bar(total) if show_progress else None
         try:
             while block := list(islice(given, BLOCK)):
-                body = self._connection.fetch("/v1/clara/compress", _compression(block, overflow))
+                body = self.connection.fetch("/v1/clara/compress", _compression(block, overflow))
                 for memory in self._memories(body, block, overflow):
                     yield memory
                     if bar is not None:
@@ -192,7 +192,7 @@ class RemoteEngine(Engine):
         memories: list[Memory] = []
         for start in range(0, len(given), BLOCK):
             block = given[start : start + BLOCK]
-            body = await self._connection.afetch("/v1/clara/compress", _compression(block, overflow))
+            body = await self.connection.afetch("/v1/clara/compress", _compression(block, overflow))
             memories += await asyncio.to_thread(self._memories, body, block, overflow)
         return memories
 
@@ -227,7 +227,7 @@ class RemoteEngine(Engine):
         facts: list[Facts] = []
         for start in range(0, len(texts), BLOCK):
             payload = {"texts": texts[start : start + BLOCK], "return": "keys"}
-            for told in self._connection.post("/v1/clara/compress", payload)["memories"]:
+            for told in self.connection.post("/v1/clara/compress", payload)["memories"]:
                 spans = tuple((int(begin), int(end)) for begin, end in told["spans"])
                 facts.append((spans, int(told["source_tokens"])))
         return facts
@@ -237,13 +237,13 @@ class RemoteEngine(Engine):
     def reason(self, questions: Sequence[str]) -> Tensor:
         """See `ClaraEngine.reason`."""
         given = list(checked_texts(questions, "questions"))
-        return self._reasoned(self._connection.fetch("/v1/clara/reason", {"questions": given}), len(given))
+        return self._reasoned(self.connection.fetch("/v1/clara/reason", {"questions": given}), len(given))
 
     async def areason(self, questions: Sequence[str]) -> Tensor:
         """Awaitable `reason`."""
         given = list(checked_texts(questions, "questions"))
         await self._aload()
-        body = await self._connection.afetch("/v1/clara/reason", {"questions": given})
+        body = await self.connection.afetch("/v1/clara/reason", {"questions": given})
         return await asyncio.to_thread(self._reasoned, body, len(given))
 
     def _reasoned(self, body: bytes, count: int) -> Tensor:
@@ -266,14 +266,14 @@ class RemoteEngine(Engine):
     def rank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
         """See `ClaraEngine.rank`. What is too large for one request goes in several."""
         parts = self._ranking(question, memories, top_k)
-        told = [self._connection.post("/v1/clara/rank", payload) for _, payload in parts]
+        told = [self.connection.post("/v1/clara/rank", payload) for _, payload in parts]
         return _merged([start for start, _ in parts], told, top_k)
 
     async def arank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
         """Awaitable `rank`."""
         await self._aload()
         parts = self._ranking(question, memories, top_k)
-        told = [await self._connection.apost("/v1/clara/rank", payload) for _, payload in parts]
+        told = [await self.connection.apost("/v1/clara/rank", payload) for _, payload in parts]
         return _merged([start for start, _ in parts], told, top_k)
 
     def _ranking(
@@ -295,7 +295,7 @@ class RemoteEngine(Engine):
         """See `ClaraEngine.paraphrase`."""
         [checked] = checked_memories([memory], lambda: self.fingerprint)
         payload = {"document": {"text": checked.text}, "instruction": instruction, "max_tokens": max_tokens}
-        return answer_from_wire(self._connection.post("/v1/clara/paraphrase", payload, repeatable=False))
+        return answer_from_wire(self.connection.post("/v1/clara/paraphrase", payload, repeatable=False))
 
     def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]) -> Answer:
         """See `ClaraEngine.answer`."""
@@ -326,13 +326,13 @@ class RemoteEngine(Engine):
     ) -> list[Answer]:
         """See `ClaraEngine.chat_batch`."""
         payload = self._questions(conversations, options)
-        return _answers(self._connection.post("/v1/clara/answer", payload, repeatable=False), len(conversations))
+        return _answers(self.connection.post("/v1/clara/answer", payload, repeatable=False), len(conversations))
 
     def stream_chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
     ) -> RemoteStream:
         """See `ClaraEngine.stream_chat`."""
-        return RemoteStream(self._connection, self._questions([(messages, memories)], options))
+        return RemoteStream(self.connection, self._questions([(messages, memories)], options))
 
     async def aanswer(
         self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
@@ -360,7 +360,7 @@ class RemoteEngine(Engine):
         """Awaitable `chat_batch`."""
         await self._aload()
         payload = self._questions(conversations, options)
-        return _answers(await self._connection.apost("/v1/clara/answer", payload), len(conversations))
+        return _answers(await self.connection.apost("/v1/clara/answer", payload), len(conversations))
 
     def astream(
         self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
@@ -375,7 +375,7 @@ class RemoteEngine(Engine):
         Sampling.of(options)
         await self._aload()
         payload = self._questions([(messages, memories)], options)
-        async with self._connection.aevents("/v1/clara/answer", payload) as events:
+        async with self.connection.aevents("/v1/clara/answer", payload) as events:
             answered = False
             async for event in events:
                 chunk = _chunk(event)
@@ -397,6 +397,14 @@ class RemoteEngine(Engine):
             turns = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
             questions.append({"messages": turns, "documents": [{"text": memory.text} for memory in read]})
         return {"questions": questions, "options": told}
+
+
+class _LocalCache(MemoryCache):
+    """Keeps tensors that are here; what lies on the server is kept there."""
+
+    def put(self, memory: Memory, *, replace: bool = True) -> None:
+        if not isinstance(memory, RemoteMemory):
+            super().put(memory, replace=replace)
 
 
 class RemoteStream(Iterator[Chunk]):

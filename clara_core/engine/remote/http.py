@@ -70,9 +70,17 @@ class Connection:
         return self._send("POST", path, _body(payload), repeatable=True)
 
     def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> Any:
-        """Send bytes once, unless `headers` carry an ``Idempotency-Key``; read JSON."""
-        repeatable = "Idempotency-Key" in headers
-        return _json(self._send("POST", path, body, repeatable=repeatable, headers=headers))
+        """Send bytes that may be sent again, and read JSON."""
+        return _json(self._send("POST", path, body, repeatable=True, headers=headers))
+
+    @contextmanager
+    def lines(self, path: str) -> Iterator[Iterator[Any]]:
+        """What the server says at a path, as JSON line by line."""
+        with self._client.stream("GET", self.url + path, headers=self._sent(None)) as response:
+            if not response.is_success:
+                raise error_of(response, b"".join(_bounded(response.iter_bytes())), self.url)
+            self._check(response)
+            yield (_json(line.encode()) for line in response.iter_lines() if line)
 
     async def aget(self, path: str) -> Any:
         """Awaitable `get`."""

@@ -1,0 +1,276 @@
+"""A store of a server: the calls of `MemoryStore` over HTTP. Texts go up, and the server compresses them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from datetime import timedelta
+from typing import Any, Final, NoReturn
+
+from torch import Tensor
+
+from clara_core.common.errors import StoreError
+from clara_core.data.memory import Memory
+from clara_core.engine.protocol import Engine
+from clara_core.engine.remote.engine import RemoteEngine
+from clara_core.store.records import Broken, Hit, Record, StoreStats, metadata_from_json, metadata_json
+from clara_core.store.search import DEFAULT_OVERSAMPLE, DEFAULT_TEXT_WEIGHT, Filter, Mode, Search, check_condition
+from clara_core.store.store import MemoryStore, checked_ids
+from clara_core.store.writing import Document, checked_documents
+
+PLACE: Final = "/v1/stores/"
+_BATCH: Final = 256  # documents of a request
+_BATCH_BYTES: Final = 4 << 20
+_KEEP: Final = timedelta(hours=1)
+
+
+class RemoteStore(MemoryStore):
+    """Documents of a store that a server holds. Make it with ``MemoryStore.open("http://host:port/v1/stores/NAME")``.
+
+    Filters are dicts: a function cannot be sent. A question is sent as words, and the server's model reads it. What is
+    found is in the server's cache, so that ranking and answering by the same server compress nothing again. Every write
+    names its ids, so that one that is repeated changes nothing.
+    """
+
+    def __init__(self, uri: str, engine: Engine | None, *, read_only: bool) -> None:
+        address, _, name = uri.rstrip("/").rpartition(PLACE)
+        if not address or not name or "/" in name:
+            raise ValueError(f"a store of a server is named http://host:port{PLACE}NAME, got {uri!r}")
+        same = (
+            isinstance(engine, RemoteEngine) and engine.connection.url == RemoteEngine.connect(address).connection.url
+        )
+        self._server = engine if isinstance(engine, RemoteEngine) and same else RemoteEngine.connect(address)
+        self._uri = uri
+        self._path = f"{PLACE}{name}"
+        self._read_only = read_only
+        self.engine = engine or self._server
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, (self._uri, self.engine, self._read_only)
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        return self._uri
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the model whose memories it holds; None while there are none."""
+        return self.stats().fingerprint
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        texts: Iterable[str] | None = None,
+        metadatas: Iterable[dict[str, Any] | None] | None = None,
+        ids: Iterable[str | None] | None = None,
+        memories: Iterable[Memory] | None = None,
+        *,
+        vectors: Iterable[Any] | None = None,
+        show_progress: bool = False,
+    ) -> list[str]:
+        """See `MemoryStore.add`; of memories the texts are sent. Vectors of other embeddings are refused."""
+        from tqdm.auto import tqdm
+
+        self._check_writable()
+        if vectors is not None:
+            raise ValueError("a store of a server keeps memories of its model, not vectors of other embeddings")
+        given = checked_documents(texts, metadatas, ids, memories, None)
+        parts = (texts, metadatas, ids, memories)
+        documents = list(given) if all(part is None or isinstance(part, Sequence) for part in parts) else given
+        total = len(documents) if isinstance(documents, list) else None
+        written: list[str] = []
+        with tqdm(total=total, desc="storing", unit="doc", disable=not show_progress) as bar:
+            for batch in _batches(iter(documents)):
+                body = b"".join(map(_line, batch))
+                self._server.connection.send(f"{self._path}/documents", body, {"content-type": "application/x-ndjson"})
+                written += [document.id for document in batch]
+                bar.update(len(batch))
+        return written
+
+    def delete(self, ids: Iterable[str] | None = None, filter: Filter | None = None) -> int:  # noqa: A002
+        """See `MemoryStore.delete`."""
+        self._check_writable()
+        if ids is None and filter is None:
+            raise ValueError("delete needs ids or a filter; filter={} takes everything out")
+        payload = {"ids": None if ids is None else checked_ids(ids), "filter": _sent(filter)}
+        return int(self._ask("delete", payload)["deleted"])
+
+    def compact(self, older_than: timedelta = _KEEP) -> None:
+        """Not over HTTP."""
+        self._refuse("compact")
+
+    def optimize(self, *, show_progress: bool = False) -> None:
+        """Not over HTTP."""
+        self._refuse("optimize")
+
+    def check(self, *, show_progress: bool = False) -> list[Broken]:
+        """Not over HTTP."""
+        self._refuse("check")
+
+    def salvage(self, *, show_progress: bool = False) -> list[Broken]:
+        """Not over HTTP."""
+        self._refuse("salvage")
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise StoreError(f"{name} is done where the server runs: clara store {name} URI; {self.uri} is a server's")
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    def get(self, ids: Iterable[str]) -> list[Record]:
+        """See `MemoryStore.get`."""
+        wanted = checked_ids(ids)
+        return [_record(told) for told in self._ask("get", {"ids": wanted})["records"]] if wanted else []
+
+    def memories(self, ids: Iterable[str]) -> list[Memory]:
+        """See `MemoryStore.memories`; their tensors are fetched where somebody reads them."""
+        wanted = checked_ids(ids)
+        found = {record.id: record.text for record in self.get(wanted)}
+        for id_ in wanted:
+            if id_ not in found:
+                raise KeyError(f"there is no document with the id {id_!r}")
+        return self._server.remember([found[id_] for id_ in wanted])
+
+    def count(self, filter: Filter | None = None) -> int:  # noqa: A002
+        """See `MemoryStore.count`."""
+        return int(self._ask("count", {"filter": _sent(filter)})["count"])
+
+    def __contains__(self, id_: object) -> bool:
+        return isinstance(id_, str) and bool(self.get([id_]))
+
+    def __iter__(self) -> Iterator[Record]:
+        """All documents of the moment, as the server reads them."""
+        with self._server.connection.lines(f"{self._path}/documents") as lines:
+            for line in lines:
+                yield _record(line)
+
+    def stats(self) -> StoreStats:
+        """See `MemoryStore.stats`."""
+        told = self._server.connection.get(self._path)
+        return StoreStats(**{each.name: told[each.name] for each in fields(StoreStats) if each.name in told})
+
+    def close(self) -> None:
+        """Nothing is held here."""
+
+    # --- searching ---------------------------------------------------------------------------------------
+
+    def search(  # type: ignore[override]  # as one function: the overloads are the same
+        self,
+        question: str | Sequence[str] | Tensor,
+        k: int = 4,
+        *,
+        filter: Filter | None = None,  # noqa: A002
+        mode: Mode | None = None,
+        vectors: Tensor | None = None,
+        exact: bool = False,
+        oversample: int = DEFAULT_OVERSAMPLE,
+        text_weight: float = DEFAULT_TEXT_WEIGHT,
+        with_memories: bool = False,
+    ) -> list[Hit] | list[list[Hit]]:
+        """See `MemoryStore.search`. Beside words, `vectors` say nothing new: the server reads the words itself."""
+        words, numbers, one = _question(question)
+        Search(k, mode or "memory", exact, oversample, text_weight)
+        payload: dict[str, Any] = {"query": words, "vectors": numbers, "k": k, "filter": _sent(filter), "mode": mode}
+        payload |= {"exact": exact, "oversample": oversample, "text_weight": text_weight}
+        told = self._ask("search", payload)["results"]
+        found = [self._hits(each, with_memories=with_memories) for each in told]
+        return found[0] if one else found
+
+    def search_mmr(
+        self,
+        question: str | Tensor,
+        k: int = 4,
+        *,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter | None = None,  # noqa: A002
+        exact: bool = False,
+        oversample: int = DEFAULT_OVERSAMPLE,
+        with_memories: bool = False,
+    ) -> list[Hit]:
+        """See `MemoryStore.search_mmr`."""
+        words, numbers, one = _question(question)
+        if not one:
+            raise ValueError("search_mmr takes one question: a string, or a tensor [D]")
+        payload: dict[str, Any] = {"query": words, "vectors": numbers, "k": k, "filter": _sent(filter)}
+        payload |= {"exact": exact, "oversample": oversample}
+        payload["mmr"] = {"fetch_k": fetch_k, "lambda_mult": lambda_mult}
+        return self._hits(self._ask("search", payload)["results"][0], with_memories=with_memories)
+
+    def _hits(self, told: Sequence[Mapping[str, Any]], *, with_memories: bool) -> list[Hit]:
+        memories: Sequence[Memory | None] = [None] * len(told)
+        if with_memories:
+            memories = self._server.remember([str(each["text"]) for each in told])
+        return [
+            Hit(
+                str(each["id"]),
+                str(each["text"]),
+                _metadata(each["metadata"]),
+                float(each["score"]),
+                float(each["relevance"]),
+                int(each["window"]),
+                memory,
+            )
+            for each, memory in zip(told, memories, strict=True)
+        ]
+
+    def _ask(self, what: str, payload: Mapping[str, Any]) -> Any:
+        return self._server.connection.post(f"{self._path}/{what}", payload)
+
+
+def _opened(uri: str, engine: Engine, read_only: bool) -> RemoteStore:
+    return RemoteStore(uri, engine, read_only=read_only)
+
+
+def _question(question: str | Sequence[str] | Tensor) -> tuple[list[str] | None, list[list[float]] | None, bool]:
+    """Words or numbers of questions, and whether it is one."""
+    if isinstance(question, Tensor):
+        one = question.ndim == 1
+        rows = question[None] if one else question.flatten(1)
+        return None, rows.float().tolist(), one
+    words = [question] if isinstance(question, str) else list(question)
+    for index, each in enumerate(words):
+        if not isinstance(each, str):
+            raise TypeError(f"question[{index}] must be a string, got {type(each).__name__}; vectors go as one tensor")
+    return words, None, isinstance(question, str)
+
+
+def _sent(condition: Filter | None) -> Any:
+    """A filter as JSON."""
+    if condition is None:
+        return None
+    if callable(condition):
+        raise TypeError("a function cannot be sent to a server as a filter; give a dict")
+    check_condition(condition)
+    return json.loads(metadata_json(dict(condition), "filter"))
+
+
+def _record(told: Mapping[str, Any]) -> Record:
+    spans = tuple((int(start), int(end)) for start, end in told["spans"])
+    return Record(str(told["id"]), str(told["text"]), _metadata(told["metadata"]), spans, int(told["source_tokens"]))
+
+
+def _metadata(told: Any) -> dict[str, Any]:
+    return metadata_from_json(json.dumps(told))
+
+
+def _line(document: Document) -> bytes:
+    facts = {"id": document.id, "text": document.text, "metadata": json.loads(document.metadata)}
+    return json.dumps(facts, separators=(",", ":")).encode() + b"\n"
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Documents in parts that a request holds."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        weight = 6 * len(document.text) + len(document.metadata)  # JSON writes a character as six, at most twelve
+        if batch and (len(batch) >= _BATCH or size + weight > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(document)
+        size += weight
+    if batch:
+        yield batch
