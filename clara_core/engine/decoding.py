@@ -272,10 +272,9 @@ class Answers:
         sequences = [request.ids + request.writer.ids for request in requests]
         filled = [request.memories for request in requests if len(request.memories)]
         memories = torch.cat(filled or [torch.zeros(0, self.model.hidden)])  # [slots, hidden]
-        cache = KVCache(self._memory, [one.row for one in part])
+        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
         slots = [request.slots for request in requests]
-        role = requests[0].role
-        logits = self.model.prefill(sequences, upload(memories, self.model.device), slots, cache, role)
+        logits = self.model.prefill(sequences, upload(memories, self.model.device), slots, cache)
         self._take(part, logits, cache)
 
     def _waits(self, one: Running, exc: Exception) -> bool:
@@ -304,22 +303,23 @@ class Answers:
         return self.drain()
 
     def _step(self) -> None:
-        rows, most, largest = list(self.running), self._together, 0
+        rows, most, tried, largest = list(self.running), self._together, 0, 0
         for role in dict.fromkeys(one.request.role for one in rows):
             alike = [one for one in rows if one.request.role is role]
             for start in range(0, len(alike), most):
                 part = alike[start : start + most]
+                tried = max(tried, len(part))
                 largest = max(largest, in_halves(part, self._advance, self._step_failed, self.model.device, "answers"))
-        if 0 < largest < min(len(rows), most):
+        if 0 < largest < tried:
             self._together = largest
         if not self.running:
             self._together = self.limits.rows  # what did not fit together may fit another time
 
     def _advance(self, part: Sequence[Running]) -> None:
-        cache = KVCache(self._memory, [one.row for one in part])
+        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
         tokens = [one.token for one in part if one.token is not None]
         with self._threads.step(len(tokens)):
-            logits = self.model.step(tokens, cache, part[0].request.role)
+            logits = self.model.step(tokens, cache)
         self._take(part, logits, cache)
 
     def _step_failed(self, one: Running, exc: Exception) -> None:

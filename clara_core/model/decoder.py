@@ -232,21 +232,15 @@ class ClaraModel(nn.Module):
         return KVMemory(self.kv_shape(), pages, heads_first=self.device.type == "cpu" and not self.packs)
 
     def prefill(
-        self,
-        sequences: Sequence[Sequence[int]],
-        memories: Tensor,
-        slots: Sequence[Sequence[bool]],
-        cache: KVCache,
-        role: Role | None = Role.GENERATOR,
+        self, sequences: Sequence[Sequence[int]], memories: Tensor, slots: Sequence[Sequence[bool]], cache: KVCache
     ) -> Tensor:
-        """Read prompts.
+        """Read prompts in the role of the cache.
 
         Args:
             sequences: Token ids of the prompts.
             memories: ``[n_slots, hidden]``: the memory tokens of all slots, row after row.
             slots: Of each prompt, which positions they go to; what is missing at the end is none.
             cache: Empty rows with room for the prompts; commit it when the logits are good.
-            role: Of all rows; None: the bare base.
 
         Returns:
             Tensor: Logits of the next token ``[rows, vocab]``.
@@ -259,16 +253,16 @@ class ClaraModel(nn.Module):
         if self.packs:
             ids, filled = [list(chain(*ids))], [list(chain(*filled))]
         embeddings = self.embed(upload(ids, self.device), memories, upload(filled, self.device))
-        states = self._run(embeddings, role, cache=cache, lengths=lengths if self.packs else None)
+        states = self._run(embeddings, cache.role, cache=cache, lengths=lengths if self.packs else None)
         starts = [0, *accumulate(lengths)] if self.packs else [width * row for row in range(len(lengths))]
         last = upload([start + length - 1 for start, length in zip(starts, lengths, strict=False)], self.device)
         return self.head(states.flatten(0, 1).index_select(0, last))
 
-    def step(self, tokens: Sequence[int], cache: KVCache, role: Role | None = Role.GENERATOR) -> Tensor:
+    def step(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
         """Append one token to each row of the cache, which is to be committed: logits ``[rows, vocab]``."""
         ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self._ours)
         embeddings = self.decoder.get_input_embeddings()(ids[:, None])  # [rows, 1, hidden]
-        states = self._run(embeddings, role, cache=cache, positions=positions[:, None], ragged=ragged)
+        states = self._run(embeddings, cache.role, cache=cache, positions=positions[:, None], ragged=ragged)
         return self.head(states[:, -1])
 
     def judge(self, prompts: Sequence[ForkedPrompt], memories: Tensor) -> list[Tensor]:

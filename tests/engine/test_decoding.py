@@ -64,9 +64,9 @@ def test_rows_are_admitted_in_order_and_wait_for_pages(tiny: Tiny) -> None:
     engine = with_pages(tiny, 2)
     model, rows = engine.load().model, []
 
-    def seen(original, tokens, cache, role):
+    def seen(original, tokens, cache):
         rows.append(len(tokens))
-        return original(tokens, cache, role)
+        return original(tokens, cache)
 
     with wrapped(model, "step", seen):
         answers = engine.answer_batch([("Where?", [])] * 5, max_tokens=4)
@@ -96,11 +96,11 @@ def test_one_row_that_fails_does_not_fail_its_batch(tiny: Tiny) -> None:
     expected = [engine.answer(question, max_tokens=6) for question in questions]
     unlucky: list[int] = []
 
-    def breaks(original, tokens, cache, role):
+    def breaks(original, tokens, cache):
         unlucky[:] = unlucky or [cache.rows[1].pages[0]] if len(tokens) == 3 else unlucky
         if any(row.pages[0] in unlucky for row in cache.rows):
             raise ArithmeticError("broken")
-        return original(tokens, cache, role)
+        return original(tokens, cache)
 
     with wrapped(model, "step", breaks):
         requests = [engine._chat_request([{"role": "user", "content": q}], [], _options(6)) for q in questions]

@@ -183,7 +183,7 @@ def test_an_error_reaches_the_callers_of_its_batch_only(engine, model, pairs) ->
 
 
 def test_a_step_that_fails_ends_the_answers_and_nothing_else(engine, model, pairs) -> None:
-    def broken(original, tokens, cache, role):
+    def broken(original, tokens, cache):
         raise ArithmeticError("broken")
 
     with wrapped(model, "step", broken):
@@ -197,8 +197,8 @@ def test_a_step_that_fails_ends_the_answers_and_nothing_else(engine, model, pair
 def test_numbers_that_are_not_finite_fail_their_own_row(engine, model, pairs) -> None:
     expected = engine.answer_batch(pairs, max_tokens=6)
 
-    def spoil_first(original, tokens, cache, role):
-        logits = original(tokens, cache, role)
+    def spoil_first(original, tokens, cache):
+        logits = original(tokens, cache)
         if len(logits) == len(pairs):
             logits[0] = float("nan")
         return logits
