@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clara_core.common.suggest import refuse_unknown
+from clara_core.engine.evidence import Checks, Citation
 from clara_core.engine.logprobs import Measured, TokenLog, TokenLogprob
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -31,6 +32,16 @@ class Answer:
         completion_tokens: Tokens written, the end token not counted.
         windows_left_out: Windows of long documents that were not read, since the context had no room for them.
         logprobs: Of each token written, if they were asked for.
+        citations: What the parts of the text (or of the `draft`) stand on, best first, if asked for.
+        attribution: One number a document, in the order given: ``1 - p(without it) / p``; None: nothing was judged.
+        confidence: Probability that the answer is right; None where it was not asked for, or nothing can be said (an
+            answer that is empty, or was cut).
+        calibrated: Whether that was fitted on questions with known answers; else it is the answer's own probability.
+        checks: What speaks for the answer.
+        abstained: Whether the text was withheld; `text` is then ``unsure_text``.
+        draft: The text that was withheld.
+        reading: Which reading gave the answer.
+        judged_tokens: Positions of all passes beside the reading that gave the answer.
     """
 
     text: str
@@ -41,6 +52,15 @@ class Answer:
     completion_tokens: int
     windows_left_out: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
+    citations: tuple[Citation, ...] | None = None
+    attribution: tuple[float, ...] | None = None
+    confidence: float | None = None
+    calibrated: bool = False
+    checks: Checks | None = None
+    abstained: bool = False
+    draft: str | None = None
+    reading: Literal["memory", "again", "text"] = "memory"
+    judged_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

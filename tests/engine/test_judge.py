@@ -1,4 +1,4 @@
-"""Judging: given words, with parts of what is read hidden, against reading each case by itself; and who waits for it."""
+"""Judging given words with parts of what is read hidden, against reading each case by itself; and who waits for it."""
 
 from __future__ import annotations
 
