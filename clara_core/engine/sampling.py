@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal, TypedDict
 
-import torch
-from torch import Tensor
-
 from clara_core.common.suggest import refuse_unknown
+from clara_core.model.sampler import Draw
 
 FinishReason = Literal["stop", "length", "cancelled"]
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
@@ -147,7 +146,7 @@ class Writer:
         self._byte_ids = byte_ids
         self.limit = min(sampling.max_tokens, room)
         self._emitted = 0
-        self._generator: torch.Generator | None = None
+        self._seed = secrets.randbits(64) if sampling.seed is None else int(sampling.seed)
 
     def feed(self, token: int) -> str:
         """Take one more token; returns the text that is now certain to belong to the answer."""
@@ -168,23 +167,12 @@ class Writer:
         self.finish_reason = reason
         return self._emit(len(self.text))
 
-    def choose(self, logits: Tensor) -> int:
-        """Sample the next token from ``logits [vocab]`` on the processor (temperature above 0)."""
-        if self._generator is None:
-            self._generator = torch.Generator()
-            if self.sampling.seed is None:
-                self._generator.seed()
-            else:
-                self._generator.manual_seed(self.sampling.seed)
-        # In double precision even the smallest temperature leaves the best token finite.
-        logits = logits.double()
-        probabilities = torch.softmax((logits - logits.max()) / self.sampling.temperature, dim=-1)
-        if self.sampling.top_p < 1:
-            ordered, order = probabilities.sort(descending=True)
-            # A token stays while the mass before it is below top_p, so the best one always stays.
-            ordered[ordered.cumsum(-1) - ordered >= self.sampling.top_p] = 0.0
-            probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+    def draw(self) -> Draw | None:
+        """How the next token is drawn; None: it is the best one."""
+        options = self.sampling
+        if options.temperature <= 0:
+            return None
+        return Draw(options.temperature, options.top_p, self._seed, len(self.ids))
 
     def _stop_position(self) -> int | None:
         found = [at for stop in self.sampling.stop if (at := self.text.find(stop)) >= 0]
