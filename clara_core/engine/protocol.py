@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from clara_core.checkpoint.config import Role
     from clara_core.data.memory import Memory, MemoryCache
+    from clara_core.engine.answer_options import AnswerOptions
     from clara_core.engine.options import EngineArguments
-    from clara_core.engine.sampling import Answer, Chunk, SamplingOptions
+    from clara_core.engine.sampling import Answer, Chunk
     from clara_core.retrieval.ranking import Ranked
 
 
@@ -164,22 +165,22 @@ class Engine(ABC):
         """Say a document again from its memory alone."""
 
     @abstractmethod
-    def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]) -> Answer:
+    def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
         """Answer a question from compressed documents."""
 
     @abstractmethod
     def answer_batch(
-        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[SamplingOptions]
+        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Answer many questions together, each from its own documents."""
 
     @abstractmethod
-    def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]) -> Pieces:
+    def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Pieces:
         """The answer in pieces, as it is written."""
 
     @abstractmethod
     def chat(
-        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Answer:
         """Go on with a conversation; the last user turn may read compressed documents."""
 
@@ -187,13 +188,13 @@ class Engine(ABC):
     def chat_batch(
         self,
         conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> list[Answer]:
         """Go on with many conversations together."""
 
     @abstractmethod
     def stream_chat(
-        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Pieces:
         """`chat`, in pieces."""
 
@@ -220,20 +221,18 @@ class Engine(ABC):
         """Awaitable `rank`."""
 
     @abstractmethod
-    async def aanswer(
-        self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
-    ) -> Answer:
+    async def aanswer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
         """Awaitable `answer`."""
 
     @abstractmethod
     async def aanswer_batch(
-        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[SamplingOptions]
+        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Awaitable `answer_batch`."""
 
     @abstractmethod
     async def achat(
-        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Answer:
         """Awaitable `chat`."""
 
@@ -241,18 +240,18 @@ class Engine(ABC):
     async def achat_batch(
         self,
         conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> list[Answer]:
         """Awaitable `chat_batch`."""
 
     @abstractmethod
     def astream(
-        self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
+        self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream`; leaving the loop over it early stops the work."""
 
     @abstractmethod
     def astream_chat(
-        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream_chat`."""

@@ -10,13 +10,15 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from clara_core.common.version import __version__
+from clara_core.engine.answer_options import AnswerOptions, read_options
 from clara_core.engine.remote.wire import (
     TENSORS,
     answer_to_wire,
+    logprobs_to_wire,
     memories_to_wire,
     tensor_to_wire,
 )
-from clara_core.engine.sampling import Chunk, Sampling, SamplingOptions
+from clara_core.engine.sampling import Chunk
 from clara_core.serving.bodies import (
     AnswerBody,
     CompressBody,
@@ -58,10 +60,10 @@ def facts_of(state: ServerState) -> dict[str, Any]:
     }
 
 
-def sampling_of(options: dict[str, Any]) -> SamplingOptions:
+def options_of(options: dict[str, Any]) -> AnswerOptions:
     """The options of an answer, once they are known to be some."""
-    told = cast("SamplingOptions", options)
-    Sampling.of(told)
+    told = cast("AnswerOptions", options)
+    read_options(told)
     return told
 
 
@@ -86,7 +88,7 @@ def native_routes(state: ServerState) -> APIRouter:
 
     @router.post("/answer", openapi_extra=described(AnswerBody))
     async def answer(body: Annotated[AnswerBody, Depends(reader(AnswerBody))], request: Request) -> Response:
-        options = sampling_of(body.options)
+        options = options_of(body.options)
         state.admit_answers(len(body.questions))
         asked = [
             ([turn.model_dump() for turn in each.messages], await memories_of(state, each.documents, limits.read))
@@ -140,6 +142,8 @@ def native_routes(state: ServerState) -> APIRouter:
 async def _events(chunks: AsyncIterator[Chunk]) -> AsyncIterator[dict[str, Any]]:
     async for chunk in chunks:
         told: dict[str, Any] = {"text": chunk.text}
+        if chunk.logprobs is not None:
+            told["logprobs"] = logprobs_to_wire(chunk.logprobs)
         if chunk.answer is not None:
             told["answer"] = answer_to_wire(chunk.answer)
         yield told

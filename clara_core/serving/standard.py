@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from clara_core.engine.logprobs import TokenLogprob
+from clara_core.engine.remote.wire import answer_to_wire, logprobs_to_wire
 from clara_core.engine.sampling import Answer, Chunk
 from clara_core.serving.bodies import DocumentBody, check_texts, described, json_response, reader
 from clara_core.serving.documents import memories_of
 from clara_core.serving.failures import Refused
-from clara_core.serving.native import sampling_of
+from clara_core.serving.native import options_of
 from clara_core.serving.standard_bodies import ChatBody, EmbeddingBody, RerankBody, TeiEmbedBody, TeiRerankBody
 from clara_core.serving.streams import EventStream
 from clara_core.serving.vectors import document_vectors, question_vectors
@@ -42,7 +44,7 @@ def standard_routes(state: ServerState) -> APIRouter:
     @router.post("/v1/chat/completions", tags=["openai"], openapi_extra=described(ChatBody))
     async def chat(body: Annotated[ChatBody, Depends(reader(ChatBody))], request: Request) -> Response:
         named = check_model(state, body.model)
-        options = sampling_of(body.options())
+        options = options_of(body.options())
         state.admit_answers(1)
         messages = [message.turn() for message in body.messages]
         documents, scores = await _found(state, body)
@@ -250,10 +252,10 @@ class _Completion:
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer.text},
-            "logprobs": None,
+            "logprobs": _logprobs(answer.logprobs),
             "finish_reason": answer.finish_reason,
         }
-        return self._told("chat.completion", [choice], usage=_usage(answer), sources=self._sources)
+        return self._told("chat.completion", [choice], usage=_usage(answer), sources=self._sources, **_evidence(answer))
 
     async def pieces(self, chunks: AsyncIterator[Chunk], *, usage: bool) -> AsyncIterator[dict[str, Any]]:
         """The answer as the events of a stream."""
@@ -262,19 +264,34 @@ class _Completion:
             if not begun:
                 yield self._piece({"role": "assistant", "content": ""}, None, sources=self._sources)
                 begun = True
-            if chunk.text:
-                yield self._piece({"content": chunk.text}, None)
+            if chunk.text or chunk.logprobs:
+                yield self._piece({"content": chunk.text}, None, logprobs=_logprobs(chunk.logprobs))
             if chunk.answer is not None:
-                yield self._piece({}, chunk.answer.finish_reason)
+                yield self._piece({}, chunk.answer.finish_reason, **_evidence(chunk.answer))
                 if usage:
                     yield self._told("chat.completion.chunk", [], usage=_usage(chunk.answer))
 
-    def _piece(self, delta: dict[str, Any], reason: str | None, **more: Any) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _piece(self, delta: dict[str, Any], reason: str | None, *, logprobs: Any = None, **more: Any) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._told("chat.completion.chunk", [choice], **more)
 
     def _told(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {**self._head, "object": kind, "choices": choices, **more}
+
+
+def _logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    told = logprobs_to_wire(logprobs)
+    return None if told is None else {"content": told, "refusal": None}
+
+
+def _evidence(answer: Answer) -> dict[str, Any]:
+    """What was asked for beside the text: what it stands on, and how sure it is."""
+    told = answer_to_wire(answer)
+    names = ("citations", "attribution", "confidence", "checks", "draft")
+    facts = {name: told[name] for name in names if told[name] is not None}
+    if answer.confidence is not None:
+        facts |= {"calibrated": answer.calibrated, "abstained": answer.abstained}
+    return facts if answer.reading == "memory" else {**facts, "reading": answer.reading}
 
 
 def _usage(answer: Answer) -> dict[str, Any]:

@@ -21,10 +21,6 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "modalities": (["text"],),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "citations": (False,),
-    "confidence": (False,),
 }
 """Options whose neutral values are accepted; every other value asks for something that this server does not do."""
 
@@ -91,6 +87,11 @@ class ChatBody(Strict):
     top_p: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    citations: bool | None = None
+    min_confidence: float | None = None
+    read: Literal["memory", "again", "text", "auto"] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
@@ -102,7 +103,9 @@ class ChatBody(Strict):
     def options(self) -> dict[str, Any]:
         """The engine's options; what is not said stays as it is there."""
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        said = {"max_tokens": most, "temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        said: dict[str, Any] = {"max_tokens": most}
+        named = ("temperature", "top_p", "seed", "logprobs", "top_logprobs", "citations", "min_confidence", "read")
+        said |= {name: getattr(self, name) for name in named}
         return {name: told for name, told in {**said, "stop": self.stop or None}.items() if told is not None}
 
 

@@ -182,7 +182,7 @@ def test_a_request_keeps_its_id(server):
         json.dumps({**CHAT, "n": 2}).encode(),
         json.dumps({**CHAT, "tools": [{"type": "function"}]}).encode(),
         json.dumps({**CHAT, "response_format": {"type": "json_object"}}).encode(),
-        json.dumps({**CHAT, "logprobs": True}).encode(),
+        json.dumps({**CHAT, "top_logprobs": 3}).encode(),
         json.dumps({**CHAT, "presence_penalty": 0.5}).encode(),
         json.dumps({**CHAT, "temprature": 0.5}).encode(),
         json.dumps({**CHAT, "messages": []}).encode(),

@@ -165,6 +165,18 @@ async def test_answers(local, remote):
     assert remote.paraphrase(theirs[0], max_tokens=20) == local.paraphrase(ours[0], max_tokens=20)
 
 
+def test_what_is_asked_for_beside_the_text(local, remote):
+    ours, theirs = local.remember(TEXTS[:3]), remote.remember(TEXTS[:3])
+    asked = {"logprobs": True, "top_logprobs": 2, "citations": True, "max_tokens": 16}
+    assert repr(remote.answer(QUESTION, theirs, **asked)) == repr(local.answer(QUESTION, ours, **asked))
+    recorded = {"logprobs": True, "max_tokens": 16}
+    assert list(map(repr, remote.stream(QUESTION, theirs, **recorded))) == list(
+        map(repr, local.stream(QUESTION, ours, **recorded))
+    )
+    with pytest.raises(ValueError, match="needs logprobs=True"):
+        remote.answer(QUESTION, theirs, top_logprobs=2)
+
+
 async def test_streams(local, remote):
     ours, theirs = local.remember(TEXTS[:2]), remote.remember(TEXTS[:2])
     expected = list(local.stream(QUESTION, ours))

@@ -71,6 +71,21 @@ def test_chat_in_pieces(client, expected):
     assert pieces[-1].usage.completion_tokens == expected.completion_tokens
 
 
+def test_log_probabilities_and_citations(client, local):
+    asked = {"logprobs": True, "top_logprobs": 2, "citations": True, "max_tokens": 12}
+    expected = local.answer(QUESTION, local.remember(DOCUMENTS), **asked)
+    body = {"documents": DOCUMENTS, "citations": True}
+    told = client.chat.completions.create(
+        model="clara", messages=MESSAGES, max_tokens=12, logprobs=True, top_logprobs=2, extra_body=body
+    )
+    content = told.choices[0].logprobs.content
+    assert [(each.token, bytes(each.bytes)) for each in content] == [(e.token, e.bytes) for e in expected.logprobs]
+    assert [each.logprob for each in content] == pytest.approx([e.logprob for e in expected.logprobs], abs=1e-5)
+    assert all(len(each.top_logprobs) == 2 for each in content)
+    assert [each["document"] for each in told.citations] == [each.document for each in expected.citations]
+    assert told.confidence == pytest.approx(expected.confidence, abs=1e-5)
+
+
 def test_a_stream_that_is_left_stops(client, server):
     with client.chat.completions.create(model="clara", messages=MESSAGES, max_tokens=2000, stream=True) as stream:
         next(iter(stream))
@@ -106,11 +121,11 @@ def test_what_clients_say_besides_is_accepted_where_it_says_nothing(client, expe
     "wrong, param",
     [
         ({"n": 2}, "n="),
-        ({"logprobs": True}, "logprobs=True"),
+        ({"top_logprobs": 3}, "top_logprobs=3 needs logprobs=True"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools="),
         ({"response_format": {"type": "json_object"}}, "response_format="),
         ({"temperature": -1}, "temperature"),
-        ({"extra_body": {"citations": True}}, "citations=True"),
+        ({"extra_body": {"min_confidence": 2}}, "min_confidence must lie"),
         ({"extra_body": {"documents": [{"id": "a", "store": "none"}]}}, "there is no store"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 from clara_core.checkpoint.config import Role
 from clara_core.common.errors import ServerError
 from clara_core.data.memory import Memory, MemoryCache
+from clara_core.engine.answer_options import AnswerOptions, read_options
 from clara_core.engine.checks import (
     Message,
     Overflow,
@@ -28,8 +29,8 @@ from clara_core.engine.protocol import Engine
 from clara_core.engine.remote.http import Connection, key_from_environment
 from clara_core.engine.remote.memory import Facts, Fetched, RemoteMemory
 from clara_core.engine.remote.tokens import RemoteTokenizer
-from clara_core.engine.remote.wire import answer_from_wire, memories_from_wire, tensors_from_wire
-from clara_core.engine.sampling import Answer, Chunk, Sampling, SamplingOptions
+from clara_core.engine.remote.wire import answer_from_wire, logprobs_from_wire, memories_from_wire, tensors_from_wire
+from clara_core.engine.sampling import Answer, Chunk
 from clara_core.retrieval.ranking import Ranked
 
 if TYPE_CHECKING:
@@ -297,24 +298,22 @@ class RemoteEngine(Engine):
         payload = {"document": {"text": checked.text}, "instruction": instruction, "max_tokens": max_tokens}
         return answer_from_wire(self.connection.post("/v1/clara/paraphrase", payload, repeatable=False))
 
-    def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]) -> Answer:
+    def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
         """See `ClaraEngine.answer`."""
         return self.chat(asked(question), memories, **options)
 
     def answer_batch(
-        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[SamplingOptions]
+        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """See `ClaraEngine.answer_batch`."""
         return self.chat_batch(asked_all(items), **options)
 
-    def stream(
-        self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
-    ) -> RemoteStream:
+    def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> RemoteStream:
         """See `ClaraEngine.stream`."""
         return self.stream_chat(asked(question), memories, **options)
 
     def chat(
-        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Answer:
         """See `ClaraEngine.chat`."""
         return self.chat_batch([(messages, memories)], **options)[0]
@@ -322,32 +321,30 @@ class RemoteEngine(Engine):
     def chat_batch(
         self,
         conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> list[Answer]:
         """See `ClaraEngine.chat_batch`."""
         payload = self._questions(conversations, options)
         return _answers(self.connection.post("/v1/clara/answer", payload, repeatable=False), len(conversations))
 
     def stream_chat(
-        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> RemoteStream:
         """See `ClaraEngine.stream_chat`."""
         return RemoteStream(self.connection, self._questions([(messages, memories)], options))
 
-    async def aanswer(
-        self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
-    ) -> Answer:
+    async def aanswer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
         """Awaitable `answer`."""
         return await self.achat(asked(question), memories, **options)
 
     async def aanswer_batch(
-        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[SamplingOptions]
+        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Awaitable `answer_batch`."""
         return await self.achat_batch(asked_all(items), **options)
 
     async def achat(
-        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Answer:
         """Awaitable `chat`."""
         return (await self.achat_batch([(messages, memories)], **options))[0]
@@ -355,7 +352,7 @@ class RemoteEngine(Engine):
     async def achat_batch(
         self,
         conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> list[Answer]:
         """Awaitable `chat_batch`."""
         await self._aload()
@@ -363,16 +360,16 @@ class RemoteEngine(Engine):
         return _answers(await self.connection.apost("/v1/clara/answer", payload), len(conversations))
 
     def astream(
-        self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
+        self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream`."""
         return self.astream_chat(asked(question), memories, **options)
 
     async def astream_chat(
-        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream_chat`."""
-        Sampling.of(options)
+        read_options(options)
         await self._aload()
         payload = self._questions([(messages, memories)], options)
         async with self.connection.aevents("/v1/clara/answer", payload) as events:
@@ -385,11 +382,16 @@ class RemoteEngine(Engine):
             raise ServerError("the server ended a stream without an answer; ask again")
 
     def _questions(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], options: SamplingOptions
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], options: AnswerOptions
     ) -> dict[str, Any]:
-        Sampling.of(options)
+        read_options(options)
         stop = options.get("stop")
-        told = {**options, "stop": stop if stop is None or isinstance(stop, str) else list(stop)}
+        scores = options.get("scores")
+        told = {
+            **options,
+            "stop": stop if stop is None or isinstance(stop, str) else list(stop),
+            "scores": None if scores is None else [float(score) for score in scores],
+        }
         questions = []
         for messages, memories in conversations:
             check_messages(messages)
@@ -514,7 +516,11 @@ def _answers(told: Any, count: int) -> list[Answer]:
 
 def _chunk(event: dict[str, Any]) -> Chunk:
     answer = event.get("answer")
-    chunk = Chunk(str(event.get("text", "")), None if answer is None else answer_from_wire(answer))
+    chunk = Chunk(
+        str(event.get("text", "")),
+        None if answer is None else answer_from_wire(answer),
+        logprobs_from_wire(event.get("logprobs")),
+    )
     if chunk.answer is not None:
         _warn(chunk.answer)
     return chunk

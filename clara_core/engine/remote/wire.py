@@ -25,6 +25,8 @@ from clara_core.common.errors import (
     UnknownOption,
     WindowOverflow,
 )
+from clara_core.engine.evidence import Checks, Citation
+from clara_core.engine.logprobs import TokenLogprob
 from clara_core.engine.sampling import Answer
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def code_of(exc: BaseException) -> str:
 
 def answer_to_wire(answer: Answer) -> dict[str, Any]:
     """An answer as JSON."""
-    return asdict(answer)
+    return {**asdict(answer), "logprobs": logprobs_to_wire(answer.logprobs)}
 
 
 def answer_from_wire(told: Mapping[str, Any]) -> Answer:
@@ -89,9 +91,37 @@ def answer_from_wire(told: Mapping[str, Any]) -> Answer:
         ServerError: It is no answer.
     """
     try:
-        return Answer(**{each.name: told[each.name] for each in fields(Answer) if each.name in told})
-    except TypeError as exc:
+        known = {each.name: told[each.name] for each in fields(Answer) if each.name in told}
+        known["logprobs"] = logprobs_from_wire(told.get("logprobs"))
+        if (citations := told.get("citations")) is not None:
+            known["citations"] = tuple(Citation(**each) for each in citations)
+        if (attribution := told.get("attribution")) is not None:
+            known["attribution"] = tuple(map(float, attribution))
+        if (checks := told.get("checks")) is not None:
+            known["checks"] = Checks(**checks)
+        return Answer(**known)
+    except (TypeError, ValueError, AttributeError) as exc:
         raise ServerError(f"the server sent no answer, but {told!r:.100}") from exc
+
+
+def logprobs_to_wire(logprobs: Sequence[TokenLogprob] | None) -> list[dict[str, Any]] | None:
+    """Log-probabilities as OpenAI's clients read them, too."""
+    return None if logprobs is None else list(map(_logprob_to_wire, logprobs))
+
+
+def _logprob_to_wire(one: TokenLogprob) -> dict[str, Any]:
+    told = {"token": one.token, "logprob": one.logprob, "bytes": list(one.bytes)}
+    return {**told, "top_logprobs": list(map(_logprob_to_wire, one.top))}
+
+
+def logprobs_from_wire(told: Sequence[Mapping[str, Any]] | None) -> tuple[TokenLogprob, ...] | None:
+    """The log-probabilities that `logprobs_to_wire` was given."""
+    return None if told is None else tuple(map(_logprob_from_wire, told))
+
+
+def _logprob_from_wire(told: Mapping[str, Any]) -> TokenLogprob:
+    top = logprobs_from_wire(told.get("top_logprobs")) or ()
+    return TokenLogprob(str(told["token"]), float(told["logprob"]), bytes(told["bytes"]), top)
 
 
 # --- tensors ---------------------------------------------------------------------------------------------
