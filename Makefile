@@ -30,15 +30,19 @@ define INSTALL
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo domain-demo test test-gpu test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest constraints clean
+.PHONY: help install demo serve domain-demo test test-gpu test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest constraints clean
 
 help:
-	@echo "make demo | domain-demo | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | test-newest | constraints | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+	@echo "make demo | serve | domain-demo | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | test-newest | constraints | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
 
 install: $(VENV)/.installed
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/demo.py
+
+# The bundled model at http://127.0.0.1:8010.
+serve: $(VENV)/.serve
+	$(BIN)/clara serve pocket
 
 domain-demo: $(VENV)/.train
 	$(BIN)/python -m examples.domain.demo
@@ -94,6 +98,9 @@ clean:
 # The demo needs little of what the tests need. Installed again only when what is to be installed has changed.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(call INSTALL,langchain)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	$(call INSTALL,serve)
 
 $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
 	$(call INSTALL,train)
