@@ -4,51 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import random
 import threading
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from clara_core import Answer, ClaraEngine, Memory
+from clara_core import Answer, ClaraEngine
 from clara_core.engine.evidence import find_parts, score, token_spans, unexplained
-from clara_core.engine.quotes import stands_in
-from clara_core.training.world import make_corpus
 from tests.engines import PASSAGES, open_engine, wrapped
+from tests.known import Known, find_known
 from tests.tiny import Tiny, build
-
-
-@dataclass(frozen=True)
-class Known:
-    """A question over few passages that the bundled model answers right, whatever its weights."""
-
-    question: str
-    answer: str
-    gold: int
-    texts: list[str]
-    memories: list[Memory]
 
 
 @pytest.fixture(scope="module")
 def pocket() -> ClaraEngine:
-    return ClaraEngine.from_pretrained("pocket", device="cpu", dtype="float32")
+    return find_known()[0]
 
 
 @pytest.fixture(scope="module")
-def known(pocket: ClaraEngine) -> Known:
-    corpus = make_corpus(random.Random(3), 6, split="test", words=(20, 60), questions_per_passage=3, two_passage=0.0)
-    texts = [passage.text for passage in corpus.passages]
-    memories = pocket.remember(texts)
-    for asked in corpus.questions:
-        [gold] = asked.gold
-        where = [at for at, text in enumerate(texts) if stands_in(asked.answer, text)]
-        few = [*(at for at in range(len(texts)) if at != gold)][:3]
-        chosen = [few[0], gold, *few[1:]]
-        answer = pocket.answer(asked.text, [memories[at] for at in chosen], citations=True)
-        if where == [gold] and answer.text == asked.answer and answer.checks.cited_first and len(answer.citations) == 1:
-            return Known(asked.text, asked.answer, 1, [texts[at] for at in chosen], [memories[at] for at in chosen])
-    pytest.fail("the bundled model answers none of these questions right")
+def known() -> Known:
+    return find_known()[1]
 
 
 @pytest.fixture(scope="module")
