@@ -28,6 +28,7 @@ from clara_core.model.devices import free_bytes, in_halves, is_out_of_memory, re
 from clara_core.model.kernels import PAGE
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory, KVRow
+from clara_core.model.sampler import draw
 
 log = logging.getLogger(__name__)
 
@@ -334,10 +335,9 @@ class Answers:
     def _take(self, part: Sequence[Running], logits: Tensor, cache: KVCache) -> None:
         """Give rows their next token, ``logits [rows, vocab]``, and let finished ones go."""
         best = logits.max(-1)  # NaN counts as the largest, so that it shows
-        numbers = torch.stack([best.indices, best.values.isfinite().long()], dim=1)  # one wait for both
-        drawn = [row for row, one in enumerate(part) if one.request.writer.sampling.temperature > 0]
-        chances = dict(zip(drawn, logits[upload(drawn, logits.device)].cpu(), strict=True)) if drawn else {}
-        measured = measure(logits, [one.request.writer.log for one in part])
+        tokens = _drawn(part, logits, best.indices)
+        numbers = torch.stack([tokens, best.values.isfinite().long()], dim=1)  # one wait for both
+        measured = measure(logits, [one.request.writer.log for one in part], tokens)
         chosen = numbers.tolist()
         cache.commit()  # nothing behind this computes on the device: what fails now is a fault of a single row
         for row, (one, (token, finite)) in enumerate(zip(part, chosen, strict=True)):
@@ -346,10 +346,10 @@ class Answers:
                 if not finite:
                     one.spoiled = True
                     raise not_finite("logits", self.model.dtype)  # noqa: TRY301 - like any other fault of this row
-                one.token = writer.choose(chances[row]) if row in chances else token
+                one.token = token
                 if row in measured:
-                    writer.record(one.token, measured[row], chances.get(row))
-                say(one.request, writer.feed(one.token))
+                    writer.record(token, measured[row])
+                say(one.request, writer.feed(token))
             except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
                 self._leave(one, exc)
             else:
@@ -368,6 +368,15 @@ class Answers:
         else:
             fail(one.request.future, exc)
         self._memory.close(one.row, wipe=one.spoiled)
+
+
+def _drawn(part: Sequence[Running], logits: Tensor, best: Tensor) -> Tensor:
+    """The next token of each row, ``[rows]``: the best one, or a drawn one where that is asked for."""
+    draws = [(row, one) for row, running in enumerate(part) if (one := running.request.writer.draw()) is not None]
+    if not draws:
+        return best
+    rows = upload([row for row, _ in draws], logits.device)
+    return best.index_copy(0, rows, draw(logits.index_select(0, rows), [one for _, one in draws]))
 
 
 def not_finite(what: str, dtype: torch.dtype) -> ClaraError:

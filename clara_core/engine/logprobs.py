@@ -68,37 +68,36 @@ class Measured:
     """The next-token distribution of a row, as far as it is recorded.
 
     Attributes:
-        norm: Logarithm of the sum of the exponentials of all logits.
-        best: The largest logit.
+        logprob: Of the token that was chosen.
         top: The most probable tokens with their log-probabilities.
     """
 
-    norm: float
-    best: float
+    logprob: float
     top: tuple[tuple[int, float], ...]
 
 
-def measure(logits: Tensor, logs: Sequence[TokenLog | None]) -> dict[int, Measured]:
+def measure(logits: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor) -> dict[int, Measured]:
     """The distributions of the rows whose tokens are recorded; costs nothing where there is none.
 
     Args:
         logits: ``[rows, vocab]``.
         logs: Of each row, or None.
+        tokens: The token that each row takes, ``[rows]``.
     """
-    rows = [row for row, log in enumerate(logs) if log is not None]
-    if not rows:
+    tops = {row: log.top for row, log in enumerate(logs) if log is not None}
+    if not tops:
         return {}
-    most = max(log.top for log in logs if log is not None)
-    chosen = logits if len(rows) == len(logits) else logits.index_select(0, upload(rows, logits.device))
-    chosen = chosen.float()
-    norms = chosen.logsumexp(1).tolist()
-    best = chosen.topk(max(most, 1), dim=1)
-    measured = {}
-    for at, (values, tokens) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-        log = logs[rows[at]]
-        top = [(token, value - norms[at]) for token, value in zip(tokens, values, strict=True)]
-        measured[rows[at]] = Measured(norms[at], values[0], tuple(top[: 0 if log is None else log.top]))
-    return measured
+    if len(tops) < len(logits):
+        rows = upload(list(tops), logits.device)
+        logits, tokens = logits.index_select(0, rows), tokens.index_select(0, rows)
+    logprobs = logits.float().log_softmax(1)  # [recorded rows, vocab]
+    chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+    best = logprobs.topk(max(tops.values()), dim=1)
+    pairs = [list(zip(*row, strict=True)) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return {
+        row: Measured(logprob, tuple(found[:top]))
+        for (row, top), logprob, found in zip(tops.items(), chosen, pairs, strict=True)
+    }
 
 
 def _entry(piece: bytes, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal, TypedDict
 
-import torch
-from torch import Tensor
-
 from clara_core.common.suggest import refuse_unknown
 from clara_core.engine.evidence import Checks, Citation
 from clara_core.engine.logprobs import Measured, TokenLog, TokenLogprob
+from clara_core.model.sampler import Draw
 
 FinishReason = Literal["stop", "length", "cancelled"]
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
@@ -183,7 +182,7 @@ class Writer:
         self._byte_ids = byte_ids
         self.limit = min(sampling.max_tokens, room)
         self._emitted = 0
-        self._generator: torch.Generator | None = None
+        self._seed = secrets.randbits(64) if sampling.seed is None else int(sampling.seed)
 
     def feed(self, token: int) -> str:
         """Take one more token; returns the text that is now certain to belong to the answer."""
@@ -199,40 +198,22 @@ class Writer:
             return self.finish("length")
         return self._emit(self._certain())
 
-    def record(self, token: int, measured: Measured, logits: Tensor | None) -> None:
-        """Note how probable the next token is, unless it ends the answer; to be called before `feed`.
-
-        Args:
-            token: The token.
-            measured: The distribution that it comes from.
-            logits: ``[vocab]`` of a token that was drawn; None: it is the most probable one.
-        """
+    def record(self, token: int, measured: Measured) -> None:
+        """Note how probable the next token is, unless it ends the answer; to be called before `feed`."""
         if self.log is not None and token not in self._eos_ids:
-            value = measured.best if logits is None else float(logits[token])
-            self.log.record(token, value - measured.norm, measured.top)
+            self.log.record(token, measured.logprob, measured.top)
 
     def finish(self, reason: FinishReason) -> str:
         """End the answer; returns what was held back."""
         self.finish_reason = reason
         return self._emit(len(self.text))
 
-    def choose(self, logits: Tensor) -> int:
-        """Sample the next token from ``logits [vocab]`` on the processor (temperature above 0)."""
-        if self._generator is None:
-            self._generator = torch.Generator()
-            if self.sampling.seed is None:
-                self._generator.seed()
-            else:
-                self._generator.manual_seed(self.sampling.seed)
-        # In double precision even the smallest temperature leaves the best token finite.
-        logits = logits.double()
-        probabilities = torch.softmax((logits - logits.max()) / self.sampling.temperature, dim=-1)
-        if self.sampling.top_p < 1:
-            ordered, order = probabilities.sort(descending=True)
-            # A token stays while the mass before it is below top_p, so the best one always stays.
-            ordered[ordered.cumsum(-1) - ordered >= self.sampling.top_p] = 0.0
-            probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+    def draw(self) -> Draw | None:
+        """How the next token is drawn; None: it is the best one."""
+        options = self.sampling
+        if options.temperature <= 0:
+            return None
+        return Draw(options.temperature, options.top_p, self._seed, len(self.ids))
 
     def _stop_position(self) -> int | None:
         found = [at for stop in self.sampling.stop if (at := self.text.find(stop)) >= 0]
