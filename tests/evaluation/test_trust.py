@@ -66,5 +66,5 @@ def test_all_of_them_together():
     assert scores["auroc"] == auroc(PAIRS)
     assert list(scores)[-3:] == ["coverage@1%", "coverage@2%", "coverage@5%"]
     for confidences in ([], [0.5]):
-        with pytest.raises(ValueError, match="confidences|right"):
+        with pytest.raises(ValueError, match=r"confidences|right"):
             trust_scores(confidences, [])
