@@ -14,10 +14,10 @@ from langchain_core.documents import Document
 
 from clara_core import ClaraEngine, MemoryStore
 from clara_core.retrieval.projection import Projection
-from clara_core.training.world import make_corpus
 from langchain_clara import ClaraEmbeddings
 from tests import postgres
 from tests.langchain.data import bundled_or_tiny
+from tools.pocket_factory.world import make_corpus
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external_databases.py"
 CANDIDATES = 20
