@@ -13,7 +13,6 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._nodes import announced_long, begins_with_file, text_of
-from llama_index_clara._vectors import VectorSpace
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +66,8 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
     @property
     def space(self) -> VectorSpace:
         """The vectors that this makes."""
+        from clara_core.retrieval.vectors import VectorSpace
+
         return VectorSpace(self.engine, self.dimensions)
 
     # --- questions ---------------------------------------------------------------------------------------
