@@ -70,15 +70,20 @@ class Vectors:
     def of_question(self, query: str) -> Array:
         """Vector ``[D]`` of a question."""
         if isinstance(self.embedding, ClaraEmbeddings):
-            return self.embedding.space.questions(self.embedding.shared_engine.reason([query]))[0]
+            return self._question(self.embedding, self.embedding.shared_engine.reason([query]))
         return vector_of(self.embedding.embed_query(query))
 
     async def aof_question(self, query: str) -> Array:
         """`of_question`, awaitable."""
         if isinstance(self.embedding, ClaraEmbeddings):
             engine = await self.embedding.ashared_engine()
-            return self.embedding.space.questions(await engine.areason([query]))[0]
+            return self._question(self.embedding, await engine.areason([query]))
         return vector_of(await self.embedding.aembed_query(query))
+
+    @staticmethod
+    def _question(embedding: ClaraEmbeddings, tokens: Any) -> Array:
+        vector: Array = embedding.space.questions(tokens)[0]
+        return vector
 
 
 def vector_of(vector: Sequence[float]) -> Array:

@@ -85,11 +85,11 @@ class ClaraEmbeddings(EngineFields, Embeddings):
         if not texts:
             return []
         memories = self.shared_engine.remember(texts, show_progress=self.show_progress)
-        return self.memory_vectors(memories).tolist()
+        return _lists(self.memory_vectors(memories))
 
     def embed_query(self, text: str) -> list[float]:
         """Vector of a question."""
-        return self.space.questions(self.shared_engine.reason([text]))[0].tolist()
+        return _lists(self.space.questions(self.shared_engine.reason([text])))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents`, awaitable; no thread is held while the device works."""
@@ -97,13 +97,13 @@ class ClaraEmbeddings(EngineFields, Embeddings):
             return []
         engine = await self.ashared_engine()
         memories = await engine.aremember(texts)
-        return await asyncio.to_thread(lambda: self.memory_vectors(memories).tolist())
+        return await asyncio.to_thread(lambda: _lists(self.memory_vectors(memories)))
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query`, awaitable."""
         engine = await self.ashared_engine()
         tokens = await engine.areason([text])
-        return await asyncio.to_thread(lambda: self.space.questions(tokens)[0].tolist())
+        return (await asyncio.to_thread(lambda: _lists(self.space.questions(tokens))))[0]
 
     # --- arrays ----------------------------------------------------------------------------------
 
@@ -136,3 +136,9 @@ class ClaraEmbeddings(EngineFields, Embeddings):
 
 
 _HOW = "split them with ClaraTextSplitter, or search them in a ClaraVectorStore, which keeps every window"
+
+
+def _lists(vectors: Array) -> list[list[float]]:
+    """Python floats, as the interface wants them."""
+    lists: list[list[float]] = vectors.tolist()
+    return lists

@@ -29,8 +29,8 @@ from langchain_clara._vectors import Vectors, vector_of
 from langchain_clara.embeddings import ClaraEmbeddings
 
 if TYPE_CHECKING:
-
     from clara_core import Memory
+    from clara_core.retrieval.vectors import Array
     from clara_core.store import Hit, MemoryStore
 
 

@@ -159,8 +159,11 @@ def _documents(header: dict[str, Any], rows: Iterator[Array]) -> Iterator[tuple[
     for told, matrix in zip(header["nodes"], rows, strict=True):
         spans = tuple((start, end) for start, end in told["spans"])
         record = Record(told["id"], told["text"], metadata_from_json(told["metadata"]), spans, told["source_tokens"])
-        yield record, Memory.from_vectors(
-            matrix, header["shape"][0], record.text, spans, record.source_tokens, header["fingerprint"]
+        yield (
+            record,
+            Memory.from_vectors(
+                matrix, header["shape"][0], record.text, spans, record.source_tokens, header["fingerprint"]
+            ),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.schema import BaseNode
@@ -13,6 +13,9 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._nodes import announced_long, begins_with_file, text_of
+
+if TYPE_CHECKING:
+    from clara_core.retrieval.vectors import VectorSpace
 
 log = logging.getLogger(__name__)
 

@@ -33,6 +33,7 @@ from llama_index_clara._stored import allowed, metadata_of, named, node_of, of_s
 
 if TYPE_CHECKING:
     from clara_core import Memory
+    from clara_core.retrieval.vectors import Array, VectorSpace
     from clara_core.store import Hit, MemoryStore
 
 _SAME: Final = 0.999  # cosine of two vectors of the same text, whatever the batch and the dtype they came from

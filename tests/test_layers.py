@@ -78,6 +78,14 @@ def test_llama_index_adapter_stands_on_its_core_alone(path):
     assert all(name.startswith(("llama_index.core", "llama_index_clara")) for name in meta)
 
 
+@pytest.mark.parametrize(
+    "path", files("langchain_clara") + files("llama_index_clara"), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_adapters_hold_no_tensors(path):
+    """Neither at the top of a module nor in a function, nor for its annotations."""
+    assert "torch" not in {name.partition(".")[0] for name in imports(path)}
+
+
 def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
