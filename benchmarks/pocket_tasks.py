@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import exact_match
-from clara_core.training.world import RELATIONS, Question, make_corpus
+from tools.pocket_factory.world import RELATIONS, Question, make_corpus
 
 SEED = 2024
 DOCUMENTS = 5  # that a question is read with

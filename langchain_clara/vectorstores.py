@@ -29,9 +29,8 @@ from langchain_clara._vectors import Vectors, vector_of
 from langchain_clara.embeddings import ClaraEmbeddings
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from clara_core import Memory
+    from clara_core.retrieval.vectors import Array
     from clara_core.store import Hit, MemoryStore
 
 
@@ -530,7 +529,7 @@ class ClaraVectorStore(VectorStore):
         return {"k": k, "filter": rules, "mode": mode, "with_memories": self._vectors.are_memories}
 
     def _diverse(
-        self, question: Tensor, k: int, fetch_k: int, lambda_mult: float, condition: Filter | None
+        self, question: Array, k: int, fetch_k: int, lambda_mult: float, condition: Filter | None
     ) -> list[Document]:
         hits = self.store.search_mmr(
             question, k, fetch_k=fetch_k, lambda_mult=lambda_mult, filter=stored_filter(condition),

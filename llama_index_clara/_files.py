@@ -19,10 +19,10 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from clara_core.common.errors import CheckpointError
-from llama_index_clara._vectors import Array
 
 if TYPE_CHECKING:
     from clara_core.data.memory import Memory
+    from clara_core.retrieval.vectors import Array
     from clara_core.store import MemoryStore, Record
 
 VECTORS: Final = "vectors"  # what a store says instead of a fingerprint if it holds vectors
@@ -82,7 +82,7 @@ def write_file(path: str, fs: fsspec.AbstractFileSystem | None, header: dict[str
          "spans": record.spans, "source_tokens": record.source_tokens, "rows": len(record.spans)}
         for record in records
     ]  # fmt: skip
-    rows = (store.memories([record.id])[0].tokens.flatten(1).float().numpy() for record in records)
+    rows = (store.memories([record.id])[0].vectors() for record in records)
     whole = {**header, "fingerprint": store.fingerprint, "shape": _shape(store, records), "nodes": told}
     _replace(path, fs, lambda file: _write(file, whole, rows))
 
@@ -153,16 +153,18 @@ def read_file(
 
 
 def _documents(header: dict[str, Any], rows: Iterator[Array]) -> Iterator[tuple[Record, Memory]]:
-    import torch
-
     from clara_core.data.memory import Memory
     from clara_core.store.records import Record, metadata_from_json
 
     for told, matrix in zip(header["nodes"], rows, strict=True):
         spans = tuple((start, end) for start, end in told["spans"])
         record = Record(told["id"], told["text"], metadata_from_json(told["metadata"]), spans, told["source_tokens"])
-        tokens = torch.from_numpy(matrix.copy()).view(len(spans), *header["shape"])
-        yield record, Memory(tokens, record.text, spans, record.source_tokens, header["fingerprint"])
+        yield (
+            record,
+            Memory.from_vectors(
+                matrix, header["shape"][0], record.text, spans, record.source_tokens, header["fingerprint"]
+            ),
+        )
 
 
 def _rows(path: str, file: IO[bytes], header: dict[str, Any], digest: Any) -> Iterator[Array]:

@@ -30,10 +30,10 @@ from llama_index_clara._files import SUFFIX, VECTORS, read_file, read_pointer, w
 from llama_index_clara._nodes import checked, copy_of, text_of
 from llama_index_clara._queries import Plan, chosen, vector_of, words_of
 from llama_index_clara._stored import allowed, metadata_of, named, node_of, of_source, stored_node
-from llama_index_clara._vectors import Array, VectorSpace
 
 if TYPE_CHECKING:
     from clara_core import Memory
+    from clara_core.retrieval.vectors import Array, VectorSpace
     from clara_core.store import Hit, MemoryStore
 
 _SAME: Final = 0.999  # cosine of two vectors of the same text, whatever the batch and the dtype they came from
@@ -118,6 +118,8 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
     @property
     def space(self) -> VectorSpace:
         """The vectors that are stored."""
+        from clara_core.retrieval.vectors import VectorSpace
+
         return VectorSpace(self.engine, self.dimensions)
 
     @property
@@ -321,21 +323,18 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         )
 
     def _ranked(self, query: VectorStoreQuery, plan: Plan, question: Array | None) -> list[tuple[Hit, float]]:
-        import torch
-
         store = self.client
         options: dict[str, Any] = {"filter": allowed(store, query), "mode": plan.mode}
         options["with_memories"] = self.dimensions is None or plan.balance is not None
         if plan.text_weight is not None:
             options["text_weight"] = plan.text_weight
-        vector = None if question is None else torch.from_numpy(question)
-        if plan.mode == "memory" and vector is not None:
-            hits: Any = store.search(vector, plan.k, **options)
+        if plan.mode == "memory" and question is not None:
+            hits: Any = store.search(question, plan.k, **options)
         else:
-            hits = store.search(words_of(query), plan.k, vectors=vector, **options)
+            hits = store.search(words_of(query), plan.k, vectors=question, **options)
         if plan.balance is None or question is None:
             return [(hit, hit.relevance if plan.fused else hit.score) for hit in hits]
-        windows = [hit.memory.tokens[hit.window].flatten().float().numpy() for hit in hits]
+        windows = [hit.memory.vectors()[hit.window] for hit in hits]
         picked: list[tuple[Hit, float]] = chosen(question, hits, windows, query.similarity_top_k, plan.balance)
         return picked
 

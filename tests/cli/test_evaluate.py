@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from clara_core.checkpoint.hub import BUNDLED
-from clara_core.training.world import make_corpus
 from tests.engines import PASSAGES
 from tests.tiny import build
+from tools.pocket_factory.world import make_corpus
 
 needs_weights = pytest.mark.skipif(
     not (BUNDLED["pocket"] / "config.json").exists(), reason="the bundled model has no weights"
