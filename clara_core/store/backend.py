@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clara_core.common.errors import StoreError
+from clara_core.common.errors import FingerprintMismatch, StoreError
 from clara_core.data.memory import Memory
 from clara_core.store.codec import MemoryType
 from clara_core.store.records import Broken, Record, StoreStats
@@ -46,6 +46,32 @@ class Space:
     memory_type: MemoryType
     n_mem: int
     hidden: int
+
+    def check_model(self, fingerprint: str, uri: str) -> None:
+        """Refuse another model than the one whose memories a store holds.
+
+        Raises:
+            FingerprintMismatch: Says both and what to do.
+        """
+        if fingerprint != self.fingerprint:
+            raise FingerprintMismatch(
+                f"the store at {uri} holds memories of the model {self.fingerprint[:12]}, this one is "
+                f"{fingerprint[:12]}: open it with the model that wrote it, or add its texts to a store in another "
+                "place with this one; get, iteration and mode='text' work as it is, without an engine"
+            )
+
+    def check(self, entries: Sequence[Entry], uri: str) -> None:
+        """Refuse documents with memories of another kind.
+
+        Raises:
+            FingerprintMismatch: They are of another model.
+            ValueError: They have another shape; says both.
+        """
+        for entry in entries:
+            self.check_model(entry.memory.fingerprint, uri)
+            if tuple(entry.memory.tokens.shape[1:]) != (self.n_mem, self.hidden):
+                raise ValueError(f"memories of this store have windows of {self.n_mem} x {self.hidden} numbers, the "
+                                 f"document {entry.id!r:.80} has {list(entry.memory.tokens.shape)}")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

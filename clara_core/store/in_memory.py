@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clara_core.common.errors import FingerprintMismatch, StoreError
+from clara_core.common.errors import StoreError
 from clara_core.data.memory import Memory
 from clara_core.retrieval.bm25 import WordIndex, members
 from clara_core.retrieval.filters import matches
@@ -95,7 +95,6 @@ class _State:
     # --- documents ---------------------------------------------------------------------------------------
 
     def count(self) -> int:
-        """How many documents there are."""
         return self.live
 
     def __iter__(self) -> Iterator[Record]:
@@ -103,7 +102,6 @@ class _State:
             yield self.documents[place].record()
 
     def passing(self, condition: Mapping[str, Any]) -> Rows:
-        """Rows of the documents that pass a filter."""
         try:
             question = json.dumps(condition)
         except (TypeError, ValueError):
@@ -137,11 +135,9 @@ class _State:
         return places
 
     def records(self, ids: Sequence[str]) -> dict[str, Record]:
-        """Documents by id."""
         return {id_: self.documents[place].record() for id_, place in self.known(ids).items()}
 
     def at_rows(self, rows: Rows, *, with_memories: bool) -> dict[int, tuple[Record, Memory | None]]:
-        """Documents by row, and their memories if they are wanted."""
         found = zip(rows.tolist(), self.places_of(rows), strict=True)
         return {
             row: (self.documents[place].record(), self._memory(place) if with_memories else None)
@@ -149,16 +145,13 @@ class _State:
         }
 
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Content and metadata by id."""
         found = {id_: self.documents[place] for id_, place in self.known(ids).items()}
         return {id_: (document.content, document.metadata) for id_, document in found.items()}
 
     def memories(self, ids: Sequence[str]) -> dict[str, Memory]:
-        """Memories by id."""
         return {id_: self._memory(place) for id_, place in self.known(ids).items()}
 
     def with_contents(self, contents: Sequence[str]) -> dict[str, str]:
-        """The id of a document by content."""
         found: dict[str, str] = {}
         for content in contents:
             place = self.contents.get(content, self.size)
@@ -182,7 +175,6 @@ class _State:
     def nearest(
         self, questions: Tensor, k: int, allowed: Rows | None, *, exact: bool, oversample: int
     ) -> list[list[Candidate]]:
-        """The k documents most like each question, by the cosine of their best window; always from all memories."""
         units = unit_rows(questions)
         if allowed is not None and _FEW * len(allowed) < self.size:
             return self._nearest_of(units, k, [place for place in self.places_of(allowed) if self._is_found(place)])
@@ -262,18 +254,15 @@ class _State:
         return candidates
 
     def windows(self, candidates: Sequence[Candidate]) -> Tensor:
-        """The best window of each candidate, ``[n, D]``."""
         places = self.places_of([each.row for each in candidates])
         pairs = zip(places, candidates, strict=True)
         return torch.stack([self.window(int(self.starts[place]) + each.window) for place, each in pairs])
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
-        """The k documents that share words with a question."""
         found, unit = self.words.search(words_of(question), k, allowed)
         return Matches([Candidate(row, score) for row, score in found], unit)
 
     def stats(self) -> StoreStats:
-        """Size and state; bytes are those of the windows."""
         size = int(self.starts[self.size]) * self.space.n_mem * self.space.hidden * 4
         each = size / self.live if self.live else 0.0
         return StoreStats(
@@ -317,20 +306,18 @@ class InMemory:
         self._writing = threading.RLock()
 
     def latest(self) -> _State | None:
-        """The documents of now; None while there never was one."""
         return self._state
 
     # --- writing -----------------------------------------------------------------------------------------
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Keep documents; one whose id is there is replaced."""
         if not entries:
             return
         texts = [words_of(entry.text) for entry in entries]
         windows = self._windows(entries)
         with self._writing:
             state = self._state or self._new(entries[0].memory)
-            _check_space(state.space, entries)
+            state.space.check(entries, self.uri)
             known = state.known([entry.id for entry in entries])
             state = self._roomy(self._without(state, list(known.values())), len(entries), len(windows))
             at = int(state.starts[state.size])
@@ -353,7 +340,6 @@ class InMemory:
             self._show(replace(state, size=new.stop, live=state.live + len(entries)))
 
     def delete(self, ids: Sequence[str] | None, condition: Mapping[str, Any] | None) -> int:
-        """Take out documents by id, by filter, or by both."""
         with self._writing:
             if (state := self._state) is None:
                 return 0
@@ -367,7 +353,6 @@ class InMemory:
             return len(places)
 
     def compact(self, older_than: timedelta) -> None:
-        """Give back the room of documents that are gone."""
         with self._writing:
             self._compact()
 
@@ -375,15 +360,12 @@ class InMemory:
         """Nothing to do: there are no keys and no indexes that could be behind."""
 
     def check(self, report: Report) -> list[Broken]:
-        """Nothing to find: there are no files."""
         return []
 
     def salvage(self, report: Report) -> list[Broken]:
-        """Nothing to find: there are no files."""
         return []
 
     def explain(self, error: BaseException) -> StoreError | None:
-        """Errors of memory are not of the place."""
         return None
 
     def close(self) -> None:
@@ -474,19 +456,6 @@ class InMemory:
                 self._write(dense, at, torch.stack([state.window(window) for window in own]))
                 at += len(own)
         return replace(dense, size=len(places))
-
-
-def _check_space(space: Space, entries: Sequence[Entry]) -> None:
-    for entry in entries:
-        shape = tuple(entry.memory.tokens.shape[1:])
-        if entry.memory.fingerprint != space.fingerprint:
-            raise FingerprintMismatch(
-                f"the store in memory holds memories of the model {space.fingerprint[:12]}, the document "
-                f"{entry.id!r:.80} is of {entry.memory.fingerprint[:12]}: a store holds those of one model"
-            )
-        if shape != (space.n_mem, space.hidden):
-            raise ValueError(f"memories of this store have windows of {space.n_mem} x {space.hidden} numbers, the "
-                             f"document {entry.id!r:.80} has {list(entry.memory.tokens.shape)}")  # fmt: skip
 
 
 def _grown(values: NDArray[Any], needed: int) -> NDArray[Any]:

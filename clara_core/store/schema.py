@@ -36,7 +36,6 @@ import torch
 from numpy.typing import NDArray
 
 from clara_core.common.errors import StoreError
-from clara_core.data.memory import Memory
 from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Entry, Space
 from clara_core.store.codec import MemoryCodec
@@ -141,11 +140,9 @@ class Layout:
         """The rows of documents, with this serial number and the next ones.
 
         Raises:
-            ValueError: A memory has another shape, or holds NaN or infinity.
+            ValueError: A memory holds NaN or infinity.
         """
         memories = [entry.memory for entry in entries]
-        for memory in memories:
-            check_shape(memory, self.space)
         tokens = torch.cat([memory.tokens for memory in memories])  # [windows, n_mem, hidden]
         counts = [memory.n_windows for memory in memories]
         given: dict[str, Any] = {
@@ -190,17 +187,6 @@ def _read_cover(cover: bytes, settings: bytes, uri: str) -> Layout:
     raise StoreError(
         what + ("pip install -U clara-rag" if version > FORMAT else "index its texts again, into another folder")
     )
-
-
-def check_shape(memory: Memory, space: Space) -> None:
-    """Refuse a memory of another shape than those of a store.
-
-    Raises:
-        ValueError: Says both shapes.
-    """
-    if tuple(memory.tokens.shape[1:]) != (space.n_mem, space.hidden):
-        raise ValueError(f"memories of this store have windows of {space.n_mem} x {space.hidden} numbers, got "
-                         f"{list(memory.tokens.shape)}")  # fmt: skip
 
 
 class Serials:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 import numpy as np
 from torch import Tensor
 
-from clara_core.common.errors import FingerprintMismatch
 from clara_core.retrieval.filters import check_filter
 from clara_core.retrieval.ranking import diversify, fuse, memory_relevance, text_relevance
 from clara_core.store.accepting import Accepting
@@ -184,7 +183,7 @@ class StoreSearch:
     def _vectors(self, words: list[str] | None, given: Tensor | None, space: Space) -> Tensor:
         """``[Q, n_mem, hidden]``."""
         if self.engine is not None:
-            check_engine(self.engine, space, self._backend.uri)
+            space.check_model(self.engine.fingerprint, self._backend.uri)
         if given is not None:
             dimension = space.n_mem * space.hidden
             if given.numel() != len(given) * dimension:
@@ -197,20 +196,6 @@ class StoreSearch:
             raise ValueError("a search by memory needs a model: open the store with engine= or model=, or ask with "
                              "mode='text'")  # fmt: skip
         return self.engine.reason(words or [])
-
-
-def check_engine(engine: ClaraEngine, space: Space, uri: str) -> None:
-    """Refuse an engine that cannot read the memories of a store.
-
-    Raises:
-        FingerprintMismatch: It is of another model; says both and what to do.
-    """
-    if engine.fingerprint != space.fingerprint:
-        raise FingerprintMismatch(
-            f"the store at {uri} holds memories of the model {space.fingerprint[:12]}, the engine is "
-            f"{engine.fingerprint[:12]}: open it with the model that wrote it, or add its texts to a store in another "
-            "folder with this one; get, iteration and mode='text' work as it is"
-        )
 
 
 # --- one question ----------------------------------------------------------------------------------------

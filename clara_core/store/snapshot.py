@@ -5,7 +5,7 @@ Letters of shapes: Q questions, D numbers of a memory, n windows, m candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,17 +36,12 @@ _SERIALS: Final = 1 << 16  # serial numbers that are
 _SERIAL_SCHEMA: Final = pa.schema([pa.field("serial", pa.uint64(), nullable=False), pa.field("_rowid", pa.uint64())])
 _SCAN_BYTES: Final = 1 << 25  # of memories that are read at a time
 _NEAR_BYTES: Final = 1 << 21  # of float32 memories that are compared at a time, so that they stay in the cache
-_CANDIDATE_BYTES: Final = (
-    1 << 22
-)  # of memories that are compared at least, if there are so many: short ones cost little
+_CANDIDATE_BYTES: Final = 1 << 22  # of memories that are compared at least: short ones cost little
 # Parts of an index that are looked through. Of 100,000 synthetic keys of 1,024 numbers, 8 found 97 % of the best ten
 # documents and 32 all of them, in the same time.
 _PROBES: Final = 32
 _DIGITS: Final = 6  # of a cosine in float32; so equal memories have equal scores, wherever they were compared
 _TINY: Final = 1e-12  # as in torch's normalize
-
-Nominate = Callable[[Sequence[int], int], list[Rows]]
-"""The m best candidates of some of the questions, by their places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,43 +62,35 @@ class LanceSnapshot:
 
     @property
     def space(self) -> Space:
-        """Of its memories."""
         return self.layout.space
 
     def stats(self) -> StoreStats:
-        """Size and state."""
         return statistics(self.dataset, self.layout)
 
     # --- documents ---------------------------------------------------------------------------------------
 
     def count(self) -> int:
-        """How many documents there are."""
         with readable(self.dataset):
             return int(self.dataset.count_rows())
 
     def passing(self, condition: Mapping[str, Any]) -> Rows:
-        """Rows of the documents that pass a filter."""
         with readable(self.dataset):
             rows: Rows = np.sort(passing(self.dataset, condition, [])["_rowid"].to_numpy())
         return rows
 
     def records(self, ids: Sequence[str]) -> dict[str, Record]:
-        """Documents by id."""
         return {record.id: record for record in records(rows_with(self.dataset, "id", ids, RECORD_COLUMNS))}
 
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Content and metadata by id."""
         rows = rows_with(self.dataset, "id", ids, ["id", "content", "metadata"]).to_pylist()
         return {unguarded(row["id"]): (row["content"], row["metadata"]) for row in rows}
 
     def at_rows(self, rows: Rows, *, with_memories: bool) -> dict[int, tuple[Record, Memory | None]]:
-        """Documents by the numbers of their rows."""
         table = rows_at(self.dataset, rows, [*RECORD_COLUMNS, "memory"] if with_memories else RECORD_COLUMNS)
         memories = self._memories(table) if with_memories else [None] * table.num_rows
         return dict(zip(table["_rowid"].to_pylist(), zip(records(table), memories, strict=True), strict=True))
 
     def memories(self, ids: Sequence[str]) -> dict[str, Memory]:
-        """Memories by id."""
         table = rows_with(self.dataset, "id", list(dict.fromkeys(ids)), [*RECORD_COLUMNS, "memory"])
         return dict(zip(map(unguarded, table["id"].to_pylist()), self._memories(table), strict=True))
 
@@ -117,13 +104,11 @@ class LanceSnapshot:
         ]
 
     def with_contents(self, contents: Sequence[str]) -> dict[str, str]:
-        """An id by content."""
         rows = rows_with(self.dataset, "content", contents, ["id", "content"]).to_pylist()
         return {row["content"]: unguarded(row["id"]) for row in rows}
 
     def __iter__(self) -> Iterator[Record]:
-        """All documents in the order of their rows; whoever tidies leaves them, until the last was taken."""
-        with Lease(self.dataset):
+        with Lease(self.dataset):  # whoever tidies leaves these rows, until the last was taken
             table = pa.Table.from_batches(batches(self.dataset, ["serial"], batch_size=_SERIALS), _SERIAL_SCHEMA)
             rows = table["_rowid"].to_numpy()[np.argsort(table["serial"].to_numpy(), kind="stable")]
             for start in range(0, len(rows), _RECORDS):
@@ -136,19 +121,19 @@ class LanceSnapshot:
     def nearest(
         self, questions: Tensor, k: int, allowed: Rows | None, *, exact: bool, oversample: int
     ) -> list[list[Candidate]]:
-        """The k documents most like each question ``[Q, n_mem, hidden]``."""
         units, total = unit_rows(questions), self.count() if allowed is None else len(allowed)
         wanted = max(oversample * k, _CANDIDATE_BYTES // self.layout.codec.row_bytes)
         if not total:
             return [[] for _ in questions]
         if exact or total <= wanted:
-            return self._exactly(units, k, allowed)
+            return self._ranked(units, k, allowed, None)
         asked = self.layout.key.questions(questions)  # [Q, L]
         if KEY_INDEX in index_names(self.dataset):
             candidates = [self._by_index(question, wanted, allowed) for question in asked]
         else:
             candidates = self.keys.at(self.dataset, self.layout).best(asked, wanted, allowed)
-        return self._ranked(units, candidates, k)
+        union: Rows = np.unique(np.concatenate(candidates))
+        return self._ranked(units, k, union, candidates)
 
     def _by_index(self, question: NDArray[np.float32], m: int, allowed: Rows | None) -> Rows:
         """Candidates by the index over the keys; rows that it does not cover are scanned."""
@@ -159,24 +144,21 @@ class LanceSnapshot:
             rows: Rows = builder.to_scanner().to_table()["_rowid"].to_numpy()
         return rows
 
-    def _ranked(self, units: Tensor, candidates: Sequence[Rows], k: int) -> list[list[Candidate]]:
-        """The best documents among the candidates of each question, by exact cosine."""
-        union: Rows = np.unique(np.concatenate(candidates))
+    def _ranked(
+        self, units: Tensor, k: int, rows: Rows | None, candidates: Sequence[Rows] | None
+    ) -> list[list[Candidate]]:
+        """The best of some rows by exact cosine, in bounded memory; each question may have candidates of its own."""
         best = _Best(len(units), k)
         step = max(1, _SCAN_BYTES // self.layout.codec.row_bytes)
-        for start in range(0, len(union), step):
-            table = rows_at(self.dataset, union[start : start + step], ["memory", "serial"])
-            rows = table["_rowid"].to_numpy()
-            meant = None if len(candidates) == 1 else np.stack([np.isin(rows, own) for own in candidates])
+        columns = ["memory", "serial"]
+        tables: Iterable[pa.Table | pa.RecordBatch] = batches(self.dataset, columns, rows, step)
+        if rows is not None and candidates is not None:  # few: by their numbers, not in a scan
+            tables = (rows_at(self.dataset, rows[at : at + step], columns) for at in range(0, len(rows), step))
+        for table in tables:
+            meant = None
+            if candidates is not None and len(candidates) > 1:
+                meant = np.stack([np.isin(table.column("_rowid").to_numpy(), own) for own in candidates])
             best.offer(*self._document_scores(units, table), table, meant)
-        return best.documents()
-
-    def _exactly(self, units: Tensor, k: int, allowed: Rows | None) -> list[list[Candidate]]:
-        """The best of all documents, in bounded memory."""
-        best = _Best(len(units), k)
-        step = max(1, _SCAN_BYTES // self.layout.codec.row_bytes)
-        for batch in batches(self.dataset, ["memory", "serial"], allowed, step):
-            best.offer(*self._document_scores(units, batch), batch, None)
         return best.documents()
 
     def _document_scores(
@@ -197,7 +179,6 @@ class LanceSnapshot:
         return best, window
 
     def windows(self, candidates: Sequence[Candidate]) -> Tensor:
-        """The best window of each candidate, ``[n, D]``."""
         table = rows_at(self.dataset, np.unique(np.array([each.row for each in candidates], np.uint64)), ["memory"])
         counts = window_counts(table["memory"])
         start = dict(zip(table["_rowid"].to_pylist(), (counts.cumsum() - counts).tolist(), strict=True))
@@ -207,7 +188,6 @@ class LanceSnapshot:
     # --- by words ----------------------------------------------------------------------------------------
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
-        """The k documents that share words with a question (BM25)."""
         if WORD_INDEX in index_names(self.dataset):
             return self._by_word_index(words_of(question), k, allowed)
         return Matches(*self.words.at(self.dataset).search(words_of(question), k, allowed))

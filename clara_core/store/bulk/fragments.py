@@ -266,7 +266,7 @@ def commit_written(uri: str, written: Iterable[pa.RecordBatch]) -> int:
     return len(ids)
 
 
-def _rows_of(dataset: LanceDataset, ids: NDArray[np.void], files: set[int]) -> dict[int, list[int]]:
+def _rows_of(dataset: LanceDataset, ids: NDArray[np.bytes_], files: set[int]) -> dict[int, list[int]]:
     """Numbers of the rows of some files that have one of the ids, by file."""
     found: dict[int, list[int]] = {}
     for fragment in dataset.get_fragments():
