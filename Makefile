@@ -63,7 +63,7 @@ lint: install
 
 # The site in site/; a warning fails. The theme announces a successor in every build otherwise.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "Open site/index.html"
 
 bench: install

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from clara_core import ClaraEngine
 from clara_core.data.documents import cut_passages, read_folder
-from clara_core.evaluation import evaluate, exact_match, read_questions
+from clara_core.evaluation import evaluate, read_questions
 
 EXAMPLES = Path(__file__).parent
 

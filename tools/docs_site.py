@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages whose text lives elsewhere in the repository, and the page of the command line."""
+"""Hooks of mkdocs: pages whose text is elsewhere in the repository, the page of the command line, the last section."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ PAGES = {
     "clara_core/pocket/README.md": "pocket.md",
 }
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[\w-]+)?\)")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Show pages that the navigation does not name in a last section, so that none is out of reach."""
+    named = set(re.findall(r"[\w/-]+\.md", repr(config.nav)))
+    docs = ROOT / "docs"
+    rest = sorted({path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} - named)
+    if rest and config.nav is not None:
+        config.nav.append({"More": rest})
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
