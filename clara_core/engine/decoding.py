@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from clara_core.common.errors import ClaraError, ContextOverflow
+from clara_core.engine.logprobs import measure
 from clara_core.engine.requests import GenerateRequest, Limits, fail, finish, say
 from clara_core.engine.threads import DecodeThreads
 from clara_core.model.decoder import ClaraModel
@@ -27,6 +28,7 @@ from clara_core.model.devices import free_bytes, in_halves, is_out_of_memory, re
 from clara_core.model.kernels import PAGE
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory, KVRow
+from clara_core.model.sampler import draw
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +243,7 @@ class Answers:
         batch: list[Running] = []
         longest = total = 0
         for one in self.running:
-            if one.token is not None:
+            if one.token is not None or (batch and one.request.role is not batch[0].request.role):
                 continue
             length = len(one.request.ids) + len(one.request.writer.ids)
             longest, total = max(longest, length), total + length
@@ -271,7 +273,7 @@ class Answers:
         sequences = [request.ids + request.writer.ids for request in requests]
         filled = [request.memories for request in requests if len(request.memories)]
         memories = torch.cat(filled or [torch.zeros(0, self.model.hidden)])  # [slots, hidden]
-        cache = KVCache(self._memory, [one.row for one in part])
+        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
         slots = [request.slots for request in requests]
         logits = self.model.prefill(sequences, upload(memories, self.model.device), slots, cache)
         self._take(part, logits, cache)
@@ -302,17 +304,20 @@ class Answers:
         return self.drain()
 
     def _step(self) -> None:
-        rows, most, largest = list(self.running), self._together, 0
-        for start in range(0, len(rows), most):
-            part = rows[start : start + most]
-            largest = max(largest, in_halves(part, self._advance, self._step_failed, self.model.device, "answers"))
-        if 0 < largest < min(len(rows), most):
+        rows, most, tried, largest = list(self.running), self._together, 0, 0
+        for role in dict.fromkeys(one.request.role for one in rows):
+            alike = [one for one in rows if one.request.role is role]
+            for start in range(0, len(alike), most):
+                part = alike[start : start + most]
+                tried = max(tried, len(part))
+                largest = max(largest, in_halves(part, self._advance, self._step_failed, self.model.device, "answers"))
+        if 0 < largest < tried:
             self._together = largest
         if not self.running:
             self._together = self.limits.rows  # what did not fit together may fit another time
 
     def _advance(self, part: Sequence[Running]) -> None:
-        cache = KVCache(self._memory, [one.row for one in part])
+        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
         tokens = [one.token for one in part if one.token is not None]
         with self._threads.step(len(tokens)):
             logits = self.model.step(tokens, cache)
@@ -330,9 +335,9 @@ class Answers:
     def _take(self, part: Sequence[Running], logits: Tensor, cache: KVCache) -> None:
         """Give rows their next token, ``logits [rows, vocab]``, and let finished ones go."""
         best = logits.max(-1)  # NaN counts as the largest, so that it shows
-        numbers = torch.stack([best.indices, best.values.isfinite().long()], dim=1)  # one wait for both
-        drawn = [row for row, one in enumerate(part) if one.request.writer.sampling.temperature > 0]
-        chances = dict(zip(drawn, logits[upload(drawn, logits.device)].cpu(), strict=True)) if drawn else {}
+        tokens = _drawn(part, logits, best.indices)
+        numbers = torch.stack([tokens, best.values.isfinite().long()], dim=1)  # one wait for both
+        measured = measure(logits, [one.request.writer.log for one in part], tokens)
         chosen = numbers.tolist()
         cache.commit()  # nothing behind this computes on the device: what fails now is a fault of a single row
         for row, (one, (token, finite)) in enumerate(zip(part, chosen, strict=True)):
@@ -341,8 +346,10 @@ class Answers:
                 if not finite:
                     one.spoiled = True
                     raise not_finite("logits", self.model.dtype)  # noqa: TRY301 - like any other fault of this row
-                one.token = writer.choose(chances[row]) if row in chances else token
-                say(one.request, writer.feed(one.token))
+                one.token = token
+                if row in measured:
+                    writer.record(token, measured[row])
+                say(one.request, writer.feed(token))
             except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
                 self._leave(one, exc)
             else:
@@ -361,6 +368,15 @@ class Answers:
         else:
             fail(one.request.future, exc)
         self._memory.close(one.row, wipe=one.spoiled)
+
+
+def _drawn(part: Sequence[Running], logits: Tensor, best: Tensor) -> Tensor:
+    """The next token of each row, ``[rows]``: the best one, or a drawn one where that is asked for."""
+    draws = [(row, one) for row, running in enumerate(part) if (one := running.request.writer.draw()) is not None]
+    if not draws:
+        return best
+    rows = upload([row for row, _ in draws], logits.device)
+    return best.index_copy(0, rows, draw(logits.index_select(0, rows), [one for _, one in draws]))
 
 
 def not_finite(what: str, dtype: torch.dtype) -> ClaraError:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, UnknownOption
 from clara_core.engine.sampling import Sampling, Writer
+from clara_core.model.sampler import Draw
 from tests.engines import PASSAGES, open_engine
 from tests.model.test_tokenizer import tokenizer_of
 from tests.tiny import build
@@ -159,37 +160,15 @@ def test_ends_and_limits() -> None:
     assert write([1, 2, 1, 1], Sampling(max_tokens=3), room=2)[1].text == "ab"
 
 
-# -- sampling --------------------------------------------------------------------------------------
+# -- what is drawn ---------------------------------------------------------------------------------
 
 
-def draws(logits: torch.Tensor, n: int = 300, **options) -> list[int]:
-    writer = Writer(letters, Sampling(**options), frozenset(), 10)
-    return [writer.choose(logits) for _ in range(n)]
-
-
-def test_top_p_keeps_the_smallest_set_that_holds_the_mass() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    assert set(draws(logits, temperature=1.0, top_p=0.4, seed=0)) == {0}
-    assert set(draws(logits, temperature=1.0, top_p=0.6, seed=0)) == {0, 1}
-    assert set(draws(logits, temperature=1.0, top_p=0.9, seed=0)) == {0, 1, 2}
-    assert set(draws(logits, temperature=1.0, seed=0)) == {0, 1, 2, 3}
-
-
-def test_temperature_shapes_the_shares() -> None:
-    logits = torch.tensor([0.6, 0.4]).log()
-    warm = draws(logits, 4000, temperature=1.0, seed=1).count(0) / 4000
-    cold = draws(logits, 4000, temperature=0.25, seed=1).count(0) / 4000
-    assert warm == pytest.approx(0.6, abs=0.03)
-    assert cold == pytest.approx(0.6**4 / (0.6**4 + 0.4**4), abs=0.03)
-    assert set(draws(torch.tensor([80.0, -90.0, 81.0]), temperature=5e-324, seed=0)) == {2}
-
-
-def test_seeds_repeat_and_differ() -> None:
-    logits = torch.zeros(50)
-    assert draws(logits, temperature=1.0, seed=7) == draws(logits, temperature=1.0, seed=7)
-    assert draws(logits, temperature=1.0, seed=7) != draws(logits, temperature=1.0, seed=8)
-    assert draws(logits, temperature=1.0) != draws(logits, temperature=1.0)
-    assert draws(logits, 3, temperature=1.0, seed=-1) == draws(logits, 3, temperature=1.0, seed=2**64 - 1)
+def test_an_answer_says_how_its_next_token_is_drawn() -> None:
+    assert write([1], Sampling())[1].draw() is None
+    _, writer = write([1, 2, 6], Sampling(temperature=0.5, top_p=0.9, seed=-1))
+    assert writer.draw() == Draw(0.5, 0.9, seed=-1, position=3)
+    fresh = {write([1], Sampling(temperature=1.0))[1].draw().seed for _ in range(3)}
+    assert len(fresh) == 3
 
 
 # -- through an engine -----------------------------------------------------------------------------
