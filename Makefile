@@ -30,10 +30,10 @@ define INSTALL
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo domain-demo docs test test-gpu test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest constraints clean
+.PHONY: help install demo domain-demo docs test test-gpu test-ray lint bench eval eval-retrieval bench-store bench-trust test-oldest test-newest constraints clean
 
 help:
-	@echo "make demo | domain-demo | docs | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | test-newest | constraints | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+	@echo "make demo | domain-demo | docs | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | bench-trust | test-oldest | test-newest | constraints | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
 
 install: $(VENV)/.installed
 
@@ -79,6 +79,9 @@ eval-retrieval: install
 
 bench-store: install
 	$(BIN)/python -m benchmarks.store
+
+bench-trust: install
+	$(BIN)/python -m benchmarks.trust
 
 test-oldest: $(OLDEST)/.installed
 	$(TEST_ENV) $(OLDEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
