@@ -18,7 +18,7 @@ from typing import Any
 from langchain.agents import create_agent
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool, tool
@@ -79,7 +79,7 @@ def main(model: str = "pocket") -> list[str]:
     agent = create_agent(Asker(), tools=[make_tool(ClaraEngine.from_pretrained(model))])
     answers = []
     for question in QUESTIONS:
-        messages = agent.invoke({"messages": [("human", question)]})["messages"]
+        messages = agent.invoke({"messages": [HumanMessage(question)]})["messages"]
         calls = [call for message in messages if isinstance(message, AIMessage) for call in message.tool_calls]
         answers.append(messages[-1].text)
         print(f"\n{question}\n  {answers[-1]}\n  tools called: {', '.join(call['name'] for call in calls)}")

@@ -33,6 +33,7 @@ from clara_core.data.documents import cut_passages, read_folder
 from langchain_clara import ChatClara, ClaraVectorStore, create_clara_documents_chain
 
 DATA = Path(__file__).parent / "data"
+Chain = Runnable[dict[str, Any], dict[str, Any]]  # {"input"} -> {"input", "context", "answer"}
 QUESTIONS = ("What does Zorfen Foundry use as its emblem?", "When was Mount Masar first climbed?")
 PROMPT = ChatPromptTemplate.from_messages([("system", "Answer from: {context}"), ("human", "{input}")])
 
@@ -77,22 +78,23 @@ class BestSentence(SimpleChatModel):
         return max(sentences, key=lambda sentence: len(words(sentence) & words(messages[-1].text)))
 
 
-def before(documents: list[Document]) -> Runnable[dict[str, Any], dict[str, Any]]:
+def before(documents: list[Document]) -> Chain:
     """Three models; the last one reads the documents as text."""
     store = FAISS.from_documents(documents, WordEmbeddings())
     retriever = ContextualCompressionRetriever(
         base_compressor=CrossEncoderReranker(model=WordOverlap(), top_n=5),
         base_retriever=store.as_retriever(search_kwargs={"k": 20}),
     )
-    return create_retrieval_chain(retriever, create_stuff_documents_chain(BestSentence(), PROMPT))
+    chain: Chain = create_retrieval_chain(retriever, create_stuff_documents_chain(BestSentence(), PROMPT))
+    return chain
 
 
-def after(documents: list[Document], engine: ClaraEngine) -> Runnable[dict[str, Any], dict[str, Any]]:
+def after(documents: list[Document], engine: ClaraEngine) -> Chain:
     """One model, which reads memory tokens. The prompt and the rest of the chain stay."""
     retriever = ClaraVectorStore.from_documents(documents, engine=engine).as_retriever(search_kwargs={"k": 5})
-    return create_retrieval_chain(
-        retriever, create_clara_documents_chain(ChatClara(engine=engine, max_tokens=32), PROMPT)
-    )
+    reading = create_clara_documents_chain(ChatClara(engine=engine, max_tokens=32), PROMPT)
+    chain: Chain = create_retrieval_chain(retriever, reading)
+    return chain
 
 
 def main(model: str = "pocket") -> list[str]:

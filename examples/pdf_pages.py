@@ -40,7 +40,7 @@ def main(model: str = "pocket", folder: str | Path = DATA, uri: str | None = Non
         store = ClaraVectorStore(uri=uri or temporary, model=model)
         store.add_documents(pieces)
         llm = ChatClara(model=model, max_tokens=32)
-        answers = {}
+        answers: dict[str, str] = {}
         for question in QUESTIONS:
             found = store.similarity_search(question, k=2)
             answers[question] = llm.invoke(question, documents=found).text
