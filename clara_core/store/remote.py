@@ -8,6 +8,8 @@ from dataclasses import fields
 from datetime import timedelta
 from typing import Any, Final, NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clara_core.common.errors import StoreError
@@ -158,12 +160,12 @@ class RemoteStore(MemoryStore):
 
     def search(  # type: ignore[override]  # as one function: the overloads are the same
         self,
-        question: str | Sequence[str] | Tensor,
+        question: str | Sequence[str] | Tensor | NDArray[np.float32],
         k: int = 4,
         *,
         filter: Filter | None = None,  # noqa: A002
         mode: Mode | None = None,
-        vectors: Tensor | None = None,
+        vectors: Tensor | NDArray[np.float32] | None = None,
         exact: bool = False,
         oversample: int = DEFAULT_OVERSAMPLE,
         text_weight: float = DEFAULT_TEXT_WEIGHT,
@@ -180,7 +182,7 @@ class RemoteStore(MemoryStore):
 
     def search_mmr(
         self,
-        question: str | Tensor,
+        question: str | Tensor | NDArray[np.float32],
         k: int = 4,
         *,
         fetch_k: int = 20,
@@ -224,12 +226,14 @@ def _opened(uri: str, engine: Engine, read_only: bool) -> RemoteStore:
     return RemoteStore(uri, engine, read_only=read_only)
 
 
-def _question(question: str | Sequence[str] | Tensor) -> tuple[list[str] | None, list[list[float]] | None, bool]:
+def _question(
+    question: str | Sequence[str] | Tensor | NDArray[np.floating[Any]],
+) -> tuple[list[str] | None, list[list[float]] | None, bool]:
     """Words or numbers of questions, and whether it is one."""
-    if isinstance(question, Tensor):
-        one = question.ndim == 1
-        rows = question[None] if one else question.flatten(1)
-        return None, rows.float().tolist(), one
+    if isinstance(question, Tensor | np.ndarray):
+        numbers = question.float().numpy() if isinstance(question, Tensor) else question
+        one = numbers.ndim == 1
+        return None, numbers.reshape(1 if one else len(numbers), -1).tolist(), one
     words = [question] if isinstance(question, str) else list(question)
     for index, each in enumerate(words):
         if not isinstance(each, str):

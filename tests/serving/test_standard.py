@@ -9,7 +9,6 @@ import openai
 import pytest
 
 from langchain_clara import ClaraEmbeddings
-from llama_index_clara._vectors import VectorSpace
 
 QUESTION = "When was Tolmet Bridge opened?"
 DOCUMENTS = [
@@ -182,7 +181,6 @@ def test_embeddings_are_those_of_the_components(client, local, dimensions):
             vectors = [np.frombuffer(base64.b64decode(each), "<f4") for each in vectors]
         assert np.allclose(np.array(vectors), expected, atol=1e-6)
         assert [each.index for each in told.data] == [0, 1, 2]
-    assert np.allclose(VectorSpace(local, dimensions).documents(local.remember(DOCUMENTS)), expected, atol=1e-6)
     question = client.embeddings.create(model="clara", input=QUESTION, extra_body={"input_type": "query"}, **options)
     assert np.allclose(question.data[0].embedding, component.embed_query(QUESTION), atol=1e-6)
 
