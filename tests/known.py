@@ -8,7 +8,7 @@ from functools import cache
 
 from clara_core import ClaraEngine, Memory
 from clara_core.engine.quotes import stands_in
-from clara_core.training.world import make_corpus
+from tools.pocket_factory.world import make_corpus
 
 
 @dataclass(frozen=True)

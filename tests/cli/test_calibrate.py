@@ -10,7 +10,7 @@ import pytest
 
 from clara_core import ClaraEngine
 from clara_core.engine.calibration import Calibration
-from clara_core.training.world import make_corpus
+from tools.pocket_factory.world import make_corpus
 
 
 @pytest.fixture(scope="module")

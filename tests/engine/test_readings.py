@@ -10,10 +10,10 @@ import torch
 from clara_core import ClaraEngine
 from clara_core.checkpoint.config import Role
 from clara_core.engine.quotes import stands_in
-from clara_core.training.world import make_corpus
 from tests.engines import PASSAGES, open_engine, wrapped
 from tests.known import find_known
 from tests.tiny import Tiny, build
+from tools.pocket_factory.world import make_corpus
 
 QUESTION = "When was the bridge over the river Aln opened?"
 
