@@ -76,7 +76,11 @@ def attribute(said: Said, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
         request = said.judged(tokenizer, [everything - own for own in windows])
         [alone] = yield [request]
         spent += _positions(request)
-        parts += _repeated(said.text, spans, loose, parts, full, alone, nothing)
+        missing = (full[loose] - alone[:, loose]).sum(1).tolist()  # [docs]
+        keeping = _keeping(missing, documents)
+        if not {part.document for part in parts} & keeping:  # else what is cited explains these tokens as well
+            gains = (alone[:, loose] - nothing[loose]).sum(1).tolist()
+            parts += whole_parts(said.text, spans, {one: score(gains[one]) for one in sorted(keeping)}, loose)
     quoted = [_cited(part, said, documents[part.document]) for part in parts]
     citations, more = yield from _with_windows(quoted, parts, said, tokenizer, full, windows)
     return Attribution(
@@ -98,26 +102,15 @@ def _windows_of(documents: Sequence[Memory]) -> list[frozenset[int]]:
     return found
 
 
-def _repeated(
-    text: str, spans: Sequence[Span], loose: list[int], parts: Sequence[Part], full: Tensor, alone: Tensor, none: Tensor
-) -> list[Part]:
-    """Documents that say the same: each of them alone keeps the tokens that no single one is missed for.
+def _keeping(missing: Sequence[float], documents: Sequence[Memory]) -> set[int]:
+    """Documents each of which keeps some tokens alone, and those of the same text (far in front they do it less).
 
     Args:
-        text: What is said.
-        spans: Characters of its tokens.
-        loose: Tokens that need some document and no particular one.
-        parts: What is known to stand on a document already.
-        full: ``[tokens]``: log-probabilities with all documents.
-        alone: ``[docs, tokens]``: with one document each.
-        none: ``[tokens]``: without any.
+        missing: Nats that the tokens lose with each document alone.
+        documents: The documents.
     """
-    missing = (full[loose] - alone[:, loose]).sum(1)  # [docs]
-    keeping = [document for document, nats in enumerate(missing.tolist()) if nats <= GROUNDED]
-    if {part.document for part in parts} & set(keeping):
-        return []  # what is cited explains these tokens as well
-    gains = (alone[:, loose] - none[loose]).sum(1).tolist()
-    return whole_parts(text, spans, {document: score(gains[document]) for document in keeping}, loose)
+    texts = {document.text for document, nats in zip(documents, missing, strict=True) if nats <= GROUNDED}
+    return {at for at, document in enumerate(documents) if document.text in texts}
 
 
 def _cited(part: Part, said: Said, document: Memory) -> Citation | None:

@@ -9,9 +9,12 @@ from typing import Any, Never, Unpack
 
 from torch import Tensor
 
+from clara_core.data.examples import RetrievalLine
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, read_options
 from clara_core.engine.async_engine import AsyncCalls
+from clara_core.engine.calibrating import Judged, fit_calibration, judge_answers, without_gold
+from clara_core.engine.calibration import Calibration
 from clara_core.engine.evidence_streams import ExaminedStream
 from clara_core.engine.inputs import (
     Documents,
@@ -261,6 +264,37 @@ class ClaraEngine(AsyncCalls):
         if wanted.afterwards:
             return ExaminedStream(self, asked_for, wanted)
         return AnswerStream(asked_for.request, self._submit)
+
+    # --- how sure answers may be -------------------------------------------------------------------------
+
+    def calibrate(
+        self, lines: Sequence[RetrievalLine], progress: bool = False, *, top_k: int = 5, unanswerable: float = 0.3
+    ) -> Calibration:
+        """How sure answers of this model may be, from questions with known answers; writes nothing and sets nothing.
+
+        Each question is asked over the best ranked of its candidates. An answer is right if one of the line's answers
+        stands in it, word for word but for the case.
+
+        Args:
+            lines: Questions with candidates, as `clara_core.evaluation.read_questions` gives them. Of questions like
+                those that will be asked, over documents like those that will be read; 300 or more.
+            progress: Draw a progress bar.
+            top_k: Documents that are read for a question.
+            unanswerable: Share of the questions whose gold documents are taken away, so that confidence also knows what
+                answers without any ground look like.
+
+        Raises:
+            ValueError: Too few lines, or nearly all answers right, or wrong.
+        """
+        from tqdm.auto import tqdm
+
+        lines = without_gold(lines, unanswerable)
+        judged: list[Judged] = []
+        with tqdm(total=len(lines), desc="calibrating", unit="question", disable=not progress) as bar:
+            for some in judge_answers(self, lines, top_k):
+                judged += some
+                bar.update(min(len(lines) - bar.n, 16))
+        return fit_calibration(self, judged, unanswerable, top_k)
 
 
 def _blocks(texts: Iterator[str]) -> Iterator[list[str]]:

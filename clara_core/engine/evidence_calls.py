@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from clara_core.checkpoint.config import Role
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import Wanted
 from clara_core.engine.attributing import Said, attribute
 from clara_core.engine.evidence import Attribution
 from clara_core.engine.examining import Asked, examine
+from clara_core.engine.fidelity import Fidelity, measure_fidelity
 from clara_core.engine.inputs import Message, asked
 from clara_core.engine.requests import Request
 from clara_core.engine.runtime import EngineInstance
 from clara_core.engine.sampling import Answer, Sampling
 from clara_core.engine.steps import Steps, together
 from clara_core.engine.streams import off_loop, results
+from clara_core.model.tokenizer import PARAPHRASE_INSTRUCTION
 
 T = TypeVar("T")
 
@@ -57,6 +60,21 @@ class EvidenceCalls(EngineInstance):
         """Awaitable `logprob`."""
         return await self._adrive(lambda: self._logprob(question, memories, text))
 
+    def fidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
+        """What memories have kept of their texts: how well names, numbers and code can be read back from each.
+
+        Costs one pass a window, about as much as compressing it.
+
+        Args:
+            memories: Documents.
+            instruction: Asks to say the text again, ``{docs}`` being its place; that of the published training if None.
+        """
+        return self._drive(self._fidelity(memories, instruction))
+
+    async def afidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
+        """Awaitable `fidelity`."""
+        return await self._adrive(lambda: self._fidelity(memories, instruction))
+
     # --- the work, for callers that block and for those that do not --------------------------------------
 
     def _attributed(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Steps[Attribution]:
@@ -65,6 +83,10 @@ class EvidenceCalls(EngineInstance):
         if not said.prompt.documents:
             raise ValueError("memories is empty: an answer is attributed to documents, give at least one")
         return attribute(said, self.tokenizer)
+
+    def _fidelity(self, memories: Sequence[Memory], instruction: str | None) -> Steps[list[Fidelity]]:
+        self._require(Role.GENERATOR)
+        return measure_fidelity(self._checked(memories), instruction or PARAPHRASE_INSTRUCTION, self.tokenizer)
 
     def _logprob(self, question: str, memories: Sequence[Memory], text: str) -> Steps[float]:
         request = self._said(question, memories, text).judged(self.tokenizer, [frozenset()])

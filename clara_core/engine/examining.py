@@ -5,6 +5,8 @@ A ladder, each step only where the one before has failed its check:
 1. The answer is judged with each document hidden (`attributing`), and its words are looked for in what it stands on.
 2. Where it stands on another document than the best ranked one, or not in its text, the best ranked document is read
    again alone. That answer is taken if it stands in the document's text and is more probable than the first one.
+   With ``read="text"`` the bare base reads the two best ranked documents as text instead, under the same condition;
+   with ``read="auto"`` it does so where reading again did not settle it and the calibration says that text helps.
 3. What is known becomes a confidence (`calibration`); below the one that is asked for, the text is withheld.
 """
 
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from clara_core.common.errors import ContextOverflow
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import Wanted
 from clara_core.engine.attributing import Said, attribute
@@ -30,6 +33,7 @@ from clara_core.engine.requests import GenerateRequest, Request
 from clara_core.engine.sampling import Answer, Sampling
 from clara_core.engine.steps import Steps
 from clara_core.model.chat_format import alternating
+from clara_core.model.tokenizer import ANSWER_SYSTEM
 from clara_core.retrieval.ranking import score_memories
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_AS_TEXT = 2  # documents that are read as text
 _SAME = 1e-5  # cosines that differ by less are those of equal documents
 
 
@@ -114,8 +119,10 @@ def examine(engine: EngineInstance, asked: Asked, answer: Answer, wanted: Wanted
         return Examined(_told(answer, wanted), None)
     cosines = yield from _cosines(engine, asked, wanted)
     reading = yield from _weigh(engine, asked, asked.request, answer, range(len(asked.memories)), cosines, wanted)
-    if wanted.read != "memory" and reading.doubtful and cosines is not None:
+    if wanted.read in ("again", "auto") and reading.doubtful and cosines is not None:
         reading = yield from _again(engine, asked, reading, cosines, wanted)
+    if reading.doubtful and cosines is not None and (wanted.read == "text" or _text_helps(engine, wanted)):
+        reading = yield from _as_text(engine, asked, reading, cosines)
     signals = _signals(reading, cosines)
     return Examined(_finished(engine, reading, signals, wanted), signals)
 
@@ -205,6 +212,39 @@ def _again(
         return replace(first, answer=replace(first.answer, judged_tokens=spent + _positions(answer)))
     taken = replace(answer, reading="again", judged_tokens=spent + _positions(first.answer))
     return (yield from _weigh(engine, asked, request, taken, [best], cosines, wanted))
+
+
+def _text_helps(engine: EngineInstance, wanted: Wanted) -> bool:
+    calibration = engine.calibration if wanted.read == "auto" else None
+    return calibration is not None and bool(calibration.text_helps)
+
+
+def _as_text(engine: EngineInstance, asked: Asked, first: _Reading, cosines: Sequence[float]) -> Steps[_Reading]:
+    """The best ranked documents as text, read by the bare base, if its answer is the better one.
+
+    Nothing is judged here: there is no memory that could be hidden. That it stands in a text is all that is known.
+    """
+    order = sorted(range(len(cosines)), key=lambda at: -cosines[at])[:_AS_TEXT]
+    texts = [asked.memories[at].text for at in order]
+    turns = alternating(asked.messages)
+    question = turns[-1]["content"]
+    content = "Background:\n" + "\n\n".join(texts) + f"\n\nQuestion:{question}"
+    system = [] if turns[0]["role"] == "system" else [{"role": "system", "content": ANSWER_SYSTEM}]
+    messages = [*system, *turns[:-1], {"role": "user", "content": content}]
+    try:
+        request = engine._chat_request(messages, [], asked.sampling)  # noqa: SLF001
+    except ContextOverflow:
+        return first  # memories fit where texts do not
+    request.role = None
+    [answer] = yield [request]
+    if answer.finish_reason == "cancelled":
+        return first
+    second = _Reading(answer, None, Checks(verbatim=True))
+    spent = first.answer.judged_tokens
+    if not any(stands_in(answer.text, text) for text in texts) or second.logprob <= first.logprob:
+        return replace(first, answer=replace(first.answer, judged_tokens=spent + _positions(answer)))
+    taken = replace(answer, reading="text", judged_tokens=spent + _positions(first.answer))
+    return replace(second, answer=taken)
 
 
 def _positions(answer: Answer) -> int:

@@ -54,7 +54,7 @@ class TokenLog:
         others = tuple(_entry(self._pieces(other, first=self._first), value) for other, value in top)
         piece = self._pieces(token, first=self._first)
         self.entries.append(_entry(piece, logprob, others))
-        self._first = self._first and not piece
+        self._first = self._first and token in self._pieces.special
 
     def untold(self) -> tuple[TokenLogprob, ...]:
         """Those that came since the last call."""

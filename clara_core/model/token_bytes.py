@@ -20,6 +20,9 @@ class TokenBytes:
     Args:
         tokenizer: Knows the vocabulary and, by its decoder, how the vocabulary writes bytes.
         special: Ids that stand for no text.
+
+    Attributes:
+        special: The same.
     """
 
     def __init__(self, tokenizer: Tokenizer, special: frozenset[int]) -> None:
@@ -27,12 +30,12 @@ class TokenBytes:
         kinds = set(_kinds(layout["decoder"]))
         self._bytes = _byte_letters() if "ByteLevel" in kinds else None
         self._tokenizer = tokenizer
-        self._special = special
+        self.special = special
         self._known: dict[int, bytes] = {}
 
     def __call__(self, token: int, *, first: bool = False) -> bytes:
         """Bytes of a token; where it is the `first` of a text, without the space that decoders drop there."""
-        if token in self._special:
+        if token in self.special:
             return b""
         piece = self._known.get(token)
         if piece is None:
@@ -43,7 +46,7 @@ class TokenBytes:
 
     def join(self, tokens: list[int]) -> list[bytes]:
         """Bytes of each token of a text."""
-        shown = next((at for at, token in enumerate(tokens) if token not in self._special), None)
+        shown = next((at for at, token in enumerate(tokens) if token not in self.special), None)
         return [self(token, first=at == shown) for at, token in enumerate(tokens)]
 
     def _spelled(self, token: int) -> bytes:

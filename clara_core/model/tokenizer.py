@@ -111,7 +111,8 @@ class ClaraTokenizer:
         vocabulary = self._trusted.get_vocab(with_added_tokens=True)
         # Bytes for characters that have no token: what a run of them spells is known only when the run has ended.
         self.byte_ids = frozenset(index for token, index in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
-        self.token_bytes = TokenBytes(self._trusted, frozenset(tokenizer.all_special_ids))
+        special = frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self.token_bytes = TokenBytes(self._trusted, special)
 
     # --- vocabulary --------------------------------------------------------------------------------------
 

@@ -129,39 +129,30 @@ class Snapshot(Protocol):
     @property
     def space(self) -> Space:
         """Of its memories."""
-        ...
 
     def count(self) -> int:
         """How many documents there are."""
-        ...
 
     def passing(self, condition: Mapping[str, Any]) -> Rows:
         """Rows of the documents whose metadata passes a filter that `check_filter` accepted, as `matches` says."""
-        ...
 
     def records(self, ids: Sequence[str]) -> dict[str, Record]:
         """Documents by id; unknown ids are left out. Metadata is the caller's own copy."""
-        ...
 
     def at_rows(self, rows: Rows, *, with_memories: bool) -> dict[int, tuple[Record, Memory | None]]:
         """Documents by the numbers of their rows, and their memories if they are wanted."""
-        ...
 
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """`Entry.content` and `Entry.metadata` of documents, by id; unknown ids are left out."""
-        ...
 
     def memories(self, ids: Sequence[str]) -> dict[str, Memory]:
         """Memories by id; unknown ids are left out."""
-        ...
 
     def with_contents(self, contents: Sequence[str]) -> dict[str, str]:
         """The id of a document that has an `Entry.content`, by content; unknown ones are left out."""
-        ...
 
     def __iter__(self) -> Iterator[Record]:
         """All documents in the order of their rows, in bounded memory."""
-        ...
 
     def nearest(
         self, questions: Tensor, k: int, allowed: Rows | None, *, exact: bool, oversample: int
@@ -179,22 +170,18 @@ class Snapshot(Protocol):
             list: Best first, of equal scores the lower row first. A score is the cosine in float32, rounded to six
             digits and in [-1, 1].
         """
-        ...
 
     def windows(self, candidates: Sequence[Candidate]) -> Tensor:
         """The best window of each candidate as a vector, ``[n, D]``."""
-        ...
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
         """The k documents that share words with a question, by BM25 over all documents of the snapshot.
 
         Words are those of `retrieval.words`, scores those of `retrieval.bm25`: the same in every place.
         """
-        ...
 
     def stats(self) -> StoreStats:
         """Size and state."""
-        ...
 
 
 class Backend(Protocol):
@@ -203,7 +190,6 @@ class Backend(Protocol):
     @property
     def uri(self) -> str:
         """Where it is."""
-        ...
 
     def latest(self) -> Snapshot | None:
         """The documents of now; None while there never was one.
@@ -211,7 +197,6 @@ class Backend(Protocol):
         Raises:
             StoreError: The place cannot be read, or was written by another version; says what to do.
         """
-        ...
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Keep documents, all of them or none; one whose id is there is replaced. The first ones fix the space.
@@ -224,32 +209,24 @@ class Backend(Protocol):
             ValueError: The memories have another shape than those that are there.
             StoreError: Others wrote all the time, or the place cannot be written.
         """
-        ...
 
     def delete(self, ids: Sequence[str] | None, condition: Mapping[str, Any] | None) -> int:
         """Take out the documents that have one of the ids and pass the filter; None means all. Returns how many."""
-        ...
 
     def compact(self, older_than: timedelta) -> None:
         """Give back the room of what was replaced or taken out, and versions of the place that are older."""
-        ...
 
     def optimize(self, report: Report) -> None:
         """Bring keys and indexes up to date; changes nothing that is found."""
-        ...
 
     def check(self, report: Report) -> list[Broken]:
         """Read all that is kept, and say which files cannot be read."""
-        ...
 
     def salvage(self, report: Report) -> list[Broken]:
         """The same, and take the documents of those files out."""
-        ...
 
     def explain(self, error: BaseException) -> StoreError | None:
         """What an error of a call means for the store and what to do; None for one that is not of the place."""
-        ...
 
     def close(self) -> None:
         """Let go of what is only held to be quick; the place may be used again."""
-        ...

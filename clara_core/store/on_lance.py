@@ -18,7 +18,7 @@ from clara_core.store.codec import MemoryType
 from clara_core.store.keys import Key
 from clara_core.store.predicate import passing
 from clara_core.store.reading import readable
-from clara_core.store.records import Broken, guarded
+from clara_core.store.records import Broken, escape
 from clara_core.store.scan import KeyScan, WordScan
 from clara_core.store.schema import FIT_ROWS, Layout, Serials
 from clara_core.store.snapshot import LanceSnapshot
@@ -92,7 +92,7 @@ class OnLance:
         if condition:
             check_filter(condition)
         if ids is not None:
-            chosen = list(dict.fromkeys(map(guarded, ids)))
+            chosen = list(dict.fromkeys(map(escape, ids)))
             if condition:
                 passes = set(self._passing_ids(dataset, condition))
                 chosen = [id_ for id_ in chosen if id_ in passes]

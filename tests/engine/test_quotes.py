@@ -7,8 +7,8 @@ import pytest
 from clara_core.engine.quotes import find_quote, says_yes_or_no, split_sentences, stands_in
 
 TEXT = (
-    "The Aln bridge was opened on 4 May 1907. Dr. J. Moss designed it, as St. Mary's records say. It is 3,776 m long!\n\n"
-    "In 1907 the mill closed"
+    "The Aln bridge was opened on 4 May 1907. Dr. J. Moss designed it, as St. Mary's records say. It is 3,776 m long!"
+    "\n\nIn 1907 the mill closed"
 )
 WHOLE = [(0, len(TEXT))]
 
@@ -35,7 +35,10 @@ def test_sentences_end_where_they_end():
         ("J. Moss", "Dr. J. Moss designed it, as St. Mary's records say."),
         ("j moss!", "Dr. J. Moss designed it, as St. Mary's records say."),
         ("3,776 m", "It is 3,776 m long!"),
-        ("1907. Dr. J.", "The Aln bridge was opened on 4 May 1907. Dr. J. Moss designed it, as St. Mary's records say."),
+        (
+            "1907. Dr. J.",
+            "The Aln bridge was opened on 4 May 1907. Dr. J. Moss designed it, as St. Mary's records say.",
+        ),
         ("the mill", "In 1907 the mill closed"),
     ],
 )

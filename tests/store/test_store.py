@@ -29,7 +29,7 @@ from clara_core.store import maintenance, writing
 from clara_core.store import table as table_module
 from clara_core.store.backend import Entry
 from clara_core.store.keys import Key
-from clara_core.store.records import guarded, made_id, unguarded
+from clara_core.store.records import escape, made_id, unescape
 from clara_core.store.schema import FIT_ROWS, Layout
 from clara_core.store.table import Table
 from tests.engines import PASSAGES, Counter
@@ -191,9 +191,9 @@ def test_any_ids_texts_and_metadata_come_back(documents):
 @given(st.text(st.characters(codec=None)), st.text(st.characters(codec=None)))
 def test_guarded_strings_are_plain_and_different(one, other):
     for text in (one, other):
-        assert unguarded(guarded(text)) == text
-        assert "\0" not in guarded(text).encode("utf-8").decode()
-    assert (guarded(one) == guarded(other)) == (one == other)
+        assert unescape(escape(text)) == text
+        assert "\0" not in escape(text).encode("utf-8").decode()
+    assert (escape(one) == escape(other)) == (one == other)
 
 
 # --- compressing -------------------------------------------------------------------------------------------
@@ -592,7 +592,7 @@ def test_keys_are_fitted_again_once_there_are_enough(tmp_path):
     table = Table(store.uri)
     layout = Layout.of(table.latest().schema, store.uri)
     assert layout.fitted_to >= FIT_ROWS
-    assert set(table.latest().to_table(columns=["fit"])["fit"].to_pylist()) == {layout.fit}
+    assert set(table.latest().to_table(columns=["key_version"])["key_version"].to_pylist()) == {layout.key_version}
     assert [record.id for record in store] == [str(number) for number in range(FIT_ROWS + 64)]
     exact = told(reader.search(question, k=5, exact=True))
     assert told(reader.search(question, k=5)) == exact
@@ -603,7 +603,7 @@ def test_keys_are_fitted_again_once_there_are_enough(tmp_path):
     assert {hit.id for hit in reader.search(question, k=2)} == {"7", "late"}
     before = list(store)
     store.optimize()
-    assert set(table.latest().to_table(columns=["fit"])["fit"].to_pylist()) == {layout.fit}
+    assert set(table.latest().to_table(columns=["key_version"])["key_version"].to_pylist()) == {layout.key_version}
     assert list(store) == before
     assert {hit.id for hit in reader.search(question, k=2)} == {"7", "late"}
 

@@ -23,8 +23,3 @@ def first_of_each(found: NDArray[np.bytes_]) -> NDArray[np.bool_]:
     first = np.zeros(len(found), bool)
     first[np.unique(found, return_index=True)[1]] = True
     return first
-
-
-def member_of(found: NDArray[np.bytes_], known: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    """Which digests ``[n]`` are among others, ``[m]``."""
-    return np.isin(found, known)
