@@ -1,7 +1,7 @@
 # Every target makes its own virtual environment from nothing and then works in it.
 #   make demo                    text files -> memory tokens -> search, answers, on the CPU
 #   make domain-demo             the bundled model learns a domain that it has never seen; before and after
-#   make test lint               what CI runs
+#   make test lint docs          what CI runs
 #   make PYTHON=python3.12 test  with another Python (3.11 or newer)
 
 PYTHON ?= python3
@@ -30,10 +30,10 @@ define INSTALL
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo domain-demo test test-gpu test-ray lint bench eval eval-retrieval bench-store test-oldest test-newest constraints clean
+.PHONY: help install demo domain-demo docs test test-gpu test-ray lint bench eval eval-retrieval bench-store bench-trust test-oldest test-newest constraints clean
 
 help:
-	@echo "make demo | domain-demo | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | test-oldest | test-newest | constraints | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+	@echo "make demo | domain-demo | docs | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | bench-trust | test-oldest | test-newest | constraints | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
 
 install: $(VENV)/.installed
 
@@ -61,6 +61,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site in site/; a warning fails. The theme announces a successor in every build otherwise.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open site/index.html"
+
 bench: install
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.soak
@@ -75,6 +80,9 @@ eval-retrieval: install
 bench-store: install
 	$(BIN)/python -m benchmarks.store
 
+bench-trust: install
+	$(BIN)/python -m benchmarks.trust
+
 test-oldest: $(OLDEST)/.installed
 	$(TEST_ENV) $(OLDEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
@@ -85,11 +93,11 @@ test-newest: | $(NEWEST)/bin/python
 
 # The versions that are pinned, from those that are installed here.
 constraints: install
-	$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[dev]' '$(shell grep ^torch== constraints.txt)'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[dev,docs]' '$(shell grep ^torch== constraints.txt)'
 	$(BIN)/python tools/constraints.py > constraints.new && mv constraints.new constraints.txt
 
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The demo needs little of what the tests need. Installed again only when what is to be installed has changed.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
@@ -97,6 +105,9 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
 	$(call INSTALL,train)
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(call INSTALL,docs)
 
 # The pip that comes with Python 3.11 takes three times as long over the same packages.
 $(BIN)/python $(OLDEST)/bin/python $(NEWEST)/bin/python:

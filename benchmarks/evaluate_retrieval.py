@@ -33,7 +33,7 @@ from clara_core import ClaraEngine
 from clara_core.evaluation import score_rankings
 from clara_core.retrieval.ranking import fuse_ranks, rank_memories
 from clara_core.store import MemoryStore
-from clara_core.training.world import Question
+from tools.pocket_factory.world import Question
 
 DEPTH = 50  # documents of a ranking, and of BM25 that memory puts in order
 TIMED = 21  # questions that are asked one by one

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import exact_match
-from clara_core.training.world import RELATIONS, Question, make_corpus
+from tools.pocket_factory.world import RELATIONS, Question, make_corpus
 
 SEED = 2024
 DOCUMENTS = 5  # that a question is read with
@@ -81,13 +81,15 @@ def rerank(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], dept
 # --- reading ---------------------------------------------------------------------------------------------
 
 
-def with_gold(questions: Sequence[Question], others: Sequence[Sequence[int]], seed: int = SEED) -> list[list[int]]:
-    """Documents for each question: what it needs and the first of the others, five in all, in any order."""
+def with_gold(
+    questions: Sequence[Question], others: Sequence[Sequence[int]], seed: int = SEED, count: int = DOCUMENTS
+) -> list[list[int]]:
+    """Documents for each question: what it needs and the first of the others, so many in all, in any order."""
     rng = random.Random(seed)
     chosen = []
     for question, ranked in zip(questions, others, strict=True):
         wrong = [index for index in ranked if index not in question.gold]
-        documents = [*question.gold, *wrong][:DOCUMENTS]
+        documents = [*question.gold, *wrong][:count]
         chosen.append(rng.sample(documents, len(documents)))
     return chosen
 

@@ -30,7 +30,7 @@ from clara_core.training.batch import Step
 from clara_core.training.config import TrainingConfig
 from clara_core.training.objective import Objective
 from clara_core.training.run import trainer_of
-from clara_core.training.world import make_corpus
+from tools.pocket_factory.world import make_corpus
 
 LINES = 64
 

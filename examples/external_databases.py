@@ -33,7 +33,7 @@ def main(model: str = "pocket", postgres: str | None = None) -> str:
     ids = store.add(texts)
 
     embeddings = ClaraEmbeddings(engine=engine, dimensions=256)
-    vectors = embeddings.memory_vectors(store.memories(ids)).numpy()  # [n, 256], without compressing again
+    vectors = embeddings.memory_vectors(store.memories(ids))  # [n, 256], without compressing again
     search = in_postgres(postgres, ids, vectors) if postgres else in_qdrant(ids, vectors)
 
     candidates = search(embeddings.embed_query(QUESTION), 20)

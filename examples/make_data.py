@@ -16,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-from clara_core.training.world import RELATIONS, Corpus, Passage, Question, make_corpus
+from tools.pocket_factory.world import RELATIONS, Corpus, Passage, Question, make_corpus
 
 SEED = 3
 PASSAGES = 80

@@ -11,6 +11,7 @@ from clara_core.common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from clara_core.common.version import __version__
+    from langchain_clara._evidence import cited_documents
     from langchain_clara.chains import create_clara_documents_chain
     from langchain_clara.chat_models import ChatClara
     from langchain_clara.cross_encoder import ClaraCrossEncoder
@@ -35,6 +36,7 @@ __all__ = [
     "ClaraVectorStore",
     "DocumentsPlaceholder",
     "__version__",
+    "cited_documents",
     "create_clara_documents_chain",
 ]
 
@@ -50,6 +52,7 @@ _MODULES: Final = {
     "ClaraVectorStore": "langchain_clara.vectorstores",
     "DocumentsPlaceholder": "langchain_clara.prompts",
     "__version__": "clara_core.common.version",
+    "cited_documents": "langchain_clara._evidence",
     "create_clara_documents_chain": "langchain_clara.chains",
 }
 

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from langchain_core.embeddings import Embeddings
 
 from langchain_clara.embeddings import ClaraEmbeddings
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from clara_core import ClaraEngine, Memory
+    from clara_core.retrieval.vectors import Array
 
 
 class Vectors:
@@ -45,7 +45,7 @@ class Vectors:
             raise TypeError(f"{name} needs a store of memories, and this one keeps vectors of {got}")
         return self.embedding.shared_engine
 
-    def of_texts(self, texts: list[str]) -> list[Tensor]:
+    def of_texts(self, texts: list[str]) -> list[Array]:
         """Vectors of the windows of each text, ``[W, D]``; a blank text has none."""
         told = [text for text in texts if text.strip()] or ["-"]  # the length of vectors has to be known
         if isinstance(self.embedding, ClaraEmbeddings):
@@ -54,46 +54,48 @@ class Vectors:
             rows = _rows(self.embedding.embed_documents(told))
         return _in_place(texts, rows)
 
-    async def aof_texts(self, texts: list[str]) -> list[Tensor]:
+    async def aof_texts(self, texts: list[str]) -> list[Array]:
         """`of_texts`, awaitable."""
         if isinstance(self.embedding, ClaraEmbeddings):
             return await asyncio.to_thread(self.of_texts, texts)
         vectors = await self.embedding.aembed_documents([text for text in texts if text.strip()] or ["-"])
         return await asyncio.to_thread(lambda: _in_place(texts, _rows(vectors)))
 
-    def of_memories(self, memories: Sequence[Memory]) -> list[Tensor]:
+    def of_memories(self, memories: Sequence[Memory]) -> list[Array]:
         """Projections of the windows of each memory."""
-        projection = self.embedding.projection if isinstance(self.embedding, ClaraEmbeddings) else None
-        if projection is None:
+        if not isinstance(self.embedding, ClaraEmbeddings) or self.are_memories:
             raise TypeError("only ClaraEmbeddings with dimensions= makes projections of memories")
-        return [projection.apply(memory.tokens.flatten(1).float()) for memory in memories]
+        return [self.embedding.space.windows(memory) for memory in memories]
 
-    def of_question(self, query: str) -> Tensor:
+    def of_question(self, query: str) -> Array:
         """Vector ``[D]`` of a question."""
         if isinstance(self.embedding, ClaraEmbeddings):
-            return self.embedding.question_vector(self.embedding.shared_engine.reason([query]))
+            return self._question(self.embedding, self.embedding.shared_engine.reason([query]))
         return vector_of(self.embedding.embed_query(query))
 
-    async def aof_question(self, query: str) -> Tensor:
+    async def aof_question(self, query: str) -> Array:
         """`of_question`, awaitable."""
         if isinstance(self.embedding, ClaraEmbeddings):
             engine = await self.embedding.ashared_engine()
-            return self.embedding.question_vector(await engine.areason([query]))
+            return self._question(self.embedding, await engine.areason([query]))
         return vector_of(await self.embedding.aembed_query(query))
 
-
-def vector_of(vector: Sequence[float]) -> Tensor:
-    """A vector of LangChain's as a tensor."""
-    import torch
-
-    return torch.as_tensor(vector, dtype=torch.float32)
+    @staticmethod
+    def _question(embedding: ClaraEmbeddings, tokens: Any) -> Array:
+        vector: Array = embedding.space.questions(tokens)[0]
+        return vector
 
 
-def _rows(vectors: Sequence[Sequence[float]]) -> list[Tensor]:
+def vector_of(vector: Sequence[float]) -> Array:
+    """A vector of LangChain's as an array."""
+    return np.asarray(vector, np.float32)
+
+
+def _rows(vectors: Sequence[Sequence[float]]) -> list[Array]:
     return [vector_of(vector)[None] for vector in vectors]
 
 
-def _in_place(texts: Sequence[str], rows: Sequence[Tensor]) -> list[Tensor]:
-    """A tensor for each text, of which the blank ones were left out."""
+def _in_place(texts: Sequence[str], rows: Sequence[Array]) -> list[Array]:
+    """An array for each text, of which the blank ones were left out."""
     left: Any = iter(rows)
     return [next(left) if text.strip() else rows[0][:0] for text in texts]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.documents import Document
@@ -24,6 +24,7 @@ from clara_core.model.chat_format import Turn
 from langchain_clara._batching import SEAT, Meeting, Seat, run_apart, seated
 from langchain_clara._documents import ReadDocument, listed_documents
 from langchain_clara._engine import EngineFields
+from langchain_clara._evidence import EVIDENCE, documents_account, evidence_account, logprobs_account
 from langchain_clara._identity import identity
 from langchain_clara._messages import read_history, read_messages
 from langchain_clara._profile import local_context
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from clara_core.engine.sampling import Chunk
 
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed")
+_OPTIONS: Final = (*_SAMPLING, *EVIDENCE)
 _NO_TOOLS: Final = (
     "ChatClara cannot call tools, nor be held to a schema, which agents ask for as a tool: CLaRa was trained to answer "
     "in plain text from documents. Let another model be the agent and give "
@@ -68,6 +70,8 @@ class ChatClara(BaseChatModel, EngineFields):
             Of sampling; temperature 0 is greedy and reproducible.
         stop: list[str] | None
             Strings that end an answer.
+        logprobs, top_logprobs, citations, min_confidence, read:
+            What is wanted beside the text; see the fields. All of them also per call.
 
     Key init args - client params:
         model, compression, dtype, ... or engine:
@@ -103,7 +107,11 @@ class ChatClara(BaseChatModel, EngineFields):
     Response metadata:
         ``memory_tokens``, ``source_tokens`` (what the documents would have cost as text), ``saved_tokens`` (the
         difference), ``windows_left_out`` (of documents too long to be read whole), ``documents`` (id and title of each
-        one read, in order), ``finish_reason``, ``model_name`` and ``model_provider``.
+        one read, in order), ``finish_reason``, ``model_name`` and ``model_provider``. Where they are asked for also
+        ``logprobs`` (in OpenAI's shape), ``citations``, ``documents[i]["score"]``, ``confidence``, ``calibrated``,
+        ``checks``, ``abstained``, ``draft``, ``reading`` and ``judged_tokens`` (positions of the passes that this
+        took). ``message.content_blocks`` has citations as annotations of the text; `cited_documents` gives documents.
+        In a stream, log-probabilities come with their pieces and the rest with the last one.
 
     Model profile:
         ``profile["max_input_tokens"]`` is the context, which holds prompt and answer together. A Hub model has it once
@@ -127,6 +135,16 @@ class ChatClara(BaseChatModel, EngineFields):
     """Makes sampling reproducible."""
     stop: list[str] | None = None
     """Strings that end an answer and are no part of it; `stop` of a call takes their place."""
+    logprobs: bool = False
+    """Whether `response_metadata` has the log-probabilities of the tokens written."""
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    """Alternatives at each place; needs `logprobs`."""
+    citations: bool = False
+    """Whether the answer is judged with each document hidden, to say what it stands on."""
+    min_confidence: float | None = Field(default=None, ge=0, le=1)
+    """Below it the text is withheld; 0 withholds nothing and gives a confidence."""
+    read: Literal["memory", "again", "text", "auto"] = "memory"
+    """Which readings there are; "again" reads the best document alone where the evidence speaks against an answer."""
     streaming: bool = False
     """Whether `invoke` streams, for the sake of callbacks that wait for tokens."""
 
@@ -150,7 +168,7 @@ class ChatClara(BaseChatModel, EngineFields):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         """All that an answer depends on; LangChain's cache tells models apart by it."""
-        options = {name: getattr(self, name) for name in _SAMPLING}
+        options = {name: getattr(self, name) for name in _OPTIONS}
         # Not as "stop": LangChain puts the stop of the call there, and None would hide ours.
         return {**identity(self.shared_engine), **options, "default_stop": self.stop}
 
@@ -216,7 +234,7 @@ class ChatClara(BaseChatModel, EngineFields):
         turns, read, options = self._prepared(messages, documents, stop, kwargs)
         engine = self.shared_engine
         answer = engine.chat(turns, engine.remember([document.text for document in read]), **options)
-        return self._result(answer, read)
+        return self._result(answer, read, options)
 
     async def _agenerate(
         self,
@@ -231,10 +249,10 @@ class ChatClara(BaseChatModel, EngineFields):
         seat = SEAT.get()
         meeting = None if seat is None else seat.take(self)
         if meeting is not None:
-            return self._result(await meeting.join((turns, read, options)), read)
+            return self._result(await meeting.join((turns, read, options)), read, options)
         engine = await self.ashared_engine()
         memories = await engine.aremember([document.text for document in read])
-        return self._result(await engine.achat(turns, memories, **options), read)
+        return self._result(await engine.achat(turns, memories, **options), read, options)
 
     def _stream(
         self,
@@ -251,7 +269,7 @@ class ChatClara(BaseChatModel, EngineFields):
         # Closed with this generator, which stops the work on the device.
         with closing(engine.stream_chat(turns, memories, **options)) as pieces:
             for piece in pieces:
-                chunk = self._chunk(piece.text, piece.answer, read)
+                chunk = self._chunk(piece, read, options)
                 if run_manager:
                     run_manager.on_llm_new_token(piece.text, chunk=chunk)
                 yield chunk
@@ -271,7 +289,7 @@ class ChatClara(BaseChatModel, EngineFields):
         stream = cast("AsyncGenerator[Chunk, None]", engine.astream_chat(turns, memories, **options))
         async with aclosing(stream) as pieces:
             async for piece in pieces:
-                chunk = self._chunk(piece.text, piece.answer, read)
+                chunk = self._chunk(piece, read, options)
                 if run_manager:
                     await run_manager.on_llm_new_token(piece.text, chunk=chunk)
                 yield chunk
@@ -404,31 +422,35 @@ class ChatClara(BaseChatModel, EngineFields):
         """Turns, documents, and the engine's options: the call's before the object's."""
         _check_call({**call, "documents": documents, "stop": stop})
         turns, read = read_messages(messages, documents)
-        options = {name: call.get(name, getattr(self, name)) for name in _SAMPLING}
+        options = {name: call.get(name, getattr(self, name)) for name in _OPTIONS}
+        options["top_logprobs"] = options["top_logprobs"] or 0
         options["stop"] = self.stop if stop is None else stop
         return turns, read, options
 
-    def _result(self, answer: Answer, read: Sequence[ReadDocument]) -> ChatResult:
-        message = AIMessage(
-            content=answer.text,
-            usage_metadata=_usage(answer),
-            response_metadata=self._account(answer, read),
-        )
+    def _result(self, answer: Answer, read: Sequence[ReadDocument], options: Mapping[str, Any]) -> ChatResult:
+        account = self._account(answer, read, options)
+        if answer.logprobs is not None:
+            account["logprobs"] = logprobs_account(answer.logprobs)
+        message = AIMessage(content=answer.text, usage_metadata=_usage(answer), response_metadata=account)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _chunk(self, text: str, answer: Answer | None, read: Sequence[ReadDocument]) -> ChatGenerationChunk:
-        """A piece of an answer; the account is the last one's alone, since merging adds up."""
-        if answer is None:
-            return ChatGenerationChunk(message=AIMessageChunk(content=text))
+    def _chunk(self, piece: Chunk, read: Sequence[ReadDocument], options: Mapping[str, Any]) -> ChatGenerationChunk:
+        """A piece of an answer; the account is the last one's alone, since merging adds up.
+
+        Merging joins lists, so that log-probabilities come with each piece.
+        """
+        logged = {} if piece.logprobs is None else {"logprobs": logprobs_account(piece.logprobs)}
+        if piece.answer is None:
+            return ChatGenerationChunk(message=AIMessageChunk(content=piece.text, response_metadata=logged))
         message = AIMessageChunk(
-            content=text,
-            usage_metadata=_usage(answer),
-            response_metadata=self._account(answer, read),
+            content=piece.text,
+            usage_metadata=_usage(piece.answer),
+            response_metadata=self._account(piece.answer, read, options) | logged,
             chunk_position="last",
         )
         return ChatGenerationChunk(message=message)
 
-    def _account(self, answer: Answer, read: Sequence[ReadDocument]) -> dict[str, Any]:
+    def _account(self, answer: Answer, read: Sequence[ReadDocument], options: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "model_name": self.model_name,
             "model_provider": "clara",
@@ -437,7 +459,8 @@ class ChatClara(BaseChatModel, EngineFields):
             "source_tokens": answer.source_tokens,
             "windows_left_out": answer.windows_left_out,
             "saved_tokens": answer.source_tokens - answer.memory_tokens,
-            "documents": [document.account() for document in read],
+            "documents": documents_account(answer, read),
+            **evidence_account(answer, options),
         }
 
 
@@ -458,7 +481,7 @@ def _check_call(call: Mapping[str, Any]) -> None:
         if name in _TOOLS and value:
             raise ValueError(f"{name}= cannot be used: {_NO_SCHEMA if name == 'response_format' else _NO_TOOLS}")
         if name not in {*_TOOLS, "stream"}:
-            refuse_unknown("a call of ChatClara", [name], [*_SAMPLING, "stop", "documents"])
+            refuse_unknown("a call of ChatClara", [name], [*_OPTIONS, "stop", "documents"])
     if call.get("documents") is not None:
         listed_documents(call["documents"])
     if isinstance(call.get("stop"), Iterator):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from langchain_core.embeddings import Embeddings
@@ -14,10 +13,8 @@ from pydantic import ConfigDict, Field
 from langchain_clara._engine import EngineFields
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from clara_core import Memory
-    from clara_core.retrieval.projection import Projection
+    from clara_core.retrieval.vectors import Array, VectorSpace
 
 
 class ClaraEmbeddings(EngineFields, Embeddings):
@@ -92,7 +89,7 @@ class ClaraEmbeddings(EngineFields, Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """Vector of a question."""
-        return _lists(self._projected(self.shared_engine.reason([text])))[0]
+        return _lists(self.space.questions(self.shared_engine.reason([text])))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents`, awaitable; no thread is held while the device works."""
@@ -106,21 +103,21 @@ class ClaraEmbeddings(EngineFields, Embeddings):
         """`embed_query`, awaitable."""
         engine = await self.ashared_engine()
         tokens = await engine.areason([text])
-        return (await asyncio.to_thread(lambda: _lists(self._projected(tokens))))[0]
+        return (await asyncio.to_thread(lambda: _lists(self.space.questions(tokens))))[0]
 
-    # --- tensors ---------------------------------------------------------------------------------
+    # --- arrays ----------------------------------------------------------------------------------
 
-    def memory_vectors(self, memories: Sequence[Memory]) -> Tensor:
+    @property
+    def space(self) -> VectorSpace:
+        """The vectors that this makes."""
+        from clara_core.retrieval.vectors import VectorSpace
+
+        return VectorSpace(self.shared_engine, self.dimensions, self.seed)
+
+    def memory_vectors(self, memories: Sequence[Memory]) -> Array:
         """Vectors ``[n, length]`` of memories, in float32: what `embed_documents` gives as lists."""
-        import torch
-
         self._judge_long([memory for memory in memories if memory.n_windows > 1])
-        windows = [_unit(memory.tokens.flatten(1).float()) for memory in memories]  # [n_windows, n_mem * hidden] each
-        return self._projected(torch.stack([rows.mean(0) for rows in windows]))
-
-    def question_vector(self, tokens: Tensor) -> Tensor:
-        """Vector ``[length]`` of one question's memory tokens ``[1, n_mem, hidden]``."""
-        return self._projected(tokens)[0]
+        return self.space.documents(memories)
 
     def _judge_long(self, long: Sequence[Memory]) -> None:
         if not long:
@@ -137,34 +134,11 @@ class ClaraEmbeddings(EngineFields, Embeddings):
             stacklevel=3,
         )
 
-    def _projected(self, tokens: Tensor) -> Tensor:
-        """Unit vectors of the length that is asked for, from ``[n, n_mem, hidden]`` or ``[n, n_mem * hidden]``."""
-        vectors = tokens.flatten(1).float()
-        return _unit(vectors if self.projection is None else self.projection.apply(vectors))
-
-    @cached_property
-    def projection(self) -> Projection | None:
-        """From memories to `dimensions` numbers; None where vectors are kept whole."""
-        if self.dimensions is None:
-            return None
-        from clara_core.retrieval.projection import Projection
-
-        dimension = self.shared_engine.dimension
-        if self.dimensions > dimension:
-            raise ValueError(f"dimensions={self.dimensions} is more than the {dimension} numbers of a memory")
-        return Projection(dimension, self.dimensions, self.seed)
-
 
 _HOW = "split them with ClaraTextSplitter, or search them in a ClaraVectorStore, which keeps every window"
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    import torch
-
-    return torch.nn.functional.normalize(vectors, dim=1)
-
-
-def _lists(vectors: Tensor) -> list[list[float]]:
+def _lists(vectors: Array) -> list[list[float]]:
     """Python floats, as the interface wants them."""
     lists: list[list[float]] = vectors.tolist()
     return lists

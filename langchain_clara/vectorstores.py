@@ -29,9 +29,8 @@ from langchain_clara._vectors import Vectors, vector_of
 from langchain_clara.embeddings import ClaraEmbeddings
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from clara_core import Memory
+    from clara_core.retrieval.vectors import Array
     from clara_core.store import Hit, MemoryStore
 
 
@@ -356,18 +355,11 @@ class ClaraVectorStore(VectorStore):
             mode: ``memory`` by cosine, ``text`` by words, ``hybrid`` by both; None is ``hybrid``.
             **kwargs: There are no others; one more is an error.
         """
-        return _documents(self._search(query, k, filter, mode, kwargs))
+        return _documents(self._search(query, k, filter=filter, mode=mode, **kwargs))
 
-    async def asimilarity_search(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | None = None,  # noqa: A002
-        mode: str | None = None,
-        **kwargs: Any,
-    ) -> list[Document]:
+    async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """`similarity_search`, awaitable."""
-        return _documents(await self._asearch(query, k, filter, mode, kwargs))
+        return _documents(await self._asearch(query, k, **kwargs))
 
     def similarity_search_with_score(
         self,
@@ -381,39 +373,24 @@ class ClaraVectorStore(VectorStore):
 
         It is a cosine in [-1, 1] (``memory``), BM25 (``text``), or both of them fused, in [0, 1] (``hybrid``).
         """
-        return [(document_of(hit), hit.score) for hit in self._search(query, k, filter, mode, kwargs)]
+        return [(document_of(hit), hit.score) for hit in self._search(query, k, filter=filter, mode=mode, **kwargs)]
 
     async def asimilarity_search_with_score(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | None = None,  # noqa: A002
-        mode: str | None = None,
-        **kwargs: Any,
+        self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score`, awaitable."""
-        return [(document_of(hit), hit.score) for hit in await self._asearch(query, k, filter, mode, kwargs)]
+        return [(document_of(hit), hit.score) for hit in await self._asearch(query, k, **kwargs)]
 
     # What `similarity_search_with_relevance_scores` and ``similarity_score_threshold`` of retrievers stand on.
     def _similarity_search_with_relevance_scores(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | None = None,  # noqa: A002
-        mode: str | None = None,
-        **kwargs: Any,
+        self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        return [(document_of(hit), hit.relevance) for hit in self._search(query, k, filter, mode, kwargs)]
+        return [(document_of(hit), hit.relevance) for hit in self._search(query, k, **kwargs)]
 
     async def _asimilarity_search_with_relevance_scores(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | None = None,  # noqa: A002
-        mode: str | None = None,
-        **kwargs: Any,
+        self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        return [(document_of(hit), hit.relevance) for hit in await self._asearch(query, k, filter, mode, kwargs)]
+        return [(document_of(hit), hit.relevance) for hit in await self._asearch(query, k, **kwargs)]
 
     def similarity_search_by_vector(
         self,
@@ -428,7 +405,7 @@ class ClaraVectorStore(VectorStore):
             ValueError: The vector has another length.
         """
         _no_more("similarity_search_by_vector", kwargs)
-        return _documents(self._read(self.store.search(vector_of(embedding), **self._options(k, filter, "memory", {}))))
+        return _documents(self._read(self.store.search(vector_of(embedding), **self._options(k, filter, "memory"))))
 
     def max_marginal_relevance_search(
         self,
@@ -449,28 +426,17 @@ class ClaraVectorStore(VectorStore):
             filter: As in `similarity_search`.
             **kwargs: There are no others; one more is an error.
         """
-        _no_more("max_marginal_relevance_search", kwargs)
-        condition = _diversified(k, fetch_k, lambda_mult, filter)
-        if self._is_empty():
-            return []
-        return self._diverse(self._vectors.of_question(query), k, fetch_k, lambda_mult, condition)
+        how = _mmr_options(k, fetch_k, lambda_mult, filter, **kwargs)
+        return [] if self._is_empty() else self._diverse(self._vectors.of_question(query), how)
 
     async def amax_marginal_relevance_search(
-        self,
-        query: str,
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: Filter | None = None,  # noqa: A002
-        **kwargs: Any,
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """`max_marginal_relevance_search`, awaitable."""
-        _no_more("max_marginal_relevance_search", kwargs)
-        condition = _diversified(k, fetch_k, lambda_mult, filter)
+        how = _mmr_options(k, fetch_k, lambda_mult, **kwargs)
         if await asyncio.to_thread(self._is_empty):
             return []
-        question = await self._vectors.aof_question(query)
-        return await asyncio.to_thread(self._diverse, question, k, fetch_k, lambda_mult, condition)
+        return await asyncio.to_thread(self._diverse, await self._vectors.aof_question(query), how)
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -483,59 +449,38 @@ class ClaraVectorStore(VectorStore):
     ) -> list[Document]:
         """`max_marginal_relevance_search` for a vector of this store's embedding."""
         _no_more("max_marginal_relevance_search_by_vector", kwargs)
-        condition = _diversified(k, fetch_k, lambda_mult, filter)
-        return self._diverse(vector_of(embedding), k, fetch_k, lambda_mult, condition)
-
-    async def amax_marginal_relevance_search_by_vector(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: Filter | None = None,  # noqa: A002
-        **kwargs: Any,
-    ) -> list[Document]:
-        """`max_marginal_relevance_search_by_vector`, awaitable."""
-        search = self.max_marginal_relevance_search_by_vector
-        return await asyncio.to_thread(search, embedding, k, fetch_k, lambda_mult, filter, **kwargs)
+        return self._diverse(vector_of(embedding), _mmr_options(k, fetch_k, lambda_mult, filter))
 
     def _is_empty(self) -> bool:
         """Whether nothing was ever kept: then no model is needed."""
         return self.store.fingerprint is None
 
-    def _search(
-        self, query: str, k: int, condition: Filter | None, mode: str | None, more: Mapping[str, Any]
-    ) -> list[Hit]:
-        options = self._options(k, condition, mode, more)
+    def _search(self, query: str, k: int, **options: Any) -> list[Hit]:
+        how = self._options(k, **options)
         if self._is_empty():
             return []
-        vector = None if mode == "text" else self._vectors.of_question(query)
-        return self._read(self.store.search(query, vectors=vector, **options))
+        vector = None if how["mode"] == "text" else self._vectors.of_question(query)
+        return self._read(self.store.search(query, vectors=vector, **how))
 
-    async def _asearch(
-        self, query: str, k: int, condition: Filter | None, mode: str | None, more: Mapping[str, Any]
-    ) -> list[Hit]:
-        options = self._options(k, condition, mode, more)
+    async def _asearch(self, query: str, k: int, **options: Any) -> list[Hit]:
+        how = self._options(k, **options)
         if await asyncio.to_thread(self._is_empty):
             return []
-        vector = None if mode == "text" else await self._vectors.aof_question(query)
-        return await asyncio.to_thread(lambda: self._read(self.store.search(query, vectors=vector, **options)))
+        vector = None if how["mode"] == "text" else await self._vectors.aof_question(query)
+        return await asyncio.to_thread(lambda: self._read(self.store.search(query, vectors=vector, **how)))
 
-    def _options(self, k: int, condition: Filter | None, mode: str | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    def _options(
+        self, k: int, filter: Filter | None = None, mode: str | None = None, **more: Any  # noqa: A002
+    ) -> dict[str, Any]:  # fmt: skip
         """Options of a search, checked before a question is read."""
         _no_more("similarity_search", more)
-        rules = stored_filter(_searched(k, condition))
+        rules = _checked_filter(k, filter)
         if mode not in (None, *_MODES):
             raise ValueError(f"mode must be one of {', '.join(_MODES)}, got {mode!r}")
         return {"k": k, "filter": rules, "mode": mode, "with_memories": self._vectors.are_memories}
 
-    def _diverse(
-        self, question: Tensor, k: int, fetch_k: int, lambda_mult: float, condition: Filter | None
-    ) -> list[Document]:
-        hits = self.store.search_mmr(
-            question, k, fetch_k=fetch_k, lambda_mult=lambda_mult, filter=stored_filter(condition),
-            with_memories=self._vectors.are_memories,
-        )  # fmt: skip
+    def _diverse(self, question: Array, how: Mapping[str, Any]) -> list[Document]:
+        hits = self.store.search_mmr(question, **how, with_memories=self._vectors.are_memories)
         return _documents(self._read(hits))
 
     def _read(self, hits: Any) -> list[Hit]:
@@ -625,20 +570,23 @@ def _check_embedding(embedding: object) -> None:
     raise TypeError(f"embedding must be an Embeddings object, got {got}; make one{hint}")
 
 
-def _searched(k: int, condition: Filter | None) -> Filter | None:
-    """The filter, once the number of documents and it are known to make sense."""
+def _checked_filter(k: int, condition: Filter | None) -> Any:
+    """The filter as the store takes it, once the number of documents and it are known to make sense."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    return checked(condition)
+    return stored_filter(checked(condition))
 
 
-def _diversified(k: int, fetch_k: int, lambda_mult: float, condition: Filter | None) -> Filter | None:
-    """The same for a search by maximal marginal relevance."""
+def _mmr_options(
+    k: int, fetch_k: int, lambda_mult: float, filter: Filter | None = None, **more: Any  # noqa: A002
+) -> dict[str, Any]:  # fmt: skip
+    """Options of a search by maximal marginal relevance, checked before a question is read."""
+    _no_more("max_marginal_relevance_search", more)
     if fetch_k < 1:
         raise ValueError(f"fetch_k must be at least 1, got {fetch_k}")
     if not 0 <= lambda_mult <= 1:
         raise ValueError(f"lambda_mult must lie in [0, 1], got {lambda_mult}")
-    return _searched(k, condition)
+    return {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, "filter": _checked_filter(k, filter)}
 
 
 def _no_more(method: str, kwargs: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A store in one file: a header of JSON, vectors as little-endian float32, and a hash over both.
 
-The file is written beside its place and moved there when it is whole, so that a crash leaves the old one.
+The file is written beside its place and moved there when it is whole, so that a crash leaves the old one. Of a store
+that is in a folder the header alone is written, which says where.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,6 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from clara_core.common.errors import CheckpointError
-from llama_index_clara._vectors import Array
 
 if TYPE_CHECKING:
     from clara_core.data.memory import Memory
@@ -29,79 +29,27 @@ VECTORS: Final = "vectors"  # what a store says instead of a fingerprint if it h
 
 SUFFIX: Final = ".clara"
 """Behind the name that LlamaIndex gives: under that name itself its own store would read an empty store."""
-_MAGIC: Final = b"clara-store-2\n"
-_POINTER: Final = b"clara-store-at-1\n"
+_MAGIC: Final = b"clara-store-3\n"
 
 
-def write_pointer(path: str, fs: fsspec.AbstractFileSystem | None, uri: str, made_by: dict[str, Any]) -> None:
-    """Write where a store with a uri of its own is.
-
-    Raises:
-        ValueError: It ends with this process.
-    """
-    if uri.startswith("memory://"):
-        raise ValueError("a store at memory:// ends with its process; give uri= a folder, which needs no persist()")
-    place = uri if "://" in uri else os.path.abspath(uri)  # noqa: PTH100 - as text
-    data = _POINTER + json.dumps({"uri": place, "made_by": made_by}).encode()
-    _replace(path, fs, lambda file: file.write(data))
-
-
-def read_pointer(path: str, fs: fsspec.AbstractFileSystem | None) -> dict[str, Any] | None:
-    """What `write_pointer` wrote; None where there is something else, or nothing.
-
-    Raises:
-        CheckpointError: It is damaged.
-    """
-    fs = fs or fsspec.filesystem("file")
-    if not fs.exists(path):
-        return None
-    with fs.open(path, "rb") as file:
-        if file.read(len(_POINTER)) != _POINTER:
-            return None
-        try:
-            found: dict[str, Any] = json.loads(file.read())
-        except ValueError as exc:
-            raise CheckpointError(f"{path} is damaged: it should say where a ClaraVectorStore is") from exc
-    return found
-
-
-def write_file(path: str, fs: fsspec.AbstractFileSystem | None, header: dict[str, Any], store: MemoryStore) -> None:
-    """Write all that a store in memory holds.
+def write_file(
+    path: str, fs: fsspec.AbstractFileSystem | None, header: dict[str, Any], store: MemoryStore | None = None
+) -> None:
+    """Write a header and all that a store in memory holds, whole or not at all.
 
     Args:
         path: Where to.
         fs: Of which file system; None is the local one.
-        header: What else is to be known of it.
+        header: What is to be known of the store.
         store: Its documents.
     """
-    from clara_core.store.records import metadata_json
-
-    records = list(store)
-    told = [
-        {"id": record.id, "text": record.text, "metadata": metadata_json(record.metadata, "metadata"),
-         "spans": record.spans, "source_tokens": record.source_tokens, "rows": len(record.spans)}
-        for record in records
-    ]  # fmt: skip
-    rows = (store.memories([record.id])[0].tokens.flatten(1).float().numpy() for record in records)
-    whole = {**header, "fingerprint": store.fingerprint, "shape": _shape(store, records), "nodes": told}
-    _replace(path, fs, lambda file: _write(file, whole, rows))
-
-
-def _shape(store: MemoryStore, records: Sequence[Record]) -> list[int]:
-    """``[n_mem, hidden]`` of a window; empty where there is none."""
-    return list(store.memories([records[0].id])[0].tokens.shape[1:]) if records else []
-
-
-def _replace(path: str, fs: fsspec.AbstractFileSystem | None, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole or not at all."""
     fs = fs or fsspec.filesystem("file")
-    folder = os.path.dirname(path)  # noqa: PTH120 - paths of any file system
-    if folder:
+    if folder := os.path.dirname(path):  # noqa: PTH120 - paths of any file system
         fs.makedirs(folder, exist_ok=True)
     beside = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         with fs.open(beside, "wb") as file:
-            write(file)
+            _write(file, header, store)
         if isinstance(fs, LocalFileSystem):
             os.replace(fs._strip_protocol(beside), fs._strip_protocol(path))  # noqa: PTH105, SLF001
         else:
@@ -112,17 +60,26 @@ def _replace(path: str, fs: fsspec.AbstractFileSystem | None, write: Callable[[I
         raise
 
 
-def _write(file: IO[bytes], header: dict[str, Any], rows: Iterable[Array]) -> None:
+def _write(file: IO[bytes], header: dict[str, Any], store: MemoryStore | None) -> None:
+    from clara_core.store.records import metadata_json
+
     digest = hashlib.sha256()
 
     def put(data: bytes) -> None:
         digest.update(data)
         file.write(data)
 
-    text = json.dumps(header).encode()
+    records = [] if store is None else list(store)
+    nodes = [
+        [record.id, record.text, metadata_json(record.metadata, "metadata"), record.spans, record.source_tokens]
+        for record in records
+    ]
+    memories = (store.memories([record.id])[0] for record in records) if store is not None else iter(())
+    shape = list(store.memories([records[0].id])[0].tokens.shape[1:]) if store is not None and records else []
+    text = json.dumps({**header, "shape": shape, "nodes": nodes}).encode()
     put(_MAGIC + len(text).to_bytes(8, "little") + text)
-    for matrix in rows:
-        put(matrix.astype("<f4", copy=False).tobytes())
+    for memory in memories:
+        put(memory.vectors().astype("<f4", copy=False).tobytes())
     file.write(digest.digest())
     file.flush()
     with suppress(AttributeError, OSError, ValueError):  # not every file system has a disk below
@@ -149,31 +106,24 @@ def read_file(
     except ValueError as exc:
         file.close()
         raise CheckpointError(f"{path} is no ClaraVectorStore, or its beginning is damaged") from exc
-    return header, _documents(header, _rows(path, file, header, hashlib.sha256(head + text)))
+    return header, _documents(path, file, header, hashlib.sha256(head + text))
 
 
-def _documents(header: dict[str, Any], rows: Iterator[Array]) -> Iterator[tuple[Record, Memory]]:
-    import torch
-
+def _documents(path: str, file: IO[bytes], header: dict[str, Any], digest: Any) -> Iterator[tuple[Record, Memory]]:
     from clara_core.data.memory import Memory
     from clara_core.store.records import Record, metadata_from_json
 
-    for told, matrix in zip(header["nodes"], rows, strict=True):
-        spans = tuple((start, end) for start, end in told["spans"])
-        record = Record(told["id"], told["text"], metadata_from_json(told["metadata"]), spans, told["source_tokens"])
-        tokens = torch.from_numpy(matrix.copy()).view(len(spans), *header["shape"])
-        yield record, Memory(tokens, record.text, spans, record.source_tokens, header["fingerprint"])
-
-
-def _rows(path: str, file: IO[bytes], header: dict[str, Any], digest: Any) -> Iterator[Array]:
-    length = math.prod(header["shape"])
     with file:
-        for node in header["nodes"]:
-            size = 4 * length * node["rows"]
+        for id_, text, metadata, places, source_tokens in header["nodes"]:
+            size = 4 * math.prod(header["shape"]) * len(places)
             data = file.read(size)
             if len(data) < size:
                 raise CheckpointError(f"{path} is damaged: it ends too early")
             digest.update(data)
-            yield np.frombuffer(data, "<f4").reshape(node["rows"], length)
+            spans = tuple((start, end) for start, end in places)
+            vectors = np.frombuffer(data, "<f4").reshape(len(spans), math.prod(header["shape"]))
+            n_mem, fingerprint = header["shape"][0], header["fingerprint"]
+            record = Record(id_, text, metadata_from_json(metadata), spans, source_tokens)
+            yield record, Memory.from_vectors(vectors, n_mem, text, spans, source_tokens, fingerprint)
         if file.read() != digest.digest():
             raise CheckpointError(f"{path} is damaged: its content does not match its hash")

@@ -10,9 +10,8 @@ import numpy as np
 from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
-from llama_index_clara._vectors import Array
-
 if TYPE_CHECKING:
+    from clara_core.retrieval.vectors import Array
     from clara_core.store import Hit
 
 _POOL: Final = 20  # fewest nodes that MMR chooses from

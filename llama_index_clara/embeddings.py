@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.schema import BaseNode
@@ -13,7 +13,9 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._nodes import announced_long, begins_with_file, text_of
-from llama_index_clara._vectors import VectorSpace
+
+if TYPE_CHECKING:
+    from clara_core.retrieval.vectors import VectorSpace
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,8 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
     @property
     def space(self) -> VectorSpace:
         """The vectors that this makes."""
+        from clara_core.retrieval.vectors import VectorSpace
+
         return VectorSpace(self.engine, self.dimensions)
 
     # --- questions ---------------------------------------------------------------------------------------

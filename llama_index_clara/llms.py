@@ -5,13 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from llama_index.core.base.llms.generic_utils import (
-    astream_completion_response_to_chat_response,
-    completion_response_to_chat_response,
-    stream_completion_response_to_chat_response,
-)
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -32,6 +27,14 @@ from pydantic import Field, PrivateAttr, field_validator
 from clara_core.common.suggest import refuse_unknown
 from clara_core.model.chat_format import Turn
 from llama_index_clara._engine import EngineFields
+from llama_index_clara._evidence import (
+    EVIDENCE,
+    chat_response,
+    chat_stream,
+    chat_stream_async,
+    evidence_account,
+    logprobs_of,
+)
 from llama_index_clara._messages import read_messages
 from llama_index_clara._nodes import texts_of
 from llama_index_clara._refusals import Refusals, refuse_json, refuse_options
@@ -40,17 +43,21 @@ if TYPE_CHECKING:
     from clara_core import Answer
     from clara_core.engine.sampling import Chunk
 
-_SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed", "stop")
+_OPTIONS: Final = ("max_tokens", "temperature", "top_p", "seed", "stop", *EVIDENCE)
 
 
 class ClaraLLM(Refusals, EngineFields, CustomLLM):
     """Answers prompts and conversations; with `reading`, from documents as a few memory tokens each.
 
-    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop`` and ``system_prompt``. A
-    `DocumentBlock` or `CitableBlock` of a message is read as memory tokens, like the documents of `reading`. `raw` of a
-    response holds numbers only: ``usage`` counts positions of the prompt (text and memory tokens together) and tokens
-    written, and what the documents would have cost as text. Leaving a stream early, or cancelling a task, stops the
+    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``, ``logprobs``, ``top_logprobs``,
+    ``citations``, ``min_confidence``, ``read`` and ``system_prompt``. A `DocumentBlock` or `CitableBlock` of a message
+    is read as memory tokens, like the documents of `reading`. Leaving a stream early, or cancelling a task, stops the
     work.
+
+    `raw` of a response: ``usage`` counts positions of the prompt (text and memory tokens together) and tokens written,
+    and what the documents would have cost as text; evidence and confidence stand beside it where they are asked for.
+    `logprobs` has a list for each token: the token, then its alternatives. Citations are a `CitationBlock` each behind
+    the text of a chat message.
 
     Tools and structured output are refused with a NotImplementedError, before any model runs.
 
@@ -67,8 +74,19 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     top_p: float = Field(default=1.0, gt=0, le=1, description="Share of probability that is sampled from.")
     seed: int | None = Field(default=None, description="Makes sampling reproducible.")
     stop: list[str] | None = Field(default=None, description="Strings that end an answer.")
+    logprobs: bool = Field(default=False, description="Log-probabilities of the tokens written.")
+    top_logprobs: int = Field(default=0, ge=0, le=20, description="Alternatives at each place.")
+    citations: bool = Field(default=False, description="Judge answers with each document hidden: what they stand on.")
+    min_confidence: float | None = Field(
+        default=None, ge=0, le=1, description="Below it the text is withheld; 0 only gives a confidence."
+    )
+    read: Literal["memory", "again", "text", "auto"] = Field(
+        default="memory",
+        description="'again' reads the best document alone where the evidence speaks against an answer.",
+    )
 
     _documents: tuple[str, ...] = PrivateAttr(default=())
+    _heard: list[Answer] | None = PrivateAttr(default=None)
 
     @field_validator("messages_to_prompt", mode="before")
     @classmethod
@@ -116,6 +134,12 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         reader._documents = tuple(texts_of(documents))  # noqa: SLF001 - a copy of this object
         return reader
 
+    def heard(self, answers: list[Answer], **changes: Any) -> ClaraLLM:
+        """The same model with other options, whose answers are put into a list as they end."""
+        reader = self.model_copy(update=changes)
+        reader._heard = answers  # noqa: SLF001 - a copy of this object
+        return reader
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "documents": self._documents}
 
@@ -150,22 +174,22 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Go on with a conversation; its last user turn reads the documents."""
-        return completion_response_to_chat_response(self._answer(*self._read(messages, kwargs), kwargs))
+        return chat_response(self._answer(*self._read(messages, kwargs), kwargs))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """`chat`, in pieces."""
-        return stream_completion_response_to_chat_response(self._stream(*self._read(messages, kwargs), kwargs))
+        return chat_stream(self._stream(*self._read(messages, kwargs), kwargs))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat`, awaitable."""
-        return completion_response_to_chat_response(await self._aanswer(*self._read(messages, kwargs), kwargs))
+        return chat_response(await self._aanswer(*self._read(messages, kwargs), kwargs))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """`stream_chat`, asynchronous."""
-        return astream_completion_response_to_chat_response(self._astream(*self._read(messages, kwargs), kwargs))
+        return chat_stream_async(self._astream(*self._read(messages, kwargs), kwargs))
 
     # --- prompts: the framework asks for `metadata` on the loop, so the engine is found before -----------
 
@@ -215,14 +239,14 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     def _options(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """The engine's options: the call's before the object's."""
         refuse_options(call)
-        refuse_unknown("a call of ClaraLLM", call, [*_SAMPLING, "system_prompt"])
-        return {name: call.get(name, getattr(self, name)) for name in _SAMPLING}
+        refuse_unknown("a call of ClaraLLM", call, [*_OPTIONS, "system_prompt"])
+        return {name: call.get(name, getattr(self, name)) for name in _OPTIONS}
 
     def _answer(self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]) -> CompletionResponse:
         options = self._options(call)
         engine = self.engine
         answer = engine.chat(turns, engine.remember(documents), **options)
-        return CompletionResponse(text=answer.text, raw=self._account(answer))
+        return self._completion(answer)
 
     async def _aanswer(
         self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]
@@ -230,7 +254,7 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         options = self._options(call)
         engine = await self.aengine()
         answer = await engine.achat(turns, await engine.aremember(documents), **options)
-        return CompletionResponse(text=answer.text, raw=self._account(answer))
+        return self._completion(answer)
 
     def _stream(self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]) -> CompletionResponseGen:
         options = self._options(call)  # wrong ones are refused now, not at the first piece
@@ -264,11 +288,16 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
 
         return pieces()
 
+    def _completion(self, answer: Answer) -> CompletionResponse:
+        return CompletionResponse(text=answer.text, raw=self._account(answer), logprobs=logprobs_of(answer.logprobs))
+
     def _piece(self, text: str, chunk: Chunk) -> CompletionResponse:
         raw = None if chunk.answer is None else self._account(chunk.answer)
-        return CompletionResponse(text=text, delta=chunk.text, raw=raw)
+        return CompletionResponse(text=text, delta=chunk.text, raw=raw, logprobs=logprobs_of(chunk.logprobs))
 
     def _account(self, answer: Answer) -> dict[str, Any]:
+        if self._heard is not None:
+            self._heard.append(answer)
         read = answer.prompt_tokens + answer.memory_tokens
         usage = {
             "prompt_tokens": read,
@@ -282,4 +311,5 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
             "finish_reason": answer.finish_reason,
             "windows_left_out": answer.windows_left_out,
             "usage": usage,
+            **evidence_account(answer),
         }

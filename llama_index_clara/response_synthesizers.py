@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.base.response.schema import RESPONSE_TYPE, Response
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
@@ -18,9 +19,13 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
-from clara_core.common.suggest import parameters, refuse_unknown
+from clara_core.common.suggest import nearest, parameters, refuse_unknown
+from llama_index_clara._evidence import cited_nodes, cited_order, response_evidence, with_marks
 from llama_index_clara._nodes import checked, text_of
 from llama_index_clara.llms import ClaraLLM
+
+if TYPE_CHECKING:
+    from clara_core import Answer
 
 dispatcher = get_dispatcher(__name__)
 
@@ -41,6 +46,12 @@ class ClaraSynthesizer(BaseSynthesizer):
         streaming: Whether answers are streams.
         text_qa_template: Prompt with ``{query_str}``. It has no ``{context_str}``: the nodes are not text here.
         empty_response: Answer where there is nothing to read.
+        citations: Whether ``response.metadata["clara"]`` says which node each part of the answer stands on. Of a
+            stream, it stands there when the stream has ended.
+        sources: ``all`` leaves the nodes as they came; ``cited`` gives copies of those that are cited, in order of
+            first use, with their share in the answer as score (not in streams).
+        inline_citations: Write ``[n]`` behind each cited part, where ``source_nodes[n - 1]`` is its node (not in
+            streams).
         metadata_mode: Which metadata is part of the text that is read. What is not `EMBED` is compressed again.
         callback_manager: As everywhere in LlamaIndex.
         output_cls: Refused: the generator writes short answers, no JSON.
@@ -61,6 +72,9 @@ class ClaraSynthesizer(BaseSynthesizer):
         streaming: bool = False,
         text_qa_template: BasePromptTemplate | None = None,
         empty_response: str | None = None,
+        citations: bool = False,
+        sources: Literal["all", "cited"] = "all",
+        inline_citations: bool = False,
         metadata_mode: MetadataMode = MetadataMode.EMBED,
         callback_manager: CallbackManager | None = None,
         output_cls: type | None = None,
@@ -75,6 +89,10 @@ class ClaraSynthesizer(BaseSynthesizer):
             raise TypeError(f"ClaraSynthesizer needs a ClaraLLM, which can read memories, got {type(llm).__name__}")
         if llm is not None and (engine is not None or options):
             raise ValueError(f"give llm= or {next(iter(options), 'engine')}=, not both: an llm has its own engine")
+        if sources not in ("all", "cited"):
+            raise ValueError(f"sources must be 'all' or 'cited', got {sources!r}{nearest(sources, ('all', 'cited'))}")
+        self._citations = citations or sources == "cited" or inline_citations
+        self._sources, self._inline = sources, inline_citations
         super().__init__(
             llm=llm or ClaraLLM(engine=engine, **options),
             callback_manager=callback_manager,
@@ -111,7 +129,11 @@ class ClaraSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TYPE:
         """Answer from nodes."""
         nodes = list(checked(nodes, NodeWithScore, "nodes"))
-        return super().synthesize(query, nodes, additional_source_nodes, clara_nodes=nodes, **response_kwargs)
+        account = _Account(self._readable(nodes))
+        response = super().synthesize(
+            query, nodes, additional_source_nodes, clara_nodes=nodes, clara_account=account, **response_kwargs
+        )
+        return self._accounted(response, account)
 
     async def asynthesize(
         self,
@@ -122,22 +144,27 @@ class ClaraSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TYPE:
         """`synthesize`, awaitable."""
         nodes = list(checked(nodes, NodeWithScore, "nodes"))
-        return await super().asynthesize(query, nodes, additional_source_nodes, clara_nodes=nodes, **response_kwargs)
+        account = _Account(self._readable(nodes))
+        response = await super().asynthesize(
+            query, nodes, additional_source_nodes, clara_nodes=nodes, clara_account=account, **response_kwargs
+        )
+        return self._accounted(response, account)
 
     def get_response(
         self,
         query_str: str,
         text_chunks: Sequence[str],
         clara_nodes: Sequence[NodeWithScore] | None = None,
+        clara_account: _Account | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """Answer from texts, or from nodes where they are given: a string, or a generator when streaming."""
         texts = self._texts(query_str, text_chunks, clara_nodes)
         answer: RESPONSE_TEXT_TYPE
         if self._streaming:  # read at every call: chat engines switch it
-            answer = self._stream(texts, query_str, response_kwargs)
+            answer = self._stream(texts, query_str, response_kwargs, clara_account)
         elif texts:
-            answer = self.llm.reading(texts).predict(self._template, query_str=query_str, **response_kwargs)
+            answer = self._reader(texts, clara_account).predict(self._template, query_str=query_str, **response_kwargs)
         else:
             answer = self._empty_response
         dispatcher.event(GetResponseEndEvent())
@@ -148,15 +175,18 @@ class ClaraSynthesizer(BaseSynthesizer):
         query_str: str,
         text_chunks: Sequence[str],
         clara_nodes: Sequence[NodeWithScore] | None = None,
+        clara_account: _Account | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """`get_response`, awaitable; an asynchronous generator when streaming."""
         texts = self._texts(query_str, text_chunks, clara_nodes)
         answer: RESPONSE_TEXT_TYPE
         if self._streaming:
-            answer = self._astream(texts, query_str, response_kwargs)
+            answer = self._astream(texts, query_str, response_kwargs, clara_account)
         elif texts:
-            answer = await self.llm.reading(texts).apredict(self._template, query_str=query_str, **response_kwargs)
+            answer = await self._reader(texts, clara_account).apredict(
+                self._template, query_str=query_str, **response_kwargs
+            )
         else:
             answer = self._empty_response
         dispatcher.event(GetResponseEndEvent())
@@ -171,20 +201,85 @@ class ClaraSynthesizer(BaseSynthesizer):
 
     # Streams begin to write when somebody begins to read, as those of LlamaIndex do.
 
-    def _stream(self, texts: list[str], query_str: str, kwargs: dict[str, Any]) -> Generator[str, None, None]:
+    def _stream(
+        self, texts: list[str], query_str: str, kwargs: dict[str, Any], account: _Account | None
+    ) -> Generator[str, None, None]:
         if texts:
-            yield from self.llm.reading(texts).stream(self._template, query_str=query_str, **kwargs)
+            yield from self._reader(texts, account).stream(self._template, query_str=query_str, **kwargs)
         else:
             yield self._empty_response
+        if account is not None:
+            account.tell()
 
-    async def _astream(self, texts: list[str], query_str: str, kwargs: dict[str, Any]) -> AsyncGenerator[str, None]:
+    async def _astream(
+        self, texts: list[str], query_str: str, kwargs: dict[str, Any], account: _Account | None
+    ) -> AsyncGenerator[str, None]:
         if not texts:
             yield self._empty_response
             return
-        stream: Any = await self.llm.reading(texts).astream(self._template, query_str=query_str, **kwargs)
+        stream: Any = await self._reader(texts, account).astream(self._template, query_str=query_str, **kwargs)
         async with aclosing(stream) as pieces:
             async for piece in pieces:
                 yield piece
+        if account is not None:
+            account.tell()
+
+    # --- what the answer stands on -----------------------------------------------------------------------
+
+    def _reader(self, texts: list[str], account: _Account | None) -> ClaraLLM:
+        """The model over these texts; what it answers comes to the account."""
+        reader = self.llm.reading(texts)
+        if account is None:
+            return reader
+        changes = {"citations": True} if self._citations else {}
+        return reader.heard(account.answers, **changes)
+
+    def _readable(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
+        """The nodes whose text is read; others stay among the sources."""
+        return [node for node in nodes if text_of(node, self._metadata_mode).strip()]
+
+    def _accounted(self, response: RESPONSE_TYPE, account: _Account) -> RESPONSE_TYPE:
+        """The response with what its answer stands on; of a stream when it has ended."""
+        if response.metadata is None:
+            response.metadata = {}
+        account.metadata = response.metadata
+        if not isinstance(response, Response):
+            return response
+        account.tell()
+        if not account.answers or account.answers[-1].citations is None:
+            return response
+        answer = account.answers[-1]
+        order = list(range(len(account.nodes)))
+        if self._sources == "cited":
+            response.source_nodes, order = cited_nodes(answer, account.nodes), cited_order(answer)
+        elif len(account.nodes) < len(response.source_nodes):
+            places = {node.node.node_id: at for at, node in enumerate(account.nodes)}
+            order = [places.get(node.node.node_id, -1) for node in response.source_nodes]
+        if self._inline and not answer.abstained:
+            response.response = with_marks(answer, order)
+        return response
+
+
+@dataclass(eq=False)
+class _Account:
+    """What an answer was, told to the metadata of its response once it has ended.
+
+    Attributes:
+        nodes: Those that are read, in their order.
+        answers: What the model answered.
+        metadata: Of the response.
+    """
+
+    nodes: list[NodeWithScore]
+    answers: list[Answer] = field(default_factory=list)
+    metadata: dict[str, Any] | None = None
+
+    def tell(self) -> None:
+        """Put the evidence into the metadata."""
+        if self.metadata is not None and self.answers:
+            found = response_evidence(self.answers[-1], self.nodes)
+            if found:
+                self.metadata["clara"] = found
 
 
 def _helpers() -> dict[str, Any]:

@@ -26,14 +26,14 @@ from pydantic import Field, PrivateAttr
 from clara_core.common.errors import FingerprintMismatch
 from clara_core.common.place import IN_MEMORY, absolute
 from llama_index_clara._engine import EngineFields
-from llama_index_clara._files import SUFFIX, VECTORS, read_file, read_pointer, write_file, write_pointer
+from llama_index_clara._files import SUFFIX, VECTORS, read_file, write_file
 from llama_index_clara._nodes import checked, copy_of, text_of
 from llama_index_clara._queries import Plan, chosen, vector_of, words_of
 from llama_index_clara._stored import allowed, metadata_of, named, node_of, of_source, stored_node
-from llama_index_clara._vectors import Array, VectorSpace
 
 if TYPE_CHECKING:
     from clara_core import Memory
+    from clara_core.retrieval.vectors import Array, VectorSpace
     from clara_core.store import Hit, MemoryStore
 
 _SAME: Final = 0.999  # cosine of two vectors of the same text, whatever the batch and the dtype they came from
@@ -118,6 +118,8 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
     @property
     def space(self) -> VectorSpace:
         """The vectors that are stored."""
+        from clara_core.retrieval.vectors import VectorSpace
+
         return VectorSpace(self.engine, self.dimensions)
 
     @property
@@ -321,21 +323,18 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         )
 
     def _ranked(self, query: VectorStoreQuery, plan: Plan, question: Array | None) -> list[tuple[Hit, float]]:
-        import torch
-
         store = self.client
         options: dict[str, Any] = {"filter": allowed(store, query), "mode": plan.mode}
         options["with_memories"] = self.dimensions is None or plan.balance is not None
         if plan.text_weight is not None:
             options["text_weight"] = plan.text_weight
-        vector = None if question is None else torch.from_numpy(question)
-        if plan.mode == "memory" and vector is not None:
-            hits: Any = store.search(vector, plan.k, **options)
+        if plan.mode == "memory" and question is not None:
+            hits: Any = store.search(question, plan.k, **options)
         else:
-            hits = store.search(words_of(query), plan.k, vectors=vector, **options)
+            hits = store.search(words_of(query), plan.k, vectors=question, **options)
         if plan.balance is None or question is None:
             return [(hit, hit.relevance if plan.fused else hit.score) for hit in hits]
-        windows = [hit.memory.tokens[hit.window].flatten().float().numpy() for hit in hits]
+        windows = [hit.memory.vectors()[hit.window] for hit in hits]
         picked: list[tuple[Hit, float]] = chosen(question, hits, windows, query.similarity_top_k, plan.balance)
         return picked
 
@@ -391,12 +390,11 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         fs: fsspec.AbstractFileSystem | None = None,
     ) -> None:
         """Write everything to ``<persist_path>.clara``, whole or not at all; with `uri`, where the nodes are."""
-        path = f"{persist_path}{SUFFIX}"
-        if self.uri is not None:
-            write_pointer(path, fs, self.uri, self._made_by())
-            return
-        header = {"made_by": self._made_by(), "length": self.space.length, "dimensions": self.dimensions}
-        write_file(path, fs, header, self.client)
+        if self.uri is not None and self._is_in_memory:
+            raise ValueError("a store at memory:// ends with its process; give uri= a folder, which needs no persist()")
+        header = {"made_by": self._made_by(), "uri": self.uri, "length": self.space.length,
+                  "dimensions": self.dimensions, "fingerprint": self.client.fingerprint}  # fmt: skip
+        write_file(f"{persist_path}{SUFFIX}", fs, header, self.client if self.uri is None else None)
 
     def _made_by(self) -> dict[str, Any]:
         return {name: getattr(self.engine.arguments, name) for name in _IDENTITY}
@@ -414,13 +412,13 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
             CheckpointError: There is no store, or it is damaged.
             FingerprintMismatch: It was made by another model; its memories cannot be read by this one.
         """
-        if (pointer := read_pointer(f"{persist_path}{SUFFIX}", fs)) is not None:
-            made_by = {} if {"engine", "model"} & set(options) else pointer["made_by"]
-            return cls(**{"uri": pointer["uri"], **made_by, **options})
         header, entries = read_file(f"{persist_path}{SUFFIX}", fs)
         if not {"engine", "model"} & set(options):
             options = {**header["made_by"], **options}
-        store = cls(**{"dimensions": header["dimensions"], **options})
+        store = cls(**{"dimensions": header["dimensions"], "uri": header["uri"], **options})
+        if header["uri"] is not None:
+            list(entries)  # none, and the hash is right
+            return store
         own = header["fingerprint"] and (store.engine.fingerprint if store.dimensions is None else VECTORS)
         if own != header["fingerprint"] or store.space.length != header["length"]:
             raise FingerprintMismatch(

@@ -169,6 +169,27 @@ class Reference:
             embeds = torch.cat([embeds, embed(torch.tensor([token]))])
         return self.tokenizer.decode(written, skip_special_tokens=True)
 
+    @torch.no_grad()
+    def judge(self, prompt: list[int], memories: Tensor, said: list[int], hidden: Sequence[int] = ()) -> Tensor:
+        """Log-probability of each token of ``said`` behind ``prompt``: [said].
+
+        What stands behind the last window does not see the hidden windows (nor the separator behind each).
+        """
+        model = self.models[GENERATOR]
+        ids = torch.tensor([*prompt, *said])
+        embeds = model.get_input_embeddings()(ids).clone()  # [seq, hidden]
+        slots = [at for at, token in enumerate(prompt) if token in set(self.mem_ids)]
+        if slots:
+            embeds[slots] = memories.reshape(-1, memories.shape[-1])
+        seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+        for window in hidden:
+            own = slots[window * self.n_mem : (window + 1) * self.n_mem]
+            seen[slots[-1] + 2 :, own[0] : own[-1] + 2] = False
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+        logits = model(inputs_embeds=embeds[None], attention_mask=mask, use_cache=False).logits[0]  # [seq, vocab]
+        shares = logits[len(prompt) - 1 : -1].log_softmax(-1)  # [said, vocab]
+        return shares.gather(1, torch.tensor(said)[:, None])[:, 0]
+
     def answer(self, question: str, memories: Tensor, max_tokens: int) -> str:
         """Answer ``question`` from ``memories`` [k, n_mem, hidden], in their order."""
         user = f"Background:\n{self.slots(len(memories))}\n\nQuestion:{question}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,22 @@ def test_a_command_line_names_what_there_is(words: list[str]) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)(?:#[\w-]+)?\)", text):
-        assert (page.parent / target).exists(), target
+        made_with_the_site = page.parent / target == ROOT / "docs" / "cli.md"
+        assert made_with_the_site or (page.parent / target).exists(), target
 
 
 def test_the_readme_is_short() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    prose = re.sub(r"^\|.*$", "", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
-    assert len(prose.split()) < 700
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 700
+
+
+def test_the_reference_names_everything_that_is_public() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    shown = set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE))
+    packages = ("clara_core", "clara_core.evaluation", "clara_core.store.bulk", "langchain_clara", "llama_index_clara")
+    public = {
+        f"{package}.{name}" for package in packages for name in import_module(package).__all__ if name != "__version__"
+    }
+    assert public <= shown
+    for name in shown:  # nothing that is gone
+        package, _, attribute = name.rpartition(".")
+        assert hasattr(import_module(package), attribute), name

@@ -20,6 +20,8 @@ FRAMEWORKS = {
     "llama_index",
 }
 ADAPTERS = {"langchain_clara", "llama_index_clara"}
+# Folders of the repository that are not installed with the packages.
+OUTSIDE = {"benchmarks", "examples", "tests", "tools"}
 # The folders of the core from the bottom up. A module may import those of its own folder and of folders above it here.
 LAYERS = ("common", "data", "retrieval", "checkpoint", "model", "engine", "store", "evaluation", "training", "cli")
 # The doors of `python -m` stand in the folder they are named after, and open the command line above it.
@@ -55,7 +57,7 @@ def test_reader_sees_imports_in_functions(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", files("clara_core"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_core_knows_no_framework_and_no_adapter(path):
     tops = {name.partition(".")[0] for name in imports(path)}
-    assert not tops & (FRAMEWORKS | ADAPTERS)
+    assert not tops & (FRAMEWORKS | ADAPTERS | OUTSIDE)
 
 
 @pytest.mark.parametrize("path", files("langchain_clara"), ids=lambda path: str(path.relative_to(ROOT)))
@@ -64,16 +66,24 @@ def test_langchain_adapter_stands_on_langchain_core_alone(path):
     # Agents live in `langchain`, an extra; whoever does not use them does not need it.
     agents = {"langchain"} if path.name == "middleware.py" else set()
     assert not tops & ({"langchain_community", "langchain_classic", "langchain"} - agents)
-    assert not tops & {"llama_index", "llama_index_clara"}
+    assert not tops & {"llama_index", "llama_index_clara", *OUTSIDE}
 
 
 @pytest.mark.parametrize("path", files("llama_index_clara"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_llama_index_adapter_stands_on_its_core_alone(path):
     names = imports(path)
     tops = {name.partition(".")[0] for name in names}
-    assert not tops & {"langchain_clara", *(FRAMEWORKS - {"llama_index"})}
+    assert not tops & {"langchain_clara", *(FRAMEWORKS - {"llama_index"}), *OUTSIDE}
     meta = {name for name in names if name.startswith("llama_index")}
     assert all(name.startswith(("llama_index.core", "llama_index_clara")) for name in meta)
+
+
+@pytest.mark.parametrize(
+    "path", files("langchain_clara") + files("llama_index_clara"), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_adapters_hold_no_tensors(path):
+    """Neither at the top of a module nor in a function, nor for its annotations."""
+    assert "torch" not in {name.partition(".")[0] for name in imports(path)}
 
 
 def module_of(path: Path) -> str:

@@ -18,12 +18,12 @@ HEAD = """\
 
 
 def versions(root: Path) -> dict[str, str]:
-    """Name and version of every package that `root`'s project with its extra ``dev`` needs here."""
+    """Name and version of every package that `root`'s project with its extras ``dev`` and ``docs`` needs here."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
     found: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
-    waiting = [Requirement(text) for text in (*project["dependencies"], f"{project['name']}[dev]")]
+    waiting = [Requirement(text) for text in (*project["dependencies"], f"{project['name']}[dev,docs]")]
     while waiting:
         requirement = waiting.pop()
         name, wanted = canonicalize_name(requirement.name), frozenset(requirement.extras)

@@ -6,7 +6,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -57,6 +57,9 @@ def evaluate_file(
     batch: Annotated[int, typer.Option(min=1, help="Questions (and prompts of the text LLM) at a time.")] = 16,
     timed: Annotated[int, typer.Option(min=0, help="Questions that are timed one by one.")] = 20,
     paraphrases: Annotated[int, typer.Option(min=0, help="Passages that are said again from memory.")] = 20,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Also measure citations, confidence and a second reading.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report; a run that was interrupted goes on there.")
     ] = None,
@@ -67,6 +70,7 @@ def evaluate_file(
     """Measures what a model finds and answers, and what that costs."""
     from clara_core.evaluation import evaluate, over_corpus, read_questions
     from clara_core.evaluation.plots import load_figure
+    from clara_core.evaluation.trust_run import measure_trust
     from clara_core.training.llm_spec import open_llm
 
     engine = engine_of(options)
@@ -93,6 +97,8 @@ def evaluate_file(
         )
     except ImportError as exc:  # a package of an extra; the message says which, and how to install it
         raise ValueError(str(exc)) from exc
+    if trust:
+        report.metrics["trust"] = measure_trust(engine, lines, top_k=top_k, max_tokens=max_tokens)
     if out is not None:
         report.write(out)
     if as_json:
@@ -116,8 +122,29 @@ def _show(report: Report, out: Path | None) -> None:
         for name in next(iter(retrieval.values())):
             found.add_row(name, *(f"{scores[name]:.3f}" for scores in retrieval.values()))
         console.print(found)
+    if trust := report.metrics.get("trust"):
+        _show_trust(console, trust)
     if latency := report.metrics.get("latency"):
         steps = [f"{name} {one['p50']:,.0f} ms" for name, one in latency.items() if isinstance(one, dict)]
         console.print("median of a question alone: " + ", ".join(steps), style="dim", soft_wrap=True)
     if out is not None:
         console.print(str(out / "report.md"), style="bold", markup=False, soft_wrap=True)
+
+
+def _show_trust(console: Console, found: dict[str, Any]) -> None:
+    shown = {
+        "first cited document is a gold one (right answers)": found["citations"],
+        "best ranked document is a gold one (the same)": found["first_ranked"],
+        "AUROC of the log-probability": found["logprob_auroc"],
+        **{f"{name} of confidence": value for name, value in (found["confidence"] or {}).items()},
+        "answers that pass all checks": found["passed"]["share"],
+        "accuracy of these": found["passed"]["accuracy"],
+        "exact match": found["exact_match"],
+        "exact match with read='again'": found["again"]["exact_match"],
+        "second readings taken": found["again"]["taken"],
+    }
+    title = "trust" if found["calibrated"] else "trust (not calibrated: `clara calibrate`)"
+    table = Table("", title=title, title_justify="left", show_header=False)
+    for name, value in shown.items():
+        table.add_row(name, "-" if value is None else f"{value:.3f}")
+    console.print(table)

@@ -24,7 +24,9 @@ from typer.core import TyperGroup
 from clara_core.checkpoint.config import Role
 from clara_core.cli.ask import ask
 from clara_core.cli.bulk import compress_into_store
+from clara_core.cli.calibrate import calibrate_model
 from clara_core.cli.evaluate import evaluate_file
+from clara_core.cli.inspect import inspect_memories
 from clara_core.cli.options import with_options
 from clara_core.cli.store import index_folder, search_store, store_app
 from clara_core.cli.synthesize import synthesize_documents
@@ -128,6 +130,8 @@ app.command("search")(search_store)
 app.command("bulk")(compress_into_store)
 app.add_typer(store_app, name="store")
 app.command("eval")(evaluate_file)
+app.command("inspect")(inspect_memories)
+app.command("calibrate")(calibrate_model)
 app.command("synthesize")(synthesize_documents)
 app.command("train")(train_stage)
 

@@ -1,4 +1,4 @@
-"""The command `clara train`: one stage over files of lines, or the lessons of the bundled model."""
+"""The command `clara train`: one stage over files of lines."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ import typer
 
 
 class StageName(StrEnum):
-    """What is trained, as a word of the command line."""
+    """A stage of the paper, as a word of the command line."""
 
     STAGE1 = "stage1"
     STAGE1_2 = "stage1_2"
     CONTRASTIVE = "contrastive"
     STAGE2 = "stage2"
-    POCKET = "pocket"
 
 
 def train_stage(
-    stage: Annotated[
-        StageName, typer.Argument(help="A stage of the paper, or 'pocket' for lessons over a made-up world.")
-    ],
+    stage: Annotated[StageName, typer.Argument(help="A stage of the paper.")],
     config: Annotated[Path, typer.Argument(help="What to do: .toml, .yaml or .yml (docs/training.md).")],
     changes: Annotated[
         list[str] | None,
@@ -35,22 +32,15 @@ def train_stage(
 ) -> None:
     """Trains a checkpoint; started again with the same config, it goes on where it was stopped."""
     logging.basicConfig(level=logging.WARNING, format="clara: %(message)s")
-    if stage is StageName.POCKET:
-        from clara_core.training.pocket import train_world
-        from clara_core.training.stages import WorldConfig
+    from clara_core.training.config import TrainingConfig
+    from clara_core.training.run import train
 
-        lessons = WorldConfig.read(config, changes or ())
-        out, checkpoint = lessons.out, train_world(lessons, progress=progress)
-    else:
-        from clara_core.training.config import TrainingConfig
-        from clara_core.training.run import train
-
-        wanted = TrainingConfig.read(config, changes or (), stage=stage.value)
-        out, checkpoint = wanted.out, train(wanted, progress=progress).checkpoint
+    wanted = TrainingConfig.read(config, changes or (), stage=stage.value)
+    checkpoint = train(wanted, progress=progress).checkpoint
     if os.environ.get("RANK", "0") != "0":
         return
     if find_spec("matplotlib") is not None:
         from clara_core.training.plot import plot_run
 
-        plot_run(out, out / "curve.png")
+        plot_run(wanted.out, wanted.out / "curve.png")
     typer.echo(f"{stage.value} -> {checkpoint}")

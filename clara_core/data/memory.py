@@ -9,6 +9,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 GIGABYTE = 1 << 30
@@ -41,6 +44,25 @@ class Memory:
     def nbytes(self) -> int:
         """Bytes of the memory tokens."""
         return int(self.tokens.nbytes)
+
+    def vectors(self) -> NDArray[np.float32]:
+        """The memory tokens laid flat, one row a window: ``[n_windows, n_mem * hidden]``."""
+        rows: NDArray[np.float32] = self.tokens.flatten(1).float().numpy()
+        return rows
+
+    @classmethod
+    def from_vectors(
+        cls,
+        vectors: NDArray[np.float32],
+        n_mem: int,
+        text: str,
+        spans: tuple[tuple[int, int], ...],
+        source_tokens: int,
+        fingerprint: str,
+    ) -> Memory:
+        """The memory that `vectors` laid flat, of `n_mem` memory tokens a window; the array is copied."""
+        tokens = torch.from_numpy(vectors.copy()).view(len(spans), n_mem, -1)
+        return cls(tokens, text, spans, source_tokens, fingerprint)
 
 
 class MemoryCache:

@@ -12,17 +12,20 @@ from typing import Unpack
 from torch import Tensor
 
 from clara_core.data.memory import Memory
+from clara_core.engine.answer_options import AnswerOptions, read_options
+from clara_core.engine.evidence_calls import EvidenceCalls
+from clara_core.engine.evidence_streams import examined_stream
+from clara_core.engine.examining import Asked
 from clara_core.engine.inputs import Documents, Message, Overflow, asked, asked_all, check_overflow, checked_texts
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
-from clara_core.engine.runtime import EngineInstance
-from clara_core.engine.sampling import Answer, Chunk, Sampling, SamplingOptions
+from clara_core.engine.sampling import Answer, Chunk
 from clara_core.engine.streams import off_loop, results, stream_async
 from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
 
 BLOCK = 64  # texts that are tokenized at a time; a cancelled task stops between blocks
 
 
-class AsyncCalls(EngineInstance):
+class AsyncCalls(EvidenceCalls):
     """Awaitable twins of the calls of `ClaraEngine`, which see for what they do."""
 
     async def acompress(self, texts: Iterable[str], overflow: Overflow = "split") -> list[Memory]:
@@ -80,7 +83,7 @@ class AsyncCalls(EngineInstance):
         self,
         question: str,
         memories: Sequence[Memory] = (),
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> Answer:
         """Awaitable `answer`."""
         return await self.achat(asked(question), memories, **options)
@@ -88,7 +91,7 @@ class AsyncCalls(EngineInstance):
     async def aanswer_batch(
         self,
         items: Sequence[tuple[str, Sequence[Memory]]],
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> list[Answer]:
         """Awaitable `answer_batch`."""
         return await self.achat_batch(asked_all(items), **options)
@@ -97,7 +100,7 @@ class AsyncCalls(EngineInstance):
         self,
         messages: Sequence[Message],
         memories: Sequence[Memory] = (),
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> Answer:
         """Awaitable `chat`."""
         return (await self.achat_batch([(messages, memories)], **options))[0]
@@ -105,23 +108,28 @@ class AsyncCalls(EngineInstance):
     async def achat_batch(
         self,
         conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> list[Answer]:
         """Awaitable `chat_batch`."""
-        sampling = Sampling.of(options)
+        sampling, wanted = read_options(options)
+        several: list[Asked] = []
 
         def submit() -> list[GenerateRequest]:
-            requests = [self._chat_request(messages, memories, sampling) for messages, memories in conversations]
+            several.extend(self._ask(messages, memories, sampling, wanted) for messages, memories in conversations)
+            requests = [one.request for one in several]
             self._submit_all(requests)
             return requests
 
-        return await results(await off_loop(submit))
+        answers = await results(await off_loop(submit))
+        if not wanted.afterwards:
+            return answers
+        return await self._adrive(lambda: self._examined(several, answers, wanted))
 
     def astream(
         self,
         question: str,
         memories: Sequence[Memory] = (),
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream`; leaving the loop over it early stops the work."""
         return self.astream_chat(asked(question), memories, **options)
@@ -130,8 +138,10 @@ class AsyncCalls(EngineInstance):
         self,
         messages: Sequence[Message],
         memories: Sequence[Memory] = (),
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream_chat`."""
-        sampling = Sampling.of(options)
+        sampling, wanted = read_options(options)
+        if wanted.afterwards:
+            return examined_stream(self, lambda: self._ask(messages, memories, sampling, wanted), wanted)
         return stream_async(lambda: self._chat_request(messages, memories, sampling), self._submit)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from clara_core.common.errors import ClaraError, ContextOverflow
+from clara_core.engine.logprobs import measure
 from clara_core.engine.requests import GenerateRequest, Limits, fail, finish, say
 from clara_core.engine.threads import DecodeThreads
 from clara_core.model.decoder import ClaraModel
@@ -242,7 +243,7 @@ class Answers:
         batch: list[Running] = []
         longest = total = 0
         for one in self.running:
-            if one.token is not None:
+            if one.token is not None or (batch and one.request.role is not batch[0].request.role):
                 continue
             length = len(one.request.ids) + len(one.request.writer.ids)
             longest, total = max(longest, length), total + length
@@ -272,7 +273,7 @@ class Answers:
         sequences = [request.ids + request.writer.ids for request in requests]
         filled = [request.memories for request in requests if len(request.memories)]
         memories = torch.cat(filled or [torch.zeros(0, self.model.hidden)])  # [slots, hidden]
-        cache = KVCache(self._memory, [one.row for one in part])
+        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
         slots = [request.slots for request in requests]
         logits = self.model.prefill(sequences, upload(memories, self.model.device), slots, cache)
         self._take(part, logits, cache)
@@ -303,17 +304,20 @@ class Answers:
         return self.drain()
 
     def _step(self) -> None:
-        rows, most, largest = list(self.running), self._together, 0
-        for start in range(0, len(rows), most):
-            part = rows[start : start + most]
-            largest = max(largest, in_halves(part, self._advance, self._step_failed, self.model.device, "answers"))
-        if 0 < largest < min(len(rows), most):
+        rows, most, tried, largest = list(self.running), self._together, 0, 0
+        for role in dict.fromkeys(one.request.role for one in rows):
+            alike = [one for one in rows if one.request.role is role]
+            for start in range(0, len(alike), most):
+                part = alike[start : start + most]
+                tried = max(tried, len(part))
+                largest = max(largest, in_halves(part, self._advance, self._step_failed, self.model.device, "answers"))
+        if 0 < largest < tried:
             self._together = largest
         if not self.running:
             self._together = self.limits.rows  # what did not fit together may fit another time
 
     def _advance(self, part: Sequence[Running]) -> None:
-        cache = KVCache(self._memory, [one.row for one in part])
+        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
         tokens = [one.token for one in part if one.token is not None]
         with self._threads.step(len(tokens)):
             logits = self.model.step(tokens, cache)
@@ -333,15 +337,18 @@ class Answers:
         best = logits.max(-1)  # NaN counts as the largest, so that it shows
         tokens = _drawn(part, logits, best.indices)
         numbers = torch.stack([tokens, best.values.isfinite().long()], dim=1)  # one wait for both
+        measured = measure(logits, [one.request.writer.log for one in part], tokens)
         chosen = numbers.tolist()
         cache.commit()  # nothing behind this computes on the device: what fails now is a fault of a single row
-        for one, (token, finite) in zip(part, chosen, strict=True):
+        for row, (one, (token, finite)) in enumerate(zip(part, chosen, strict=True)):
             writer = one.request.writer
             try:
                 if not finite:
                     one.spoiled = True
                     raise not_finite("logits", self.model.dtype)  # noqa: TRY301 - like any other fault of this row
                 one.token = token
+                if row in measured:
+                    writer.record(token, measured[row])
                 say(one.request, writer.feed(token))
             except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
                 self._leave(one, exc)

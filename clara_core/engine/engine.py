@@ -9,8 +9,13 @@ from typing import Any, Never, Unpack
 
 from torch import Tensor
 
+from clara_core.data.examples import RetrievalLine
 from clara_core.data.memory import Memory
+from clara_core.engine.answer_options import AnswerOptions, read_options
 from clara_core.engine.async_engine import AsyncCalls
+from clara_core.engine.calibrating import Judged, fit_calibration, judge_answers, without_gold
+from clara_core.engine.calibration import Calibration
+from clara_core.engine.evidence_streams import ExaminedStream
 from clara_core.engine.inputs import (
     Documents,
     Message,
@@ -22,7 +27,7 @@ from clara_core.engine.inputs import (
 )
 from clara_core.engine.options import EngineArguments, engine_arguments
 from clara_core.engine.requests import EncodeRequest
-from clara_core.engine.sampling import Answer, Chunk, Sampling, SamplingOptions
+from clara_core.engine.sampling import Answer, Chunk, Sampling
 from clara_core.engine.streams import AnswerStream
 from clara_core.model.tokenizer import PARAPHRASE_INSTRUCTION
 from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
@@ -195,14 +200,15 @@ class ClaraEngine(AsyncCalls):
 
     # --- answers -----------------------------------------------------------------------------------------
 
-    def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]) -> Answer:
+    def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
         """Answer a question from compressed documents, in the order given; without any, from the model alone.
 
         Args:
             question: The question.
             memories: Documents.
-            **options: ``max_tokens=128``, ``stop=None``, ``temperature=0.0``, ``top_p=1.0``, ``seed=None``; see
-                `Sampling`.
+            **options: ``max_tokens=128``, ``stop=None``, ``temperature=0.0``, ``top_p=1.0``, ``seed=None``: see
+                `Sampling`. ``logprobs=False``, ``top_logprobs=0``, ``citations=False``, ``min_confidence=None``,
+                ``read="memory"``, ``scores=None``, ``unsure_text=...``: see `answer_options.Wanted`.
 
         Raises:
             ContextOverflow: The documents do not fit the context. Only a document of more windows than the generator
@@ -213,14 +219,12 @@ class ClaraEngine(AsyncCalls):
         return self.chat(asked(question), memories, **options)
 
     def answer_batch(
-        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[SamplingOptions]
+        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Answer many questions together, each from its own documents (any number for each)."""
         return self.chat_batch(asked_all(items), **options)
 
-    def stream(
-        self, question: str, memories: Sequence[Memory] = (), **options: Unpack[SamplingOptions]
-    ) -> AnswerStream:
+    def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> AnswerStream:
         """The answer in pieces, as it is written. Closing the stream stops the work."""
         return self.stream_chat(asked(question), memories, **options)
 
@@ -228,7 +232,7 @@ class ClaraEngine(AsyncCalls):
         self,
         messages: Sequence[Message],
         memories: Sequence[Memory] = (),
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> Answer:
         """Go on with a conversation; the last user turn may read compressed documents.
 
@@ -243,20 +247,57 @@ class ClaraEngine(AsyncCalls):
     def chat_batch(
         self,
         conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> list[Answer]:
         """Go on with many conversations together, each over its own documents."""
-        sampling = Sampling.of(options)
-        return self._wait([self._chat_request(messages, memories, sampling) for messages, memories in conversations])
+        sampling, wanted = read_options(options)
+        several = [self._ask(messages, memories, sampling, wanted) for messages, memories in conversations]
+        answers = self._wait([one.request for one in several])
+        return self._drive(self._examined(several, answers, wanted)) if wanted.afterwards else answers
 
     def stream_chat(
         self,
         messages: Sequence[Message],
         memories: Sequence[Memory] = (),
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> AnswerStream:
         """Like `chat`, in pieces."""
-        return AnswerStream(self._chat_request(messages, memories, Sampling.of(options)), self._submit)
+        sampling, wanted = read_options(options)
+        asked_for = self._ask(messages, memories, sampling, wanted)
+        if wanted.afterwards:
+            return ExaminedStream(self, asked_for, wanted)
+        return AnswerStream(asked_for.request, self._submit)
+
+    # --- how sure answers may be -------------------------------------------------------------------------
+
+    def calibrate(
+        self, lines: Sequence[RetrievalLine], progress: bool = False, *, top_k: int = 5, unanswerable: float = 0.3
+    ) -> Calibration:
+        """How sure answers of this model may be, from questions with known answers; writes nothing and sets nothing.
+
+        Each question is asked over the best ranked of its candidates. An answer is right if one of the line's answers
+        stands in it, word for word but for the case.
+
+        Args:
+            lines: Questions with candidates, as `clara_core.evaluation.read_questions` gives them. Of questions like
+                those that will be asked, over documents like those that will be read; 300 or more.
+            progress: Draw a progress bar.
+            top_k: Documents that are read for a question.
+            unanswerable: Share of the questions whose gold documents are taken away, so that confidence also knows what
+                answers without any ground look like.
+
+        Raises:
+            ValueError: Too few lines, or nearly all answers right, or wrong.
+        """
+        from tqdm.auto import tqdm
+
+        lines = without_gold(lines, unanswerable)
+        judged: list[Judged] = []
+        with tqdm(total=len(lines), desc="calibrating", unit="question", disable=not progress) as bar:
+            for some in judge_answers(self, lines, top_k):
+                judged += some
+                bar.update(min(len(lines) - bar.n, 16))
+        return fit_calibration(self, judged, unanswerable, top_k)
 
 
 def _blocks(texts: Iterator[str]) -> Iterator[list[str]]:

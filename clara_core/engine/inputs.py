@@ -15,6 +15,7 @@ from torch import Tensor
 from clara_core.checkpoint.config import Role
 from clara_core.common.errors import ContextOverflow, FingerprintMismatch, WindowOverflow
 from clara_core.data.memory import Memory
+from clara_core.engine.logprobs import TokenLog
 from clara_core.engine.long_documents import context_overflow, count_windows, keep_best_windows, windows_left_out
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Sampling, Writer
@@ -202,12 +203,14 @@ def prepare_generation(
     if sum(slots) != len(filled):
         msg = f"the chat template kept {sum(slots)} memory slots of {len(filled)}: it alters user messages"
         raise ContextOverflow(msg)
+    log = None if sampling.recorded is None else TokenLog(tokenizer.token_bytes, sampling.recorded)
     return GenerateRequest(
         ids=ids,
         slots=slots,
         memories=filled,
         source_tokens=sum(memory.source_tokens for memory in memories),
-        writer=Writer(tokenizer.decode, sampling, tokenizer.eos_ids | ends, room, tokenizer.byte_ids),
+        writer=Writer(tokenizer.decode, sampling, tokenizer.eos_ids | ends, room, tokenizer.byte_ids, log),
+        documents=memories,
     )
 
 

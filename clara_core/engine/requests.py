@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from clara_core.checkpoint.config import Role
+from clara_core.data.memory import Memory
 from clara_core.engine.sampling import Answer, Chunk, Writer
+from clara_core.model.forked import ForkedPrompt, Span
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ class GenerateRequest:
         future: Gives the answer.
         cancelled: Set by whoever no longer waits; the answer so far is then the answer.
         windows_left_out: Windows of long documents that the prompt has no room for.
+        documents: Whose memories fill the slots, in their order.
+        role: Whose adapter reads and writes; None: the bare base.
     """
 
     ids: list[int]
@@ -79,6 +83,8 @@ class GenerateRequest:
     future: Future[Answer] = field(default_factory=Future)
     cancelled: bool = False
     windows_left_out: int = 0
+    documents: Sequence[Memory] = ()
+    role: Role | None = Role.GENERATOR
 
     def cancel(self) -> None:
         """Nobody waits any more: the work stops before its next step."""
@@ -95,10 +101,60 @@ class GenerateRequest:
             source_tokens=self.source_tokens,
             completion_tokens=len(self.writer.ids),
             windows_left_out=self.windows_left_out,
+            logprobs=None if self.writer.log is None else tuple(self.writer.log.entries),
         )
 
 
-Request: TypeAlias = EncodeRequest | GenerateRequest
+@dataclass(eq=False, slots=True)
+class JudgeRequest:
+    """Something said to a prompt, judged once for each set of windows that are hidden.
+
+    Attributes:
+        ids: The prompt.
+        slots: Which of its positions are memory slots.
+        memories: ``[n_slots, hidden]``.
+        windows: Span of each window in the prompt: its slots and the separator behind them.
+        said: Tokens; at least one.
+        hidden: One a row: numbers of the windows that whatever stands behind the last window does not see.
+        future: Gives the log-probabilities ``[rows, said]``, float32 on the processor.
+        rows: Those that have come.
+    """
+
+    ids: list[int]
+    slots: list[bool]
+    memories: Tensor
+    windows: Sequence[Span]
+    said: list[int]
+    hidden: Sequence[frozenset[int]]
+    future: Future[Tensor] = field(default_factory=Future)
+    rows: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.said or not self.hidden:
+            msg = f"a judge request needs tokens and rows, got {len(self.said)} tokens and {len(self.hidden)} rows"
+            raise ValueError(msg)
+        missing = frozenset().union(*self.hidden) - set(range(len(self.windows)))
+        if missing:
+            msg = f"windows {sorted(missing)} cannot be hidden: the prompt has {len(self.windows)}"
+            raise ValueError(msg)
+
+    @property
+    def head(self) -> int:
+        """Positions up to the end of the last window; something of the prompt always stands behind them."""
+        return min(self.windows[-1][1], len(self.ids) - 1) if self.windows else 0
+
+    def cancel(self) -> None:
+        """Nobody waits any more: what has not been computed will not be."""
+        self.future.cancel()
+
+    def forked(self, rows: Iterable[int]) -> ForkedPrompt:
+        """Some of the rows as one prompt."""
+        behind = self.said[:-1]
+        spans = [sorted(self.windows[window] for window in self.hidden[row]) for row in rows]
+        return ForkedPrompt(self.ids + behind, self.slots + [False] * len(behind), self.head, self.said, spans)
+
+
+Request: TypeAlias = EncodeRequest | GenerateRequest | JudgeRequest
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -149,12 +205,52 @@ def fill_batch(rows: Sequence[SequenceRow], budget: int, *, packed: bool = False
             return [rows[index] for index in order[low : high + 1]]
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class JudgeRow:
+    """One row of a request: batches are made of these."""
+
+    request: JudgeRequest
+    index: int
+
+    @property
+    def positions(self) -> int:
+        """Positions that are its own."""
+        return len(self.request.ids) - self.request.head + len(self.request.said) - 1
+
+
+def rows_of(request: JudgeRequest) -> list[JudgeRow]:
+    """All rows of a request, in order."""
+    return [JudgeRow(request, index) for index in range(len(request.hidden))]
+
+
+def take_rows(rows: Sequence[JudgeRow], budget: int) -> list[JudgeRow]:
+    """Rows for one pass, in the order of arrival: the first one, and what fits the budget with it.
+
+    Args:
+        rows: At least one.
+        budget: Positions. A prompt that is long itself has twice its length, so that a pass is never mostly the
+            beginning which is computed for each pass anew.
+    """
+    first = rows[0].request
+    budget = max(budget, 2 * first.head + rows[0].positions)
+    taken: list[JudgeRow] = []
+    total, before = 0, None
+    for row in rows:
+        total += row.positions + (row.request.head if row.request is not before else 0)
+        if taken and total > budget:
+            break
+        taken.append(row)
+        before = row.request
+    return taken
+
+
 def say(request: GenerateRequest, text: str, answer: Answer | None = None) -> None:
     """Tell the listener of a stream, if there is one and something to tell."""
     if request.on_chunk is None or (not text and answer is None):
         return
     try:
-        request.on_chunk(Chunk(text, answer))
+        logged = request.writer.log
+        request.on_chunk(Chunk(text, answer, None if logged is None else logged.untold()))
     except Exception:  # the listener is gone (a closed event loop): nobody waits any more
         log.debug("a listener of a streamed answer failed", exc_info=True)
         request.cancel()

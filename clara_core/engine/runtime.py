@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import threading
 import weakref
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from clara_core.checkpoint.config import ClaraConfig, Role
-from clara_core.common.errors import EngineClosed, RoleError
+from clara_core.common.errors import EngineClosed, FingerprintMismatch, RoleError
 from clara_core.data.memory import Memory, MemoryCache
+from clara_core.engine.calibration import CALIBRATION_FILE, Calibration
 from clara_core.engine.inputs import (
     Documents,
     Message,
@@ -37,6 +39,8 @@ from clara_core.engine.stats import EngineStats
 from clara_core.model.devices import release_memory
 from clara_core.model.tokenizer import ClaraTokenizer
 
+log = logging.getLogger(__name__)
+
 
 class EngineInstance:
     """A model that loads when it is needed, with its worker, its cache and its numbers."""
@@ -49,6 +53,9 @@ class EngineInstance:
         self._loaded: Loaded | None = None
         self._worker: Worker | None = None
         self._lost: str | None = None
+        self._calibration: Calibration | None = None
+        self._calibration_known = False
+        self.warned_uncalibrated = False
         if hasattr(os, "register_at_fork"):
             this = weakref.ref(self)
             os.register_at_fork(after_in_child=lambda: _forked(this()))
@@ -117,6 +124,37 @@ class EngineInstance:
     def fingerprint(self) -> str:
         """Hash of weights and rate, whatever the dtype (loads the weights). Memories carry it."""
         return self.load().fingerprint
+
+    @property
+    def ranks(self) -> bool:
+        """Whether questions can be compared with documents (loads the weights)."""
+        return self._question_role in self.roles
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How a confidence is made: of the checkpoint's ``calibration.json``, or set by you; None where there is none.
+
+        A file of another model is not used, which is logged.
+
+        Raises:
+            CheckpointError: The checkpoint's file is damaged.
+            FingerprintMismatch: One of another model is set.
+        """
+        with self._lock:
+            if not self._calibration_known:
+                loaded = self.load()
+                try:
+                    self._calibration = Calibration.read(loaded.checkpoint.folder, loaded.fingerprint)
+                except FingerprintMismatch as exc:
+                    log.warning("%s lies beside other weights and is not used: %s", CALIBRATION_FILE, exc)
+                self._calibration_known = True
+            return self._calibration
+
+    @calibration.setter
+    def calibration(self, calibration: Calibration | None) -> None:
+        if calibration is not None:
+            calibration.check(self.fingerprint)
+        self._calibration, self._calibration_known = calibration, True
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text by itself."""

@@ -10,6 +10,8 @@ from numbers import Integral, Real
 from typing import Literal, TypedDict
 
 from clara_core.common.suggest import refuse_unknown
+from clara_core.engine.evidence import Checks, Citation
+from clara_core.engine.logprobs import Measured, TokenLog, TokenLogprob
 from clara_core.model.sampler import Draw
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -28,6 +30,17 @@ class Answer:
         source_tokens: What the text of the documents would have cost instead of the slots.
         completion_tokens: Tokens written, the end token not counted.
         windows_left_out: Windows of long documents that were not read, since the context had no room for them.
+        logprobs: Of each token written, if they were asked for.
+        citations: What the parts of the text (or of the `draft`) stand on, best first, if asked for.
+        attribution: One number a document, in the order given: ``1 - p(without it) / p``; None: nothing was judged.
+        confidence: Probability that the answer is right; None where it was not asked for, or nothing can be said (an
+            answer that is empty, or was cut).
+        calibrated: Whether that was fitted on questions with known answers; else it is the answer's own probability.
+        checks: What speaks for the answer.
+        abstained: Whether the text was withheld; `text` is then ``unsure_text``.
+        draft: The text that was withheld.
+        reading: Which reading gave the answer.
+        judged_tokens: Positions of all passes beside the reading that gave the answer.
     """
 
     text: str
@@ -37,14 +50,32 @@ class Answer:
     source_tokens: int
     completion_tokens: int
     windows_left_out: int = 0
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    citations: tuple[Citation, ...] | None = None
+    attribution: tuple[float, ...] | None = None
+    confidence: float | None = None
+    calibrated: bool = False
+    checks: Checks | None = None
+    abstained: bool = False
+    draft: str | None = None
+    reading: Literal["memory", "again", "text"] = "memory"
+    judged_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a streamed answer; the last one has the whole `Answer`, and may have no text of its own."""
+    """A piece of a streamed answer; the last one has the whole `Answer`, and may have no text of its own.
+
+    Attributes:
+        text: What is new.
+        answer: In the last one.
+        logprobs: Of the tokens that came since the piece before, if they were asked for. The text of a token may come
+            with a later piece, where it could still become a stop string or is a part of a character.
+    """
 
     text: str
     answer: Answer | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -67,6 +98,7 @@ class Sampling:
         temperature: 0 is greedy.
         top_p: Share of probability that is sampled from.
         seed: Makes sampling reproducible.
+        recorded: How many alternatives are recorded beside the log-probability of each token; None: no log-probability.
 
     In float32 on a processor the same call gives the same answer whatever else is in the batch. In bfloat16 or float16
     the numbers of a row depend, in their last digits, on the size of its batch: where two tokens are next to equally
@@ -78,6 +110,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    recorded: int | None = None
 
     @classmethod
     def of(cls, options: SamplingOptions) -> Sampling:
@@ -124,6 +157,7 @@ class Writer:
         eos_ids: Tokens that end the answer.
         room: Positions that the context leaves behind the prompt.
         byte_ids: Tokens that are single bytes; the text of a run of them is certain when the run has ended.
+        log: Takes the log-probabilities of the tokens.
 
     Attributes:
         limit: Most tokens of the answer.
@@ -136,8 +170,10 @@ class Writer:
         eos_ids: frozenset[int],
         room: int,
         byte_ids: frozenset[int] = frozenset(),
+        log: TokenLog | None = None,
     ) -> None:
         self.sampling = sampling
+        self.log = log
         self.ids: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None
@@ -161,6 +197,11 @@ class Writer:
         if len(self.ids) >= self.limit:
             return self.finish("length")
         return self._emit(self._certain())
+
+    def record(self, token: int, measured: Measured) -> None:
+        """Note how probable the next token is, unless it ends the answer; to be called before `feed`."""
+        if self.log is not None and token not in self._eos_ids:
+            self.log.record(token, measured.logprob, measured.top)
 
     def finish(self, reason: FinishReason) -> str:
         """End the answer; returns what was held back."""

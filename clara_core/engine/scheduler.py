@@ -1,8 +1,9 @@
 """One thread owns the device: every call becomes a request, and requests share batches.
 
-A turn serves one batch of questions, then one decode step of all answers being written, then one batch of the corpus
-being compressed. The batch of the corpus pauses between its layers for the other two, so that a question waits neither
-for a corpus nor for a long answer, and neither of those waits for ever behind a stream of questions.
+A turn serves one batch of questions and one of answers to be judged, then one decode step of all answers being written,
+then one batch of the corpus being compressed. The batch of the corpus pauses between its layers for the others, so that
+a question waits neither for a corpus nor for a long answer, and neither of those waits for ever behind a stream of
+questions.
 """
 
 from __future__ import annotations
@@ -12,17 +13,32 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
 from clara_core.common.errors import EngineClosed
 from clara_core.engine.decoding import Answers, not_finite
-from clara_core.engine.requests import GenerateRequest, Limits, Request, SequenceRow, fail, fill_batch
+from clara_core.engine.judge import judge_rows
+from clara_core.engine.requests import (
+    GenerateRequest,
+    JudgeRequest,
+    JudgeRow,
+    Limits,
+    Request,
+    SequenceRow,
+    fail,
+    fill_batch,
+    rows_of,
+    take_rows,
+)
 from clara_core.engine.stats import EngineStats
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import DeviceLost, attempt, download, in_halves, is_out_of_memory
 
 log = logging.getLogger(__name__)
+
+Row = TypeVar("Row", SequenceRow, JudgeRow)
 
 LOOKAHEAD = 1024  # waiting passages that are looked at for a batch of like lengths
 
@@ -50,6 +66,7 @@ class Worker:
         self._closed: BaseException | None = None
         self._urgent: list[SequenceRow] = []
         self._bulk: list[SequenceRow] = []
+        self._judged: list[JudgeRow] = []
         self.answers = Answers(model, self.limits, self._wake, kv_bytes)
         self._pausing = False
         self._crowded = False  # what is on the device leaves no room for short work between its layers
@@ -89,6 +106,8 @@ class Worker:
                 raise EngineClosed(msg) from self._closed
             if isinstance(request, GenerateRequest):
                 self.answers.submit(request)
+            elif isinstance(request, JudgeRequest):
+                self._judged.extend(rows_of(request))
             elif not request.sequences:
                 msg = "an encode request needs at least one sequence"
                 raise ValueError(msg)
@@ -138,21 +157,21 @@ class Worker:
             return self._closed is None
 
     def _has_work(self) -> bool:
-        return bool(self._urgent or self._bulk or self.answers.busy)
+        return bool(self._urgent or self._judged or self._bulk or self.answers.busy)
 
     def _fail_all(self) -> None:
         with self._wake:
-            rows = [*self._urgent, *self._bulk]
-            requests: list[Request] = [row.request for row in rows]
+            requests: list[Request] = [row.request for row in (*self._urgent, *self._bulk)]
+            requests += [row.request for row in self._judged]
             requests += self.answers.take_all()
-            for queue in (self._urgent, self._bulk):
+            for queue in (self._urgent, self._bulk, self._judged):
                 queue.clear()
         for request in requests:
             fail(request.future, self._closed or EngineClosed("the engine was closed"))
 
     def _pause(self) -> None:
         """Between two layers of a corpus batch: let the short work through (not again inside of itself)."""
-        if self._pausing or self._crowded or not (self._urgent or self.answers.busy):
+        if self._pausing or self._crowded or not (self._urgent or self._judged or self.answers.busy):
             return
         self._pausing = True
         try:
@@ -165,22 +184,40 @@ class Worker:
 
     def _serve_questions(self) -> None:
         self._encode_some(self._urgent, pause=None)
+        self._run_some(self._judged, take_rows, self._judge, "judged answers")
 
     def _compress(self) -> None:
         self._encode_some(self._bulk, pause=self._pause)
 
     def _encode_some(self, queue: list[SequenceRow], pause: Callable[[], None] | None) -> None:
+        def fill(rows: Sequence[SequenceRow], budget: int) -> list[SequenceRow]:
+            return fill_batch(rows, budget, packed=self.model.packs)
+
+        self._run_some(queue, fill, lambda part: self._encode(part, pause), "sequences")
+
+    def _run_some(
+        self,
+        queue: list[Row],
+        fill: Callable[[Sequence[Row], int], list[Row]],
+        run: Callable[[Sequence[Row]], None],
+        what: str,
+    ) -> None:
+        """One batch of a queue.
+
+        Args:
+            queue: Rows that wait.
+            fill: Takes a batch of them, of so many positions.
+            run: Computes a batch and hands in what it gives.
+            what: The rows, for the log.
+        """
         if self.answers.draining:
             return  # it is about to have more memory
-        rows = self._take(queue)
+        rows = self._take(queue, fill)
         if not rows:
             return
-        returned: list[SequenceRow] = []
+        returned: list[Row] = []
 
-        def run(part: Sequence[SequenceRow]) -> None:
-            self._encode(part, pause)
-
-        def failed(row: SequenceRow, exc: Exception) -> None:
+        def failed(row: Row, exc: Exception) -> None:
             if is_out_of_memory(exc):
                 self._crowded |= self._pausing
                 there_was_some = not self._pausing and self.answers.drain()
@@ -194,20 +231,20 @@ class Worker:
             fail(row.request.future, exc)
 
         try:
-            in_halves(rows, run, failed, self.model.device, "sequences")
+            in_halves(rows, run, failed, self.model.device, what)
         except BaseException:  # it ends this thread, and has to find those who wait
             queue[:0] = rows
             raise
         with self._wake:
             queue[:0] = returned
 
-    def _take(self, queue: list[SequenceRow]) -> list[SequenceRow]:
+    def _take(self, queue: list[Row], fill: Callable[[Sequence[Row], int], list[Row]]) -> list[Row]:
         """A batch with the row that waits longest."""
         with self._wake:
             queue[:] = [row for row in queue if not row.request.future.done()]
             if not queue:
                 return []
-            batch = fill_batch(queue[:LOOKAHEAD], self.limits.tokens, packed=self.model.packs)
+            batch = fill(queue[:LOOKAHEAD], self.limits.tokens)
             taken = set(map(id, batch))
             queue[:] = [row for row in queue if id(row) not in taken]
         return batch
@@ -222,3 +259,6 @@ class Worker:
             else:
                 fail(row.request.future, not_finite("memory tokens", self.model.dtype))
         self.compressed += len(rows)
+
+    def _judge(self, rows: Sequence[JudgeRow]) -> None:
+        judge_rows(self.model, rows, lambda: not_finite("log-probabilities", self.model.dtype))

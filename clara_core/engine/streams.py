@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
+from clara_core.engine.requests import EncodeRequest, GenerateRequest, JudgeRequest, Request
 from clara_core.engine.sampling import Chunk
 
-R = TypeVar("R", EncodeRequest, GenerateRequest)
+R = TypeVar("R", bound=EncodeRequest | GenerateRequest | JudgeRequest)
 
 
 class AnswerStream(Iterator[Chunk]):
@@ -93,7 +93,7 @@ async def stream_async(
         request.cancel()
 
 
-async def off_loop(start: Callable[[], list[R]]) -> list[R]:
+async def off_loop(start: Callable[[], Sequence[R]]) -> Sequence[R]:
     """Prepare and submit requests in a thread (tokenizing and loading take time).
 
     When the caller is cancelled meanwhile, what was submitted is cancelled as soon as it is known.
@@ -116,7 +116,7 @@ async def results(requests: Sequence[Request]) -> list[Any]:
         raise
 
 
-def _cancel_all(task: asyncio.Task[list[R]]) -> None:
+def _cancel_all(task: asyncio.Task[Sequence[R]]) -> None:
     if not task.cancelled() and task.exception() is None:
         for request in task.result():
             request.cancel()

@@ -23,6 +23,7 @@ from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import CheckpointError
 from clara_core.model.attention import ATTENTION, Gathered, Packed, Ragged
 from clara_core.model.devices import upload
+from clara_core.model.forked import Forked, ForkedPrompt
 from clara_core.model.int8_linear import Int8Linear, int8_linear
 from clara_core.model.kernels import Kernel
 from clara_core.model.kv_cache import KVCache
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+_JUDGED = 256  # tokens whose logits are computed together
 
 
 class ClaraModel(nn.Module):
@@ -258,7 +260,7 @@ class ClaraModel(nn.Module):
     def prefill(
         self, sequences: Sequence[Sequence[int]], memories: Tensor, slots: Sequence[Sequence[bool]], cache: KVCache
     ) -> Tensor:
-        """Read prompts in the generator's role.
+        """Read prompts in the role of the cache.
 
         Args:
             sequences: Token ids of the prompts.
@@ -277,7 +279,7 @@ class ClaraModel(nn.Module):
         if self.packs:
             ids, filled = [list(chain(*ids))], [list(chain(*filled))]
         embeddings = self.embed(upload(ids, self.device), memories, upload(filled, self.device))
-        states = self._run(embeddings, Role.GENERATOR, cache=cache, lengths=lengths if self.packs else None)
+        states = self._run(embeddings, cache.role, cache=cache, lengths=lengths if self.packs else None)
         starts = [0, *accumulate(lengths)] if self.packs else [width * row for row in range(len(lengths))]
         last = upload([start + length - 1 for start, length in zip(starts, lengths, strict=False)], self.device)
         return self.head(states.flatten(0, 1).index_select(0, last))
@@ -286,8 +288,41 @@ class ClaraModel(nn.Module):
         """Append one token to each row of the cache, which is to be committed: logits ``[rows, vocab]``."""
         ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self._ours)
         embeddings = self.decoder.get_input_embeddings()(ids[:, None])  # [rows, 1, hidden]
-        states = self._run(embeddings, Role.GENERATOR, cache=cache, positions=positions[:, None], ragged=ragged)
+        states = self._run(embeddings, cache.role, cache=cache, positions=positions[:, None], ragged=ragged)
         return self.head(states[:, -1])
+
+    def judge(self, prompts: Sequence[ForkedPrompt], memories: Tensor) -> list[Tensor]:
+        """Log-probabilities of given tokens in the generator's role, with parts of each prompt hidden.
+
+        Args:
+            prompts: What is said to which prompt; together one pass.
+            memories: ``[n_slots, hidden]``: the memory tokens of all slots, prompt after prompt.
+
+        Returns:
+            list: One ``[rows, said]`` a prompt, float32, natural logarithms.
+        """
+        ids, slots, positions = (
+            upload([list(chain(*parts))], self.device)  # [1, total]
+            for parts in (
+                [prompt.token_ids() for prompt in prompts],
+                [prompt.is_slot() for prompt in prompts],
+                [prompt.rotary_positions() for prompt in prompts],
+            )
+        )
+        ragged = Forked(prompts, self.device, self.dtype)
+        embeddings = self.embed(ids, memories, slots)
+        states = self._run(embeddings, Role.GENERATOR, positions=positions, ragged=ragged)[0]  # [total, hidden]
+        starts = [0, *accumulate(prompt.positions for prompt in prompts)]
+        places = [prompt.said_at(start) for prompt, start in zip(prompts, starts, strict=False)]
+        said = [token for prompt in prompts for token in prompt.said * len(prompt.hidden)]
+        rows = states.index_select(0, upload(list(chain(*places)), states.device))
+        pieces = zip(rows.split(_JUDGED), upload(said, states.device).split(_JUDGED), strict=True)
+        found = torch.cat([_log_probability(self.head(part), tokens) for part, tokens in pieces])
+        sizes = [len(prompt.hidden) * len(prompt.said) for prompt in prompts]
+        return [
+            part.view(len(prompt.hidden), len(prompt.said))
+            for prompt, part in zip(prompts, found.split(sizes), strict=True)
+        ]
 
     def head(self, states: Tensor) -> Tensor:
         """Logits of hidden states ``[..., hidden]`` -> ``[..., vocab]``."""
@@ -351,8 +386,8 @@ class ClaraModel(nn.Module):
             positions = torch.arange(length, device=device).expand(rows, length)
         if ragged is not None and self._ours:
             options["ragged"] = ragged
-        # Attention of transformers' own takes a mask over copies of the rows.
-        mask = ragged.mask if isinstance(ragged, Gathered) and not self._ours else None
+        # Attention of transformers' own takes a mask: over copies of the rows, or over all positions of forked prompts.
+        mask = ragged.mask if isinstance(ragged, Gathered | Forked) and not self._ours else None
         with routed(
             roles, self.config.lora_r, lengths=lengths, device=device, dtype=embeddings.dtype, pause=pause
         ):  # fmt: skip
@@ -376,6 +411,12 @@ def cache_keyword(trunk: nn.Module) -> str:
     signature instead of from the version.
     """
     return "cache" if "cache" in inspect.signature(type(trunk).forward).parameters else "past_key_values"
+
+
+def _log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Of ``tokens [n]`` by ``logits [n, vocab]``: ``[n]``, float32."""
+    logits = logits.float()
+    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
 
 
 def _pause_between_layers(_module: nn.Module, _args: object) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from clara_core.checkpoint.config import Role
 from clara_core.model.attention import Gathered, InPages, Products, Ragged
 from clara_core.model.devices import upload
 from clara_core.model.kernels import PAGE, Kernel
@@ -34,10 +35,12 @@ class KVCache(Cache):
     Args:
         memory: Where their pages are.
         rows: Each with room for what the pass adds to it.
+        role: Whose adapter reads and writes all of them; None: the bare base.
     """
 
-    def __init__(self, memory: KVMemory, rows: Sequence[KVRow]) -> None:
+    def __init__(self, memory: KVMemory, rows: Sequence[KVRow], role: Role | None = Role.GENERATOR) -> None:
         super().__init__(layers=[])
+        self.role = role
         self.memory = memory
         self.rows = rows
         self._write: Callable[[Tensor, Tensor], None] = _unset

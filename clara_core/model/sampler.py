@@ -53,8 +53,8 @@ def draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     if any(one.top_p < 1 for one in draws):
         scores = scores.masked_fill(_behind(scores.softmax(-1), top_p), -torch.inf)
     keys = upload([_key(one.seed, one.position) for one in draws], device)  # [rows, 2]
-    tokens: Tensor = (scores + gumbel(keys, logits.shape[-1])).argmax(-1)
-    return tokens
+    chosen: Tensor = (scores + gumbel(keys, logits.shape[-1])).argmax(-1)
+    return chosen
 
 
 def gumbel(keys: Tensor, vocab: int) -> Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clara_core.checkpoint.config import ClaraConfig
 from clara_core.common.errors import CheckpointError
 from clara_core.model.chat_format import merge_turns
+from clara_core.model.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -110,6 +111,8 @@ class ClaraTokenizer:
         vocabulary = self._trusted.get_vocab(with_added_tokens=True)
         # Bytes for characters that have no token: what a run of them spells is known only when the run has ended.
         self.byte_ids = frozenset(index for token, index in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
+        special = frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self.token_bytes = TokenBytes(self._trusted, special)
 
     # --- vocabulary --------------------------------------------------------------------------------------
 
@@ -272,7 +275,12 @@ class ClaraTokenizer:
         user turn, in the form the checkpoints were trained on. With documents and no system message the published one
         is used.
         """
-        shield = Shield(self._pattern)
+        return self._chat_turns(messages, n_windows, Shield(self._pattern))[0]
+
+    def _chat_turns(
+        self, messages: Sequence[dict[str, str]], n_windows: int, shield: Shield
+    ) -> tuple[list[int], list[dict[str, str]]]:
+        """Ids of a conversation, and its turns with the memory slots in their place."""
         turns = [_turn(turn["role"], shield(turn["content"])) for turn in merge_turns(messages)]
         if n_windows:
             if turns[0]["role"] != "system":
@@ -280,7 +288,7 @@ class ClaraTokenizer:
             last = max(index for index, turn in enumerate(turns) if turn["role"] == "user")
             content = f"Background:\n{self.slots * n_windows}\n\nQuestion:{turns[last]['content']}"
             turns[last] = _turn("user", content)
-        return self._encode_chat(turns, shield)
+        return self._encode_chat(turns, shield), turns
 
     def taught(self, system: str, user: str, n_windows: int, answer: str) -> tuple[list[int], int]:
         """Ids of a conversation that ends in the answer to be learned, and where the answer begins in them.
@@ -321,6 +329,24 @@ class ClaraTokenizer:
         """Which ids are memory slots."""
         memory = set(self.memory_ids)
         return [token in memory for token in ids]
+
+    def window_spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Positions of each window in a prompt: its slots and the separator behind them, ``(start, end)``."""
+        slots = [at for at, slot in enumerate(self.is_slot(ids)) if slot]
+        size = self.config.n_mem
+        return [(slots[at], slots[at + size - 1] + 1 + self.config.sep) for at in range(0, len(slots), size)]
+
+    def said_ids(self, messages: Sequence[dict[str, str]], n_windows: int, text: str) -> list[int]:
+        """Ids of an answer that stands behind a `chat_prompt`, without what ends it; special tokens in it are text."""
+        if not text:
+            return []
+        shield = Shield(self._pattern)
+        prompt, turns = self._chat_turns(messages, n_windows, shield)
+        said = shield(text)
+        whole = self._encode_chat([*turns, _turn("assistant", said)], shield, answered=True)
+        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode_markup(said, shield)
+        end = next((at for at, token in enumerate(ids) if token in self.eos_ids), len(ids))
+        return ids[:end]
 
     def _encode_chat(self, turns: list[dict[str, str]], shield: Shield, *, answered: bool = False) -> list[int]:
         if not turns:

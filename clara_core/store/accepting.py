@@ -33,7 +33,6 @@ class Accepting:
     def nearest(
         self, questions: Tensor, k: int, allowed: Rows | None, *, exact: bool, oversample: int
     ) -> list[list[Candidate]]:
-        """As `Snapshot.nearest`."""
 
         def search(question: Tensor, wanted: int) -> list[Candidate]:
             return self.snapshot.nearest(question[None], wanted, allowed, exact=exact, oversample=oversample)[0]
@@ -41,7 +40,6 @@ class Accepting:
         return [self._accepted(lambda wanted, own=question: search(own, wanted), k) for question in questions]  # type: ignore[misc]
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
-        """As `Snapshot.matching`."""
         unit = self.snapshot.matching(question, 1, allowed).unit
         return Matches(
             self._accepted(lambda wanted: self.snapshot.matching(question, wanted, allowed).candidates, k), unit

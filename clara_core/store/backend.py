@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clara_core.common.errors import StoreError
+from clara_core.common.errors import FingerprintMismatch, StoreError
 from clara_core.data.memory import Memory
 from clara_core.store.codec import MemoryType
 from clara_core.store.records import Broken, Record, StoreStats
@@ -46,6 +46,32 @@ class Space:
     memory_type: MemoryType
     n_mem: int
     hidden: int
+
+    def check_model(self, fingerprint: str, uri: str) -> None:
+        """Refuse another model than the one whose memories a store holds.
+
+        Raises:
+            FingerprintMismatch: Says both and what to do.
+        """
+        if fingerprint != self.fingerprint:
+            raise FingerprintMismatch(
+                f"the store at {uri} holds memories of the model {self.fingerprint[:12]}, this one is "
+                f"{fingerprint[:12]}: open it with the model that wrote it, or add its texts to a store in another "
+                "place with this one; get, iteration and mode='text' work as it is, without an engine"
+            )
+
+    def check(self, entries: Sequence[Entry], uri: str) -> None:
+        """Refuse documents with memories of another kind.
+
+        Raises:
+            FingerprintMismatch: They are of another model.
+            ValueError: They have another shape; says both.
+        """
+        for entry in entries:
+            self.check_model(entry.memory.fingerprint, uri)
+            if tuple(entry.memory.tokens.shape[1:]) != (self.n_mem, self.hidden):
+                raise ValueError(f"memories of this store have windows of {self.n_mem} x {self.hidden} numbers, the "
+                                 f"document {entry.id!r:.80} has {list(entry.memory.tokens.shape)}")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,39 +129,30 @@ class Snapshot(Protocol):
     @property
     def space(self) -> Space:
         """Of its memories."""
-        ...
 
     def count(self) -> int:
         """How many documents there are."""
-        ...
 
     def passing(self, condition: Mapping[str, Any]) -> Rows:
         """Rows of the documents whose metadata passes a filter that `check_filter` accepted, as `matches` says."""
-        ...
 
     def records(self, ids: Sequence[str]) -> dict[str, Record]:
         """Documents by id; unknown ids are left out. Metadata is the caller's own copy."""
-        ...
 
     def at_rows(self, rows: Rows, *, with_memories: bool) -> dict[int, tuple[Record, Memory | None]]:
         """Documents by the numbers of their rows, and their memories if they are wanted."""
-        ...
 
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """`Entry.content` and `Entry.metadata` of documents, by id; unknown ids are left out."""
-        ...
 
     def memories(self, ids: Sequence[str]) -> dict[str, Memory]:
         """Memories by id; unknown ids are left out."""
-        ...
 
     def with_contents(self, contents: Sequence[str]) -> dict[str, str]:
         """The id of a document that has an `Entry.content`, by content; unknown ones are left out."""
-        ...
 
     def __iter__(self) -> Iterator[Record]:
         """All documents in the order of their rows, in bounded memory."""
-        ...
 
     def nearest(
         self, questions: Tensor, k: int, allowed: Rows | None, *, exact: bool, oversample: int
@@ -153,22 +170,18 @@ class Snapshot(Protocol):
             list: Best first, of equal scores the lower row first. A score is the cosine in float32, rounded to six
             digits and in [-1, 1].
         """
-        ...
 
     def windows(self, candidates: Sequence[Candidate]) -> Tensor:
         """The best window of each candidate as a vector, ``[n, D]``."""
-        ...
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
         """The k documents that share words with a question, by BM25 over all documents of the snapshot.
 
         Words are those of `retrieval.words`, scores those of `retrieval.bm25`: the same in every place.
         """
-        ...
 
     def stats(self) -> StoreStats:
         """Size and state."""
-        ...
 
 
 class Backend(Protocol):
@@ -177,7 +190,6 @@ class Backend(Protocol):
     @property
     def uri(self) -> str:
         """Where it is."""
-        ...
 
     def latest(self) -> Snapshot | None:
         """The documents of now; None while there never was one.
@@ -185,7 +197,6 @@ class Backend(Protocol):
         Raises:
             StoreError: The place cannot be read, or was written by another version; says what to do.
         """
-        ...
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Keep documents, all of them or none; one whose id is there is replaced. The first ones fix the space.
@@ -198,32 +209,24 @@ class Backend(Protocol):
             ValueError: The memories have another shape than those that are there.
             StoreError: Others wrote all the time, or the place cannot be written.
         """
-        ...
 
     def delete(self, ids: Sequence[str] | None, condition: Mapping[str, Any] | None) -> int:
         """Take out the documents that have one of the ids and pass the filter; None means all. Returns how many."""
-        ...
 
     def compact(self, older_than: timedelta) -> None:
         """Give back the room of what was replaced or taken out, and versions of the place that are older."""
-        ...
 
     def optimize(self, report: Report) -> None:
         """Bring keys and indexes up to date; changes nothing that is found."""
-        ...
 
     def check(self, report: Report) -> list[Broken]:
         """Read all that is kept, and say which files cannot be read."""
-        ...
 
     def salvage(self, report: Report) -> list[Broken]:
         """The same, and take the documents of those files out."""
-        ...
 
     def explain(self, error: BaseException) -> StoreError | None:
         """What an error of a call means for the store and what to do; None for one that is not of the place."""
-        ...
 
     def close(self) -> None:
         """Let go of what is only held to be quick; the place may be used again."""
-        ...

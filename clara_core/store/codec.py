@@ -10,7 +10,6 @@ scales. All numbers are little-endian.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["MEMORY_TYPES", "Loss", "MemoryCodec", "MemoryType"]
+__all__ = ["MEMORY_TYPES", "MemoryCodec", "MemoryType"]
 
 MemoryType = Literal["float32", "bfloat16", "int8"]
 MEMORY_TYPES: Final = get_args(MemoryType)
@@ -26,19 +25,6 @@ MEMORY_TYPES: Final = get_args(MemoryType)
 _LEVELS = 127  # steps of int8 on each side of zero; -128 is not used
 _SCALE_BYTES = 4
 _BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of a number
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """What was lost on the way through the bytes.
-
-    Attributes:
-        relative_error: Length of the difference over the length of the memory, mean over windows.
-        cosine: Of a window with what became of it, the worst of all windows.
-    """
-
-    relative_error: float
-    cosine: float
 
 
 class MemoryCodec:
@@ -112,16 +98,6 @@ class MemoryCodec:
         scales = np.ascontiguousarray(rows[:, :split]).view(np.float32)  # [w, T]
         steps = torch.from_numpy(rows[:, split:].view(np.int8).astype(np.float32)).view(shape)
         return steps.mul_(torch.from_numpy(scales).unsqueeze(-1)).to(dtype)
-
-    def loss(self, tokens: Tensor) -> Loss:
-        """What windows ``[w, T, H]`` lose when they are encoded; nothing where there are none."""
-        if not len(tokens):
-            return Loss(0.0, 1.0)
-        before = tokens.detach().cpu().flatten(1).double()
-        after = self.decode(self.encode(tokens)).flatten(1).double()
-        length = before.norm(dim=1).clamp_min(1e-300)
-        cosine = torch.nn.functional.cosine_similarity(before, after, dim=1)
-        return Loss(float(((before - after).norm(dim=1) / length).mean()), float(cosine.min()))
 
     def _quantize(self, numbers: Tensor) -> NDArray[np.uint8]:
         scales = numbers.abs().amax(dim=2) / _LEVELS  # [w, T]

@@ -1,15 +1,17 @@
-"""A store in the memory of this process: one matrix of windows, and an index of words. Needs no Lance.
+"""A store in the memory of this process: a matrix of windows, and an index of words. Needs no Lance.
 
-Readers take the state that they find and never wait; a writer replaces it. Rows that are added lie beyond what an older
-state looks at; a document that is taken out is dead in the newer state, and its room is given back once most are.
+Readers take the state that they find and never wait; a writer replaces it. All states share the lists of documents,
+which only grow: what was added later lies beyond a state's numbers, and a document that was taken out says from which
+version on. Its room is given back once most are gone.
 
-Letters of shapes: Q questions, D numbers of a window, W windows, N documents.
+Letters of shapes: Q questions, W windows, D numbers of a window.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -20,31 +22,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clara_core.common.errors import FingerprintMismatch, StoreError
+from clara_core.common.errors import StoreError
 from clara_core.data.memory import Memory
-from clara_core.retrieval.bm25 import WordIndex, members
+from clara_core.retrieval.bm25 import WordIndex
 from clara_core.retrieval.filters import matches
 from clara_core.retrieval.ranking import unit_rows
 from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Candidate, Entry, Matches, Report, Rows, Space
 from clara_core.store.codec import MemoryCodec, MemoryType
 from clara_core.store.records import Broken, Record, StoreStats, metadata_from_json
+from clara_core.store.windows import WindowMatrix, Windows, ranking
 
-_BLOCK_BYTES: Final = 1 << 24  # of windows that lie in one piece, and are never moved
-_DIGITS: Final = 6  # of a cosine in float32, as in a folder
-_ROUNDED: Final = 1e-6
-_FEW: Final = 8  # times as many documents as may be found: then those alone are compared
+_KEPT_DEAD: Final = 64  # documents that were taken out and are kept, at least
+_RESTORED: Final = 256  # documents that a copy takes over at a time
 
 
 @dataclass(slots=True)
 class _Document:
-    """A document that is kept. Only `parsed` ever changes, once.
+    """A document that is kept. Only `parsed` and `end` ever change, once each.
 
     Attributes:
         id, text, metadata, content: As in `Entry`.
         spans, source_tokens: Of its memory.
         dtype: Of the memory's numbers, as they were given.
-        replaces: Where the document of the same id lies that came before.
+        row: Its number.
+        start: Its first window in the matrix.
+        earlier: The document of the same id that came before.
+        end: The version from which on it is not there.
         parsed: The metadata, once a filter asked for it.
     """
 
@@ -55,7 +59,10 @@ class _Document:
     spans: tuple[tuple[int, int], ...]
     source_tokens: int
     dtype: torch.dtype
-    replaces: int | None = None
+    row: int
+    start: int
+    earlier: _Document | None = None
+    end: int | None = None
     parsed: dict[str, Any] | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -71,214 +78,118 @@ class _Document:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """The documents of one moment; see `clara_core.store.backend.Snapshot`.
-
-    What the lists and arrays hold beyond the numbers here was added later. `places` leads to the last document of an
-    id, and from there to those that it replaced.
-    """
+    """The documents of one moment; see `clara_core.store.backend.Snapshot`."""
 
     space: Space
-    blocks: list[Tensor]  # [_per_block, D] each, float32
-    scales: NDArray[np.float32]  # 1 / length of each window
-    starts: NDArray[np.int64]  # first window of each document, and the end of the last one
-    documents: list[_Document]
-    numbers: NDArray[np.uint64]  # row of each document, ascending
-    alive: NDArray[np.bool_]
-    places: dict[str, int]
-    contents: dict[str, int]  # the last document of a content
+    matrix: Windows
+    documents: list[_Document]  # by row; those that were added later, too
+    newest: dict[str, _Document]  # the last document of an id
+    contents: dict[str, _Document]  # the last document of a content
     words: WordIndex
-    size: int = 0  # documents, dead ones too
+    size: int = 0  # of the documents, those that are gone too
     live: int = 0
     version: int = 0
-    asked: dict[str, Rows] = field(default_factory=dict)  # what filters let pass
+    passed: dict[str, Rows] = field(default_factory=dict)  # what filters let pass
 
-    # --- documents ---------------------------------------------------------------------------------------
+    def has(self, document: _Document) -> bool:
+        """Whether a document is there, of those that came before this moment."""
+        return document.end is None or document.end > self.version
+
+    def there(self) -> Iterator[_Document]:
+        """All documents, in order."""
+        return (document for document in self.documents[: self.size] if self.has(document))
 
     def count(self) -> int:
-        """How many documents there are."""
         return self.live
 
     def __iter__(self) -> Iterator[Record]:
-        for place in np.flatnonzero(self.alive[: self.size]).tolist():
-            yield self.documents[place].record()
+        return (document.record() for document in self.there())
 
     def passing(self, condition: Mapping[str, Any]) -> Rows:
-        """Rows of the documents that pass a filter."""
         try:
-            question = json.dumps(condition)
+            asked = json.dumps(condition)
         except (TypeError, ValueError):
-            question = None
-        if question is not None and question in self.asked:
-            return self.asked[question]
-        places = [
-            place
-            for place in np.flatnonzero(self.alive[: self.size]).tolist()
-            if matches(condition, self.documents[place].facts())
-        ]
-        rows = self.numbers[places] if places else np.zeros(0, np.uint64)
-        if question is not None:
-            self.asked[question] = rows
+            asked = None
+        if asked is not None and asked in self.passed:
+            return self.passed[asked]
+        found = [document.row for document in self.there() if matches(condition, document.facts())]
+        rows = np.array(found, np.uint64)
+        if asked is not None:
+            self.passed[asked] = rows
         return rows
 
-    def known(self, ids: Sequence[str]) -> dict[str, int]:
-        """Places of documents by id."""
-        found: dict[str, int] = {}
+    def known(self, ids: Sequence[str]) -> dict[str, _Document]:
+        """Documents by id."""
+        last = self.documents[self.size - 1].row if self.size else -1
+        found: dict[str, _Document] = {}
         for id_ in ids:
-            place = self.places.get(id_)
-            while place is not None and place >= self.size:
-                place = self.documents[place].replaces
-            if place is not None and self.alive[place]:
-                found[id_] = place
+            document = self.newest.get(id_)
+            while document is not None and document.row > last:
+                document = document.earlier
+            if document is not None and self.has(document):
+                found[id_] = document
         return found
 
-    def places_of(self, rows: Sequence[int] | Rows) -> list[int]:
-        """Places of documents by row."""
-        places: list[int] = np.searchsorted(self.numbers[: self.size], np.asarray(rows, np.uint64)).tolist()
-        return places
-
     def records(self, ids: Sequence[str]) -> dict[str, Record]:
-        """Documents by id."""
-        return {id_: self.documents[place].record() for id_, place in self.known(ids).items()}
+        return {id_: document.record() for id_, document in self.known(ids).items()}
 
     def at_rows(self, rows: Rows, *, with_memories: bool) -> dict[int, tuple[Record, Memory | None]]:
-        """Documents by row, and their memories if they are wanted."""
-        found = zip(rows.tolist(), self.places_of(rows), strict=True)
+        found = {row: self._at(row) for row in rows.tolist()}
         return {
-            row: (self.documents[place].record(), self._memory(place) if with_memories else None)
-            for row, place in found
+            row: (document.record(), self.memory(document) if with_memories else None)
+            for row, document in found.items()
         }
 
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Content and metadata by id."""
-        found = {id_: self.documents[place] for id_, place in self.known(ids).items()}
-        return {id_: (document.content, document.metadata) for id_, document in found.items()}
+        return {id_: (document.content, document.metadata) for id_, document in self.known(ids).items()}
 
     def memories(self, ids: Sequence[str]) -> dict[str, Memory]:
-        """Memories by id."""
-        return {id_: self._memory(place) for id_, place in self.known(ids).items()}
+        return {id_: self.memory(document) for id_, document in self.known(ids).items()}
 
     def with_contents(self, contents: Sequence[str]) -> dict[str, str]:
-        """The id of a document by content."""
-        found: dict[str, str] = {}
-        for content in contents:
-            place = self.contents.get(content, self.size)
-            if place < self.size and self.alive[place]:
-                found[content] = self.documents[place].id
-        return found
+        found = {content: self.contents[content] for content in contents if content in self.contents}
+        known = self.known([document.id for document in found.values()])
+        return {content: each.id for content, each in found.items() if known.get(each.id) is each}
 
-    def _memory(self, place: int) -> Memory:
-        document = self.documents[place]
-        windows = [self.window(at) for at in range(self.starts[place], self.starts[place + 1])]
-        shape = (len(windows), self.space.n_mem, self.space.hidden)
-        tokens = torch.stack(windows).view(shape).to(document.dtype) if windows else torch.empty(shape)
+    def memory(self, document: _Document) -> Memory:
+        """The memory of a document, as it was given."""
+        shape = (len(document.spans), self.space.n_mem, self.space.hidden)
+        windows = self.matrix.at(document.start, document.start + shape[0]) if shape[0] else np.empty(0, np.float32)
+        tokens = torch.from_numpy(windows).view(shape).to(document.dtype)
         return Memory(tokens, document.text, document.spans, document.source_tokens, self.space.fingerprint)
 
-    def window(self, at: int) -> Tensor:
-        """A window ``[D]``; a view."""
-        return self.blocks[at // _per_block(self.space)][at % _per_block(self.space)]
+    def _at(self, row: int) -> _Document:
+        place = bisect_left(self.documents, row, hi=self.size, key=lambda document: document.row)
+        return self.documents[place]
 
     # --- finding -----------------------------------------------------------------------------------------
 
     def nearest(
         self, questions: Tensor, k: int, allowed: Rows | None, *, exact: bool, oversample: int
     ) -> list[list[Candidate]]:
-        """The k documents most like each question, by the cosine of their best window; always from all memories."""
         units = unit_rows(questions)
-        if allowed is not None and _FEW * len(allowed) < self.size:
-            return self._nearest_of(units, k, [place for place in self.places_of(allowed) if self._is_found(place)])
-        starts = self.starts[: self.size + 1]
-        scores = self._cosines(units, int(starts[-1]))  # [Q, W]
-        usable = self.alive[: self.size] & (np.diff(starts) > 0)
-        if allowed is not None:
-            usable &= members(self.numbers[: self.size], allowed)
-        places = np.flatnonzero(usable)
-        if len(places) == int(starts[-1]) == self.size:  # all alive, each of one window
-            return [self._best(own, own, places, starts, k) for own in scores]
-        filled = np.flatnonzero(np.diff(starts))
-        whole = np.full(self.size, -np.inf, np.float32)
-        found = []
-        for own in scores:
-            if len(filled):
-                whole[filled] = np.maximum.reduceat(own, starts[filled])
-            found.append(self._best(own, whole[places], places, starts[places], k))
-        return found
 
-    def _is_found(self, place: int) -> bool:
-        return bool(self.alive[place]) and self.starts[place] < self.starts[place + 1]
+        def products(block: NDArray[np.float32]) -> NDArray[np.float32]:
+            windows = torch.from_numpy(block)
+            found = torch.mv(windows, units[0])[None] if len(units) == 1 else units @ windows.T
+            return found.numpy()
 
-    def _nearest_of(self, units: Tensor, k: int, places: list[int]) -> list[list[Candidate]]:
-        """`nearest` for a few documents, without a look at the others."""
-        if not places:
-            return [[] for _ in units]
-        counts = self.starts[np.array(places) + 1] - self.starts[places]
-        starts = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])[:-1]
-        own = [at for place in places for at in range(self.starts[place], self.starts[place + 1])]
-        scores = (units @ torch.stack([self.window(at) for at in own]).T).numpy() * self.scales[own]
-        scores = scores.clip(-1.0, 1.0)
-        return [self._best(each, np.maximum.reduceat(each, starts), np.array(places), starts, k) for each in scores]
-
-    def _cosines(self, units: Tensor, used: int) -> NDArray[np.float32]:
-        """Cosine of unit vectors ``[Q, D]`` with every window, ``[Q, W]``."""
-        step = _per_block(self.space)
-        scores = torch.empty(len(units), used)
-        for block, part in zip(self.blocks, scores.split(step, dim=1) if used else (), strict=False):
-            rows = block[: part.shape[1]]
-            if len(units) == 1:
-                torch.mv(rows, units[0], out=part[0])
-            else:
-                part.copy_(units @ rows.T)
-        found: NDArray[np.float32] = scores.numpy()
-        found *= self.scales[:used]
-        # Rounding can push the product of two equal unit vectors past one.
-        return found.clip(-1.0, 1.0, out=found)
-
-    def _best(
-        self,
-        scores: NDArray[np.float32],
-        best: NDArray[np.float32],
-        places: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        k: int,
-    ) -> list[Candidate]:
-        """The k best documents.
-
-        Args:
-            scores: Of windows.
-            best: Of the best window of each document that may be found, ``[n]``.
-            places: Of these documents, ``[n]``, ascending.
-            starts: Where in `scores` their windows begin, ``[n]``.
-            k: Most documents.
-        """
-        chosen = np.arange(len(places))
-        if k < len(places):
-            chosen = np.flatnonzero(best >= np.partition(best, len(best) - k)[len(best) - k] - _ROUNDED)
-        found = sorted((-round(float(best[at]), _DIGITS), at) for at in chosen.tolist())[:k]
-        candidates = []
-        for score, at in found:
-            place = int(places[at])
-            end = starts[at] + self.starts[place + 1] - self.starts[place]
-            window = int(scores[starts[at] : end].argmax())
-            candidates.append(Candidate(int(self.numbers[place]), -score, window))
-        return candidates
+        return [ranking(own, k) for own in self.matrix.best(len(units), k, allowed, products)]
 
     def windows(self, candidates: Sequence[Candidate]) -> Tensor:
-        """The best window of each candidate, ``[n, D]``."""
-        places = self.places_of([each.row for each in candidates])
-        pairs = zip(places, candidates, strict=True)
-        return torch.stack([self.window(int(self.starts[place]) + each.window) for place, each in pairs])
+        starts = [self._at(each.row).start + each.window for each in candidates]
+        return torch.from_numpy(np.concatenate([self.matrix.at(start, start + 1) for start in starts]))
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
-        """The k documents that share words with a question."""
         found, unit = self.words.search(words_of(question), k, allowed)
-        return Matches([Candidate(row, score) for row, score in found], unit)
+        return Matches([Candidate(row, score, 0, row) for row, score in found], unit)
 
     def stats(self) -> StoreStats:
-        """Size and state; bytes are those of the windows."""
-        size = int(self.starts[self.size]) * self.space.n_mem * self.space.hidden * 4
+        size = len(self.matrix.rows) * self.space.n_mem * self.space.hidden * 4
         each = size / self.live if self.live else 0.0
         return StoreStats(
-            documents=self.live, bytes=size, bytes_per_document=each, fragments=len(self.blocks), version=self.version,
-            fingerprint=self.space.fingerprint, memory_type=self.space.memory_type,
+            documents=self.live, bytes=size, bytes_per_document=each, fragments=len(self.matrix.blocks),
+            version=self.version, fingerprint=self.space.fingerprint, memory_type=self.space.memory_type,
         )  # fmt: skip
 
 
@@ -295,209 +206,129 @@ class InMemory:
     def __init__(self, memory_type: MemoryType = "float32") -> None:
         self._memory_type = memory_type
         self._state: _State | None = None
-        self._words = WordIndex()
         self._next = 0  # number of the next row
         self._writing = threading.RLock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        with self._writing:
-            self._compact()
-            kept = {name: value for name, value in self.__dict__.items() if name != "_writing"}
-            if (state := self._state) is not None:
-                used, step = int(state.starts[state.size]), _per_block(state.space)
-                blocks = [
-                    block[: used - at * step].clone() for at, block in enumerate(state.blocks) if at * step < used
-                ]
-                kept["_state"] = replace(state, blocks=blocks, documents=[*state.documents], places={**state.places},
-                                         contents={**state.contents}, asked={})  # fmt: skip
-            return kept
+    def __reduce__(self) -> tuple[Any, ...]:
+        if (state := self._state) is None:
+            return InMemory, (self._memory_type,)
+        entries = [Entry(each.id, each.text, each.metadata, each.content, state.memory(each)) for each in state.there()]
+        return InMemory, (self._memory_type,), (state.space, entries)
 
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        self.__dict__.update(kept)
-        self._writing = threading.RLock()
+    def __setstate__(self, kept: tuple[Space, list[Entry]]) -> None:
+        space, entries = kept
+        self._state = self._empty(space)
+        for start in range(0, len(entries), _RESTORED):
+            self.put(entries[start : start + _RESTORED])
 
     def latest(self) -> _State | None:
-        """The documents of now; None while there never was one."""
         return self._state
 
-    # --- writing -----------------------------------------------------------------------------------------
-
     def put(self, entries: Sequence[Entry]) -> None:
-        """Keep documents; one whose id is there is replaced."""
         if not entries:
             return
+        memories = [entry.memory for entry in entries]
         texts = [words_of(entry.text) for entry in entries]
-        windows = self._windows(entries)
+        windows = self._windows(memories)
         with self._writing:
-            state = self._state or self._new(entries[0].memory)
-            _check_space(state.space, entries)
-            known = state.known([entry.id for entry in entries])
-            state = self._roomy(self._without(state, list(known.values())), len(entries), len(windows))
-            at = int(state.starts[state.size])
-            self._write(state, at, windows)
-            first = self._next
-            for place, entry in enumerate(entries, state.size):
+            shape = map(int, memories[0].tokens.shape[1:])
+            state = self._state or self._empty(Space(memories[0].fingerprint, self._memory_type, *shape))
+            state.space.check(entries, self.uri)
+            replaced = list(state.known([entry.id for entry in entries]).values())
+            rows = np.arange(self._next, self._next + len(entries), dtype=np.uint64)
+            counts = np.array([memory.n_windows for memory in memories])
+            starts = self._matrix.used + counts.cumsum() - counts
+            self._matrix.add(windows, rows, counts, 1 / np.linalg.norm(windows, axis=1).clip(1e-12))
+            self._words.add(rows, texts)
+            for entry, row, start in zip(entries, rows.tolist(), starts.tolist(), strict=True):
                 memory = entry.memory
-                state.documents.append(
-                    _Document(entry.id, entry.text, entry.metadata, entry.content, memory.spans, memory.source_tokens,
-                              memory.tokens.dtype, state.places.get(entry.id))
+                document = _Document(
+                    entry.id, entry.text, entry.metadata, entry.content, memory.spans, memory.source_tokens,
+                    memory.tokens.dtype, row, start, state.newest.get(entry.id),
                 )  # fmt: skip
-                at += len(memory.tokens)
-                state.starts[place + 1] = at
-                state.numbers[place] = first + place - state.size
-                state.alive[place] = True
-                state.places[entry.id] = state.contents[entry.content] = place
-            new = slice(state.size, state.size + len(entries))
-            self._words.add(state.numbers[new].copy(), texts)
-            self._next = first + len(entries)
-            self._show(replace(state, size=new.stop, live=state.live + len(entries)))
+                state.documents.append(document)
+                state.newest[entry.id] = state.contents[entry.content] = document
+            state = self._without(state, replaced)
+            self._next += len(entries)
+            self._show(replace(state, size=len(state.documents), live=state.live + len(entries)))
 
     def delete(self, ids: Sequence[str] | None, condition: Mapping[str, Any] | None) -> int:
-        """Take out documents by id, by filter, or by both."""
         with self._writing:
             if (state := self._state) is None:
                 return 0
-            places = np.flatnonzero(state.alive[: state.size]).tolist() if ids is None else [*state.known(ids).values()]
-            if condition:
-                passed = set(state.places_of(state.passing(condition)))
-                places = [place for place in places if place in passed]
-            if not places:
-                return 0
-            self._show(self._without(state, places))
-            return len(places)
+            gone = list(state.there() if ids is None else state.known(ids).values())
+            gone = [document for document in gone if not condition or matches(condition, document.facts())]
+            if gone:
+                self._show(self._without(state, gone))
+            return len(gone)
 
     def compact(self, older_than: timedelta) -> None:
-        """Give back the room of documents that are gone."""
         with self._writing:
-            self._compact()
+            if (state := self._state) is not None and state.live < state.size:
+                self._state = self._dense(state)
 
     def optimize(self, report: Report) -> None:
         """Nothing to do: there are no keys and no indexes that could be behind."""
 
     def check(self, report: Report) -> list[Broken]:
-        """Nothing to find: there are no files."""
         return []
 
     def salvage(self, report: Report) -> list[Broken]:
-        """Nothing to find: there are no files."""
         return []
 
     def explain(self, error: BaseException) -> StoreError | None:
-        """Errors of memory are not of the place."""
         return None
 
     def close(self) -> None:
         """Nothing is held that could be made again."""
 
-    def _show(self, state: _State) -> None:
-        """Let readers see a state."""
-        if state.size - state.live > max(state.live, 64):
-            state = self._dense(state)
-        self._state = replace(state, words=self._words.snapshot(), version=state.version + 1, asked={})
+    def _empty(self, space: Space) -> _State:
+        self._words = WordIndex()
+        self._matrix = WindowMatrix(space.n_mem * space.hidden, np.float32, scaled=True)
+        return _State(space, self._matrix.at(0), [], {}, {}, self._words.snapshot())
 
-    def _windows(self, entries: Sequence[Entry]) -> Tensor:
-        """``[W, D]`` in float32, rounded as the memory type says."""
-        tokens = torch.cat([entry.memory.tokens.detach().cpu().float() for entry in entries])
+    def _windows(self, memories: Sequence[Memory]) -> NDArray[np.float32]:
+        """``[W, D]``, rounded as the memory type says."""
+        tokens = torch.cat([memory.tokens.detach().cpu().float() for memory in memories])
         if self._memory_type != "float32" and len(tokens):
             codec = MemoryCodec(self._memory_type, *tokens.shape[1:])
             tokens = codec.decode(codec.encode(tokens))
-        return tokens.flatten(1)
+        windows: NDArray[np.float32] = tokens.flatten(1).numpy()
+        return windows
 
-    def _new(self, memory: Memory) -> _State:
-        space = Space(memory.fingerprint, self._memory_type, *map(int, memory.tokens.shape[1:]))
-        none = np.zeros(0, np.float32)
-        return _State(space, [], none, np.zeros(1, np.int64), [], np.zeros(0, np.uint64), np.zeros(0, np.bool_), {},
-                      {}, self._words)  # fmt: skip
-
-    def _roomy(self, state: _State, documents: int, windows: int) -> _State:
-        """The state with room for more; what it holds stays where it is, or is copied while readers keep the old."""
-        used = int(state.starts[state.size])
-        step = _per_block(state.space)
-        missing = used + windows - sum(map(len, state.blocks))
-        if missing > 0 and state.blocks and (last := state.blocks[-1]).shape[0] < step:
-            grown = torch.empty(min(step, max(2 * len(last), len(last) + missing)), last.shape[1])
-            grown[: len(last)] = last
-            state.blocks[-1] = grown  # readers of the old one find the same rows in it
-            missing -= len(grown) - len(last)
-        while missing > 0:
-            rows = step if state.blocks else min(step, missing)
-            state.blocks.append(torch.empty(rows, state.space.n_mem * state.space.hidden))
-            missing -= rows
-        return replace(
-            state, scales=_grown(state.scales, used + windows), starts=_grown(state.starts, state.size + documents + 1),
-            numbers=_grown(state.numbers, state.size + documents), alive=_grown(state.alive, state.size + documents),
-        )  # fmt: skip
-
-    @staticmethod
-    def _write(state: _State, at: int, windows: Tensor) -> None:
-        lengths = torch.linalg.vector_norm(windows, dim=1).clamp_min(1e-12)
-        state.scales[at : at + len(windows)] = (1 / lengths).numpy()
-        step = _per_block(state.space)
-        done = 0
-        while done < len(windows):
-            block, offset = divmod(at + done, step)
-            some = windows[done : done + step - offset]
-            state.blocks[block][offset : offset + len(some)] = some
-            done += len(some)
-
-    def _without(self, state: _State, places: Sequence[int]) -> _State:
-        """The state when documents are dead."""
-        if not places:
+    def _without(self, state: _State, gone: Sequence[_Document]) -> _State:
+        """The state of the next version, in which documents are gone; not shown yet."""
+        if not gone:
             return state
-        alive = state.alive.copy()
-        alive[list(places)] = False
-        self._words.remove(np.sort(state.numbers[list(places)]))
-        return replace(state, alive=alive, live=state.live - len(places))
+        rows = np.sort(np.array([document.row for document in gone], np.uint64))
+        for document in gone:
+            document.end = state.version + 1
+        self._matrix.end(rows, state.version + 1)
+        self._words.remove(rows)
+        return replace(state, live=state.live - len(gone))
 
-    def _compact(self) -> None:
-        if (state := self._state) is not None and state.live < state.size:
-            self._state = self._dense(state)
+    def _show(self, state: _State) -> None:
+        """Let readers see the next version."""
+        version = state.version + 1
+        state = replace(
+            state, matrix=self._matrix.at(version), words=self._words.snapshot(), version=version, passed={}
+        )
+        self._state = self._dense(state) if state.size - state.live > max(state.live, _KEPT_DEAD) else state
 
     def _dense(self, state: _State) -> _State:
-        """The state without dead documents, in new places."""
-        places = np.flatnonzero(state.alive[: state.size]).tolist()
-        documents = [replace(state.documents[place], replaces=None) for place in places]
-        counts = np.diff(state.starts[: state.size + 1])[places]
-        dense = replace(
-            state, blocks=[], scales=np.zeros(0, np.float32),
-            starts=np.concatenate([np.zeros(1, np.int64), counts.cumsum()]),
-            documents=documents, numbers=state.numbers[places], alive=np.ones(len(places), np.bool_), size=len(places),
-            live=len(places), places={document.id: place for place, document in enumerate(documents)},
-            contents={document.content: place for place, document in enumerate(documents)}, asked={},
+        """The same version in lists of its own, without the documents that are gone."""
+        self._matrix = WindowMatrix(state.space.n_mem * state.space.hidden, np.float32, scaled=True)
+        documents = []
+        for old in state.there():
+            windows = slice(old.start, old.start + len(old.spans))
+            documents.append(replace(old, start=self._matrix.used, earlier=None))
+            if old.spans:
+                numbers, scales = state.matrix.at(windows.start, windows.stop), state.matrix.scales
+                self._matrix.add(numbers, np.array([old.row], np.uint64), np.array([len(numbers)]),
+                                 None if scales is None else scales[windows])  # fmt: skip
+        newest = {document.id: document for document in documents}
+        contents = {document.content: document for document in documents}
+        return replace(
+            state, matrix=self._matrix.at(state.version), documents=documents, newest=newest, contents=contents,
+            size=len(documents),
         )  # fmt: skip
-        total = int(counts.sum())
-        dense = self._roomy(replace(dense, size=0), len(places), total)
-        at = 0
-        for place in places:
-            own = range(state.starts[place], state.starts[place + 1])
-            if own:
-                self._write(dense, at, torch.stack([state.window(window) for window in own]))
-                at += len(own)
-        return replace(dense, size=len(places))
-
-
-def _check_space(space: Space, entries: Sequence[Entry]) -> None:
-    for entry in entries:
-        shape = tuple(entry.memory.tokens.shape[1:])
-        if entry.memory.fingerprint != space.fingerprint:
-            raise FingerprintMismatch(
-                f"the store in memory holds memories of the model {space.fingerprint[:12]}, the document "
-                f"{entry.id!r:.80} is of {entry.memory.fingerprint[:12]}: a store holds those of one model"
-            )
-        if shape != (space.n_mem, space.hidden):
-            raise ValueError(f"memories of this store have windows of {space.n_mem} x {space.hidden} numbers, the "
-                             f"document {entry.id!r:.80} has {list(entry.memory.tokens.shape)}")  # fmt: skip
-
-
-def _grown(values: NDArray[Any], needed: int) -> NDArray[Any]:
-    """An array with room for so many values; the same one where it has it."""
-    if needed <= len(values):
-        return values
-    grown = np.zeros(max(needed, 2 * len(values), 16), values.dtype)
-    grown[: len(values)] = values
-    return grown
-
-
-def _per_block(space: Space) -> int:
-    """Windows of a block."""
-    return max(1, _BLOCK_BYTES // (4 * space.n_mem * space.hidden))

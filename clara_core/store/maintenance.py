@@ -11,11 +11,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -37,8 +37,19 @@ KEY_INDEX: Final = "key_near"
 WORD_INDEX: Final = "words_in"
 EVERY: Final = 16  # commits, and files of a tier
 
-_IndexKind = Literal["BTREE", "LABEL_LIST"]
-_VALUE_INDEXES: Final[dict[str, _IndexKind]] = {"id": "BTREE", "content": "BTREE", "facts": "LABEL_LIST"}
+_INDEXES: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {  # column, kind and settings by name
+    "id_value": ("id", "BTREE", {}),
+    "content_value": ("content", "BTREE", {}),
+    "facts_value": ("facts", "LABEL_LIST", {}),
+}
+_LARGE_INDEXES: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
+    WORD_INDEX: (
+        "words", "INVERTED",  # as they are in their column: of any length, nothing stemmed, folded or left out again
+        {"base_tokenizer": "whitespace", "with_position": False, "stem": False, "lower_case": False,
+         "ascii_folding": False, "remove_stop_words": False, "max_token_length": None},
+    ),
+    KEY_INDEX: ("key", "IVF_RQ", {"metric": "cosine"}),
+}  # fmt: skip
 _FIT_BYTES: Final = 1 << 26  # of memories that keys are fitted to, at most
 _MANY_ROWS: Final = 1 << 20  # of a file
 _LARGE_FILE: Final = 1 << 30  # bytes, about
@@ -217,8 +228,8 @@ def refit(table: Table) -> None:
         memories = dataset.take(places.tolist(), columns=["memory"])["memory"]
     if len(tokens := layout.tokens(memories)) < FIT_ROWS:
         return  # blank pages
-    cover = layout.fitted(tokens).cover
-    table.change(lambda own: own.update_schema_metadata({**cover}))
+    metadata = layout.fitted(tokens).schema_metadata
+    table.change(lambda own: own.update_schema_metadata({**metadata}))
     rewrite_keys(table, lambda done: None)
 
 
@@ -233,21 +244,21 @@ def rewrite_keys(table: Table, progress: Callable[[int], Any]) -> None:
     if dataset is None:
         return
     layout = Layout.of(dataset.schema, table.uri)
-    old = f"fit <> {layout.fit}"
+    old = f"key_version <> {layout.key_version}"
     with readable(dataset):
         rows = np.sort(dataset.to_table(columns=[], filter=old, with_row_id=True)["_rowid"].to_numpy())
     parts = []
     for batch in batches(dataset, ["id", "content", "key"], rows) if len(rows) else ():
         keys = made_keys(dataset, layout, batch.column("_rowid").to_numpy())
-        fit = pa.array(np.full(len(batch), layout.fit, np.int64))
-        own = [batch["id"], batch["content"], list_column(keys, window_counts(batch["key"]).tolist()), fit]
+        versions = pa.array(np.full(len(batch), layout.key_version, np.int64))
+        own = [batch["id"], batch["content"], list_column(keys, window_counts(batch["key"]).tolist()), versions]
         parts.append(pa.Table.from_arrays(own, schema=pa.schema([dataset.schema.field(name) for name in _REWRITTEN])))
         progress(len(batch))
     if parts:
         table.update(pa.concat_tables(parts).combine_chunks())
 
 
-_REWRITTEN: Final = ("id", "content", "key", "fit")
+_REWRITTEN: Final = ("id", "content", "key", "key_version")
 
 
 # --- indexes ---------------------------------------------------------------------------------------------
@@ -277,37 +288,21 @@ def build_indexes(table: Table, report: Report) -> None:
     dataset = table.latest()
     if dataset is None or not dataset.count_rows():
         return
-    there = index_names(dataset)
-    for column, kind in _VALUE_INDEXES.items():
-        if (name := f"{column}_value") not in there:
+    there, many = index_names(dataset), dataset.count_rows() >= INDEX_ROWS
+    for name, (column, kind, settings) in {**_INDEXES, **(_LARGE_INDEXES if many else {})}.items():
+        if name not in there:
             shown = _reporting(report, f"index of {column}")
-            table.change(partial(_index_values, column=column, kind=kind, name=name, progress=shown))
-    if dataset.count_rows() >= INDEX_ROWS:
-        if WORD_INDEX not in there:
-            table.change(partial(_index_words, progress=_reporting(report, "index of words")))
-        if KEY_INDEX not in there:
-            table.change(partial(_index_keys, progress=_reporting(report, "index of keys")))
+            table.change(partial(_build_index, column=column, kind=kind, name=name, settings=settings, shown=shown))
     report("rows added since", 0, 0)
     table.change(lambda own: own.optimize.optimize_indices())
 
 
-def _index_values(
-    dataset: LanceDataset, column: str, kind: _IndexKind, name: str, progress: Callable[[IndexProgress], None]
-) -> None:
-    dataset.create_scalar_index(column, kind, name=name, progress_callback=progress)
-
-
-def _index_words(dataset: LanceDataset, progress: Callable[[IndexProgress], None]) -> None:
-    """The words as they are in their column: of any length, nothing stemmed, folded or left out again."""
-    dataset.create_scalar_index(
-        "words", "INVERTED", name=WORD_INDEX, base_tokenizer="whitespace", with_position=False, stem=False,
-        lower_case=False, ascii_folding=False, remove_stop_words=False, max_token_length=None,
-        progress_callback=progress,
-    )  # fmt: skip
-
-
-def _index_keys(dataset: LanceDataset, progress: Callable[[IndexProgress], None]) -> None:
-    dataset.create_index("key", "IVF_RQ", name=KEY_INDEX, metric="cosine", progress_callback=progress)
+def _build_index(
+    dataset: LanceDataset, column: str, kind: str, name: str, settings: Mapping[str, Any],
+    shown: Callable[[IndexProgress], None],
+) -> None:  # fmt: skip
+    build: Callable[..., object] = dataset.create_index if kind == "IVF_RQ" else dataset.create_scalar_index
+    build(column, kind, name=name, progress_callback=shown, **settings)
 
 
 def _reporting(report: Report, step: str) -> Callable[[IndexProgress], None]:

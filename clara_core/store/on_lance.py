@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import torch
 
-from clara_core.common.errors import FingerprintMismatch, StoreError
+from clara_core.common.errors import StoreError
 from clara_core.retrieval.filters import check_filter
 from clara_core.store import integrity, maintenance
 from clara_core.store.backend import Entry, Report, Space
@@ -18,9 +18,9 @@ from clara_core.store.codec import MemoryType
 from clara_core.store.keys import Key
 from clara_core.store.predicate import passing
 from clara_core.store.reading import readable
-from clara_core.store.records import Broken, guarded
+from clara_core.store.records import Broken, escape
 from clara_core.store.scan import KeyScan, WordScan
-from clara_core.store.schema import FIT_ROWS, Layout, Serials, check_shape
+from clara_core.store.schema import FIT_ROWS, Layout, Serials
 from clara_core.store.snapshot import LanceSnapshot
 from clara_core.store.table import Table
 
@@ -55,11 +55,9 @@ class OnLance:
 
     @property
     def uri(self) -> str:
-        """Where it is."""
         return self._table.uri
 
     def latest(self) -> LanceSnapshot | None:
-        """The documents of now."""
         if self._pid != os.getpid():  # a child of a fork: what another thread of its parent held is held for ever
             self.close()
         dataset = self._table.latest()
@@ -70,11 +68,10 @@ class OnLance:
     # --- writing -----------------------------------------------------------------------------------------
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Keep documents, all of them or none."""
         if (dataset := self._table.latest()) is None:
             dataset = self._table.create(self._new_layout(entries).schema)
         layout = Layout.of(dataset.schema, self.uri)
-        check_fingerprint(entries[0].memory.fingerprint, layout.space, self.uri)
+        layout.space.check(entries, self.uri)
         self._table.merge(pa.Table.from_batches([layout.rows(entries, _SERIALS.take(len(entries)))]))
         self._upkeep.committed()
         if layout.fitted_to < FIT_ROWS:
@@ -84,20 +81,18 @@ class OnLance:
         memories = [entry.memory for entry in entries]
         n_mem, hidden = (int(size) for size in memories[0].tokens.shape[1:])
         space = Space(memories[0].fingerprint, self._memory_type, n_mem, hidden)
-        for memory in memories:
-            check_shape(memory, space)
+        space.check(entries, self.uri)
         layout = Layout(space, Key(n_mem * hidden, self._key_length))
         tokens = torch.cat([memory.tokens for memory in memories])
         return layout.fitted(tokens) if len(tokens) else layout
 
     def delete(self, ids: Sequence[str] | None, condition: Mapping[str, Any] | None) -> int:
-        """Take documents out; returns how many."""
         if (dataset := self._table.latest()) is None:
             return 0
         if condition:
             check_filter(condition)
         if ids is not None:
-            chosen = list(dict.fromkeys(map(guarded, ids)))
+            chosen = list(dict.fromkeys(map(escape, ids)))
             if condition:
                 passes = set(self._passing_ids(dataset, condition))
                 chosen = [id_ for id_ in chosen if id_ in passes]
@@ -122,45 +117,24 @@ class OnLance:
     # --- upkeep ------------------------------------------------------------------------------------------
 
     def compact(self, older_than: timedelta) -> None:
-        """Merge small files, and drop old versions."""
         self._upkeep.wait()
         maintenance.compact(self._table, older_than)
 
     def optimize(self, report: Report) -> None:
-        """Bring keys and indexes up to date."""
         report("keys", 0, 0)
         maintenance.refit(self._table)
         maintenance.rewrite_keys(self._table, lambda done: report("keys", done, 0))
         maintenance.build_indexes(self._table, report)
 
     def check(self, report: Report) -> list[Broken]:
-        """Files that cannot be read."""
         dataset = self._table.latest()
         return [] if dataset is None else integrity.broken_files(dataset, report)
 
     def salvage(self, report: Report) -> list[Broken]:
-        """Take the documents of those files out."""
         return integrity.salvage(self._table, report)
 
     def explain(self, error: BaseException) -> StoreError | None:
-        """What an error of Lance means."""
         return integrity.meaning(self._table, error)
 
     def close(self) -> None:
-        """Forget keys and words."""
         self._pid, self._keys, self._words = os.getpid(), KeyScan(), WordScan()
-
-
-def check_fingerprint(fingerprint: str, space: Space, uri: str) -> None:
-    """Refuse memories of another model than those of a store.
-
-    Raises:
-        FingerprintMismatch: Says both and what to do.
-    """
-    if space.fingerprint != fingerprint:
-        raise FingerprintMismatch(
-            f"the store at {uri} holds memories of the model {space.fingerprint[:12]}, this one is "
-            f"{fingerprint[:12]}: open it with the model that wrote it, keep the memories of this one in another "
-            "folder (add the texts of the store to it), or open it without an engine and with read_only=True for its "
-            "texts"
-        )

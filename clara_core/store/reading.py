@@ -14,7 +14,7 @@ import pyarrow as pa
 from clara_core.common.errors import StoreError
 from clara_core.store.backend import Rows
 from clara_core.store.lance_calls import scanner
-from clara_core.store.records import guarded
+from clara_core.store.records import escape
 
 if TYPE_CHECKING:
     from lance import LanceDataset, LanceFragment
@@ -79,7 +79,7 @@ def batches(
 
 def quoted(value: str) -> str:
     """A string as a literal of a predicate."""
-    return "'" + guarded(value).replace("'", "''") + "'"
+    return "'" + escape(value).replace("'", "''") + "'"
 
 
 def _ascend(numbers: pa.ChunkedArray) -> bool:

@@ -115,13 +115,13 @@ class StoreStats:
     key_index_rows: int | None = None
 
 
-def guarded(text: str) -> str:
+def escape(text: str) -> str:
     """A string that every part of a table can hold; different strings stay different."""
     return _UNSAFE.sub(lambda found: f"{_MARK}{ord(found[0]):04x}", text)
 
 
-def unguarded(text: str) -> str:
-    """The string that `guarded` was given."""
+def unescape(text: str) -> str:
+    """The string that `escape` was given."""
     return _MARKED.sub(lambda found: chr(int(found[1], 16)), text)
 
 

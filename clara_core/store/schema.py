@@ -1,4 +1,4 @@
-"""The table of a store on Lance: its columns, what is written on its cover, and rows from documents and back.
+"""The table of a store on Lance: its columns, the metadata of its schema, and rows from documents and back.
 
 A row is a document.
 
@@ -10,11 +10,11 @@ A row is a document.
     spans                     start and end, in characters of the text, of each window
     source_tokens             text tokens that the windows stand for
     serial                    when it came: by it documents are in order, wherever they lie
-    key, fit                  of each window, for the first step of a search; by which settings they were made
+    key, key_version          of each window, for the first step of a search; by which settings they were made
     memory                    bytes of each window, see `codec`
 
 The settings of keys are fitted to the memories once there are enough; rows with keys of other settings are told by
-`fit`, and their keys are made anew when they are read.
+`key_version`, and their keys are made anew when they are read.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ import torch
 from numpy.typing import NDArray
 
 from clara_core.common.errors import StoreError
-from clara_core.data.memory import Memory
 from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Entry, Space
 from clara_core.store.codec import MemoryCodec
 from clara_core.store.keys import Key
 from clara_core.store.predicate import predicate_fields, predicate_values
-from clara_core.store.records import Record, guarded, metadata_from_json, unguarded
+from clara_core.store.records import Record, escape, metadata_from_json, unescape
 
 FORMAT: Final = 2  # of the table; rises whenever an older version of this library could not read or write it
 RECORD_COLUMNS: Final = ["id", "text", "metadata", "spans", "source_tokens"]
@@ -51,7 +50,7 @@ PRIMARY_KEY: Final = {"lance-schema:unenforced-primary-key": "true"}
 FIT_ROWS: Final = 256  # documents that settings of keys are fitted to at least, once there are so many
 
 # Keys of the schema's metadata.
-_COVER: Final = "clara.store"
+_SETTINGS: Final = "clara.store"
 _KEY: Final = "clara.key"
 
 
@@ -80,15 +79,15 @@ class Layout:
         return torch.bfloat16 if self.space.memory_type == "bfloat16" else torch.float32
 
     @cached_property
-    def fit(self) -> int:
+    def key_version(self) -> int:
         """Tells keys of these settings from others."""
         return int.from_bytes(hashlib.sha256(self.key.to_json().encode()).digest()[:8], "little", signed=True)
 
     @cached_property
-    def cover(self) -> dict[str, str]:
-        """What stands on the table's cover: the metadata of its schema."""
+    def schema_metadata(self) -> dict[str, str]:
+        """The metadata of the table's schema."""
         space = self.space
-        cover = {
+        settings = {
             "format": FORMAT,
             "fingerprint": space.fingerprint,
             "memory_type": space.memory_type,
@@ -96,7 +95,7 @@ class Layout:
             "hidden": space.hidden,
             "fitted_to": self.fitted_to,
         }
-        return {_COVER: json.dumps(cover), _KEY: self.key.to_json()}
+        return {_SETTINGS: json.dumps(settings), _KEY: self.key.to_json()}
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -112,11 +111,11 @@ class Layout:
             pa.field("source_tokens", pa.int64(), nullable=False),
             pa.field("serial", pa.uint64(), nullable=False),
             pa.field("key", pa.list_(pa.list_(pa.float16(), self.key.length)), nullable=False),
-            pa.field("fit", pa.int64(), nullable=False),
+            pa.field("key_version", pa.int64(), nullable=False),
             # Lance writes lists of a fixed length faster than binary values of one.
             pa.field("memory", pa.list_(pa.list_(pa.uint8(), self.codec.row_bytes)), nullable=False),
         ]
-        return pa.schema(fields, metadata=self.cover)
+        return pa.schema(fields, metadata=self.schema_metadata)
 
     def fitted(self, tokens: torch.Tensor) -> Layout:
         """The same with keys that are fitted to memories ``[windows, n_mem, hidden]``."""
@@ -124,16 +123,16 @@ class Layout:
 
     @classmethod
     def of(cls, schema: pa.Schema, uri: str) -> Layout:
-        """What a table says on its cover.
+        """What the metadata of a schema says.
 
         Raises:
             StoreError: It is not one of ours, or of another format; says what to do.
         """
         metadata = schema.metadata or {}
-        cover = metadata.get(_COVER.encode())
-        if cover is None:
+        settings = metadata.get(_SETTINGS.encode())
+        if settings is None:
             raise StoreError(f"the table at {uri} was not written by a MemoryStore; open another folder")
-        return _read_cover(cover, metadata.get(_KEY.encode(), b""), uri)
+        return _read_settings(settings, metadata.get(_KEY.encode(), b""), uri)
 
     # --- rows --------------------------------------------------------------------------------------------
 
@@ -141,24 +140,22 @@ class Layout:
         """The rows of documents, with this serial number and the next ones.
 
         Raises:
-            ValueError: A memory has another shape, or holds NaN or infinity.
+            ValueError: A memory holds NaN or infinity.
         """
         memories = [entry.memory for entry in entries]
-        for memory in memories:
-            check_shape(memory, self.space)
         tokens = torch.cat([memory.tokens for memory in memories])  # [windows, n_mem, hidden]
         counts = [memory.n_windows for memory in memories]
         given: dict[str, Any] = {
-            "id": [guarded(entry.id) for entry in entries],
-            "text": [guarded(entry.text) for entry in entries],
+            "id": [escape(entry.id) for entry in entries],
+            "text": [escape(entry.text) for entry in entries],
             "metadata": [entry.metadata for entry in entries],
             "content": [entry.content for entry in entries],
-            "words": [guarded(" ".join(words_of(entry.text))) for entry in entries],
+            "words": [escape(" ".join(words_of(entry.text))) for entry in entries],
             "spans": [[place for span in memory.spans for place in span] for memory in memories],
             "source_tokens": [memory.source_tokens for memory in memories],
             "serial": np.arange(serial, serial + len(entries), dtype=np.uint64),
             "key": list_column(self.key.documents(tokens), counts),
-            "fit": np.full(len(entries), self.fit, np.int64),
+            "key_version": np.full(len(entries), self.key_version, np.int64),
             "memory": list_column(self.codec.encode(tokens), counts),
         }
         asked = [predicate_values(metadata_from_json(entry.metadata)) for entry in entries]
@@ -175,32 +172,21 @@ class Layout:
 
 
 @lru_cache(maxsize=16)
-def _read_cover(cover: bytes, settings: bytes, uri: str) -> Layout:
+def _read_settings(settings: bytes, key: bytes, uri: str) -> Layout:
     try:
-        found: dict[str, Any] = json.loads(cover)
+        found: dict[str, Any] = json.loads(settings)
         version = int(found["format"])
         if version == FORMAT:
             n_mem, hidden = int(found["n_mem"]), int(found["hidden"])
             MemoryCodec(found["memory_type"], n_mem, hidden)  # knows what is possible
             space = Space(str(found["fingerprint"]), found["memory_type"], n_mem, hidden)
-            return Layout(space, Key.from_json(settings.decode()), int(found["fitted_to"]))
+            return Layout(space, Key.from_json(key.decode()), int(found["fitted_to"]))
     except (KeyError, TypeError, ValueError) as exc:
-        raise StoreError(f"the cover of the table at {uri} cannot be read ({exc!r}): {cover[:200]!r}") from exc
+        raise StoreError(f"the settings of the table at {uri} cannot be read ({exc!r}): {settings[:200]!r}") from exc
     what = f"the store at {uri} has format {version}, this version of clara-rag reads format {FORMAT}: "
     raise StoreError(
         what + ("pip install -U clara-rag" if version > FORMAT else "index its texts again, into another folder")
     )
-
-
-def check_shape(memory: Memory, space: Space) -> None:
-    """Refuse a memory of another shape than those of a store.
-
-    Raises:
-        ValueError: Says both shapes.
-    """
-    if tuple(memory.tokens.shape[1:]) != (space.n_mem, space.hidden):
-        raise ValueError(f"memories of this store have windows of {space.n_mem} x {space.hidden} numbers, got "
-                         f"{list(memory.tokens.shape)}")  # fmt: skip
 
 
 class Serials:
@@ -250,4 +236,4 @@ def records(table: pa.Table | pa.RecordBatch) -> Iterator[Record]:
         places = row["spans"]
         spans = tuple(zip(places[::2], places[1::2], strict=True))
         metadata = metadata_from_json(row["metadata"])
-        yield Record(unguarded(row["id"]), unguarded(row["text"]), metadata, spans, row["source_tokens"])
+        yield Record(unescape(row["id"]), unescape(row["text"]), metadata, spans, row["source_tokens"])

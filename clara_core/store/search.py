@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from clara_core.common.errors import FingerprintMismatch
 from clara_core.retrieval.filters import check_filter
 from clara_core.retrieval.ranking import diversify, fuse, memory_relevance, text_relevance
 from clara_core.store.accepting import Accepting
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Record], bool]
 """Which documents: a dict as in `clara_core.retrieval.filters`, or a function of the document."""
+
+Vectors: TypeAlias = Tensor | NDArray[np.float32]
+"""What was made of questions already, in this process or in a database."""
 
 Mode = Literal["memory", "text", "hybrid"]
 
@@ -72,32 +76,32 @@ class StoreSearch:
     @overload
     def search(  # type: ignore[overload-overlap]  # a string is a sequence of strings, and is one question
         self, question: str, k: int = 4, *, filter: Filter | None = None, mode: Mode | None = None,
-        vectors: Tensor | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
+        vectors: Vectors | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
         text_weight: float = DEFAULT_TEXT_WEIGHT, with_memories: bool = False,
     ) -> list[Hit]: ...  # fmt: skip
 
     @overload
     def search(
         self, question: Sequence[str], k: int = 4, *, filter: Filter | None = None, mode: Mode | None = None,
-        vectors: Tensor | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
+        vectors: Vectors | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
         text_weight: float = DEFAULT_TEXT_WEIGHT, with_memories: bool = False,
     ) -> list[list[Hit]]: ...  # fmt: skip
 
     @overload
     def search(
-        self, question: Tensor, k: int = 4, *, filter: Filter | None = None, mode: Mode | None = None,
-        vectors: Tensor | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
+        self, question: Vectors, k: int = 4, *, filter: Filter | None = None, mode: Mode | None = None,
+        vectors: Vectors | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
         text_weight: float = DEFAULT_TEXT_WEIGHT, with_memories: bool = False,
     ) -> list[Hit] | list[list[Hit]]: ...  # fmt: skip
 
     def search(
         self,
-        question: str | Sequence[str] | Tensor,
+        question: str | Sequence[str] | Vectors,
         k: int = 4,
         *,
         filter: Filter | None = None,  # noqa: A002
         mode: Mode | None = None,
-        vectors: Tensor | None = None,
+        vectors: Vectors | None = None,
         exact: bool = False,
         oversample: int = DEFAULT_OVERSAMPLE,
         text_weight: float = DEFAULT_TEXT_WEIGHT,
@@ -139,7 +143,7 @@ class StoreSearch:
 
     def search_mmr(
         self,
-        question: str | Tensor,
+        question: str | Vectors,
         k: int = 4,
         *,
         fetch_k: int = 20,
@@ -184,7 +188,7 @@ class StoreSearch:
     def _vectors(self, words: list[str] | None, given: Tensor | None, space: Space) -> Tensor:
         """``[Q, n_mem, hidden]``."""
         if self.engine is not None:
-            check_engine(self.engine, space, self._backend.uri)
+            space.check_model(self.engine.fingerprint, self._backend.uri)
         if given is not None:
             dimension = space.n_mem * space.hidden
             if given.numel() != len(given) * dimension:
@@ -197,20 +201,6 @@ class StoreSearch:
             raise ValueError("a search by memory needs a model: open the store with engine= or model=, or ask with "
                              "mode='text'")  # fmt: skip
         return self.engine.reason(words or [])
-
-
-def check_engine(engine: ClaraEngine, space: Space, uri: str) -> None:
-    """Refuse an engine that cannot read the memories of a store.
-
-    Raises:
-        FingerprintMismatch: It is of another model; says both and what to do.
-    """
-    if engine.fingerprint != space.fingerprint:
-        raise FingerprintMismatch(
-            f"the store at {uri} holds memories of the model {space.fingerprint[:12]}, the engine is "
-            f"{engine.fingerprint[:12]}: open it with the model that wrote it, or add its texts to a store in another "
-            "folder with this one; get, iteration and mode='text' work as it is"
-        )
 
 
 # --- one question ----------------------------------------------------------------------------------------
@@ -301,18 +291,23 @@ def _hits(snapshot: Snapshot, found: Sequence[Sequence[_Found]], *, with_memorie
 
 
 def _questions(
-    question: str | Sequence[str] | Tensor, vectors: Tensor | None
+    question: str | Sequence[str] | Vectors, vectors: Vectors | None
 ) -> tuple[list[str] | None, Tensor | None, bool]:
     """The words of questions, their vectors, and whether it is one question."""
-    if isinstance(question, Tensor):
+    if isinstance(question, Tensor | np.ndarray):
         if vectors is not None:
             raise ValueError("give the vectors of questions as question=, or their words there and vectors=, not both")
-        return (None, question[None], True) if question.ndim == 1 else (None, question, False)
+        tokens = torch.as_tensor(question)
+        return (None, tokens[None], True) if tokens.ndim == 1 else (None, tokens, False)
     words = [question] if isinstance(question, str) else list(question)
     for index, each in enumerate(words):
         if not isinstance(each, str):
-            raise TypeError(f"question[{index}] must be a string, got {type(each).__name__}; vectors go as one tensor")
-    given = vectors[None] if vectors is not None and vectors.ndim == 1 else vectors
+            raise TypeError(
+                f"question[{index}] must be a string, got {type(each).__name__}; vectors go as one tensor or array"
+            )
+    given = None if vectors is None else torch.as_tensor(vectors)
+    if given is not None and given.ndim == 1:
+        given = given[None]
     if given is not None and len(given) != len(words):
         raise ValueError(f"one vector a question is needed, got {len(given)} for {len(words)}")
     return words, given, isinstance(question, str)

@@ -5,7 +5,7 @@ Letters of shapes: Q questions, D numbers of a memory, n windows, m candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clara_core.data.memory import Memory
+from clara_core.retrieval.bm25 import members
 from clara_core.retrieval.ranking import unit_rows
 from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Candidate, Matches, Rows, Space
+from clara_core.store.keys import Key
 from clara_core.store.lance_calls import scanner
 from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, Lease, index_names, statistics
 from clara_core.store.predicate import passing
 from clara_core.store.reading import batches, readable, rows_at, rows_with
-from clara_core.store.records import Record, StoreStats, guarded, unguarded
+from clara_core.store.records import Record, StoreStats, escape, unescape
 from clara_core.store.scan import KeyScan, WordScan
 from clara_core.store.schema import RECORD_COLUMNS, Layout, number_rows, records, window_counts
+from clara_core.store.windows import merged, ranking, scored_windows, window_numbers
 
 if TYPE_CHECKING:
     from lance import LanceDataset
@@ -36,17 +39,11 @@ _SERIALS: Final = 1 << 16  # serial numbers that are
 _SERIAL_SCHEMA: Final = pa.schema([pa.field("serial", pa.uint64(), nullable=False), pa.field("_rowid", pa.uint64())])
 _SCAN_BYTES: Final = 1 << 25  # of memories that are read at a time
 _NEAR_BYTES: Final = 1 << 21  # of float32 memories that are compared at a time, so that they stay in the cache
-_CANDIDATE_BYTES: Final = (
-    1 << 22
-)  # of memories that are compared at least, if there are so many: short ones cost little
+_CANDIDATE_BYTES: Final = 1 << 22  # of memories that are compared at least: short ones cost little
 # Parts of an index that are looked through. Of 100,000 synthetic keys of 1,024 numbers, 8 found 97 % of the best ten
 # documents and 32 all of them, in the same time.
 _PROBES: Final = 32
-_DIGITS: Final = 6  # of a cosine in float32; so equal memories have equal scores, wherever they were compared
 _TINY: Final = 1e-12  # as in torch's normalize
-
-Nominate = Callable[[Sequence[int], int], list[Rows]]
-"""The m best candidates of some of the questions, by their places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,45 +64,37 @@ class LanceSnapshot:
 
     @property
     def space(self) -> Space:
-        """Of its memories."""
         return self.layout.space
 
     def stats(self) -> StoreStats:
-        """Size and state."""
         return statistics(self.dataset, self.layout)
 
     # --- documents ---------------------------------------------------------------------------------------
 
     def count(self) -> int:
-        """How many documents there are."""
         with readable(self.dataset):
             return int(self.dataset.count_rows())
 
     def passing(self, condition: Mapping[str, Any]) -> Rows:
-        """Rows of the documents that pass a filter."""
         with readable(self.dataset):
             rows: Rows = np.sort(passing(self.dataset, condition, [])["_rowid"].to_numpy())
         return rows
 
     def records(self, ids: Sequence[str]) -> dict[str, Record]:
-        """Documents by id."""
         return {record.id: record for record in records(rows_with(self.dataset, "id", ids, RECORD_COLUMNS))}
 
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Content and metadata by id."""
         rows = rows_with(self.dataset, "id", ids, ["id", "content", "metadata"]).to_pylist()
-        return {unguarded(row["id"]): (row["content"], row["metadata"]) for row in rows}
+        return {unescape(row["id"]): (row["content"], row["metadata"]) for row in rows}
 
     def at_rows(self, rows: Rows, *, with_memories: bool) -> dict[int, tuple[Record, Memory | None]]:
-        """Documents by the numbers of their rows."""
         table = rows_at(self.dataset, rows, [*RECORD_COLUMNS, "memory"] if with_memories else RECORD_COLUMNS)
         memories = self._memories(table) if with_memories else [None] * table.num_rows
         return dict(zip(table["_rowid"].to_pylist(), zip(records(table), memories, strict=True), strict=True))
 
     def memories(self, ids: Sequence[str]) -> dict[str, Memory]:
-        """Memories by id."""
         table = rows_with(self.dataset, "id", list(dict.fromkeys(ids)), [*RECORD_COLUMNS, "memory"])
-        return dict(zip(map(unguarded, table["id"].to_pylist()), self._memories(table), strict=True))
+        return dict(zip(map(unescape, table["id"].to_pylist()), self._memories(table), strict=True))
 
     def _memories(self, table: pa.Table) -> list[Memory]:
         if not table.num_rows:
@@ -117,13 +106,11 @@ class LanceSnapshot:
         ]
 
     def with_contents(self, contents: Sequence[str]) -> dict[str, str]:
-        """An id by content."""
         rows = rows_with(self.dataset, "content", contents, ["id", "content"]).to_pylist()
-        return {row["content"]: unguarded(row["id"]) for row in rows}
+        return {row["content"]: unescape(row["id"]) for row in rows}
 
     def __iter__(self) -> Iterator[Record]:
-        """All documents in the order of their rows; whoever tidies leaves them, until the last was taken."""
-        with Lease(self.dataset):
+        with Lease(self.dataset):  # whoever tidies leaves these rows, until the last was taken
             table = pa.Table.from_batches(batches(self.dataset, ["serial"], batch_size=_SERIALS), _SERIAL_SCHEMA)
             rows = table["_rowid"].to_numpy()[np.argsort(table["serial"].to_numpy(), kind="stable")]
             for start in range(0, len(rows), _RECORDS):
@@ -136,19 +123,20 @@ class LanceSnapshot:
     def nearest(
         self, questions: Tensor, k: int, allowed: Rows | None, *, exact: bool, oversample: int
     ) -> list[list[Candidate]]:
-        """The k documents most like each question ``[Q, n_mem, hidden]``."""
         units, total = unit_rows(questions), self.count() if allowed is None else len(allowed)
         wanted = max(oversample * k, _CANDIDATE_BYTES // self.layout.codec.row_bytes)
         if not total:
             return [[] for _ in questions]
         if exact or total <= wanted:
-            return self._exactly(units, k, allowed)
+            return self._ranked(units, k, allowed, None)
         asked = self.layout.key.questions(questions)  # [Q, L]
         if KEY_INDEX in index_names(self.dataset):
             candidates = [self._by_index(question, wanted, allowed) for question in asked]
         else:
-            candidates = self.keys.at(self.dataset, self.layout).best(asked, wanted, allowed)
-        return self._ranked(units, candidates, k)
+            keys, threads = self.keys.at(self.dataset, self.layout), torch.get_num_threads()
+            near = keys.best(len(asked), wanted, allowed, lambda block: Key.scores(asked, block), threads)
+            candidates = [np.unique(own["row"]) for own in near]
+        return self._ranked(units, k, np.unique(np.concatenate(candidates)), candidates)
 
     def _by_index(self, question: NDArray[np.float32], m: int, allowed: Rows | None) -> Rows:
         """Candidates by the index over the keys; rows that it does not cover are scanned."""
@@ -159,45 +147,27 @@ class LanceSnapshot:
             rows: Rows = builder.to_scanner().to_table()["_rowid"].to_numpy()
         return rows
 
-    def _ranked(self, units: Tensor, candidates: Sequence[Rows], k: int) -> list[list[Candidate]]:
-        """The best documents among the candidates of each question, by exact cosine."""
-        union: Rows = np.unique(np.concatenate(candidates))
-        best = _Best(len(units), k)
+    def _ranked(
+        self, units: Tensor, k: int, rows: Rows | None, candidates: Sequence[Rows] | None
+    ) -> list[list[Candidate]]:
+        """The best of some rows by exact cosine, in bounded memory; each question may have candidates of its own."""
         step = max(1, _SCAN_BYTES // self.layout.codec.row_bytes)
-        for start in range(0, len(union), step):
-            table = rows_at(self.dataset, union[start : start + step], ["memory", "serial"])
-            rows = table["_rowid"].to_numpy()
-            meant = None if len(candidates) == 1 else np.stack([np.isin(rows, own) for own in candidates])
-            best.offer(*self._document_scores(units, table), table, meant)
-        return best.documents()
-
-    def _exactly(self, units: Tensor, k: int, allowed: Rows | None) -> list[list[Candidate]]:
-        """The best of all documents, in bounded memory."""
-        best = _Best(len(units), k)
-        step = max(1, _SCAN_BYTES // self.layout.codec.row_bytes)
-        for batch in batches(self.dataset, ["memory", "serial"], allowed, step):
-            best.offer(*self._document_scores(units, batch), batch, None)
-        return best.documents()
-
-    def _document_scores(
-        self, units: Tensor, table: pa.Table | pa.RecordBatch
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Of each question and row the score of the best window, ``[Q, rows]``, and which window that is."""
-        counts = window_counts(table.column("memory"))
-        scores = cosines(units, self.layout, table.column("memory")).numpy()  # [Q, n]
-        if (counts == 1).all():
-            return scores, np.zeros(scores.shape, np.int64)
-        best = np.full((len(units), len(counts)), -np.inf, np.float32)
-        window = np.zeros(best.shape, np.int64)
-        ends = counts.cumsum()
-        for place, (start, end) in enumerate(zip(ends - counts, ends, strict=True)):
-            if end > start:  # a blank page has no window
-                window[:, place] = scores[:, start:end].argmax(axis=1)
-                best[:, place] = scores[:, start:end].max(axis=1)
-        return best, window
+        columns = ["memory", "serial"]
+        tables: Iterable[pa.Table | pa.RecordBatch] = batches(self.dataset, columns, rows, step)
+        if rows is not None and candidates is not None:  # few: by their numbers, not in a scan
+            tables = (rows_at(self.dataset, rows[at : at + step], columns) for at in range(0, len(rows), step))
+        best = [merged([], k) for _ in units]
+        for table in tables:
+            counts = window_counts(table.column("memory"))
+            owners, serials = (np.repeat(table.column(name).to_numpy(), counts) for name in ("_rowid", "serial"))
+            scores = cosines(units, self.layout, table.column("memory")).numpy()  # [Q, n]
+            if candidates is not None and len(candidates) > 1:
+                scores[~np.stack([members(owners, own) for own in candidates])] = -np.inf
+            found = scored_windows(scores, owners, serials, window_numbers(counts), k)
+            best = [merged(parts, k) for parts in zip(best, found, strict=True)]
+        return [ranking(own, k) for own in best]
 
     def windows(self, candidates: Sequence[Candidate]) -> Tensor:
-        """The best window of each candidate, ``[n, D]``."""
         table = rows_at(self.dataset, np.unique(np.array([each.row for each in candidates], np.uint64)), ["memory"])
         counts = window_counts(table["memory"])
         start = dict(zip(table["_rowid"].to_pylist(), (counts.cumsum() - counts).tolist(), strict=True))
@@ -207,7 +177,6 @@ class LanceSnapshot:
     # --- by words ----------------------------------------------------------------------------------------
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
-        """The k documents that share words with a question (BM25)."""
         if WORD_INDEX in index_names(self.dataset):
             return self._by_word_index(words_of(question), k, allowed)
         return Matches(*self.words.at(self.dataset).search(words_of(question), k, allowed))
@@ -221,15 +190,15 @@ class LanceSnapshot:
         unit = 0.0
         with readable(self.dataset):
             for word in different:
-                having = scanner(self.dataset, [], None).full_text_search(MatchQuery(guarded(word), "words"))
+                having = scanner(self.dataset, [], None).full_text_search(MatchQuery(escape(word), "words"))
                 df = having.to_scanner().to_table().num_rows
                 unit += float(np.log(1 + (total - df + 0.5) / (df + 0.5)))
-            query = MatchQuery(guarded(" ".join(different)), "words")
+            query = MatchQuery(escape(" ".join(different)), "words")
             builder = scanner(self.dataset, ["_score", "serial"], allowed).limit(k).full_text_search(query)
             table = builder.to_scanner().to_table()
         columns = [table[name].to_pylist() for name in ("_rowid", "_score", "serial")]
         found = [Candidate(row, score, 0, serial) for row, score, serial in zip(*columns, strict=True)]
-        return Matches(sorted(found, key=_order), unit)
+        return Matches(sorted(found, key=lambda each: (-each.score, each.order, each.row)), unit)
 
 
 def cosines(units: Tensor, layout: Layout, memory: pa.Array | pa.ChunkedArray) -> Tensor:
@@ -246,42 +215,3 @@ def cosines(units: Tensor, layout: Layout, memory: pa.Array | pa.ChunkedArray) -
         scores[:, start : start + step] = (units @ windows.T) / lengths
     # Rounding can push the product of two equal unit vectors past one.
     return scores.clamp_(-1.0, 1.0)
-
-
-class _Best:
-    """The k best documents of each question, while rows come by."""
-
-    def __init__(self, questions: int, k: int) -> None:
-        self._k = k
-        self._found: list[dict[int, Candidate]] = [{} for _ in range(questions)]
-
-    def offer(
-        self,
-        scores: NDArray[np.float32],
-        windows: NDArray[np.int64],
-        table: pa.Table | pa.RecordBatch,
-        meant: NDArray[np.bool_] | None,
-    ) -> None:
-        """Rows with their scores and best windows ``[Q, rows]``, and for which questions they are candidates."""
-        rows, serials = table.column("_rowid").to_numpy(), table.column("serial").to_numpy()
-        rounded = scores.astype(np.float64).round(_DIGITS)
-        if meant is not None:
-            rounded[~meant] = -np.inf
-        for found, own, best in zip(self._found, rounded, windows, strict=True):
-            floor = min(each.score for each in found.values()) if len(found) >= self._k else -np.inf
-            places = np.flatnonzero((own >= floor) & (own > -np.inf))
-            if len(places) > self._k:  # of equal scores the first
-                places = places[np.lexsort((serials[places], -own[places]))][: self._k]
-            for place in places.tolist():
-                row = int(rows[place])
-                found[row] = Candidate(row, float(own[place]), int(best[place]), int(serials[place]))
-            for each in sorted(found.values(), key=_order)[self._k :]:
-                del found[each.row]
-
-    def documents(self) -> list[list[Candidate]]:
-        """Best first; equal scores in the order of the table."""
-        return [sorted(found.values(), key=_order) for found in self._found]
-
-
-def _order(document: Candidate) -> tuple[float, int, int]:
-    return -document.score, document.order, document.row

@@ -18,7 +18,7 @@ from clara_core.store.codec import MEMORY_TYPES, MemoryType
 from clara_core.store.explaining import explaining
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.records import Broken, Record, StoreStats
-from clara_core.store.search import Filter, StoreSearch, check_condition, check_engine
+from clara_core.store.search import Filter, StoreSearch, check_condition
 from clara_core.store.writing import VECTORS, Writer, checked_documents
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ class MemoryStore(StoreSearch):
         wanted = checked_ids(ids)
         snapshot = self._backend.latest()
         if snapshot is not None and self.engine is not None:
-            check_engine(self.engine, snapshot.space, self.uri)
+            snapshot.space.check_model(self.engine.fingerprint, self.uri)
         found = {} if snapshot is None or not wanted else snapshot.memories(wanted)
         for id_ in wanted:
             if id_ not in found:

@@ -12,31 +12,25 @@ from clara_core.common.lazy import lazy_names
 if TYPE_CHECKING:
     from clara_core.training.averaging import average
     from clara_core.training.config import TrainingConfig
-    from clara_core.training.pocket import train_world
     from clara_core.training.run import TrainingResult, train
-    from clara_core.training.stages import WorldConfig
     from clara_core.training.synthesis import SynthesisReport, synthesize
 
 __all__ = [
     "SynthesisReport",
     "TrainingConfig",
     "TrainingResult",
-    "WorldConfig",
     "average",
     "synthesize",
     "train",
-    "train_world",
 ]
 
 _MODULES: Final = {
     "SynthesisReport": "clara_core.training.synthesis",
     "TrainingConfig": "clara_core.training.config",
     "TrainingResult": "clara_core.training.run",
-    "WorldConfig": "clara_core.training.stages",
     "average": "clara_core.training.averaging",
     "synthesize": "clara_core.training.synthesis",
     "train": "clara_core.training.run",
-    "train_world": "clara_core.training.pocket",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

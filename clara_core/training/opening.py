@@ -1,4 +1,4 @@
-"""Models that are going to learn: a checkpoint, a base with new adapters, or random weights; and back to files."""
+"""Models that are going to learn: a checkpoint, or a base with new adapters; and back to files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from clara_core.common.errors import CheckpointError
 from clara_core.engine.loader import Plan, load_decoder, plan_engine, progress_bar
 from clara_core.engine.options import EngineArguments
 from clara_core.model.decoder import ClaraModel
-from clara_core.model.lora import current_routing, init_adapter, routed
-from clara_core.model.tokenizer import ClaraTokenizer, load_tokenizer
+from clara_core.model.lora import current_routing, routed
+from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.training.card import CARD_FILE
 from clara_core.training.state import new_folder
 
@@ -125,21 +125,6 @@ def open_base(
             _init_on_processor(layer, role, generator)
     opened.roles = {Role.COMPRESSOR, Role.GENERATOR}
     return opened
-
-
-def open_random(folder: Path, seed: int) -> Opened:
-    """The random weights of the bundled model's kind over a base folder that holds its tokenizer."""
-    from clara_core.training.pocket_base import random_base
-    from clara_core.training.stages import CONFIG
-
-    tokenizer = load_tokenizer(str(folder), CONFIG)
-    model = ClaraModel(random_base(len(tokenizer), seed), CONFIG)
-    generator = torch.Generator().manual_seed(seed)
-    for layer in model.routed.values():
-        for role in Role:
-            init_adapter(layer, role, generator)
-    vocabulary = len(tokenizer) - len(CONFIG.added_tokens)
-    return Opened(model, tokenizer, str(folder), "random weights", set(Role), vocabulary, bring_base=True)
 
 
 def _opened(plan: Plan, arguments: EngineArguments, origin: str, place: torch.device | None) -> Opened:

@@ -1,6 +1,6 @@
 """How one says things in the harbour gazette: kinds of subjects, their relations, and the words for them.
 
-The gazette is a second invented world beside that of `clara_core.training.world`: ships, lighthouses, comets, dyes,
+The gazette is a second invented world beside that of `tools.pocket_factory.world`: ships, lighthouses, comets, dyes,
 board games and cheeses instead of towns, rivers and battles. This table is knowledge of a language and of no fact: the
 generator writes passages and held-out questions with it, the templated LLM reads passages and asks what is trained.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from clara_core.data.jsonl import CompressionLine, InstructionLine, RetrievalLine, write_lines
 from clara_core.evaluation import over_corpus
 from clara_core.retrieval.bm25 import Bm25
-from clara_core.training.world import Corpus, make_corpus, paraphrase
+from tools.pocket_factory.world import Corpus, make_corpus, paraphrase
 
 COMPRESSION = "stage1.jsonl"
 INSTRUCTION = "stage1_2.jsonl"

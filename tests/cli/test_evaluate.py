@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from clara_core.checkpoint.hub import BUNDLED
-from clara_core.training.world import make_corpus
 from tests.engines import PASSAGES
 from tests.tiny import build
+from tools.pocket_factory.world import make_corpus
 
 needs_weights = pytest.mark.skipif(
     not (BUNDLED["pocket"] / "config.json").exists(), reason="the bundled model has no weights"
@@ -167,3 +167,28 @@ def test_a_missing_package_is_one_line_before_the_work(clara, data, tiny, tmp_pa
     assert (code, err.count("\n")) == (2, 1)
     assert "pip install 'clara-rag[train]'" in err
     assert not (tmp_path / "out").exists()
+
+
+@needs_weights
+def test_trust_is_measured_beside_the_rest(clara, tmp_path):
+    corpus = make_corpus(random.Random(9), 8, split="test", words=(20, 60), questions_per_passage=1, two_passage=0.0)
+    texts = [passage.text for passage in corpus.passages]
+    file = tmp_path / "world.jsonl"
+    lines = [
+        {"question": asked.text, "docs": texts, "gold_answer": asked.answer, "pos_index": list(asked.gold)}
+        for asked in corpus.questions
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ("--top-k", 3, "--timed", 0, "--paraphrases", 0, "--no-bm25", "--model", "pocket")
+    code, shown, err = clara("eval", file, *options, "--trust", "--json")
+    assert code == 0, err
+    trust = json.loads(shown)["trust"]
+    assert trust["questions"] == 8
+    assert trust["citations"] >= trust["first_ranked"] - 0.5
+    assert set(trust["confidence"]) >= {"auroc", "ece", "brier", "aurc", "augrc", "coverage@2%"}
+    assert 0 <= trust["again"]["exact_match"] <= 1
+    code, shown, _ = clara("eval", file, *options, "--trust")
+    assert code == 0
+    assert "answers that pass all checks" in shown
+    code, shown, _ = clara("eval", file, *options, "--json")
+    assert "trust" not in json.loads(shown)

@@ -34,7 +34,7 @@ MEGABYTE = 1_000_000
 
 needs_weights = pytest.mark.skipif(
     not (FOLDER / "config.json").exists(),
-    reason=f"{FOLDER} holds no weights: clara train pocket configs/pocket.toml makes them",
+    reason=f"{FOLDER} holds no weights: python -m tools.pocket_factory.world.train configs/pocket.toml makes them",
 )
 
 

@@ -15,7 +15,7 @@ from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.hub import BUNDLED
 from clara_core.model.tokenizer import load_tokenizer
 from clara_core.training.objective import Objective, Terms
-from clara_core.training.stages import CONFIG
+from tools.pocket_factory.base import CONFIG
 from tools.pocket_factory.frames import SLOT, Frames, Made, read_frames
 from tools.pocket_factory.lesson import REFUSAL, Lesson, Mix
 from tools.pocket_factory.look import HANDBOOK, right, typed

@@ -61,7 +61,6 @@ def test_bfloat16_comes_back_exactly(dtype):
     back = codec.decode(codec.encode(tokens), dtype)
     assert back.dtype == dtype
     assert torch.equal(back, tokens.to(dtype))
-    assert codec.loss(tokens).relative_error == 0
 
 
 def test_int8_is_within_half_a_step_of_each_token():
@@ -70,9 +69,9 @@ def test_int8_is_within_half_a_step_of_each_token():
     back = codec.decode(codec.encode(tokens))
     steps = tokens.abs().amax(dim=2, keepdim=True) / 127
     assert bool(((back - tokens).abs() <= steps * 0.501).all())
-    loss = codec.loss(tokens)
-    assert 0 < loss.relative_error < 0.01
-    assert 0.9999 < loss.cosine < 1
+    before, after = tokens.flatten(1).double(), back.flatten(1).double()
+    assert 0 < float(((before - after).norm(dim=1) / before.norm(dim=1)).mean()) < 0.01
+    assert 0.9999 < float(torch.nn.functional.cosine_similarity(before, after).min()) < 1
 
 
 def test_what_was_written_is_written_again_the_same():
@@ -90,7 +89,6 @@ def test_zeros_tiny_and_no_windows():
             back = codec.decode(codec.encode(tokens))
             assert back.shape == tokens.shape
             assert bool((back == (tokens if memory_type == "float32" else 0)).all())
-    assert codec.loss(torch.zeros(0, 2, 4)).cosine == 1
 
 
 def test_rows_may_go_away_and_lie_apart():

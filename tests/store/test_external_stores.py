@@ -14,10 +14,10 @@ from langchain_core.documents import Document
 
 from clara_core import ClaraEngine, MemoryStore
 from clara_core.retrieval.projection import Projection
-from clara_core.training.world import make_corpus
 from langchain_clara import ClaraEmbeddings
 from tests import postgres
 from tests.langchain.data import bundled_or_tiny
+from tools.pocket_factory.world import make_corpus
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external_databases.py"
 CANDIDATES = 20
@@ -170,7 +170,7 @@ def test_ids_are_data_to_a_database_and_to_the_store(engine, corpus, example, da
     store = MemoryStore.open("memory://", engine=engine)
     store.add(list(texts.values())[:5], ids=names)
     embeddings = ClaraEmbeddings(engine=engine, dimensions=64)
-    vectors = embeddings.memory_vectors(store.memories(names)).numpy()
+    vectors = embeddings.memory_vectors(store.memories(names))
     search = example.in_postgres(server.uri, names, vectors)
     found = search(embeddings.embed_query(questions[0]), 5)
     assert sorted(found) == sorted(names)
@@ -212,9 +212,7 @@ def test_pgvector_takes_projected_memories_of_65536_numbers(database):
 def test_a_database_and_a_store_are_there_after_a_restart(engine, corpus, store, example, server):
     texts, questions = corpus
     embeddings = ClaraEmbeddings(engine=engine, dimensions=256)
-    search = example.in_postgres(
-        server.uri, list(texts), embeddings.memory_vectors(store.memories(list(texts))).numpy()
-    )
+    search = example.in_postgres(server.uri, list(texts), embeddings.memory_vectors(store.memories(list(texts))))
     vector = embeddings.embed_query(questions[0])
     before = search(vector, CANDIDATES)
     server.stop()

@@ -386,10 +386,10 @@ def test_a_broken_manifest_is_said(three_files):
 
 
 def covered(store, **changes):
-    """Change what the table says on its cover."""
+    """Change what the metadata of the schema says."""
     dataset = lance.dataset(f"{store.uri}/memories.lance")
-    cover = json.loads(dataset.schema.metadata[b"clara.store"]) | changes
-    dataset.update_schema_metadata({"clara.store": json.dumps(cover)})
+    settings = json.loads(dataset.schema.metadata[b"clara.store"]) | changes
+    dataset.update_schema_metadata({"clara.store": json.dumps(settings)})
 
 
 def test_a_store_of_a_newer_version_is_refused_with_what_to_do(three_files):

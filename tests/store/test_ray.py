@@ -18,8 +18,8 @@ import torch
 from clara_core import MemoryStore
 from clara_core.engine.options import EngineArguments
 from clara_core.store.bulk import Columns, compress_dataset
-from clara_core.training.world import make_corpus
 from tests.langchain.data import bundled_or_tiny
+from tools.pocket_factory.world import make_corpus
 
 pytestmark = pytest.mark.ray
 

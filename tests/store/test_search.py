@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clara_core import MemoryStore
 from clara_core.retrieval.filters import matches
 from clara_core.retrieval.ranking import diversify, rank_memories, score_memories
-from clara_core.store import maintenance, scan, snapshot
+from clara_core.store import maintenance, snapshot, windows
 from clara_core.store.scan import KeyScan
 from clara_core.store.schema import Layout
 from clara_core.store.table import Table
@@ -133,7 +133,7 @@ def test_equal_scores_keep_the_order_of_the_table(tmp_path):
 
 def test_search_in_parts_gives_the_same(store, questions, monkeypatch):
     whole = [told(own) for own in store.search(questions, k=4)]
-    monkeypatch.setattr(scan, "_PART", 7)
+    monkeypatch.setattr(windows, "_BLOCK_BYTES", 7 * 128 * 2)
     monkeypatch.setattr(snapshot, "_SCAN_BYTES", 3 * N_MEM * HIDDEN * 2)
     monkeypatch.setattr(snapshot, "_NEAR_BYTES", 2 * N_MEM * HIDDEN * 4)
     again = MemoryStore.open(store.uri)
@@ -352,5 +352,6 @@ def test_keys_follow_the_table(tmp_path):
         assert fresh.alive.all()
         order = np.argsort(keys.rows[keys.alive])
         assert keys.rows[keys.alive][order].tolist() == sorted(fresh.rows.tolist())
-        np.testing.assert_array_equal(keys.keys[keys.alive][order], fresh.keys[np.argsort(fresh.rows)])
+        own, again = np.concatenate(keys.blocks)[keys.alive], np.concatenate(fresh.blocks)
+        np.testing.assert_array_equal(own[order], again[np.argsort(fresh.rows)])
         assert len(keys.rows) <= 3 * len(fresh.rows) + 64  # what is gone does not pile up

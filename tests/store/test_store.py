@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ from clara_core.store import maintenance, writing
 from clara_core.store import table as table_module
 from clara_core.store.backend import Entry
 from clara_core.store.keys import Key
-from clara_core.store.records import guarded, made_id, unguarded
+from clara_core.store.records import escape, made_id, unescape
 from clara_core.store.schema import FIT_ROWS, Layout
 from clara_core.store.table import Table
 from tests.engines import PASSAGES, Counter
@@ -190,9 +191,9 @@ def test_any_ids_texts_and_metadata_come_back(documents):
 @given(st.text(st.characters(codec=None)), st.text(st.characters(codec=None)))
 def test_guarded_strings_are_plain_and_different(one, other):
     for text in (one, other):
-        assert unguarded(guarded(text)) == text
-        assert "\0" not in guarded(text).encode("utf-8").decode()
-    assert (guarded(one) == guarded(other)) == (one == other)
+        assert unescape(escape(text)) == text
+        assert "\0" not in escape(text).encode("utf-8").decode()
+    assert (escape(one) == escape(other)) == (one == other)
 
 
 # --- compressing -------------------------------------------------------------------------------------------
@@ -358,7 +359,7 @@ def test_what_is_wrong_is_said_and_nothing_is_written(store, name):
 
 def test_memories_of_another_shape_than_those_that_are_here(store):
     add(store, "a")
-    with pytest.raises(ValueError, match=rf"{N_MEM} x {HIDDEN} numbers, got \[1, 2, 8\]"):
+    with pytest.raises(ValueError, match=rf"{N_MEM} x {HIDDEN} numbers, the document .* has \[1, 2, 8\]"):
         store.add(memories=[made_memory("b", shape=(2, 8))])
     assert [record.id for record in store] == ["a"]
 
@@ -545,13 +546,22 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 store.add(memories=[made_memory("after")], ids=["after"])
 print(sorted(record.id for record in store))
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "store")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.strip() == "['after', 'child', 'parent']", done.stderr
+    found = ""
+    for attempt in range(3):  # of some 1,500 forks right after a write Lance itself, which warns of forks, hung in 4
+        folder = str(tmp_path / f"store-{attempt}")
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, folder],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            found = process.communicate(timeout=90)[0]
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert found.strip() == "['after', 'child', 'parent']"
 
 
 # --- upkeep ------------------------------------------------------------------------------------------------
@@ -582,7 +592,7 @@ def test_keys_are_fitted_again_once_there_are_enough(tmp_path):
     table = Table(store.uri)
     layout = Layout.of(table.latest().schema, store.uri)
     assert layout.fitted_to >= FIT_ROWS
-    assert set(table.latest().to_table(columns=["fit"])["fit"].to_pylist()) == {layout.fit}
+    assert set(table.latest().to_table(columns=["key_version"])["key_version"].to_pylist()) == {layout.key_version}
     assert [record.id for record in store] == [str(number) for number in range(FIT_ROWS + 64)]
     exact = told(reader.search(question, k=5, exact=True))
     assert told(reader.search(question, k=5)) == exact
@@ -593,7 +603,7 @@ def test_keys_are_fitted_again_once_there_are_enough(tmp_path):
     assert {hit.id for hit in reader.search(question, k=2)} == {"7", "late"}
     before = list(store)
     store.optimize()
-    assert set(table.latest().to_table(columns=["fit"])["fit"].to_pylist()) == {layout.fit}
+    assert set(table.latest().to_table(columns=["key_version"])["key_version"].to_pylist()) == {layout.key_version}
     assert list(store) == before
     assert {hit.id for hit in reader.search(question, k=2)} == {"7", "late"}
 

@@ -21,14 +21,14 @@ from clara_core.evaluation import over_corpus, read_questions
 from clara_core.training.journal import read_lines as read_metrics
 from clara_core.training.synthesis import synthesize
 from clara_core.training.synthesis_prompts import complex_prompt, paraphrase_prompt, simple_prompt, verify_prompt
-from clara_core.training.world import KINDS as OLD_KINDS
-from clara_core.training.world import RELATIONS as OLD_RELATIONS
-from clara_core.training.world import SYLLABLES, make_corpus
 from examples.domain.demo import Plan, run, show
 from examples.domain.grammar import read_entry
 from examples.domain.language import FIRST, KINDS, LAST
 from examples.domain.make_domain import LONGEST, SHORTEST, UNSEEN, make_domain, write_domain
 from examples.domain.templated_llm import templated_llm
+from tools.pocket_factory.world import KINDS as OLD_KINDS
+from tools.pocket_factory.world import RELATIONS as OLD_RELATIONS
+from tools.pocket_factory.world import SYLLABLES, make_corpus
 
 RELATIONS = [relation for kind in KINDS for relation in kind.relations]
 

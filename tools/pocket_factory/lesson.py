@@ -12,8 +12,6 @@ from typing import Any
 
 from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, ClaraTokenizer
 from clara_core.training.batch import Step
-from clara_core.training.rows import VERBATIM_INSTRUCTION, Row, build_batch
-from clara_core.training.world import Corpus, Passage
 from tools.pocket_factory.events import Events
 from tools.pocket_factory.forms import letter, questions_and_answers, shortened
 from tools.pocket_factory.frames import Frames, Made, read_frames
@@ -21,6 +19,8 @@ from tools.pocket_factory.prose import Prose
 from tools.pocket_factory.relations import Relations
 from tools.pocket_factory.values import Pools
 from tools.pocket_factory.words import Words, content, go_on, keywords
+from tools.pocket_factory.world import Corpus, Passage
+from tools.pocket_factory.world.rows import VERBATIM_INSTRUCTION, Row, build_batch
 
 REFUSAL = "The documents do not say."
 VAGUE = 0.75  # share of the questions for the query reasoner that do not name their subject, where that can be

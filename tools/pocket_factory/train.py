@@ -3,8 +3,9 @@
 python -m tools.pocket_factory.train WORK RUN --checkpoint tools/pocket_factory/checkpoint --hours 4
 
 A run saves its whole state every few minutes and goes on from it when it is started again. ``RUN/mix.json`` and
-``RUN/plan.json`` are read again at every save; a file ``RUN/save`` makes it save at once. Several processes (`torchrun
---nproc-per-node 2 -m tools.pocket_factory.train …`) take a step each from other passages, and the mean of their gradients.
+``RUN/plan.json`` are read again at every save; a file ``RUN/save`` makes it save at once. Several processes
+(`torchrun --nproc-per-node 2 -m tools.pocket_factory.train …`) take a step each from other passages, and the mean of
+their gradients.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from clara_core.training.muon import Muon
 from clara_core.training.objective import Objective, Outcome, Terms
 from clara_core.training.opening import Opened, write_model
 from clara_core.training.processes import Processes
-from clara_core.training.stages import CONFIG, Stage
-from clara_core.training.steps import WorldSteps
+from tools.pocket_factory.base import CONFIG
 from tools.pocket_factory.lesson import Lesson, Mix, Taught
 from tools.pocket_factory.look import look
 from tools.pocket_factory.remember import Earlier, Remembering
 from tools.pocket_factory.vocabulary import open_old, transplant
+from tools.pocket_factory.world.stages import Stage
+from tools.pocket_factory.world.steps import WorldSteps
 
 CHUNK = 10  # rows of one pass, sorted by length: with 32, a quarter of all positions was padding
 REPORT = 40  # steps between two lines of the log

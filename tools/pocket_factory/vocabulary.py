@@ -13,10 +13,9 @@ from clara_core.engine.loader import EngineArguments
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.tokenizer import load_tokenizer
 from clara_core.training.opening import Opened, open_checkpoint
-from clara_core.training.pocket_base import random_base, train_tokenizer, write_base
-from clara_core.training.stages import CONFIG
-from clara_core.training.steps import sample_texts
+from tools.pocket_factory.base import CONFIG, random_base, train_tokenizer, write_base
 from tools.pocket_factory.lesson import Lesson, Mix
+from tools.pocket_factory.world.steps import sample_texts
 
 PIECES = 4096
 _FIRST = 0.7  # weight of the first old piece in the row of the output head; the others share the rest

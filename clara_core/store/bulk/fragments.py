@@ -27,13 +27,13 @@ from clara_core.data.memory import Memory, content_key
 from clara_core.engine.engine import ClaraEngine
 from clara_core.engine.options import EngineArguments
 from clara_core.store.backend import Entry, Space
-from clara_core.store.bulk.digests import DIGEST, digests, first_of_each, member_of
+from clara_core.store.bulk.digests import DIGEST, digests, first_of_each
 from clara_core.store.bulk.shards import Columns, Rows
 from clara_core.store.keys import DEFAULT_LENGTH, Key
 from clara_core.store.lance_calls import commit_files
 from clara_core.store.maintenance import refit
 from clara_core.store.reading import batches
-from clara_core.store.records import made_id, metadata_json, unguarded
+from clara_core.store.records import made_id, metadata_json, unescape
 from clara_core.store.schema import Layout
 from clara_core.store.table import Table
 from clara_core.store.writing import Document, is_blank
@@ -194,7 +194,7 @@ class FragmentWriter:
 
 def _noted(rows: Iterator[pa.RecordBatch], ids: list[str]) -> Iterator[pa.RecordBatch]:
     for batch in rows:
-        ids.extend(map(unguarded, batch["id"].to_pylist()))
+        ids.extend(map(unescape, batch["id"].to_pylist()))
         yield batch
 
 
@@ -266,13 +266,13 @@ def commit_written(uri: str, written: Iterable[pa.RecordBatch]) -> int:
     return len(ids)
 
 
-def _rows_of(dataset: LanceDataset, ids: NDArray[np.void], files: set[int]) -> dict[int, list[int]]:
+def _rows_of(dataset: LanceDataset, ids: NDArray[np.bytes_], files: set[int]) -> dict[int, list[int]]:
     """Numbers of the rows of some files that have one of the ids, by file."""
     found: dict[int, list[int]] = {}
     for fragment in dataset.get_fragments():
         if fragment.fragment_id in files:
             for batch in batches(dataset, ["id"], batch_size=1 << 16, fragments=[fragment]):
-                known = member_of(digests(map(unguarded, batch["id"].to_pylist())), ids)
+                known = np.isin(digests(map(unescape, batch["id"].to_pylist())), ids)
                 rows = batch["_rowid"].filter(pa.array(known)).to_pylist()
                 found.setdefault(fragment.fragment_id, []).extend(rows)
     return found

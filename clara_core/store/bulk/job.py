@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from clara_core.common.errors import DataError, StoreError
 from clara_core.engine.options import EngineArguments, option_values
 from clara_core.store.bulk import ROWS_PER_SHARD
-from clara_core.store.bulk.digests import DIGEST, digests, first_of_each, member_of
+from clara_core.store.bulk.digests import DIGEST, digests, first_of_each
 from clara_core.store.bulk.fragments import (
     BatchCompressor,
     FragmentWriter,
@@ -40,7 +41,7 @@ from clara_core.store.bulk.progress import Progress
 from clara_core.store.bulk.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.reading import batches
-from clara_core.store.records import unguarded
+from clara_core.store.records import unescape
 from clara_core.store.schema import FIT_ROWS, Layout
 from clara_core.store.table import Table
 
@@ -146,7 +147,9 @@ def compress_dataset(
     progress = Progress(uri)
     shards = plan_shards(source, rows_per_shard)
     pool = _Ray(workers) if workers else _Here()
-    schema = pool.prepare(uri, _sample(source, shards, columns), engine, memory_type, key_length)
+    texts = _sample(source, shards, columns)
+    made = partial(prepare_store, uri, texts, engine, memory_type=memory_type, key_length=key_length)
+    schema = pool.prepare(made)
     fingerprint = Layout.of(schema, uri).space.fingerprint
     tasks, documents = _plan(source, uri, shards, columns, fingerprint)
     progress.begin({"shards": [shard.name for shard in shards], "fingerprint": fingerprint, "columns": repr(columns)})
@@ -179,7 +182,7 @@ def _plan(source: str, uri: str, shards: Sequence[Shard], columns: Columns, fing
     if columns.id is not None and not first.all():
         place = int(np.flatnonzero(~first)[0])
         raise DataError(_twice(source, shards, columns, place, [len(part) for part, _ in found]))
-    wanted = first & ~member_of(states, _states_in(uri))
+    wanted = first & ~np.isin(states, _states_in(uri))
     tasks, start = [], 0
     for shard, (part, _) in zip(shards, found, strict=True):
         keep = wanted[start : start + len(part)]
@@ -206,7 +209,7 @@ def _states_in(uri: str) -> NDArray[Any]:
     parts = []
     for batch in batches(dataset, ["id", "content", "metadata"], batch_size=1 << 14):
         rows = batch.to_pylist()
-        parts.append(digests(_state(unguarded(row["id"]), row["content"], row["metadata"]) for row in rows))
+        parts.append(digests(_state(unescape(row["id"]), row["content"], row["metadata"]) for row in rows))
     return np.concatenate(parts or [np.empty(0, DIGEST)])
 
 
@@ -245,11 +248,9 @@ class _Here:
     """This process."""
 
     @staticmethod
-    def prepare(
-        uri: str, texts: Sequence[str], engine: EngineArguments, memory_type: MemoryType, key_length: int
-    ) -> pa.Schema:
-        """`prepare_store`."""
-        return prepare_store(uri, texts, engine, memory_type=memory_type, key_length=key_length)
+    def prepare(work: Callable[[], pa.Schema]) -> pa.Schema:
+        """Do what needs an engine."""
+        return work()
 
     @staticmethod
     def run(worker: ShardWorker, tasks: Sequence[Task]) -> Iterator[int]:
@@ -275,14 +276,12 @@ class _Ray:
         self.gpus = 1 if ray.cluster_resources().get("GPU") else 0
         self.cpus = 1 - self.gpus
 
-    def prepare(
-        self, uri: str, texts: Sequence[str], engine: EngineArguments, memory_type: MemoryType, key_length: int
-    ) -> pa.Schema:
-        """`prepare_store`, where a device is."""
+    def prepare(self, work: Callable[[], pa.Schema]) -> pa.Schema:
+        """Do what needs an engine, where a device is."""
         import ray
 
-        there = ray.remote(num_gpus=self.gpus, num_cpus=self.cpus)(prepare_store)
-        return ray.get(there.remote(uri, texts, engine, memory_type=memory_type, key_length=key_length))
+        there = ray.remote(num_gpus=self.gpus, num_cpus=self.cpus)(_done)
+        return ray.get(there.remote(work))
 
     def run(self, worker: ShardWorker, tasks: Sequence[Task]) -> Iterator[int]:
         """Do the tasks; yields the documents of each, in any order. A worker that dies is replaced."""
@@ -305,6 +304,10 @@ class _Ray:
         except ray.exceptions.RayError as exc:
             last = (str(exc).strip() or type(exc).__name__).splitlines()[-1]
             raise StoreError(f"a worker failed: {last}; finished shards are kept, call again to go on") from exc
+
+
+def _done(work: Callable[[], pa.Schema]) -> pa.Schema:
+    return work()
 
 
 class _Actor:

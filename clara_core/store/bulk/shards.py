@@ -264,14 +264,12 @@ def _files(source: str) -> tuple[pafs.FileSystem, list[str]]:
     info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         raise FileNotFoundError(f"there is no dataset at {source}")
-    if info.type == pafs.FileType.File:
-        return filesystem, [path] if _suffix(path) in SUFFIXES else []
-    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    files = sorted(item.path for item in found if item.type == pafs.FileType.File)
-    hidden = [
-        file for file in files if any(part.startswith((".", "_")) for part in file[len(path) :].strip("/").split("/"))
-    ]
-    return filesystem, [file for file in files if file not in set(hidden) and _suffix(file) in SUFFIXES]
+    files = (
+        [info] if info.type == pafs.FileType.File else filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    )
+    paths = sorted(file.path for file in files if file.type == pafs.FileType.File and _suffix(file.path) in SUFFIXES)
+    hidden = [any(part.startswith((".", "_")) for part in found[len(path) :].split("/")) for found in paths]
+    return filesystem, [found for found, out in zip(paths, hidden, strict=True) if not out]
 
 
 def _suffix(path: str) -> str:

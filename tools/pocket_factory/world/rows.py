@@ -19,7 +19,7 @@ from clara_core.model.tokenizer import (
 )
 from clara_core.training.batch import Pointers, RowBatch, row_batch
 from clara_core.training.losses import IGNORE
-from clara_core.training.world import Corpus, Passage, Question, paraphrase
+from tools.pocket_factory.world import Corpus, Passage, Question, paraphrase
 
 VERBATIM_INSTRUCTION = "Background: {docs} Repeat the text word for word."
 VERBATIM_ABOUT_INSTRUCTION = "Background: {docs} Repeat the text about {title} word for word."

@@ -12,20 +12,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from clara_core.checkpoint.config import ClaraConfig, Role
+from clara_core.checkpoint.config import Role
 from clara_core.common.suggest import nearest_or_all
 from clara_core.training.config import ROLES, Settings, parse, read_table
-
-CONFIG = ClaraConfig(
-    decoder_model_name="base",
-    doc_max_length=64,
-    compr_rate=4,
-    lora_r=16,
-    sep=True,
-    different_mem_tokens=True,
-    generation_top_k=5,
-    training_stage="stage2",
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,21 @@
-"""Lessons over the generated world: ``clara train pocket configs/pocket.toml`` makes the bundled model.
+"""Lessons over the generated world: from random weights to a model that retrieves and answers.
+
+    python -m tools.pocket_factory.world.train configs/pocket.toml [--set KEY=VALUE] [--threads N]
 
 The lessons follow each other as in the paper, over a world that is made up anew at every step. A run saves its whole
 state every few minutes and goes on from there when it is started again with the same folder. A finished checkpoint can
-be taught further: ``--set start=pocket --set first=stage1_2_namesakes``. ``python -m clara_core.training.pocket`` is
-the same with options of its own.
+be taught further: ``--set start=pocket --set first=stage1_2_namesakes``.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 from clara_core.checkpoint.config import Role
 from clara_core.engine.options import EngineArguments
@@ -21,16 +23,16 @@ from clara_core.training.card import card, hardware, versions
 from clara_core.training.journal import METRICS_FILE, Journal, read_lines
 from clara_core.training.masters import Learning, pass_dtype
 from clara_core.training.objective import Terms
-from clara_core.training.opening import Opened, open_checkpoint, open_random, write_model
-from clara_core.training.pocket_base import random_base, train_tokenizer, write_base
+from clara_core.training.opening import Opened, open_checkpoint, write_model
 from clara_core.training.processes import Processes
 from clara_core.training.schedule import held_then_falling
-from clara_core.training.stages import CONFIG, Stage, WorldConfig
-from clara_core.training.steps import WorldSteps, sample_texts
 from clara_core.training.trainer import Lesson, Saving, Standing, Trainer
+from tools.pocket_factory.base import CONFIG, open_random, random_base, train_tokenizer, write_base
+from tools.pocket_factory.world.stages import Stage, WorldConfig
+from tools.pocket_factory.world.steps import WorldSteps, sample_texts
 
 VOCABULARY = 2048
-CONFIG_FILE = Path(__file__).parents[2] / "configs" / "pocket.toml"
+CONFIG_FILE = Path(__file__).parents[3] / "configs" / "pocket.toml"
 
 
 def world_trainer(config: WorldConfig, *, progress: bool = False) -> Trainer:
@@ -122,24 +124,20 @@ def _export(config: WorldConfig, opened: Opened, lesson: Lesson, standing: Stand
     write_model(config.out / "checkpoints" / lesson.name, opened, stage, text, base_learned=True)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--config", type=Path, default=CONFIG_FILE, help="lessons")
-    parser.add_argument("--out", default=None, help="folder of the run (resumed if there)")
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--scale", type=float, default=None, help="multiplies the steps of every stage (for trials)")
-    parser.add_argument("--start", default=None, help="checkpoint of an earlier run to learn on from")
-    parser.add_argument("--first", default=None, help="stage to begin with")
-    parser.add_argument("--threads", type=int, default=None, help="processor threads")
-    arguments = parser.parse_args()
+def main(
+    config: Annotated[Path, typer.Argument(help="Lessons: .toml or .yaml.")] = CONFIG_FILE,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value in place of what the file says; may be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the processor.")] = None,
+) -> None:
+    """Runs the lessons of a config; started again with the same one, it goes on where it was stopped."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    given = {name: getattr(arguments, name) for name in ("out", "seed", "scale", "start", "first")}
-    given = {name: value for name, value in given.items() if value is not None}
-    train_world(WorldConfig.read(arguments.config, **given))
+    if threads:
+        torch.set_num_threads(threads)
+    typer.echo(train_world(WorldConfig.read(config, changes or ()), progress=True))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

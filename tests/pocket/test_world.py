@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_core.training.world import (
+from tools.pocket_factory.world import (
     KINDS,
     RELATIONS,
     VOCABULARY,
@@ -28,8 +28,8 @@ from clara_core.training.world import (
     paraphrase,
     split_of,
 )
-from clara_core.training.world.kinds import reference
-from clara_core.training.world.relations import MONTHS
+from tools.pocket_factory.world.kinds import reference
+from tools.pocket_factory.world.relations import MONTHS
 
 
 def words_of(text: str) -> set[str]:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.training.batch import RowBatch, Step, row_batch
 from clara_core.training.losses import IGNORE
-from clara_core.training.rows import Row, build_batch, paraphrase_rows, question_rows
-from clara_core.training.stages import Stage
-from clara_core.training.world import Corpus, make_corpus
+from tools.pocket_factory.world import Corpus, make_corpus
+from tools.pocket_factory.world.rows import Row, build_batch, paraphrase_rows, question_rows
+from tools.pocket_factory.world.stages import Stage
 
 LAYOUT = 0.15  # share of passages with a heading and paragraphs, as in files
 

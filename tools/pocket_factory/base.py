@@ -1,4 +1,4 @@
-"""The base decoder of the bundled model, from nothing: its tokenizer and its random weights."""
+"""The bundled model from nothing: its config, its tokenizer and its random weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,22 @@ from pathlib import Path
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_SYSTEM
+from clara_core.checkpoint.config import ClaraConfig, Role
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.lora import init_adapter
+from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, load_tokenizer
+from clara_core.training.opening import Opened
+
+CONFIG = ClaraConfig(
+    decoder_model_name="base",
+    doc_max_length=64,
+    compr_rate=4,
+    lora_r=16,
+    sep=True,
+    different_mem_tokens=True,
+    generation_top_k=5,
+    training_stage="stage2",
+)
 
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
 # Roles are special tokens, so that no text from outside can open a turn.
@@ -106,3 +121,15 @@ def write_base(folder: Path, model: MistralForCausalLM, tokenizer: PreTrainedTok
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def open_random(folder: Path, seed: int) -> Opened:
+    """Random weights over a base folder that holds the tokenizer."""
+    tokenizer = load_tokenizer(str(folder), CONFIG)
+    model = ClaraModel(random_base(len(tokenizer), seed), CONFIG)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.routed.values():
+        for role in Role:
+            init_adapter(layer, role, generator)
+    vocabulary = len(tokenizer) - len(CONFIG.added_tokens)
+    return Opened(model, tokenizer, str(folder), "random weights", set(Role), vocabulary, bring_base=True)

@@ -18,7 +18,6 @@ from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.hub import BUNDLED
 from clara_core.checkpoint.io import read_checkpoint
 from clara_core.model.tokenizer import load_tokenizer
-from clara_core.training import pocket
 from clara_core.training.batch import split_rows
 from clara_core.training.losses import (
     IGNORE,
@@ -30,9 +29,11 @@ from clara_core.training.losses import (
     straight_through_top_k,
 )
 from clara_core.training.plot import plot_run, read_metrics
-from clara_core.training.rows import build_batch, paraphrase_rows, question_rows
-from clara_core.training.stages import CONFIG, WorldConfig
-from clara_core.training.world import make_corpus
+from tools.pocket_factory.base import CONFIG
+from tools.pocket_factory.world import make_corpus
+from tools.pocket_factory.world.rows import build_batch, paraphrase_rows, question_rows
+from tools.pocket_factory.world.stages import WorldConfig
+from tools.pocket_factory.world.train import CONFIG_FILE, train_world, world_trainer
 
 
 def test_answer_loss_is_the_mean_over_labelled_tokens_of_the_batch() -> None:
@@ -120,13 +121,13 @@ def test_straight_through_top_k_is_exact_forward_and_soft_backward() -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps in every stage."""
     out = tmp_path_factory.mktemp("run")
-    pocket.train_world(tiny_config(out))
+    train_world(tiny_config(out))
     return out
 
 
 def tiny_config(out: Path, steps: int = 2, **given: Any) -> WorldConfig:
     """The lessons of the bundled model, short and over small worlds."""
-    config = WorldConfig.read(pocket.CONFIG_FILE, out=out, tensorboard=False, seed=5)
+    config = WorldConfig.read(CONFIG_FILE, out=out, tensorboard=False, seed=5)
     lessons = {
         stage.name: config.lessons[stage.name]
         | {"steps": steps, "passages": 24, "words": (stage.words[0], min(stage.words[1], 80)), "asked": 6}
@@ -157,7 +158,7 @@ def test_tokenizers_are_written_for_every_version_of_transformers(name: str, req
 def test_a_run_of_many_lessons_goes_on_as_if_it_had_not_been_stopped(finished: Path, tmp_path: Path, step: int) -> None:
     shutil.copytree(finished / "base", tmp_path / "base")  # its tokenizer need not be trained again
     config = tiny_config(tmp_path, save_every=1)
-    trainer = pocket.world_trainer(config)
+    trainer = world_trainer(config)
     learn = trainer._learn
     done = 0
 
@@ -171,17 +172,17 @@ def test_a_run_of_many_lessons_goes_on_as_if_it_had_not_been_stopped(finished: P
     trainer._learn = learn_until_killed  # type: ignore[method-assign]
     with pytest.raises(Killed):
         trainer.run()
-    pocket.train_world(config)
+    train_world(config)
     assert metrics(tmp_path) == metrics(finished)
 
 
 def test_configs_name_the_nearest_option(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'stage1' has no option 'shufled'; did you mean 'shuffled'"):
-        WorldConfig.read(pocket.CONFIG_FILE, ["lessons.stage1.shufled=1"])
+        WorldConfig.read(CONFIG_FILE, ["lessons.stage1.shufled=1"])
     with pytest.raises(UnknownOption, match="no option 'sede'; did you mean 'seed'"):
-        WorldConfig.read(pocket.CONFIG_FILE, ["sede=1"])
+        WorldConfig.read(CONFIG_FILE, ["sede=1"])
     with pytest.raises(ValueError, match="first must be one of base"):
-        _ = WorldConfig.read(pocket.CONFIG_FILE, ["first=stage3"]).stages
+        _ = WorldConfig.read(CONFIG_FILE, ["first=stage3"]).stages
 
 
 @pytest.mark.slow
@@ -261,7 +262,7 @@ def test_the_curve_of_a_run_is_drawn(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_checkpoint_is_taught_further(finished: Path, tmp_path: Path) -> None:
     start = finished / "checkpoints" / "stage1_2_namesakes"
-    trainer = pocket.world_trainer(tiny_config(tmp_path, steps=1, start=str(start), first="stage2"))
+    trainer = world_trainer(tiny_config(tmp_path, steps=1, start=str(start), first="stage2"))
     given = read_checkpoint(start)
     taken = trainer.model.export_adapter(Role.GENERATOR)
     assert all(torch.equal(taken[key], given.adapters[Role.GENERATOR][key]) for key in taken)

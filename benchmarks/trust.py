@@ -1,0 +1,254 @@
+"""How far the bundled model's evidence and confidence can be trusted (``make bench-trust``).
+
+    python -m benchmarks.trust                             # 1,000 passages, 300 questions of each sort
+    python -m benchmarks.trust --passages 300 --questions 100
+    python -m benchmarks.trust --calibrate FOLDER          # fits calibration.json on another world, and stops
+
+Everything through the public engine on a held-out world of a fixed seed; confidence and its thresholds come from
+another one. Each question is read with five passages: what it needs and the hardest others. Beside each figure stands a
+plain baseline of the same run: the query score as citation, the log-probability or the best cosine as confidence, one
+reading as policy. The world is extractive and invented, with one right string for each answer: figures of free answers
+differ.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.pocket_tasks import MAX_TOKENS, SEED
+from benchmarks.report import Row, hardware, show
+from benchmarks.trust_tasks import CALIBRATED, TrustSet, answerable, make_lines, unanswerable
+from clara_core import Answer, ClaraEngine
+from clara_core.data.examples import RetrievalLine
+from clara_core.engine.quotes import stands_in
+from clara_core.evaluation import exact_match
+from clara_core.evaluation.trust import auroc, bootstrap, calibration_error, coverage_at_error
+
+_TIMED = 20  # questions whose time is taken one by one
+Pairs = list[tuple[float, bool]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions and what came of them.
+
+    Attributes:
+        lines: The questions.
+        answers: With evidence.
+        cosines: Of each question with its documents.
+    """
+
+    lines: Sequence[RetrievalLine]
+    answers: Sequence[Answer]
+    cosines: Sequence[Sequence[float]]
+
+    @property
+    def right(self) -> list[bool]:
+        """Whether each answer is right; none is where nothing answers."""
+        pairs = zip(self.answers, self.lines, strict=True)
+        return [bool(line.pos_index) and exact_match(one.text, line.answer) == 1.0 for one, line in pairs]
+
+    def confidences(self) -> Pairs:
+        """Confidence and truth."""
+        return [(one.confidence or 0.0, hit) for one, hit in zip(self.answers, self.right, strict=True)]
+
+    def logprobs(self) -> Pairs:
+        """The baseline: log-probability and truth."""
+        sums = [sum(token.logprob for token in one.logprobs or ()) for one in self.answers]
+        return list(zip(sums, self.right, strict=True))
+
+
+def ask(engine: ClaraEngine, lines: Sequence[RetrievalLine], read: str = "memory") -> Asked:
+    """Ask questions over all of their documents."""
+    items = [(line.question, engine.remember(line.docs)) for line in lines]
+    answers = engine.answer_batch(
+        items, max_tokens=MAX_TOKENS, citations=True, logprobs=True, min_confidence=0.0, read=read
+    )
+    cosines = [engine.score([question], memories)[0].tolist() for question, memories in items]
+    return Asked(lines, answers, cosines)
+
+
+def cited(answer: Answer) -> int | None:
+    """The document that an answer stands on first."""
+    return answer.citations[0].document if answer.citations else None
+
+
+def citation_rows(best: Asked, mixed: Asked, double: Asked, families: Sequence[str]) -> list[Row]:
+    """Rows 1 to 4."""
+    rows = []
+    for name, some in (("best first", best), ("any order", mixed)):
+        hits = [(one, line, cos) for one, line, cos, ok in _zipped(some) if ok]
+        found = _share([cited(one) in line.pos_index for one, line, _ in hits])
+        query = _share([cos.index(max(cos)) in line.pos_index for _, line, cos in hits])
+        rows.append(_row(f"1 cited document of right answers, {name}", found, f"query score {query:.3f}", 0.98))
+    wrong = []
+    for one, line, cos, ok in [*_zipped(best), *_zipped(mixed)]:
+        places = [at for at, text in enumerate(line.docs) if stands_in(one.text, text)]
+        if not ok and len(places) == 1 and places[0] not in line.pos_index:
+            wrong.append((cited(one) == places[0], cos.index(max(cos)) == places[0]))
+    if wrong:
+        name = f"2 cited document of wrong answers that stand in another ({len(wrong)})"
+        rows.append(_row(name, _share([a for a, _ in wrong]), f"query score {_share([b for _, b in wrong]):.3f}", 0.95))
+    pairs = [
+        (one, line) for (one, line, _, ok), kind in zip(_zipped(double), families, strict=True) if ok and kind == "pair"
+    ]
+    if pairs:
+        both = [set(_documents(one)[:2]) == set(line.pos_index) for one, line in pairs]
+        halves = [_halves(one, line) for one, line in pairs]
+        rows.append(_row(f"3 both documents of 'A and B' ({len(pairs)})", _share(both), "", 0.92))
+        rows.append(_row("3 right document for each half", _share(halves), "", 0.90))
+    held = [bool(one.citations) and stands_in(one.text, one.citations[0].text) for one, _, _, ok in _zipped(best) if ok]
+    rows.append(_row("4 cited sentence holds the answer", _share(held), "", 0.98))
+    return rows
+
+
+def confidence_rows(best: Asked, none: Asked, double: Asked) -> list[Row]:
+    """Rows 6 to 9."""
+    rows = []
+    mixtures = {
+        "best first": ([best], 0.95),
+        "half unanswerable": ([best, none], 0.96),
+        "also over two passages": ([best, none, double], 0.90),
+    }
+    for name, (parts, target) in mixtures.items():
+        sure = [pair for part in parts for pair in part.confidences()]
+        plain = [pair for part in parts for pair in part.logprobs()]
+        low, high = bootstrap(sure, auroc, rounds=300)
+        found = f"{auroc(sure):.3f} ({low:.3f} to {high:.3f})"
+        rows.append(Row(f"6 AUROC, {name}", found, f"log p {auroc(plain):.3f}", auroc(sure), target))
+        error = calibration_error(sure)
+        rows.append(Row(f"7 ECE, {name}", f"{error:.3f}", "", error, 0.05, at_most=True))
+    for name, parts, error, target in (
+        ("best first", [best], 0.02, 0.80),
+        ("half unanswerable", [best, none], 0.05, 0.40),
+    ):
+        sure = [pair for part in parts for pair in part.confidences()]
+        plain = [pair for part in parts for pair in part.logprobs()]
+        found, other = coverage_at_error(sure, error), coverage_at_error(plain, error)
+        rows.append(_row(f"8 coverage at {error:.0%} error, {name}", found, f"log p {other:.3f}", target))
+    known = [(max(cos), True) for cos in best.cosines] + [(max(cos), False) for cos in none.cosines]
+    sure = [(value, True) for value, _ in best.confidences()] + [(value, False) for value, _ in none.confidences()]
+    rows.append(
+        _row("9 'not in the documents', AUROC of the best cosine", auroc(known), f"confidence {auroc(sure):.3f}", 0.97)
+    )
+    return rows
+
+
+def reading_rows(engine: ClaraEngine, best: Asked, double: Asked) -> list[Row]:
+    """Rows 10 and 11."""
+    rows = []
+    for name, once, target in (("one passage", best, 0.95), ("two passages", double, None)):
+        again = ask(engine, once.lines, "again")
+        first, second = _share(once.right), _share(again.right)
+        doubted = _share([_doubtful(one) for one in once.answers])
+        taken = _share([one.reading == "again" for one in again.answers])
+        other = f"once {first:.3f}; read again {doubted:.0%}, taken {taken:.0%}"
+        rows.append(Row(f"10 exact match with read='again', {name}", f"{second:.3f}", other, second, target))
+    passed = [ok for one, _, _, ok in _zipped(best) if _passes(one)]
+    rows.append(
+        _row("11 exact match where all checks pass", _share(passed), f"of {len(passed) / len(best.lines):.0%}", 0.99)
+    )
+    rows.append(_row("11 their share", len(passed) / len(best.lines), "", 0.80))
+    return rows
+
+
+def time_row(engine: ClaraEngine, lines: Sequence[RetrievalLine]) -> Row:
+    """Row 5."""
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for line in lines[:_TIMED]:
+        memories = engine.remember(line.docs)
+        for wanted in (False, True):
+            start = time.perf_counter()
+            engine.answer(line.question, memories, max_tokens=MAX_TOKENS, citations=wanted)
+            times[wanted].append(time.perf_counter() - start)
+    plain, with_evidence = (sorted(times[wanted])[len(times[wanted]) // 2] for wanted in (False, True))
+    extra = with_evidence / plain - 1
+    measured = f"{1000 * with_evidence:.0f} ms"
+    return Row("5 time of citations, of an answer's own", measured, f"{1000 * plain:.0f} ms", extra, 0.9, at_most=True)
+
+
+def _zipped(some: Asked) -> list[tuple[Answer, RetrievalLine, Sequence[float], bool]]:
+    return list(zip(some.answers, some.lines, some.cosines, some.right, strict=True))
+
+
+def _documents(answer: Answer) -> list[int]:
+    return list(dict.fromkeys(one.document for one in answer.citations or ()))
+
+
+def _halves(answer: Answer, line: RetrievalLine) -> bool:
+    """Whether the first half of 'A and B' cites the first document and the second half the second."""
+    cut = answer.text.find(" and ")
+    first, second = (
+        {one.document for one in answer.citations or () if (one.end <= cut) is early and (early or one.start > cut)}
+        for early in (True, False)
+    )
+    return first == {line.pos_index[0]} and second == {line.pos_index[1]}
+
+
+def _passes(answer: Answer) -> bool:
+    checks = answer.checks
+    return checks is not None and bool(checks.cited_first and checks.verbatim and checks.grounded)
+
+
+def _doubtful(answer: Answer) -> bool:
+    checks = answer.checks
+    return checks is not None and False in (checks.cited_first, checks.verbatim, checks.grounded)
+
+
+def _share(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits) if hits else 0.0
+
+
+def _row(name: str, value: float, other: str, target: float) -> Row:
+    return Row(name, f"{value:.3f}", other, value, target)
+
+
+def calibrate(engine: ClaraEngine, passages: int, folder: Path) -> Path:
+    """Fit a calibration on a world of another seed, questions over two passages and unanswerable ones among them."""
+    made: TrustSet = make_lines(engine, passages, CALIBRATED)
+    lines = [*made.single, *made.double[: len(made.single) // 5]]
+    return engine.calibrate(lines, progress=True).write(folder)
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
+    passages: Annotated[int, typer.Option(min=50, help="Of the world.")] = 1000,
+    questions: Annotated[int, typer.Option(min=20, help="Of each sort.")] = 300,
+    calibrate_to: Annotated[
+        Path | None, typer.Option("--calibrate", help="Write calibration.json there, and stop.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Fail where a target is missed.")] = False,
+) -> None:
+    """Measure citations, confidence and the second reading."""
+    engine = ClaraEngine.from_pretrained(model)
+    if calibrate_to is not None:
+        print(calibrate(engine, passages, calibrate_to))
+        return
+    if engine.calibration is None:
+        raise SystemExit(f"{model!r} has no calibration; --calibrate FOLDER makes one")
+    made = make_lines(engine, passages, SEED, questions)
+    best, mixed = ask(engine, answerable(made.single)), ask(engine, answerable(made.single, shuffled=SEED))
+    none, double = ask(engine, unanswerable(made.single)), ask(engine, answerable(made.double))
+    rows = [
+        *citation_rows(best, mixed, double, made.families),
+        time_row(engine, best.lines),
+        *confidence_rows(best, none, double),
+        *reading_rows(engine, best, double),
+    ]
+    facts: dict[str, object] = {"benchmark": "trust", "passages": passages, "hardware": hardware("cpu")}
+    facts |= {"questions": len(best.lines), "double": len(double.lines), "calibrated on": engine.calibration.questions}
+    show(f"Trust: {len(best.lines)} questions, {passages:,} passages", rows, facts, "baseline")
+    print(json.dumps({"exact_match": _share(best.right), "exact_match_double": _share(double.right)}))
+    if check and any(row.reached is False for row in rows):
+        raise SystemExit("a target is missed")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,73 @@
+"""Questions of the invented world as lines: what an answer should stand on is known, and whether anything answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.pocket_tasks import DOCUMENTS, best_first, make_world, memory_ranking, with_gold
+from clara_core import ClaraEngine
+from clara_core.data.examples import RetrievalLine
+
+CALIBRATED = 77  # seed of the world that confidence is fitted on; the benchmark's is another
+
+
+@dataclass(frozen=True)
+class TrustSet:
+    """Questions as lines, their candidates best first: what they need, and the hardest others; one more than is read.
+
+    Attributes:
+        single: Over one passage.
+        double: Over two.
+        families: Of each of these: pair, compare, same or bridge.
+    """
+
+    single: list[RetrievalLine]
+    double: list[RetrievalLine]
+    families: list[str]
+
+
+def make_lines(engine: ClaraEngine, passages: int, seed: int, questions: int | None = None) -> TrustSet:
+    """Questions about a world of so many passages, all of which the engine ranks for each question."""
+    world = make_world(passages, seed)
+    memories = engine.compress(world.texts)
+    made = []
+    for asked in (world.single[:questions], world.double[:questions]):
+        ranking = memory_ranking(engine, asked, memories)
+        few = best_first(with_gold(asked, ranking, seed, DOCUMENTS + 1), ranking)
+        made.append(
+            [
+                RetrievalLine(
+                    question=question.text,
+                    docs=tuple(world.texts[at] for at in chosen),
+                    answer=question.answer,
+                    references=(question.answer,),
+                    pos_index=tuple(chosen.index(at) for at in question.gold),
+                )
+                for question, chosen in zip(asked, few, strict=True)
+            ]
+        )
+    return TrustSet(made[0], made[1], [question.kind.partition(":")[0] for question in world.double[:questions]])
+
+
+def answerable(lines: Sequence[RetrievalLine], *, shuffled: int | None = None) -> list[RetrievalLine]:
+    """As many candidates as are read, all gold ones among them; best first, or in an order drawn by a seed."""
+    rng = random.Random(shuffled)
+    found = []
+    for line in lines:
+        last = max(at for at in range(len(line.docs)) if at not in line.pos_index)
+        order = [at for at in range(len(line.docs)) if at != last]
+        if shuffled is not None:
+            rng.shuffle(order)
+        gold = tuple(order.index(at) for at in line.pos_index)
+        found.append(replace(line, docs=tuple(line.docs[at] for at in order), pos_index=gold))
+    return found
+
+
+def unanswerable(lines: Sequence[RetrievalLine]) -> list[RetrievalLine]:
+    """The same questions over the hardest documents that do not answer them."""
+    return [
+        replace(line, docs=tuple(text for at, text in enumerate(line.docs) if at not in line.pos_index), pos_index=())
+        for line in lines
+    ]

@@ -1,0 +1,61 @@
+"""The command `clara calibrate`: how sure the answers of a model may be, written beside its checkpoint."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clara_core.cli.options import engine_of, load_watched, with_options
+from clara_core.engine.options import EngineOptions
+
+_SHOWN = (0.01, 0.02, 0.05, 0.1)  # errors whose thresholds are shown
+
+
+@with_options
+def calibrate_model(
+    data: Annotated[Path, typer.Argument(help="Questions with candidates and answers: .jsonl, .jsonl.gz or .parquet.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the file, if not the checkpoint's own.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Documents that are read for a question.")] = 5,
+    unanswerable: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share of the questions whose gold documents are taken away.")
+    ] = 0.3,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    *,
+    options: EngineOptions,
+) -> None:
+    """Fits how sure answers may be on questions with known answers; writes calibration.json."""
+    from clara_core.evaluation import read_questions
+
+    engine = engine_of(options)
+    lines = read_questions(data, limit)
+    load_watched(engine)
+    made = engine.calibrate(lines, progress=sys.stderr.isatty(), top_k=top_k, unanswerable=unanswerable)
+    folder = engine.load().checkpoint.folder if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    path = made.write(folder)
+    if as_json:
+        typer.echo(json.dumps({"file": str(path), **asdict(made)}, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    table = Table("level", title=f"{made.questions:,} answers, {unanswerable:.0%} unanswerable", title_justify="left")
+    for error in _SHOWN:
+        table.add_column(f"error <= {error:g}", justify="right")
+    for name in made.levels:
+        cells = []
+        for error in _SHOWN:
+            try:
+                cells.append(f"{made.threshold(error, name):.3f}")
+            except ValueError:
+                cells.append("-")
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print("min_confidence that keeps the error below, with a probability of 0.95", style="dim", soft_wrap=True)
+    console.print(str(path), style="bold", markup=False, soft_wrap=True)

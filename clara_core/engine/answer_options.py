@@ -1,0 +1,129 @@
+"""What a caller may ask for beside the text of an answer: log-probabilities, evidence, confidence, a second reading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args
+
+from clara_core.common.suggest import nearest, refuse_unknown
+from clara_core.engine.logprobs import MOST_ALTERNATIVES
+from clara_core.engine.sampling import Sampling, SamplingOptions
+
+Reading: TypeAlias = Literal["memory", "again", "text", "auto"]
+READINGS = get_args(Reading)
+UNSURE = "I am not sure enough to answer."
+
+
+class AnswerOptions(SamplingOptions, total=False):
+    """The options of every call that answers; what they mean stands at `Sampling` and `Wanted`."""
+
+    logprobs: bool
+    top_logprobs: int
+    citations: bool
+    min_confidence: float | None
+    read: Reading
+    scores: Sequence[float] | None
+    unsure_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is wanted beside the text.
+
+    Attributes:
+        logprobs: Whether `Answer.logprobs` is filled: by the model's own distribution, whatever the temperature.
+        top_logprobs: Alternatives at each place, at most 20.
+        citations: Whether the answer is judged with parts of the documents hidden: `Answer.citations`, `attribution`,
+            `checks`, `confidence`. Costs about as much as the answer itself.
+        min_confidence: Below it the text is withheld (`Answer.abstained`, `Answer.draft`). 0 withholds nothing and
+            gives a `confidence` from the log-probability and the best cosine, which costs one reading of the question.
+        read: Which readings there are: "memory" once; "again" reads the best ranked document alone where the evidence
+            speaks against the first answer; "text" lets the bare base read the two best documents as text in that
+            case; "auto" tries them in this order.
+        scores: Cosine of the question with each document, where a search has them already.
+        unsure_text: What stands in the place of a text that is withheld.
+    """
+
+    logprobs: bool = False
+    top_logprobs: int = 0
+    citations: bool = False
+    min_confidence: float | None = None
+    read: Reading = "memory"
+    scores: tuple[float, ...] | None = None
+    unsure_text: str = UNSURE
+
+    def __post_init__(self) -> None:
+        for name, value in (("logprobs", self.logprobs), ("citations", self.citations)):
+            _check_type(name, value, bool, "True or False")
+        top, least = self.top_logprobs, self.min_confidence
+        _check_type("top_logprobs", top, int, "an integer")
+        if not 0 <= top <= MOST_ALTERNATIVES:
+            raise ValueError(f"top_logprobs must lie between 0 and {MOST_ALTERNATIVES}, got {top}")
+        if top and not self.logprobs:
+            raise ValueError(f"top_logprobs={top} needs logprobs=True")
+        if least is not None:
+            _check_type("min_confidence", least, (int, float), "a number or None")
+        if least is not None and not 0 <= least <= 1:
+            raise ValueError(f"min_confidence must lie between 0 and 1, got {least}")
+        if self.read not in READINGS:
+            names = ", ".join(map(repr, READINGS))
+            raise ValueError(f"read must be one of {names}, got {self.read!r}{nearest(str(self.read), READINGS)}")
+        _check_type("unsure_text", self.unsure_text, str, "a string")
+
+    @property
+    def afterwards(self) -> bool:
+        """Whether there is anything to do once the answer is written."""
+        return self.citations or self.min_confidence is not None or self.read != "memory"
+
+    @property
+    def withholds(self) -> bool:
+        """Whether the text may still change once it is written, so that a stream has to hold it back."""
+        return self.read != "memory" or bool(self.min_confidence)
+
+    @property
+    def judges(self) -> bool:
+        """Whether answers are judged with parts of their documents hidden."""
+        return self.citations or self.read != "memory"
+
+
+def read_options(options: AnswerOptions) -> tuple[Sampling, Wanted]:
+    """How tokens are chosen, and what is wanted beside them.
+
+    Raises:
+        UnknownOption: An option that there is not; names the nearest right one.
+        TypeError: A value of the wrong type.
+        ValueError: A value out of bounds.
+    """
+    refuse_unknown("an answer", options, list(AnswerOptions.__annotations__))
+    given = {name: value for name, value in options.items() if name in SamplingOptions.__annotations__}
+    scores = options.get("scores")
+    wanted = Wanted(
+        logprobs=options.get("logprobs", False),
+        top_logprobs=options.get("top_logprobs", 0),
+        citations=options.get("citations", False),
+        min_confidence=options.get("min_confidence"),
+        read=options.get("read", "memory"),
+        scores=None if scores is None else _numbers(scores),
+        unsure_text=options.get("unsure_text", UNSURE),
+    )
+    sampling = Sampling.of(given)  # type: ignore[arg-type]  # the names are those of SamplingOptions
+    if wanted.logprobs or wanted.afterwards:
+        sampling = replace(sampling, recorded=wanted.top_logprobs)
+    return sampling, wanted
+
+
+def _check_type(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}: {value!r:.60}")
+
+
+def _numbers(scores: Sequence[float]) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(score) for score in scores)
+    except (TypeError, ValueError) as exc:
+        raise TypeError(f"scores must be numbers, one a document, got {scores!r:.60}") from exc
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"scores must be finite, got {numbers!r:.60}")
+    return numbers

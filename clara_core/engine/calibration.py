@@ -1,0 +1,292 @@
+"""From signals about an answer to the probability that it is right: logistic regression, fitted on questions whose
+answers are known.
+
+What is known of an answer decides the *level*: ``bare`` (its log-probability), ``fast`` (and the cosine of the document
+that the search ranks best), ``checked`` (and the cosine of the document that it stands on, and whether it stands in its
+text). A calibration holds for one model at one rate, and for documents and questions like those that it was fitted on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeAlias
+
+import torch
+from torch import Tensor
+
+from clara_core.common.errors import CheckpointError, FingerprintMismatch
+
+CALIBRATION_FILE: Final = "calibration.json"
+LevelName: TypeAlias = Literal["bare", "fast", "checked"]
+FEATURES: Final[dict[LevelName, tuple[str, ...]]] = {
+    "bare": ("logprob",),
+    "fast": ("logprob", "best_cosine"),
+    "checked": ("logprob", "cited_cosine", "cosine_gap", "verbatim"),
+}
+
+_LEAST = -8.0  # log-probabilities are cut here: below, all answers are equally bad
+_RIDGE = 1e-3  # keeps weights finite where one signal tells all
+_FOLDS = 5
+_ROWS = 40  # thresholds of a table
+_FEWEST = 20  # answers, at least five of them right and five wrong, without which nothing is fitted
+_SURE = 0.05  # chance that the error lies above its bound
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What is known of an answer.
+
+    Attributes:
+        logprob: Sum of its tokens' log-probabilities.
+        best_cosine: Of the question with the best ranked document.
+        cited_cosine: With the document that the answer stands on; with the worst one where it stands on none.
+        verbatim: Whether it stands in that document's text.
+    """
+
+    logprob: float
+    best_cosine: float | None = None
+    cited_cosine: float | None = None
+    verbatim: bool = True
+
+    @property
+    def level(self) -> LevelName:
+        """The richest level that it has all signals of."""
+        if self.best_cosine is None:
+            return "bare"
+        return "fast" if self.cited_cosine is None else "checked"
+
+    def vector(self, level: LevelName) -> list[float]:
+        """The features of a level."""
+        best, cited = self.best_cosine or 0.0, self.cited_cosine or 0.0
+        values = {
+            "logprob": max(self.logprob, _LEAST),
+            "best_cosine": best,
+            "cited_cosine": cited,
+            "cosine_gap": best - cited,
+            "verbatim": float(self.verbatim),
+        }
+        return [values[name] for name in FEATURES[level]]
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """What happens if answers below a confidence are withheld.
+
+    Attributes:
+        confidence: The threshold.
+        coverage: Share of the questions that are answered.
+        error: Share of wrong ones among these.
+        bound: The error is below this with a probability of 0.95 (Clopper and Pearson).
+    """
+
+    confidence: float
+    coverage: float
+    error: float
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The regression of one level.
+
+    Attributes:
+        means: Of each feature, in the order of `FEATURES`.
+        scales: Standard deviation of each.
+        weights: Of each standardized feature; the last one is the constant.
+        table: From low to high thresholds, each fitted on other answers than it was counted on.
+    """
+
+    means: tuple[float, ...]
+    scales: tuple[float, ...]
+    weights: tuple[float, ...]
+    table: tuple[Threshold, ...] = ()
+
+    def probability(self, vector: Sequence[float]) -> float:
+        """Probability that an answer with these features is right."""
+        standard = [(value - mean) / scale for value, mean, scale in zip(vector, self.means, self.scales, strict=True)]
+        logit = sum(weight * value for weight, value in zip(self.weights, [*standard, 1.0], strict=True))
+        return 1 / (1 + math.exp(-max(min(logit, 40.0), -40.0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How signals become a confidence, for one model.
+
+    Attributes:
+        fingerprint: Of the model.
+        levels: By name.
+        questions: How many it was fitted on.
+        unanswerable: Share of them that no document answered.
+        documents: Most documents that an answer was read from.
+        dtype: That the model ran in.
+        text_helps: Whether reading the best documents as text mended more answers than it spoilt; None: not tried.
+    """
+
+    fingerprint: str
+    levels: dict[LevelName, Level]
+    questions: int = 0
+    unanswerable: float = 0.0
+    documents: int = 0
+    dtype: str = ""
+    text_helps: bool | None = field(default=None)
+
+    def confidence(self, signals: Signals) -> float | None:
+        """Probability that an answer is right; None where the level of these signals was not fitted."""
+        level = self.levels.get(signals.level)
+        return None if level is None else level.probability(signals.vector(signals.level))
+
+    def threshold(self, max_error: float = 0.02, level: LevelName = "checked") -> float:
+        """The lowest confidence above which at most this share of the answers is wrong, with a probability of 0.95.
+
+        Raises:
+            ValueError: No threshold keeps the promise, or the level was not fitted.
+        """
+        if level not in self.levels:
+            raise ValueError(f"level must be one of {', '.join(map(repr, self.levels))}, got {level!r}")
+        kept = [row for row in self.levels[level].table if row.bound <= max_error]
+        if not kept:
+            least = min((row.bound for row in self.levels[level].table), default=1.0)
+            raise ValueError(
+                f"no threshold keeps the error below {max_error:g}: the least that {self.questions} questions can "
+                f"promise is {least:.3f}; allow more, or calibrate on more questions"
+            )
+        return min(row.confidence for row in kept)
+
+    def write(self, folder: Path) -> Path:
+        """Write the file beside a checkpoint."""
+        path = folder / CALIBRATION_FILE
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, folder: Path, fingerprint: str) -> Self | None:
+        """The calibration beside a checkpoint; None where there is none.
+
+        Raises:
+            CheckpointError: The file is damaged.
+            FingerprintMismatch: It is of another model.
+        """
+        path = folder / CALIBRATION_FILE
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            levels = {name: _level(found["levels"][name]) for name in FEATURES if name in found["levels"]}
+            made = cls(**{**found, "levels": levels})
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise CheckpointError(f"{path} is no calibration ({exc}); make one with `clara calibrate`") from exc
+        made.check(fingerprint)
+        return made
+
+    def check(self, fingerprint: str) -> None:
+        """Refuse a calibration of another model.
+
+        Raises:
+            FingerprintMismatch: Says both fingerprints.
+        """
+        if self.fingerprint != fingerprint:
+            raise FingerprintMismatch(
+                f"the calibration was made for the model {self.fingerprint[:12]}, this engine is {fingerprint[:12]}; "
+                "make one with `clara calibrate`"
+            )
+
+
+def fit_level(vectors: Sequence[Sequence[float]], right: Sequence[bool]) -> Level:
+    """A regression and its table.
+
+    Args:
+        vectors: Features of each answer.
+        right: Whether it was right.
+
+    Raises:
+        ValueError: Too few answers, or nearly all of them right, or wrong.
+    """
+    few = min(sum(right), len(right) - sum(right))
+    if len(right) < _FEWEST or few < _FOLDS:
+        raise ValueError(
+            f"a calibration needs at least {_FEWEST} answers, {_FOLDS} of them right and {_FOLDS} wrong; got "
+            f"{len(right)}, {sum(right)} of them right"
+        )
+    fitted = _fit(vectors, right)
+    # What a threshold does is counted on answers that the regression has not seen.
+    predicted = [0.0] * len(right)
+    for fold in range(_FOLDS):
+        others = [at for at in range(len(right)) if at % _FOLDS != fold]
+        part = _fit([vectors[at] for at in others], [right[at] for at in others])
+        for at in range(fold, len(right), _FOLDS):
+            predicted[at] = part.probability(vectors[at])
+    return Level(fitted.means, fitted.scales, fitted.weights, _table(predicted, right))
+
+
+def upper_bound(wrong: int, count: int, chance: float = _SURE) -> float:
+    """The share of wrong ones that is exceeded with this chance only, if so many of so many were wrong."""
+    if wrong >= count:
+        return 1.0
+    low, high = wrong / count, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if _at_most(wrong, count, middle) > chance:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _fit(vectors: Sequence[Sequence[float]], right: Sequence[bool]) -> Level:
+    """Newton's method on standardized features, with a little ridge."""
+    features = torch.tensor(vectors, dtype=torch.float64)  # [answers, features]
+    means = features.mean(0)
+    scales = features.std(0, unbiased=False)
+    scales = torch.where(scales > 1e-9, scales, torch.ones_like(scales))
+    inputs = torch.cat([(features - means) / scales, torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
+    truth = torch.tensor(right, dtype=torch.float64)
+    weights = torch.zeros(inputs.shape[1], dtype=torch.float64)
+    ridge = torch.eye(len(weights), dtype=torch.float64) * _RIDGE * len(truth)
+    ridge[-1, -1] = 0.0
+    for _ in range(50):
+        chances = torch.sigmoid(inputs @ weights)
+        slope = inputs.T @ (truth - chances) - ridge @ weights
+        curve = inputs.T @ (inputs * (chances * (1 - chances)).clamp_min(1e-9)[:, None]) + ridge
+        step = torch.linalg.solve(curve, slope)
+        weights += step
+        if float(step.abs().max()) < 1e-8:
+            break
+    return Level(_numbers(means), _numbers(scales), _numbers(weights))
+
+
+def _table(predicted: Sequence[float], right: Sequence[bool]) -> tuple[Threshold, ...]:
+    ordered = sorted(zip(predicted, right, strict=True), reverse=True)
+    rows = []
+    counts = sorted({round(len(ordered) * part / _ROWS) for part in range(1, _ROWS + 1)} - {0})
+    for count in counts:
+        wrong = sum(not hit for _, hit in ordered[:count])
+        confidence = ordered[count - 1][0]
+        rows.append(Threshold(confidence, count / len(ordered), wrong / count, upper_bound(wrong, count)))
+    return tuple(reversed(rows))
+
+
+def _at_most(wrong: int, count: int, share: float) -> float:
+    """Chance of at most so many wrong ones of so many, if each is wrong with this chance."""
+    if share >= 1.0:
+        return 0.0
+    if share <= 0.0:
+        return 1.0
+    total, logs = math.lgamma(count + 1), (math.log(share), math.log1p(-share))
+    terms = (
+        math.exp(total - math.lgamma(n + 1) - math.lgamma(count - n + 1) + n * logs[0] + (count - n) * logs[1])
+        for n in range(wrong + 1)
+    )
+    return min(sum(terms), 1.0)
+
+
+def _level(found: dict[str, Any]) -> Level:
+    numbers = {name: tuple(map(float, found[name])) for name in ("means", "scales", "weights")}
+    return Level(**numbers, table=tuple(Threshold(**row) for row in found["table"]))
+
+
+def _numbers(tensor: Tensor) -> tuple[float, ...]:
+    return tuple(tensor.tolist())

@@ -1,0 +1,102 @@
+"""Streams of answers that are examined when they are written: the evidence comes with the last piece."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import CancelledError
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from clara_core.engine.evidence_calls import EvidenceCalls, drive
+from clara_core.engine.examining import Asked
+from clara_core.engine.requests import GenerateRequest, Request
+from clara_core.engine.sampling import Answer, Chunk
+from clara_core.engine.streams import AnswerStream, stream_async
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from clara_core.engine.answer_options import Wanted
+
+
+class ExaminedStream(AnswerStream):
+    """The pieces of one answer; the last one carries the answer with its evidence.
+
+    A text that may still be withheld, or replaced by that of a second reading, comes as one piece when it is certain.
+    Cancelled while it is examined, the answer comes without evidence.
+
+    Args:
+        engine: Whose answer it is.
+        asked: What was asked.
+        wanted: What is wanted beside the text.
+    """
+
+    def __init__(self, engine: EvidenceCalls, asked: Asked, wanted: Wanted) -> None:
+        self._engine, self._asked, self._wanted = engine, asked, wanted
+        self._cancelled = False
+        self._open: list[Request] = []
+        super().__init__(asked.request, engine._submit)  # noqa: SLF001 - a part of the engine
+
+    def __next__(self) -> Chunk:
+        while True:
+            chunk = super().__next__()
+            if chunk.answer is not None:
+                return _last(chunk, self._examine(chunk.answer), self._wanted)
+            if not self._wanted.withholds:
+                return chunk if self._wanted.logprobs else replace(chunk, logprobs=None)
+
+    def cancel(self) -> None:
+        """Stop writing or examining; the last piece has the answer as far as it got."""
+        self._cancelled = True
+        super().cancel()
+        for request in self._open:
+            request.cancel()
+
+    def close(self) -> None:
+        """Stop writing, examining and listening."""
+        self.cancel()
+        super().close()
+
+    def _examine(self, answer: Answer) -> Answer:
+        steps = self._engine._examined([self._asked], [answer], self._wanted)  # noqa: SLF001
+        try:
+            return drive(steps, self._wait)[0]
+        except CancelledError:
+            return answer if self._wanted.logprobs else replace(answer, logprobs=None)
+
+    def _wait(self, requests: list[Request]) -> list[Any]:
+        self._open = requests
+        if self._cancelled:  # set before the requests were there to be cancelled
+            raise CancelledError
+        results = self._engine._wait(requests)  # noqa: SLF001
+        if self._cancelled:
+            raise CancelledError
+        return results
+
+
+async def examined_stream(engine: EvidenceCalls, ask: Callable[[], Asked], wanted: Wanted) -> AsyncIterator[Chunk]:
+    """`ExaminedStream` on an event loop that is never blocked."""
+    made: list[Asked] = []
+
+    def prepare() -> GenerateRequest:
+        made.append(ask())
+        return made[0].request
+
+    stream = cast("AsyncGenerator[Chunk, None]", stream_async(prepare, engine._submit))  # noqa: SLF001
+    async with aclosing(stream) as pieces:
+        async for chunk in pieces:
+            if chunk.answer is not None:
+                answer = chunk.answer
+                [examined] = await engine._adrive(lambda: engine._examined(made, [answer], wanted))  # noqa: B023, SLF001
+                yield _last(chunk, examined, wanted)
+                return
+            if not wanted.withholds:
+                yield chunk if wanted.logprobs else replace(chunk, logprobs=None)
+
+
+def _last(chunk: Chunk, answer: Answer, wanted: Wanted) -> Chunk:
+    """The last piece: with the whole text, where none of it was shown before."""
+    text = answer.text if wanted.withholds else chunk.text
+    logprobs = answer.logprobs if wanted.withholds else chunk.logprobs
+    return Chunk(text, answer, logprobs if wanted.logprobs else None)

@@ -1,0 +1,42 @@
+"""What an answer is judged by: how probable given words are while parts of what is read are hidden.
+
+A judge request is short work, like a question: it is served between the steps of answers and between the layers of a
+corpus. Its rows share the beginning of their prompt (`clara_core.model.forked`), whatever pass they are in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+
+from clara_core.common.errors import ClaraError
+from clara_core.engine.requests import JudgeRow, fail, settle
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.devices import upload
+
+
+def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow], not_finite: Callable[[], ClaraError]) -> None:
+    """Compute rows in one pass and hand them in; the last row of a request completes it.
+
+    Args:
+        model: The model.
+        rows: Those of a request together.
+        not_finite: Makes the error of a row whose numbers are none.
+    """
+    groups = [(request, list(some)) for request, some in groupby(rows, key=lambda row: row.request)]
+    prompts = [request.forked(row.index for row in some) for request, some in groups]
+    memories = [request.memories for request, _ in groups if len(request.memories)]
+    filled = torch.cat(memories or [torch.zeros(0, model.hidden)])  # [slots, hidden]
+    found = model.judge(prompts, upload(filled, model.device))
+    sizes = [part.numel() for part in found]
+    numbers = torch.cat([part.flatten() for part in found]).cpu()  # waits for the device, once
+    for (request, some), part in zip(groups, numbers.split(sizes), strict=True):
+        if not bool(part.isfinite().all()):
+            fail(request.future, not_finite())
+            continue
+        for row, values in zip(some, part.view(len(some), -1), strict=True):
+            request.rows[row.index] = values
+        if len(request.rows) == len(request.hidden):
+            settle(request.future, torch.stack([request.rows[index] for index in range(len(request.hidden))]))

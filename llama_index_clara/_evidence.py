@@ -1,0 +1,137 @@
+"""What an answer stands on, in LlamaIndex's shapes: log-probabilities, citation blocks, metadata of a response."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CitationBlock,
+    CompletionResponse,
+    LogProb,
+    MessageRole,
+    TextBlock,
+)
+from llama_index.core.schema import NodeWithScore
+
+if TYPE_CHECKING:
+    from clara_core import Answer
+    from clara_core.engine.logprobs import TokenLogprob
+
+EVIDENCE: Final = ("logprobs", "top_logprobs", "citations", "min_confidence", "read")
+"""Options beside those of sampling."""
+
+
+def logprobs_of(tokens: Sequence[TokenLogprob] | None) -> list[list[LogProb]] | None:
+    """A list for each token: the token itself, and the alternatives behind it."""
+    if tokens is None:
+        return None
+    return [[_logprob(token), *map(_logprob, token.top)] for token in tokens]
+
+
+def evidence_account(answer: Answer) -> dict[str, Any]:
+    """What is known of an answer beside its text; empty where nothing was asked for."""
+    if answer.citations is None and answer.confidence is None and not answer.abstained:
+        return {}
+    return {
+        "confidence": answer.confidence,
+        "calibrated": answer.calibrated,
+        "checks": None if answer.checks is None else asdict(answer.checks),
+        "abstained": answer.abstained,
+        "draft": answer.draft,
+        "reading": answer.reading,
+        "judged_tokens": answer.judged_tokens,
+        "attribution": None if answer.attribution is None else list(answer.attribution),
+        "citations": None if answer.citations is None else [asdict(one) for one in answer.citations],
+    }
+
+
+def chat_response(completion: CompletionResponse) -> ChatResponse:
+    """The same as a turn of a conversation, its citations as blocks behind the text."""
+    text = TextBlock(text=completion.text)
+    blocks = [text, *(_block(one) for one in (completion.raw or {}).get("citations") or ())]
+    message = ChatMessage(
+        role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=completion.additional_kwargs
+    )  # fmt: skip
+    return ChatResponse(
+        message=message, raw=completion.raw, delta=completion.delta, logprobs=completion.logprobs
+    )  # fmt: skip
+
+
+def chat_stream(pieces: Generator[CompletionResponse, None, None]) -> Generator[ChatResponse, None, None]:
+    """`chat_response` of each piece; closing it closes the pieces."""
+    try:
+        for piece in pieces:
+            yield chat_response(piece)
+    finally:
+        pieces.close()
+
+
+async def chat_stream_async(pieces: AsyncGenerator[CompletionResponse, None]) -> AsyncGenerator[ChatResponse, None]:
+    """`chat_stream`, asynchronous."""
+    async with aclosing(pieces) as several:
+        async for piece in several:
+            yield chat_response(piece)
+
+
+def response_evidence(answer: Answer, nodes: Sequence[NodeWithScore]) -> dict[str, Any]:
+    """What the metadata of a response say under ``clara``: `evidence_account`, with the nodes' ids.
+
+    Args:
+        answer: The answer.
+        nodes: Those that were read, in their order.
+    """
+    found = evidence_account(answer)
+    for citation in found.get("citations") or ():
+        citation["node_id"] = nodes[citation["document"]].node.node_id
+    return found
+
+
+def cited_order(answer: Answer) -> list[int]:
+    """The documents that an answer stands on, in order of first use."""
+    citations = sorted(answer.citations or (), key=lambda one: (one.start, -one.score))
+    return list(dict.fromkeys(one.document for one in citations))
+
+
+def cited_nodes(answer: Answer, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
+    """Copies of the nodes that an answer stands on, in order of first use, with their score for it."""
+    best = {at: max(one.score for one in answer.citations or () if one.document == at) for at in cited_order(answer)}
+    return [NodeWithScore(node=nodes[at].node, score=score) for at, score in best.items()]
+
+
+def with_marks(answer: Answer, sources: Sequence[int]) -> str:
+    """The text with ``[n]`` behind each cited part, where n counts the sources from 1.
+
+    Args:
+        answer: The answer.
+        sources: The documents in the order in which the sources stand.
+    """
+    number = {document: at for at, document in enumerate(sources, start=1)}
+    marks: dict[int, list[int]] = {}
+    for one in sorted(answer.citations or (), key=lambda one: number.get(one.document, 0)):
+        if one.document in number and number[one.document] not in marks.setdefault(one.end, []):
+            marks[one.end].append(number[one.document])
+    text = answer.text
+    for end in sorted(marks, reverse=True):
+        # Before the point that ends a sentence.
+        place = end - 1 if text[end - 1 : end] in (".", "!", "?") else end
+        text = text[:place] + " " + "".join(f"[{one}]" for one in marks[end]) + text[place:]
+    return text
+
+
+def _block(citation: dict[str, Any]) -> CitationBlock:
+    places = ("document", "window", "start", "end", "text_start", "text_end")
+    return CitationBlock(
+        cited_content=TextBlock(text=citation["text"]),
+        source=str(citation.get("node_id", citation["document"])),
+        title="",
+        additional_location_info={name: citation[name] for name in places},
+    )
+
+
+def _logprob(token: TokenLogprob) -> LogProb:
+    return LogProb(token=token.token, logprob=token.logprob, bytes=list(token.bytes))

@@ -1,0 +1,41 @@
+"""A question that the bundled model answers right, whatever its weights are today."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cache
+
+from clara_core import ClaraEngine, Memory
+from clara_core.engine.quotes import stands_in
+from clara_core.training.world import make_corpus
+
+
+@dataclass(frozen=True)
+class Known:
+    """A question over four passages of the invented world, the second of which answers it."""
+
+    question: str
+    answer: str
+    gold: int
+    texts: list[str]
+    memories: list[Memory]
+
+
+@cache
+def find_known() -> tuple[ClaraEngine, Known]:
+    """The bundled model and the question."""
+    engine = ClaraEngine.from_pretrained("pocket", device="cpu", dtype="float32")
+    corpus = make_corpus(random.Random(3), 6, split="test", words=(20, 60), questions_per_passage=3, two_passage=0.0)
+    texts = [passage.text for passage in corpus.passages]
+    memories = engine.remember(texts)
+    for asked in corpus.questions:
+        [gold] = asked.gold
+        first, *others = [at for at in range(len(texts)) if at != gold][:3]
+        chosen = [first, gold, *others]
+        answer = engine.answer(asked.text, [memories[at] for at in chosen], citations=True)
+        only = [at for at, text in enumerate(texts) if stands_in(asked.answer, text)] == [gold]
+        if only and answer.text == asked.answer and answer.checks.cited_first and len(answer.citations) == 1:
+            known = [[some[at] for at in chosen] for some in (texts, memories)]
+            return engine, Known(asked.text, asked.answer, 1, *known)
+    raise AssertionError("the bundled model answers none of these questions right")
