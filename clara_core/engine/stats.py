@@ -22,6 +22,7 @@ class EngineStats:
         preempted: How often an answer made room for an older one and was taken up again.
         cached: Documents in the engine's cache of memories.
         cached_bytes: Bytes of them.
+        kernels: What multiplies on a processor, in words; empty elsewhere.
     """
 
     loaded: bool = False
@@ -36,3 +37,4 @@ class EngineStats:
     preempted: int = 0
     cached: int = 0
     cached_bytes: int = 0
+    kernels: str = ""
