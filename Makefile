@@ -2,6 +2,7 @@
 #   make demo                    text files -> memory tokens -> search, answers, on the CPU
 #   make domain-demo             the bundled model learns a domain that it has never seen; before and after
 #   make test lint docs          what CI runs
+#   make test-all                the tests with the heavy runs: whole trainings, kills, every benchmark
 #   make PYTHON=python3.12 test  with another Python (3.11 or newer)
 
 PYTHON ?= python3
@@ -30,10 +31,10 @@ define INSTALL
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve domain-demo docs test test-gpu test-ray lint bench eval eval-retrieval bench-store bench-trust test-oldest test-newest constraints clean
+.PHONY: help install demo serve domain-demo docs test test-all test-gpu test-ray lint bench eval eval-retrieval bench-store bench-trust test-oldest test-newest constraints clean
 
 help:
-	@echo "make demo | serve | domain-demo | docs | test | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | bench-trust | test-oldest | test-newest | constraints | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+	@echo "make demo | serve | domain-demo | docs | test | test-all | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | bench-trust | test-oldest | test-newest | constraints | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
 
 install: $(VENV)/.installed
 
@@ -50,6 +51,10 @@ domain-demo: $(VENV)/.train
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/gpu
+
+test-all: install
+	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) -m "not ray" $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/gpu -m "not ray"
 
 # What only a CUDA card can show; `test` shows the rest of the GPU path on a device made of the processor.
 test-gpu: install

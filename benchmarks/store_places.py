@@ -23,7 +23,7 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from tqdm import tqdm
 
 from benchmarks.pocket_tasks import make_world
-from clara_core import ClaraEngine
+from clara_core import ClaraEngine, Memory
 from clara_core.store import MemoryStore
 from langchain_clara import ClaraVectorStore as LangChainStore
 from llama_index_clara import ClaraVectorStore as LlamaIndexStore
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--memory-type", default="float32", choices=("float32", "bfloat16", "int8"))
     parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--drawn", action="store_true", help="Draw the memories instead of compressing: minutes less.")
     given = parser.parse_args()
     engine = ClaraEngine.from_pretrained("pocket")
     engine.load()
@@ -54,11 +55,11 @@ def main() -> None:
             doors[f"{place}, LlamaIndex"] = LlamaIndexStore(store=core)
         world = make_world(given.documents)
         single, double = world.single[: -(-given.questions * 2 // 3)], world.double[: given.questions // 3]
-        fill(doors, engine, world.texts)
+        fill(doors, engine, world.texts, drawn=given.drawn)
         sys.exit(0 if compare(doors, engine, [question.text for question in (*single, *double)], given) else 1)
 
 
-def fill(doors: dict[str, Any], engine: ClaraEngine, texts: Sequence[str]) -> None:
+def fill(doors: dict[str, Any], engine: ClaraEngine, texts: Sequence[str], *, drawn: bool) -> None:
     """Put the same nodes into both places, through LlamaIndex, whose documents all doors can read."""
     for start in tqdm(range(0, len(texts), _BATCH), desc="compressing", unit="batch"):
         batch = texts[start : start + _BATCH]
@@ -67,9 +68,21 @@ def fill(doors: dict[str, Any], engine: ClaraEngine, texts: Sequence[str]) -> No
                      excluded_embed_metadata_keys=["group"])
             for number, text in enumerate(batch, start)
         ]  # fmt: skip
-        memories = engine.compress(batch)
+        memories = draw(engine, batch, start) if drawn else engine.compress(batch)
         for place in ("memory", "folder"):
             doors[f"{place}, LlamaIndex"].add(nodes, memories=memories)
+
+
+def draw(engine: ClaraEngine, texts: Sequence[str], seed: int) -> list[Memory]:
+    """Memories that have as much in common with each other as those of the model; every fourth has two windows."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(engine.n_mem, engine.hidden, generator=torch.Generator().manual_seed(0))
+    found = []
+    for number, text in enumerate(texts):
+        windows = 2 if number % 4 == 0 else 1
+        tokens = common + torch.randn(windows, engine.n_mem, engine.hidden, generator=generator)
+        found.append(Memory(tokens, text, ((0, len(text)),) * windows, 1, engine.fingerprint))
+    return found
 
 
 def ask(

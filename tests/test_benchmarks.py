@@ -34,13 +34,20 @@ def test_baseline_is_the_model(tmp_path: Path) -> None:
 
 def test_passages_have_the_lengths_that_are_claimed(tmp_path: Path) -> None:
     work = prepare(SHAPES["tiny"], tmp_path, "cpu", torch.float32)
-    counts = token_counts(work.language, work.language.passages(2_000))
+    counts = token_counts(work.language, work.language.passages(500))
     assert max(counts) <= work.shape.window
     assert 93 <= sum(counts) / len(counts) <= 99
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["benchmarks.engine", "benchmarks.soak", "benchmarks.store"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "benchmarks.engine",
+        pytest.param("benchmarks.soak", marks=pytest.mark.heavy),
+        pytest.param("benchmarks.store", marks=pytest.mark.heavy),
+    ],
+)
 def test_quick_run(module: str) -> None:
     """Ends well (it would not with results that differ) and prints one JSON line last."""
     done = subprocess.run(
@@ -55,7 +62,7 @@ def test_quick_run(module: str) -> None:
     assert facts["rows"]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_retrieval_is_evaluated_and_found_again(tmp_path: Path) -> None:
     """A small corpus: every way of ranking gets its figures, and another run compresses nothing."""
     for _ in range(2):

@@ -56,6 +56,7 @@ class ClaraEngine(AsyncCalls):
         dtype: str = "auto",
         quantization: str | None = None,
         attn_implementation: str = "auto",
+        cpu_kernels: str = "auto",
         reasoner: str = "auto",
         kv_cache_bytes: int | None = None,
         **unknown: Never,
@@ -75,8 +76,10 @@ class ClaraEngine(AsyncCalls):
             local_files_only: Never use the network.
             device: ``auto`` or a torch device.
             dtype: ``auto`` (bfloat16 on a GPU, float32 elsewhere), ``float32``, ``bfloat16``, ``float16``.
-            quantization: ``int8`` or ``nf4`` (bitsandbytes).
+            quantization: ``int8`` or ``nf4`` (bitsandbytes; ``int8`` on a processor needs no package).
             attn_implementation: ``auto``, ``sdpa``, ``eager`` or ``flash_attention_2``.
+            cpu_kernels: What multiplies on a processor: ``auto`` (measured when a model loads, and remembered),
+                ``mkl`` or ``onednn``.
             reasoner: ``encoder`` lets the compressor read questions where a checkpoint has no query reasoner.
             kv_cache_bytes: Set aside for the keys and values of all answers being written; None: most of what is free
                 when the first one is. Whoever gave a number last decides, from the next `unload` on.

@@ -18,10 +18,12 @@ from clara_core.checkpoint.hub import locate, locate_base
 from clara_core.checkpoint.io import Checkpoint, check_vocabulary, read_checkpoint
 from clara_core.common.errors import CheckpointError
 from clara_core.engine.capacity import Demand, read_headers
+from clara_core.engine.kernel_choice import prepare
 from clara_core.engine.options import EngineArguments
 from clara_core.model.attention import ATTENTION, register_attention
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import check_forked, is_out_of_memory
+from clara_core.model.int8_linear import check_int8
 from clara_core.model.kernels import find_kernel
 from clara_core.model.tokenizer import ClaraTokenizer
 
@@ -120,18 +122,24 @@ def _demand(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) -> D
 
 
 def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) -> Loaded:
+    int8 = arguments.quantization == "int8" and torch.device(arguments.device).type == "cpu"
+    if int8:
+        check_int8()
     # "eager" is kept as it is, to look at; everything else goes through one function of ours.
     if arguments.attn_implementation == "eager":
-        decoder = load_decoder(arguments, plan)
+        decoder = load_decoder(arguments, plan, stored=int8)
     else:
         register_attention()
-        decoder = load_decoder(arguments, plan, attention=ATTENTION)
+        decoder = load_decoder(arguments, plan, attention=ATTENTION, stored=int8)
     if len(plan.tokenizer) != decoder.get_input_embeddings().num_embeddings:
         decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)
+    if int8:  # what tells the type of hidden states and adapters; the layers follow one by one
+        for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+            layer.to(DTYPES[arguments.dtype])
     model = ClaraModel(decoder, plan.config)
     model.load_adapters(checkpoint)
-    weights_bytes = sum(weight.nbytes for weight in model.parameters())  # packed weights have no size of their own
-    model.freeze()
+    fingerprint = hashlib.sha256(f"{checkpoint.identity} {base_identity(plan.base, decoder)}".encode()).hexdigest()
+    prepare(model, arguments, fingerprint, int8=int8)
     if arguments.attn_implementation in ("auto", "flash_attention_2"):
         shape = model.kv_shape()
         heads = int(decoder.config.num_attention_heads)
@@ -143,7 +151,6 @@ def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) 
             kv_heads=shape.kv_heads,
             dim=shape.dim,
         )
-    fingerprint = hashlib.sha256(f"{checkpoint.identity} {base_identity(plan.base, decoder)}".encode()).hexdigest()
     log.info("loaded %s on %s as %s", plan.folder, model.device, model.dtype)
     if plan.config.licence_note is not None:
         log.warning("%s", plan.config.licence_note)
@@ -152,7 +159,7 @@ def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) 
         model,
         replace(checkpoint, adapters={role: {} for role in checkpoint.adapters}, embeddings={}),
         fingerprint,
-        weights_bytes,
+        model.weights_bytes,
     )
 
 
@@ -176,7 +183,12 @@ def base_identity(base: str, decoder: Any) -> str:
 
 
 def load_decoder(
-    arguments: EngineArguments, plan: Plan, place: torch.device | None = None, attention: str | None = None
+    arguments: EngineArguments,
+    plan: Plan,
+    place: torch.device | None = None,
+    attention: str | None = None,
+    *,
+    stored: bool = False,
 ) -> Any:
     """The base decoder in its type, quantized where that is asked for; nothing added to it yet.
 
@@ -185,19 +197,21 @@ def load_decoder(
         plan: Where it lies.
         place: Where to leave a decoder that is not quantized; None: on the device.
         attention: The name of an attention function; None: that of the arguments, by transformers.
+        stored: Leave the weights as the files have them: mapped, and neither converted nor quantized.
     """
     from transformers import AutoModelForCausalLM
 
     device = torch.device(arguments.device)
-    options: dict[str, Any] = {"dtype": DTYPES[arguments.dtype], **arguments.hub()}
+    quantized = arguments.quantization is not None and not stored
+    options: dict[str, Any] = {"dtype": "auto" if stored else DTYPES[arguments.dtype], **arguments.hub()}
     named = "sdpa" if arguments.attn_implementation == "auto" else arguments.attn_implementation
     options["attn_implementation"] = attention or named
-    if arguments.quantization is not None:
+    if quantized:
         options["quantization_config"] = _quantization(arguments)
         options["device_map"] = {"": device}
     with _base_errors(plan.base, plan.folder):
         decoder = AutoModelForCausalLM.from_pretrained(plan.base, **options)
-    return decoder if arguments.quantization is not None else decoder.to(place or device)
+    return decoder if quantized else decoder.to(place or device)
 
 
 def _quantization(arguments: EngineArguments) -> Any:

@@ -29,6 +29,7 @@ DEFAULT_MODEL_IS: Final = (
 CHOICES: Final[dict[str, tuple[str | None, ...]]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantization": (None, "int8", "nf4"),
+    "cpu_kernels": ("auto", "mkl", "onednn"),
     "attn_implementation": ("auto", "sdpa", "eager", "flash_attention_2"),
     "reasoner": ("auto", "encoder"),
 }
@@ -86,9 +87,16 @@ class EngineOptions(CheckpointOptions):
         default="auto",
         description="'auto' (bfloat16 on a GPU, float32 elsewhere), 'float32', 'bfloat16' or 'float16'.",
     )
-    quantization: str | None = Field(default=None, description="How weights are kept: 'int8' or 'nf4' (bitsandbytes).")
+    quantization: str | None = Field(
+        default=None,
+        description="How weights are kept: 'int8' or 'nf4' (bitsandbytes; int8 on a processor needs no package).",
+    )
     attn_implementation: str = Field(
         default="auto", description="'auto', 'sdpa', 'eager' or 'flash_attention_2' (what attention runs on)."
+    )
+    cpu_kernels: str = Field(
+        default="auto",
+        description="What multiplies on a processor: 'auto' (measured when a model loads), 'mkl' or 'onednn'.",
     )
     reasoner: str = Field(
         default="auto",

@@ -206,6 +206,7 @@ class EngineInstance(Engine):
             weights_bytes=0 if loaded is None else loaded.weights_bytes,
             cached=len(self.cache),
             cached_bytes=self.cache.nbytes,
+            kernels=str(loaded.model.processor) if loaded is not None and self.device.type == "cpu" else "",
         )
 
     def __repr__(self) -> str:

@@ -22,6 +22,7 @@ class EngineStats:
         preempted: How often an answer made room for an older one and was taken up again.
         cached: Documents in the engine's cache of memories.
         cached_bytes: Bytes of them.
+        kernels: What multiplies on a processor, in words; empty elsewhere.
         alive: Whether requests are taken; an engine that is not loaded takes them, and loads.
         turn_seconds: How long the worker's current turn has lasted; 0 while it has nothing to do. A turn that does not
             end means a device that hangs.
@@ -39,5 +40,6 @@ class EngineStats:
     preempted: int = 0
     cached: int = 0
     cached_bytes: int = 0
+    kernels: str = ""
     alive: bool = True
     turn_seconds: float = 0.0

@@ -24,11 +24,13 @@ from clara_core.common.errors import CheckpointError
 from clara_core.model.attention import ATTENTION, Gathered, Packed, Ragged
 from clara_core.model.devices import upload
 from clara_core.model.forked import Forked, ForkedPrompt
+from clara_core.model.int8_linear import Int8Linear, int8_linear
 from clara_core.model.kernels import Kernel
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory, KVShape
-from clara_core.model.lora import RoutedLinear, current_routing, pack_linears, route_linears, routed
-from clara_core.model.packed_linear import packed
+from clara_core.model.lora import RoutedLinear, current_routing, route_linears, routed
+from clara_core.model.packed_linear import PackedLinear, packed
+from clara_core.model.processor import Kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,9 +51,11 @@ class ClaraModel(nn.Module):
 
     Attributes:
         kernel: Attention over packed rows and pages, where there is one that works (`kernels.find_kernel`).
+        processor: How it is multiplied on a processor.
     """
 
     kernel: Kernel | None = None
+    processor: Kernels = Kernels()
 
     def __init__(self, decoder: PreTrainedModel, config: ClaraConfig) -> None:
         super().__init__()
@@ -122,11 +126,33 @@ class ClaraModel(nn.Module):
             HEAD: self.decoder.get_output_embeddings().weight.detach().clone(),
         }
 
-    def freeze(self) -> None:
-        """No more training: weights stay as they are, in the layout that multiplies fastest."""
+    def freeze(self, kernels: Kernels | None = None) -> None:
+        """No more training: weights stay as they are, in the layout that multiplies fastest.
+
+        Args:
+            kernels: What suits this processor; None: oneDNN for all that it packs.
+        """
         self.eval().requires_grad_(False)
-        pack_linears(self.routed.values())
-        self.decoder.set_output_embeddings(packed(self.decoder.get_output_embeddings()))
+        self.processor = kernels or Kernels()
+        for layer in self.routed.values():
+            layer.base = self._kept(layer.base)
+            layer.onednn = self.processor.adapters
+        self.decoder.set_output_embeddings(self._kept(self.decoder.get_output_embeddings()))
+        if self.processor.int8:
+            self.to(self.dtype)  # what is left of the type that the files have
+
+    def _kept(self, layer: nn.Module) -> nn.Module:
+        """A linear layer in the form in which it is multiplied."""
+        if self.processor.int8:
+            return int8_linear(layer)
+        shape = (int(layer.out_features), int(layer.in_features))  # type: ignore[arg-type]
+        return packed(layer) if self.processor.packs(shape) else layer
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of weights and adapters; packed weights are no parameters."""
+        kept = sum(layer.nbytes for layer in self.modules() if isinstance(layer, PackedLinear | Int8Linear))
+        return kept + sum(weight.nbytes for weight in self.parameters())
 
     def _load_embeddings(self, checkpoint: Checkpoint) -> None:
         targets = {

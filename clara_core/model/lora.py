@@ -8,7 +8,7 @@ threads may run different roles on one model at the same time. A routed layer ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from clara_core.checkpoint.config import Role
 from clara_core.model.devices import upload
-from clara_core.model.packed_linear import packed, product
+from clara_core.model.packed_linear import product
 
 N_ROLES = len(Role)
 
@@ -110,6 +110,7 @@ class RoutedLinear(nn.Module):
         self.rank = rank
         self.scale = scale
         self.dropout = 0.0  # of what the adapter reads, where it learns
+        self.onednn = True  # may multiply the small matrices (`packed_linear.product`)
         self.lora_A = nn.Parameter(torch.zeros(N_ROLES * rank, self.in_features, device=weight.device, dtype=dtype))
         # B is kept transposed, so that the rows of one role are one contiguous block.
         self.lora_B = nn.Parameter(torch.zeros(N_ROLES * rank, self.out_features, device=weight.device, dtype=dtype))
@@ -124,11 +125,11 @@ class RoutedLinear(nn.Module):
             x = F.dropout(x, self.dropout)
         expand: Tensor
         if routing.columns is not None:
-            shrunk = product(x, self.lora_A) * routing.columns  # [rows, length, n_roles * rank]
+            shrunk = product(x, self.lora_A, onednn=self.onednn) * routing.columns  # [rows, length, n_roles * rank]
             expand = self.lora_B
         elif routing.role is not None:
             block = self.block(routing.role)
-            shrunk = product(x, self.lora_A[block])  # [rows, length, rank]
+            shrunk = product(x, self.lora_A[block], onednn=self.onednn)  # [rows, length, rank]
             expand = self.lora_B[block]
         else:
             return y
@@ -178,12 +179,6 @@ def route_linears(layers: nn.Module, rank: int, scale: float, dtype: torch.dtype
         parent, _, leaf = name.rpartition(".")
         setattr(layers.get_submodule(parent), leaf, module)
     return routed_layers
-
-
-def pack_linears(layers: Iterable[RoutedLinear]) -> None:
-    """Pack the frozen weights of routed layers for fast products on the processor, where that is possible."""
-    for layer in layers:
-        layer.base = packed(layer.base)
 
 
 def init_adapter(layer: RoutedLinear, role: Role, generator: torch.Generator | None = None) -> None:

@@ -1,10 +1,10 @@
 """Matrix products on the processor: frozen weights packed once in the layout that oneDNN multiplies fastest.
 
-PyTorch multiplies float32 matrices with MKL, which on AMD processors reaches about half of what oneDNN reaches, and
-re-orders bfloat16 weights at every call. Packed once, on one Zen 5 core: 512 x 32,000 against one row 1.3 instead
-of 3.8 ms (float32) and 0.7 instead of 2.0 ms (bfloat16); against 512 rows 91 instead of 182 ms (float32). Sums are
-in another order than MKL's, so results agree to rounding. oneDNN is part of PyTorch, but these two calls
-are reachable by name only; where they are missing, everything stays as it was.
+PyTorch multiplies float32 matrices with MKL, and re-orders bfloat16 weights at every call. On one Zen 5 core oneDNN
+takes 1.3 instead of 3.8 ms for 512 x 32,000 against one row, and 91 instead of 182 ms against 512 rows; on an Intel
+Xeon it is the slower of both, so that `processor` measures before a model is packed. Sums are in another order than
+MKL's: results agree to rounding. oneDNN is part of PyTorch, but these two calls are reachable by name only; where they
+are missing, everything stays as it was.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class PackedLinear(nn.Module):
         self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)  # noqa: SLF001
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the weight."""
+        return self.in_features * self.out_features * self._packed.element_size()
+
+    @property
     def weight(self) -> Tensor:
         """The weight in the usual layout ``[out, in]``, unpacked at each call."""
         return self._packed.to_dense()
@@ -57,10 +62,17 @@ def packs(dtype: torch.dtype) -> bool:
     return AVAILABLE and dtype is torch.float32
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """``x [..., in] @ weight[out, in].T`` of a small matrix that is sliced at each call, and so cannot be packed."""
+def product(x: Tensor, weight: Tensor, *, onednn: bool = True) -> Tensor:
+    """``x [..., in] @ weight[out, in].T`` of a small matrix that is sliced at each call, and so cannot be packed.
+
+    Args:
+        x: What is read.
+        weight: Plain.
+        onednn: Whether oneDNN may multiply passes over many positions.
+    """
     if (
-        AVAILABLE
+        onednn
+        and AVAILABLE
         and x.dtype is weight.dtype is torch.float32
         and x.device.type == "cpu"
         and not torch.is_grad_enabled()

@@ -15,7 +15,6 @@ from clara_core.serving.config import ServeConfig
 from clara_core.serving.failures import install
 from clara_core.serving.gate import Gate
 from clara_core.serving.native import native_routes
-from clara_core.serving.page import page_routes
 from clara_core.serving.standard import standard_routes
 from clara_core.serving.state import ServerState
 from clara_core.serving.stores import store_routes
@@ -66,7 +65,7 @@ def app_of(state: ServerState) -> FastAPI:
     app.state.server = state
     install(app)
     _health(app, state)
-    for routes in (native_routes, standard_routes, store_routes, page_routes):
+    for routes in (native_routes, standard_routes, store_routes):
         app.include_router(routes(state))
     app.add_middleware(Gate, state=state)
     return app

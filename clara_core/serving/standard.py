@@ -15,18 +15,16 @@ from starlette.responses import Response
 from clara_core.engine.logprobs import TokenLogprob
 from clara_core.engine.remote.wire import answer_to_wire, logprobs_to_wire
 from clara_core.engine.sampling import Answer, Chunk
+from clara_core.retrieval.vectors import Array, VectorSpace
 from clara_core.serving.bodies import DocumentBody, check_texts, described, json_response, reader
 from clara_core.serving.documents import memories_of
 from clara_core.serving.failures import Refused
 from clara_core.serving.native import options_of
 from clara_core.serving.standard_bodies import ChatBody, EmbeddingBody, RerankBody, TeiEmbedBody, TeiRerankBody
 from clara_core.serving.streams import EventStream
-from clara_core.serving.vectors import document_vectors, question_vectors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-
-    from torch import Tensor
 
     from clara_core.serving.state import ServerState
 
@@ -61,25 +59,25 @@ def standard_routes(state: ServerState) -> APIRouter:
 
     # --- vectors -----------------------------------------------------------------------------------------
 
-    async def vectors(texts: list[str], length: int | None, *, query: bool, name: str) -> tuple[Tensor, int]:
+    async def vectors(texts: list[str], length: int | None, *, query: bool, name: str) -> tuple[Array, int]:
         """Vectors of texts, and the tokens that were read."""
         check_texts(texts, limits.inputs, limits.characters, name)
         if not texts or not all(texts):
             raise Refused("invalid_request", f"{name} holds no text, or an empty one", param=name)
-        length = length or engine.dimension
-        if length > engine.dimension:
+        if length and length > engine.dimension:
             raise Refused(
                 "invalid_request",
                 f"dimensions={length} is more than the {engine.dimension} there are",
                 param="dimensions",
             )
+        space = VectorSpace(engine, None if length == engine.dimension else length)
         if query:
             tokens = await engine.areason(texts)
             count = await asyncio.to_thread(lambda: sum(map(engine.tokenizer.count, texts)))
-            return await asyncio.to_thread(question_vectors, tokens, length), count
+            return await asyncio.to_thread(space.questions, tokens), count
         memories = await engine.aremember(texts)
         count = sum(memory.source_tokens for memory in memories)
-        return await asyncio.to_thread(document_vectors, memories, length), count
+        return await asyncio.to_thread(space.documents, memories), count
 
     @router.post("/v1/embeddings", tags=["openai"], openapi_extra=described(EmbeddingBody))
     async def embeddings(body: Annotated[EmbeddingBody, Depends(reader(EmbeddingBody))]) -> Response:
@@ -309,11 +307,11 @@ def _usage(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _floats(rows: Tensor) -> list[Any]:
+def _floats(rows: Array) -> list[Any]:
     floats: list[Any] = rows.tolist()
     return floats
 
 
-def _base64(rows: Tensor) -> list[Any]:
+def _base64(rows: Array) -> list[Any]:
     """Little-endian float32, as the clients decode it."""
-    return [base64.b64encode(row.numpy().astype("<f4").tobytes()).decode() for row in rows]
+    return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]

@@ -136,9 +136,10 @@ def test_stats_say_what_is_there(tiny: Tiny) -> None:
     assert engine.stats().kv_total_bytes == 0
 
 
-def test_many_requests_in_little_memory_get_what_they_would_get_alone() -> None:
-    outcome = run(requests=60, threads=8, pool_size=12, places=1)
-    assert sum(outcome.ended.values()) == 60
+@pytest.mark.parametrize("requests", [16, pytest.param(60, marks=pytest.mark.heavy)])
+def test_many_requests_in_little_memory_get_what_they_would_get_alone(requests: int) -> None:
+    outcome = run(requests=requests, threads=8, pool_size=12, places=1)
+    assert sum(outcome.ended.values()) == requests
     assert set(outcome.ended) <= {"answered", "left"}
     assert outcome.wrong == []
     assert 0 < outcome.most_bytes <= outcome.bound

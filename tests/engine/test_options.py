@@ -49,6 +49,7 @@ VALUES: dict[str, Any] = {
     "dtype": "float32",
     "quantization": "nf4",
     "attn_implementation": "eager",
+    "cpu_kernels": "mkl",
     "reasoner": "encoder",
     "kv_cache_bytes": 2**20,
 }

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from clara_core import ClaraEngine, ClaraError, EngineClosed
 from clara_core.checkpoint.config import Role
 from clara_core.engine.requests import EncodeRequest, Limits, SequenceRow, fill_batch
-from clara_core.engine.threads import FEW, DecodeThreads
+from clara_core.engine.threads import DecodeThreads
 from clara_core.model.decoder import ClaraModel
+from clara_core.model.processor import Kernels
 from tests.engines import PASSAGES, Counter, open_engine, wrapped
 from tests.tiny import build
 
@@ -58,13 +59,14 @@ def test_small_decode_steps_take_one_thread_and_give_the_others_back(
 
     def look() -> None:
         torch.set_num_threads(2)  # of this thread
-        few = DecodeThreads(engine.load().model)
-        for rows in (1, FEW + 1):
+        model = engine.load().model
+        few = DecodeThreads(model)
+        for rows in (1, model.processor.single + 1):
             with few.step(rows):
                 found.append(torch.get_num_threads())
             found.append(torch.get_num_threads())
-        monkeypatch.setattr("clara_core.engine.threads.SMALL", 1)
-        with DecodeThreads(engine.load().model).step(1):
+        monkeypatch.setattr(model, "processor", Kernels(single=0))
+        with DecodeThreads(model).step(1):
             found.append(torch.get_num_threads())
 
     before = torch.get_num_threads()

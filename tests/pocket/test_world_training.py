@@ -6,6 +6,7 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -125,14 +126,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def tiny_config(out: Path, steps: int = 2, **given: Any) -> WorldConfig:
-    """The lessons of the bundled model, short and over small worlds."""
+# One lesson of each kind: text, one passage, several, the base that learns no more, retrieval, and end to end.
+LESSONS = ("base", "stage1", "stage1_2", "stage1_2_namesakes", "stage2_pretrain_retrieval", "stage2")
+
+
+def tiny_config(out: Path, steps: int = 2, names: Sequence[str] = LESSONS, **given: Any) -> WorldConfig:
+    """Lessons of the bundled model, short and over small worlds."""
     config = WorldConfig.read(CONFIG_FILE, out=out, tensorboard=False, seed=5)
     lessons = {
         stage.name: config.lessons[stage.name]
         | {"steps": steps, "passages": 24, "words": (stage.words[0], min(stage.words[1], 80)), "asked": 6}
         | {"rows": min(stage.rows, 4), "paraphrases": min(stage.paraphrases, 2)}
         for stage in config.stages
+        if stage.name in names
     }
     return config.model_copy(update={"lessons": lessons, **given})
 
@@ -153,8 +159,16 @@ def test_tokenizers_are_written_for_every_version_of_transformers(name: str, req
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
+@pytest.mark.heavy
+def test_every_lesson_of_the_bundled_model_runs(tmp_path: Path) -> None:
+    names = list(WorldConfig.read(CONFIG_FILE).lessons)
+    train_world(tiny_config(tmp_path, steps=1, names=names))
+    assert [line["stage"] for line in metrics(tmp_path)] == names
+    assert {folder.name for folder in (tmp_path / "checkpoints").iterdir()} == set(names) - {"base"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [3, 9])
+@pytest.mark.parametrize("step", [9, pytest.param(3, marks=pytest.mark.heavy)])
 def test_a_run_of_many_lessons_goes_on_as_if_it_had_not_been_stopped(finished: Path, tmp_path: Path, step: int) -> None:
     shutil.copytree(finished / "base", tmp_path / "base")  # its tokenizer need not be trained again
     config = tiny_config(tmp_path, save_every=1)

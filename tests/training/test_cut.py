@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "contrastive": {"batch_size": 1, "memory_room_mb": 0},  # the second process never has a line
     "stage2": {"batch_size": 5, "micro_batch_size": 1, "held_out": 0.25, "gradient_checkpointing": True},
 }
-
+LIGHT = "stage2"
+STAGES = [stage if stage == LIGHT else pytest.param(stage, marks=pytest.mark.heavy) for stage in RUNS]
 
 needs_cutting = pytest.mark.skipif(not can_cut(), reason="fully_shard of this torch cannot leave adapters whole")
 
@@ -44,19 +46,27 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs of two processes, each with a whole base and with one that is cut."""
+def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder with a stage's runs of two processes, with a whole base and with one that is cut."""
     pytest.importorskip("accelerate")
-    folder = tmp_path_factory.mktemp("runs")
-    configs = {
-        stage: config_for(tiny, folder, stage, **given).model_dump(  # type: ignore[arg-type]
-            mode="json", exclude={"out", "shape"}, exclude_none=True
-        )
-        for stage, given in RUNS.items()
-    }
-    (folder / "configs.json").write_text(json.dumps(configs), encoding="utf-8")
-    run_two(folder / "configs.json", folder)
-    return folder
+    made: dict[bool, Path] = {}
+
+    def folder_of(stage: str) -> Path:
+        light = stage == LIGHT  # the heavy stages share one start of two processes
+        if light not in made:
+            made[light] = tmp_path_factory.mktemp("runs")
+            wanted = {stage: given for stage, given in RUNS.items() if (stage == LIGHT) == light}
+            configs = {
+                stage: config_for(tiny, made[light], stage, **given).model_dump(  # type: ignore[arg-type]
+                    mode="json", exclude={"out", "shape"}, exclude_none=True
+                )
+                for stage, given in wanted.items()
+            }
+            (made[light] / "configs.json").write_text(json.dumps(configs), encoding="utf-8")
+            run_two(made[light] / "configs.json", made[light])
+        return made[light]
+
+    return folder_of
 
 
 def run_two(configs: Path, folder: Path) -> None:
@@ -90,9 +100,9 @@ def run_two(configs: Path, folder: Path) -> None:
 
 @needs_cutting
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", RUNS)
-def test_what_is_learned_is_the_same(trained: Path, stage: str) -> None:
-    whole, cut = (trained / stage / way for way in ("whole", "cut"))
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_learned_is_the_same(trained: Callable[[str], Path], stage: str) -> None:
+    whole, cut = (trained(stage) / stage / way for way in ("whole", "cut"))
     pairs = list(zip(metrics(whole / "metrics.jsonl"), metrics(cut / "metrics.jsonl"), strict=True))
     assert len(pairs) == 4
     for one, other in pairs:
@@ -109,11 +119,13 @@ def test_what_is_learned_is_the_same(trained: Path, stage: str) -> None:
 
 @needs_cutting
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", RUNS)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_each_process_holds_half_of_the_layers_between_passes(tiny: Tiny, trained: Path, stage: str, rank: int) -> None:
+def test_each_process_holds_half_of_the_layers_between_passes(
+    tiny: Tiny, trained: Callable[[str], Path], stage: str, rank: int
+) -> None:
     layers = sum(weight.nbytes for weight in tiny.model.model.layers.parameters())
-    held = found(trained, rank)["held"]
+    held = found(trained(stage), rank)["held"]
     saved = [whole - cut for whole, cut in zip(held[f"{stage} whole"], held[f"{stage} cut"], strict=True)]
     assert len(saved) == 6
     # After a step its last pass is still there, which has a copy of its input where the base is cut.
@@ -122,9 +134,9 @@ def test_each_process_holds_half_of_the_layers_between_passes(tiny: Tiny, traine
 
 @needs_cutting
 @pytest.mark.slow
-def test_a_quantized_base_is_not_cut(trained: Path) -> None:
-    assert "quantization='nf4' packs its weights" in found(trained, 0)["refused"]
-    assert "leave quantization out" in found(trained, 1)["refused"]
+def test_a_quantized_base_is_not_cut(trained: Callable[[str], Path]) -> None:
+    assert "quantization='nf4' packs its weights" in found(trained(LIGHT), 0)["refused"]
+    assert "leave quantization out" in found(trained(LIGHT), 1)["refused"]
 
 
 def found(folder: Path, rank: int) -> dict[str, Any]:

@@ -194,11 +194,23 @@ def adapted(tmp_path_factory):
     return plan, run(plan)
 
 
+def test_a_run_of_one_step_a_stage_ends_in_a_checkpoint_and_figures(tmp_path, capsys):
+    changes = {stage: ["steps=1", "batch_size=2"] for stage in CHANGES}
+    plan = Plan(tmp_path, passages=10, replay=12, measured=26, changes=changes)
+    result = run(plan)
+    assert [len(losses(plan, stage, "norm")) for stage in CHANGES] == [1] * len(CHANGES)
+    assert json.loads((plan.out / "result.json").read_text()) == result
+    assert result["before"].keys() == result["after"].keys()
+    assert set(read_checkpoint(plan.out / "checkpoint").roles) == set(Role)
+    show(result)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+
+
 def losses(plan, stage, name):
     return [line[name] for line in read_metrics(plan.out / stage / "metrics.jsonl")]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_every_stage_learns(adapted):
     plan, _ = adapted
     answers = losses(plan, "stage1", "answer")
@@ -207,7 +219,7 @@ def test_every_stage_learns(adapted):
         assert f"steps={len(losses(plan, stage, 'norm'))}" in changes
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_figures_of_both_worlds_stand_in_the_result_and_in_the_card(adapted, capsys):
     plan, result = adapted
     assert json.loads((plan.out / "result.json").read_text()) == result
@@ -221,7 +233,7 @@ def test_figures_of_both_worlds_stand_in_the_result_and_in_the_card(adapted, cap
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_result_is_a_checkpoint_that_answers_in_the_new_words(adapted):
     plan, result = adapted
     engine = ClaraEngine.from_pretrained(result["checkpoint"])
@@ -233,7 +245,7 @@ def test_the_result_is_a_checkpoint_that_answers_in_the_new_words(adapted):
     engine.unload()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_finished_run_is_not_trained_again(adapted):
     plan, result = adapted
     weights = (plan.out / "stage2" / "checkpoint" / "adapters.safetensors").read_bytes()
@@ -244,7 +256,7 @@ def test_a_finished_run_is_not_trained_again(adapted):
     assert (plan.out / "stage2" / "checkpoint" / "adapters.safetensors").read_bytes() == weights
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_end_to_end_stage_is_compared_with_and_without_the_gradient(adapted, capsys):
     plan, _ = adapted
     out = plan.out / "gain"

@@ -49,7 +49,8 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_same_curve(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [(5,), pytest.param((5, 21), marks=pytest.mark.heavy)], ids=len)
+def test_a_killed_run_goes_on_with_the_same_curve(tiny: Tiny, tmp_path: Path, kills: tuple[int, ...]) -> None:
     """The signal comes while the child works, in whatever it is doing then."""
     given = {"steps": 60, "save_every": 1, "held_out": 0.25, "eval_every": 7}
     whole = train(config_for(tiny, tmp_path, "stage2", out=tmp_path / "whole", **given))
@@ -57,7 +58,7 @@ def test_a_killed_run_goes_on_with_the_same_curve(tiny: Tiny, tmp_path: Path) ->
     path = as_file(config, tmp_path / "config.yaml")
     journal = config.out / "metrics.jsonl"
     reached = 0
-    for wanted in (5, 21):
+    for wanted in kills:
         with (tmp_path / "child.log").open("wb") as log:
             command = [sys.executable, *COMMAND, "stage2", str(path), "--no-progress"]
             child = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)

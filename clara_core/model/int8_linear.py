@@ -1,0 +1,117 @@
+"""Weights of 8 bits on the processor, multiplied by torch's own whole-number products (FBGEMM).
+
+A weight is rounded to 127 steps either way of its output's largest one; that is all that is lost. What the layer reads
+is written as two digits of 7 bits, both relative to the largest number of its own position, so that its rounding is far
+below that of the weights even where a few features are a hundred times as large as the others. Both digits go through
+one product as two rows: a decode step is bound by reading the weights, and reads them once.
+
+Sums of whole numbers are exact: a row gives the same numbers alone and in every batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from threading import Lock
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+_STEPS: Final = 127  # of a weight
+# Of a digit. 8 bits would do with VNNI; without it, products of pairs are added in 16 bits, which 7 bits never exceed.
+_DIGIT: Final = 63
+_ZERO: Final = 64  # of a digit as an unsigned number
+_LEAST: Final = 1e-30  # stands for the largest number of a position that is all zeros
+_ENGINE: Final = "fbgemm"
+_engine = Lock()  # the setting of torch that chooses who packs is one for the process
+
+
+class Int8Linear(nn.Module):
+    """A frozen linear layer that keeps its weight in 8 bits alone.
+
+    Args:
+        layer: Plain, on the processor, in any floating-point type.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = layer.in_features
+        self.out_features = layer.out_features
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        self._packed = _pack(layer.weight.detach())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight."""
+        return self.in_features * self.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as it is multiplied, ``[out, in]`` in float32, unpacked at each call."""
+        rounded: Tensor = torch.ops.quantized.linear_unpack(self._packed)[0].dequantize()
+        return rounded
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to ``x [..., in]``."""
+        rows = x.reshape(-1, self.in_features).float()
+        largest = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_min_(_LEAST)  # [rows, 1]
+        scaled = rows * (_DIGIT / largest)
+        coarse = scaled.round()
+        fine = scaled.sub_(coarse).mul_(2 * _DIGIT)  # what is left is half a step at most
+        both = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            torch.cat([coarse, fine]), 1.0, _ZERO, self._packed
+        )  # [2 * rows, out]
+        whole, rest = both.chunk(2)
+        # Numbers that are none show in the largest, and so in the result.
+        y: Tensor = whole.add_(rest, alpha=1 / (2 * _DIGIT)).mul_(largest / _DIGIT)
+        if self.bias is not None:
+            y += self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+
+def int8_linear(layer: nn.Module) -> nn.Module:
+    """The layer with a weight of 8 bits, where it is a plain linear one."""
+    return Int8Linear(layer) if type(layer) is nn.Linear else layer
+
+
+def check_int8() -> None:
+    """Find out whether this processor multiplies whole numbers as these layers need it.
+
+    Raises:
+        ValueError: It does not, with what to do.
+    """
+    try:
+        if _ENGINE not in torch.backends.quantized.supported_engines:
+            raise RuntimeError("this torch has no FBGEMM, which takes an x86 processor with AVX2")  # noqa: TRY301
+        layer = nn.Linear(8, 4, bias=False)
+        x = torch.full((1, 8), 100.0)
+        x[0, 0] = 0.25
+        with torch.no_grad():
+            tried = Int8Linear(layer)
+            wrong = (tried(x) - x @ tried.weight.T).abs().max().item()
+        if not wrong < 0.05:
+            raise RuntimeError(f"FBGEMM gave wrong numbers on a small example (off by {wrong:.3g})")  # noqa: TRY301
+    except (RuntimeError, NotImplementedError, AttributeError) as exc:
+        msg = (
+            f"quantization='int8' cannot be used on this processor: {str(exc).splitlines()[0]}. Take "
+            "quantization='nf4' (pip install 'clara-rag[quantization]'), dtype='bfloat16' or none of them"
+        )
+        raise ValueError(msg) from exc
+
+
+def _pack(weight: Tensor) -> object:
+    """``[out, in]`` rounded and in the layout of FBGEMM."""
+    weight = weight.float()
+    steps = weight.abs().amax(1).clamp_min_(_LEAST).double() / _STEPS  # [out]
+    zeros = torch.zeros(len(weight), dtype=torch.long)
+    with warnings.catch_warnings():
+        # Torch means to give these tensors up one day; `check_int8` will say so then.
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel")
+        rounded = torch.quantize_per_channel(weight, steps, zeros, 0, torch.qint8)
+    with _engine:
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = _ENGINE
+        try:
+            return torch.ops.quantized.linear_prepack(rounded, None)
+        finally:
+            torch.backends.quantized.engine = before
