@@ -96,7 +96,8 @@ def entity_preservation(passage: str, again: str) -> float | None:
 
 def lost_entities(passage: str, again: str) -> list[str]:
     """Names and numbers of a passage that another text does not say."""
-    said = f" {' '.join(_PIECE.findall(_plain(again).casefold()))} "
+    # Pieces first: some letters in lower case are two signs, of which one is no letter.
+    said = f" {' '.join(piece.casefold() for piece in _PIECE.findall(_plain(again)))} "
     return [entity for entity in entities(passage) if f" {entity} " not in said]
 
 

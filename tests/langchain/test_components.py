@@ -85,7 +85,7 @@ def test_engine_and_model_at_once(model, component, option):
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_an_engine_must_be_one(component):
-    with pytest.raises(ValueError, match="ClaraEngine, got str"):
+    with pytest.raises(ValueError, match="a ClaraEngine or RemoteEngine, got str"):
         component(engine="pocket")
 
 

@@ -99,7 +99,7 @@ def test_engine_and_model_at_once(engine, component):
         component(engine=engine, model="pocket")
     with pytest.raises(ValueError, match="engine= or compression="):
         component(engine=engine, compression=16)
-    with pytest.raises(TypeError, match="ClaraEngine, got str"):
+    with pytest.raises(TypeError, match="a ClaraEngine or RemoteEngine, got str"):
         component(engine="pocket")
 
 
