@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.block_translators import register_translator
 
+from clara_core.engine.answer_options import confidence_account
 from langchain_clara._documents import ReadDocument, listed_documents
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
     from clara_core import Answer
     from clara_core.engine.logprobs import TokenLogprob
-
-EVIDENCE: Final = ("logprobs", "top_logprobs", "citations", "min_confidence", "read")
-"""Options beside those of sampling."""
 
 
 def logprobs_account(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -36,15 +34,7 @@ def evidence_account(answer: Answer, asked: Mapping[str, Any]) -> dict[str, Any]
     """
     found: dict[str, Any] = {}
     if asked.get("citations") or asked.get("min_confidence") is not None or asked.get("read", "memory") != "memory":
-        found = {
-            "confidence": answer.confidence,
-            "calibrated": answer.calibrated,
-            "abstained": answer.abstained,
-            "draft": answer.draft,
-            "reading": answer.reading,
-            "judged_tokens": answer.judged_tokens,
-            "checks": None if answer.checks is None else asdict(answer.checks),
-        }
+        found = confidence_account(answer)
     if answer.citations is not None:
         found["citations"] = [asdict(citation) for citation in answer.citations]
     return found

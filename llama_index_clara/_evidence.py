@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -18,12 +18,11 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.schema import NodeWithScore
 
+from clara_core.engine.answer_options import confidence_account
+
 if TYPE_CHECKING:
     from clara_core import Answer
     from clara_core.engine.logprobs import TokenLogprob
-
-EVIDENCE: Final = ("logprobs", "top_logprobs", "citations", "min_confidence", "read")
-"""Options beside those of sampling."""
 
 
 def logprobs_of(tokens: Sequence[TokenLogprob] | None) -> list[list[LogProb]] | None:
@@ -38,13 +37,7 @@ def evidence_account(answer: Answer) -> dict[str, Any]:
     if answer.citations is None and answer.confidence is None and not answer.abstained:
         return {}
     return {
-        "confidence": answer.confidence,
-        "calibrated": answer.calibrated,
-        "checks": None if answer.checks is None else asdict(answer.checks),
-        "abstained": answer.abstained,
-        "draft": answer.draft,
-        "reading": answer.reading,
-        "judged_tokens": answer.judged_tokens,
+        **confidence_account(answer),
         "attribution": None if answer.attribution is None else list(answer.attribution),
         "citations": None if answer.citations is None else [asdict(one) for one in answer.citations],
     }

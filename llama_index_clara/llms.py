@@ -25,10 +25,10 @@ from llama_index.core.types import TokenAsyncGen
 from pydantic import Field, PrivateAttr, field_validator
 
 from clara_core.common.suggest import refuse_unknown
+from clara_core.engine.answer_options import EVIDENCE
 from clara_core.model.chat_format import Turn
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._evidence import (
-    EVIDENCE,
     chat_response,
     chat_stream,
     chat_stream_async,

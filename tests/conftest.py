@@ -22,6 +22,22 @@ def parity_folder() -> Path:
     return PARITY
 
 
+@pytest.fixture(scope="session")
+def pocket():
+    """The engine of the bundled model that the tests of evidence share."""
+    from tests.known import find_known
+
+    return find_known()[0]
+
+
+@pytest.fixture(scope="session")
+def known():
+    """A question that `pocket` answers right, with its passages (`tests.known`)."""
+    from tests.known import find_known
+
+    return find_known()[1]
+
+
 @pytest.fixture
 def clara(capsys):
     """The command itself, in this process: exit code, standard output, standard error."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from clara_core.common.suggest import nearest, refuse_unknown
+from clara_core.engine.checks import check_type
 from clara_core.engine.logprobs import MOST_ALTERNATIVES
-from clara_core.engine.sampling import Sampling, SamplingOptions
+from clara_core.engine.sampling import Answer, Sampling, SamplingOptions
 
 Reading: TypeAlias = Literal["memory", "again", "text", "auto"]
 READINGS = get_args(Reading)
 UNSURE = "I am not sure enough to answer."
+EVIDENCE: Final = ("logprobs", "top_logprobs", "citations", "min_confidence", "read")
+"""Options beside those of sampling that a model of a framework takes."""
 
 
 class AnswerOptions(SamplingOptions, total=False):
@@ -56,21 +59,21 @@ class Wanted:
 
     def __post_init__(self) -> None:
         for name, value in (("logprobs", self.logprobs), ("citations", self.citations)):
-            _check_type(name, value, bool, "True or False")
+            check_type(name, value, bool, "True or False")
         top, least = self.top_logprobs, self.min_confidence
-        _check_type("top_logprobs", top, int, "an integer")
+        check_type("top_logprobs", top, int, "an integer")
         if not 0 <= top <= MOST_ALTERNATIVES:
             raise ValueError(f"top_logprobs must lie between 0 and {MOST_ALTERNATIVES}, got {top}")
         if top and not self.logprobs:
             raise ValueError(f"top_logprobs={top} needs logprobs=True")
         if least is not None:
-            _check_type("min_confidence", least, (int, float), "a number or None")
+            check_type("min_confidence", least, (int, float), "a number or None")
         if least is not None and not 0 <= least <= 1:
             raise ValueError(f"min_confidence must lie between 0 and 1, got {least}")
         if self.read not in READINGS:
             names = ", ".join(map(repr, READINGS))
             raise ValueError(f"read must be one of {names}, got {self.read!r}{nearest(str(self.read), READINGS)}")
-        _check_type("unsure_text", self.unsure_text, str, "a string")
+        check_type("unsure_text", self.unsure_text, str, "a string")
 
     @property
     def afterwards(self) -> bool:
@@ -114,9 +117,17 @@ def read_options(options: AnswerOptions) -> tuple[Sampling, Wanted]:
     return sampling, wanted
 
 
-def _check_type(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}: {value!r:.60}")
+def confidence_account(answer: Answer) -> dict[str, Any]:
+    """How sure an answer is, and how it came about, in the types of JSON."""
+    return {
+        "confidence": answer.confidence,
+        "calibrated": answer.calibrated,
+        "abstained": answer.abstained,
+        "draft": answer.draft,
+        "reading": answer.reading,
+        "judged_tokens": answer.judged_tokens,
+        "checks": None if answer.checks is None else asdict(answer.checks),
+    }
 
 
 def _numbers(scores: Sequence[float]) -> tuple[float, ...]:

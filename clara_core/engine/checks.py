@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
 from clara_core.common.errors import FingerprintMismatch
+from clara_core.common.suggest import nearest
 from clara_core.data.memory import Memory
 
 Overflow: TypeAlias = Literal["split", "error", "truncate"]
@@ -21,10 +21,18 @@ def check_overflow(overflow: str) -> None:
     """
     known = get_args(Overflow)
     if overflow not in known:
-        near = difflib.get_close_matches(str(overflow), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        msg = f"overflow must be one of {', '.join(map(repr, known))}, got {overflow!r}{hint}"
+        msg = f"overflow must be one of {', '.join(map(repr, known))}, got {overflow!r}{nearest(overflow, known)}"
         raise ValueError(msg)
+
+
+def check_type(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Refuse an option of another type; True and False are no numbers.
+
+    Raises:
+        TypeError: Says what is expected.
+    """
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}: {value!r:.60}")
 
 
 def checked_texts(texts: Iterable[object], name: str = "texts") -> Iterator[str]:
@@ -33,9 +41,7 @@ def checked_texts(texts: Iterable[object], name: str = "texts") -> Iterator[str]
     Raises:
         TypeError: One string instead of several, or something that is no string.
     """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        msg = f"{name} must be several strings, got one {type(texts).__name__}; put it into a list"
-        raise TypeError(msg)
+    _check_several(texts, Iterable, name, "strings")
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             msg = f"{name}[{index}] must be a string, got {type(text).__name__}: {text!r:.60}"
@@ -50,9 +56,7 @@ def checked_memories(memories: Iterable[object], fingerprint: Callable[[], str])
         FingerprintMismatch: One was made by another model; says both fingerprints.
         TypeError: Something is no `Memory`.
     """
-    if isinstance(memories, Memory | str | bytes) or not isinstance(memories, Iterable):
-        msg = f"memories must be several Memory objects, got one {type(memories).__name__}; put it into a list"
-        raise TypeError(msg)
+    _check_several(memories, Iterable, "memories", "Memory objects")
     checked: list[Memory] = []
     own = ""
     for index, memory in enumerate(memories):
@@ -97,16 +101,14 @@ def asked_all(items: Iterable[object]) -> list[tuple[list[Message], Sequence[Mem
     return conversations
 
 
-def check_messages(messages: object) -> None:
+def check_messages(messages: Sequence[object]) -> None:
     """Refuse what is not a conversation.
 
     Raises:
         TypeError: It is one message, or one of them is not a dict of strings.
         ValueError: A role that there is not.
     """
-    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
-        msg = f"messages must be several messages, got one {type(messages).__name__}; put it into a list"
-        raise TypeError(msg)
+    _check_several(messages, Sequence, "messages", "messages")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
             msg = f"messages[{index}] must be a dict of role and content, got {type(message).__name__}: {message!r:.60}"
@@ -117,3 +119,9 @@ def check_messages(messages: object) -> None:
         if not isinstance(message.get("content"), str):
             msg = f"messages[{index}] must have a string as content, got {type(message.get('content')).__name__}"
             raise TypeError(msg)
+
+
+def _check_several(values: object, kind: type, name: str, what: str) -> None:
+    if isinstance(values, Memory | str | bytes) or not isinstance(values, kind):
+        msg = f"{name} must be several {what}, got one {type(values).__name__}; put it into a list"
+        raise TypeError(msg)

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from clara_core.common.suggest import refuse_unknown
+from clara_core.engine.checks import check_type
 from clara_core.engine.evidence import Checks, Citation
 from clara_core.engine.logprobs import Measured, TokenLog, TokenLogprob
 
@@ -136,14 +137,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         # All of it here: in the worker's thread a wrong value would be found too late.
-        _check_type("max_tokens", self.max_tokens, Integral, "an integer")
-        _check_type("temperature", self.temperature, Real, "a number")
-        _check_type("top_p", self.top_p, Real, "a number")
+        check_type("max_tokens", self.max_tokens, Integral, "an integer")
+        check_type("temperature", self.temperature, Real, "a number")
+        check_type("top_p", self.top_p, Real, "a number")
         if self.seed is not None:
-            _check_type("seed", self.seed, Integral, "an integer or None")
+            check_type("seed", self.seed, Integral, "an integer or None")
             _check(-(2**63) <= self.seed < 2**64, "seed", self.seed, "an integer of 64 bits")
         for index, stop in enumerate(self.stop):
-            _check_type(f"stop[{index}]", stop, str, "a string")
+            check_type(f"stop[{index}]", stop, str, "a string")
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         _check(self.temperature >= 0 and math.isfinite(self.temperature), "temperature", self.temperature, "at least 0")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
@@ -250,12 +251,6 @@ def _several(stop: Sequence[str]) -> tuple[str, ...]:
     except TypeError as exc:
         msg = f"stop must be a string or several, got {type(stop).__name__}: {stop!r:.60}"
         raise TypeError(msg) from exc
-
-
-def _check_type(name: str, value: object, kind: type, expected: str) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        msg = f"{name} must be {expected}, got {type(value).__name__}: {value!r:.60}"
-        raise TypeError(msg)
 
 
 def _check(holds: bool, name: str, value: object, expected: str) -> None:

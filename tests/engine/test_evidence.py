@@ -12,18 +12,8 @@ import torch
 from clara_core import Answer, ClaraEngine
 from clara_core.engine.evidence import find_parts, score, token_spans, unexplained
 from tests.engines import PASSAGES, open_engine, wrapped
-from tests.known import Known, find_known
+from tests.known import Known
 from tests.tiny import Tiny, build
-
-
-@pytest.fixture(scope="module")
-def pocket() -> ClaraEngine:
-    return find_known()[0]
-
-
-@pytest.fixture(scope="module")
-def known() -> Known:
-    return find_known()[1]
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,7 @@ from langchain_core.messages import AIMessage
 
 from clara_core import ClaraEngine
 from langchain_clara import ChatClara, cited_documents
-from tests.known import Known, find_known
-
-
-@pytest.fixture(scope="module")
-def pocket() -> ClaraEngine:
-    return find_known()[0]
-
-
-@pytest.fixture(scope="module")
-def known() -> Known:
-    return find_known()[1]
+from tests.known import Known
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from clara_core import ClaraEngine
 from llama_index_clara import ClaraLLM, ClaraQueryEngine, ClaraRetriever, ClaraSynthesizer
-from tests.known import Known, find_known
-
-
-@pytest.fixture(scope="module")
-def pocket() -> ClaraEngine:
-    return find_known()[0]
-
-
-@pytest.fixture(scope="module")
-def known() -> Known:
-    return find_known()[1]
+from tests.known import Known
 
 
 @pytest.fixture
