@@ -277,8 +277,8 @@ def test_the_command_trains_and_says_errors_in_one_line(tiny: Tiny, tmp_path: Pa
     assert (tmp_path / "run" / "checkpoint" / "config.json").exists()
     wrong = runner.invoke(app, ["train", "stage1", str(path), "--set", "step=1"])
     assert wrong.exit_code == 2
-    assert "there is no option 'step'; did you mean 'steps'?" in wrong.stderr
-    assert "\n" not in wrong.stderr.strip()
+    assert "there is no option 'step'; did you mean 'steps'?" in wrong.output
+    assert "\n" not in wrong.output.strip()
     pytest.importorskip("matplotlib")
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
