@@ -135,7 +135,6 @@ def server_of(config: ServeConfig) -> DrainingServer:
         timeout_graceful_shutdown=round(config.drain_seconds),
         ws="none",
         http=type("Protocol", (PatientProtocol,), {"seconds": limits.body_seconds}),
-        ws="none",  # else uvicorn looks for a library of websockets, and imports what that one deprecates
         h11_max_incomplete_event_size=65_536,
         limit_concurrency=limits.requests * 4,
         lifespan="on",
