@@ -36,9 +36,15 @@ async def memories_of(state: ServerState, documents: Sequence[DocumentBody], mos
     if missing:
         shown = ", ".join(repr(id_[:64]) for id_ in missing[:5])
         raise Refused("document_not_found", f"there is no document with the id {shown}", param="documents")
-    texts = [document.text or "" for document, memory in zip(documents, stored, strict=True) if memory is None]
-    made = iter(await state.engine.aremember(texts) if texts else [])
-    return [next(made) if memory is None else memory for memory in stored]
+    found = {at: memory for at, memory in enumerate(stored) if memory is not None}
+    for overflow in ("split", "truncate"):
+        places = [at for at, each in enumerate(documents) if at not in found and each.overflow == overflow]
+        texts = [documents[at].text or "" for at in places]
+        if texts:
+            engine = state.engine
+            made = await (engine.aremember(texts) if overflow == "split" else engine.acompress(texts, "truncate"))
+            found |= zip(places, made, strict=True)
+    return [found[at] for at in range(len(documents))]
 
 
 def _stored(state: ServerState, documents: Sequence[DocumentBody]) -> list[Memory | None]:

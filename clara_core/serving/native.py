@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Request
@@ -22,9 +23,11 @@ from clara_core.engine.sampling import Chunk
 from clara_core.serving.bodies import (
     AnswerBody,
     CompressBody,
+    FidelityBody,
     ParaphraseBody,
     RankBody,
     ReasonBody,
+    SaidBody,
     TokensBody,
     check_texts,
     described,
@@ -111,6 +114,22 @@ def native_routes(state: ServerState) -> APIRouter:
         [memory] = await memories_of(state, [body.document], 1)
         said = await asyncio.to_thread(engine.paraphrase, memory, body.instruction, body.max_tokens)
         return await json_response(answer_to_wire(said))
+
+    @router.post("/attribute", openapi_extra=described(SaidBody))
+    async def attribute(body: Annotated[SaidBody, Depends(reader(SaidBody))]) -> Response:
+        memories = await memories_of(state, body.documents, limits.read)
+        return await json_response(asdict(await engine.aattribute(body.question, memories, body.text)))
+
+    @router.post("/logprob", openapi_extra=described(SaidBody))
+    async def logprob(body: Annotated[SaidBody, Depends(reader(SaidBody))]) -> Response:
+        memories = await memories_of(state, body.documents, limits.read)
+        return await json_response({"logprob": await engine.alogprob(body.question, memories, body.text)})
+
+    @router.post("/fidelity", openapi_extra=described(FidelityBody))
+    async def fidelity(body: Annotated[FidelityBody, Depends(reader(FidelityBody))]) -> Response:
+        memories = await memories_of(state, body.documents, limits.documents)
+        measured = await engine.afidelity(memories, body.instruction)
+        return await json_response({"results": [asdict(each) for each in measured]})
 
     @router.post("/compress", openapi_extra=described(CompressBody))
     async def compress(body: Annotated[CompressBody, Depends(reader(CompressBody))]) -> Response:
