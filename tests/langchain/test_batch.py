@@ -17,6 +17,7 @@ from langchain_clara import ChatClara
 from langchain_clara._documents import block_from_document
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
+from tests.serving.servers import served
 from tests.tiny import build
 
 QUESTIONS = [f"What is said of town {number}?" for number in range(7)]
@@ -24,7 +25,7 @@ QUESTIONS = [f"What is said of town {number}?" for number in range(7)]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("batch")).folder)
+    return served(build(tmp_path_factory.mktemp("batch")).folder)
 
 
 @pytest.fixture(scope="module")

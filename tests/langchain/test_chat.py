@@ -21,6 +21,7 @@ from langchain_clara._documents import block_from_document
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
 from tests.langchain.data import HOSTILE, make_documents
+from tests.serving.servers import served
 from tests.tiny import FAMILIES, build
 
 QUESTION = "When was the bridge opened?"
@@ -29,7 +30,7 @@ TOKENS = 12
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("chat")).folder)
+    return served(build(tmp_path_factory.mktemp("chat")).folder)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from clara_core.engine import runtime
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever, DocumentsPlaceholder
 from tests.event_loop import LoopWitness
 from tests.langchain.data import HOSTILE, bundled_or_tiny, make_documents
+from tests.serving.servers import served
 from tests.tiny import build
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return str(tiny.folder)
+    return served(tiny.folder)
 
 
 @pytest.fixture

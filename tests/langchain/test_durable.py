@@ -17,6 +17,7 @@ from clara_core import ClaraEngine
 from clara_core.store import MemoryStore
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRetriever, ClaraVectorStore
 from tests.engines import Counter
+from tests.serving.servers import served
 from tests.tiny import build
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ METADATAS = [{"n": number, "town": "Aln" if number % 8 == 0 else "Wye"} for numb
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("durable")).folder)
+    return served(build(tmp_path_factory.mktemp("durable")).folder)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from langchain_clara import ClaraEmbeddings
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
 from tests.langchain.data import HOSTILE
+from tests.serving.servers import served
 from tests.tiny import build
 
 TEXTS = ["Weldenia is a genus of flowering plants.", "The bridge over the Aln was opened in 1907.", "Short note."]
@@ -22,7 +23,7 @@ QUESTION = "When was the bridge opened?"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("embeddings")).folder)
+    return served(build(tmp_path_factory.mktemp("embeddings")).folder)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from langchain_clara import ClaraRerank, ClaraRetriever
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
 from tests.langchain.data import HOSTILE, make_documents
+from tests.serving.servers import served
 from tests.tiny import build
 
 QUESTION = "When was the bridge opened?"
@@ -24,7 +25,7 @@ KEY = "relevance_score"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("retriever")).folder)
+    return served(build(tmp_path_factory.mktemp("retriever")).folder)
 
 
 @pytest.fixture(scope="module")

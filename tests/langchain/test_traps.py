@@ -24,6 +24,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from clara_core import ClaraEngine
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever, ClaraVectorStore, _identity
 from tests.langchain.data import make_documents
+from tests.serving.servers import served
 from tests.tiny import build
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,7 +38,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return str(tiny.folder)
+    return served(tiny.folder)
 
 
 @pytest.fixture

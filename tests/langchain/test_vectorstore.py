@@ -17,6 +17,7 @@ from clara_core import ClaraEngine, FingerprintMismatch, UnknownOption
 from clara_core.retrieval.ranking import diversify
 from langchain_clara import ClaraEmbeddings, ClaraRetriever, ClaraVectorStore, vectorstores
 from tests.langchain.data import HOSTILE, make_documents
+from tests.serving.servers import served
 from tests.tiny import build
 
 QUESTION = "When was the bridge opened?"
@@ -24,7 +25,7 @@ QUESTION = "When was the bridge opened?"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("store")).folder)
+    return served(build(tmp_path_factory.mktemp("store")).folder)
 
 
 @pytest.fixture(scope="module")
