@@ -14,19 +14,25 @@ if TYPE_CHECKING:
     from clara_core.serving.state import ServerState
 
 
-async def memories_of(state: ServerState, documents: Sequence[DocumentBody], most: int) -> list[Memory]:
+async def memories_of(state: ServerState, documents: Sequence[DocumentBody], *, read: bool) -> list[Memory]:
     """The memory of each document. One that has a text and an id is looked up by the id, and else made of the text.
 
     Args:
         state: Of the server.
         documents: Of the request.
-        most: Documents that may be.
+        read: Whether the generator reads them, which takes fewer.
 
     Raises:
         Refused: There are too many, or one is in no store.
     """
     limits = state.config.limits
-    check_texts([document.text or "" for document in documents], most, limits.characters, "documents")
+    if read and len(documents) > limits.read:
+        raise Refused(
+            "context_length_exceeded",
+            f"{len(documents)} documents do not fit; at most {limits.read} are read for a question",
+            param="documents",
+        )
+    check_texts([document.text or "" for document in documents], limits.documents, limits.characters, "documents")
     stored = await asyncio.to_thread(_stored, state, documents)
     missing = [
         document.id or ""

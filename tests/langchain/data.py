@@ -9,7 +9,7 @@ from pathlib import Path
 from langchain_core.documents import Document
 
 from clara_core.checkpoint.hub import BUNDLED
-from tests.serving.servers import served
+from tests.served import served
 from tests.tiny import build
 
 HOSTILE = (

@@ -27,7 +27,7 @@ from langchain_clara import (
     create_clara_documents_chain,
 )
 from tests.langchain.data import HOSTILE, make_documents
-from tests.serving.servers import served
+from tests.served import served
 from tests.tiny import FAMILIES, build
 
 QUESTION = "When was the bridge opened?"

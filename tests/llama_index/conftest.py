@@ -13,7 +13,7 @@ from llama_index.core import Settings
 from clara_core import ClaraEngine
 from clara_core.checkpoint.hub import BUNDLED
 from tests.llama_index.doubles import Recorder
-from tests.serving.servers import served
+from tests.served import served
 from tests.tiny import build
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cache
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -20,17 +16,6 @@ from clara_core.serving.config import ServeConfig
 from clara_core.serving.run import DrainingServer, server_of
 
 PATIENCE = 300.0  # seconds; only a failing test waits that long
-SERVED = os.environ.get("CLARA_TESTS_SERVED") == "1"
-"""Whether the components of the tests are given servers of their models instead of the models."""
-
-_kept = ExitStack()  # servers, until the tests are over
-atexit.register(_kept.close)
-
-
-@cache
-def served(model: str | Path) -> str:
-    """A model as components are given it: by its name or folder, or, if `SERVED`, by the address of a server of it."""
-    return _kept.enter_context(running(options={"model": str(model)})).url if SERVED else str(model)
 
 
 class Running:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import httpx
 
 from clara_core.common.errors import FingerprintMismatch, ServerError, ServerOverloaded, ServerUnreachable
+from clara_core.common.surrogates import replace_surrogates
 from clara_core.engine.remote.wire import CODES, FINGERPRINT
 
 KEY_VARIABLE: Final = "CLARA_API_KEY"
@@ -273,8 +274,8 @@ def _body(payload: Mapping[str, Any]) -> bytes:
     told = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_number)
     try:
         return told.encode()
-    except UnicodeEncodeError as exc:
-        raise ValueError(f"a text with a lone surrogate cannot be sent to a server: {exc}") from None
+    except UnicodeEncodeError:
+        return replace_surrogates(told).encode()  # as the server's model would read them
 
 
 def _number(value: object) -> int | float:
