@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 from tests.parity_data import PARITY
-from tests.served import SERVED
+from tests.served import SERVED, kept
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+def pytest_unconfigure() -> None:
+    kept.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 from contextlib import ExitStack
 from functools import cache
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
 SERVED = os.environ.get("CLARA_TESTS_SERVED") == "1"
 
 _behind: dict[str, ClaraEngine] = {}
-_kept = ExitStack()  # servers, until the tests are over
-atexit.register(_kept.close)
+kept = ExitStack()
+"""Servers, until the tests are over."""
 
 
 def served(model: str | Path) -> str:
@@ -38,6 +37,6 @@ def behind(engine: Engine) -> ClaraEngine:
 def _address(model: str, **options: Any) -> str:
     from tests.serving.servers import running
 
-    server = _kept.enter_context(running(options={"model": model, **options}))
+    server = kept.enter_context(running(options={"model": model, **options}))
     _behind[server.url] = server.state.engine
     return server.url
