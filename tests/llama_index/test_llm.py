@@ -174,7 +174,7 @@ def test_system_prompt_is_a_system_turn(model, engine):
 
 def idle(engine):
     """Whether nobody is writing any more."""
-    worker = engine._worker
+    worker = behind(engine)._worker
     deadline = time.monotonic() + 60
     while worker._has_work() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -213,13 +213,14 @@ async def test_cancelling_stops_the_work(llm, engine):
         assert steps.calls < 500
 
 
+@pytest.mark.in_process
 async def test_error_in_the_worker_reaches_whoever_listens(llm, engine):
     from tests.engines import wrapped
 
     def broken(original, *args, **kwargs):
         raise RuntimeError("device on fire")
 
-    with wrapped(behind(engine).load().model, "step", broken):
+    with wrapped(engine.load().model, "step", broken):
         with pytest.raises(RuntimeError, match="on fire"):
             list(llm.stream_complete(QUESTION))
         with pytest.raises(RuntimeError, match="on fire"):
