@@ -92,7 +92,7 @@ def native_routes(state: ServerState) -> APIRouter:
     @router.post("/answer", openapi_extra=described(AnswerBody))
     async def answer(body: Annotated[AnswerBody, Depends(reader(AnswerBody))], request: Request) -> Response:
         options = options_of(body.options)
-        state.admit_answers(len(body.questions))
+        state.admit_answers(request.scope, len(body.questions))
         asked = [
             ([turn.model_dump() for turn in each.messages], await memories_of(state, each.documents, read=True))
             for each in body.questions
@@ -109,8 +109,10 @@ def native_routes(state: ServerState) -> APIRouter:
         return await json_response({"answers": [answer_to_wire(each) for each in answers]})
 
     @router.post("/paraphrase", openapi_extra=described(ParaphraseBody))
-    async def paraphrase(body: Annotated[ParaphraseBody, Depends(reader(ParaphraseBody))]) -> Response:
-        state.admit_answers(1)
+    async def paraphrase(
+        body: Annotated[ParaphraseBody, Depends(reader(ParaphraseBody))], request: Request
+    ) -> Response:
+        state.admit_answers(request.scope)
         [memory] = await memories_of(state, [body.document], read=True)
         said = await asyncio.to_thread(engine.paraphrase, memory, body.instruction, body.max_tokens)
         return await json_response(answer_to_wire(said))

@@ -43,7 +43,7 @@ def standard_routes(state: ServerState) -> APIRouter:
     async def chat(body: Annotated[ChatBody, Depends(reader(ChatBody))], request: Request) -> Response:
         named = check_model(state, body.model)
         options = options_of(body.options())
-        state.admit_answers(1)
+        state.admit_answers(request.scope)
         messages = [message.turn() for message in body.messages]
         documents, scores = await _found(state, body)
         memories = await memories_of(state, documents, read=True)
