@@ -15,12 +15,12 @@ import pytest
 
 pytest.importorskip("lance", reason="the store is not installed: pip install 'clara-rag[store]'")
 
+from benchmarks.server_process import free_port, serving
 from clara_core import MemoryStore, ServerUnreachable, open_engine
 from clara_core.model.devices import DeviceLost
 from tests.engines import Counter, wrapped
 from tests.serving.servers import PATIENCE, running
 from tests.serving.test_gate import CHAT, idle
-from tests.serving.test_process import free_port, process
 from tests.tiny import build
 
 TAKEN = 16 + 4  # answers that are written at once on a processor, and those that wait
@@ -177,7 +177,7 @@ def test_a_server_that_is_killed_loses_nothing_that_it_acknowledged(tmp_path, ki
     store = MemoryStore.open(f"{engine.arguments.model}/v1/stores/a", engine)
     known: dict[str, str] = {}
     for kill in range(kills + 1):
-        with process("--store", f"a={folder}", "--writable", "a", port=port) as (server, _):
+        with serving("--store", f"a={folder}", "--writable", "a", port=port) as server:
             assert len(store) == len(known)  # the client goes on where it was, by the same objects
             if kill == kills:
                 break
@@ -186,7 +186,7 @@ def test_a_server_that_is_killed_loses_nothing_that_it_acknowledged(tmp_path, ki
             next(stream)
             writer.start()
             assert writer.acknowledged.wait(PATIENCE)
-            server.send_signal(signal.SIGKILL)
+            server.process.send_signal(signal.SIGKILL)
             with pytest.raises(ServerUnreachable, match="broke off"):
                 list(stream)
             writer.join(PATIENCE)
