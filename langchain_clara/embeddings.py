@@ -97,6 +97,7 @@ class ClaraEmbeddings(EngineFields, Embeddings):
             return []
         engine = await self.ashared_engine()
         memories = await engine.aremember(texts)
+        await engine.afetch(memories)
         return await asyncio.to_thread(lambda: _lists(self.memory_vectors(memories)))
 
     async def aembed_query(self, text: str) -> list[float]:

@@ -117,6 +117,7 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
         engine = await self.aengine()
         if self.overflow == "split":
             memories = await engine.aremember(texts)
+            await engine.afetch(memories)
         else:
             memories = await engine.acompress(texts, self.overflow)
         return await asyncio.to_thread(self._vectors, memories)

@@ -352,7 +352,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         listed = list(checked(nodes, BaseNode, "nodes"))
         bare = [text for node in listed if node.embedding is None and (text := text_of(node)).strip()]
         if bare and kwargs.get("memories") is None:
-            await engine.aremember(bare)
+            await engine.afetch(await engine.aremember(bare))
         return await asyncio.to_thread(self.add, listed, **kwargs)
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:

@@ -56,6 +56,9 @@ class AsyncCalls(EvidenceCalls):
         made = await self.acompress([text for text, memory in known.items() if memory is None])
         return self.cache.complete(given, known, made)
 
+    async def afetch(self, memories: Sequence[Memory]) -> None:
+        """See `Engine.afetch`; here they are in this process anyway."""
+
     async def areason(self, questions: Sequence[str]) -> Tensor:
         """Awaitable `reason`."""
 

@@ -229,6 +229,10 @@ class Engine(ABC):
         """Awaitable `remember`."""
 
     @abstractmethod
+    async def afetch(self, memories: Sequence[Memory]) -> None:
+        """Have the tensors of memories in this process, where reading them would else wait for a server."""
+
+    @abstractmethod
     async def areason(self, questions: Sequence[str]) -> Tensor:
         """Awaitable `reason`."""
 

@@ -39,11 +39,16 @@ def bundled_or_tiny() -> str:
 
 
 @cache
-def tiny() -> str:
-    """A random model, which always says something."""
+def tiny_folder() -> str:
+    """Folder of a random model, which always says something."""
     folder = tempfile.TemporaryDirectory(prefix="clara-tiny-")
     _kept.append(folder)
-    return served(build(Path(folder.name)).folder)
+    return str(build(Path(folder.name)).folder)
+
+
+def tiny() -> str:
+    """The same as components are given it."""
+    return served(tiny_folder())
 
 
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # until the tests are over

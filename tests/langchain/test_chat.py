@@ -386,7 +386,7 @@ def test_counts_tokens_with_its_own_tokenizer(engine, llm):
     assert llm.get_num_tokens_from_messages(conversation) == answer.usage_metadata["input_tokens"]
     with pytest.raises(ValueError, match="tools"):
         llm.get_num_tokens_from_messages(conversation, tools=[{}])
-    assert engine.tokenizer.decode(llm.get_token_ids("The bridge over the Aln.")) == "The bridge over the Aln."
+    assert behind(engine).tokenizer.decode(llm.get_token_ids("The bridge over the Aln.")) == "The bridge over the Aln."
     llm.custom_get_token_ids = lambda text: [1] * len(text)
     assert (llm.get_token_ids("abc"), llm.get_num_tokens("abc")) == ([1, 1, 1], 3)
 

@@ -167,6 +167,15 @@ class RemoteInstance(Engine):
         await self._aload()
         return self.remember(given)
 
+    async def afetch(self, memories: Sequence[Memory]) -> None:
+        """See `Engine.afetch`."""
+        for fetched in {memory.fetched for memory in memories if isinstance(memory, RemoteMemory)}:
+            if texts := fetched.missing():
+                made = await self.acompress(texts)
+                fetched.fill(made)
+                for memory in made:
+                    self.cache.put(memory)
+
     def _memories(self, body: bytes, texts: Sequence[str], overflow: Overflow) -> list[Memory]:
         memories = memories_from_wire(body, texts, (self.n_mem, self.hidden), self.fingerprint)
         for memory in memories if overflow == "truncate" else ():

@@ -52,6 +52,15 @@ class Fetched:
                 self._whole = dict(zip(self._texts, self._ask_whole(self._texts), strict=True))
             return self._whole[text]
 
+    def missing(self) -> list[str]:
+        """Texts whose tensors are not here."""
+        return [] if self._whole else self._texts
+
+    def fill(self, memories: Sequence[Memory]) -> None:
+        """Take the memories of all texts."""
+        with self._lock:
+            self._whole = dict(zip(self._texts, memories, strict=True))
+
 
 class RemoteMemory(Memory):
     """A `Memory` of a server's engine. Ranking and answering send its text; nothing is computed for it here.
@@ -75,12 +84,12 @@ class RemoteMemory(Memory):
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
         """Character span of each window."""
-        return self._held().facts(self.text)[0]
+        return self.fetched.facts(self.text)[0]
 
     @property
     def source_tokens(self) -> int:
         """Text tokens that the windows stand for."""
-        return self._held().facts(self.text)[1]
+        return self.fetched.facts(self.text)[1]
 
     @property
     def n_windows(self) -> int:
@@ -91,12 +100,14 @@ class RemoteMemory(Memory):
         whole = self._read()
         return Memory, (whole.tokens, whole.text, whole.spans, whole.source_tokens, whole.fingerprint)
 
-    def _held(self) -> Fetched:
+    @property
+    def fetched(self) -> Fetched:
+        """What is read of all memories of the call that made this one."""
         found: Fetched = object.__getattribute__(self, "_fetched")
         return found
 
     def _read(self) -> Memory:
-        return self._held().whole(self.text)
+        return self.fetched.whole(self.text)
 
 
 def plain(memory: Memory) -> Memory:
