@@ -68,12 +68,6 @@ async def test_langchain_openai(url, expected):
         base_url=f"{url}/v1", api_key=KEY, model="clara", dimensions=32, check_embedding_ctx_length=False
     )
     assert close(embed.embed_documents(DOCUMENTS), expected["vectors"])
-    tokens = kit.OpenAIEmbeddings(base_url=f"{url}/v1", api_key=KEY, model="clara")
-    try:
-        with pytest.raises(Exception, match="check_embedding_ctx_length=False"):
-            tokens.embed_query(QUESTION)
-    except OSError:
-        pytest.skip("tiktoken downloads its vocabulary")
 
 
 async def test_langchain_init_chat_model(url, expected):
@@ -108,12 +102,14 @@ async def test_langchain_cohere(url, expected):
 
 async def test_llama_index_openai_like(url, expected):
     llms = pytest.importorskip("llama_index.llms.openai_like")
-    llm = llms.OpenAILike(api_base=f"{url}/v1", api_key=KEY, model="clara", is_chat_model=True, max_tokens=16)
+    llm = llms.OpenAILike(
+        api_base=f"{url}/v1", api_key=KEY, model="clara", is_chat_model=True, temperature=0, max_tokens=16
+    )
     assert llm.complete(QUESTION).text == expected["text"]
     assert [piece.text for piece in llm.stream_complete(QUESTION)][-1] == expected["text"]
     assert (await llm.acomplete(QUESTION)).text == expected["text"]
     reading = llms.OpenAILike(
-        api_base=f"{url}/v1", api_key=KEY, model="clara", is_chat_model=True, max_tokens=16,
+        api_base=f"{url}/v1", api_key=KEY, model="clara", is_chat_model=True, temperature=0, max_tokens=16,
         additional_kwargs={"extra_body": {"documents": DOCUMENTS}},
     )  # fmt: skip
     assert reading.complete(QUESTION).text == expected["read"]
