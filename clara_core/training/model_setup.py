@@ -26,7 +26,7 @@ from clara_core.training.card import CARD_FILE
 from clara_core.training.state import new_folder
 
 if TYPE_CHECKING:
-    from clara_core.training.masters import Learning
+    from clara_core.training.master_weights import TrainableSpec
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.index.json")
 
@@ -53,13 +53,13 @@ class Opened:
     base_vocabulary: int = 0
     bring_base: bool = False
 
-    def begin(self, learning: Learning) -> None:
+    def begin(self, trainable: TrainableSpec) -> None:
         """Give the roles that learn something to start from.
 
         Raises:
             CheckpointError: There is no compressor that the query reasoner could start as.
         """
-        for role in learning.roles:
+        for role in trainable.roles:
             if role in self.roles:
                 continue
             if role is Role.REASONER:
