@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.checkpoint.convert import BASE_FOLDER
-from clara_core.checkpoint.hub import locate_base
+from clara_core.checkpoint.hub import resolve_base
 from clara_core.checkpoint.io import Checkpoint, check_vocabulary, read_checkpoint, write_checkpoint
 from clara_core.common.errors import CheckpointError
 from clara_core.engine.loader import Plan, load_decoder, plan_engine, progress_bar
@@ -108,7 +108,7 @@ def open_base(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    base = locate_base(config, Path(), base_model)
+    base = resolve_base(config, Path(), base_model)
     try:
         shape = AutoConfig.from_pretrained(base, **arguments.hub())
         words = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
@@ -138,7 +138,7 @@ def _opened(plan: Plan, arguments: EngineArguments, origin: str, place: torch.de
 
 def _lies_inside(checkpoint: Checkpoint, base_model: str | None) -> bool:
     """Whether the base is part of the checkpoint's own folder."""
-    base = Path(locate_base(checkpoint.config, checkpoint.folder, base_model))
+    base = Path(resolve_base(checkpoint.config, checkpoint.folder, base_model))
     return base.is_dir() and checkpoint.folder.resolve() in base.resolve().parents
 
 
