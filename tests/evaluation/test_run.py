@@ -442,7 +442,7 @@ def test_reading_a_file(tmp_path, lines):
     first, second = read_questions(file, limit=2)
     assert (first.docs, first.references, first.pos_index) == (("a", "b"), ("x",), (1,))
     assert (second.docs, second.references, second.pos_index) == (("c",), ("y", "z"), ())
-    with pytest.raises(DataError, match=rf"{file}:3: no JSON"):
+    with pytest.raises(DataError, match=rf"{file}:3: not valid JSON"):
         read_questions(file)
     file.write_text("\n")
     with pytest.raises(DataError, match="no question"):

@@ -123,7 +123,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(clara, docs, tmp_path,
     "lines, message",
     [
         ('{"text": "A."}\n{"title": "B"}\n', ":2: a document must have a text named 'text' or 'page_content'"),
-        ("nothing\n", ":1: no JSON"),
+        ("nothing\n", ":1: not valid JSON"),
         ("\n", "no document in"),
     ],
 )

@@ -505,7 +505,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
     "lines, message",
     [
         ('{"journal": 0}\n', "journal.jsonl:1: expected the header"),
-        ("no json\n", "journal.jsonl:1: no JSON"),
+        ("no json\n", "journal.jsonl:1: not valid JSON"),
         ('{"journal": 1, "prompts": 1}\n{"passage": 7}\n', "journal.jsonl:2: not a line of a synthesis journal"),
     ],
 )
