@@ -82,7 +82,7 @@ def read_pairs(reply: str, faults: Counter[str]) -> list[Pair] | None:
     if not candidates and any(_is_empty(value) for value in values):
         return []
     if values and not candidates:
-        faults["JSON without what was asked for"] += 1
+        faults["JSON without the requested fields"] += 1
     return None
 
 
@@ -92,7 +92,7 @@ def read_paraphrase(reply: str, passage: str, faults: Counter[str]) -> str | Non
     texts = [text for value in values if (text := _only_text(value)) is not None]
     if not texts:
         if values:
-            faults["JSON without what was asked for"] += 1
+            faults["JSON without the requested fields"] += 1
         return None
     text = texts[0].strip()
     if not same_words(text) or not _is_unicode(text):
@@ -116,7 +116,7 @@ def read_verdict(reply: str, faults: Counter[str]) -> Verdict | None:
         if isinstance(missing, list) and isinstance(lost, list) and isinstance(wrong, list):
             return Verdict(_facts(missing), _facts(lost), frozenset(_numbers(wrong)))
     if values:
-        faults["JSON without what was asked for"] += 1
+        faults["JSON without the requested fields"] += 1
     return None
 
 

@@ -198,7 +198,7 @@ MENDED = {
     "wrapped in a list": (always(lambda kind, reply: f"[{reply}]" if kind != "verify" else reply), None),
     "broken": (first(lambda kind, reply: reply.replace('": ', '" = ')), "JSON broken or cut off"),
     "refused": (first(lambda kind, reply: "I'm sorry, but I can't help with that."), "no JSON"),
-    "refused in JSON": (first(lambda kind, reply: '{"error": {"refusal": true}}'), "JSON without what was asked for"),
+    "refused in JSON": (first(lambda kind, reply: '{"error": {"refusal": true}}'), "JSON without the requested fields"),
     "empty": (first(lambda kind, reply: " \n"), "empty reply"),
     "half": (
         first(lambda kind, reply: reply[: len(reply) * 3 // 5] if kind != "complex" else reply),
@@ -209,7 +209,7 @@ MENDED = {
     "deeply nested": (first(lambda kind, reply: "[" * 100_000), "reply too long"),
     "raised": (first(raising), "the language model raised ConnectionError"),
     "said twice": (always(twice_each), "question asked twice"),
-    "other keys": (first(german), "JSON without what was asked for"),
+    "other keys": (first(german), "JSON without the requested fields"),
     "invented": (always(invent), "pair not supported"),
     "unanswered": (always(unanswered), "no answer"),
     "copied": (
