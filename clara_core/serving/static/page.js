@@ -172,8 +172,10 @@ function closing(usage, { reason, citations = [] }, count) {
   if (!$("answer").textContent) said.push("The answer is empty.");
   else if (!citations.length && count) said.push("Nothing that was read supports this answer.");
   if (citations.some(({ verbatim }) => !verbatim)) said.push("What is dotted does not stand in its source word for word.");
-  if (reason === "length") said.push("It was cut where the most tokens were written.");
-  const { memory_tokens: memory, source_tokens: source } = usage?.prompt_tokens_details ?? {};
+  if (reason === "length") said.push("It was cut: it may not be longer.");
+  if (reason === "cancelled") said.push("The server ended before it was whole.");
+  const { memory_tokens: memory, source_tokens: source, windows_left_out: left } = usage?.prompt_tokens_details ?? {};
+  if (left) said.push(`There was no room for ${left} ${left === 1 ? "part" : "parts"} of long documents.`);
   if (memory) said.push(`${source} tokens of text were read as ${memory} memory tokens.`);
   return said.join(" ");
 }
