@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -109,6 +110,22 @@ def cluster(tmp_path_factory, local: ClaraEngine) -> Iterator[Cluster]:
             started.http.close()
             process.terminate()
             process.wait(PATIENCE)
+
+
+def test_what_is_told_is_checked_before_anything_starts(monkeypatch):
+    from clara_core.serving.ray_app import Replica, application
+
+    for values, message in (
+        ({"host": "0.0.0.0"}, "host is not set here"),  # noqa: S104 - what is refused
+        ({"keys": [KEY]}, "keys is not set here"),
+        ({"writeable": []}, "writeable"),
+        ({"writable": ["x"]}, "names the store 'x'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            application(values)
+    monkeypatch.delenv("CLARA_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="there is no key"):
+        asyncio.run(Replica.__init__(Replica.__new__(Replica), {}))
 
 
 def test_both_replicas_answer_as_one_engine_does(cluster: Cluster, local: ClaraEngine):

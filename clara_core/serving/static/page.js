@@ -164,20 +164,21 @@ async function write(events, documents) {
   const read = sources.map((source) => ({ ...source, text: source.text ?? documents[source.index] }));
   cite($("answer").textContent, evidence.citations ?? []);
   list(read, evidence.citations ?? []);
-  $("state").textContent = closing(usage, evidence, read.length);
+  $("state").replaceChildren(...closing(usage, evidence, read.length));
 }
 
+/** What is to be known of an answer: first why to doubt it, then what was read. */
 function closing(usage, { reason, citations = [] }, count) {
-  const said = [];
-  if (!$("answer").textContent) said.push("The answer is empty.");
-  else if (!citations.length && count) said.push("Nothing that was read supports this answer.");
-  if (citations.some(({ verbatim }) => !verbatim)) said.push("What is dotted does not stand in its source word for word.");
-  if (reason === "length") said.push("It was cut: it may not be longer.");
-  if (reason === "cancelled") said.push("The server ended before it was whole.");
+  const doubts = [];
+  if (!$("answer").textContent) doubts.push("The answer is empty.");
+  else if (!citations.length && count) doubts.push("Nothing that was read supports this answer.");
+  if (citations.some(({ verbatim }) => !verbatim)) doubts.push("What is dotted does not stand in its source word for word.");
+  if (reason === "length") doubts.push("It was cut: it may not be longer.");
+  if (reason === "cancelled") doubts.push("The server ended before it was whole.");
   const { memory_tokens: memory, source_tokens: source, windows_left_out: left } = usage?.prompt_tokens_details ?? {};
-  if (left) said.push(`There was no room for ${left} ${left === 1 ? "part" : "parts"} of long documents.`);
-  if (memory) said.push(`${source} tokens of text were read as ${memory} memory tokens.`);
-  return said.join(" ");
+  if (left) doubts.push(`There was no room for ${left} ${left === 1 ? "part" : "parts"} of long documents.`);
+  const nodes = doubts.map((text) => element("span", { text: `${text} `, className: "doubt" }));
+  return memory ? [...nodes, `${source} tokens of text were read as ${memory} memory tokens.`] : nodes;
 }
 
 // --- citations ---------------------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ function sourceItem(source, index, citations) {
   if (title !== undefined) named.append(element("span", { text: title, className: "title" }));
   if (source.store !== undefined) named.append(element("span", { text: `store ${source.store}` }));
   if (source.score !== undefined) named.append(element("span", { text: `score ${source.score.toFixed(3)}` }));
-  if (citations.some(({ verbatim }) => !verbatim)) named.append(element("span", { text: "not word for word", className: "free" }));
+  if (citations.some(({ verbatim }) => !verbatim)) named.append(element("span", { text: "not word for word", className: "doubt" }));
   const spans = citations.map(({ text_start: start, text_end: end }) => ({ start, end }));
   const body = element("div", {}, named, ...excerpt(source.text ?? "", spans));
   const number = element("span", { text: String(index + 1), className: "of" });
