@@ -22,7 +22,8 @@ from clara_core import ClaraEngine, MemoryStore, open_engine
 from tests.serving.servers import PATIENCE
 from tests.serving.test_process import free_port
 
-pytestmark = pytest.mark.ray
+# Ray's own use of pydantic is not ours to mend.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:Using extra keyword arguments:DeprecationWarning")]
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-more-than-sixteen"
