@@ -52,6 +52,7 @@ def application(values: Mapping[str, Any]) -> serve.Application:
     options = {
         "max_ongoing_requests": config.limits.requests * _ROOM,
         "max_queued_requests": config.limits.requests,
+        "backpressure_config": {"status_code": 503, "retry_after_s": 1},
         "graceful_shutdown_timeout_s": config.drain_seconds + _PATIENCE,
     }
     return _Server.options(**options).bind(dict(values))

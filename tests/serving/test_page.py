@@ -22,7 +22,7 @@ from tests.serving.servers import Running, running
 
 FOLDER = page_module._FOLDER
 KEY = "a-key-of-more-than-sixteen"
-NEXT = "another-key-of-sixteen-and-more"
+NEXT = "another-kéy-of-šixteen-and-more"
 QUESTION = "What does Galsena Instruments produce?"
 DOCUMENTS = (
     "Galsena Instruments produces pumps, stoves and bells. It was founded in 1690.",
@@ -312,7 +312,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_alone(browser: Browser, tmp_path)
         assert httpx.get(server.url).status_code == 401
         browser.ready(server.url.replace("//", f"//anybody:{KEY}@"))
         assert not browser["key-form"].is_displayed()
-        path.write_text(NEXT)
+        path.write_text(NEXT, encoding="utf-8")
         server.state.keys.reload()
         browser.ask(QUESTION, DOCUMENTS[0])
         assert browser["refusal"].text.startswith("This server needs a key")

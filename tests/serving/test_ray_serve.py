@@ -188,6 +188,7 @@ def test_what_is_too_much_is_refused(cluster: Cluster):
     refused = [reply for reply in replies if reply.status_code != 200]
     assert len(refused) <= 40 - 2 * 4
     assert {reply.status_code for reply in refused} == {503}
+    assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
     assert any("overloaded" in reply.text and reply.headers[REPLICA] for reply in refused)
 
 

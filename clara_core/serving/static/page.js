@@ -16,6 +16,7 @@ const EXAMPLE = {
 };
 
 let running = null; // the AbortController of the answer that is being written
+let looking = 0; // the timer of the next look at the server
 
 // --- the document ------------------------------------------------------------------------------------------
 
@@ -57,11 +58,12 @@ function grow() {
 // --- the server --------------------------------------------------------------------------------------------
 
 async function connect() {
+  clearTimeout(looking);
   try {
     const { ready, why } = await readiness();
     if (!ready) {
       show("waiting", why);
-      setTimeout(connect, POLL);
+      looking = setTimeout(connect, POLL);
       return;
     }
     const { model, stores } = await facts();
@@ -76,7 +78,7 @@ async function connect() {
     if (!(error instanceof Refusal)) throw error;
     show("wrong", error.status === 401 ? "a key is needed" : "not reached");
     if (error.status === 401) askForKey();
-    else setTimeout(connect, POLL);
+    else looking = setTimeout(connect, POLL);
   }
 }
 

@@ -16,10 +16,12 @@ const SAID = {
 };
 
 // In memory alone: it is gone with the page.
-let key = "";
+let authorization = null;
 
-export function useKey(told) {
-  key = told;
+/** Send a key with every request, as a password, so that it may have any characters. */
+export function useKey(key) {
+  const bytes = new TextEncoder().encode(`:${key}`);
+  authorization = { Authorization: `Basic ${btoa(String.fromCharCode(...bytes))}` };
 }
 
 /** Whether the server takes questions, and if not, why. */
@@ -78,7 +80,7 @@ async function request(path, options = {}) {
   // Beside the page, wherever a proxy shows it; an address that holds a password is one that fetch refuses.
   const url = new URL(path, document.baseURI);
   url.username = url.password = "";
-  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+  const headers = { ...options.headers, ...authorization };
   try {
     return await fetch(url, { ...options, headers, cache: "no-store" });
   } catch (error) {
