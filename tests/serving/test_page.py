@@ -233,6 +233,7 @@ def test_stop_ends_the_work_and_keeps_what_was_written(shelf: Running, browser: 
     browser.begin("When?")
     browser.until(lambda: browser["answer"].text == "Half an ")
     assert not browser["send"].is_displayed()
+    assert browser.driver.switch_to.active_element.get_attribute("id") == "stop"
     assert shelf.state.in_flight == 1
     if how == "button":
         browser["stop"].click()

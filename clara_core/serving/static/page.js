@@ -125,10 +125,8 @@ async function ask() {
 }
 
 function begin(question) {
-  running?.abort();
   running = new AbortController();
-  $("send").hidden = true;
-  $("stop").hidden = false;
+  swap("send", "stop");
   $("result").hidden = false;
   $("asked").textContent = question;
   $("answer").replaceChildren();
@@ -140,12 +138,17 @@ function begin(question) {
 }
 
 function end() {
-  const stopFocused = document.activeElement === $("stop");
   running = null;
+  swap("stop", "send");
   $("answer").setAttribute("aria-busy", "false");
-  $("stop").hidden = true;
-  $("send").hidden = false;
-  if (stopFocused) $("send").focus();
+}
+
+/** Show one button in place of another; who had the focus there keeps it. */
+function swap(from, to) {
+  const focused = document.activeElement === $(from);
+  $(to).hidden = false;
+  $(from).hidden = true;
+  if (focused) $(to).focus();
 }
 
 async function write(events, documents) {

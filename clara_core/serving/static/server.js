@@ -53,11 +53,19 @@ export async function* answer(body, signal) {
   for await (const line of lines(response.body)) {
     if (!line.startsWith("data: ")) continue; // a comment that keeps the connection open, or the end of an event
     if (line === "data: [DONE]") return;
-    const event = JSON.parse(line.slice(6));
+    const event = read(line.slice(6));
     if (event.error) throw new Refusal(event.error.message);
     yield event;
   }
   throw new Refusal("The connection ended before the answer did.");
+}
+
+function read(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Refusal("The server sent what this page cannot read.");
+  }
 }
 
 async function* lines(body) {
