@@ -20,7 +20,7 @@ from clara_core.common.errors import CheckpointError
 
 CONFIG_FILE: Final = "config.json"
 
-# Token ids and shapes depend on these, so they have no default.
+# Fields that a file must have, since token ids and shapes depend on them.
 _REQUIRED: Final = (
     "decoder_model_name",
     "doc_max_length",
