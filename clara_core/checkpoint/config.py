@@ -163,7 +163,7 @@ class ClaraConfig(BaseModel):
         return _PISCO_LICENCE if self.family == "PISCO" else None
 
     @property
-    def promised_roles(self) -> tuple[Role, ...]:
+    def required_roles(self) -> tuple[Role, ...]:
         """The roles that a checkpoint of this training stage must have."""
         if self.training_stage.startswith("stage2"):
             return (Role.COMPRESSOR, Role.REASONER, Role.GENERATOR)

@@ -54,7 +54,7 @@ def validate(config: ClaraConfig, adapters: Mapping[Role, StateDict], embeddings
         CheckpointError: an adapter, a layer or half of a pair is missing; a rank, shape or key is wrong; a value is not
             finite; or an adapter was never trained.
     """
-    for role in config.promised_roles:
+    for role in config.required_roles:
         if role not in adapters:
             held = ", ".join(found.adapter for found in adapters) or "none"
             raise CheckpointError(

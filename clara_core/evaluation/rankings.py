@@ -22,8 +22,8 @@ def recall_at_k(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float
     Raises:
         ValueError: There is no relevant id, `k` is below 1, or the ranking holds an id twice.
     """
-    found, wanted = _found(ranked, relevant, k)
-    return sum(found) / len(wanted)
+    found, relevant_ids = _found(ranked, relevant, k)
+    return sum(found) / len(relevant_ids)
 
 
 def hit_rate(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float:
@@ -54,9 +54,9 @@ def ndcg_at_k(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float:
     The gain at rank r is divided by ``log2(r + 1)``; the sum is divided by that of an ideal ranking, which has relevant
     ids in the first ``min(k, number of relevant ids)`` places.
     """
-    found, wanted = _found(ranked, relevant, k)
+    found, relevant_ids = _found(ranked, relevant, k)
     gain = sum(_discount(rank) for rank, hit in enumerate(found, start=1) if hit)
-    return gain / sum(_discount(rank) for rank in range(1, min(k, len(wanted)) + 1))
+    return gain / sum(_discount(rank) for rank in range(1, min(k, len(relevant_ids)) + 1))
 
 
 def mrr(rankings: Sequence[Sequence[Id]], relevant: Sequence[Collection[Id]], k: int | None = None) -> float:
@@ -66,7 +66,9 @@ def mrr(rankings: Sequence[Sequence[Id]], relevant: Sequence[Collection[Id]], k:
         ValueError: There is no question, the lengths differ, or as `recall_at_k`.
     """
     check_lengths("rankings", rankings, "relevant", relevant)
-    return mean(reciprocal_rank(ranked, wanted, k) for ranked, wanted in zip(rankings, relevant, strict=True))
+    return mean(
+        reciprocal_rank(ranked, relevant_ids, k) for ranked, relevant_ids in zip(rankings, relevant, strict=True)
+    )
 
 
 def score_rankings(
@@ -81,26 +83,26 @@ def score_rankings(
     pairs = list(zip(rankings, relevant, strict=True))
     measures = {"recall": recall_at_k, "hit": hit_rate, "precision": precision_at_k}
     scores = {
-        f"{name}@{k}": mean(measure(ranked, wanted, k) for ranked, wanted in pairs)
+        f"{name}@{k}": mean(measure(ranked, relevant_ids, k) for ranked, relevant_ids in pairs)
         for name, measure in measures.items()
         for k in ks
     }
     scores["mrr"] = mrr(rankings, relevant)
-    scores["ndcg@10"] = mean(ndcg_at_k(ranked, wanted, 10) for ranked, wanted in pairs)
+    scores["ndcg@10"] = mean(ndcg_at_k(ranked, relevant_ids, 10) for ranked, relevant_ids in pairs)
     return scores
 
 
 def _found(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> tuple[list[bool], set[Id]]:
     """Whether each of the first `k` ids is relevant, and the set of relevant ids."""
-    wanted = set(relevant)
-    if not wanted:
+    relevant_ids = set(relevant)
+    if not relevant_ids:
         raise ValueError("a question needs at least one relevant id, got none; leave such questions out")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if len(set(ranked)) < len(ranked):
         twice = next(id_ for id_, count in Counter(ranked).items() if count > 1)
         raise ValueError(f"a ranking must hold each id once, got {twice!r} more than once")
-    return [id_ in wanted for id_ in ranked[:k]], wanted
+    return [id_ in relevant_ids for id_ in ranked[:k]], relevant_ids
 
 
 def _discount(rank: int) -> float:

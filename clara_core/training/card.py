@@ -67,7 +67,10 @@ def card(
         parts += ["The `held_out` columns are measured on held-out lines, with the weights of this checkpoint."]
         parts += ["Measure quality with `clara eval`."]
     parts += ["", "## Settings", "", "```toml", *_toml(settings), "```", ""]
-    parts += ["The licences of the base decoder and of the model it was trained from apply to these weights.", ""]
+    parts += [
+        "The licences of the base decoder and of the checkpoint that training started from apply to these weights.",
+        "",
+    ]
     return "\n".join(parts)
 
 

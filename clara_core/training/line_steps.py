@@ -138,8 +138,8 @@ class LineReader:
         if isinstance(line, CompressionLine):
             if line.kind == "qa":
                 pairs = zip(line.questions, line.answers, strict=True)
-                answer = "\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)
-                row = self.tokenizer.taught(SCP_SYSTEM, _SCP_USER, n_windows, answer)
+                target = "\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)
+                row = self.tokenizer.taught(SCP_SYSTEM, _SCP_USER, n_windows, target)
             else:
                 row = self.tokenizer.taught(PARAPHRASE_SYSTEM, PARAPHRASE_INSTRUCTION, n_windows, line.answers[0])
         else:

@@ -42,7 +42,7 @@ class Opened:
         origin: Checkpoint or base that was opened, for the card.
         roles: Roles with an initialized adapter.
         base_vocabulary: Rows of the embedding table of the base, without added tokens.
-        bring_base: Whether the base is written with the checkpoint.
+        copy_base: Whether the base is written with the checkpoint.
     """
 
     model: ClaraModel
@@ -51,7 +51,7 @@ class Opened:
     origin: str
     roles: set[Role] = field(default_factory=set)
     base_vocabulary: int = 0
-    bring_base: bool = False
+    copy_base: bool = False
 
     def begin(self, trainable: TrainableSpec) -> None:
         """Initialize the adapters of the trainable roles that have none yet.
@@ -92,7 +92,7 @@ def open_checkpoint(arguments: EngineArguments, place: torch.device | None = Non
     opened = _opened(plan, arguments, arguments.model, place)
     opened.model.load_adapters(checkpoint)
     opened.roles = set(checkpoint.roles)
-    opened.bring_base = _lies_inside(checkpoint, arguments.base_model)
+    opened.copy_base = _lies_inside(checkpoint, arguments.base_model)
     return opened
 
 
@@ -116,12 +116,12 @@ def open_base(
     base = resolve_base(config, Path(), base_model)
     try:
         shape = AutoConfig.from_pretrained(base, **arguments.hub())
-        words = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
+        tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
     except (OSError, ValueError, KeyError) as exc:
         raise CheckpointError(f"the base decoder {base!r} could not be loaded: {str(exc).splitlines()[0]}") from exc
     sliding = getattr(shape, "sliding_window", None) or shape.max_position_embeddings
     context = min(shape.max_position_embeddings, sliding)
-    plan = Plan(Path(), config, base, int(shape.hidden_size), int(context), ClaraTokenizer(words, config))
+    plan = Plan(Path(), config, base, int(shape.hidden_size), int(context), ClaraTokenizer(tokenizer, config))
     opened = _opened(plan, arguments, base, place)
     generator = torch.Generator().manual_seed(seed)
     _draw_memory_tokens(opened.model, generator)
@@ -191,7 +191,7 @@ def checkpoint_gradients(model: ClaraModel) -> None:
 # --- writing ---------------------------------------------------------------------------------------------
 
 
-def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_learned: bool) -> Checkpoint:
+def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_trained: bool) -> Checkpoint:
     """Write a checkpoint with its card, atomically.
 
     Args:
@@ -199,14 +199,14 @@ def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_lea
         opened: The model.
         stage: `training_stage` of the config.
         card: Text of README.md.
-        base_learned: Whether the base was trained, so that its weights are written, too.
+        base_trained: Whether the base was trained, so that its weights are written, too.
 
     Raises:
         TrainingError: The folder cannot be written; an existing one is unchanged.
         CheckpointError: The weights cannot be written; an existing folder is unchanged.
     """
-    bring = base_learned or opened.bring_base
-    name = BASE_FOLDER if bring else opened.base
+    copy_base = base_trained or opened.copy_base
+    name = BASE_FOLDER if copy_base else opened.base
     config = opened.model.config.model_copy(update={"decoder_model_name": name, "training_stage": stage})
     dtype = opened.model.dtype
     roles = sorted(opened.roles)
@@ -214,10 +214,10 @@ def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_lea
     embeddings = _on_processor(opened.model.export_embeddings(), dtype)
     with new_folder(folder) as new:
         write_checkpoint(new, config, adapters, embeddings)
-        if bring:
-            ignore = shutil.ignore_patterns(*_WEIGHTS) if base_learned else None
+        if copy_base:
+            ignore = shutil.ignore_patterns(*_WEIGHTS) if base_trained else None
             shutil.copytree(opened.base, new / BASE_FOLDER, ignore=ignore)
-        if base_learned:
+        if base_trained:
             with progress_bar(shown=False):
                 _plain_base(opened).save_pretrained(new / BASE_FOLDER)
         (new / CARD_FILE).write_text(card, encoding="utf-8")

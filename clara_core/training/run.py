@@ -94,7 +94,7 @@ def train(config: TrainingConfig, *, progress: bool = False) -> TrainingResult:
 
 def trainer_of(config: TrainingConfig, *, progress: bool = False) -> Trainer:
     """The trainer of a config, with the saved state of its folder if there is one; raises the errors of `train`."""
-    processes = Processes(_wanted_device(config.device))
+    processes = Processes(_device_of(config.device))
     trained, held_out = _data(config)
     files = [DataFile.of(path) for path in (*config.data, *_held_out_files(config))]
     opened = _open(config, processes)
@@ -197,7 +197,7 @@ def _run_facts(config: TrainingConfig, files: Sequence[DataFile], processes: Pro
 # --- the model -------------------------------------------------------------------------------------------
 
 
-def _wanted_device(device: str) -> torch.device | None:
+def _device_of(device: str) -> torch.device | None:
     return None if device == "auto" else torch.device(EngineArguments(device=device).resolved().device)
 
 
@@ -348,4 +348,4 @@ def _export(
         metrics=metrics,
         settings=config.model_dump(mode="json", exclude=_FREE - {"save_every", "save_minutes"}),
     )
-    write_model(config.out / CHECKPOINT, opened, stage, text, base_learned=False)
+    write_model(config.out / CHECKPOINT, opened, stage, text, base_trained=False)

@@ -1,4 +1,4 @@
-"""Writes training sets about your own passages: a language model makes questions and paraphrases and checks them.
+"""Writes training sets about your own passages: a language model writes questions and paraphrases and checks them.
 
 As in the paper (arXiv 2511.18659), each passage gets simple questions (one fact each), complex questions (several facts
 combined) and a paraphrase. The same model compares them with the passage and adds missing facts, in up to ten rounds;

@@ -112,7 +112,7 @@ def read_verdict(reply: str, faults: Counter[str]) -> Verdict | None:
     for value in values:
         fields = {_key(name): found for name, found in value.items()} if isinstance(value, dict) else {}
         missing, lost, wrong = fields.get("missing"), fields.get("lost", []), fields.get("wrong", [])
-        # A verdict that was cut off does not parse, so it cannot confirm coverage by a list that lacks its end.
+        # A verdict that was cut off does not parse, so it is never read as one without missing facts.
         if isinstance(missing, list) and isinstance(lost, list) and isinstance(wrong, list):
             return Verdict(_facts(missing), _facts(lost), frozenset(_numbers(wrong)))
     if values:

@@ -254,7 +254,7 @@ class Trainer:
         return line
 
     def _stop(self, phase: Phase, number: int, passes: Sequence[Step], bad: list[str], norm: float) -> None:
-        """Save the weights from before a step whose gradient is not finite, and raise an error with its lines."""
+        """Save the weights from before a step whose gradient is not finite, and raise an error that names its lines."""
         self.master_weights.drop()
         places = self.processes.gather(bad)
         places = places or self.processes.gather([place for step in passes for place in step.places])

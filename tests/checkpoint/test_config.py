@@ -92,9 +92,9 @@ def test_roles_name_their_adapters():
         ("stage2_pretrain_retrieval", tuple(Role)),
     ],
 )
-def test_stage_promises_roles(stage, roles):
+def test_stage_requires_roles(stage, roles):
     config = ClaraConfig(decoder_model_name="a/b", training_stage=stage)
-    assert config.promised_roles == roles
+    assert config.required_roles == roles
 
 
 @given(
