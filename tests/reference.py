@@ -235,11 +235,13 @@ class PlainKernel:
         *,
         table: Tensor,
         lengths: Tensor,
+        starts: Tensor,
         longest: int,
         scale: float,
         window: int | None,
     ) -> Tensor:
         size = keys.shape[1]
+        assert starts.tolist() == list(range(len(query) + 1))
         rows = []
         for row, length in enumerate(lengths.tolist()):
             assert 0 < length <= longest

@@ -103,13 +103,14 @@ class InPages:
 
     def __init__(self, kernel: Kernel, table: Tensor, lengths: Tensor, longest: int) -> None:
         self._kernel, self._table, self._lengths, self._longest = kernel, table, lengths, longest
+        self._starts = torch.arange(len(table) + 1, dtype=torch.int32, device=table.device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """See `Ragged`; keys and values are ``[pages, PAGE, kv_heads, dim]``."""
         rows = query[:, :, 0]  # [rows, heads, dim]
         return self._kernel.paged(
-            rows, key, value, table=self._table, lengths=self._lengths, longest=self._longest, scale=scale,
-            window=window,
+            rows, key, value, table=self._table, lengths=self._lengths, starts=self._starts, longest=self._longest,
+            scale=scale, window=window,
         )[:, None]  # fmt: skip
 
 

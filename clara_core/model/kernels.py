@@ -62,6 +62,7 @@ class Kernel(Protocol):
         *,
         table: Tensor,
         lengths: Tensor,
+        starts: Tensor,
         longest: int,
         scale: float,
         window: int | None,
@@ -74,6 +75,7 @@ class Kernel(Protocol):
             values: Like the keys.
             table: ``[rows, most]``, int32: the pages of each row in order; what is behind a row's last is not read.
             lengths: ``[rows]``, int32: columns of each row, its newest position counted.
+            starts: ``[rows + 1]``, int32: the numbers from 0 on, as one query a row has them.
             longest: The largest of them, or more.
             scale: Of the scores.
             window: As in `packed`.
@@ -116,14 +118,14 @@ class TorchKernel:
         *,
         table: Tensor,
         lengths: Tensor,
+        starts: Tensor,
         longest: int,
         scale: float,
         window: int | None,
     ) -> Tensor:
         """See `Kernel`."""
-        ones = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)  # one query a row
         read: Tensor = self.attend(
-            query, keys, values, ones, None, 1, longest,
+            query, keys, values, starts, None, 1, longest,
             scale=scale, window_size=_left(window), enable_gqa=query.shape[1] != keys.shape[2],
             seqused_k=lengths, block_table=table,
         )  # fmt: skip
@@ -164,6 +166,7 @@ class FlashKernel:
         *,
         table: Tensor,
         lengths: Tensor,
+        starts: Tensor,
         longest: int,
         scale: float,
         window: int | None,
@@ -282,9 +285,9 @@ def _try_out(kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: in
     pages[1, 3:] = 3.0
     table = torch.tensor([[0, 1], [1, 0]], dtype=torch.int32, device=device)
     used = torch.tensor([PAGE + 3, 2], dtype=torch.int32, device=device)
-    results.append(
-        kernel.paged(query[:2], pages, pages, table=table, lengths=used, longest=PAGE + 3, scale=1.0, window=None)
-    )
+    ones = torch.arange(3, dtype=torch.int32, device=device)
+    given = {"table": table, "lengths": used, "starts": ones, "longest": PAGE + 3}
+    results.append(kernel.paged(query[:2], pages, pages, **given, scale=1.0, window=None))  # type: ignore[arg-type]
     for result in results:
         if not bool((result == 2.0).all()):
             msg = "it gave wrong numbers on a small example"

@@ -44,6 +44,7 @@ class KVCache(Cache):
         self.memory = memory
         self.rows = rows
         self._write: Callable[[Tensor, Tensor], None] = _unset
+        self._write_step: Callable[[Tensor, Tensor], None] = _unset
         self._gather: Gathered | None = None
         self._width = 0  # columns that a mask over this pass would have
         self._stepping = False
@@ -100,12 +101,14 @@ class KVCache(Cache):
         ids, positions, page_of, column_of, into, used = table[:, :6].unbind(1)
 
         def write(target: Tensor, states: Tensor) -> None:
+            """``states [rows, n, kv_heads, dim]`` into ``target [n, pages, …]``."""
             if memory.heads_first:
-                target[page_of, :, column_of] = states[:, :, 0]
+                target[:, page_of, :, column_of] = states
             else:
-                target.flatten(0, 1).index_copy_(0, into, states[:, :, 0])
+                target.flatten(1, 2).index_copy_(1, into, states.transpose(0, 1))
 
-        self._write = write
+        self._write_step = write
+        self._write = lambda target, states: write(target[None], states[:, None, :, 0])
         ragged: Ragged
         if kernel is not None and not gather:
             ragged = InPages(kernel, table[:, 6:].int(), used.int(), most * PAGE)
@@ -133,9 +136,18 @@ class KVCache(Cache):
         self._write(values, value_states)
         if not self._stepping:
             return key_states, value_states
-        if self._gather is not None:
-            return self._gather.copy(keys), self._gather.copy(values)
-        return keys, values
+        return self._read(layer_idx)
+
+    def _read(self, layer: int) -> tuple[Tensor, Tensor]:
+        keys, values = self.memory.layer(layer)
+        return (keys, values) if self._gather is None else (self._gather.copy(keys), self._gather.copy(values))
+
+    def put(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
+        """In a step, a layer's new keys and values together, ``[rows, 2, kv_heads, dim]``; returns what `update` does
+        where attention is ours.
+        """
+        self._write_step(self.memory.both(layer), states)
+        return self._read(layer)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns before this pass; what it adds has positions of its own."""

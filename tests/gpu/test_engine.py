@@ -100,7 +100,8 @@ def test_launches_and_waits_of_a_step_are_bounded(engine: ClaraEngine, stats) ->
     (launches, waits), (more, later) = cost(2), cost(6)
     layers = engine.load().model.decoder.config.num_hidden_layers
     assert later - waits <= 4 + 1, stats.syncs
-    assert (more - launches) / 4 <= 65 * layers + 40, stats.launches
+    # Without a kernel that reads pages, a layer copies its rows together.
+    assert (more - launches) / 4 <= (20 if engine.load().model.packs else 23) * layers + 30, stats.launches
     stats.reset()
     engine.reason(QUESTIONS)
     assert sum(stats.syncs.values()) <= 2, stats.syncs
