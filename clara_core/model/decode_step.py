@@ -133,7 +133,7 @@ class _Norm:
 
 
 def _rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> None:
-    """Turn ``states [rows, heads, dim]`` in place by what the table has for their positions, ``[rows, 1, dim]`` each."""
+    """Turn ``states [rows, heads, dim]`` in place by the table's rows for their positions, ``[rows, 1, dim]`` each."""
     half = states.shape[-1] // 2
     swapped = torch.cat([states[..., half:], states[..., :half]], dim=-1)
     states.mul_(cosine).addcmul_(swapped, sine)

@@ -119,7 +119,7 @@ def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
         numbers += int(layer.in_features) * int(layer.out_features)  # type: ignore[arg-type]
         if numbers >= _STEP:
             break
-    end = _clock() + 0.3 * BUDGET
+    end = time.perf_counter() + 0.3 * BUDGET
     single = 0
     for rows in _ANSWERS:
         inputs = [torch.ones(rows, 1, int(layer.in_features), dtype=dtype) for layer in sample]  # type: ignore[arg-type]
@@ -129,11 +129,11 @@ def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
                 layer(x)
 
         with one_thread():
-            alone = _best(step, end)
-        if alone >= _best(step, end):
+            alone = _best(step, end, time.perf_counter)
+        if alone >= _best(step, end, time.perf_counter):  # by the clock: the time of several threads
             break
         single = rows
-        if _clock() > end:
+        if time.perf_counter() > end:
             break
     return single
 
@@ -189,14 +189,14 @@ def by_columns(layer: nn.Linear) -> nn.Linear:
     return other
 
 
-def _best(call: Callable[[], object], end: float) -> float:
+def _best(call: Callable[[], object], end: float, clock: Callable[[], float] = _clock) -> float:
     """The shortest of some runs; after `end` of one, the first being warm-up while there is time for it."""
     times = []
     for _ in range(1 + _REPEATS):
-        start = _clock()
+        start = clock()
         call()
-        times.append(_clock() - start)
-        if _clock() > end:
+        times.append(clock() - start)
+        if clock() > end:
             break
     return max(min(times), 1e-9)
 

@@ -71,7 +71,7 @@ def test_threads_are_chosen_by_the_faster_step(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     for times, single in (([1, 2, 1, 2, 3, 2], 4), ([2, 1], 0), ([1, 2, 1, 2, 1, 2], 16)):
         clock = iter(times)
-        monkeypatch.setattr(processor, "_best", lambda call, end, clock=clock: (call(), next(clock))[1])
+        monkeypatch.setattr(processor, "_best", lambda call, end, _, clock=clock: (call(), next(clock))[1])
         assert measure_threads(layers, torch.float32) == single
 
 
