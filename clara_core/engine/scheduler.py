@@ -19,7 +19,8 @@ from typing import TypeVar
 import torch
 
 from clara_core.common.errors import EngineClosed
-from clara_core.engine.decoding import Answers, not_finite
+from clara_core.engine.chosen import not_finite
+from clara_core.engine.decoding import Answers
 from clara_core.engine.judge import judge_rows
 from clara_core.engine.requests import (
     GenerateRequest,

@@ -294,7 +294,7 @@ class ClaraModel(nn.Module):
         last = upload([start + length - 1 for start, length in zip(starts, lengths, strict=False)], self.device)
         return self.head(states.flatten(0, 1).index_select(0, last))
 
-    def step(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+    def step(self, tokens: Sequence[int] | Tensor, cache: KVCache) -> Tensor:
         """Append one token to each row of the cache, which is to be committed: logits ``[rows, vocab]``."""
         ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self._ours)
         embeddings: Tensor = self.decoder.get_input_embeddings()(ids)  # [rows, hidden]

@@ -74,12 +74,12 @@ class KVCache(Cache):
         self._write = lambda target, states: _write_columns(target, states, into, of)
 
     def begin_step(
-        self, tokens: Sequence[int], kernel: Kernel | None, *, gather: bool
+        self, tokens: Sequence[int] | Tensor, kernel: Kernel | None, *, gather: bool
     ) -> tuple[Tensor, Tensor, Ragged]:
         """A pass that adds one position to each row.
 
         Args:
-            tokens: The newest token of each row.
+            tokens: The newest token of each row; a tensor is on the device.
             kernel: For attention over pages, where there is one.
             gather: Attend over copies, whatever else is possible.
 
@@ -92,13 +92,16 @@ class KVCache(Cache):
         self._width = max(lengths)
         most = -(-self._width // PAGE)
         numbers: list[list[int]] = []
-        for token, row in zip(tokens, self.rows, strict=True):
+        there = isinstance(tokens, Tensor)
+        for token, row in zip([0] * len(tokens) if there else tokens, self.rows, strict=True):
             page, column = row.pages[row.length // PAGE], row.length % PAGE
             # Pages that other rows have and this one has not are never read: any will do.
             pages = [*row.pages[:most], *[page] * (most - len(row.pages))]
             numbers.append([token, row.length, page, column, page * PAGE + column, row.length + 1, *pages])
         table = upload(numbers, device)  # all at once: [rows, 6 + most]
         ids, positions, page_of, column_of, into, used = table[:, :6].unbind(1)
+        if isinstance(tokens, Tensor):
+            ids = tokens
 
         def write(target: Tensor, states: Tensor) -> None:
             """``states [rows, n, kv_heads, dim]`` into ``target [n, pages, …]``."""

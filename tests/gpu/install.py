@@ -287,6 +287,15 @@ def install() -> Stats:
         name, major, minor, total_memory, multi_processor_count = "Fake H200", 9, 0, 141 << 30, 132
         gcnArchName = ""  # noqa: N815 - torch's name
 
+    class Event:
+        """Everything has happened by the time that it is asked."""
+
+        def record(self, stream=None):
+            pass
+
+        def synchronize(self):
+            STATS.sync("event")
+
     def set_device(device):
         _current.index = index_of(device) or 0
 
@@ -309,6 +318,8 @@ def install() -> Stats:
         "mem_get_info": lambda device=None: ((STATS.limit or (141 << 30)) - STATS.live, STATS.limit or (141 << 30)),
         "memory_allocated": lambda device=None: STATS.live,
         "max_memory_allocated": lambda device=None: STATS.peak,
+        "Event": Event,
+        "current_stream": lambda device=None: None,
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,
     }.items():
