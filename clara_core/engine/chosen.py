@@ -46,6 +46,11 @@ class Running:
     gone: bool = False
 
     @property
+    def prompt(self) -> int:
+        """Positions to be read: the prompt, and what was written before the answer made room for another."""
+        return len(self.request.ids) + len(self.request.writer.ids)
+
+    @property
     def written(self) -> int:
         """Tokens of the answer, those on their way counted."""
         return len(self.request.writer.ids) + self.ahead

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Condition
 
 import torch
@@ -42,9 +42,18 @@ class Answers:
         limits: Sizes of batches.
         lock: Guards `waiting`.
         kv_bytes: Most bytes of keys and values; None: what is free.
+        hurry: Whether shorter work waits for the device.
     """
 
-    def __init__(self, model: ClaraModel, limits: Limits, lock: Condition, kv_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        model: ClaraModel,
+        limits: Limits,
+        lock: Condition,
+        kv_bytes: int | None = None,
+        *,
+        hurry: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.model = model
         self.limits = limits
         self.memory: KVMemory | None = None
@@ -53,6 +62,8 @@ class Answers:
         self.preempted = 0
         self._lock = lock
         self._kv_bytes = kv_bytes
+        self._hurry = hurry
+        self._long_next = True  # whose turn it is, where long prompts and short ones wait to be read
         self._threads = DecodeThreads(model)
         self._turn = 0
         self._together = limits.rows  # rows of a step; fewer after it ran out of memory
@@ -74,7 +85,7 @@ class Answers:
         return bool(self.waiting or self.running)
 
     def turn(self, *, between_layers: bool = False) -> bool:
-        """Admit and read waiting prompts, then one token for every answer.
+        """Admit waiting prompts and read some of them, then one token for every answer whose prompt has been read.
 
         Args:
             between_layers: A batch of the corpus is on the device: what does not fit beside it waits for its end.
@@ -86,8 +97,12 @@ class Answers:
         self._drop_cancelled()
         if not self._draining:
             self._admit()
+        writing = any(one.read for one in self.running)
         while prompts := self._unread():
             self._read(prompts)
+            if writing or self.waiting or self._hurry():
+                break  # one pass at a time, where others wait for it
+            self._drop_cancelled()
         if self.running:
             self._make_room()
             self._step()
@@ -205,7 +220,7 @@ class Answers:
     def _make_room(self) -> None:
         """A page for every row that has none for its next token."""
         for one in sorted(self.running, key=lambda running: running.turn):
-            while one in self.running and one.row.length == one.row.room and not self._ended(one):
+            while one in self.running and one.read and one.row.length == one.row.room and not self._ended(one):
                 if self._memory.grow(one.row):
                     break
                 if self._chosen:  # somebody's end may be among them
@@ -239,14 +254,20 @@ class Answers:
     # --- passes ------------------------------------------------------------------------------------------
 
     def _unread(self) -> list[Running]:
-        """Prompts for one pass."""
+        """Prompts for one pass, in the order of admission: several, or the next piece of a long one, in turns."""
+        waiting = sorted((one for one in self.running if not one.read), key=lambda one: one.turn)
+        long = [one for one in waiting if one.prompt > self.limits.tokens]
+        short = [one for one in waiting if one.prompt <= self.limits.tokens]
+        if long and (not short or self._long_next):
+            self._long_next = False
+            return long[:1]
+        self._long_next = True
         batch: list[Running] = []
         longest = total = 0
-        for one in self.running:
-            if one.read or (batch and one.request.role is not batch[0].request.role):
+        for one in short:
+            if batch and one.request.role is not batch[0].request.role:
                 continue
-            length = len(one.request.ids) + len(one.request.writer.ids)
-            longest, total = max(longest, length), total + length
+            longest, total = max(longest, one.prompt), total + one.prompt
             if batch and (total if self.model.packs else longest * (len(batch) + 1)) > self.limits.tokens:
                 break
             batch.append(one)
@@ -269,14 +290,29 @@ class Answers:
 
     def _prefill(self, part: Sequence[Running]) -> None:
         requests = [one.request for one in part]
+        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
         # An answer that had to make room comes back with what it has written so far.
         sequences = [request.ids + request.writer.ids for request in requests]
-        filled = [request.memories for request in requests if len(request.memories)]
-        memories = torch.cat(filled or [torch.zeros(0, self.model.hidden)])  # [slots, hidden]
-        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
         slots = [request.slots for request in requests]
-        logits = self.model.prefill(sequences, upload(memories, self.model.device), slots, cache)
+        memories = [request.memories for request in requests]
+        start, end = part[0].row.length, part[0].row.length + self.limits.tokens
+        if not start and len(sequences[0]) <= end:
+            logits = self.model.prefill(sequences, self._filled(memories), slots, cache)
+        else:
+            [ids], [given] = sequences, slots
+            given = [*given, *[False] * (len(ids) - len(given))]
+            first = sum(given[:start])
+            filled = memories[0][first : first + sum(given[start:end])]
+            logits = self.model.read_on(ids[start:end], self._filled([filled]), given[start:end], cache)
+            if end < len(ids):
+                cache.commit()
+                return
         self._take(part, logits, cache)
+
+    def _filled(self, memories: Sequence[Tensor]) -> Tensor:
+        """Memory tokens of several prompts on the device: ``[slots, hidden]``."""
+        held = [tokens for tokens in memories if len(tokens)]
+        return upload(torch.cat(held or [torch.zeros(0, self.model.hidden)]), self.model.device)
 
     def _waits(self, one: Running, exc: Exception) -> bool:
         """Whether a row that failed alone is tried again, with more memory than it had."""
@@ -305,7 +341,7 @@ class Answers:
 
     def _step(self) -> None:
         launched = len(self._chosen)
-        rows = [one for one in self.running if not self._ended(one)]
+        rows = [one for one in self.running if one.read and not self._ended(one)]
         most, tried, largest = self._together, 0, 0
         for role in dict.fromkeys(one.request.role for one in rows):
             alike = [one for one in rows if one.request.role is role]

@@ -294,6 +294,23 @@ class ClaraModel(nn.Module):
         last = upload([start + length - 1 for start, length in zip(starts, lengths, strict=False)], self.device)
         return self.head(states.flatten(0, 1).index_select(0, last))
 
+    def read_on(self, ids: Sequence[int], memories: Tensor, slots: Sequence[bool], cache: KVCache) -> Tensor:
+        """Read the next piece of one long prompt: what `prefill` does, behind what the row of the cache has.
+
+        Args:
+            ids: Token ids of the piece.
+            memories: ``[n_slots, hidden]``: the memory tokens of its slots.
+            slots: Which of its positions they go to.
+            cache: One row with room for the piece; commit it when all is well.
+
+        Returns:
+            Tensor: Logits of the next token ``[1, vocab]``.
+        """
+        positions, ragged = cache.begin_chunk(len(ids), self.kernel, gather=not self._ours)
+        embeddings = self.embed(upload([ids], self.device), memories, upload([slots], self.device))
+        states = self._run(embeddings, cache.role, cache=cache, positions=positions[None], ragged=ragged)
+        return self.head(states[:, -1])
+
     def step(self, tokens: Sequence[int] | Tensor, cache: KVCache) -> Tensor:
         """Append one token to each row of the cache, which is to be committed: logits ``[rows, vocab]``."""
         ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self._ours)

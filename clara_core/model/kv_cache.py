@@ -1,8 +1,8 @@
 """The key/value cache of one forward pass: some rows of the KV memory, as transformers wants to see them.
 
 A prompt pass writes the keys of each row to its pages and attends over its own positions alone. A step writes one
-position a row and attends over all that the row has. Since rotary positions are baked into the keys, rows of any
-lengths share a step: that is all that continuous batching needs.
+position a row and attends over all that the row has; so does a pass over a piece of one long prompt. Since rotary
+positions are baked into the keys, rows of any lengths share a step: that is all that continuous batching needs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class KVCache(Cache):
         self._stepping = False
         self._lengths: list[int] = []  # of the rows after this pass
 
-    # --- the two kinds of pass ---------------------------------------------------------------------------
+    # --- the kinds of pass ---------------------------------------------------------------------------------
 
     def begin_prompts(self, lengths: Sequence[int], *, packed: bool) -> None:
         """A pass over prompts of these lengths, each from the beginning of its row.
@@ -61,17 +61,49 @@ class KVCache(Cache):
         """
         self._lengths = list(lengths)
         self._width = sum(lengths) if packed else max(lengths)
+        self._write_positions(lengths, packed=packed)
+
+    def begin_chunk(self, length: int, kernel: Kernel | None, *, gather: bool) -> tuple[Tensor, Ragged]:
+        """A pass over the next positions of the one row's prompt, which sees what the row has before them.
+
+        Args:
+            length: How many.
+            kernel: For attention over pages, where there is one.
+            gather: Attend over copies, whatever else is possible.
+
+        Returns:
+            tuple: Rotary ``positions [length]`` on the device, and how to attend.
+        """
+        [row], device = self.rows, self.memory.shape.device
+        self._write_positions([length], packed=True)
+        self._stepping = True
+        self._lengths = [row.length + length]
+        self._width = row.length + length
+        most = -(-self._width // PAGE)
+        positions = torch.arange(row.length, self._width, device=device)
+        table = upload([[*row.pages[:most], self._width]], device)
+        return positions, self._reading(table[:, :-1], table[:, -1], kernel, gather, length)
+
+    def _write_positions(self, lengths: Sequence[int], *, packed: bool) -> None:
+        """Prepare for so many new positions of each row."""
         places = [_blocks(row, length) for row, length in zip(self.rows, lengths, strict=True)]
         if self.memory.heads_first:
             self._write = lambda target, states: _write_blocks(target, states, places)
             return
         device = self.memory.shape.device
-        columns = [page * PAGE + at for row in places for page, start, stop in row for at in range(stop - start)]
+        columns = [page * PAGE + column + at for row in places for page, column, n in row for at in range(n)]
         into = upload(columns, device)
         of = (
             None if packed else upload([i * self._width + at for i, n in enumerate(lengths) for at in range(n)], device)
         )
         self._write = lambda target, states: _write_columns(target, states, into, of)
+
+    def _reading(self, table: Tensor, used: Tensor, kernel: Kernel | None, gather: bool, queries: int = 1) -> Ragged:
+        memory = self.memory
+        if kernel is not None and not gather:
+            return InPages(kernel, table.int(), used.int(), table.shape[1] * PAGE, queries)
+        self._gather = Gathered(table, used, self._width, memory.shape.dtype, memory.heads_first, queries)
+        return self._gather
 
     def begin_step(
         self, tokens: Sequence[int] | Tensor, kernel: Kernel | None, *, gather: bool
@@ -113,12 +145,10 @@ class KVCache(Cache):
         self._write_step = write
         self._write = lambda target, states: write(target[None], states[:, None, :, 0])
         ragged: Ragged
-        if kernel is not None and not gather:
-            ragged = InPages(kernel, table[:, 6:].int(), used.int(), most * PAGE)
-        elif memory.heads_first and memory.shape.dtype is torch.float32 and not gather:
+        if kernel is None and memory.heads_first and memory.shape.dtype is torch.float32 and not gather:
             ragged = Products([row.pages[: -(-n // PAGE)] for row, n in zip(self.rows, lengths, strict=True)], lengths)
         else:
-            ragged = self._gather = Gathered(table[:, 6:], used, self._width, memory.shape.dtype, memory.heads_first)
+            ragged = self._reading(table[:, 6:], used, kernel, gather)
         return ids, positions, ragged
 
     def commit(self) -> None:
@@ -178,8 +208,10 @@ def _unset(_target: Tensor, _states: Tensor) -> None:
 
 
 def _blocks(row: KVRow, length: int) -> list[tuple[int, int, int]]:
-    """Where the positions of a prompt go: ``(page, first, behind the last)``."""
-    return [(page, at * PAGE, min(length, (at + 1) * PAGE)) for at, page in enumerate(row.pages) if at * PAGE < length]
+    """Where the next positions of a row go: ``(page, first column, how many)``."""
+    end = row.length + length
+    starts = [row.length, *range(row.length - row.length % PAGE + PAGE, end, PAGE)]
+    return [(row.pages[at // PAGE], at % PAGE, min(end, at - at % PAGE + PAGE) - at) for at in starts]
 
 
 def _write_blocks(target: Tensor, states: Tensor, places: Sequence[Sequence[tuple[int, int, int]]]) -> None:
@@ -189,9 +221,10 @@ def _write_blocks(target: Tensor, states: Tensor, places: Sequence[Sequence[tupl
     packed, before = len(states) == 1, 0
     for index, blocks in enumerate(places):
         row = states[0 if packed else index]
-        for page, start, stop in blocks:
-            target[page, :, : stop - start] = row[:, before + start : before + stop]
-        before += blocks[-1][2] if packed else 0
+        before = before if packed else 0
+        for page, column, count in blocks:
+            target[page, :, column : column + count] = row[:, before : before + count]
+            before += count
 
 
 def _write_columns(target: Tensor, states: Tensor, into: Tensor, of: Tensor | None) -> None:

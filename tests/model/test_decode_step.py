@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,30 @@ def test_what_is_built_otherwise_takes_its_own_steps(tmp_path: Path) -> None:
     assert not fits(model.decoder, config, model.routed)
     without = {name: layer for name, layer in model.routed.items() if not name.endswith("gate_proj")}
     assert not fits(model.trunk, config, without)
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "eager"])
+@pytest.mark.parametrize("kernel", [None, PlainKernel()], ids=["copies", "pages"])
+@torch.no_grad()
+def test_a_prompt_in_pieces_is_the_whole_one(kernel: PlainKernel | None, attention: str, tmp_path: Path) -> None:
+    """With a memory token on each side of a cut, pieces of all sizes, and a step behind."""
+    model = open_engine(build(tmp_path, "mistral", seed=4), attn_implementation=attention).load().model
+    model.kernel = kernel
+    ids = [3 + at * 7 % 80 for at in range(PAGE + 44)]
+    slots = [at in (5, 39, 40, PAGE, PAGE + 43) for at in range(len(ids))]
+    memories = torch.randn(sum(slots), model.hidden, generator=torch.Generator().manual_seed(2))
+    memory = model.kv_memory(5)
+    whole, pieces = memory.open(len(ids) + 1), memory.open(len(ids) + 1)
+    cache = KVCache(memory, [whole])
+    expected = [model.prefill([ids], memories, [slots], cache)]
+    cache.commit()
+    logits, filled = torch.empty(0), 0
+    for start, end in itertools.pairwise((0, 40, 41, PAGE - 1, PAGE + 1, len(ids))):
+        cache, count = KVCache(memory, [pieces]), sum(slots[start:end])
+        logits = model.read_on(ids[start:end], memories[filled : filled + count], slots[start:end], cache)
+        cache.commit()
+        filled += count
+    found = [logits]
+    for row, logged in ((whole, expected), (pieces, found)):
+        logged.append(model.step([9], KVCache(memory, [row])))
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected), atol=2e-5, rtol=1e-4)
