@@ -133,6 +133,7 @@ def server_of(config: ServeConfig) -> DrainingServer:
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=round(config.drain_seconds),
+        ws="none",
         http=type("Protocol", (PatientProtocol,), {"seconds": limits.body_seconds}),
         h11_max_incomplete_event_size=65_536,
         limit_concurrency=limits.requests * 4,
