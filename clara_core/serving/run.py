@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
+import warnings
 from types import FrameType
 from typing import ClassVar
 
@@ -155,6 +156,7 @@ def serve(config: ServeConfig) -> None:
     Raises:
         ClaraError: The model cannot be loaded.
     """
+    warnings.filterwarnings("ignore", "truncated ")  # shows the text; the client that asked for it warns its own user
     server = server_of(config)
     server.run()
     if server.state.failure is not None:

@@ -30,8 +30,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    port = free_port()
+def process(*arguments: str, port: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    port = port or free_port()
     command = [sys.executable, "-m", "clara_core.cli", "serve", "pocket", "--port", str(port), *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ}) as started:
         url = f"http://127.0.0.1:{port}"
