@@ -281,7 +281,7 @@ def test_equal_texts_without_ids_are_one_document(arguments, engine, tmp_path):
         ),
         (['{"id": "a", "text": null}'], "column 'text' must hold strings, got None"),
         (['{"id": "a", "text": "x", "n": NaN}'], "must be a finite number"),
-        (['{"id": "a"'], "a line is no JSON"),
+        (['{"id": "a"'], "a line is not JSON"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_compressed(lines, message, arguments, tmp_path, monkeypatch):

@@ -144,7 +144,7 @@ def test_what_is_wrong_with_a_dataset_is_said(tmp_path):
     with pytest.raises(DataError, match="has changed"):
         list(read_shard(str(line), shard, Columns()))
     [shard] = plan_shards(str(line), 10)
-    with pytest.raises(DataError, match="a line is no JSON"):
+    with pytest.raises(DataError, match="a line is not JSON"):
         list(read_shard(str(line), shard, Columns()))
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=r"several kinds \(jsonl, parquet\)"):
