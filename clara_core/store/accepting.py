@@ -24,7 +24,7 @@ _NARROWEST: Final = 16  # smallest number of documents to search for
 
 @dataclass(slots=True)
 class Accepting:
-    """The searches of a snapshot, for documents that a function accepts. The function is called once for each document."""
+    """The searches of a snapshot among documents that a function accepts; it is called once for each document."""
 
     snapshot: Snapshot
     accept: Accept

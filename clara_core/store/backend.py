@@ -214,7 +214,7 @@ class Backend(Protocol):
         """
 
     def delete(self, ids: Sequence[str] | None, condition: Mapping[str, Any] | None) -> int:
-        """Delete the documents that have one of the ids and pass the filter, and return their number; None means all."""
+        """Delete the documents that have one of the ids and pass the filter (None means all); returns their number."""
 
     def compact(self, older_than: timedelta) -> None:
         """Free the space of replaced and deleted documents, and delete versions older than `older_than`."""
