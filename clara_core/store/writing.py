@@ -78,7 +78,7 @@ def checked_documents(
     for index, row in enumerate(zip_longest(*columns.values(), fillvalue=_MISSING)):
         values: dict[str, Any] = dict(zip(columns, row, strict=True))
         if short := [name for name, value in values.items() if value is _MISSING]:
-            raise ValueError(f"{short[0]} ended after {index} documents, the others later: each document needs one")
+            raise ValueError(f"{short[0]} ended after {index} documents, before the others: each document needs one")
         document = _checked(index, values, seen)
         model = model or document.memory
         if document.memory is not None and model is not None:

@@ -159,7 +159,7 @@ def test_what_is_wrong_with_a_row_is_said():
         Columns(id="id").rows(batch)
     with pytest.raises(DataError, match="column 'n' must hold strings, got 1"):
         Columns(text="n").rows(batch)
-    with pytest.raises(DataError, match="no JSON"):
+    with pytest.raises(DataError, match="not JSON"):
         Columns().objects([{"text": "a", "metadata": "{"}])
     with pytest.raises(DataError, match="must hold objects"):
         Columns().objects([{"text": "a", "metadata": "[1]"}])

@@ -222,7 +222,7 @@ def _twice(source: str, shards: Sequence[Shard], columns: Columns, place: int, s
     for shard, size in zip(shards, sizes, strict=True):
         if place < size:
             ids = [id_ for rows in read_shard(source, shard, columns) for id_ in rows.ids or ()]
-            return f"the id {ids[place]!r:.80} comes again in {shard.path}; give each document its own id"
+            return f"the id {ids[place]!r:.80} occurs again in {shard.path}; give each document its own id"
         place -= size
     raise IndexError(place)
 

@@ -48,7 +48,7 @@ class Progress:
         found = json.loads(begun)
         if other := sorted(name for name in plan.keys() | found.keys() if plan.get(name) != found.get(name)):
             raise StoreError(
-                f"{self._folder} holds what another bulk job has done, with other {', '.join(other)}: finish that one "
+                f"{self._folder} belongs to another unfinished bulk job with other {', '.join(other)}: finish that one "
                 "with the same command, or delete that folder to start over"
             )
         return True
