@@ -99,7 +99,7 @@ class ClaraVectorStore(VectorStore):
 
     Search with score:
         ```python
-        store.similarity_search_with_score(question)  # as the mode says, higher is better
+        store.similarity_search_with_score(question)  # depends on the mode; higher is better
         store.similarity_search_with_relevance_scores(question, score_threshold=0.6)  # in [0, 1] in every mode
         ```
 
