@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clara_core.common.errors import StoreError
+from clara_core.common.surrogates import replace_surrogates
 from clara_core.data.memory import Memory
 from clara_core.engine.protocol import Engine
 from clara_core.engine.remote.engine import RemoteEngine
@@ -219,7 +220,8 @@ class RemoteStore(MemoryStore):
         ]
 
     def _ask(self, what: str, payload: Mapping[str, Any]) -> Any:
-        return self._server.connection.post(f"{self._path}/{what}", payload)
+        # Ids and values as they are: one that is no text at all is refused, and never taken for another one.
+        return self._server.connection.send(f"{self._path}/{what}", json.dumps(payload, allow_nan=False).encode(), {})
 
 
 def _opened(uri: str, engine: Engine, read_only: bool) -> RemoteStore:
@@ -238,7 +240,7 @@ def _question(
     for index, each in enumerate(words):
         if not isinstance(each, str):
             raise TypeError(f"question[{index}] must be a string, got {type(each).__name__}; vectors go as one tensor")
-    return words, None, isinstance(question, str)
+    return list(map(replace_surrogates, words)), None, isinstance(question, str)
 
 
 def _sent(condition: Filter | None) -> Any:

@@ -1,4 +1,4 @@
-"""Models that are going to learn: a checkpoint, or a base with new adapters; and back to files."""
+"""Opens a model for training, from a checkpoint or from a base with new adapters, and writes the result."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.index.json")
 
 @dataclass(slots=True)
 class Opened:
-    """A model that can learn, and what has to be known to write it.
+    """A model for training, with the facts that are needed to write its checkpoint.
 
     Attributes:
-        model: On its device.
-        tokenizer: With the memory tokens.
+        model: The model on its device.
+        tokenizer: Tokenizer with the memory tokens.
         base: Folder or Hub id of the base decoder.
-        origin: What it was opened from, for the card.
-        roles: Adapters that mean something; a role that learns is added.
-        base_vocabulary: Rows of the base's own embeddings.
-        bring_base: Whether the base is written along with the checkpoint.
+        origin: Checkpoint or base that was opened, for the card.
+        roles: Roles with an initialized adapter.
+        base_vocabulary: Rows of the embedding table of the base, without added tokens.
+        bring_base: Whether the base is written with the checkpoint.
     """
 
     model: ClaraModel
@@ -54,18 +54,20 @@ class Opened:
     bring_base: bool = False
 
     def begin(self, trainable: TrainableSpec) -> None:
-        """Give the roles that learn something to start from.
+        """Initialize the adapters of the trainable roles that have none yet.
 
         Raises:
-            CheckpointError: There is no compressor that the query reasoner could start as.
+            CheckpointError: There is no compressor to initialize the query reasoner from.
         """
         for role in trainable.roles:
             if role in self.roles:
                 continue
             if role is Role.REASONER:
                 if Role.COMPRESSOR not in self.roles:
-                    raise CheckpointError(f"{self.origin} holds no compressor that a query reasoner could start as")
-                for layer in self.model.routed.values():  # as in the paper: a copy of the compressor
+                    raise CheckpointError(
+                        f"{self.origin} holds no compressor to initialize the query reasoner from: run stage1 first"
+                    )
+                for layer in self.model.routed.values():  # as in the paper
                     layer.load(role, *layer.export(Role.COMPRESSOR))
             else:
                 generator = torch.Generator().manual_seed(role)
@@ -75,14 +77,14 @@ class Opened:
 
 
 def open_checkpoint(arguments: EngineArguments, place: torch.device | None = None) -> Opened:
-    """A trained checkpoint, to be taught further.
+    """Open a trained checkpoint for further training.
 
     Args:
-        arguments: As for an engine.
-        place: Where to leave the weights; None: on the device of the arguments.
+        arguments: Options of an engine.
+        place: Device of the weights; None for that of the arguments.
 
     Raises:
-        CheckpointError: As for an engine.
+        CheckpointError: The checkpoint cannot be read, or its parts do not match.
     """
     plan = plan_engine(arguments)
     checkpoint = read_checkpoint(plan.folder)
@@ -97,14 +99,17 @@ def open_checkpoint(arguments: EngineArguments, place: torch.device | None = Non
 def open_base(
     base_model: str, config: ClaraConfig, arguments: EngineArguments, seed: int, place: torch.device | None = None
 ) -> Opened:
-    """A plain decoder with adapters that add nothing yet, and new memory tokens.
+    """Open a plain decoder with new memory tokens and new adapters, which do not change its output yet.
 
     Args:
         base_model: Folder or Hub id.
         config: Window, rate and rank.
         arguments: Device, type, quantization and access to the Hub.
-        seed: Of the new numbers.
-        place: Where to leave the weights; None: on the device of the arguments.
+        seed: Seed of the new weights.
+        place: Device of the weights; None for that of the arguments.
+
+    Raises:
+        CheckpointError: The base decoder cannot be loaded.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -143,7 +148,7 @@ def _lies_inside(checkpoint: Checkpoint, base_model: str | None) -> bool:
 
 
 def _draw_memory_tokens(model: ClaraModel, generator: torch.Generator) -> None:
-    """Embeddings of the added tokens, drawn like the others: with their mean and spread in every dimension."""
+    """Draw the embeddings of the added tokens with the mean and deviation of the others in every dimension."""
     added = len(model.config.added_tokens)
     for layer in (model.decoder.get_input_embeddings(), model.decoder.get_output_embeddings()):
         weight: Tensor = layer.weight.detach()
@@ -154,7 +159,7 @@ def _draw_memory_tokens(model: ClaraModel, generator: torch.Generator) -> None:
 
 
 def _init_on_processor(layer: Any, role: Role, generator: torch.Generator) -> None:
-    """The same numbers whatever the device."""
+    """Draw the weights on the CPU, so that they do not depend on the device."""
     bound = layer.in_features**-0.5
     a = torch.empty(layer.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
     layer.load(role, a, torch.zeros(layer.out_features, layer.rank))
@@ -164,17 +169,17 @@ def _init_on_processor(layer: Any, role: Role, generator: torch.Generator) -> No
 
 
 def set_dropout(model: ClaraModel, share: float) -> None:
-    """Dropout of what the adapters read, in passes that carry a gradient."""
+    """Set the dropout on the input of the adapters in passes with gradient."""
     for layer in model.routed.values():
         layer.dropout = share
 
 
 def checkpoint_gradients(model: ClaraModel) -> None:
-    """Keep only the states between the layers, and compute the rest again in the backward pass: less memory."""
+    """Enable gradient checkpointing: keep only the states between layers, and recompute the rest."""
     rank = model.config.lora_r
 
     def contexts() -> tuple[Any, Any]:
-        # The backward pass runs outside of the forward's `routed` scope, and perhaps in another thread.
+        # The backward pass runs outside of the `routed` scope of the forward pass, and perhaps in another thread.
         return nullcontext(), routed(current_routing().role, rank)
 
     decoder = model.decoder
@@ -187,18 +192,18 @@ def checkpoint_gradients(model: ClaraModel) -> None:
 
 
 def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_learned: bool) -> Checkpoint:
-    """Write a checkpoint that every component loads, with its card: whole, or not at all.
+    """Write a checkpoint with its card, atomically.
 
     Args:
-        folder: Its name and place; what is there is replaced.
+        folder: Folder of the checkpoint; it is replaced if it exists.
         opened: The model.
-        stage: The last `training_stage`.
+        stage: `training_stage` of the config.
         card: Text of README.md.
-        base_learned: Whether the decoder's own weights changed, so that they belong to the checkpoint.
+        base_learned: Whether the base was trained, so that its weights are written, too.
 
     Raises:
-        TrainingError: It cannot be written; what was there before is as it was.
-        CheckpointError: The same, of the weights.
+        TrainingError: The folder cannot be written; an existing one is unchanged.
+        CheckpointError: The weights cannot be written; an existing folder is unchanged.
     """
     bring = base_learned or opened.bring_base
     name = BASE_FOLDER if bring else opened.base
@@ -224,7 +229,7 @@ def _on_processor(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, T
 
 
 def _plain_base(opened: Opened) -> Any:
-    """The decoder as a library knows it: without adapters and memory tokens."""
+    """The decoder as transformers loads it: without adapters and memory tokens."""
     decoder: Any = opened.model.decoder
     plain = type(decoder)(copy.deepcopy(decoder.config))
     state = {

@@ -224,6 +224,7 @@ def test_no_tools_are_no_reason_to_refuse(llm):
 # -- what it says of itself ------------------------------------------------------------------------
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("name", ["bundled", "tiny", "e2e", "instruct", "base"])
 def test_profile_says_what_the_engine_says(name):
     options = {"model": {"bundled": bundled_or_tiny, "tiny": tiny}[name]()} if name in ("bundled", "tiny") else {}
@@ -259,6 +260,7 @@ def test_profile_of_a_hub_model_from_its_cache(tmp_path):
     assert ChatClara(**options).profile["max_input_tokens"] == 32768
 
 
+@pytest.mark.in_process
 def test_a_middleware_that_needs_the_size_of_the_context(llm):
     summarize = SummarizationMiddleware(llm, trigger=("fraction", 0.01), keep=("messages", 1))
     history = [("human", "We spoke of oats, rye and barley. " * 4), ("ai", "Yes."), ("human", QUESTION)]
