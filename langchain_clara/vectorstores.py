@@ -195,8 +195,9 @@ class ClaraVectorStore(VectorStore):
     def add_documents(
         self, documents: Iterable[Document], *, ids: Sequence[str] | None = None, **kwargs: Any
     ) -> list[str]:
-        """Compress and add documents; a document with a known id is replaced. A blank document is stored, but not
-        found.
+        """Compress and add documents; a document with a known id replaces the stored one.
+
+        A blank document is stored, but not found.
 
         Args:
             documents: The documents; they are copied.

@@ -1,5 +1,4 @@
-"""The table of a store on Lance: its columns, the metadata of its schema, and the conversion between rows and
-documents.
+"""The table of a store on Lance: columns, schema metadata, and conversion between rows and documents.
 
 Each document is one row.
 
