@@ -25,15 +25,19 @@ def logprobs_account(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {"content": [_entry(token) for token in tokens], "refusal": None}
 
 
-def evidence_account(answer: Answer, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What `response_metadata` says of an answer beside its text; nothing where nothing was asked for.
+def evidence_account(answer: Answer, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `response_metadata` about an answer besides its text; empty if none were requested.
 
     Args:
         answer: The answer.
-        asked: The engine's options of the call.
+        options: The engine options of the call.
     """
     found: dict[str, Any] = {}
-    if asked.get("citations") or asked.get("min_confidence") is not None or asked.get("read", "memory") != "memory":
+    if (
+        options.get("citations")
+        or options.get("min_confidence") is not None
+        or options.get("read", "memory") != "memory"
+    ):
         found = confidence_account(answer)
     if answer.citations is not None:
         found["citations"] = [asdict(citation) for citation in answer.citations]
@@ -41,7 +45,7 @@ def evidence_account(answer: Answer, asked: Mapping[str, Any]) -> dict[str, Any]
 
 
 def documents_account(answer: Answer, read: Sequence[ReadDocument]) -> list[dict[str, Any]]:
-    """Id and title of each document that was read, and its score where there is one."""
+    """Id and title of each document that was read, and its score if there is one."""
     accounts: list[dict[str, Any]] = [dict(document.account()) for document in read]
     for account, score in zip(accounts, answer.attribution or (), strict=False):
         account["score"] = score

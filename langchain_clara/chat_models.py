@@ -48,7 +48,7 @@ _NO_SCHEMA: Final = (
 )
 _TOOLS: Final = ("tools", "tool_choice", "functions", "function_call", "response_format")
 
-Asked: TypeAlias = "tuple[list[Turn], list[ReadDocument], dict[str, Any]]"
+Request: TypeAlias = "tuple[list[Turn], list[ReadDocument], dict[str, Any]]"
 """A conversation, its documents, and the engine's options."""
 
 
@@ -335,7 +335,7 @@ class ChatClara(BaseChatModel, EngineFields):
         answers: list[Any] = []
         for start in range(0, len(inputs), size):
             part, part_configs = inputs[start : start + size], configs[start : start + size]
-            barrier: BatchBarrier[Asked, Answer] = BatchBarrier(len(part), self._answer_all)
+            barrier: BatchBarrier[Request, Answer] = BatchBarrier(len(part), self._answer_all)
             calls = [
                 asyncio.ensure_future(
                     in_slot(BatchSlot(self, barrier), partial(self.ainvoke, each, settings, **kwargs))
@@ -349,16 +349,16 @@ class ChatClara(BaseChatModel, EngineFields):
                     call.cancel()
         return answers
 
-    async def _answer_all(self, asked: list[Asked]) -> Sequence[Answer | Exception]:
+    async def _answer_all(self, requests: list[Request]) -> Sequence[Answer | Exception]:
         """Answer conversations with the same options; an error in one does not affect the others."""
         engine = await self.ashared_engine()
-        known = iter(await engine.aremember([document.text for _, read, _ in asked for document in read]))
-        conversations = [(turns, [next(known) for _ in read]) for turns, read, _ in asked]
-        options = asked[0][2]
+        known = iter(await engine.aremember([document.text for _, read, _ in requests for document in read]))
+        conversations = [(turns, [next(known) for _ in read]) for turns, read, _ in requests]
+        options = requests[0][2]
         try:
             return await engine.achat_batch(conversations, **options)
-        except Exception as exc:  # noqa: BLE001 - whose it is shows when they are asked one by one
-            if len(asked) == 1:
+        except Exception as exc:  # noqa: BLE001 - answering one by one shows whose error it is
+            if len(requests) == 1:
                 return [exc]
         alone = (engine.achat(turns, memories, **options) for turns, memories in conversations)
         results = await asyncio.gather(*alone, return_exceptions=True)

@@ -99,7 +99,7 @@ class ClaraVectorStore(VectorStore):
 
     Search with score:
         ```python
-        store.similarity_search_with_score(question)  # as the mode says, higher is better
+        store.similarity_search_with_score(question)  # depends on the mode; higher is better
         store.similarity_search_with_relevance_scores(question, score_threshold=0.6)  # in [0, 1] in every mode
         ```
 
@@ -195,8 +195,9 @@ class ClaraVectorStore(VectorStore):
     def add_documents(
         self, documents: Iterable[Document], *, ids: Sequence[str] | None = None, **kwargs: Any
     ) -> list[str]:
-        """Compress and add documents; a document with a known id is replaced. A blank document is stored, but not
-        found.
+        """Compress and add documents; a document with a known id replaces the stored one.
+
+        A blank document is stored, but not found.
 
         Args:
             documents: The documents; they are copied.

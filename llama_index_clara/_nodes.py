@@ -31,8 +31,7 @@ def file_keys(metadata: Mapping[str, Any]) -> frozenset[str]:
 
 
 def text_of(node: BaseNode | NodeWithScore | str, mode: MetadataMode = MetadataMode.EMBED) -> str:
-    """The text of a node that is compressed: its text with the metadata that an embedding model sees, without
-    `file_keys`.
+    """The text of a node that is compressed: with the metadata that is embedded, without `file_keys`.
 
     With `MetadataMode.ALL` it contains all metadata, also that of the file.
     """

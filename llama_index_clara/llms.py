@@ -87,7 +87,7 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     )
 
     _documents: tuple[str, ...] = PrivateAttr(default=())
-    _heard: list[Answer] | None = PrivateAttr(default=None)
+    _recorded: list[Answer] | None = PrivateAttr(default=None)
 
     @field_validator("messages_to_prompt", mode="before")
     @classmethod
@@ -135,10 +135,10 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         reader._documents = tuple(texts_of(documents))  # noqa: SLF001 - a copy of this object
         return reader
 
-    def heard(self, answers: list[Answer], **changes: Any) -> ClaraLLM:
+    def recording(self, answers: list[Answer], **changes: Any) -> ClaraLLM:
         """A copy with other options that adds its answers to a list when they end."""
         reader = self.model_copy(update=changes)
-        reader._heard = answers  # noqa: SLF001 - a copy of this object
+        reader._recorded = answers  # noqa: SLF001 - a copy of this object
         return reader
 
     def __getstate__(self) -> dict[str, Any]:
@@ -153,22 +153,22 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt, which becomes the only turn of a conversation."""
-        return self._answer(*self._asked(prompt, formatted, kwargs), kwargs)
+        return self._answer(*self._request(prompt, formatted, kwargs), kwargs)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete`, in pieces."""
-        return self._stream(*self._asked(prompt, formatted, kwargs), kwargs)
+        return self._stream(*self._request(prompt, formatted, kwargs), kwargs)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete`, awaitable."""
-        return await self._aanswer(*self._asked(prompt, formatted, kwargs), kwargs)
+        return await self._aanswer(*self._request(prompt, formatted, kwargs), kwargs)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete`, asynchronous."""
-        return self._astream(*self._asked(prompt, formatted, kwargs), kwargs)
+        return self._astream(*self._request(prompt, formatted, kwargs), kwargs)
 
     # --- conversations -----------------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
 
     # --- the engine --------------------------------------------------------------------------------------
 
-    def _asked(self, prompt: str, formatted: bool, call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
+    def _request(self, prompt: str, formatted: bool, call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
         """The conversation of a prompt, and the texts to read. A formatted prompt contains everything."""
         system = call.get("system_prompt", None if formatted else self.system_prompt)
         if not formatted and self.query_wrapper_prompt is not None:
@@ -297,8 +297,8 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         return CompletionResponse(text=text, delta=chunk.text, raw=raw, logprobs=logprobs_of(chunk.logprobs))
 
     def _account(self, answer: Answer) -> dict[str, Any]:
-        if self._heard is not None:
-            self._heard.append(answer)
+        if self._recorded is not None:
+            self._recorded.append(answer)
         read = answer.prompt_tokens + answer.memory_tokens
         usage = {
             "prompt_tokens": read,

@@ -209,7 +209,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         else:
             yield self._empty_response
         if account is not None:
-            account.tell()
+            account.update()
 
     async def _astream(
         self, texts: list[str], query_str: str, kwargs: dict[str, Any], account: _Account | None
@@ -222,7 +222,7 @@ class ClaraSynthesizer(BaseSynthesizer):
             async for piece in pieces:
                 yield piece
         if account is not None:
-            account.tell()
+            account.update()
 
     # --- what the answer stands on -----------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         if account is None:
             return reader
         changes = {"citations": True} if self._citations else {}
-        return reader.heard(account.answers, **changes)
+        return reader.recording(account.answers, **changes)
 
     def _readable(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
         """The nodes with text, which are read; others stay among the sources."""
@@ -245,7 +245,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         account.metadata = response.metadata
         if not isinstance(response, Response):
             return response
-        account.tell()
+        account.update()
         if not account.answers or account.answers[-1].citations is None:
             return response
         answer = account.answers[-1]
@@ -274,7 +274,7 @@ class _Account:
     answers: list[Answer] = field(default_factory=list)
     metadata: dict[str, Any] | None = None
 
-    def tell(self) -> None:
+    def update(self) -> None:
         """Add the evidence to the metadata."""
         if self.metadata is not None and self.answers:
             found = response_evidence(self.answers[-1], self.nodes)

@@ -178,14 +178,14 @@ class ClaraRetriever(BaseRetriever):
         embedding = query_bundle.embedding
         if embedding is None and self._needs_embedding(query_bundle):
             embedding = self._embedder().get_agg_embedding_from_queries(query_bundle.embedding_strs)
-        return _scored(self._store.query(self._asked(query_bundle, embedding)))
+        return _scored(self._store.query(self._store_query(query_bundle, embedding)))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         embedding = query_bundle.embedding
         if embedding is None and self._needs_embedding(query_bundle):
             embedder = await asyncio.to_thread(self._embedder)
             embedding = await embedder.aget_agg_embedding_from_queries(query_bundle.embedding_strs)
-        return _scored(await self._store.aquery(self._asked(query_bundle, embedding)))
+        return _scored(await self._store.aquery(self._store_query(query_bundle, embedding)))
 
     def _needs_embedding(self, query_bundle: QueryBundle) -> bool:
         return self._query.mode is not VectorStoreQueryMode.TEXT_SEARCH and bool(query_bundle.embedding_strs)
@@ -198,7 +198,7 @@ class ClaraRetriever(BaseRetriever):
             )
         return self._embed_model
 
-    def _asked(self, query_bundle: QueryBundle, embedding: list[float] | None) -> VectorStoreQuery:
+    def _store_query(self, query_bundle: QueryBundle, embedding: list[float] | None) -> VectorStoreQuery:
         return replace(self._query, query_str=query_bundle.query_str, query_embedding=embedding)
 
 

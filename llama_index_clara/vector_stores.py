@@ -209,9 +209,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         return found
 
     def _check_vectors(self, nodes: Sequence[BaseNode], texts: Sequence[str]) -> None:
-        """Refuse vectors that a store of memories would neither keep nor find: those that are not the memory of their
-        text.
-        """
+        """Refuse vectors that are not the memory of their text, which a store of memories would not keep."""
         pairs = [(node, text) for node, text in zip(nodes, texts, strict=True) if node.embedding is not None]
         for start in range(0, len(pairs), _BATCH):
             batch = pairs[start : start + _BATCH]
@@ -235,9 +233,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         embedded: Sequence[list[float] | None],
         memories: Sequence[Memory] | None,
     ) -> list[Array]:
-        """The vectors kept for each node in a store of vectors, ``[W, dimensions]``: its own vector, or those of its
-        windows.
-        """
+        """The vectors kept for each node in a store of vectors, ``[W, dimensions]``: given or computed."""
         bare = [text for text, numbers in zip(texts, embedded, strict=True) if numbers is None and text.strip()]
         if memories is None:
             made = dict(zip(bare, self.engine.remember(bare), strict=True)) if bare else {}

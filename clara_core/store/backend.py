@@ -1,5 +1,4 @@
-"""The interface between a `MemoryStore` and the backend that keeps its documents: a Lance table, or this process's
-memory.
+"""The interface between a `MemoryStore` and its backend: a Lance table, or this process's memory.
 
 `MemoryStore` is the same for both backends. It checks and compresses documents, checks filters, fuses rankings, applies
 maximal marginal relevance and computes scores. A backend stores rows and finds them, and does not use an engine. Each
@@ -135,9 +134,7 @@ class Snapshot(Protocol):
         """Number of documents."""
 
     def passing(self, condition: Mapping[str, Any]) -> Rows:
-        """Rows of the documents that pass a filter by the rules of `matches`. `check_filter` must have accepted the
-        filter.
-        """
+        """Rows of the documents that pass a filter by the rules of `matches`; `check_filter` must accept the filter."""
 
     def records(self, ids: Sequence[str]) -> dict[str, Record]:
         """Documents by id; unknown ids are left out. The metadata is the caller's own copy."""

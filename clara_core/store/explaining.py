@@ -1,6 +1,4 @@
-"""Turns errors of a backend into `StoreError` with an explanation, and repeats reads whose files were deleted
-meanwhile.
-"""
+"""Explains errors of a backend as `StoreError`, and repeats reads whose files were deleted meanwhile."""
 
 from __future__ import annotations
 

@@ -70,8 +70,7 @@ class Key:
             self._folded_common = self._fold.apply(self._common[None])  # P(c), [1, L - 1]
 
     def fitted(self, tokens: Tensor) -> Key:
-        """A key with the same settings, fitted to the common direction of memories ``[n, T, H]``; a few hundred are
-        enough.
+        """The same key, fitted to the common direction of memories ``[n, T, H]``; a few hundred are enough.
 
         Any direction gives correct keys; a well fitted one gives more accurate keys.
         """

@@ -28,8 +28,9 @@ _SERIALS: Final = Serials()
 
 
 class OnLance:
-    """The backend on a Lance table; see `clara_core.store.backend.Backend`. A pickle contains only its address and
-    settings.
+    """The backend on a Lance table; see `clara_core.store.backend.Backend`.
+
+    A pickle contains only its address and settings.
 
     Args:
         uri: A folder, or the address of an object store.

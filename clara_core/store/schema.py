@@ -1,5 +1,4 @@
-"""The table of a store on Lance: its columns, the metadata of its schema, and the conversion between rows and
-documents.
+"""The table of a store on Lance: columns, schema metadata, and conversion between rows and documents.
 
 Each document is one row.
 
@@ -160,8 +159,8 @@ class Layout:
             "key_version": np.full(len(entries), self.key_version, np.int64),
             "memory": list_column(self.codec.encode(tokens), counts),
         }
-        asked = [predicate_values(metadata_from_json(entry.metadata)) for entry in entries]
-        given |= {field.name: [each[field.name] for each in asked] for field in predicate_fields()}
+        values = [predicate_values(metadata_from_json(entry.metadata)) for entry in entries]
+        given |= {field.name: [each[field.name] for each in values] for field in predicate_fields()}
         arrays = [
             given[field.name] if isinstance(given[field.name], pa.Array) else pa.array(given[field.name], field.type)
             for field in self.schema

@@ -24,7 +24,7 @@ SCORED: Final = np.dtype([("score", "f4"), ("row", "u8"), ("order", "u8"), ("win
 _DIGITS: Final = 6  # digits kept of a cosine in float32, so that equal memories have equal scores in every search
 _ROUNDED: Final = 1e-6
 _BLOCK_BYTES: Final = 1 << 26  # bytes of a block of windows, which is never moved
-_FEW: Final = 8  # if at most a share of 1 / _FEW of the windows is allowed, only those are compared
+_FEW: Final = 8  # if fewer than 1 / _FEW of the windows of a block are allowed, only those are compared
 _NEVER: Final = np.iinfo(np.int64).max
 
 

@@ -68,7 +68,7 @@ def prepare_store(
 
     Args:
         uri: Folder, or address of an object store.
-        texts: A few hundred texts of the corpus, from whose memories the keys of a new store are fitted.
+        texts: A few hundred texts of the corpus, to fit the keys of a new store; an existing store needs none.
         engine: Arguments of the engine whose memories the store will hold.
         memory_type: Number format of memories in a new store.
         key_length: Numbers of a key in a new store.
@@ -87,13 +87,13 @@ def prepare_store(
 
 @dataclass(frozen=True)
 class BatchCompressor:
-    """Converts record batches of texts to record batches of a store's rows. Picklable, with the same result in every
-    process.
+    """Converts record batches of texts to record batches of a store's rows.
 
         compress_batches = BatchCompressor(schema, EngineArguments(model="pocket"), Columns(id="id"))
         rows = compress_batches(iter(table.to_batches()))
 
-    Each process opens one engine at first use; the device "auto" is resolved there.
+    It can be pickled and gives the same result in every process. Each process opens one engine at first use; the device
+    "auto" is resolved there.
 
     Attributes:
         schema: Schema of the store, from `prepare_store`, and of the result.

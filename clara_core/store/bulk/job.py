@@ -63,8 +63,9 @@ class Task:
 
 @dataclass(frozen=True)
 class ShardWorker:
-    """Compresses shards and records the files that it wrote. Holds plain values, so that it can be sent to other
-    processes.
+    """Compresses shards and records the files that it wrote.
+
+    It holds only plain values, so that it can be sent to other processes.
 
     Attributes:
         source: The dataset.
