@@ -1,7 +1,6 @@
-"""How good a model is on questions: measures of answers and rankings, and runs over a file of questions.
+"""Evaluation of a model on questions: metrics of answers and rankings in plain Python, and runs over a question file.
 
-The measures are plain Python and know nothing of models. `evaluate` runs an engine over questions; what it needs
-beyond the core's own dependencies is looked for when it is used.
+Optional dependencies of `evaluate` are imported when it is called.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from clara_core.evaluation.rankings import (
 )
 from clara_core.evaluation.report import Report
 from clara_core.evaluation.run import evaluate, over_corpus, read_questions
-from clara_core.evaluation.texts import bleu, entities, entity_preservation, rouge, score_paraphrases
+from clara_core.evaluation.text_overlap import bleu, entities, entity_preservation, rouge, score_paraphrases
 
 __all__ = [
     "Report",

@@ -96,7 +96,10 @@ class Gate:
         key = self.state.keys.find(_secret(headers))
         if key is None:
             self.state.metrics.refused.labels("key").inc()
-            raise Refused("invalid_api_key", "a key is needed: send the header Authorization: Bearer KEY")
+            raise Refused(
+                "invalid_api_key",
+                "a key is needed: send the header Authorization: Bearer KEY (a browser: any name, the key as password)",
+            )
         scope["clara.read_only"] = key.read_only
         return key.label
 
@@ -222,7 +225,8 @@ class _Passage:
             own[FINGERPRINT] = self.state.fingerprint
         if self.status == 401:
             # A browser asks its user for the key when it is to show the page; programs know what to send.
-            own["www-authenticate"] = 'Basic realm="clara"' if self.scope["path"] == "/" else "Bearer"
+            of_page = self.scope["path"] == "/" or self.scope["path"].startswith("/static/")
+            own["www-authenticate"] = 'Basic realm="clara"' if of_page else "Bearer"
         return own
 
     async def _refuse(self, refused: Refused) -> None:

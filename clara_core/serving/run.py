@@ -107,6 +107,13 @@ class DrainingServer(uvicorn.Server):
         finally:
             watch.cancel()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start; shut down in order if the server was stopped meanwhile, as older versions of uvicorn do not."""
+        await super().startup(sockets)
+        if self.started and self.should_exit:
+            await self.shutdown(sockets)
+            self.started = False
+
     async def _watch_failure(self) -> None:
         await self.state.failed.wait()
         self.should_exit = True

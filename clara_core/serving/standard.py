@@ -218,8 +218,9 @@ async def _found(state: ServerState, body: ChatBody) -> tuple[list[DocumentBody]
 
 
 def _title(metadata: dict[str, Any]) -> str | None:
-    title = metadata.get("title", metadata.get("source"))
-    return title if isinstance(title, str) else None
+    """What a person calls a document; `clara index` keeps the folder as its source, and the file beside it."""
+    named = (metadata.get(name) for name in ("title", "file", "file_name", "source"))
+    return next((name for name in named if isinstance(name, str)), None)
 
 
 def _sources(documents: Sequence[DocumentBody], scores: Sequence[tuple[float, int] | None]) -> list[dict[str, Any]]:

@@ -211,7 +211,7 @@ def test_tools_are_refused(llm, name):
 def test_tools_cannot_be_bound(llm):
     with pytest.raises(NotImplementedError, match="cannot call tools"):
         llm.bind_tools([{"type": "function"}])
-    with pytest.raises(NotImplementedError, match="cannot be held to a schema"):
+    with pytest.raises(NotImplementedError, match="cannot return structured output"):
         llm.with_structured_output({"title": "x", "type": "object"})
 
 

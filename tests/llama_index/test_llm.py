@@ -95,7 +95,7 @@ def test_turns_of_odd_shapes():
 
 
 def test_what_cannot_be_read_is_refused(llm):
-    with pytest.raises(ValueError, match="no tools"):
+    with pytest.raises(ValueError, match="cannot call tools"):
         llm.chat([*TURNS, ChatMessage(role=MessageRole.TOOL, content="42")])
     with pytest.raises(ValueError, match="block of type 'image'"):
         llm.chat([ChatMessage(role="user", blocks=[ImageBlock(url="http://example.org/a.png")])])

@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from benchmarks.server_process import free_port, serving
+from clara_core.serving.config import ServeConfig
+from clara_core.serving.run import server_of
 from tests.serving.servers import PATIENCE
 
 CHAT = {"model": "clara", "messages": [{"role": "user", "content": "Tell me about the bridge"}], "max_tokens": 48}
@@ -68,3 +70,10 @@ def test_what_cannot_be_served_is_one_line(clara, arguments, message, monkeypatc
     assert code == 2
     assert message in said.splitlines()[-1]
     assert "Traceback" not in said
+
+
+def test_a_server_that_ends_while_it_starts_ends_in_order(caplog):
+    server = server_of(ServeConfig(port=free_port()))
+    server.state.failed.set()
+    server.run()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -136,6 +136,8 @@ def test_no_server_is_an_error_that_says_what_to_check(monkeypatch):
 PROBE = """
 import json, sys
 from langchain_core.documents import Document
+import langchain_core.language_models.chat_models, llama_index.core  # older ones import transformers
+before = set(sys.modules)
 from langchain_clara import ChatClara, ClaraRerank
 from llama_index_clara import ClaraLLM
 url = sys.argv[1]
@@ -145,7 +147,8 @@ llm = ChatClara(model=url)
 said = [llm.invoke("Who sailed to Lisbon?", documents=documents).text]
 said.append("".join(piece.text for piece in llm.stream("Who sailed to Lisbon?", documents=documents)))
 said.append(ClaraLLM(model=url).reading([d.page_content for d in documents]).complete("Who sailed to Lisbon?").text)
-heavy = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "transformers", "lance", "pyarrow"})
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+heavy = sorted(new & {"torch", "transformers", "lance", "pyarrow"})
 print(json.dumps([best[0].metadata, said, heavy]))
 """
 

@@ -12,7 +12,7 @@ from clara_core.checkpoint.config import Role
 from clara_core.engine.loader import EngineArguments
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.tokenizer import load_tokenizer
-from clara_core.training.opening import Opened, open_checkpoint
+from clara_core.training.model_setup import Opened, open_checkpoint
 from tools.pocket_factory.base import CONFIG, random_base, train_tokenizer, write_base
 from tools.pocket_factory.lesson import Lesson, Mix
 from tools.pocket_factory.world.steps import sample_texts
@@ -83,5 +83,5 @@ def transplant(folder: Path, lesson: Lesson, start: str = "pocket") -> Opened:
                 new[place] = mean if first is None else first * before[ids[0]] + (1 - first) * before[ids[1:]].mean(0)
     print(f"{len(words)} pieces: {kept // 2} rows as they were, {spelled // 2} made of several")
     return Opened(
-        model, tokenizer, str(folder), start, set(Role), len(tokenizer) - len(CONFIG.added_tokens), bring_base=True
+        model, tokenizer, str(folder), start, set(Role), len(tokenizer) - len(CONFIG.added_tokens), copy_base=True
     )

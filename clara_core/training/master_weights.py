@@ -1,8 +1,8 @@
-"""The weights that learn: float32 masters beside the weights of the passes, and their optimizers.
+"""Float32 master weights of the trainable parameters, and their optimizers.
 
-Passes may run in bfloat16; each weight that learns has a float32 master, in which gradients are added up and steps are
-taken. A master may be a block of rows of a parameter: one stacked tensor holds the adapters of all roles, and one table
-holds the embeddings of the base and those of the memory tokens. What has no master stays as it is, to the bit.
+Passes may run in bfloat16; gradients are accumulated and optimizer steps are taken in the float32 master weights. A
+master weight may be a block of rows of a parameter: one stacked tensor holds the adapters of all roles, and one table
+holds the embeddings of the base and of the memory tokens. Weights without a master weight do not change in any bit.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from clara_core.training.muon import Muon
 
 if TYPE_CHECKING:
     from clara_core.model.decoder import ClaraModel
-    from clara_core.training.processes import Processes
+    from clara_core.training.distributed import Processes
 
-_STATE = "optimizer"  # what keys of optimizer tensors begin with
+_STATE = "optimizer"  # prefix of the keys of optimizer tensors
 
 
 @dataclass(frozen=True, slots=True)
-class Learning:
-    """Which weights learn, and how.
+class TrainableSpec:
+    """Which weights are trained, and how.
 
     Attributes:
-        roles: The adapters.
-        memory_tokens: Embeddings of the tokens that were added to the base's vocabulary.
-        base: Everything, the decoder too; for a base that starts from random weights.
-        optimizer: "adamw", or "muon" for the matrices of the decoder with AdamW for the rest.
-        weight_decay: Of the adapters.
-        max_norm: Gradients are scaled down to this norm.
+        roles: Roles whose adapters are trained.
+        memory_tokens: Whether the embeddings of the added tokens are trained.
+        base: Whether all weights are trained, including the decoder; for a base that starts from random weights.
+        optimizer: "adamw", or "muon" for the matrices of the decoder and AdamW for the rest.
+        weight_decay: Weight decay of AdamW.
+        max_norm: Norm to which gradients are clipped.
     """
 
     roles: tuple[Role, ...]
@@ -50,49 +50,49 @@ class Learning:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows of a parameter that learn together."""
+    """Trainable rows of a parameter."""
 
     parameter: nn.Parameter
     rows: slice
 
     def read(self) -> Tensor:
-        """Their values in float32; may share memory with the parameter."""
+        """The values in float32; may share memory with the parameter."""
         return self.parameter.detach()[self.rows].float()
 
     def write(self, value: Tensor) -> None:
-        """Take over values."""
+        """Overwrite the values."""
         with torch.no_grad():
             self.parameter[self.rows].copy_(value)
 
 
 def pass_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The type of the passes: as named, or for ``auto`` bfloat16 where the device has instructions for its products."""
+    """The type of the passes; ``auto`` is bfloat16 if the device has instructions for its products, else float32."""
     if wanted == "auto":
         return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     return DTYPES[wanted]
 
 
-class Masters:
-    """Masters of a model, gradients and optimizers of them.
+class MasterWeights:
+    """The master weights of a model with their gradients and optimizers.
 
     Args:
-        model: Its weights become the masters' start.
-        learning: Which of them learn; all others are frozen.
+        model: The model from whose weights the master weights are initialized.
+        trainable: The trainable weights; all others are frozen.
     """
 
-    def __init__(self, model: ClaraModel, learning: Learning) -> None:
-        self.learning = learning
-        self._parts = parts_of(model, learning)
+    def __init__(self, model: ClaraModel, trainable: TrainableSpec) -> None:
+        self.trainable = trainable
+        self._parts = parts_of(model, trainable)
         chosen = {id(part.parameter) for part in self._parts.values()}
         for parameter in model.parameters():
-            if parameter.is_floating_point():  # a quantized weight is none, and never learns
+            if parameter.is_floating_point():  # a quantized weight is not, and is never trainable
                 parameter.requires_grad_(id(parameter) in chosen)
             parameter.grad = None
         self.weights = {name: part.read().clone() for name, part in self._parts.items()}
-        self._optimizers = _optimizers(self.weights, learning)
+        self._optimizers = _optimizers(self.weights, trainable)
 
     def collect(self) -> None:
-        """Add the gradients of the last backward pass to those of the masters, in float32."""
+        """Add the gradients of the last backward pass to those of the master weights, in float32."""
         for name, part in self._parts.items():
             if part.parameter.grad is None:
                 continue
@@ -106,11 +106,11 @@ class Masters:
             part.parameter.grad = None
 
     def reduce(self, processes: Processes) -> None:
-        """Add up the gradients of all processes."""
+        """Sum the gradients over all processes."""
         if processes.count == 1:
             return
         for master in self.weights.values():
-            if master.grad is None:  # nothing of this process's share reached it
+            if master.grad is None:  # no pass of this process reached the weight
                 master.grad = torch.zeros_like(master)
         gradients = [master.grad for master in self.weights.values() if master.grad is not None]
         flat = processes.sum(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -118,11 +118,11 @@ class Masters:
             gradient.copy_(part.view_as(gradient))
 
     def clip(self) -> float:
-        """Scale the gradients down to the greatest norm that is allowed; returns the norm that they had."""
-        return float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.learning.max_norm))
+        """Clip the gradients to `max_norm` and return the norm before clipping."""
+        return float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.trainable.max_norm))
 
     def step(self, rate: float) -> None:
-        """Take a step at a learning rate, and bring the weights of the passes up to it."""
+        """Take an optimizer step at a learning rate and copy the new weights to the model."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -131,19 +131,19 @@ class Masters:
         self.refresh()
 
     def drop(self) -> None:
-        """Forget the gradients."""
+        """Discard the gradients."""
         for master in self.weights.values():
             master.grad = None
 
     def refresh(self) -> None:
-        """Bring the weights of the passes up to their masters."""
+        """Copy the master weights to the model."""
         for name, part in self._parts.items():
             part.write(self.weights[name])
 
     # --- states ------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Masters and optimizer states, flat."""
+        """Master weights and optimizer states, flat."""
         tensors = {f"weights/{name}": weight.detach() for name, weight in self.weights.items()}
         for number, optimizer in enumerate(self._optimizers):
             for index, entry in optimizer.state_dict()["state"].items():
@@ -151,17 +151,17 @@ class Masters:
         return tensors
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `state` gave, or the weights of it alone.
+        """Load the result of `state`, or its weights alone.
 
         Raises:
-            TrainingError: It is the state of other weights.
+            TrainingError: The state belongs to other weights.
         """
         for name, weight in self.weights.items():
             saved = tensors.get(f"weights/{name}")
             if saved is None or saved.shape != weight.shape:
                 raise TrainingError(
-                    f"the saved state does not fit the weights that learn here ({name}): it is of another run; "
-                    "give another folder as out"
+                    f"the saved state does not match the trainable weight {name}: it belongs to another run; give "
+                    "another folder as out"
                 )
             weight.copy_(saved)
         for number, optimizer in enumerate(self._optimizers):
@@ -175,44 +175,44 @@ class Masters:
         self.refresh()
 
 
-def parts_of(model: ClaraModel, learning: Learning) -> dict[str, Part]:
-    """The weights of a model that learn, by name."""
-    return dict(_parts(model, learning))
+def parts_of(model: ClaraModel, trainable: TrainableSpec) -> dict[str, Part]:
+    """The trainable weights of a model, by name."""
+    return dict(_parts(model, trainable))
 
 
 def read_parts(parts: Mapping[str, Part]) -> dict[str, Tensor]:
-    """Their values for a file, in the type of the passes."""
+    """The values of parts for a file, in the type of the passes."""
     return {f"learned/{name}": part.parameter.detach()[part.rows].clone() for name, part in parts.items()}
 
 
 def write_parts(parts: Mapping[str, Part], tensors: Mapping[str, Tensor]) -> None:
-    """Take over what `read_parts` gave, as far as it is there."""
+    """Load the result of `read_parts`; parts that it lacks are unchanged."""
     for name, part in parts.items():
         if f"learned/{name}" in tensors:
             part.write(tensors[f"learned/{name}"])
 
 
-def _parts(model: ClaraModel, learning: Learning) -> Iterator[tuple[str, Part]]:
-    if learning.base:
+def _parts(model: ClaraModel, trainable: TrainableSpec) -> Iterator[tuple[str, Part]]:
+    if trainable.base:
         for name, parameter in model.named_parameters():
             yield name, Part(parameter, slice(None))
         return
-    for role in learning.roles:
+    for role in trainable.roles:
         for name, layer in model.routed.items():
             yield f"{role.adapter}/{name}.lora_A", Part(layer.lora_A, layer.block(role))
             yield f"{role.adapter}/{name}.lora_B", Part(layer.lora_B, layer.block(role))
-    if learning.memory_tokens:
+    if trainable.memory_tokens:
         table: nn.Parameter = model.decoder.get_input_embeddings().weight
         yield "memory_tokens", Part(table, slice(len(table) - len(model.config.added_tokens), None))
 
 
-def _optimizers(weights: dict[str, Tensor], learning: Learning) -> list[torch.optim.Optimizer]:
-    """The rates given here mean nothing: `Masters.step` sets them."""
-    if learning.optimizer == "adamw":
-        return [torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=learning.weight_decay)]
+def _optimizers(weights: dict[str, Tensor], trainable: TrainableSpec) -> list[torch.optim.Optimizer]:
+    """The optimizers of the weights; `MasterWeights.step` replaces the learning rates given here."""
+    if trainable.optimizer == "adamw":
+        return [torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=trainable.weight_decay)]
     matrices = [weight for name, weight in weights.items() if name.endswith(".base.weight")]
     rest = [weight for name, weight in weights.items() if not name.endswith(".base.weight")]
-    adamw = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=learning.weight_decay)
+    adamw = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=trainable.weight_decay)
     if not matrices:
         return [adamw]
     return [Muon(matrices), adamw]
