@@ -41,7 +41,8 @@ CHAT = {
     "temperature": 1.5,
     "seed": 1,
 }
-_GAUGE = re.compile(r"^(clara_\w+) ([0-9.e+]+)$", re.MULTILINE)
+_GAUGE = re.compile(r"^(clara_\S+) ([0-9.e+]+)$", re.MULTILINE)
+_LEFT = 'clara_cancelled_total{why="disconnect"}'
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,9 @@ def main(
         before = watched.memory_info().rss
         leave(server.url, leaving)
         idle &= settled(server.url)
-        grown = (watched.memory_info().rss - before) / (1 << 20)
+        after = watched.memory_info().rss
+        grown = (after - before) / (1 << 20)
+        left = gauge(httpx.get(f"{server.url}/metrics", timeout=PATIENCE), _LEFT)
         statuses, code = asyncio.run(ended(server, min(taken, 32)))
     if len(refused) + len(accepted) != 3 * taken or not all(reply.retry_after for reply in refused):
         raise SystemExit(f"answers came back as {Counter(reply.status for reply in replies)}")
@@ -157,7 +160,8 @@ def main(
         Row(f"of {3 * taken} answers at once taken, all finished", str(len(accepted))),
         Row("refused with Retry-After, median", f"{statistics.median(times):.1f} ms"),
         Row("the slowest refusal", f"{worst:.1f} ms", "", worst, REFUSED_MS, at_most=True),
-        Row(f"growth after {leaving} clients that left", f"{grown:.1f} MiB", "", grown, GROWTH_MIB, at_most=True),
+        Row(f"of {leaving + leaving // 4} clients that left, work given up", f"{left:.0f}"),
+        Row("growth of the process by them", f"{grown:.1f} of {after >> 20} MiB", "", grown, GROWTH_MIB, at_most=True),
         Row("answers under way at SIGTERM, all finished", str(statuses[200])),
     ]
     facts: dict[str, object] = {
