@@ -46,6 +46,8 @@ def test_passages_have_the_lengths_that_are_claimed(tmp_path: Path) -> None:
         "benchmarks.engine",
         pytest.param("benchmarks.soak", marks=pytest.mark.heavy),
         pytest.param("benchmarks.store", marks=pytest.mark.heavy),
+        pytest.param("benchmarks.serve_overhead", marks=pytest.mark.heavy),
+        pytest.param("benchmarks.serve_load", marks=pytest.mark.heavy),
     ],
 )
 def test_quick_run(module: str) -> None:
