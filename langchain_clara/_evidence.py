@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from langchain_core.messages.content import ContentBlock
 
     from clara_core import Answer
-    from clara_core.engine.logprobs import TokenLogprob
-
-
-def logprobs_account(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """Log-probabilities in the shape of OpenAI's chat completions."""
-    return {"content": [_entry(token) for token in tokens], "refusal": None}
 
 
 def evidence_account(answer: Answer, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,15 +114,6 @@ def _annotation(citation: Mapping[str, Any], document: Mapping[str, Any]) -> dic
         "end_index": citation["end"],
         "cited_text": citation["text"],
         "extras": {name: value for name, value in extras.items() if value is not None},
-    }
-
-
-def _entry(token: TokenLogprob) -> dict[str, Any]:
-    return {
-        "token": token.token,
-        "logprob": token.logprob,
-        "bytes": list(token.bytes),
-        "top_logprobs": [{"token": one.token, "logprob": one.logprob, "bytes": list(one.bytes)} for one in token.top],
     }
 
 

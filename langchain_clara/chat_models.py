@@ -21,11 +21,12 @@ from pydantic import ConfigDict, Field, model_validator
 from clara_core.common.suggest import refuse_unknown
 from clara_core.common.version import __version__
 from clara_core.engine.answer_options import EVIDENCE
+from clara_core.engine.logprobs import logprobs_account
 from clara_core.model.chat_format import Turn
 from langchain_clara._batching import BATCH_SLOT, BatchBarrier, BatchSlot, in_slot, run_apart
 from langchain_clara._documents import ReadDocument, listed_documents
 from langchain_clara._engine import EngineFields
-from langchain_clara._evidence import documents_account, evidence_account, logprobs_account
+from langchain_clara._evidence import documents_account, evidence_account
 from langchain_clara._identity import identity
 from langchain_clara._messages import read_history, read_messages
 from langchain_clara._profile import local_context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,16 @@ class TokenLogprob:
     logprob: float
     bytes: bytes
     top: tuple[TokenLogprob, ...] = ()
+
+
+def logprobs_account(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """Log-probabilities in the shape of OpenAI's chat completions."""
+    content = [{**_told(token), "top_logprobs": list(map(_told, token.top))} for token in tokens]
+    return {"content": content, "refusal": None}
+
+
+def _told(token: TokenLogprob) -> dict[str, Any]:
+    return {"token": token.token, "logprob": token.logprob, "bytes": list(token.bytes)}
 
 
 class TokenLog:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from clara_core.engine.logprobs import TokenLogprob
-from clara_core.engine.remote.wire import answer_to_wire, logprobs_to_wire
+from clara_core.engine.logprobs import TokenLogprob, logprobs_account
+from clara_core.engine.remote.wire import answer_to_wire
 from clara_core.engine.sampling import Answer, Chunk
 from clara_core.retrieval.vectors import Array, VectorSpace
 from clara_core.serving.bodies import DocumentBody, check_texts, described, json_response, reader
@@ -279,8 +279,7 @@ class _Completion:
 
 
 def _logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-    told = logprobs_to_wire(logprobs)
-    return None if told is None else {"content": told, "refusal": None}
+    return None if logprobs is None else logprobs_account(logprobs)
 
 
 def _evidence(answer: Answer) -> dict[str, Any]:

@@ -202,6 +202,20 @@ def test_a_body_that_is_wrong_is_a_400_that_says_what(server, body):
     assert server.http.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[" * 100_000, b'{"a":' * 5000, b"NaN", b'{"documents": 1e999}', b'"\\ud800"', b"\xff\xfe", b"\x00" * 99],
+)
+def test_no_route_fails_over_a_body(server, body):
+    posted = [path for method, path in paths(server.server.config.app) if method == "POST"]
+    assert len(posted) > 15
+    for path in posted:
+        for kind in ("application/json", "application/x-ndjson"):
+            response = server.http.post(path, content=body, headers={"content-type": kind})
+            assert 400 <= response.status_code < 500, (path, kind, response.text)
+    assert server.http.get("/health/live").status_code == 200
+
+
 def test_documents_without_end_are_refused(server):
     response = server.post("/v1/rerank", {"model": "clara", "query": "q", "documents": ["a"] * 100_000})
     assert response.status_code == 400

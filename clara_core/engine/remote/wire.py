@@ -26,7 +26,7 @@ from clara_core.common.errors import (
     WindowOverflow,
 )
 from clara_core.engine.evidence import Attribution, Checks, Citation
-from clara_core.engine.logprobs import TokenLogprob
+from clara_core.engine.logprobs import TokenLogprob, logprobs_account
 from clara_core.engine.sampling import Answer
 
 if TYPE_CHECKING:
@@ -139,12 +139,7 @@ def _citations(told: Sequence[Mapping[str, Any]]) -> tuple[Citation, ...]:
 
 def logprobs_to_wire(logprobs: Sequence[TokenLogprob] | None) -> list[dict[str, Any]] | None:
     """Log-probabilities as OpenAI's clients read them, too."""
-    return None if logprobs is None else list(map(_logprob_to_wire, logprobs))
-
-
-def _logprob_to_wire(one: TokenLogprob) -> dict[str, Any]:
-    told = {"token": one.token, "logprob": one.logprob, "bytes": list(one.bytes)}
-    return {**told, "top_logprobs": list(map(_logprob_to_wire, one.top))}
+    return None if logprobs is None else logprobs_account(logprobs)["content"]
 
 
 def logprobs_from_wire(told: Sequence[Mapping[str, Any]] | None) -> tuple[TokenLogprob, ...] | None:
