@@ -43,6 +43,7 @@ class Answers:
         lock: Guards `waiting`.
         kv_bytes: Most bytes of keys and values; None: what is free.
         hurry: Whether shorter work waits for the device.
+        pause: Lets it through between the layers of a prompt.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Answers:
         kv_bytes: int | None = None,
         *,
         hurry: Callable[[], bool] = lambda: False,
+        pause: Callable[[], None] | None = None,
     ) -> None:
         self.model = model
         self.limits = limits
@@ -62,7 +64,7 @@ class Answers:
         self.preempted = 0
         self._lock = lock
         self._kv_bytes = kv_bytes
-        self._hurry = hurry
+        self._hurry, self._pause = hurry, pause
         self._long_next = True  # whose turn it is, where long prompts and short ones wait to be read
         self._threads = DecodeThreads(model)
         self._turn = 0
@@ -297,13 +299,15 @@ class Answers:
         memories = [request.memories for request in requests]
         start, end = part[0].row.length, part[0].row.length + self.limits.tokens
         if not start and len(sequences[0]) <= end:
-            logits = self.model.prefill(sequences, self._filled(memories), slots, cache)
+            logits = self.model.prefill(sequences, self._filled(memories), slots, cache, pause=self._pause)
         else:
             [ids], [given] = sequences, slots
             given = [*given, *[False] * (len(ids) - len(given))]
             first = sum(given[:start])
             filled = memories[0][first : first + sum(given[start:end])]
-            logits = self.model.read_on(ids[start:end], self._filled([filled]), given[start:end], cache)
+            logits = self.model.read_on(
+                ids[start:end], self._filled([filled]), given[start:end], cache, pause=self._pause
+            )
             if end < len(ids):
                 cache.commit()
                 return

@@ -268,7 +268,13 @@ class ClaraModel(nn.Module):
         return KVMemory(self.kv_shape(), pages, heads_first=self.device.type == "cpu" and not self.packs)
 
     def prefill(
-        self, sequences: Sequence[Sequence[int]], memories: Tensor, slots: Sequence[Sequence[bool]], cache: KVCache
+        self,
+        sequences: Sequence[Sequence[int]],
+        memories: Tensor,
+        slots: Sequence[Sequence[bool]],
+        cache: KVCache,
+        *,
+        pause: Callable[[], None] | None = None,
     ) -> Tensor:
         """Read prompts in the role of the cache.
 
@@ -277,6 +283,7 @@ class ClaraModel(nn.Module):
             memories: ``[n_slots, hidden]``: the memory tokens of all slots, row after row.
             slots: Of each prompt, which positions they go to; what is missing at the end is none.
             cache: Empty rows with room for the prompts; commit it when the logits are good.
+            pause: Called between the layers (see `lora.Routing`).
 
         Returns:
             Tensor: Logits of the next token ``[rows, vocab]``.
@@ -289,12 +296,21 @@ class ClaraModel(nn.Module):
         if self.packs:
             ids, filled = [list(chain(*ids))], [list(chain(*filled))]
         embeddings = self.embed(upload(ids, self.device), memories, upload(filled, self.device))
-        states = self._run(embeddings, cache.role, cache=cache, lengths=lengths if self.packs else None)
+        rows = lengths if self.packs else None
+        states = self._run(embeddings, cache.role, cache=cache, lengths=rows, pause=pause)
         starts = [0, *accumulate(lengths)] if self.packs else [width * row for row in range(len(lengths))]
         last = upload([start + length - 1 for start, length in zip(starts, lengths, strict=False)], self.device)
         return self.head(states.flatten(0, 1).index_select(0, last))
 
-    def read_on(self, ids: Sequence[int], memories: Tensor, slots: Sequence[bool], cache: KVCache) -> Tensor:
+    def read_on(
+        self,
+        ids: Sequence[int],
+        memories: Tensor,
+        slots: Sequence[bool],
+        cache: KVCache,
+        *,
+        pause: Callable[[], None] | None = None,
+    ) -> Tensor:
         """Read the next piece of one long prompt: what `prefill` does, behind what the row of the cache has.
 
         Args:
@@ -302,13 +318,14 @@ class ClaraModel(nn.Module):
             memories: ``[n_slots, hidden]``: the memory tokens of its slots.
             slots: Which of its positions they go to.
             cache: One row with room for the piece; commit it when all is well.
+            pause: Called between the layers (see `lora.Routing`).
 
         Returns:
             Tensor: Logits of the next token ``[1, vocab]``.
         """
         positions, ragged = cache.begin_chunk(len(ids), self.kernel, gather=not self._ours)
         embeddings = self.embed(upload([ids], self.device), memories, upload([slots], self.device))
-        states = self._run(embeddings, cache.role, cache=cache, positions=positions[None], ragged=ragged)
+        states = self._run(embeddings, cache.role, cache=cache, positions=positions[None], ragged=ragged, pause=pause)
         return self.head(states[:, -1])
 
     def step(self, tokens: Sequence[int] | Tensor, cache: KVCache) -> Tensor:
