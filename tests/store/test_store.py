@@ -331,7 +331,7 @@ BAD = {
     "no text": ({"texts": ["one", None], "memories": GOOD}, TypeError, r"texts\[1\] must be a string, got NoneType"),
     "another text": ({"texts": ["one", "three"], "memories": GOOD}, ValueError, r"memories\[1\].*another text"),
     "lengths": ({"memories": GOOD, "ids": ["a"]}, ValueError, "1 ids, 2 memories"),
-    "twice": ({"memories": GOOD, "ids": ["a", "a"]}, ValueError, r"ids\[1\] comes twice"),
+    "twice": ({"memories": GOOD, "ids": ["a", "a"]}, ValueError, r"ids\[1\] occurs twice"),
     "id": ({"memories": GOOD, "ids": ["a", 7]}, TypeError, r"ids\[1\] must be a string or None, got int"),
     "metadata": ({"memories": GOOD, "metadatas": [{}, ["x"]]}, TypeError, r"metadatas\[1\] must be a dict, got list"),
     "number": ({"memories": GOOD, "metadatas": [{}, {"a": float("nan")}]}, ValueError, r"metadatas\[1\]\['a'\].*nan"),
@@ -647,7 +647,7 @@ def test_many_small_writes_leave_few_files(tmp_path, monkeypatch):
     for number in range(40, 80):
         add(store, str(number))
         store.delete([str(number - 40)])
-        store._backend._upkeep.wait()
+        store._backend._maintenance.wait()
     files = [path for path in Path(store.uri).rglob("*") if path.is_file()]
     assert store.stats().fragments <= 16
     assert len(files) < 80  # of 120 commits
