@@ -88,6 +88,7 @@ docs: $(VENV)/.docs
 
 bench: install
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.mixed
 	$(BIN)/python -m benchmarks.soak
 
 eval: install

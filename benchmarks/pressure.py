@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,7 +85,6 @@ def pool_of(words: list[str], size: int, seed: int) -> list[Asked]:
 
 def watch(model: ClaraModel, outcome: Outcome) -> None:
     """Look at the KV memory in each pass: rows get and give back pages only between two of them."""
-    step, prefill = model.step, model.prefill
 
     def look(cache: KVCache) -> None:
         outcome.passes += 1
@@ -93,17 +92,17 @@ def watch(model: ClaraModel, outcome: Outcome) -> None:
         outcome.most_bytes = max(outcome.most_bytes, cache.memory.used_bytes)
         outcome.total_bytes = max(outcome.total_bytes, cache.memory.total_bytes)
 
-    def watched_step(tokens: Sequence[int], cache: KVCache) -> Tensor:
-        look(cache)
-        return step(tokens, cache)
+    def watched(name: str) -> None:
+        original: Callable[..., Tensor] = getattr(model, name)
 
-    def watched_prefill(
-        sequences: Sequence[Sequence[int]], memories: Tensor, slots: Sequence[Any], cache: KVCache
-    ) -> Tensor:
-        look(cache)
-        return prefill(sequences, memories, slots, cache)
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            look(next(arg for arg in args if isinstance(arg, KVCache)))
+            return original(*args, **kwargs)
 
-    model.step, model.prefill = watched_step, watched_prefill  # type: ignore[method-assign]
+        setattr(model, name, run)
+
+    for name in ("step", "prefill", "read_on"):
+        watched(name)
 
 
 def press(

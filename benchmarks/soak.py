@@ -1,18 +1,16 @@
-"""Many threads on one engine: are the results those of one thread, and does a question wait?
+"""Many threads on one engine: are the results those of one thread?
 
     python -m benchmarks.soak                  # sixteen threads for a minute, on 60 M parameters
     python -m benchmarks.soak --quick          # a tiny model for a few seconds
 
 First every call runs once alone. Then all threads make the same calls in random order; tensors must
-agree within 1e-5 of the serial ones and texts must be equal. After that the latency of a question
-over ready memories is taken on the idle engine, and again while a corpus is being compressed.
+agree within 1e-5 of the serial ones and texts must be equal.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import statistics
 import tempfile
 import threading
 import time
@@ -33,7 +31,6 @@ from benchmarks.workload import SHAPES, Language, prepare
 from clara_core import ClaraEngine
 
 TOLERANCE = 1e-5
-TARGET_RATIO = 3.0
 Result = Tensor | str
 
 
@@ -161,46 +158,6 @@ def mix(calls: list[Call], serial: list[Result], threads: int, duration: float) 
     return findings
 
 
-def question_latency(engine: ClaraEngine, language: Language, asked: int) -> tuple[float, float]:
-    """95th percentile in seconds of one question over 100 ready memories: (idle, busy)."""
-    memories = engine.compress(language.passages(100))
-    questions = language.questions(asked)
-    corpus = language.passages(2_000)
-    engine.rank(questions[0], memories)
-    idle = _latencies(engine, questions, memories)
-    stop = threading.Event()
-
-    def compress_on() -> None:
-        while not stop.is_set():
-            for _ in engine.compress_stream(corpus):
-                if stop.is_set():
-                    return
-
-    writer = threading.Thread(target=compress_on)
-    writer.start()
-    time.sleep(0.5)  # until the corpus is really on the device
-    try:
-        busy = _latencies(engine, questions, memories)
-    finally:
-        stop.set()
-        writer.join()
-    return _p95(idle), _p95(busy)
-
-
-def _latencies(engine: ClaraEngine, questions: list[str], memories: list) -> list[float]:
-    times = []
-    for question in questions:
-        start = time.perf_counter()
-        engine.rank(question, memories, top_k=5)
-        times.append(time.perf_counter() - start)
-        time.sleep(0.01)  # a person asks, not a loop
-    return times
-
-
-def _p95(times: list[float]) -> float:
-    return statistics.quantiles(times, n=20)[-1]
-
-
 def main(
     seconds: Annotated[float, typer.Option(help="How long the threads run.")] = 60,
     threads: Annotated[int, typer.Option(help="How many there are.")] = 16,
@@ -208,7 +165,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A tiny model, a few seconds.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Mix every call on many threads, then take the latency of a question."""
+    """Mix every call on many threads."""
     if quick:
         shape, seconds = "tiny", min(seconds, 5)
     with tempfile.TemporaryDirectory() as folder:
@@ -217,7 +174,6 @@ def main(
         calls = every_call(engine, work.language, tokens=8)
         serial = [call.ask() for call in calls]
         findings = mix(calls, serial, threads, seconds)
-        idle, busy = question_latency(engine, work.language, asked=40 if quick else 200)
     rows = [
         Row(name, f"{count} calls", value=findings.worst[name], target=TOLERANCE, at_most=True)
         for name, count in sorted(findings.calls.items())
@@ -228,16 +184,6 @@ def main(
             str(len(findings.faults)),
             value=len(findings.faults),
             target=0,
-            at_most=True,
-        )
-    )
-    rows.append(
-        Row(
-            "a question while a corpus is compressed, p95",
-            f"{busy * 1e3:.1f} ms",
-            f"{idle * 1e3:.1f} ms",
-            busy / idle,
-            TARGET_RATIO,
             at_most=True,
         )
     )

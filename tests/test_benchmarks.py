@@ -44,6 +44,7 @@ def test_passages_have_the_lengths_that_are_claimed(tmp_path: Path) -> None:
     "module",
     [
         "benchmarks.engine",
+        pytest.param("benchmarks.mixed", marks=pytest.mark.heavy),
         pytest.param("benchmarks.soak", marks=pytest.mark.heavy),
         pytest.param("benchmarks.store", marks=pytest.mark.heavy),
         pytest.param("benchmarks.serve_overhead", marks=pytest.mark.heavy),

@@ -19,19 +19,18 @@ from threading import Condition
 import torch
 from torch import Tensor
 
-from clara_core.common.errors import ContextOverflow
 from clara_core.engine.chosen import Chosen, Running, not_finite
+from clara_core.engine.kv_space import allocate, too_large
+from clara_core.engine.prompts import choose_prompts, read_prompts
 from clara_core.engine.requests import GenerateRequest, Limits, fail, finish, say
 from clara_core.engine.threads import DecodeThreads
 from clara_core.model.decoder import ClaraModel
-from clara_core.model.devices import attempt, free_bytes, in_halves, is_out_of_memory, release_memory, upload
+from clara_core.model.devices import attempt, in_halves, is_out_of_memory, release_memory, upload
 from clara_core.model.kernels import PAGE
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory, KVRow
 
 log = logging.getLogger(__name__)
-
-SHARE = 0.8  # of what a GPU has free beside the weights and one batch's numbers between layers
 
 
 class Answers:
@@ -43,6 +42,7 @@ class Answers:
         lock: Guards `waiting`.
         kv_bytes: Most bytes of keys and values; None: what is free.
         hurry: Whether shorter work waits for the device.
+        pause: Lets it through between the layers of a prompt.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Answers:
         kv_bytes: int | None = None,
         *,
         hurry: Callable[[], bool] = lambda: False,
+        pause: Callable[[], None] | None = None,
     ) -> None:
         self.model = model
         self.limits = limits
@@ -62,7 +63,7 @@ class Answers:
         self.preempted = 0
         self._lock = lock
         self._kv_bytes = kv_bytes
-        self._hurry = hurry
+        self._hurry, self._pause = hurry, pause
         self._long_next = True  # whose turn it is, where long prompts and short ones wait to be read
         self._threads = DecodeThreads(model)
         self._turn = 0
@@ -98,7 +99,8 @@ class Answers:
         if not self._draining:
             self._admit()
         writing = any(one.read for one in self.running)
-        while prompts := self._unread():
+        while prompts := choose_prompts(self.running, self.limits.tokens, self._long_next, packed=self.model.packs):
+            self._long_next = prompts[0].prompt <= self.limits.tokens
             self._read(prompts)
             if writing or self.waiting or self._hurry():
                 break  # one pass at a time, where others wait for it
@@ -163,7 +165,7 @@ class Answers:
             elif self.memory is not None and len(request.ids) + request.writer.limit > self.memory.columns:
                 if self._all_pages_again():  # it may fit all the same where others did not
                     return None
-                refusal = _too_large(request, self.memory)
+                refusal = too_large(request, self.memory)
             else:
                 return request
             with self._lock:
@@ -181,7 +183,7 @@ class Answers:
     def _allocated(self) -> bool:
         """Make the KV memory; where that fails, whoever waits longest gets the error."""
         try:
-            self.memory = self._allocate()
+            self.memory = allocate(self.model, self.limits, self._kv_bytes, self._most_pages)
         except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
             if self._beside and is_out_of_memory(exc):
                 self._fits = False
@@ -191,31 +193,6 @@ class Answers:
                 fail(request.future, exc)
             return False
         return True
-
-    def _allocate(self) -> KVMemory:
-        """As large as it is to be, or as large as can be had.
-
-        Raises:
-            Exception: Not even one page fits.
-        """
-        shape = self.model.kv_shape()
-        wanted = self._kv_bytes
-        if wanted is None:
-            free = free_bytes(shape.device)
-            batch = self.limits.tokens * self.model.activation_bytes()
-            wanted = int(SHARE * max(free - batch, free // 2))
-        # No more than all rows could fill.
-        pages = min(max(wanted // shape.page_bytes, 1), self.limits.rows * -(-self.model.context // PAGE))
-        pages = min(pages, self._most_pages or pages)
-        while True:
-            try:
-                return self.model.kv_memory(pages)
-            except Exception as exc:
-                if not is_out_of_memory(exc) or pages == 1:
-                    raise
-            log.warning("out of memory with %d bytes for keys and values: going on with half", pages * shape.page_bytes)
-            release_memory()
-            pages //= 2
 
     def _make_room(self) -> None:
         """A page for every row that has none for its next token."""
@@ -253,26 +230,6 @@ class Answers:
 
     # --- passes ------------------------------------------------------------------------------------------
 
-    def _unread(self) -> list[Running]:
-        """Prompts for one pass, in the order of admission: several, or the next piece of a long one, in turns."""
-        waiting = sorted((one for one in self.running if not one.read), key=lambda one: one.turn)
-        long = [one for one in waiting if one.prompt > self.limits.tokens]
-        short = [one for one in waiting if one.prompt <= self.limits.tokens]
-        if long and (not short or self._long_next):
-            self._long_next = False
-            return long[:1]
-        self._long_next = True
-        batch: list[Running] = []
-        longest = total = 0
-        for one in short:
-            if batch and one.request.role is not batch[0].request.role:
-                continue
-            longest, total = max(longest, one.prompt), total + one.prompt
-            if batch and (total if self.model.packs else longest * (len(batch) + 1)) > self.limits.tokens:
-                break
-            batch.append(one)
-        return batch
-
     def _read(self, prompts: list[Running]) -> None:
         returned: list[Running] = []
 
@@ -289,30 +246,12 @@ class Answers:
         self.running.sort(key=lambda one: one.row.pages[0])
 
     def _prefill(self, part: Sequence[Running]) -> None:
-        requests = [one.request for one in part]
         cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
-        # An answer that had to make room comes back with what it has written so far.
-        sequences = [request.ids + request.writer.ids for request in requests]
-        slots = [request.slots for request in requests]
-        memories = [request.memories for request in requests]
-        start, end = part[0].row.length, part[0].row.length + self.limits.tokens
-        if not start and len(sequences[0]) <= end:
-            logits = self.model.prefill(sequences, self._filled(memories), slots, cache)
+        logits = read_prompts(self.model, part, cache, self.limits.tokens, self._pause)
+        if logits is None:
+            cache.commit()
         else:
-            [ids], [given] = sequences, slots
-            given = [*given, *[False] * (len(ids) - len(given))]
-            first = sum(given[:start])
-            filled = memories[0][first : first + sum(given[start:end])]
-            logits = self.model.read_on(ids[start:end], self._filled([filled]), given[start:end], cache)
-            if end < len(ids):
-                cache.commit()
-                return
-        self._take(part, logits, cache)
-
-    def _filled(self, memories: Sequence[Tensor]) -> Tensor:
-        """Memory tokens of several prompts on the device: ``[slots, hidden]``."""
-        held = [tokens for tokens in memories if len(tokens)]
-        return upload(torch.cat(held or [torch.zeros(0, self.model.hidden)]), self.model.device)
+            self._take(part, logits, cache)
 
     def _waits(self, one: Running, exc: Exception) -> bool:
         """Whether a row that failed alone is tried again, with more memory than it had."""
@@ -441,12 +380,3 @@ class Answers:
             fail(one.request.future, exc)
         if not one.ahead:  # else a pass that is under way still writes to its pages
             self._memory.close(one.row, wipe=one.spoiled)
-
-
-def _too_large(request: GenerateRequest, memory: KVMemory) -> ContextOverflow:
-    prompt, limit = len(request.ids), request.writer.limit
-    return ContextOverflow(
-        f"the prompt of {prompt} positions and an answer of up to {limit} tokens take {prompt + limit} positions, but "
-        f"the KV memory holds {memory.columns} ({memory.total_bytes:,} bytes); lower max_tokens, give fewer documents, "
-        "or raise kv_cache_bytes"
-    )

@@ -69,8 +69,9 @@ class Worker:
         self._urgent: list[SequenceRow] = []
         self._bulk: list[SequenceRow] = []
         self._judged: list[JudgeRow] = []
-        self.answers = Answers(model, self.limits, self._wake, kv_bytes, hurry=self._hurry)
+        self.answers = Answers(model, self.limits, self._wake, kv_bytes, hurry=self._hurry, pause=self._let_through)
         self._pausing = False
+        self._asking = False
         self._turn_began: float | None = None  # None while there is nothing to do
         self._crowded = False  # what is on the device leaves no room for short work between its layers
         self._thread = threading.Thread(target=self._run, name="clara-engine", daemon=True)
@@ -189,6 +190,17 @@ class Worker:
             self._crowded |= not self.answers.turn(between_layers=True)
         finally:
             self._pausing = False
+
+    def _let_through(self) -> None:
+        """Between two layers of a prompt: what waits for less than the prompt does (not again inside of itself)."""
+        if self._asking or self._crowded or not (self._urgent or self._judged):
+            return
+        pausing = self._pausing
+        self._asking = self._pausing = True
+        try:
+            self._serve_questions()
+        finally:
+            self._asking, self._pausing = False, pausing
 
     # --- memory tokens -----------------------------------------------------------------------------------
 

@@ -20,31 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from clara_core.checkpoint.config import ClaraConfig, Role
-from clara_core.common.errors import CheckpointError
 from clara_core.model.attention import ATTENTION, Gathered, Packed, Ragged
-from clara_core.model.decode_step import DecodeStep, fits
 from clara_core.model.devices import upload
 from clara_core.model.forked import Forked, ForkedPrompt
-from clara_core.model.int8_linear import Int8Linear, int8_linear
 from clara_core.model.kernels import Kernel
 from clara_core.model.kv_cache import KVCache
-from clara_core.model.kv_memory import KVMemory, KVShape
-from clara_core.model.lora import RoutedLinear, current_routing, route_linears, routed
-from clara_core.model.packed_linear import PackedLinear, packed
-from clara_core.model.processor import Kernels, by_columns
+from clara_core.model.kv_memory import KVMemory
+from clara_core.model.lora import routed
+from clara_core.model.weights import RoutedDecoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from clara_core.checkpoint.io import Checkpoint
 
-EMBEDDINGS = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 _JUDGED = 256  # tokens whose logits are computed together
 
 
-class ClaraModel(nn.Module):
-    """A causal LM whose every linear layer carries one adapter a role.
+class ClaraModel(RoutedDecoder):
+    """The passes of a causal LM whose every linear layer carries one adapter a role.
 
     Args:
         decoder: The causal LM, its vocabulary already resized to the memory tokens.
@@ -52,162 +45,13 @@ class ClaraModel(nn.Module):
 
     Attributes:
         kernel: Attention over packed rows and pages, where there is one that works (`kernels.find_kernel`).
-        processor: How it is multiplied on a processor.
-        fused: Takes the steps of a frozen model in few operations, where it is built as most are.
     """
 
     kernel: Kernel | None = None
-    fused: DecodeStep | None = None
-    processor: Kernels = Kernels()
 
     def __init__(self, decoder: PreTrainedModel, config: ClaraConfig) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.config = config
-        self.trunk: nn.Module = getattr(decoder, decoder.base_model_prefix)
-        self.prefix = f"{decoder.base_model_prefix}.layers."
-        self.routed = route_linears(self.trunk.layers, config.lora_r, config.lora_scale, self.dtype)
-        for layer in self.trunk.layers:
-            layer.register_forward_pre_hook(_pause_between_layers)
+        super().__init__(decoder, config)
         self._cache_keyword = cache_keyword(self.trunk)
-
-    @property
-    def hidden(self) -> int:
-        """Width of a memory token."""
-        return int(self.decoder.config.hidden_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids have to be."""
-        device: torch.device = self.decoder.get_input_embeddings().weight.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of hidden states and memory tokens."""
-        dtype: torch.dtype = self.decoder.get_input_embeddings().weight.dtype
-        return dtype
-
-    @property
-    def context(self) -> int:
-        """Most positions that a prompt and its answer may take together."""
-        limit = int(self.decoder.config.max_position_embeddings)
-        sliding = getattr(self.decoder.config, "sliding_window", None)
-        return min(limit, sliding) if sliding else limit
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """Tokens that end an answer by the generation config of the base (chat models have several)."""
-        ends = getattr(self.decoder.generation_config, "eos_token_id", None)
-        return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
-
-    # --- weights -----------------------------------------------------------------------------------------
-
-    def load_adapters(self, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint's embeddings and adapters in, and prove that each tensor found its place.
-
-        Raises:
-            CheckpointError: The vocabulary, a layer or a shape does not match this decoder.
-        """
-        self._load_embeddings(checkpoint)
-        for role, tensors in checkpoint.adapters.items():
-            self._load_adapter(role, tensors, checkpoint)
-
-    def export_adapter(self, role: Role) -> dict[str, Tensor]:
-        """The adapter of a role under the keys of a checkpoint."""
-        tensors: dict[str, Tensor] = {}
-        for name, layer in self.routed.items():
-            a, b = layer.export(role)
-            tensors[f"{self.prefix}{name}.lora_A.weight"] = a
-            tensors[f"{self.prefix}{name}.lora_B.weight"] = b
-        return tensors
-
-    def export_embeddings(self) -> dict[str, Tensor]:
-        """Input embeddings and output head under the keys of a checkpoint."""
-        return {
-            EMBEDDINGS: self.decoder.get_input_embeddings().weight.detach().clone(),
-            HEAD: self.decoder.get_output_embeddings().weight.detach().clone(),
-        }
-
-    def freeze(self, kernels: Kernels | None = None) -> None:
-        """No more training: weights stay as they are, in the layout that multiplies fastest.
-
-        Args:
-            kernels: What suits this processor; None: oneDNN for all that it packs.
-        """
-        self.eval().requires_grad_(False)
-        self.processor = kernels or Kernels()
-        for layer in self.routed.values():
-            layer.base = self._kept(layer.base)
-            layer.onednn = self.processor.adapters
-        self.decoder.set_output_embeddings(self._kept(self.decoder.get_output_embeddings()))
-        if self.processor.int8:
-            self.to(self.dtype)  # what is left of the type that the files have
-        if fits(self.trunk, self.decoder.config, self.routed):
-            shape = self.kv_shape()
-            heads = (int(self.decoder.config.num_attention_heads), shape.kv_heads, shape.dim)
-            self.fused = DecodeStep(self.trunk, Role.GENERATOR, self.context, heads)
-
-    def _kept(self, layer: nn.Module) -> nn.Module:
-        """A linear layer in the form in which it is multiplied."""
-        if self.processor.int8:
-            return int8_linear(layer)
-        shape = (int(layer.out_features), int(layer.in_features))  # type: ignore[arg-type]
-        if shape in self.processor.columns and type(layer) is nn.Linear:
-            return by_columns(layer)
-        return packed(layer) if self.processor.packs(shape) else layer
-
-    @property
-    def weights_bytes(self) -> int:
-        """Bytes of weights and adapters; packed weights are no parameters."""
-        kept = sum(layer.nbytes for layer in self.modules() if isinstance(layer, PackedLinear | Int8Linear))
-        beside = 0 if self.fused is None else self.fused.nbytes
-        return kept + beside + sum(weight.nbytes for weight in self.parameters())
-
-    def _load_embeddings(self, checkpoint: Checkpoint) -> None:
-        targets = {
-            EMBEDDINGS: self.decoder.get_input_embeddings().weight,
-            HEAD: self.decoder.get_output_embeddings().weight,
-        }
-        for key, target in targets.items():
-            saved = checkpoint.embeddings.get(key)
-            if saved is None:
-                continue
-            if saved.shape != target.shape:
-                msg = (
-                    f"{checkpoint.folder}: {key} is {list(saved.shape)}, but the base decoder with its memory tokens "
-                    f"needs {list(target.shape)}; give the base it was trained on with base_model="
-                )
-                raise CheckpointError(msg)
-            with torch.no_grad():
-                target.copy_(saved)
-
-    def _load_adapter(self, role: Role, tensors: dict[str, Tensor], checkpoint: Checkpoint) -> None:
-        expected = {
-            f"{self.prefix}{name}.lora_{part}.weight": self._adapter_shape(layer, part)
-            for name, layer in self.routed.items()
-            for part in "AB"
-        }
-        found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        if found != expected:
-            key = min(key for key in found.keys() | expected if found.get(key) != expected.get(key))
-            msg = (
-                f"{checkpoint.folder}: {role.adapter} does not fit the base decoder at {key}: the file has "
-                f"{_shape(found.get(key))}, the decoder needs {_shape(expected.get(key))}; give the base it was "
-                "trained on with base_model="
-            )
-            raise CheckpointError(msg)
-        for name, layer in self.routed.items():
-            stem = f"{self.prefix}{name}"
-            layer.load(role, tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"])
-
-    @staticmethod
-    def _adapter_shape(layer: RoutedLinear, part: str) -> tuple[int, int]:
-        if part == "A":
-            return (layer.rank, layer.in_features)
-        return (layer.out_features, layer.rank)
-
-    # --- forward -----------------------------------------------------------------------------------------
 
     def encode(
         self,
@@ -250,14 +94,6 @@ class ClaraModel(nn.Module):
         embeddings = self.embed(self.pad(sequences), memories, slots)
         return self._run(embeddings, roles, pause=pause)
 
-    def kv_shape(self) -> KVShape:
-        """What a position of a prompt or an answer takes in the key/value memory."""
-        config = self.decoder.config
-        heads = int(config.num_attention_heads)
-        dim = getattr(config, "head_dim", None) or self.hidden // heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        return KVShape(int(config.num_hidden_layers), int(kv_heads), int(dim), self.dtype, self.device)
-
     def activation_bytes(self) -> int:
         """About what one position takes on its way through a layer, beside keys and values that are kept."""
         config = self.decoder.config
@@ -268,7 +104,13 @@ class ClaraModel(nn.Module):
         return KVMemory(self.kv_shape(), pages, heads_first=self.device.type == "cpu" and not self.packs)
 
     def prefill(
-        self, sequences: Sequence[Sequence[int]], memories: Tensor, slots: Sequence[Sequence[bool]], cache: KVCache
+        self,
+        sequences: Sequence[Sequence[int]],
+        memories: Tensor,
+        slots: Sequence[Sequence[bool]],
+        cache: KVCache,
+        *,
+        pause: Callable[[], None] | None = None,
     ) -> Tensor:
         """Read prompts in the role of the cache.
 
@@ -277,6 +119,7 @@ class ClaraModel(nn.Module):
             memories: ``[n_slots, hidden]``: the memory tokens of all slots, row after row.
             slots: Of each prompt, which positions they go to; what is missing at the end is none.
             cache: Empty rows with room for the prompts; commit it when the logits are good.
+            pause: Called between the layers (see `lora.Routing`).
 
         Returns:
             Tensor: Logits of the next token ``[rows, vocab]``.
@@ -289,12 +132,21 @@ class ClaraModel(nn.Module):
         if self.packs:
             ids, filled = [list(chain(*ids))], [list(chain(*filled))]
         embeddings = self.embed(upload(ids, self.device), memories, upload(filled, self.device))
-        states = self._run(embeddings, cache.role, cache=cache, lengths=lengths if self.packs else None)
+        rows = lengths if self.packs else None
+        states = self._run(embeddings, cache.role, cache=cache, lengths=rows, pause=pause)
         starts = [0, *accumulate(lengths)] if self.packs else [width * row for row in range(len(lengths))]
         last = upload([start + length - 1 for start, length in zip(starts, lengths, strict=False)], self.device)
         return self.head(states.flatten(0, 1).index_select(0, last))
 
-    def read_on(self, ids: Sequence[int], memories: Tensor, slots: Sequence[bool], cache: KVCache) -> Tensor:
+    def read_on(
+        self,
+        ids: Sequence[int],
+        memories: Tensor,
+        slots: Sequence[bool],
+        cache: KVCache,
+        *,
+        pause: Callable[[], None] | None = None,
+    ) -> Tensor:
         """Read the next piece of one long prompt: what `prefill` does, behind what the row of the cache has.
 
         Args:
@@ -302,13 +154,14 @@ class ClaraModel(nn.Module):
             memories: ``[n_slots, hidden]``: the memory tokens of its slots.
             slots: Which of its positions they go to.
             cache: One row with room for the piece; commit it when all is well.
+            pause: Called between the layers (see `lora.Routing`).
 
         Returns:
             Tensor: Logits of the next token ``[1, vocab]``.
         """
         positions, ragged = cache.begin_chunk(len(ids), self.kernel, gather=not self._ours)
         embeddings = self.embed(upload([ids], self.device), memories, upload([slots], self.device))
-        states = self._run(embeddings, cache.role, cache=cache, positions=positions[None], ragged=ragged)
+        states = self._run(embeddings, cache.role, cache=cache, positions=positions[None], ragged=ragged, pause=pause)
         return self.head(states[:, -1])
 
     def step(self, tokens: Sequence[int] | Tensor, cache: KVCache) -> Tensor:
@@ -446,13 +299,3 @@ def _log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
     """Of ``tokens [n]`` by ``logits [n, vocab]``: ``[n]``, float32."""
     logits = logits.float()
     return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
-
-
-def _pause_between_layers(_module: nn.Module, _args: object) -> None:
-    pause = current_routing().pause
-    if pause is not None:
-        pause()
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "nothing" if shape is None else str(list(shape))

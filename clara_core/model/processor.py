@@ -8,6 +8,7 @@ whoever wants the same kernels everywhere names them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,7 @@ from clara_core.model.packed_linear import PackedLinear, packs
 
 BUDGET: Final = 0.3  # seconds, of the thread that measures
 SMALL: Final = 8_000_000  # weights up to which nothing is measured: products of microseconds, by whatever kernel
-_SAMPLE: Final = 2_000_000  # numbers of one shape that are multiplied: more than a core's own caches hold
+_SAMPLE: Final = 4_000_000  # numbers of one shape that are multiplied: in three forms more than most caches hold
 _STEP: Final = 8_000_000  # weights of the layers that stand for a decode step
 _ROWS: Final = (1, 8, 64)  # positions: of a step alone, of a step of several answers, of a prompt
 _ANSWERS: Final = (1, 4, 16)  # rows of a step
@@ -129,8 +130,8 @@ def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
                 layer(x)
 
         with one_thread():
-            alone = _best(step, end, time.perf_counter)
-        if alone >= _best(step, end, time.perf_counter):  # by the clock: the time of several threads
+            alone = _best(step, end)
+        if alone >= _best(step, end):
             break
         single = rows
         if time.perf_counter() > end:
@@ -166,7 +167,8 @@ def _shares(
         plain = [_plain(weight[: max(1, most // weight.shape[1])]) for weight in _first(weights, most)]
         x = torch.ones(positions, weights[0].shape[1], dtype=weights[0].dtype)
         forms = [plain, *([kind(layer) for layer in plain] for kind in kinds)]
-        first, *others = [_best(lambda of=layers, x=x: [layer(x) for layer in of], end) for layers in forms]  # type: ignore[misc]
+        calls = [lambda of=layers, x=x: [layer(x) for layer in of] for layers in forms]
+        first, *others = _times(calls, end)
         shares = [share * one / first for share, one in zip(shares, others, strict=True)]
     return shares
 
@@ -189,16 +191,32 @@ def by_columns(layer: nn.Linear) -> nn.Linear:
     return other
 
 
-def _best(call: Callable[[], object], end: float, clock: Callable[[], float] = _clock) -> float:
-    """The shortest of some runs; after `end` of one, the first being warm-up while there is time for it."""
+def _times(calls: Sequence[Callable[[], object]], end: float) -> list[float]:
+    """The shortest run of each, the first being warm-up; after `end` one run.
+
+    They take turns, so that none finds its numbers in the caches where it left them: a decode step does not either.
+    """
+    times = [math.inf] * len(calls)
+    for _ in range(1 + _REPEATS):
+        for at, call in enumerate(calls):
+            start = _clock()
+            call()
+            times[at] = min(times[at], _clock() - start)
+        if _clock() > end:
+            break
+    return [max(one, 1e-9) for one in times]
+
+
+def _best(call: Callable[[], object], end: float) -> float:
+    """The shortest of some runs by the clock, as several threads take it; after `end` one run."""
     times = []
     for _ in range(1 + _REPEATS):
-        start = clock()
+        start = time.perf_counter()
         call()
-        times.append(clock() - start)
-        if clock() > end:
+        times.append(time.perf_counter() - start)
+        if time.perf_counter() > end:
             break
-    return max(min(times), 1e-9)
+    return min(times)
 
 
 def facts(kernels: Kernels) -> Mapping[str, object]:

@@ -417,11 +417,11 @@ def test_a_question_waits_for_one_piece_of_a_long_prompt(engine, model, memories
     asked: list[EncodeRequest] = []
     order: list[str] = []
 
-    def read(original, *args):
+    def read(original, *args, **kwargs):
         order.append("piece")
         asked.append(EncodeRequest(ids, Role.REASONER, urgent=True))
         engine._submit(asked[-1])
-        return original(*args)
+        return original(*args, **kwargs)
 
     def note(name):
         return lambda original, *args, **kwargs: (order.append(name), original(*args, **kwargs))[1]

@@ -49,11 +49,12 @@ class Stats:
         self.emptied: list[int] = []  # live bytes at each empty_cache()
         self.trace: list[str] | None = None
 
-    def launch(self, name: str) -> None:
+    def launch(self, name: str, made: torch.Tensor | None = None) -> None:
+        """Count a kernel; with what it reads first or makes, if the trace is to have the shape."""
         with self.lock:
             self.launches[name] += 1
             if self.trace is not None:
-                self.trace.append(name)
+                self.trace.append(name if made is None else f"{name} {tuple(made.shape)}")
 
     def sync(self, kind: str) -> None:
         with self.lock:
@@ -247,7 +248,7 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     ):
         STATS.sync("boolean index")
     if name not in NO_KERNEL:
-        STATS.launch(name)
+        STATS.launch(name, fakes[0])
     wanted = kwargs.get("device")
     if "device" in kwargs:
         kwargs = {**kwargs, "device": torch.device("cpu")}

@@ -269,14 +269,9 @@ def fake_varlen(
         else:
             assert key.shape[1] % 256 == 0, "pages are multiples of 256"
             out = PlainKernel().paged(
-                *inner,
-                table=block_table.inner,
-                lengths=seqused_k.inner,
-                starts=cu_seq_q.inner,
-                longest=max_k,
-                scale=scale,
-                window=window,
-            )
+                *inner, table=block_table.inner, lengths=seqused_k.inner, starts=cu_seq_q.inner, queries=max_q,
+                longest=max_k, scale=scale, window=window,
+            )  # fmt: skip
     return FakeCuda(out.contiguous(), query.device.index)
 
 

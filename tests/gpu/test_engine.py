@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine
+from clara_core.engine.requests import Limits
 from clara_core.model.devices import default_dtype, definite_device
 from clara_core.model.kernels import PAGE, TorchKernel, torch_kernel
-from tests.engines import PASSAGES, open_engine
+from clara_core.model.kv_cache import KVCache
+from tests.engines import PASSAGES, Counter, open_engine
 from tests.gpu.device import STATS
 from tests.gpu.install import VARLEN
 from tests.tiny import Tiny, build
@@ -105,6 +107,47 @@ def test_launches_and_waits_of_a_step_are_bounded(engine: ClaraEngine, stats) ->
     stats.reset()
     engine.reason(QUESTIONS)
     assert sum(stats.syncs.values()) <= 2, stats.syncs
+
+
+def test_a_long_prompt_in_pieces_waits_for_nothing(engine: ClaraEngine, tiny: Tiny, stats, monkeypatch) -> None:
+    """The answer is the same, and a piece in the middle costs no wait: the next one follows at once."""
+    memories = engine.compress(PASSAGES) * 3
+    whole = engine.answer("Where?", memories, max_tokens=8)
+    monkeypatch.setattr(engine._worker.answers, "limits", Limits(tokens=64, rows=16))
+    waits = []
+    for count in (1, 3):
+        stats.reset()
+        with Counter(engine.load().model, "read_on") as pieces:
+            engine.answer("Where?", memories[: 6 * count], max_tokens=2)
+        waits.append((pieces.calls, sum(stats.syncs.values())))
+    (few, before), (many, after) = waits
+    assert many > few >= 1
+    assert after == before, stats.syncs
+    if engine.dtype == torch.float32:
+        assert engine.answer("Where?", memories, max_tokens=8) == whole
+
+
+def test_consecutive_steps_are_the_same(engine: ClaraEngine, stats) -> None:
+    """The same operations over the same shapes: what a captured graph would repeat."""
+    model = engine.load().model
+    traces = []
+    with torch.no_grad():
+        memory = model.kv_memory(4)
+        rows = [memory.open(20) for _ in range(3)]
+        cache = KVCache(memory, rows)
+        logits = model.prefill([[5, 6, 7], [8], [9, 10]], torch.zeros(0, 0, device=model.device), [[]] * 3, cache)
+        for _ in range(3):
+            cache.commit()
+            cache, tokens = KVCache(memory, rows), logits.argmax(-1)
+            stats.reset()
+            stats.trace = []
+            logits = model.step(tokens, cache)
+            traces.append(stats.trace)
+            stats.trace = None
+    assert len(traces[0]) > 10
+    if model.packs:
+        assert traces[0] == traces[1] == traces[2]
+    assert not any("SYNC" in line for line in traces[0])
 
 
 def test_unloading_gives_all_of_it_back(tiny: Tiny, stats) -> None:
@@ -258,11 +301,12 @@ def test_flash_attn_is_called_directly(tiny: Tiny, tmp_path: Path, monkeypatch: 
         "                       window_size=(-1, 0), enable_gqa=True)\n"
         "def flash_attn_with_kvcache(q, k_cache, v_cache, *, cache_seqlens, block_table, softmax_scale, causal,\n"
         "                            window_size):\n"
-        "    assert q.dim() == 4 and q.shape[1] == 1 and window_size == (-1, -1)\n"
-        "    ones = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)\n"
-        "    return fake_varlen(q[:, 0], k_cache, v_cache, ones, None, 1, 10**6, scale=softmax_scale,\n"
+        "    assert q.dim() == 4 and causal and window_size == (-1, -1)\n"
+        "    starts = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device) * q.shape[1]\n"
+        "    return fake_varlen(q.flatten(0, 1), k_cache, v_cache, starts, None, q.shape[1], 10**6,\n"
+        "                       scale=softmax_scale,\n"
         "                       window_size=(-1, 0), enable_gqa=True, seqused_k=cache_seqlens,\n"
-        "                       block_table=block_table)[:, None]\n"
+        "                       block_table=block_table).view(q.shape)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(__import__("sys").modules, "flash_attn", raising=False)

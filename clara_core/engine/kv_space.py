@@ -1,0 +1,58 @@
+"""How much memory keys and values of answers get, and what is said where a request can never fit it."""
+
+from __future__ import annotations
+
+import logging
+
+from clara_core.common.errors import ContextOverflow
+from clara_core.engine.requests import GenerateRequest, Limits
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.devices import free_bytes, is_out_of_memory, release_memory
+from clara_core.model.kernels import PAGE
+from clara_core.model.kv_memory import KVMemory
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.8  # of what a GPU has free beside the weights and one batch's numbers between layers
+
+
+def allocate(model: ClaraModel, limits: Limits, kv_bytes: int | None, most_pages: int | None) -> KVMemory:
+    """A KV memory as large as it is to be, or as large as can be had.
+
+    Args:
+        model: Whose steps read it.
+        limits: Sizes of batches.
+        kv_bytes: Most bytes; None: what is free.
+        most_pages: What left room for the passes, after some ran out of memory.
+
+    Raises:
+        Exception: Not even one page fits.
+    """
+    shape = model.kv_shape()
+    wanted = kv_bytes
+    if wanted is None:
+        free = free_bytes(shape.device)
+        batch = limits.tokens * model.activation_bytes()
+        wanted = int(SHARE * max(free - batch, free // 2))
+    # No more than all rows could fill.
+    pages = min(max(wanted // shape.page_bytes, 1), limits.rows * -(-model.context // PAGE))
+    pages = min(pages, most_pages or pages)
+    while True:
+        try:
+            return model.kv_memory(pages)
+        except Exception as exc:
+            if not is_out_of_memory(exc) or pages == 1:
+                raise
+        log.warning("out of memory with %d bytes for keys and values: going on with half", pages * shape.page_bytes)
+        release_memory()
+        pages //= 2
+
+
+def too_large(request: GenerateRequest, memory: KVMemory) -> ContextOverflow:
+    """The error of a request that takes more than all of it."""
+    prompt, limit = len(request.ids), request.writer.limit
+    return ContextOverflow(
+        f"the prompt of {prompt} positions and an answer of up to {limit} tokens take {prompt + limit} positions, but "
+        f"the KV memory holds {memory.columns} ({memory.total_bytes:,} bytes); lower max_tokens, give fewer documents, "
+        "or raise kv_cache_bytes"
+    )
