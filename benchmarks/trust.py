@@ -32,6 +32,7 @@ from clara_core.evaluation import exact_match
 from clara_core.evaluation.trust import auroc, bootstrap, calibration_error, coverage_at_error
 
 _TIMED = 20  # questions whose time is taken one by one
+_UNANSWERABLE = 0.4  # share of the questions that confidence is fitted on
 Pairs = list[tuple[float, bool]]
 
 
@@ -135,9 +136,8 @@ def confidence_rows(best: Asked, none: Asked, double: Asked) -> list[Row]:
         rows.append(_row(f"8 coverage at {error:.0%} error, {name}", found, f"log p {other:.3f}", target))
     known = [(max(cos), True) for cos in best.cosines] + [(max(cos), False) for cos in none.cosines]
     sure = [(value, True) for value, _ in best.confidences()] + [(value, False) for value, _ in none.confidences()]
-    rows.append(
-        _row("9 'not in the documents', AUROC of the best cosine", auroc(known), f"confidence {auroc(sure):.3f}", 0.97)
-    )
+    found = auroc(sure)
+    rows.append(_row("9 'not in the documents', AUROC of confidence", found, f"best cosine {auroc(known):.3f}", 0.97))
     return rows
 
 
@@ -210,11 +210,10 @@ def _row(name: str, value: float, other: str, target: float) -> Row:
     return Row(name, f"{value:.3f}", other, value, target)
 
 
-def calibrate(engine: ClaraEngine, passages: int, folder: Path) -> Path:
+def calibrate(engine: ClaraEngine, passages: int, questions: int, folder: Path) -> Path:
     """Fit a calibration on a world of another seed, questions over two passages and unanswerable ones among them."""
-    made: TrustSet = make_lines(engine, passages, CALIBRATED)
-    lines = [*made.single, *made.double[: len(made.single) // 5]]
-    return engine.calibrate(lines, progress=True).write(folder)
+    made: TrustSet = make_lines(engine, passages, CALIBRATED, questions)
+    return engine.calibrate([*made.single, *made.double], progress=True, unanswerable=_UNANSWERABLE).write(folder)
 
 
 def main(
@@ -229,7 +228,7 @@ def main(
     """Measure citations, confidence and the second reading."""
     engine = ClaraEngine.from_pretrained(model)
     if calibrate_to is not None:
-        print(calibrate(engine, passages, calibrate_to))
+        print(calibrate(engine, passages, questions, calibrate_to))
         return
     if engine.calibration is None:
         raise SystemExit(f"{model!r} has no calibration; --calibrate FOLDER makes one")

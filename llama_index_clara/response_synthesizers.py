@@ -47,7 +47,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         text_qa_template: Prompt with ``{query_str}``. It has no ``{context_str}``: the nodes are not text here.
         empty_response: Answer where there is nothing to read.
         citations: Whether ``response.metadata["clara"]`` says which node each part of the answer stands on. Of a
-            stream, it stands there when the stream has ended.
+            stream, it stands there when the stream has ended. "attention" as in `ClaraLLM`.
         sources: ``all`` leaves the nodes as they came; ``cited`` gives copies of those that are cited, in order of
             first use, with their share in the answer as score (not in streams).
         inline_citations: Write ``[n]`` behind each cited part, where ``source_nodes[n - 1]`` is its node (not in
@@ -72,7 +72,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         streaming: bool = False,
         text_qa_template: BasePromptTemplate | None = None,
         empty_response: str | None = None,
-        citations: bool = False,
+        citations: bool | Literal["attention"] = False,
         sources: Literal["all", "cited"] = "all",
         inline_citations: bool = False,
         metadata_mode: MetadataMode = MetadataMode.EMBED,
@@ -231,7 +231,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         reader = self.llm.reading(texts)
         if account is None:
             return reader
-        changes = {"citations": True} if self._citations else {}
+        changes = {"citations": self._citations} if self._citations else {}
         return reader.heard(account.answers, **changes)
 
     def _readable(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:

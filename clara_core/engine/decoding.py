@@ -28,6 +28,7 @@ from clara_core.model.devices import free_bytes, in_halves, is_out_of_memory, re
 from clara_core.model.kernels import PAGE
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory, KVRow
+from clara_core.model.paid_attention import paid_attention
 from clara_core.model.sampler import draw
 
 log = logging.getLogger(__name__)
@@ -273,10 +274,14 @@ class Answers:
         sequences = [request.ids + request.writer.ids for request in requests]
         filled = [request.memories for request in requests if len(request.memories)]
         memories = torch.cat(filled or [torch.zeros(0, self.model.hidden)])  # [slots, hidden]
-        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
+        cache = self._cache(part)
         slots = [request.slots for request in requests]
         logits = self.model.prefill(sequences, upload(memories, self.model.device), slots, cache)
         self._take(part, logits, cache)
+
+    def _cache(self, part: Sequence[Running]) -> KVCache:
+        queries = self.model.queries() if any(one.request.watched for one in part) else None
+        return KVCache(self._memory, [one.row for one in part], part[0].request.role, queries)
 
     def _waits(self, one: Running, exc: Exception) -> bool:
         """Whether a row that failed alone is tried again, with more memory than it had."""
@@ -317,7 +322,7 @@ class Answers:
             self._together = self.limits.rows  # what did not fit together may fit another time
 
     def _advance(self, part: Sequence[Running]) -> None:
-        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
+        cache = self._cache(part)
         tokens = [one.token for one in part if one.token is not None]
         with self._threads.step(len(tokens)):
             logits = self.model.step(tokens, cache)
@@ -339,6 +344,7 @@ class Answers:
         numbers = torch.stack([tokens, best.values.isfinite().long()], dim=1)  # one wait for both
         measured = measure(logits, [one.request.writer.log for one in part], tokens)
         chosen = numbers.tolist()
+        queries = None if cache.queries is None else cache.queries.rows()  # [rows, layers, heads, dim]
         cache.commit()  # nothing behind this computes on the device: what fails now is a fault of a single row
         for row, (one, (token, finite)) in enumerate(zip(part, chosen, strict=True)):
             writer = one.request.writer
@@ -349,6 +355,8 @@ class Answers:
                 one.token = token
                 if row in measured:
                     writer.record(token, measured[row])
+                if queries is not None and one.request.watched:
+                    one.request.queries.append(queries[row])
                 say(one.request, writer.feed(token))
             except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
                 self._leave(one, exc)
@@ -360,9 +368,25 @@ class Answers:
         for one in [one for one in self.running if one.request.cancelled or one.request.future.done()]:
             self._leave(one)
 
+    def _show_attention(self, one: Running) -> Exception | None:
+        """What the tokens of a finished answer paid attention to, while its keys are there; returns what went wrong."""
+        request, said = one.request, len(one.request.writer.ids)
+        queries, request.queries = request.queries[:said], []
+        if request.writer.finish_reason is None or not queries:
+            return None
+        try:
+            request.paid = paid_attention(
+                self._memory, one.row, torch.stack(queries), request.watched, len(request.ids)
+            )  # fmt: skip
+        except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
+            return exc
+        return None
+
     def _leave(self, one: Running, exc: Exception | None = None) -> None:
         """An answer ends: whoever waits hears of it before anything else can go wrong."""
         self.running.remove(one)
+        if exc is None and one.request.watched:
+            exc = self._show_attention(one)
         if exc is None:
             finish(one.request)
         else:

@@ -252,6 +252,19 @@ class EngineInstance(Engine):
             reason=self._question_tokens if self._question_role in self.roles else None,
         )  # fmt: skip
 
+    def _watch(self, request: GenerateRequest) -> None:
+        """Have the attention to the windows of a request's prompt noted.
+
+        Raises:
+            ValueError: The attention of this engine cannot be seen.
+        """
+        if not self.load().model.shows_attention:
+            raise ValueError(
+                f"citations='attention' needs attention of this package, not attn_implementation="
+                f"{self.arguments.attn_implementation!r}: leave that option out, or ask with citations=True"
+            )
+        request.watched = self.tokenizer.window_spans(request.ids)
+
     def _question_tokens(self, question: str) -> Tensor:
         """Memory tokens ``[n_mem, hidden]`` of one question."""
         request = EncodeRequest(prepare_questions([question], self.tokenizer), self._question_role, urgent=True)

@@ -30,6 +30,7 @@ from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory, KVShape
 from clara_core.model.lora import RoutedLinear, current_routing, route_linears, routed
 from clara_core.model.packed_linear import PackedLinear, packed
+from clara_core.model.paid_attention import Queries
 from clara_core.model.processor import Kernels
 
 if TYPE_CHECKING:
@@ -279,9 +280,11 @@ class ClaraModel(nn.Module):
         if self.packs:
             ids, filled = [list(chain(*ids))], [list(chain(*filled))]
         embeddings = self.embed(upload(ids, self.device), memories, upload(filled, self.device))
-        states = self._run(embeddings, cache.role, cache=cache, lengths=lengths if self.packs else None)
         starts = [0, *accumulate(lengths)] if self.packs else [width * row for row in range(len(lengths))]
         last = upload([start + length - 1 for start, length in zip(starts, lengths, strict=False)], self.device)
+        if cache.queries is not None:
+            cache.queries.at = last
+        states = self._run(embeddings, cache.role, cache=cache, lengths=lengths if self.packs else None)
         return self.head(states.flatten(0, 1).index_select(0, last))
 
     def step(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
@@ -341,6 +344,15 @@ class ClaraModel(nn.Module):
             return embeddings
         return embeddings.masked_scatter(slots[:, :, None], memories.to(embeddings))
 
+    def queries(self) -> Queries:
+        """Takes queries of the upper half of the layers in a pass over a cache."""
+        return Queries(self.kv_shape().layers // 2)
+
+    @property
+    def shows_attention(self) -> bool:
+        """Whether what an answer paid attention to can be told."""
+        return self._ours
+
     @property
     def _ours(self) -> bool:
         """Whether attention goes through `attention.attend`, and not through a function of transformers."""
@@ -386,6 +398,8 @@ class ClaraModel(nn.Module):
             positions = torch.arange(length, device=device).expand(rows, length)
         if ragged is not None and self._ours:
             options["ragged"] = ragged
+        if cache is not None and cache.queries is not None:
+            options["queries"] = cache.queries
         # Attention of transformers' own takes a mask: over copies of the rows, or over all positions of forked prompts.
         mask = ragged.mask if isinstance(ragged, Gathered | Forked) and not self._ours else None
         with routed(
