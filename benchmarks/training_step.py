@@ -74,24 +74,24 @@ def main(
 
 def _measure(config: TrainingConfig, *, kept: bool) -> Cost:
     trainer = trainer_of(config)
-    lesson = trainer.lessons[0]
-    memories = lesson.memories() if lesson.memories is not None else None
-    objective = Objective(trainer.model, lesson.terms, memories)
+    phase = trainer.phases[0]
+    memories = phase.memories() if phase.memories is not None else None
+    objective = Objective(trainer.model, phase.terms, memories)
     weights = sum(layer.in_features * layer.out_features for layer in trainer.model.routed.values())
     seconds, tokens, operations = [], [], []
-    for number in range(lesson.steps):
-        passes = lesson.source(number)
+    for number in range(phase.steps):
+        passes = phase.source(number)
         started = time.process_time()
-        trainer._learn(lesson, objective, number, passes)  # noqa: SLF001 - one step, without files
+        trainer._learn(phase, objective, number, passes)  # noqa: SLF001 - one step, without files
         seconds.append(time.process_time() - started)
-        forwards, frozen = _tokens(passes, frozen=lesson.terms.frozen, kept=kept)
+        forwards, frozen = _tokens(passes, frozen=phase.terms.frozen, kept=kept)
         tokens.append(forwards + frozen)
         operations.append((4 * forwards + 2 * frozen) * weights)
     step_s = median(seconds[1:])
-    share = range(1, lesson.steps)
+    share = range(1, phase.steps)
     return Cost(
         config.stage,
-        "" if not lesson.terms.frozen else "kept" if kept else "made anew",
+        "" if not phase.terms.frozen else "kept" if kept else "made anew",
         step_s,
         config.batch_size / step_s,
         median(tokens[number] / seconds[number] for number in share),

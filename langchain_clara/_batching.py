@@ -1,7 +1,7 @@
 """Many conversations of one `batch` as one batch of the engine.
 
 LangChain runs a batch as so many single calls, each with its own callbacks, cache look-up and trace. That stays as it
-is. The calls only meet before the engine: each leaves its conversation at the meeting, and when all have come (or
+is. The calls only meet before the engine: each leaves its conversation at the barrier, and when all have come (or
 need not come, because a cache knew the answer), the engine gets them together.
 """
 
@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Meeting(Generic[Item, Result]):
+class BatchBarrier(Generic[Item, Result]):
     """Where the calls of one batch come together. Belongs to one event loop.
 
     Args:
@@ -63,38 +63,38 @@ class Meeting(Generic[Item, Result]):
                 future.set_result(result)
 
 
-class Seat:
-    """One call's place at a meeting; it is taken once, or given up."""
+class BatchSlot:
+    """One call's place at a barrier; it is taken once, or given up."""
 
-    def __init__(self, owner: object, meeting: Meeting[Any, Any]) -> None:
+    def __init__(self, owner: object, barrier: BatchBarrier[Any, Any]) -> None:
         self._owner = owner
-        self._meeting: Meeting[Any, Any] | None = meeting
+        self._barrier: BatchBarrier[Any, Any] | None = barrier
 
-    def take(self, owner: object) -> Meeting[Any, Any] | None:
-        """The meeting, for the model that it was called by and the first time."""
+    def take(self, owner: object) -> BatchBarrier[Any, Any] | None:
+        """The barrier, for the model that it was called by and the first time."""
         if owner is not self._owner:
             return None
-        meeting, self._meeting = self._meeting, None
-        return meeting
+        barrier, self._barrier = self._barrier, None
+        return barrier
 
     def give_up(self) -> None:
         """Not coming: the answer was found elsewhere, or the call failed."""
-        meeting, self._meeting = self._meeting, None
-        if meeting is not None:
-            meeting.leave()
+        barrier, self._barrier = self._barrier, None
+        if barrier is not None:
+            barrier.leave()
 
 
-SEAT: contextvars.ContextVar[Seat | None] = contextvars.ContextVar("clara_seat", default=None)
+BATCH_SLOT: contextvars.ContextVar[BatchSlot | None] = contextvars.ContextVar("clara_seat", default=None)
 """The place of the call that is running."""
 
 
-async def seated(seat: Seat, call: Callable[[], Awaitable[Result]]) -> Result:
-    """Make a call that has a place at a meeting. Runs in a task of its own, whose context is changed."""
-    SEAT.set(seat)
+async def in_slot(slot: BatchSlot, call: Callable[[], Awaitable[Result]]) -> Result:
+    """Make a call that has a place at a barrier. Runs in a task of its own, whose context is changed."""
+    BATCH_SLOT.set(slot)
     try:
         return await call()
     finally:
-        seat.give_up()
+        slot.give_up()
 
 
 def run_apart(start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clara_core.checkpoint.config import CONFIG_FILE, ClaraConfig
-from clara_core.checkpoint.hub import locate, locate_base
+from clara_core.checkpoint.hub import resolve, resolve_base
 from clara_core.common.errors import CheckpointError
 from clara_core.engine.options import DEFAULT_MODEL
 
@@ -25,14 +25,14 @@ def local_context(source: Any) -> int | None:
         int | None: None where the files are not here (a Hub repo that was never fetched), or do not say.
     """
     try:
-        folder = locate(
+        folder = resolve(
             source.model or DEFAULT_MODEL,
             source.compression,
             source.revision,
             cache_dir=source.cache_dir,
             local_files_only=True,
         )
-        base = Path(locate_base(ClaraConfig.read(folder), folder, source.base_model))
+        base = Path(resolve_base(ClaraConfig.read(folder), folder, source.base_model))
         path = base / CONFIG_FILE if base.is_absolute() else _fetched(base.as_posix(), source.cache_dir)
         config = json.loads(path.read_text("utf-8"))
         positions = int(config["max_position_embeddings"])

@@ -22,7 +22,7 @@ from clara_core.common.suggest import refuse_unknown
 from clara_core.common.version import __version__
 from clara_core.engine.answer_options import EVIDENCE
 from clara_core.model.chat_format import Turn
-from langchain_clara._batching import SEAT, Meeting, Seat, run_apart, seated
+from langchain_clara._batching import BATCH_SLOT, BatchBarrier, BatchSlot, in_slot, run_apart
 from langchain_clara._documents import ReadDocument, listed_documents
 from langchain_clara._engine import EngineFields
 from langchain_clara._evidence import documents_account, evidence_account, logprobs_account
@@ -248,10 +248,10 @@ class ChatClara(BaseChatModel, EngineFields):
         **kwargs: Any,
     ) -> ChatResult:
         turns, read, options = self._prepared(messages, documents, stop, kwargs)
-        seat = SEAT.get()
-        meeting = None if seat is None else seat.take(self)
-        if meeting is not None:
-            return self._result(await meeting.join((turns, read, options)), read, options)
+        slot = BATCH_SLOT.get()
+        barrier = None if slot is None else slot.take(self)
+        if barrier is not None:
+            return self._result(await barrier.join((turns, read, options)), read, options)
         engine = await self.ashared_engine()
         memories = await engine.aremember([document.text for document in read])
         return self._result(await engine.achat(turns, memories, **options), read, options)
@@ -336,9 +336,11 @@ class ChatClara(BaseChatModel, EngineFields):
         answers: list[Any] = []
         for start in range(0, len(inputs), size):
             part, part_configs = inputs[start : start + size], configs[start : start + size]
-            meeting: Meeting[Asked, Answer] = Meeting(len(part), self._answer_all)
+            barrier: BatchBarrier[Asked, Answer] = BatchBarrier(len(part), self._answer_all)
             calls = [
-                asyncio.ensure_future(seated(Seat(self, meeting), partial(self.ainvoke, each, settings, **kwargs)))
+                asyncio.ensure_future(
+                    in_slot(BatchSlot(self, barrier), partial(self.ainvoke, each, settings, **kwargs))
+                )
                 for each, settings in zip(part, part_configs, strict=True)
             ]
             try:

@@ -224,17 +224,17 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         score_threshold: float | None = None,
         mode: str | None = None,
     ) -> list[Document]:
-        k, condition, floor = self._limits(k, filter, score_threshold)
+        k, condition, score_threshold = self._limits(k, filter, score_threshold)
         if self.base is None:
             options = {"filter": condition, "mode": mode or self.mode}
-            return _above(floor, self._store().similarity_search_with_relevance_scores(query, k, **options))
+            return _above(score_threshold, self._store().similarity_search_with_relevance_scores(query, k, **options))
         candidates = self.base.invoke(query, {"callbacks": run_manager.get_child()})
         candidates = _accepted(candidates, condition)
         if not candidates:
             return []
         engine = self.shared_engine
         memories = engine.remember([document.page_content for document in candidates])
-        return _above(floor, self._ordered(candidates, engine.rank(query, memories)), k)
+        return _above(score_threshold, self._ordered(candidates, engine.rank(query, memories)), k)
 
     async def _aget_relevant_documents(
         self,
@@ -246,30 +246,32 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         score_threshold: float | None = None,
         mode: str | None = None,
     ) -> list[Document]:
-        k, condition, floor = self._limits(k, filter, score_threshold)
+        k, condition, score_threshold = self._limits(k, filter, score_threshold)
         if self.base is None:
             options = {"filter": condition, "mode": mode or self.mode}
-            return _above(floor, await self._store().asimilarity_search_with_relevance_scores(query, k, **options))
+            return _above(
+                score_threshold, await self._store().asimilarity_search_with_relevance_scores(query, k, **options)
+            )
         candidates = await self.base.ainvoke(query, {"callbacks": run_manager.get_child()})
         candidates = _accepted(candidates, condition)
         if not candidates:
             return []
         engine = await self.ashared_engine()
         memories = await engine.aremember([document.page_content for document in candidates])
-        return _above(floor, self._ordered(candidates, await engine.arank(query, memories)), k)
+        return _above(score_threshold, self._ordered(candidates, await engine.arank(query, memories)), k)
 
     def _limits(
         self,
         k: int | None,
         condition: Filter | None,
-        floor: float | None,
+        score_threshold: float | None,
     ) -> tuple[int, Filter | None, float | None]:
         """What a call asks for, else what this object says."""
         k = self.k if k is None else k
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         condition = self.filter if condition is None else condition
-        return k, condition, self.score_threshold if floor is None else floor
+        return k, condition, self.score_threshold if score_threshold is None else score_threshold
 
     def _ordered(self, candidates: Sequence[Document], ranked: Sequence[Ranked]) -> list[tuple[Document, float]]:
         """Candidates with their scores, in the order of the ranking or of both rankings together."""
@@ -324,7 +326,9 @@ def _accepted(candidates: Sequence[Document], condition: Filter | None) -> list[
     return [document for document in candidates if accept(document)]
 
 
-def _above(floor: float | None, pairs: Sequence[tuple[Document, float]], k: int | None = None) -> list[Document]:
+def _above(
+    score_threshold: float | None, pairs: Sequence[tuple[Document, float]], k: int | None = None
+) -> list[Document]:
     """Copies of the first `k` documents whose score is high enough, with their scores."""
-    kept = [pair for pair in pairs if floor is None or pair[1] >= floor]
+    kept = [pair for pair in pairs if score_threshold is None or pair[1] >= score_threshold]
     return [with_score(document, score) for document, score in kept[:k]]

@@ -32,14 +32,14 @@ class Plan:
         mode: Of the search.
         k: Nodes to find.
         text_weight: Weight of the words in ``hybrid``; None is the store's.
-        balance: Of maximal marginal relevance, where nodes are to be chosen by it.
+        mmr_threshold: Of maximal marginal relevance, where nodes are to be chosen by it.
         fused: Whether scores are relevances in [0, 1].
     """
 
     mode: Literal["memory", "text", "hybrid"]
     k: int
     text_weight: float | None = None
-    balance: float | None = None
+    mmr_threshold: float | None = None
     fused: bool = False
 
     @classmethod
@@ -56,7 +56,7 @@ class Plan:
             return cls("text", query.similarity_top_k)
         if mode is VectorStoreQueryMode.MMR:
             k = query.similarity_top_k
-            return cls("memory", max(_POOL, _WIDER * k) if k else 0, balance=_mmr_balance(query, options))
+            return cls("memory", max(_POOL, _WIDER * k) if k else 0, mmr_threshold=_mmr_threshold(query, options))
         if mode is VectorStoreQueryMode.DEFAULT:
             return cls("hybrid" if query.query_str else "memory", query.similarity_top_k)
         alpha = query.alpha
@@ -79,22 +79,22 @@ def words_of(query: VectorStoreQuery) -> str:
     return query.query_str
 
 
-def _mmr_balance(query: VectorStoreQuery, options: Mapping[str, Any]) -> float:
+def _mmr_threshold(query: VectorStoreQuery, options: Mapping[str, Any]) -> float:
     """Share of relevance against novelty: of the call, else of the query, else a half."""
     given = options.get("mmr_threshold", query.mmr_threshold)
-    balance = 0.5 if given is None else float(given)
-    if not 0.0 <= balance <= 1.0:
+    mmr_threshold = 0.5 if given is None else float(given)
+    if not 0.0 <= mmr_threshold <= 1.0:
         raise ValueError(f"mmr_threshold must lie in [0, 1], got {given}")
-    return balance
+    return mmr_threshold
 
 
-def chosen(question: Array, hits: Sequence[Hit], windows: Sequence[Array], k: int, balance: float) -> Any:
+def chosen(question: Array, hits: Sequence[Hit], windows: Sequence[Array], k: int, mmr_threshold: float) -> Any:
     """Hits by LlamaIndex's own rule of maximal marginal relevance, with their scores by it.
 
     It weighs what is new against the one chosen last. A node is compared by the window that answers the question best.
     """
     scores, places = get_top_k_mmr_embeddings(
-        question, list(windows), similarity_top_k=k, mmr_threshold=balance  # type: ignore[arg-type]
+        question, list(windows), similarity_top_k=k, mmr_threshold=mmr_threshold  # type: ignore[arg-type]
     )  # fmt: skip
     return [(hits[place], float(score)) for place, score in zip(places, scores, strict=True)]
 

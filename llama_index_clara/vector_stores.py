@@ -325,17 +325,17 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
     def _ranked(self, query: VectorStoreQuery, plan: Plan, question: Array | None) -> list[tuple[Hit, float]]:
         store = self.client
         options: dict[str, Any] = {"filter": allowed(store, query), "mode": plan.mode}
-        options["with_memories"] = self.dimensions is None or plan.balance is not None
+        options["with_memories"] = self.dimensions is None or plan.mmr_threshold is not None
         if plan.text_weight is not None:
             options["text_weight"] = plan.text_weight
         if plan.mode == "memory" and question is not None:
             hits: Any = store.search(question, plan.k, **options)
         else:
             hits = store.search(words_of(query), plan.k, vectors=question, **options)
-        if plan.balance is None or question is None:
+        if plan.mmr_threshold is None or question is None:
             return [(hit, hit.relevance if plan.fused else hit.score) for hit in hits]
         windows = [hit.memory.vectors()[hit.window] for hit in hits]
-        picked: list[tuple[Hit, float]] = chosen(question, hits, windows, query.similarity_top_k, plan.balance)
+        picked: list[tuple[Hit, float]] = chosen(question, hits, windows, query.similarity_top_k, plan.mmr_threshold)
         return picked
 
     def _question(self, query: VectorStoreQuery) -> Array:

@@ -95,16 +95,16 @@ def serving(files: dict[str, bytes]) -> Iterator[Hub]:
 CALL = """
     import json, sys
     from clara_core.common.errors import CheckpointError
-    from clara_core.checkpoint.hub import locate
+    from clara_core.checkpoint.hub import resolve
     try:
-        print(json.dumps({"folder": str(locate(**json.loads(sys.argv[1])))}))
+        print(json.dumps({"folder": str(resolve(**json.loads(sys.argv[1])))}))
     except CheckpointError as exc:
         print(json.dumps({"error": str(exc)}))
 """
 
 
 def from_hub(url: str, home: Path, **arguments: object) -> dict[str, str]:
-    """Calls `locate` in a process whose Hub is at `url`, with its cache in `home`."""
+    """Calls `resolve` in a process whose Hub is at `url`, with its cache in `home`."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CALL), json.dumps(arguments)],
         capture_output=True,

@@ -7,7 +7,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from clara_core.checkpoint.io import Checkpoint, locate_base, write_checkpoint
+from clara_core.checkpoint.io import Checkpoint, resolve_base, write_checkpoint
 from clara_core.common.errors import CheckpointError
 
 BASE_FOLDER = "base"
@@ -56,7 +56,7 @@ def convert_checkpoint(
 
 def _base_name(checkpoint: Checkpoint, base_model: str | os.PathLike[str] | None) -> str:
     try:
-        return locate_base(checkpoint.config, checkpoint.folder, base_model)
+        return resolve_base(checkpoint.config, checkpoint.folder, base_model)
     except CheckpointError:
         if base_model is not None:
             raise

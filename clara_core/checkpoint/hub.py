@@ -49,7 +49,7 @@ _KNOWN_BASES: Final = {
 }
 
 
-def locate(
+def resolve(
     model: str | os.PathLike[str],
     compression: int | None = None,
     revision: str | None = None,
@@ -136,7 +136,7 @@ def _is_of_rate(folder: Path, compression: int) -> bool:
         return False
 
 
-def locate_base(config: ClaraConfig, folder: str | Path, base_model: str | os.PathLike[str] | None = None) -> str:
+def resolve_base(config: ClaraConfig, folder: str | Path, base_model: str | os.PathLike[str] | None = None) -> str:
     """Says which base decoder a checkpoint stands on.
 
     The caller's `base_model` wins. Otherwise the name in the config is tried as a path inside the

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clara_core.checkpoint.config import CONFIG_FILE, ClaraConfig, Role
-from clara_core.checkpoint.hub import locate, locate_base
-from clara_core.checkpoint.validation import hidden_of, prove, roles_of
+from clara_core.checkpoint.hub import resolve, resolve_base
+from clara_core.checkpoint.validation import hidden_of, roles_of, validate
 from clara_core.checkpoint.weights import (
     ADAPTERS,
     EMBED_KEY,
@@ -43,9 +43,9 @@ __all__ = [
     "Checkpoint",
     "check_vocabulary",
     "export_peft",
-    "locate",
-    "locate_base",
     "read_checkpoint",
+    "resolve",
+    "resolve_base",
     "weight_files",
     "write_checkpoint",
 ]
@@ -119,7 +119,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     config = ClaraConfig.read(folder)
     by_name, embeddings = read_weights(folder)
     adapters = roles_of(by_name, str(folder))
-    prove(config, adapters, embeddings, str(folder))
+    validate(config, adapters, embeddings, str(folder))
     return Checkpoint(folder, config, adapters, embeddings, _identity(config, adapters, embeddings))
 
 
@@ -168,7 +168,7 @@ def write_checkpoint(
     """
     target = Path(folder).absolute()
     adapters = dict(sorted(adapters.items()))
-    prove(config, adapters, embeddings, f"the checkpoint for {target}")
+    validate(config, adapters, embeddings, f"the checkpoint for {target}")
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"cannot write a checkpoint to {target}: a file of that name is in the way")
     mark = uuid.uuid4().hex[:8]

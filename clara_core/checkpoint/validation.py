@@ -41,7 +41,7 @@ def roles_of(adapters: Mapping[str, StateDict], where: str) -> dict[Role, StateD
     return dict(sorted(found.items()))
 
 
-def prove(config: ClaraConfig, adapters: Mapping[Role, StateDict], embeddings: StateDict, where: str) -> None:
+def validate(config: ClaraConfig, adapters: Mapping[Role, StateDict], embeddings: StateDict, where: str) -> None:
     """Checks that the weights are all that the config promises, and nothing else.
 
     Args:

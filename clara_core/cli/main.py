@@ -196,9 +196,9 @@ def convert(
 
 
 def _folder(options: CheckpointOptions) -> Path:
-    from clara_core.checkpoint.hub import locate
+    from clara_core.checkpoint.hub import resolve
 
-    return locate(
+    return resolve(
         options.model or DEFAULT_MODEL,
         options.compression,
         options.revision,
@@ -210,11 +210,11 @@ def _folder(options: CheckpointOptions) -> Path:
 
 def _describe(checkpoint: Checkpoint, model: str, base_model: str | None) -> dict[str, object]:
     """The facts of a checkpoint in the order in which they are shown."""
-    from clara_core.checkpoint.io import EMBED_KEY, locate_base, weight_files
+    from clara_core.checkpoint.io import EMBED_KEY, resolve_base, weight_files
 
     config = checkpoint.config
     try:
-        base, remark = locate_base(config, checkpoint.folder, base_model), None
+        base, remark = resolve_base(config, checkpoint.folder, base_model), None
     except CheckpointError as exc:
         if base_model is not None:
             raise

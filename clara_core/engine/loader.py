@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from clara_core.checkpoint.config import ClaraConfig
-from clara_core.checkpoint.hub import locate, locate_base
+from clara_core.checkpoint.hub import resolve, resolve_base
 from clara_core.checkpoint.io import Checkpoint, check_vocabulary, read_checkpoint
 from clara_core.common.errors import CheckpointError
 from clara_core.engine.capacity import Demand, read_headers
@@ -69,7 +69,7 @@ def plan_engine(arguments: EngineArguments) -> Plan:
     """Find checkpoint, base and tokenizer (fetching them where they lie on the Hub)."""
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = locate(
+    folder = resolve(
         arguments.model,
         arguments.compression,
         arguments.revision,
@@ -78,7 +78,7 @@ def plan_engine(arguments: EngineArguments) -> Plan:
         arguments.local_files_only,
     )
     config = ClaraConfig.read(folder)
-    base = locate_base(config, folder, arguments.base_model)
+    base = resolve_base(config, folder, arguments.base_model)
     with _base_errors(base, folder):
         base_config = AutoConfig.from_pretrained(base, **arguments.hub())
         tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())

@@ -18,7 +18,7 @@ from clara_core.evaluation.rankings import (
 )
 from clara_core.evaluation.report import Report
 from clara_core.evaluation.run import evaluate, over_corpus, read_questions
-from clara_core.evaluation.texts import bleu, entities, entity_preservation, rouge, score_paraphrases
+from clara_core.evaluation.text_overlap import bleu, entities, entity_preservation, rouge, score_paraphrases
 
 __all__ = [
     "Report",

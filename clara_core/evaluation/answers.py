@@ -11,7 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from clara_core.evaluation.means import check_lengths, mean
+from clara_core.evaluation.aggregate import check_lengths, mean
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clara_core.common.errors import ContextOverflow
-from clara_core.evaluation.texts import entity_preservation, lost_entities, rouge
+from clara_core.evaluation.text_overlap import entity_preservation, lost_entities, rouge
 
 if TYPE_CHECKING:
     from clara_core.data.memory import Memory

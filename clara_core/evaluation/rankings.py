@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 from typing import TypeVar
 
-from clara_core.evaluation.means import check_lengths, mean
+from clara_core.evaluation.aggregate import check_lengths, mean
 
 Id = TypeVar("Id", bound=Hashable)
 

@@ -17,8 +17,8 @@ from clara_core.evaluation.paraphrases import paraphrase_passages
 from clara_core.evaluation.report import Report
 from clara_core.evaluation.runner import Plan, Runner
 from clara_core.evaluation.summary import summarize
+from clara_core.evaluation.text_overlap import load_bleu, load_rouge
 from clara_core.evaluation.text_reader import TextReader
-from clara_core.evaluation.texts import load_bleu, load_rouge
 
 if TYPE_CHECKING:
     from clara_core.engine.engine import ClaraEngine

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from clara_core.evaluation.aggregate import mean
 from clara_core.evaluation.answers import score_answers
-from clara_core.evaluation.means import mean
 from clara_core.evaluation.outcomes import Outcome
 from clara_core.evaluation.paraphrases import Paraphrase
 from clara_core.evaluation.rankings import recall_at_k, score_rankings
-from clara_core.evaluation.texts import bleu, score_paraphrases
+from clara_core.evaluation.text_overlap import bleu, score_paraphrases
 
 KS = (1, 3, 5, 10, 20)
 _CURVE = 20  # candidates that a recall curve reaches

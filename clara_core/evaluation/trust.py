@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from clara_core.evaluation.means import check_lengths, mean
+from clara_core.evaluation.aggregate import check_lengths, mean
 
 Pairs = Sequence[tuple[float, bool]]
 """A confidence, and whether the answer was right."""

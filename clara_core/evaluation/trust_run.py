@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from clara_core.data.examples import RetrievalLine
+from clara_core.evaluation.aggregate import mean
 from clara_core.evaluation.answers import cover_match, exact_match
-from clara_core.evaluation.means import mean
 from clara_core.evaluation.trust import auroc, trust_scores
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clara_core.training.journal import Line
+from clara_core.training.metrics_log import Line
 
 CARD_FILE = "README.md"
-_TAIL = 30  # steps at the end of a lesson whose mean is shown
+_TAIL = 30  # steps at the end of a phase whose mean is shown
 _LEFT_OUT = {"stage", "step", "lr", "seconds", "norm"}
 
 

@@ -165,7 +165,7 @@ def _texts(line: Line) -> list[str]:
 
 
 class LineSteps:
-    """The steps of a lesson over lines: each follows from the seed and its number alone.
+    """The steps of a phase over lines: each follows from the seed and its number alone.
 
     A step takes the next `batch` lines of an order that is drawn anew for each epoch; the last of an epoch may be
     smaller. This process takes its share of them, in passes of at most `micro` lines.

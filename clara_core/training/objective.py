@@ -29,7 +29,7 @@ from clara_core.training.losses import (
 
 if TYPE_CHECKING:
     from clara_core.model.decoder import ClaraModel
-    from clara_core.training.frozen import FrozenMemories
+    from clara_core.training.memory_cache import MemoryCache
 
 CHUNK = 32  # windows that are compressed in one pass, sorted by length
 HARDEST = 20  # candidates of a question that has none of its own: its gold windows and those that score best
@@ -41,7 +41,7 @@ class Terms:
     """The losses of a stage with their weights.
 
     Attributes:
-        text: The generator reads text, nothing is compressed (the lesson of a bare base).
+        text: The generator reads text, nothing is compressed (the phase of a bare base).
         frozen: Memories carry no gradient.
         end_to_end: The generator reads the windows that the query reasoner picks.
         top_k: How many.
@@ -91,7 +91,7 @@ class Objective:
         memories: Memories that were made before, where the compressor is frozen.
     """
 
-    def __init__(self, model: ClaraModel, terms: Terms, memories: FrozenMemories | None = None) -> None:
+    def __init__(self, model: ClaraModel, terms: Terms, memories: MemoryCache | None = None) -> None:
         self.model = model
         self.terms = terms
         self.memories = memories

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from clara_core.training.journal import METRICS_FILE, read_lines
+from clara_core.training.metrics_log import METRICS_FILE, read_lines
 
 WINDOW = 20  # steps of the running mean
 _SHARES = {"accuracy": "answer tokens right", "recall@1": "recall@1 in the batch", "again": "retold tokens right"}

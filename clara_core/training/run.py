@@ -22,17 +22,17 @@ from clara_core.engine.loader import DTYPES
 from clara_core.engine.options import EngineArguments, option_values
 from clara_core.training.card import DataFile, card, hardware, versions
 from clara_core.training.config import FROZEN_STAGES, TrainingConfig
-from clara_core.training.cut import check_quantization
-from clara_core.training.frozen import FrozenMemories
-from clara_core.training.journal import METRICS_FILE, Journal, read_lines
+from clara_core.training.distributed import Processes
+from clara_core.training.fsdp import check_quantization
 from clara_core.training.line_steps import LineReader, LineSteps
-from clara_core.training.masters import Learning, pass_dtype
+from clara_core.training.master_weights import TrainableSpec, pass_dtype
 from clara_core.training.memory import memory_errors
+from clara_core.training.memory_cache import MemoryCache
+from clara_core.training.metrics_log import METRICS_FILE, MetricsLog, read_lines
+from clara_core.training.model_setup import Opened, checkpoint_gradients, open_base, open_checkpoint, write_model
 from clara_core.training.objective import Terms
-from clara_core.training.opening import Opened, checkpoint_gradients, open_base, open_checkpoint, write_model
-from clara_core.training.processes import Processes
 from clara_core.training.schedule import scheduled
-from clara_core.training.trainer import Lesson, Saving, Standing, Trainer
+from clara_core.training.trainer import Phase, Saving, Trainer, TrainerState
 
 log = logging.getLogger(__name__)
 
@@ -106,16 +106,16 @@ def trainer_of(config: TrainingConfig, *, progress: bool = False) -> Trainer:
         answers=config.stage == "stage2",
     )
     _check_lines(reader, [learned, held_out])
-    lesson = _lesson(config, opened, reader, learned, held_out, processes)
+    phase = _phase(config, opened, reader, learned, held_out, processes)
     config.out.mkdir(parents=True, exist_ok=True)
     return Trainer(
         opened,
-        [lesson],
+        [phase],
         config.out,
         partial(_export, config, opened, files, (len(learned), len(held_out))),
         processes=processes,
         dtype=pass_dtype(config.dtype, processes.device),
-        journal=Journal(config.out, active=processes.is_main, progress=progress, tensorboard=config.tensorboard),
+        metrics_log=MetricsLog(config.out, active=processes.is_main, progress=progress, tensorboard=config.tensorboard),
         seed=config.seed,
         saving=Saving(config.save_every, config.save_minutes * 60, _run_facts(config, files, processes)),
     )
@@ -200,8 +200,8 @@ def _wanted_device(device: str) -> torch.device | None:
 
 def _open(config: TrainingConfig, processes: Processes) -> Opened:
     check_quantization(config.quantization, processes)
-    # A base that is going to be cut may be too large for one device.
-    place = torch.device("cpu") if processes.cuts else None
+    # A base that will be sharded may be too large for one device.
+    place = torch.device("cpu") if processes.shards else None
     on_processor = processes.device.type == "cpu"
     dtype = pass_dtype(config.dtype, processes.device)
     attention = config.attn_implementation
@@ -233,17 +233,17 @@ def _new_config(config: TrainingConfig) -> ClaraConfig:
     )
 
 
-# --- the lesson ------------------------------------------------------------------------------------------
+# --- the phase ------------------------------------------------------------------------------------------
 
 
-def _lesson(
+def _phase(
     config: TrainingConfig,
     opened: Opened,
     reader: LineReader,
     learned: Sequence[Line],
     held_out: Sequence[Line],
     processes: Processes,
-) -> Lesson:
+) -> Phase:
     source = LineSteps(
         learned,
         reader,
@@ -265,18 +265,18 @@ def _lesson(
         contrastive=config.contrastive or 0.0,
         tau=config.tau,
     )
-    learning = Learning(
+    trainable = TrainableSpec(
         config.roles,
         memory_tokens=bool(config.memory_tokens),
         weight_decay=config.weight_decay,
         max_norm=config.max_grad_norm,
     )
-    return Lesson(
+    return Phase(
         name=config.stage,
         steps=steps,
         rate=partial(scheduled, config.schedule or "cosine", config.lr, steps, config.warmup),
         terms=terms,
-        learning=learning,
+        trainable=trainable,
         source=source,
         held_out=list(source.passes([*held_out][processes.index :: processes.count])),
         dropout=config.dropout,
@@ -288,12 +288,12 @@ def _lesson(
 
 def _kept_memories(
     config: TrainingConfig, opened: Opened, reader: LineReader, sets: Sequence[Sequence[Line]]
-) -> Callable[[], FrozenMemories] | None:
+) -> Callable[[], MemoryCache] | None:
     if not config.memory_room_mb:
         return None
 
-    def make() -> FrozenMemories:
-        memories = FrozenMemories(opened.model, config.memory_room_mb << 20)
+    def make() -> MemoryCache:
+        memories = MemoryCache(opened.model, config.memory_room_mb << 20)
         known: set[str] = set()  # a text takes a fraction of the room of its memories
         for line in chain(*sets):
             if memories.full:
@@ -316,24 +316,24 @@ def _export(
     opened: Opened,
     files: Sequence[DataFile],
     counts: tuple[int, int],
-    lesson: Lesson,
-    standing: Standing,
+    phase: Phase,
+    state: TrainerState,
 ) -> None:
     learned, held_out = counts
     stage = STAGE_NAMES.get(config.stage, config.stage)
     metrics = read_lines(config.out / METRICS_FILE)
     if not metrics:
         raise TrainingError(f"{config.out / METRICS_FILE} is gone; it was written during this run")
-    kept = standing.best_step if standing.best is not None else len(metrics)
+    kept = state.best_step if state.best is not None else len(metrics)
     facts = {
         "stage": stage,
         "trained from": f"`{opened.origin}`",
         "base decoder": f"`{opened.base}`",
         "what learned": ", ".join(config.learn) + (", memory tokens" if config.memory_tokens else ""),
-        "steps": f"{len(metrics):,} of {lesson.steps:,} of {config.batch_size} lines each; the weights after {kept:,}",
+        "steps": f"{len(metrics):,} of {phase.steps:,} of {config.batch_size} lines each; the weights after {kept:,}",
         "lines": f"{learned:,} learned" + (f", {held_out:,} held out" if held_out else ""),
-        "held-out loss": None if standing.best is None else f"{standing.best:.4f}",
-        "time": f"{standing.seconds / 60:.1f} minutes on {hardware()}",
+        "held-out loss": None if state.best is None else f"{state.best:.4f}",
+        "time": f"{state.seconds / 60:.1f} minutes on {hardware()}",
         "made with": versions(),
     }
     text = card(

@@ -1,4 +1,4 @@
-"""Learning rates over the steps of a lesson."""
+"""Learning rates over the steps of a phase."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def scheduled(schedule: Schedule, rate: float, steps: int, warmup: float, number
     Args:
         schedule: "cosine" falls to zero at the end; "constant" stays.
         rate: The greatest rate.
-        steps: Of the lesson.
+        steps: Of the phase.
         warmup: Share of the steps in which a cosine rate climbs in a straight line.
         number: The step, from 0 on.
     """

@@ -1,4 +1,4 @@
-"""The loop: lessons one after the other, saved so that a run that is killed at any step goes on as if it had not been.
+"""The loop: phases one after the other, saved so that a run that is killed at any step goes on as if it had not been.
 
 Every number of a step follows from the weights, the seed and the number of the step alone: data order, dropout and
 learning rate know no other state. A step's gradient is the one of its whole batch, however it is cut into passes and
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from clara_core.common.errors import TrainingError
 from clara_core.training.batch import MEAN_OF, Step
-from clara_core.training.cut import base_of
-from clara_core.training.frozen import FrozenMemories
-from clara_core.training.journal import Journal, Line
-from clara_core.training.masters import Learning, Masters, Part, parts_of, read_parts, write_parts
+from clara_core.training.distributed import Processes
+from clara_core.training.fsdp import base_of
+from clara_core.training.master_weights import MasterWeights, Part, TrainableSpec, parts_of, read_parts, write_parts
+from clara_core.training.memory_cache import MemoryCache
+from clara_core.training.metrics_log import Line, MetricsLog
+from clara_core.training.model_setup import Opened, set_dropout
 from clara_core.training.objective import Objective, Outcome, Terms
-from clara_core.training.opening import Opened, set_dropout
-from clara_core.training.processes import Processes
 from clara_core.training.state import load_state, save_state
 
 log = logging.getLogger(__name__)
@@ -37,14 +37,14 @@ BEST_FILE = "best.safetensors"
 
 
 class Source(Protocol):
-    """Where the steps of a lesson come from."""
+    """Where the steps of a phase come from."""
 
     def __call__(self, number: int) -> list[Step]:
         """This process's passes of a step; the same at every call."""
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Phase:
     """One stage of a run.
 
     Attributes:
@@ -52,12 +52,12 @@ class Lesson:
         steps: Optimizer steps.
         rate: Learning rate of a step.
         terms: The losses.
-        learning: The weights that learn.
+        trainable: The weights that learn.
         source: The data.
-        held_out: Passes that are not learned, this process's share; they say how well the lesson goes.
+        held_out: Passes that are not learned, this process's share; they say how well the phase goes.
         dropout: Of what the adapters read.
         eval_every: Steps between two looks at the held-out passes.
-        patience: Looks without a better loss after which the lesson ends, with the best weights. None: never.
+        patience: Looks without a better loss after which the phase ends, with the best weights. None: never.
         memories: Makes the memories of a frozen compressor that are kept; None where they are made at each step.
     """
 
@@ -65,21 +65,21 @@ class Lesson:
     steps: int
     rate: Callable[[int], float]
     terms: Terms
-    learning: Learning
+    trainable: TrainableSpec
     source: Source
     held_out: Sequence[Step] = ()
     dropout: float = 0.0
     eval_every: int = 0
     patience: int | None = None
-    memories: Callable[[], FrozenMemories] | None = None
+    memories: Callable[[], MemoryCache] | None = None
 
 
 @dataclass(slots=True)
-class Standing:
+class TrainerState:
     """Where a run stands; what is saved beside the weights.
 
     Attributes:
-        lesson: Number of the lesson.
+        phase: Number of the phase.
         step: Steps of it that are done.
         best: Lowest held-out loss so far.
         best_step: After how many steps.
@@ -87,7 +87,7 @@ class Standing:
         seconds: Time that the steps took.
     """
 
-    lesson: int = 0
+    phase: int = 0
     step: int = 0
     best: float | None = None
     best_step: int = 0
@@ -111,159 +111,159 @@ class Saving:
 
 
 class Trainer:
-    """Runs lessons over a model.
+    """Runs phases over a model.
 
     Args:
         opened: The model.
-        lessons: What it learns, in order.
+        phases: What it learns, in order.
         out: Folder of the run; if it holds a state, the run goes on from there.
-        export: Called with a lesson that has ended, or cannot go on, to write the checkpoint.
+        export: Called with a phase that has ended, or cannot go on, to write the checkpoint.
         processes: This process among the others.
         dtype: Type of the passes.
         seed: Of dropout.
         saving: When to save.
-        journal: Where metrics go.
+        metrics_log: Where metrics go.
 
     Raises:
-        TrainingError: The state in `out` is damaged, or of another run; or the base is to be cut, but learns.
+        TrainingError: The state in `out` is damaged, or of another run; or the base is trainable and to be sharded.
     """
 
     def __init__(
         self,
         opened: Opened,
-        lessons: Sequence[Lesson],
+        phases: Sequence[Phase],
         out: Path,
-        export: Callable[[Lesson, Standing], None],
+        export: Callable[[Phase, TrainerState], None],
         *,
         processes: Processes,
         dtype: torch.dtype,
-        journal: Journal,
+        metrics_log: MetricsLog,
         seed: int = 1,
         saving: Saving | None = None,
     ) -> None:
         self.opened = opened
         self.model = opened.model
-        self.lessons = lessons
+        self.phases = phases
         self.out = out
         self.export = export
         self.processes = processes
-        self.journal = journal
+        self.metrics_log = metrics_log
         self.seed = seed
         self.saving = saving or Saving()
-        self.standing = Standing()
+        self.state = TrainerState()
         saved = load_state(out / STATE_FILE)
         if saved is not None:
             self._check_run(saved[1]["run"])
-            self.standing = Standing(**saved[1]["standing"])
-        self.base = base_of(self.model, processes, [each.learning for each in lessons])
-        lesson = lessons[min(self.standing.lesson, len(lessons) - 1)]
-        opened.begin(lesson.learning)
-        self._learned: dict[str, Part] = {}  # what earlier lessons changed
+            self.state = TrainerState(**saved[1]["state"])
+        self.base = base_of(self.model, processes, [each.trainable for each in phases])
+        phase = phases[min(self.state.phase, len(phases) - 1)]
+        opened.begin(phase.trainable)
+        self._learned: dict[str, Part] = {}  # what earlier phases changed
         if saved is not None:
-            for earlier in lessons[: self.standing.lesson]:
-                self._learned |= parts_of(self.model, earlier.learning)
+            for earlier in phases[: self.state.phase]:
+                self._learned |= parts_of(self.model, earlier.trainable)
             write_parts(self._learned, saved[0])
-        self.masters = Masters(self.model, lesson.learning)
-        self._masters_of = min(self.standing.lesson, len(lessons) - 1)
+        self.master_weights = MasterWeights(self.model, phase.trainable)
+        self._weights_phase = min(self.state.phase, len(phases) - 1)
         if self.model.dtype is not dtype:
             self.model.to(dtype)
-        if saved is not None and self.standing.lesson < len(lessons):
-            if lessons[saved[1]["masters"]].learning == lesson.learning:
-                self.masters.load(saved[0])
-            log.info("going on from %s, step %d", lesson.name, self.standing.step)
+        if saved is not None and self.state.phase < len(phases):
+            if phases[saved[1]["weights_phase"]].trainable == phase.trainable:
+                self.master_weights.load(saved[0])
+            log.info("going on from %s, step %d", phase.name, self.state.step)
 
     # --- the loop ----------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Learn from where the run stands to the end, saving on the way; exports after each lesson.
+        """Learn from where the run stands to the end, saving on the way; exports after each phase.
 
         Raises:
             TrainingError: A loss is no number, or the disk is full; the last good state is saved.
             DataError: A line does not fit the model.
         """
-        with self.journal:
-            while self.standing.lesson < len(self.lessons):
-                lesson = self.lessons[self.standing.lesson]
-                self._learn_lesson(lesson)
+        with self.metrics_log:
+            while self.state.phase < len(self.phases):
+                phase = self.phases[self.state.phase]
+                self._learn_phase(phase)
                 if self.processes.is_main:
-                    self.export(lesson, self.standing)
+                    self.export(phase, self.state)
                 self.processes.wait()
-                self._learned |= parts_of(self.model, lesson.learning)
-                self.standing = Standing(lesson=self.standing.lesson + 1)
+                self._learned |= parts_of(self.model, phase.trainable)
+                self.state = TrainerState(phase=self.state.phase + 1)
                 self.save()
                 if self.processes.is_main:
                     (self.out / BEST_FILE).unlink(missing_ok=True)
 
-    def _learn_lesson(self, lesson: Lesson) -> None:
-        self.opened.begin(lesson.learning)
-        if self.masters.learning != lesson.learning:
-            self.masters = Masters(self.model, lesson.learning)
-        self._masters_of = self.standing.lesson
-        set_dropout(self.model, lesson.dropout)
-        objective = Objective(self.model, lesson.terms, None if lesson.memories is None else lesson.memories())
+    def _learn_phase(self, phase: Phase) -> None:
+        self.opened.begin(phase.trainable)
+        if self.master_weights.trainable != phase.trainable:
+            self.master_weights = MasterWeights(self.model, phase.trainable)
+        self._weights_phase = self.state.phase
+        set_dropout(self.model, phase.dropout)
+        objective = Objective(self.model, phase.terms, None if phase.memories is None else phase.memories())
         self.base.finish()
-        standing = self.standing
-        self.journal.begin(lesson.name, lesson.steps, standing.step)
+        state = self.state
+        self.metrics_log.begin(phase.name, phase.steps, state.step)
         saved = time.monotonic()
-        for number, passes in _ahead(lesson.source, standing.step, lesson.steps):
+        for number, passes in _ahead(phase.source, state.step, phase.steps):
             started = time.monotonic()
-            line = self._learn(lesson, objective, number, passes)
-            standing.step = number + 1
-            looked = self._due(lesson)
+            line = self._learn(phase, objective, number, passes)
+            state.step = number + 1
+            looked = self._due(phase)
             if looked:
-                line |= self._look(lesson, objective)
-            standing.seconds += time.monotonic() - started
+                line |= self._look(phase, objective)
+            state.seconds += time.monotonic() - started
             line["seconds"] = round(time.monotonic() - started, 2)
-            self.journal.write(line)
-            if lesson.patience is not None and standing.worse >= lesson.patience:
-                log.info("%s: no better held-out loss for %d looks, ending", lesson.name, lesson.patience)
+            self.metrics_log.write(line)
+            if phase.patience is not None and state.worse >= phase.patience:
+                log.info("%s: no better held-out loss for %d looks, ending", phase.name, phase.patience)
                 break
             every = self.saving.steps
-            if (every and standing.step % every == 0) or time.monotonic() - saved > self.saving.seconds:
+            if (every and state.step % every == 0) or time.monotonic() - saved > self.saving.seconds:
                 self.save()
                 saved = time.monotonic()
-        if standing.best is not None:
+        if state.best is not None:
             self._take_best()
-        self.journal.end()
+        self.metrics_log.end()
 
-    def _learn(self, lesson: Lesson, objective: Objective, number: int, passes: Sequence[Step]) -> Line:
+    def _learn(self, phase: Phase, objective: Objective, number: int, passes: Sequence[Step]) -> Line:
         """One optimizer step over this process's passes."""
         self.model.train()
         totals = self._totals(passes)
         sums: dict[str, float] = {}
         bad: list[str] = []
         for index, step in enumerate(passes):
-            torch.manual_seed(_seed_of(self.seed, lesson.name, number, self.processes.index, index))
+            torch.manual_seed(_seed_of(self.seed, phase.name, number, self.processes.index, index))
             outcome = objective(step)
             shares = [value * _share(name, step, totals) for name, value in outcome.losses.items()]
             self.base.backward(torch.stack(shares).sum() if shares else None)
-            self.masters.collect()
+            self.master_weights.collect()
             _add(sums, outcome, step, totals)
             if not all(math.isfinite(float(value.detach())) for value in outcome.losses.values()):
                 bad += step.places
         self.base.finish()
-        self.masters.reduce(self.processes)
+        self.master_weights.reduce(self.processes)
         sums = self._summed(sums)
-        norm = self.masters.clip()
+        norm = self.master_weights.clip()
         if not math.isfinite(norm) or not all(map(math.isfinite, sums.values())):
-            self._stop(lesson, number, passes, bad, norm)
-        rate = lesson.rate(number)
-        self.masters.step(rate)
-        line: Line = {"stage": lesson.name, "step": number, "lr": rate}
+            self._stop(phase, number, passes, bad, norm)
+        rate = phase.rate(number)
+        self.master_weights.step(rate)
+        line: Line = {"stage": phase.name, "step": number, "lr": rate}
         line |= {name: round(value, 4) for name, value in sums.items()}
         line["norm"] = round(norm, 3)
         return line
 
-    def _stop(self, lesson: Lesson, number: int, passes: Sequence[Step], bad: list[str], norm: float) -> None:
+    def _stop(self, phase: Phase, number: int, passes: Sequence[Step], bad: list[str], norm: float) -> None:
         """Stop before a step that would spoil the weights, and say of what it is."""
-        self.masters.drop()
+        self.master_weights.drop()
         places = self.processes.gather(bad)
         places = places or self.processes.gather([place for step in passes for place in step.places])
         self.save()
         if self.processes.is_main and number:
-            self.export(lesson, self.standing)
+            self.export(phase, self.state)
         raise TrainingError(
-            f"{lesson.name}, step {number}: a loss or gradient is no number (gradient norm {norm}) in the batch of "
+            f"{phase.name}, step {number}: a loss or gradient is no number (gradient norm {norm}) in the batch of "
             f"{', '.join(places)}. The weights before this step are good: they are saved in "
             f"{self.out / STATE_FILE} and as a checkpoint. Look at these lines, and start the same command again to go "
             "on, or anew with a lower lr"
@@ -271,33 +271,35 @@ class Trainer:
 
     # --- held-out passes ---------------------------------------------------------------------------------
 
-    def _due(self, lesson: Lesson) -> bool:
-        if not lesson.eval_every:
+    def _due(self, phase: Phase) -> bool:
+        if not phase.eval_every:
             return False
-        return self.standing.step % lesson.eval_every == 0 or self.standing.step == lesson.steps
+        return self.state.step % phase.eval_every == 0 or self.state.step == phase.steps
 
-    def _look(self, lesson: Lesson, objective: Objective) -> Line:
+    def _look(self, phase: Phase, objective: Objective) -> Line:
         """Losses of the held-out passes, and whether they are the best so far."""
-        standing = self.standing
+        state = self.state
         self.model.eval()
-        totals = self._totals(lesson.held_out)
+        totals = self._totals(phase.held_out)
         sums: dict[str, float] = {}
         losses = 0.0
         with torch.no_grad():
-            for step in lesson.held_out:
+            for step in phase.held_out:
                 outcome = objective(step)
                 _add(sums, outcome, step, totals)
                 losses += sum(float(value) * _share(name, step, totals) for name, value in outcome.losses.items())
             self.base.finish()
         sums = self._summed({**sums, "": losses})
         loss = sums.pop("")
-        if standing.best is None or loss < standing.best:
-            standing.best, standing.best_step, standing.worse = loss, standing.step, 0
+        if state.best is None or loss < state.best:
+            state.best, state.best_step, state.worse = loss, state.step, 0
             if self.processes.is_main:
-                weights = {name: value for name, value in self.masters.state().items() if name.startswith("weights/")}
-                save_state(self.out / BEST_FILE, weights, {"step": standing.step})
+                weights = {
+                    name: value for name, value in self.master_weights.state().items() if name.startswith("weights/")
+                }
+                save_state(self.out / BEST_FILE, weights, {"step": state.step})
         else:
-            standing.worse += 1
+            state.worse += 1
         line: Line = {"held_out": round(loss, 4)}
         return line | {f"held_out_{name}": round(value, 4) for name, value in sums.items()}
 
@@ -305,9 +307,9 @@ class Trainer:
         """Go back to the weights of the lowest held-out loss."""
         self.processes.wait()
         best = load_state(self.out / BEST_FILE)
-        if best is not None and self.standing.best_step != self.standing.step:
-            log.info("taking the weights after step %d, whose held-out loss is lowest", self.standing.best_step)
-            self.masters.load(best[0])
+        if best is not None and self.state.best_step != self.state.step:
+            log.info("taking the weights after step %d, whose held-out loss is lowest", self.state.best_step)
+            self.master_weights.load(best[0])
 
     # --- sums over passes and processes ------------------------------------------------------------------
 
@@ -337,10 +339,10 @@ class Trainer:
         """
         if not self.processes.is_main:
             return
-        standing = {name: getattr(self.standing, name) for name in Standing.__slots__}
-        facts = {"standing": standing, "masters": self._masters_of, "run": self.saving.run}
-        finished = self.standing.lesson == len(self.lessons)
-        tensors = {} if finished else read_parts(self._learned) | self.masters.state()
+        state = {name: getattr(self.state, name) for name in TrainerState.__slots__}
+        facts = {"state": state, "weights_phase": self._weights_phase, "run": self.saving.run}
+        finished = self.state.phase == len(self.phases)
+        tensors = {} if finished else read_parts(self._learned) | self.master_weights.state()
         save_state(self.out / STATE_FILE, tensors, facts)
 
     def _check_run(self, run: dict[str, Any]) -> None:
@@ -379,8 +381,8 @@ def _add(sums: dict[str, float], outcome: Outcome, step: Step, totals: dict[str,
         sums[name] = sums.get(name, 0.0) + number * _share(name, step, totals)
 
 
-def _seed_of(seed: int, lesson: str, number: int, process: int, index: int) -> int:
+def _seed_of(seed: int, phase: str, number: int, process: int, index: int) -> int:
     import hashlib
 
-    digest = hashlib.blake2b(f"{seed} {lesson} {number} {process} {index}".encode(), digest_size=7).digest()
+    digest = hashlib.blake2b(f"{seed} {phase} {number} {process} {index}".encode(), digest_size=7).digest()
     return int.from_bytes(digest)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clara_core.checkpoint.config import ClaraConfig
-from clara_core.checkpoint.hub import BUNDLED, locate, locate_base
+from clara_core.checkpoint.hub import BUNDLED, resolve, resolve_base
 from clara_core.common.errors import CheckpointError
 from tests.hub import Hub, files_of, from_hub, serving
 
@@ -36,28 +36,28 @@ def release(parity_folder, tmp_path) -> Path:
 
 def test_a_checkpoint_folder_is_itself(parity_folder):
     folder = parity_folder / "e2e" / "checkpoint"
-    assert locate(folder) == locate(str(folder)) == locate(str(folder), compression=8) == folder
+    assert resolve(folder) == resolve(str(folder)) == resolve(str(folder), compression=8) == folder
 
 
 def test_a_relative_folder_becomes_absolute(parity_folder, monkeypatch):
     monkeypatch.chdir(parity_folder / "e2e")
-    assert locate("checkpoint") == parity_folder / "e2e" / "checkpoint"
-    assert locate("./checkpoint") == parity_folder / "e2e" / "checkpoint"
+    assert resolve("checkpoint") == parity_folder / "e2e" / "checkpoint"
+    assert resolve("./checkpoint") == parity_folder / "e2e" / "checkpoint"
 
 
 def test_compression_chooses_the_subfolder(release):
-    assert locate(release, compression=16) == release / "compression-16"
-    assert locate(release, compression=8) == release / "compression-8"
+    assert resolve(release, compression=16) == release / "compression-16"
+    assert resolve(release, compression=8) == release / "compression-8"
     with pytest.raises(CheckpointError, match=r"no compression-4; it holds 8, 16"):
-        locate(release, compression=4)
-    assert locate(release) == release / "compression-8"  # the smallest keeps most of a text
+        resolve(release, compression=4)
+    assert resolve(release) == release / "compression-8"  # the smallest keeps most of a text
     shutil.rmtree(release / "compression-8")
-    assert locate(release) == release / "compression-16"
+    assert resolve(release) == release / "compression-16"
 
 
 def test_another_rate_than_the_folder_holds(parity_folder):
     with pytest.raises(CheckpointError, match="one checkpoint of rate 8, but compression=16"):
-        locate(parity_folder / "e2e" / "checkpoint", compression=16)
+        resolve(parity_folder / "e2e" / "checkpoint", compression=16)
 
 
 @pytest.mark.parametrize(
@@ -75,28 +75,28 @@ def test_another_rate_than_the_folder_holds(parity_folder):
 def test_names_that_lead_nowhere(model, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=said):
-        locate(model)
+        resolve(model)
 
 
 def test_a_folder_without_a_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"neither config\.json nor a subfolder"):
-        locate(tmp_path)
+        resolve(tmp_path)
 
 
 def test_a_file_is_no_folder(parity_folder):
     with pytest.raises(CheckpointError, match="is a file; give the folder"):
-        locate(parity_folder / "e2e" / "checkpoint" / "config.json")
+        resolve(parity_folder / "e2e" / "checkpoint" / "config.json")
 
 
 def test_a_bundled_name_is_never_a_folder_of_the_working_directory(parity_folder, tmp_path, monkeypatch):
     shutil.copytree(parity_folder / "e2e" / "checkpoint", tmp_path / "pocket")
     monkeypatch.chdir(tmp_path)
-    assert locate("./pocket") == tmp_path / "pocket"
+    assert resolve("./pocket") == tmp_path / "pocket"
     if (BUNDLED["pocket"] / "config.json").is_file():
-        assert locate("pocket") == BUNDLED["pocket"]
+        assert resolve("pocket") == BUNDLED["pocket"]
     else:
         with pytest.raises(CheckpointError, match="the bundled model 'pocket'"):
-            locate("pocket")
+            resolve("pocket")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_bundled_name_is_never_a_folder_of_the_working_directory(parity_folder
 )
 def test_bad_arguments(arguments, error, said):
     with pytest.raises(error, match=said):
-        locate(**arguments)
+        resolve(**arguments)
 
 
 # The base decoder
@@ -131,47 +131,47 @@ def test_bad_arguments(arguments, error, said):
     ],
 )
 def test_a_dead_path_is_known_by_its_last_part(name, tmp_path):
-    assert locate_base(config(name), tmp_path) == "mistralai/Mistral-7B-Instruct-v0.2"
+    assert resolve_base(config(name), tmp_path) == "mistralai/Mistral-7B-Instruct-v0.2"
 
 
 def test_a_base_inside_the_checkpoint(parity_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = parity_folder / "e2e"
-    assert locate_base(config("base"), folder) == str(folder / "base")
+    assert resolve_base(config("base"), folder) == str(folder / "base")
 
 
 def test_a_name_in_a_config_does_not_lead_out_of_its_folder(parity_folder):
     folder = parity_folder / "e2e" / "checkpoint"
     for name in ("../base", "..", "../../base/base"):
         with pytest.raises(CheckpointError, match="Pass base_model="):
-            locate_base(config(name), folder)
+            resolve_base(config(name), folder)
 
 
 def test_an_absolute_base_that_exists(parity_folder, tmp_path):
     base = parity_folder / "e2e" / "base"
-    assert locate_base(config(str(base)), tmp_path) == str(base)
+    assert resolve_base(config(str(base)), tmp_path) == str(base)
 
 
 def test_the_callers_base_wins(parity_folder, tmp_path, monkeypatch):
     base = parity_folder / "e2e" / "base"
     named = config("mistralai/Mistral-7B-Instruct-v0.2")
-    assert locate_base(named, tmp_path, base) == str(base)
-    assert locate_base(named, tmp_path, "org/other") == "org/other"
+    assert resolve_base(named, tmp_path, base) == str(base)
+    assert resolve_base(named, tmp_path, "org/other") == "org/other"
     monkeypatch.chdir(parity_folder / "e2e")
-    assert locate_base(named, tmp_path, "base") == str(base)
+    assert resolve_base(named, tmp_path, "base") == str(base)
     with pytest.raises(CheckpointError, match="base_model is 'nowhere': no such folder"):
-        locate_base(named, tmp_path, "nowhere")
+        resolve_base(named, tmp_path, "nowhere")
     with pytest.raises(CheckpointError, match=r"the folder holds no config\.json"):
-        locate_base(named, tmp_path, tmp_path)
+        resolve_base(named, tmp_path, tmp_path)
     with pytest.raises(TypeError, match="base_model must be"):
-        locate_base(named, tmp_path, 3)
+        resolve_base(named, tmp_path, 3)
 
 
 @pytest.mark.parametrize("name", ["/mnt/x/unknown-model", "unknown", "a\0b", "/", ".", "x" * 5000])
 def test_an_unknown_base_asks_for_the_argument(name, tmp_path):
     config(name).write(tmp_path)  # "." is the checkpoint itself, which is no decoder
     with pytest.raises(CheckpointError, match="Pass base_model="):
-        locate_base(config(name), tmp_path)
+        resolve_base(config(name), tmp_path)
 
 
 # The Hub

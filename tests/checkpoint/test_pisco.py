@@ -12,7 +12,7 @@ import torch
 
 from clara_core import CheckpointError, ClaraEngine, RoleError
 from clara_core.checkpoint.config import ClaraConfig, Role
-from clara_core.checkpoint.hub import locate_base
+from clara_core.checkpoint.hub import resolve_base
 from tests.hub import files_of, from_hub, serving
 from tests.parity_data import read_golden
 
@@ -79,7 +79,7 @@ def test_the_config_is_that_of_the_second_stage(pisco, tmp_path):
 )
 def test_its_bases_are_known(pisco, name, base):
     change(pisco, decoder_model_name=name)
-    assert locate_base(ClaraConfig.read(pisco), pisco) == base
+    assert resolve_base(ClaraConfig.read(pisco), pisco) == base
 
 
 def test_leftover_shards_and_code_are_not_fetched(pisco, tmp_path):

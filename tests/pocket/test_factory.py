@@ -232,8 +232,8 @@ def test_a_run_goes_on_from_what_it_saved(work: Path, tmp_path: Path):
     assert run.progress.step == 1
     again = Run(work, tmp_path, "pocket", new_vocabulary=False)
     assert vars(again.progress) == vars(run.progress)
-    for name, weight in again.masters.weights.items():
-        assert torch.equal(weight, run.masters.weights[name]), name
+    for name, weight in again.master_weights.weights.items():
+        assert torch.equal(weight, run.master_weights.weights[name]), name
     engine = ClaraEngine.from_pretrained(str(tmp_path / "checkpoint"), device="cpu", dtype="float32")
     assert len(engine.roles) == 3
 

@@ -1,8 +1,8 @@
-"""One of the two processes of `test_cut.py`: trains each config with a whole base and with one that is cut.
+"""One of the two processes of `test_fsdp.py`: trains each config with a whole base and with a sharded one.
 
     python -m tests.training.one_of_two CONFIGS FOLDER
 
-Writes what each run holds in memory, and what is said about a config that cannot be cut.
+Writes what each run holds in memory, and what is said about a config that cannot be sharded.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def learn(values: dict[str, Any], out: Path) -> list[int]:
     before = alive()
     trainer = trainer_of(TrainingConfig(**values, out=out))
     held = [alive() - before]
-    reduce = type(trainer.masters).reduce
+    reduce = type(trainer.master_weights).reduce
 
     def counted(masters: Any, processes: Any) -> None:
         held.append(alive() - before)
         reduce(masters, processes)
 
-    type(trainer.masters).reduce = counted  # called after the passes of a step
+    type(trainer.master_weights).reduce = counted  # called after the passes of a step
     try:
         trainer.run()
     finally:
-        type(trainer.masters).reduce = reduce
+        type(trainer.master_weights).reduce = reduce
     trainer.processes.wait()
     return [*held, alive() - before]
 
@@ -65,7 +65,7 @@ def main(configs: Path, folder: Path) -> None:
     """Train everything twice."""
     held, said = {}, ""
     for name, values in json.loads(configs.read_text(encoding="utf-8")).items():
-        for way, asked in (("whole", "false"), ("cut", "true")):
+        for way, asked in (("whole", "false"), ("sharded", "true")):
             os.environ["ACCELERATE_USE_FSDP"] = asked
             held[f"{name} {way}"] = learn(values, folder / name / way)
         said = refused(values, folder / name / "refused")

@@ -19,8 +19,8 @@ from clara_core.training import train
 from clara_core.training.batch import Step
 from clara_core.training.config import TrainingConfig
 from clara_core.training.line_steps import LineReader, LineSteps
+from clara_core.training.model_setup import checkpoint_gradients, open_checkpoint
 from clara_core.training.objective import Objective, Terms
-from clara_core.training.opening import checkpoint_gradients, open_checkpoint
 from clara_core.training.schedule import scheduled
 from tests.engines import open_engine
 from tests.tiny import Tiny, build

@@ -56,20 +56,20 @@ def test_a_killed_run_goes_on_with_the_same_curve(tiny: Tiny, tmp_path: Path, ki
     whole = train(config_for(tiny, tmp_path, "stage2", out=tmp_path / "whole", **given))
     config = config_for(tiny, tmp_path, "stage2", **given)
     path = as_file(config, tmp_path / "config.yaml")
-    journal = config.out / "metrics.jsonl"
+    metrics_log = config.out / "metrics.jsonl"
     reached = 0
     for wanted in kills:
         with (tmp_path / "child.log").open("wb") as log:
             command = [sys.executable, *COMMAND, "stage2", str(path), "--no-progress"]
             child = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
-            while child.poll() is None and (not journal.exists() or len(metrics_of(journal)) < wanted):
+            while child.poll() is None and (not metrics_log.exists() or len(metrics_of(metrics_log)) < wanted):
                 time.sleep(0.002)
             child.send_signal(signal.SIGKILL)
             assert child.wait() == -signal.SIGKILL, (tmp_path / "child.log").read_text()
         saved = load_state(config.out / STATE_FILE)
         assert saved is not None
-        assert reached < saved[1]["standing"]["step"] < 60
-        reached = saved[1]["standing"]["step"]
+        assert reached < saved[1]["state"]["step"] < 60
+        reached = saved[1]["state"]["step"]
     result = train(config)
     assert metrics(result.metrics) == metrics(whole.metrics)
     assert read_checkpoint(result.checkpoint).identity == read_checkpoint(whole.checkpoint).identity
@@ -100,7 +100,7 @@ def test_memory_that_runs_out_says_what_to_lower(
     assert f"lower memory_room_mb={config.memory_room_mb}" in str(caught.value)
     state = load_state(config.out / STATE_FILE)
     assert state is not None
-    assert 0 < state[1]["standing"]["step"] < 3
+    assert 0 < state[1]["state"]["step"] < 3
     result = train(config.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": True}))
     for ours, theirs in zip(metrics(result.metrics), metrics(whole.metrics), strict=True):
         assert ours.pop("stage") == theirs.pop("stage") == "stage2"
@@ -154,7 +154,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_weights(tiny: Tiny
     assert [line["step"] for line in metrics(config.out / "metrics.jsonl")] == [0]
     saved = load_state(config.out / STATE_FILE)
     assert saved is not None
-    assert saved[1]["standing"]["step"] == 1
+    assert saved[1]["state"]["step"] == 1
     good = read_checkpoint(config.out / "checkpoint")  # what it has learned up to there
     for role, tensors in good.adapters.items():
         name, weight = next(iter(tensors.items()))

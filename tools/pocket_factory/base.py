@@ -13,7 +13,7 @@ from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.lora import init_adapter
 from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, load_tokenizer
-from clara_core.training.opening import Opened
+from clara_core.training.model_setup import Opened
 
 CONFIG = ClaraConfig(
     decoder_model_name="base",

@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 import clara_core.training.objective as objectives
 from clara_core.checkpoint.config import Role
 from clara_core.training.batch import RowBatch, Step, _part
-from clara_core.training.masters import Learning, Masters
+from clara_core.training.distributed import Processes
+from clara_core.training.master_weights import MasterWeights, TrainableSpec
+from clara_core.training.model_setup import Opened, write_model
 from clara_core.training.muon import Muon
 from clara_core.training.objective import Objective, Outcome, Terms
-from clara_core.training.opening import Opened, write_model
-from clara_core.training.processes import Processes
 from tools.pocket_factory.base import CONFIG
 from tools.pocket_factory.lesson import Lesson, Mix, Taught
 from tools.pocket_factory.look import look
@@ -144,13 +144,13 @@ class Run:
         seed = seed * 1000 + self.processes.index if self.processes.count > 1 else seed
         self.lesson = Lesson(work, seed)
         self.opened: Opened = transplant(folder / "base", self.lesson, start) if new_vocabulary else open_old(start)
-        self.masters = Masters(self.opened.model, Learning(tuple(Role), base=True))
-        self.masters._optimizers = optimizers(self.masters)
+        self.master_weights = MasterWeights(self.opened.model, TrainableSpec(tuple(Role), base=True))
+        self.master_weights._optimizers = optimizers(self.master_weights)
         self.world = WorldSteps(self.opened.tokenizer, seed, REHEARSAL)
         self.earlier = Earlier(0)
         self.progress = Progress()
         if (folder / "state.safetensors").exists():
-            self.masters.load(load_file(folder / "state.safetensors"))
+            self.master_weights.load(load_file(folder / "state.safetensors"))
             self.progress = Progress(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
     def read(self) -> None:
@@ -161,7 +161,7 @@ class Run:
 
     def save(self) -> None:
         """State and checkpoint."""
-        save_file(self.masters.state(), self.folder / "state.new")
+        save_file(self.master_weights.state(), self.folder / "state.new")
         (self.folder / "state.new").rename(self.folder / "state.safetensors")
         (self.folder / "state.json").write_text(json.dumps(vars(self.progress)), encoding="utf-8")
         write_model(
@@ -184,19 +184,19 @@ class Run:
         if not torch.isfinite(total):
             raise SystemExit(f"step {self.progress.step}: the loss is no number")
         total.backward()  # type: ignore[no-untyped-call]
-        self.masters.collect()
-        self.masters.reduce(self.processes)
-        for master in self.masters.weights.values():
+        self.master_weights.collect()
+        self.master_weights.reduce(self.processes)
+        for master in self.master_weights.weights.values():
             if master.grad is not None:
                 master.grad /= self.processes.count
-        norm = self.masters.clip()
+        norm = self.master_weights.clip()
         rate = plan.at(self.progress.step, done)
-        for optimizer in self.masters._optimizers:
+        for optimizer in self.master_weights._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * (plan.pieces if group.get("pieces") else plan.layers)
             optimizer.step()
-        self.masters.drop()
-        self.masters.refresh()
+        self.master_weights.drop()
+        self.master_weights.refresh()
         return outcome, norm
 
     def learn(self, hours: float) -> None:
@@ -246,7 +246,7 @@ class Run:
         print(line, flush=True)
 
 
-def optimizers(masters: Masters) -> list[torch.optim.Optimizer]:
+def optimizers(masters: MasterWeights) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the decoder, AdamW for the adapters and the vocabulary."""
     named = masters.weights.items()
     matrices = [w for name, w in named if name.endswith(".base.weight")]

@@ -12,7 +12,7 @@ from clara_core.checkpoint.config import Role
 from clara_core.engine.loader import EngineArguments
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.tokenizer import load_tokenizer
-from clara_core.training.opening import Opened, open_checkpoint
+from clara_core.training.model_setup import Opened, open_checkpoint
 from tools.pocket_factory.base import CONFIG, random_base, train_tokenizer, write_base
 from tools.pocket_factory.lesson import Lesson, Mix
 from tools.pocket_factory.world.steps import sample_texts

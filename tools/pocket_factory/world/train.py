@@ -20,13 +20,13 @@ import typer
 from clara_core.checkpoint.config import Role
 from clara_core.engine.options import EngineArguments
 from clara_core.training.card import card, hardware, versions
-from clara_core.training.journal import METRICS_FILE, Journal, read_lines
-from clara_core.training.masters import Learning, pass_dtype
+from clara_core.training.distributed import Processes
+from clara_core.training.master_weights import TrainableSpec, pass_dtype
+from clara_core.training.metrics_log import METRICS_FILE, MetricsLog, read_lines
+from clara_core.training.model_setup import Opened, open_checkpoint, write_model
 from clara_core.training.objective import Terms
-from clara_core.training.opening import Opened, open_checkpoint, write_model
-from clara_core.training.processes import Processes
 from clara_core.training.schedule import held_then_falling
-from clara_core.training.trainer import Lesson, Saving, Standing, Trainer
+from clara_core.training.trainer import Phase, Saving, Trainer, TrainerState
 from tools.pocket_factory.base import CONFIG, open_random, random_base, train_tokenizer, write_base
 from tools.pocket_factory.world.stages import Stage, WorldConfig
 from tools.pocket_factory.world.steps import WorldSteps, sample_texts
@@ -49,7 +49,7 @@ def world_trainer(config: WorldConfig, *, progress: bool = False) -> Trainer:
         partial(_export, config, opened),
         processes=processes,
         dtype=pass_dtype(config.dtype, processes.device),
-        journal=Journal(config.out, active=processes.is_main, progress=progress, tensorboard=config.tensorboard),
+        metrics_log=MetricsLog(config.out, active=processes.is_main, progress=progress, tensorboard=config.tensorboard),
         seed=config.seed,
         saving=Saving(config.save_every, config.save_minutes * 60, settings | {"processes": processes.count}),
     )
@@ -82,7 +82,7 @@ def _open(config: WorldConfig, processes: Processes) -> Opened:
     return opened
 
 
-def _lesson(stage: Stage, opened: Opened, config: WorldConfig, processes: Processes) -> Lesson:
+def _lesson(stage: Stage, opened: Opened, config: WorldConfig, processes: Processes) -> Phase:
     frozen = stage.learning is not None
     terms = Terms(
         text=stage.name == "base",
@@ -93,24 +93,24 @@ def _lesson(stage: Stage, opened: Opened, config: WorldConfig, processes: Proces
         pointing=stage.pointing,
         tau=stage.tau,
     )
-    return Lesson(
+    return Phase(
         name=stage.name,
         steps=stage.steps,
         rate=partial(held_then_falling, stage.lr, stage.hold, stage.steps),
         terms=terms,
-        learning=Learning(stage.learning or tuple(Role), base=not frozen, optimizer="muon"),
+        trainable=TrainableSpec(stage.learning or tuple(Role), base=not frozen, optimizer="muon"),
         source=WorldSteps(opened.tokenizer, config.seed, stage, processes.index),
     )
 
 
-def _export(config: WorldConfig, opened: Opened, lesson: Lesson, standing: Standing) -> None:
+def _export(config: WorldConfig, opened: Opened, lesson: Phase, state: TrainerState) -> None:
     if lesson.name == "base":  # no adapter has learned anything before
         return
     facts = {
         "trained from": f"`{opened.origin}`, on generated text alone",
         "lessons": ", ".join(stage.name for stage in config.stages),
         "this is the model after": lesson.name,
-        "time of this lesson": f"{standing.seconds / 60:.1f} minutes on {hardware()}",
+        "time of this lesson": f"{state.seconds / 60:.1f} minutes on {hardware()}",
         "made with": versions(),
     }
     text = card(

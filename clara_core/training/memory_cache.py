@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clara_core.model.decoder import ClaraModel
 
 
-class FrozenMemories:
+class MemoryCache:
     """Memories by the token ids of their windows.
 
     What is kept is decided once, in the order in which `keep` sees it, so that a run that was stopped and goes on

@@ -19,13 +19,13 @@ _SHOWN = ("answer", "contrastive", "accuracy", "recall@1", "held_out")  # beside
 Line = dict[str, float | str]
 
 
-class Journal:
+class MetricsLog:
     """Lines of metrics, one a step.
 
     Args:
         out: Folder of the run.
         active: Whether this process writes.
-        progress: Draw a bar over the steps of a lesson.
+        progress: Draw a bar over the steps of a phase.
         tensorboard: Write event files. None: where TensorBoard is installed.
 
     Raises:
@@ -43,22 +43,22 @@ class Journal:
         if tensorboard and find_spec("tensorboard") is None:
             raise ImportError("tensorboard=true needs TensorBoard: pip install tensorboard")
 
-    def begin(self, lesson: str, steps: int, number: int) -> None:
-        """A lesson begins or goes on: what was written of later steps is forgotten."""
-        log.info("%s: %d steps, from step %d on", lesson, steps, number)
+    def begin(self, phase: str, steps: int, number: int) -> None:
+        """A phase begins or goes on: what was written of later steps is forgotten."""
+        log.info("%s: %d steps, from step %d on", phase, steps, number)
         if not self._active:
             return
-        self._forget(lesson, number)
+        self._forget(phase, number)
         self._file = self.path.open("a", encoding="utf-8")
         if self._wants_events:
             from torch.utils.tensorboard import SummaryWriter
 
-            folder = str(self.path.parent / "tensorboard" / lesson)
+            folder = str(self.path.parent / "tensorboard" / phase)
             self._events = SummaryWriter(folder, purge_step=number)
         if self._progress:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=steps, initial=number, desc=lesson, unit="step", file=sys.stderr)
+            self._bar = tqdm(total=steps, initial=number, desc=phase, unit="step", file=sys.stderr)
 
     def write(self, line: Line) -> None:
         """One step."""
@@ -76,7 +76,7 @@ class Journal:
             self._bar.set_postfix({name: line[name] for name in _SHOWN if name in line}, refresh=False)
 
     def end(self) -> None:
-        """A lesson ends."""
+        """A phase ends."""
         for opened in (self._file, self._events, self._bar):
             if opened is not None:
                 opened.close()
@@ -90,14 +90,14 @@ class Journal:
     ) -> None:
         self.end()
 
-    def _forget(self, lesson: str, number: int) -> None:
-        """Keep the lines of earlier lessons, and those of this one before the step."""
+    def _forget(self, phase: str, number: int) -> None:
+        """Keep the lines of earlier phases, and those of this one before the step."""
         if not self.path.exists():
             return
         lines = read_lines(self.path)
         kept = []
         for line in lines:
-            if line["stage"] == lesson and int(line["step"]) >= number:
+            if line["stage"] == phase and int(line["step"]) >= number:
                 break
             kept.append(json.dumps(line) + "\n")
         new = self.path.with_name(f".{self.path.name}.new")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.checkpoint.convert import BASE_FOLDER
-from clara_core.checkpoint.hub import locate_base
+from clara_core.checkpoint.hub import resolve_base
 from clara_core.checkpoint.io import Checkpoint, check_vocabulary, read_checkpoint, write_checkpoint
 from clara_core.common.errors import CheckpointError
 from clara_core.engine.loader import Plan, load_decoder, plan_engine, progress_bar
@@ -26,7 +26,7 @@ from clara_core.training.card import CARD_FILE
 from clara_core.training.state import new_folder
 
 if TYPE_CHECKING:
-    from clara_core.training.masters import Learning
+    from clara_core.training.master_weights import TrainableSpec
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.index.json")
 
@@ -53,13 +53,13 @@ class Opened:
     base_vocabulary: int = 0
     bring_base: bool = False
 
-    def begin(self, learning: Learning) -> None:
+    def begin(self, trainable: TrainableSpec) -> None:
         """Give the roles that learn something to start from.
 
         Raises:
             CheckpointError: There is no compressor that the query reasoner could start as.
         """
-        for role in learning.roles:
+        for role in trainable.roles:
             if role in self.roles:
                 continue
             if role is Role.REASONER:
@@ -108,7 +108,7 @@ def open_base(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    base = locate_base(config, Path(), base_model)
+    base = resolve_base(config, Path(), base_model)
     try:
         shape = AutoConfig.from_pretrained(base, **arguments.hub())
         words = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
@@ -138,7 +138,7 @@ def _opened(plan: Plan, arguments: EngineArguments, origin: str, place: torch.de
 
 def _lies_inside(checkpoint: Checkpoint, base_model: str | None) -> bool:
     """Whether the base is part of the checkpoint's own folder."""
-    base = Path(locate_base(checkpoint.config, checkpoint.folder, base_model))
+    base = Path(resolve_base(checkpoint.config, checkpoint.folder, base_model))
     return base.is_dir() and checkpoint.folder.resolve() in base.resolve().parents
 
 

@@ -1,4 +1,4 @@
-"""A frozen base that is cut over processes: nothing that is learned changes, and each process holds its piece."""
+"""A frozen base that is sharded over processes: the results stay, and each process holds its shard."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.io import read_checkpoint
 from clara_core.common.errors import TrainingError
 from clara_core.engine.options import EngineArguments
-from clara_core.training import cut
-from clara_core.training.cut import WholeBase, base_of, can_cut
-from clara_core.training.masters import Learning
-from clara_core.training.opening import open_checkpoint
-from clara_core.training.processes import Processes, asks_to_cut
+from clara_core.training import fsdp
+from clara_core.training.distributed import Processes, wants_sharding
+from clara_core.training.fsdp import WholeBase, base_of, can_shard
+from clara_core.training.master_weights import TrainableSpec
+from clara_core.training.model_setup import open_checkpoint
 from tests.tiny import Tiny, build
 from tests.training.lessons import config_for, metrics
 
@@ -37,7 +37,7 @@ RUNS: dict[str, dict[str, Any]] = {
 LIGHT = "stage2"
 STAGES = [stage if stage == LIGHT else pytest.param(stage, marks=pytest.mark.heavy) for stage in RUNS]
 
-needs_cutting = pytest.mark.skipif(not can_cut(), reason="fully_shard of this torch cannot leave adapters whole")
+needs_sharding = pytest.mark.skipif(not can_shard(), reason="fully_shard of this torch cannot leave adapters whole")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="module")
 def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder with a stage's runs of two processes, with a whole base and with one that is cut."""
+    """The folder with a stage's runs of two processes, with a whole base and with a sharded one."""
     pytest.importorskip("accelerate")
     made: dict[bool, Path] = {}
 
@@ -98,16 +98,16 @@ def run_two(configs: Path, folder: Path) -> None:
             child.wait()
 
 
-@needs_cutting
+@needs_sharding
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_is_learned_is_the_same(trained: Callable[[str], Path], stage: str) -> None:
-    whole, cut = (trained(stage) / stage / way for way in ("whole", "cut"))
-    pairs = list(zip(metrics(whole / "metrics.jsonl"), metrics(cut / "metrics.jsonl"), strict=True))
+    whole, sharded = (trained(stage) / stage / way for way in ("whole", "sharded"))
+    pairs = list(zip(metrics(whole / "metrics.jsonl"), metrics(sharded / "metrics.jsonl"), strict=True))
     assert len(pairs) == 4
     for one, other in pairs:
         assert other == pytest.approx(one, abs=1e-4)
-    first, second = (read_checkpoint(folder / "checkpoint") for folder in (whole, cut))
+    first, second = (read_checkpoint(folder / "checkpoint") for folder in (whole, sharded))
     assert first.adapters.keys() == second.adapters.keys()
     for role, tensors in first.adapters.items():
         assert tensors.keys() == second.adapters[role].keys()
@@ -117,7 +117,7 @@ def test_what_is_learned_is_the_same(trained: Callable[[str], Path], stage: str)
         assert torch.allclose(second.embeddings[key], value, atol=1e-5), key
 
 
-@needs_cutting
+@needs_sharding
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("rank", [0, 1])
@@ -126,15 +126,15 @@ def test_each_process_holds_half_of_the_layers_between_passes(
 ) -> None:
     layers = sum(weight.nbytes for weight in tiny.model.model.layers.parameters())
     held = found(trained(stage), rank)["held"]
-    saved = [whole - cut for whole, cut in zip(held[f"{stage} whole"], held[f"{stage} cut"], strict=True)]
+    saved = [whole - shard for whole, shard in zip(held[f"{stage} whole"], held[f"{stage} sharded"], strict=True)]
     assert len(saved) == 6
-    # After a step its last pass is still there, which has a copy of its input where the base is cut.
+    # After a step its last pass is still there, which has a copy of its input where the base is sharded.
     assert saved == pytest.approx([layers / 2] * len(saved), rel=0.1)
 
 
-@needs_cutting
+@needs_sharding
 @pytest.mark.slow
-def test_a_quantized_base_is_not_cut(trained: Callable[[str], Path]) -> None:
+def test_a_quantized_base_is_not_sharded(trained: Callable[[str], Path]) -> None:
     assert "quantization='nf4' packs its weights" in found(trained(LIGHT), 0)["refused"]
     assert "leave quantization out" in found(trained(LIGHT), 1)["refused"]
 
@@ -144,28 +144,28 @@ def found(folder: Path, rank: int) -> dict[str, Any]:
     return values
 
 
-def test_a_base_that_learns_is_not_cut(tiny: Tiny) -> None:
+def test_a_base_that_learns_is_not_sharded(tiny: Tiny) -> None:
     opened = open_checkpoint(
         EngineArguments(model=str(tiny.folder), base_model=str(tiny.base), device="cpu").resolved()
     )
     processes = Processes(torch.device("cpu"))
-    learning = [Learning((Role.GENERATOR,)), Learning((Role.GENERATOR,), base=True)]
-    assert isinstance(base_of(opened.model, processes, learning), WholeBase)
-    processes.cuts = True
+    trainable = [TrainableSpec((Role.GENERATOR,)), TrainableSpec((Role.GENERATOR,), base=True)]
+    assert isinstance(base_of(opened.model, processes, trainable), WholeBase)
+    processes.shards = True
     with pytest.raises(TrainingError, match=r"here the base itself learns: start the processes without them"):
-        base_of(opened.model, processes, learning)
+        base_of(opened.model, processes, trainable)
 
 
-def test_a_torch_that_cannot_cut_is_said_to_be_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cut, "can_cut", lambda: False)
+def test_a_torch_that_cannot_shard_is_said_to_be_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fsdp, "can_shard", lambda: False)
     processes = Processes(torch.device("cpu"))
-    processes.cuts = True
+    processes.shards = True
     with pytest.raises(TrainingError, match=rf"torch {re.escape(torch.__version__)} .* install a newer torch"):
-        base_of(None, processes, [Learning((Role.GENERATOR,))])  # type: ignore[arg-type]
+        base_of(None, processes, [TrainableSpec((Role.GENERATOR,))])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    "environment, cuts",
+    "environment, shards",
     [
         ({}, False),
         ({"ACCELERATE_USE_FSDP": "false"}, False),
@@ -178,11 +178,11 @@ def test_a_torch_that_cannot_cut_is_said_to_be_too_old(monkeypatch: pytest.Monke
     ],
 )
 def test_the_configuration_of_accelerate_decides(
-    environment: dict[str, str], cuts: bool, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], shards: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean(monkeypatch, environment)
-    assert asks_to_cut() is cuts
-    assert not Processes(torch.device("cpu")).cuts  # one process has nobody to share with
+    assert wants_sharding() is shards
+    assert not Processes(torch.device("cpu")).shards  # one process has nobody to share with
 
 
 def test_deepspeeds_own_file_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,10 +191,10 @@ def test_deepspeeds_own_file_decides(tmp_path: Path, monkeypatch: pytest.MonkeyP
     clean(monkeypatch, given)
     for stage in (1, 2, 3):
         file.write_text(json.dumps({"zero_optimization": {"stage": stage}}), encoding="utf-8")
-        assert asks_to_cut() is (stage == 3)
+        assert wants_sharding() is (stage == 3)
     file.write_text("stage 3", encoding="utf-8")
     with pytest.raises(TrainingError, match=r"deepspeed.json' cannot be read .* give the path of a JSON file"):
-        asks_to_cut()
+        wants_sharding()
 
 
 def clean(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:

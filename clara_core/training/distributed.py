@@ -16,10 +16,9 @@ from clara_core.common.errors import TrainingError
 class Processes:
     """Where this process stands among the others.
 
-    One process needs nothing but torch. Several (`accelerate launch`, `torchrun`) are connected by accelerate, which
-    reads its own configuration: devices, machines, back end. The gradients of the adapters are added up. The base,
-    which is frozen, lies whole in each process, or is cut over them where that configuration asks for FSDP or
-    DeepSpeed ZeRO-3.
+    One process needs only torch. Several (`accelerate launch`, `torchrun`) are connected by accelerate, which reads its
+    own configuration: devices, machines, back end. The gradients of the adapters are summed. The frozen base is whole
+    in each process, or sharded over them if that configuration asks for FSDP or DeepSpeed ZeRO-3.
 
     Args:
         device: Where one process works; several get theirs from accelerate. None: a CUDA device where there is one.
@@ -28,7 +27,7 @@ class Processes:
         count: How many there are.
         index: Which of them this is.
         device: Where it works.
-        cuts: Whether the frozen base is cut over them.
+        shards: Whether the frozen base is sharded over them.
 
     Raises:
         ImportError: There are several processes, but no accelerate.
@@ -47,7 +46,7 @@ class Processes:
             self._state = PartialState(cpu=self.device.type == "cpu")
             self.count, self.index = int(self._state.num_processes), int(self._state.process_index)
             self.device = self._state.device
-        self.cuts = self.count > 1 and asks_to_cut()
+        self.shards = self.count > 1 and wants_sharding()
 
     @property
     def is_main(self) -> bool:
@@ -82,8 +81,8 @@ class Processes:
             self._state.wait_for_everyone()
 
 
-def asks_to_cut() -> bool:
-    """Whether accelerate's configuration cuts weights over processes; it says so in the environment."""
+def wants_sharding() -> bool:
+    """Whether accelerate's configuration shards weights over processes, as its environment variables say."""
     asked = os.environ.get
     if asked("ACCELERATE_USE_FSDP") == "true":
         return asked("FSDP_SHARDING_STRATEGY", "") not in ("NO_SHARD", "3")

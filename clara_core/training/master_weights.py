@@ -22,13 +22,13 @@ from clara_core.training.muon import Muon
 
 if TYPE_CHECKING:
     from clara_core.model.decoder import ClaraModel
-    from clara_core.training.processes import Processes
+    from clara_core.training.distributed import Processes
 
 _STATE = "optimizer"  # what keys of optimizer tensors begin with
 
 
 @dataclass(frozen=True, slots=True)
-class Learning:
+class TrainableSpec:
     """Which weights learn, and how.
 
     Attributes:
@@ -72,24 +72,24 @@ def pass_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return DTYPES[wanted]
 
 
-class Masters:
-    """Masters of a model, gradients and optimizers of them.
+class MasterWeights:
+    """Master weights of a model, gradients and optimizers of them.
 
     Args:
         model: Its weights become the masters' start.
-        learning: Which of them learn; all others are frozen.
+        trainable: Which of them learn; all others are frozen.
     """
 
-    def __init__(self, model: ClaraModel, learning: Learning) -> None:
-        self.learning = learning
-        self._parts = parts_of(model, learning)
+    def __init__(self, model: ClaraModel, trainable: TrainableSpec) -> None:
+        self.trainable = trainable
+        self._parts = parts_of(model, trainable)
         chosen = {id(part.parameter) for part in self._parts.values()}
         for parameter in model.parameters():
             if parameter.is_floating_point():  # a quantized weight is none, and never learns
                 parameter.requires_grad_(id(parameter) in chosen)
             parameter.grad = None
         self.weights = {name: part.read().clone() for name, part in self._parts.items()}
-        self._optimizers = _optimizers(self.weights, learning)
+        self._optimizers = _optimizers(self.weights, trainable)
 
     def collect(self) -> None:
         """Add the gradients of the last backward pass to those of the masters, in float32."""
@@ -119,7 +119,7 @@ class Masters:
 
     def clip(self) -> float:
         """Scale the gradients down to the greatest norm that is allowed; returns the norm that they had."""
-        return float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.learning.max_norm))
+        return float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.trainable.max_norm))
 
     def step(self, rate: float) -> None:
         """Take a step at a learning rate, and bring the weights of the passes up to it."""
@@ -143,7 +143,7 @@ class Masters:
     # --- states ------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Masters and optimizer states, flat."""
+        """Master weights and optimizer states, flat."""
         tensors = {f"weights/{name}": weight.detach() for name, weight in self.weights.items()}
         for number, optimizer in enumerate(self._optimizers):
             for index, entry in optimizer.state_dict()["state"].items():
@@ -175,9 +175,9 @@ class Masters:
         self.refresh()
 
 
-def parts_of(model: ClaraModel, learning: Learning) -> dict[str, Part]:
+def parts_of(model: ClaraModel, trainable: TrainableSpec) -> dict[str, Part]:
     """The weights of a model that learn, by name."""
-    return dict(_parts(model, learning))
+    return dict(_parts(model, trainable))
 
 
 def read_parts(parts: Mapping[str, Part]) -> dict[str, Tensor]:
@@ -192,27 +192,27 @@ def write_parts(parts: Mapping[str, Part], tensors: Mapping[str, Tensor]) -> Non
             part.write(tensors[f"learned/{name}"])
 
 
-def _parts(model: ClaraModel, learning: Learning) -> Iterator[tuple[str, Part]]:
-    if learning.base:
+def _parts(model: ClaraModel, trainable: TrainableSpec) -> Iterator[tuple[str, Part]]:
+    if trainable.base:
         for name, parameter in model.named_parameters():
             yield name, Part(parameter, slice(None))
         return
-    for role in learning.roles:
+    for role in trainable.roles:
         for name, layer in model.routed.items():
             yield f"{role.adapter}/{name}.lora_A", Part(layer.lora_A, layer.block(role))
             yield f"{role.adapter}/{name}.lora_B", Part(layer.lora_B, layer.block(role))
-    if learning.memory_tokens:
+    if trainable.memory_tokens:
         table: nn.Parameter = model.decoder.get_input_embeddings().weight
         yield "memory_tokens", Part(table, slice(len(table) - len(model.config.added_tokens), None))
 
 
-def _optimizers(weights: dict[str, Tensor], learning: Learning) -> list[torch.optim.Optimizer]:
-    """The rates given here mean nothing: `Masters.step` sets them."""
-    if learning.optimizer == "adamw":
-        return [torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=learning.weight_decay)]
+def _optimizers(weights: dict[str, Tensor], trainable: TrainableSpec) -> list[torch.optim.Optimizer]:
+    """The rates given here mean nothing: `MasterWeights.step` sets them."""
+    if trainable.optimizer == "adamw":
+        return [torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=trainable.weight_decay)]
     matrices = [weight for name, weight in weights.items() if name.endswith(".base.weight")]
     rest = [weight for name, weight in weights.items() if not name.endswith(".base.weight")]
-    adamw = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=learning.weight_decay)
+    adamw = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=trainable.weight_decay)
     if not matrices:
         return [adamw]
     return [Muon(matrices), adamw]

@@ -1,9 +1,9 @@
-"""The frozen base of a run: whole in every process, or cut over them; and the backward passes through it.
+"""The frozen base of a run: whole in every process or sharded over them (FSDP), and the backward passes through it.
 
-Where it is cut, a process holds its piece of every layer and gets the others' pieces for as long as it computes with
-the layer, so all processes have to walk through the layers together. Their shares of a batch differ, though: one may
-have more windows to compress, or no line at all. So each pass is agreed on first, and a process that has none of the
-kind walks along with one token whose result is not used. What learns is whole everywhere, and learns as it always does.
+A process with a sharded base holds its shard of every layer and gathers the other shards while it computes with the
+layer, so all processes must run their passes together. Their shares of a batch differ: one process may have more
+windows to compress than another, or no line at all. The processes therefore agree on each pass first, and a process
+that has none left runs a pass over one token whose result is not used. Trainable weights are never sharded.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from clara_core.common.errors import TrainingError
 
 if TYPE_CHECKING:
     from clara_core.model.decoder import ClaraModel
-    from clara_core.training.masters import Learning
-    from clara_core.training.processes import Processes
+    from clara_core.training.distributed import Processes
+    from clara_core.training.master_weights import TrainableSpec
 
 log = logging.getLogger(__name__)
 
 
 class Base(Protocol):
-    """How passes go through the base."""
+    """How a step's passes run through the base."""
 
     def backward(self, loss: Tensor | None) -> None:
-        """Compute the gradients of a loss; None where the passes since the last time gave none."""
+        """Compute the gradients of a loss; None if the passes since the last call gave no loss."""
 
     def finish(self) -> None:
-        """Called when this process has no more passes, before anything else is exchanged with the others."""
+        """Called when this process has no passes left, before any other exchange between the processes."""
 
 
 class WholeBase:
-    """Every process holds all of it, and needs no other for its passes."""
+    """Every process holds the whole base and runs its passes alone."""
 
     def backward(self, loss: Tensor | None) -> None:
         """Compute the gradients of a loss."""
@@ -50,7 +50,7 @@ class WholeBase:
 
 
 class _Act(IntEnum):
-    """What a process wants to do next; the greatest wish of all processes is what all of them do."""
+    """What a process is about to do. All processes do the act with the highest number among theirs."""
 
     NOTHING = 0
     BACKWARD = 1
@@ -58,55 +58,55 @@ class _Act(IntEnum):
     FORWARD_ONLY = 3  # without gradient
 
 
-class CutBase:
-    """Every process holds its piece of each decoder layer's frozen weights.
+class ShardedBase:
+    """Every process holds its shard of each decoder layer's frozen weights.
 
-    Adapters, embeddings and head stay whole. The gradients of what learns are not touched.
+    Adapters, embeddings and head are not sharded. The gradients of trainable weights are not changed.
 
-    The acts of a step are the same in all processes, and in the same order: first all forward passes, then one
-    backward pass through all of them. That alone does not do for the backward pass: PyTorch's engine takes the passes
-    from the last to the first and must find the same number of them everywhere, so a pass that the loss does not
-    depend on gets a gradient of zero, and one whose input needs no gradient gets a copy of it that does (without it
-    the first layer would not be freed in between, nor fetched again for the pass before).
+    The acts of a step are the same in all processes and in the same order: all forward passes, then one backward pass
+    through all of them. Autograd visits the passes from the last to the first and must find the same number of them in
+    every process. Therefore a pass that the loss does not depend on gets a gradient of zero, and a pass whose input
+    needs no gradient gets a copy of the input that does: without the copy the first layer would be neither resharded
+    after a pass nor gathered again for the one before.
 
     Args:
-        model: It may lie on the processor still; ends on the device of this process, layer by layer.
+        model: May still be on the processor; is moved to the device of this process, layer by layer.
         processes: Two or more.
     """
 
     def __init__(self, model: ClaraModel, processes: Processes) -> None:
         self._model = model
         self._processes = processes
-        self._states: list[Tensor] = []  # what the passes with gradient since the last backward pass gave
-        self._walking_along = False
-        _cut_layers(model, processes)
+        self._states: list[Tensor] = []  # outputs of the passes with gradient since the last backward pass
+        self._idle_pass = False
+        _shard_layers(model, processes)
         model.trunk.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
         model.trunk.register_forward_hook(self._after)
 
     def backward(self, loss: Tensor | None) -> None:
         """Compute the gradients of a loss, together with the other processes."""
-        self._walk_until(_Act.BACKWARD)
+        self._run_until(_Act.BACKWARD)
         self._backward(loss)
 
     def finish(self) -> None:
-        """Walk along until no process has a pass left."""
-        self._walk_until(_Act.NOTHING)
+        """Join the other processes' passes until none has a pass left."""
+        self._run_until(_Act.NOTHING)
         self._states = []
 
-    def _walk_until(self, wanted: _Act) -> None:
+    def _run_until(self, wanted: _Act) -> None:
         while (agreed := _Act(self._processes.greatest(wanted))) is not wanted:
-            self._walk_along(agreed)
+            self._join(agreed)
 
-    def _walk_along(self, act: _Act) -> None:
+    def _join(self, act: _Act) -> None:
         if act is _Act.BACKWARD:
             self._backward(None)
             return
-        self._walking_along = True
+        self._idle_pass = True
         try:
             with torch.set_grad_enabled(act is _Act.FORWARD):
                 self._model.hidden_states([[0]], None)
         finally:
-            self._walking_along = False
+            self._idle_pass = False
 
     def _backward(self, loss: Tensor | None) -> None:
         states, self._states = self._states, []
@@ -122,8 +122,8 @@ class CutBase:
         self, _trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         wanted = _Act.FORWARD if torch.is_grad_enabled() else _Act.FORWARD_ONLY
-        if not self._walking_along:
-            self._walk_until(wanted)
+        if not self._idle_pass:
+            self._run_until(wanted)
         embeddings: Tensor = kwargs["inputs_embeds"]
         if wanted is _Act.FORWARD and not embeddings.requires_grad:
             kwargs = {**kwargs, "inputs_embeds": embeddings.detach().requires_grad_()}
@@ -134,52 +134,52 @@ class CutBase:
             self._states.append(output.last_hidden_state)
 
 
-def base_of(model: ClaraModel, processes: Processes, learning: Sequence[Learning]) -> Base:
-    """The base of a model, cut where accelerate's configuration asks for it.
+def base_of(model: ClaraModel, processes: Processes, trainable: Sequence[TrainableSpec]) -> Base:
+    """The base of a model, sharded if accelerate's configuration asks for it.
 
     Raises:
-        TrainingError: It is to be cut, but learns, or this torch cannot cut it.
+        TrainingError: Sharding is asked for, but the base is trainable or this torch cannot leave adapters whole.
     """
-    if not processes.cuts:
+    if not processes.shards:
         return WholeBase()
-    if any(each.base for each in learning):
+    if any(each.base for each in trainable):
         raise TrainingError(
-            "accelerate's configuration asks for FSDP or DeepSpeed ZeRO-3, which cut a frozen base over the processes, "
+            "accelerate's configuration asks for FSDP or DeepSpeed ZeRO-3, which shard a frozen base over processes, "
             "but here the base itself learns: start the processes without them (accelerate launch --multi_gpu, or "
             "torchrun)"
         )
-    if not can_cut():
+    if not can_shard():
         raise TrainingError(
             "accelerate's configuration asks for FSDP or DeepSpeed ZeRO-3, but fully_shard of torch "
             f"{torch.__version__} has no ignored_params, so that it cannot leave the adapters whole: install a newer "
             "torch, or start the processes without them (accelerate launch --multi_gpu, or torchrun)"
         )
-    return CutBase(model, processes)
+    return ShardedBase(model, processes)
 
 
-def can_cut() -> bool:
-    """Whether this torch can cut layers and leave some of their parameters whole."""
+def can_shard() -> bool:
+    """Whether `fully_shard` of this torch can leave some parameters of a layer whole."""
     from torch.distributed.fsdp import fully_shard
 
     return "ignored_params" in inspect.signature(fully_shard).parameters
 
 
 def check_quantization(quantization: str | None, processes: Processes) -> None:
-    """Refuse a quantized base that is to be cut.
+    """Refuse to shard a quantized base.
 
     Raises:
-        TrainingError: It is both.
+        TrainingError: Both were asked for.
     """
-    if processes.cuts and quantization is not None:
+    if processes.shards and quantization is not None:
         raise TrainingError(
-            "accelerate's configuration asks for FSDP or DeepSpeed ZeRO-3, which cut the base over the processes, but "
-            f"quantization={quantization!r} packs its weights in a form that cannot be cut: leave quantization out, or "
-            "start the processes without them (accelerate launch --multi_gpu, or torchrun)"
+            "accelerate's configuration asks for FSDP or DeepSpeed ZeRO-3, which shard the base over processes, but "
+            f"quantization={quantization!r} packs its weights in a form that cannot be sharded: leave quantization "
+            "out, or start the processes without them (accelerate launch --multi_gpu, or torchrun)"
         )
 
 
-def _cut_layers(model: ClaraModel, processes: Processes) -> None:
-    """Leave each process its piece of every decoder layer, on its device."""
+def _shard_layers(model: ClaraModel, processes: Processes) -> None:
+    """Leave each process its shard of every decoder layer, on its device."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -192,10 +192,10 @@ def _cut_layers(model: ClaraModel, processes: Processes) -> None:
             weight.requires_grad_(False)
         layers.append(fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=adapters))
     model.to(processes.device)
-    # The trunk has no piece of its own: it is what the layers' streams and backward passes are ordered by.
+    # The trunk has no shard of its own: it orders the streams and the backward passes of the layers.
     trunk = fully_shard(model.trunk, mesh=mesh, ignored_params=set(model.trunk.parameters()))
-    # The next weights are fetched while a layer computes. By default their order is that of all forward passes so
-    # far, those without gradient among them, which no backward pass goes through.
+    # The next weights are gathered while a layer computes. By default their order is that of all forward passes so
+    # far, which includes passes without gradient that no backward pass runs through.
     for layer, before in zip(layers, [trunk, *layers], strict=False):
         layer.set_modules_to_backward_prefetch([before])
-    log.info("the frozen weights of %d layers are cut over %d processes", len(layers), processes.count)
+    log.info("the frozen weights of %d layers are sharded over %d processes", len(layers), processes.count)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from clara_core.evaluation.means import check_lengths, mean
+from clara_core.evaluation.aggregate import check_lengths, mean
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU

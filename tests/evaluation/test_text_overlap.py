@@ -13,7 +13,7 @@ from sacrebleu import corpus_bleu
 
 from clara_core.evaluation import bleu, entities, entity_preservation, rouge, score_paraphrases
 from clara_core.evaluation.search import with_gold
-from clara_core.evaluation.texts import lost_entities
+from clara_core.evaluation.text_overlap import lost_entities
 from clara_core.retrieval.bm25 import Bm25
 
 PASSAGE = "The bridge over the river Aln was opened in 1907 and is 214.5 metres long, said Ada Quill."
