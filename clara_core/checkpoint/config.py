@@ -99,6 +99,7 @@ class ClaraConfig(BaseModel):
         training_stage: `stage1`, `stage1_2`, `stage2`, `stage2_pretrain_retrieval`, ...
         quantization: what the base was quantized to in training ("no" in every release).
         kbtc_training: whether a further `<KBTC>` token was added.
+        mixed: whether the generator was taught to read documents as text beside memories of others.
         family: whose weights these are; `model_type` of a config.json that this project wrote.
     """
 
@@ -115,6 +116,7 @@ class ClaraConfig(BaseModel):
     training_stage: str = "stage2"
     quantization: str = "no"
     kbtc_training: bool = False
+    mixed: bool = False
     family: Literal["CLaRa", "PISCO"] = "CLaRa"
 
     @model_validator(mode="after")
@@ -200,7 +202,8 @@ class ClaraConfig(BaseModel):
 
     def write(self, folder: str | Path) -> None:
         """Writes `config.json` into an existing folder, in the released names."""
-        content = {"model_type": self.family, "compr_model_name": None, **self.model_dump(exclude={"family"})}
+        ours = {"family"} if self.mixed else {"family", "mixed"}  # releases do not know the field
+        content = {"model_type": self.family, "compr_model_name": None, **self.model_dump(exclude=ours)}
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         (Path(folder) / CONFIG_FILE).write_text(text, encoding="utf-8")
 

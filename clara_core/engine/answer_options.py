@@ -29,6 +29,7 @@ class AnswerOptions(SamplingOptions, total=False):
     min_confidence: float | None
     read: Reading
     scores: Sequence[float] | None
+    as_text: Sequence[int]
     unsure_text: str
 
 
@@ -50,6 +51,8 @@ class Wanted:
             speaks against the first answer; "text" lets the bare base read the two best documents as text in that
             case; "auto" tries them in this order.
         scores: Cosine of the question with each document, where a search has them already.
+        as_text: Numbers of the documents that are read as text beside the memories of the others, from 0 on. Only for
+            checkpoints that were taught to (`ClaraConfig.mixed`); what such an answer stands on cannot be told.
         unsure_text: What stands in the place of a text that is withheld.
     """
 
@@ -59,6 +62,7 @@ class Wanted:
     min_confidence: float | None = None
     read: Reading = "memory"
     scores: tuple[float, ...] | None = None
+    as_text: tuple[int, ...] = ()
     unsure_text: str = UNSURE
 
     def __post_init__(self) -> None:
@@ -78,6 +82,10 @@ class Wanted:
         if self.read not in READINGS:
             names = ", ".join(map(repr, READINGS))
             raise ValueError(f"read must be one of {names}, got {self.read!r}{nearest(str(self.read), READINGS)}")
+        for index, number in enumerate(self.as_text):
+            check_type(f"as_text[{index}]", number, int, "the number of a document")
+        if self.as_text and self.judges:
+            raise ValueError("as_text= reads text, which cannot be hidden: leave citations= and read= out")
         check_type("unsure_text", self.unsure_text, str, "a string")
 
     @property
@@ -119,6 +127,7 @@ def read_options(options: AnswerOptions) -> tuple[Sampling, Wanted]:
         min_confidence=options.get("min_confidence"),
         read=options.get("read", "memory"),
         scores=None if scores is None else _numbers(scores),
+        as_text=tuple(options.get("as_text", ())),
         unsure_text=options.get("unsure_text", UNSURE),
     )
     sampling = Sampling.of(given)  # type: ignore[arg-type]  # the names are those of SamplingOptions

@@ -110,7 +110,7 @@ class EvidenceCalls(EngineInstance):
         memories = self._checked(memories)
         if wanted.scores is not None and len(wanted.scores) != len(memories):
             raise ValueError(f"scores must have one number a document: got {len(wanted.scores)} for {len(memories)}")
-        request = self._chat_request(messages, memories, sampling)
+        request = self._chat_request(messages, memories, sampling, wanted.as_text)
         if wanted.attends:
             self._watch(request)
         return Asked(messages, memories, sampling, request)

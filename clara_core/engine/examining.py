@@ -230,20 +230,20 @@ def _text_helps(engine: EngineInstance, wanted: Wanted) -> bool:
 def _as_text(engine: EngineInstance, asked: Asked, first: Reading, cosines: Sequence[float]) -> Steps[Reading]:
     """The best ranked documents as text, read by the bare base, if its answer is the better one.
 
-    Nothing is judged here: there is no memory that could be hidden. That it stands in a text is all that is known.
+    A checkpoint that was taught to reads the best one as text beside the memories of the others instead. Nothing is
+    judged here: there is no memory that could be hidden. That it stands in a text is all that is known.
     """
-    order = sorted(range(len(cosines)), key=lambda at: -cosines[at])[:_AS_TEXT]
+    mixed = engine.config.mixed and len(asked.memories) > 1
+    order = sorted(range(len(cosines)), key=lambda at: -cosines[at])[: 1 if mixed else _AS_TEXT]
     texts = [asked.memories[at].text for at in order]
-    turns = alternating(asked.messages)
-    question = turns[-1]["content"]
-    content = "Background:\n" + "\n\n".join(texts) + f"\n\nQuestion:{question}"
-    system = [] if turns[0]["role"] == "system" else [{"role": "system", "content": ANSWER_SYSTEM}]
-    messages = [*system, *turns[:-1], {"role": "user", "content": content}]
     try:
-        request = engine._chat_request(messages, [], asked.sampling)  # noqa: SLF001
+        if mixed:
+            request = engine._chat_request(asked.messages, asked.memories, asked.sampling, order)  # noqa: SLF001
+        else:
+            request = engine._chat_request(_with_texts(asked, texts), [], asked.sampling)  # noqa: SLF001
+            request.role = None
     except ContextOverflow:
         return first  # memories fit where texts do not
-    request.role = None
     [answer] = yield [request]
     if answer.finish_reason == "cancelled":
         return first
@@ -253,6 +253,15 @@ def _as_text(engine: EngineInstance, asked: Asked, first: Reading, cosines: Sequ
         return replace(first, answer=replace(first.answer, judged_tokens=spent + _positions(answer)))
     taken = replace(answer, reading="text", judged_tokens=spent + _positions(first.answer))
     return replace(second, answer=taken)
+
+
+def _with_texts(asked: Asked, texts: Sequence[str]) -> list[Message]:
+    """The conversation with texts where the memories were."""
+    turns = alternating(asked.messages)
+    question = turns[-1]["content"]
+    content = "Background:\n" + "\n\n".join(texts) + f"\n\nQuestion:{question}"
+    system = [] if turns[0]["role"] == "system" else [{"role": "system", "content": ANSWER_SYSTEM}]
+    return [*system, *turns[:-1], {"role": "user", "content": content}]
 
 
 def _positions(answer: Answer) -> int:

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -242,14 +242,18 @@ class EngineInstance(Engine):
         return torch.zeros(0, self.n_mem, self.hidden, dtype=self.dtype)
 
     def _chat_request(
-        self, messages: Sequence[Message], memories: Sequence[Memory], sampling: Sampling
+        self,
+        messages: Sequence[Message],
+        memories: Sequence[Memory],
+        sampling: Sampling,
+        as_text: Collection[int] = (),
     ) -> GenerateRequest:
         self._require(Role.GENERATOR)
         memories = self._checked(memories)
         model = self.load().model
         return prepare_chat(
             messages, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.eos_ids,
-            reason=self._question_tokens if self._question_role in self.roles else None,
+            reason=self._question_tokens if self._question_role in self.roles else None, as_text=as_text,
         )  # fmt: skip
 
     def _watch(self, request: GenerateRequest) -> None:

@@ -90,6 +90,9 @@ class TrainingConfig(EngineOptions, Settings):
         memory_tokens: Whether the embeddings of the memory tokens learn. None: where the compressor does.
         dropout: Of what the adapters read.
         overflow: A document that is longer than a window is split into several, or truncated as in the paper.
+        mixed: Share of the documents that are read as text beside the memories of the others (stage1_2), so that the
+            checkpoint may be given such prompts; its config says so. 0.2 is a good share, with the compressor frozen
+            (``learn = ["generator"]``), so that memories stay valid.
         top_k: Windows that the generator reads end to end. None: as the checkpoint says.
         top_k_gradient: Whether the answer's loss reaches the query reasoner (stage2).
         alignment: Weight of the alignment loss (stage1, stage1_2).
@@ -124,6 +127,7 @@ class TrainingConfig(EngineOptions, Settings):
     memory_tokens: bool | None = None
     dropout: float = Field(default=0.1, ge=0, lt=1)
     overflow: Literal["split", "truncate"] = "split"
+    mixed: float = Field(default=0.0, ge=0, lt=1)
     top_k: int | None = Field(default=None, gt=0)
     top_k_gradient: bool = True
     alignment: float = Field(default=0.1, ge=0)
@@ -168,6 +172,8 @@ class TrainingConfig(EngineOptions, Settings):
             raise ValueError(f"in {self.stage} memories carry no gradient: compressor and memory_tokens cannot learn")
         if not self.learn or not self.batch_size or not self.lr:
             raise ValueError("learn, batch_size and lr must not be empty or 0")
+        if self.mixed and self.stage != "stage1_2":
+            raise ValueError(f"mixed is for stage1_2, whose lines say which documents are read; got {self.stage}")
         if self.dtype == "float16":
             raise ValueError("dtype: training in float16 loses small gradients; give bfloat16 or float32")
         if self.reasoner != "auto":

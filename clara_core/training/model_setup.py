@@ -186,7 +186,9 @@ def checkpoint_gradients(model: ClaraModel) -> None:
 # --- writing ---------------------------------------------------------------------------------------------
 
 
-def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_learned: bool) -> Checkpoint:
+def write_model(
+    folder: Path, opened: Opened, stage: str, card: str, *, base_learned: bool, mixed: bool = False
+) -> Checkpoint:
     """Write a checkpoint that every component loads, with its card: whole, or not at all.
 
     Args:
@@ -195,6 +197,7 @@ def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_lea
         stage: The last `training_stage`.
         card: Text of README.md.
         base_learned: Whether the decoder's own weights changed, so that they belong to the checkpoint.
+        mixed: Whether the generator was taught to read text beside memories; what it knew before stays.
 
     Raises:
         TrainingError: It cannot be written; what was there before is as it was.
@@ -202,7 +205,9 @@ def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_lea
     """
     bring = base_learned or opened.bring_base
     name = BASE_FOLDER if bring else opened.base
-    config = opened.model.config.model_copy(update={"decoder_model_name": name, "training_stage": stage})
+    config = opened.model.config
+    taught = {"decoder_model_name": name, "training_stage": stage, "mixed": mixed or config.mixed}
+    config = config.model_copy(update=taught)
     dtype = opened.model.dtype
     roles = sorted(opened.roles)
     adapters = {role: _on_processor(opened.model.export_adapter(role), dtype) for role in roles}
