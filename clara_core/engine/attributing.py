@@ -38,12 +38,14 @@ class Said:
         ids: Tokens of what is said.
         text: What is said.
         question: What was asked.
+        logprobs: Of the tokens, where they were recorded while they were written: one row less to judge.
     """
 
     prompt: GenerateRequest
     ids: list[int]
     text: str
     question: str
+    logprobs: Sequence[float] = ()
 
     def judged(self, tokenizer: ClaraTokenizer, hidden: Sequence[frozenset[int]]) -> JudgeRequest:
         """The request that judges it, with each of some sets of windows hidden."""
@@ -62,12 +64,14 @@ def attribute(said: Said, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
     documents = said.prompt.documents
     windows = _windows_of(documents)
     everything = frozenset[int]().union(*windows)
-    hidden = [frozenset[int](), *(windows if len(windows) > 1 else []), everything]
+    recorded = len(said.logprobs) == len(said.ids)
+    hidden = [*([] if recorded else [frozenset[int]()]), *(windows if len(windows) > 1 else []), everything]
     first = said.judged(tokenizer, hidden)
     [logs] = yield [first]
     spent = _positions(first)
-    full, nothing = logs[0], logs[-1]  # [tokens] each
-    drops = full - (logs[1:-1] if len(windows) > 1 else logs[1:])  # [docs, tokens]
+    full, rows = (torch.tensor(said.logprobs), logs) if recorded else (logs[0], logs[1:])
+    nothing = rows[-1]  # [tokens], as `full`
+    drops = full - (rows[:-1] if len(windows) > 1 else rows)  # [docs, tokens]
     lost = full - nothing
     spans = token_spans(tokenizer.token_bytes.join(said.ids), said.text)
     grounded = float(lost.sum()) > GROUNDED

@@ -162,7 +162,8 @@ def _evidence_of(
     """
     if not wanted.judges or not request.documents or not request.writer.ids:
         return Reading(answer)
-    said = Said(request, request.writer.ids, answer.text, asked.question)
+    logprobs = [token.logprob for token in answer.logprobs or ()]
+    said = Said(request, request.writer.ids, answer.text, asked.question, logprobs)
     if not wanted.attends:
         found = yield from attribute(said, engine.tokenizer)
     elif request.paid is not None:
