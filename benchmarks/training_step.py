@@ -82,7 +82,7 @@ def _measure(config: TrainingConfig, *, kept: bool) -> Cost:
     for number in range(phase.steps):
         passes = phase.source(number)
         started = time.process_time()
-        trainer._learn(phase, objective, number, passes)  # noqa: SLF001 - one step, without files
+        trainer._step(phase, objective, number, passes)  # noqa: SLF001 - one step, without files
         seconds.append(time.process_time() - started)
         forwards, frozen = _tokens(passes, frozen=phase.terms.frozen, kept=kept)
         tokens.append(forwards + frozen)

@@ -1,6 +1,6 @@
-"""CLaRa for LangChain.
+"""LangChain components for CLaRa.
 
-Importing this package loads neither torch nor transformers; a name is resolved at its first use.
+Importing this package loads neither torch nor transformers; names are resolved at first use.
 """
 
 from __future__ import annotations

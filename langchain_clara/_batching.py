@@ -1,8 +1,8 @@
-"""Many conversations of one `batch` as one batch of the engine.
+"""Runs the conversations of one `batch` as one batch of the engine.
 
-LangChain runs a batch as so many single calls, each with its own callbacks, cache look-up and trace. That stays as it
-is. The calls only meet before the engine: each leaves its conversation at the barrier, and when all have come (or
-need not come, because a cache knew the answer), the engine gets them together.
+LangChain runs a batch as single calls, each with its own callbacks, cache look-up and trace. The calls keep these and
+only wait for each other before the engine: each adds its conversation at the barrier, and once all have come, or have
+given up their slot because a cache had the answer, the engine gets them together.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 
 
 class BatchBarrier(Generic[Item, Result]):
-    """Where the calls of one batch come together. Belongs to one event loop.
+    """Collects the calls of one batch. Belongs to one event loop.
 
     Args:
-        expected: How many calls there are.
-        answer: Answers all items at once; an item that fails has its exception as its result.
+        expected: Number of calls.
+        answer: Answers all items at once; the result of an item that fails is its exception.
     """
 
     def __init__(self, expected: int, answer: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]]) -> None:
@@ -32,7 +32,7 @@ class BatchBarrier(Generic[Item, Result]):
         self._task: asyncio.Task[None] | None = None
 
     async def join(self, item: Item) -> Result:
-        """Leave an item and wait for its answer; if nobody waits any more, the work stops."""
+        """Add an item and wait for its answer; the work stops if no caller waits any more."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._items.append((item, future))
         self.leave()
@@ -43,7 +43,7 @@ class BatchBarrier(Generic[Item, Result]):
                 self._task.cancel()
 
     def leave(self) -> None:
-        """One call less to wait for."""
+        """Expect one call less."""
         self._missing -= 1
         if self._missing == 0 and self._items:
             self._task = asyncio.ensure_future(self._run())
@@ -52,7 +52,7 @@ class BatchBarrier(Generic[Item, Result]):
         waiting = [pair for pair in self._items if not pair[1].done()]
         try:
             results = await self._answer([item for item, _ in waiting])
-        except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
+        except Exception as exc:  # noqa: BLE001 - raised in the waiting calls
             results = [exc] * len(waiting)
         for (_, future), result in zip(waiting, results, strict=True):
             if future.done():
@@ -64,32 +64,32 @@ class BatchBarrier(Generic[Item, Result]):
 
 
 class BatchSlot:
-    """One call's place at a barrier; it is taken once, or given up."""
+    """The slot of one call at a barrier, which is taken once or given up."""
 
     def __init__(self, owner: object, barrier: BatchBarrier[Any, Any]) -> None:
         self._owner = owner
         self._barrier: BatchBarrier[Any, Any] | None = barrier
 
     def take(self, owner: object) -> BatchBarrier[Any, Any] | None:
-        """The barrier, for the model that it was called by and the first time."""
+        """Return the barrier to the model that owns the slot, the first time only."""
         if owner is not self._owner:
             return None
         barrier, self._barrier = self._barrier, None
         return barrier
 
     def give_up(self) -> None:
-        """Not coming: the answer was found elsewhere, or the call failed."""
+        """Give up the slot: the answer came from elsewhere, or the call failed."""
         barrier, self._barrier = self._barrier, None
         if barrier is not None:
             barrier.leave()
 
 
-BATCH_SLOT: contextvars.ContextVar[BatchSlot | None] = contextvars.ContextVar("clara_seat", default=None)
-"""The place of the call that is running."""
+BATCH_SLOT: contextvars.ContextVar[BatchSlot | None] = contextvars.ContextVar("clara_batch_slot", default=None)
+"""The slot of the running call."""
 
 
 async def in_slot(slot: BatchSlot, call: Callable[[], Awaitable[Result]]) -> Result:
-    """Make a call that has a place at a barrier. Runs in a task of its own, whose context is changed."""
+    """Make a call that has a slot at a barrier. Must run in its own task, because it changes the context."""
     BATCH_SLOT.set(slot)
     try:
         return await call()
@@ -98,9 +98,9 @@ async def in_slot(slot: BatchSlot, call: Callable[[], Awaitable[Result]]) -> Res
 
 
 def run_apart(start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a coroutine to its end in a thread with its own event loop, whether or not one runs here.
+    """Run a coroutine in a thread with its own event loop, whether or not this thread has a running loop.
 
-    Whatever interrupts the waiting (ctrl-C) cancels it.
+    An interruption while waiting (ctrl-C) cancels it.
     """
     outcome: list[Result] = []
     failure: list[BaseException] = []
@@ -117,7 +117,7 @@ def run_apart(start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     def run() -> None:
         try:
             asyncio.run(main())
-        except BaseException as exc:  # noqa: BLE001 - raised again where it belongs
+        except BaseException as exc:  # noqa: BLE001 - raised again in the calling thread
             failure.append(exc)
         finally:
             ready.set()

@@ -1,4 +1,4 @@
-"""Documents in messages: content blocks to and from what the model reads as memory tokens."""
+"""Converts documents to content blocks of messages and back."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _HOW = "give the text itself, as a text-plain block or a Document"
 
 @dataclass(frozen=True, slots=True)
 class ReadDocument:
-    """A document on its way to the model.
+    """A document for the model to read.
 
     Attributes:
-        text: What is compressed and read.
+        text: The text to compress and read.
         id: The document's id, if it has one.
-        title: What to call it in an account of what was read.
+        title: Name of the document in `response_metadata`.
     """
 
     text: str
@@ -31,7 +31,7 @@ class ReadDocument:
     title: str | None = None
 
     def account(self) -> dict[str, str]:
-        """What `response_metadata` says about it."""
+        """The entry of the document in `response_metadata`."""
         named = {"id": self.id, "title": self.title}
         return {name: value for name, value in named.items() if value is not None}
 
@@ -39,21 +39,20 @@ class ReadDocument:
 def block_from_document(document: Document | str) -> dict[str, Any]:
     """The content block ``text-plain`` of a document: its text, id and title.
 
-    The block's id is the document's: a made-up one would keep LangChain's cache from ever finding
-    an answer again.
+    The block's id is that of the document, or none: a generated id would prevent hits in LangChain's cache.
     """
     read = read_document(document)
     return {"type": "text-plain", "mime_type": "text/plain", "text": read.text, **read.account()}
 
 
 def listed_documents(documents: object, name: str = "documents") -> Sequence[Document | str]:
-    """The documents as they were given, once it is certain that they can be read again.
+    """Return the documents unchanged, after checking that they can be iterated repeatedly.
 
     A fallback, a retry, the next input of a batch and the next call of a bound model all get the same object, and
-    LangChain's cache tells calls apart by how it prints. What can be walked through once would be empty there.
+    LangChain's cache identifies calls by its printed form. An iterator would be empty there.
 
     Raises:
-        TypeError: It is one document instead of several, or not a list.
+        TypeError: It is a single document, or not a list.
     """
     if isinstance(documents, str | bytes | Document | Mapping):
         raise TypeError(f"{name} must be a list of Documents, got one {type(documents).__name__}; put it into a list")
@@ -64,10 +63,10 @@ def listed_documents(documents: object, name: str = "documents") -> Sequence[Doc
 
 
 def as_retriever(source: object, name: str = "retriever") -> Runnable[str, list[Document]]:
-    """What turns a question into documents: a retriever, another runnable, or a function.
+    """Check that an object turns a question into documents: a retriever, another runnable, or a function.
 
     Raises:
-        TypeError: It is none of these, such as a store.
+        TypeError: It is none of these, for example a store.
     """
     if isinstance(source, Runnable) or callable(source):
         return coerce_to_runnable(source)
@@ -76,10 +75,10 @@ def as_retriever(source: object, name: str = "retriever") -> Runnable[str, list[
 
 
 def read_documents(documents: Sequence[Document | str]) -> list[ReadDocument]:
-    """What ``documents=`` means.
+    """The documents of ``documents=``.
 
     Raises:
-        TypeError: It is not a list, or holds something else than documents and strings.
+        TypeError: It is not a list, or contains something other than documents and strings.
     """
     return [read_document(document) for document in listed_documents(documents)]
 
@@ -96,10 +95,10 @@ def read_document(document: Document | str) -> ReadDocument:
 
 
 def document_from_block(block: Mapping[str, Any]) -> ReadDocument:
-    """What a content block of one of `DOCUMENT_BLOCKS` holds.
+    """The document in a content block of a type in `DOCUMENT_BLOCKS`.
 
     Raises:
-        ValueError: The block points at a file or holds something else than text.
+        ValueError: The block refers to a file or contains something other than text.
     """
     id_, title = block.get("id"), block.get("title")
     if block["type"] == "text-plain":

@@ -1,8 +1,7 @@
-"""The fields that every component shares: which model, or which engine.
+"""The fields that every component shares: the model, or the engine.
 
-Components name a model or hold an engine; they never hold weights. The engine is looked up at
-first use, so that making a component is cheap, and the same model gives the same engine to all of
-them.
+Components name a model or hold an engine; they never hold weights. The engine is looked up at first use, so creating a
+component is cheap, and components with the same model get the same engine.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ SCORE_KEY = "relevance_score"
 class EngineFields(EngineOptions):
     """Mixin of the components: ``model=`` with its options, or ``engine=``.
 
-    The options are those of `ClaraEngine.from_pretrained`. An access token is neither shown nor dumped nor serialized.
+    The options are those of `ClaraEngine.from_pretrained`. An access token is neither shown nor serialized.
 
-    It stands last among the bases, so that what the framework does after validation is done first.
+    It must be the last of the bases, so that the framework's validation runs first.
     """
 
     ignored_names: ClassVar[frozenset[str]] = frozenset()
-    """Names that are accepted and say nothing to this component."""
+    """Options that are accepted and ignored by this component."""
 
     engine: Any = Field(default=None, exclude=True, repr=False)
     """An `Engine`, instead of `model` and its options."""
@@ -56,8 +55,8 @@ class EngineFields(EngineOptions):
 
         if not isinstance(value, Engine):
             got = type(value).__name__
-            # Pydantic reports a ValueError, not a TypeError, as an error of the field.
-            raise ValueError(f"engine must be a ClaraEngine or RemoteEngine, got {got}; a name is model=")  # noqa: TRY004
+            # Pydantic reports a ValueError, but not a TypeError, as an error of the field.
+            raise ValueError(f"engine must be a ClaraEngine or RemoteEngine, got {got}; a model's name goes to model=")  # noqa: TRY004
         return value
 
     @model_validator(mode="after")
@@ -73,7 +72,7 @@ class EngineFields(EngineOptions):
         return self.find_engine()
 
     def find_engine(self) -> Engine:
-        """The engine that the fields name."""
+        """The engine of the fields."""
         if self.engine is not None:
             found: Engine = self.engine
             return found
@@ -83,12 +82,12 @@ class EngineFields(EngineOptions):
 
     @property
     def model_label(self) -> str:
-        """The model as it was named."""
+        """The name of the model, as given."""
         name: str = self.engine.arguments.model if self.engine is not None else self.model or DEFAULT_MODEL
         return name
 
     async def ashared_engine(self) -> Engine:
-        """The same, found in a thread: the first look-up imports torch and reads files."""
+        """The engine, looked up in a thread, because the first look-up imports torch and reads files."""
         if "shared_engine" not in self.__dict__:
             await asyncio.to_thread(lambda: self.shared_engine)
         return self.shared_engine

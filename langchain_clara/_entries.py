@@ -1,4 +1,4 @@
-"""Documents on their way into a store and back: with ids, checked, and as the filters of a search see them."""
+"""Checks documents and their ids, and converts documents and filters for the store."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from clara_core.store import Hit, Record
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Document], bool]
-"""What a search may return: a dict as in `clara_core.retrieval.filters`, or a function of the document and its id."""
+"""A filter: a dict as in `clara_core.retrieval.filters`, or a function of the document and its id."""
 
 
 def listed(documents: Iterable[Document], ids: Sequence[str | None] | None) -> tuple[list[Document], list[str | None]]:
-    """Documents as a list, and the id that each one brings along: of `ids`, else its own.
+    """Documents as a list, and the id given for each: from `ids`, else the document's own.
 
     Raises:
-        ValueError: The numbers differ.
-        TypeError: Something is not a Document, or one stands where several belong.
+        ValueError: There are more or fewer ids than documents.
+        TypeError: An item is not a Document, or a single one is given instead of several.
     """
     documents = several(documents, "documents", "Documents")
     for index, document in enumerate(documents):
@@ -35,16 +35,16 @@ def listed(documents: Iterable[Document], ids: Sequence[str | None] | None) -> t
         return documents, [document.id for document in documents]
     ids = several(ids, "ids", "strings")
     if len(ids) != len(documents):
-        raise ValueError(f"one id a document is needed: got {len(ids)} ids for {len(documents)} documents")
+        raise ValueError(f"each document needs one id: got {len(ids)} ids for {len(documents)} documents")
     return documents, [document.id if id_ is None else id_ for document, id_ in zip(documents, ids, strict=True)]
 
 
 def with_texts(texts: Iterable[str], metadatas: Iterable[dict[str, Any]] | None) -> list[Document]:
-    """Documents of texts; `texts` may be a generator.
+    """Documents with the given texts; `texts` may be a generator.
 
     Raises:
-        ValueError: The numbers differ.
-        TypeError: Something is not a string, or one stands where several belong.
+        ValueError: There are more or fewer metadatas than texts.
+        TypeError: An item is not a string, or a single one is given instead of several.
     """
     texts = several(texts, "texts", "strings")
     for index, text in enumerate(texts):
@@ -54,15 +54,15 @@ def with_texts(texts: Iterable[str], metadatas: Iterable[dict[str, Any]] | None)
             raise TypeError(f"texts[{index}] must be a string, got {got}{hint}")
     metadatas = [{} for _ in texts] if metadatas is None else several(metadatas, "metadatas", "dicts")
     if len(metadatas) != len(texts):
-        raise ValueError(f"one metadata a text is needed: got {len(metadatas)} for {len(texts)} texts")
+        raise ValueError(f"each text needs one metadata: got {len(metadatas)} for {len(texts)} texts")
     return [Document(text, metadata=metadata) for text, metadata in zip(texts, metadatas, strict=True)]
 
 
 def several(items: object, name: str, what: str) -> list[Any]:
-    """The items as a list. Strings, Documents and dicts can be walked through, but stand for one item each.
+    """The items as a list. Strings, Documents and dicts are iterable but are single items, so they are refused.
 
     Raises:
-        TypeError: It is one item, or nothing that can be walked through.
+        TypeError: It is a single item, or not iterable.
     """
     if isinstance(items, str | bytes | Document | Mapping) or not isinstance(items, Iterable):
         raise TypeError(f"{name} must be a list of {what}, got one {type(items).__name__}; put it into a list")
@@ -72,8 +72,8 @@ def several(items: object, name: str, what: str) -> list[Any]:
 def complete_ids(documents: Sequence[Document], ids: Sequence[str | None], taken: Callable[[str], bool]) -> list[str]:
     """An id for each document: the given one, else one made from the text.
 
-    A made id is the same in every process, so that answers cached under it are found again. Equal texts get
-    different ones.
+    A made id is the same in every process, so that answers cached under it are found again. Equal texts get different
+    ids.
     """
     from clara_core.store.records import made_id
 
@@ -90,10 +90,10 @@ def complete_ids(documents: Sequence[Document], ids: Sequence[str | None], taken
 
 
 def checked(condition: Filter | None) -> Filter | None:
-    """A filter, before anything is computed for its sake.
+    """Check a filter before anything is computed with it.
 
     Raises:
-        TypeError, ValueError: It is no filter; see `check_filter`.
+        TypeError, ValueError: It is invalid; see `check_filter`.
     """
     if condition is not None and not callable(condition):
         from clara_core.retrieval.filters import check_filter
@@ -112,7 +112,7 @@ def acceptor(condition: Filter | None) -> Callable[[Document], bool] | None:
 
 
 def stored_filter(condition: Filter | None) -> Mapping[str, Any] | Callable[[Record], bool] | None:
-    """A filter as the store takes it."""
+    """A filter in the form of the store."""
     if condition is None or not callable(condition):
         return condition
     accept = condition
@@ -120,7 +120,7 @@ def stored_filter(condition: Filter | None) -> Mapping[str, Any] | Callable[[Rec
 
 
 def document_of(found: Record | Hit) -> Document:
-    """A document of the store; it is the caller's own."""
+    """A document of the store, as the caller's own copy."""
     return Document(found.text, id=found.id, metadata=found.metadata)
 
 

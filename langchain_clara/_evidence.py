@@ -1,4 +1,4 @@
-"""What an answer stands on, in LangChain's shapes: log-probabilities as OpenAI gives them, citations as annotations."""
+"""Converts log-probabilities and citations of an answer to LangChain's forms."""
 
 from __future__ import annotations
 
@@ -25,15 +25,19 @@ def logprobs_account(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {"content": [_entry(token) for token in tokens], "refusal": None}
 
 
-def evidence_account(answer: Answer, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What `response_metadata` says of an answer beside its text; nothing where nothing was asked for.
+def evidence_account(answer: Answer, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `response_metadata` about an answer besides its text; empty if none were requested.
 
     Args:
         answer: The answer.
-        asked: The engine's options of the call.
+        options: The engine options of the call.
     """
     found: dict[str, Any] = {}
-    if asked.get("citations") or asked.get("min_confidence") is not None or asked.get("read", "memory") != "memory":
+    if (
+        options.get("citations")
+        or options.get("min_confidence") is not None
+        or options.get("read", "memory") != "memory"
+    ):
         found = confidence_account(answer)
     if answer.citations is not None:
         found["citations"] = [asdict(citation) for citation in answer.citations]
@@ -41,7 +45,7 @@ def evidence_account(answer: Answer, asked: Mapping[str, Any]) -> dict[str, Any]
 
 
 def documents_account(answer: Answer, read: Sequence[ReadDocument]) -> list[dict[str, Any]]:
-    """Id and title of each document that was read, and its score where there is one."""
+    """Id and title of each document that was read, and its score if there is one."""
     accounts: list[dict[str, Any]] = [dict(document.account()) for document in read]
     for account, score in zip(accounts, answer.attribution or (), strict=False):
         account["score"] = score
@@ -49,12 +53,12 @@ def documents_account(answer: Answer, read: Sequence[ReadDocument]) -> list[dict
 
 
 def cited_documents(message: AIMessage, documents: Sequence[Document | str]) -> list[Document]:
-    """The documents that an answer stands on, best first.
+    """The documents that support an answer, best first.
 
     Args:
         message: An answer of `ChatClara` with ``citations=True``.
-        documents: Those that it was asked over, in the same order. Where the same text came twice in content blocks, it
-            was read once.
+        documents: The documents that the answer was read from, in the same order; a text that occurred twice in
+            content blocks counts once.
 
     Returns:
         list: Copies with ``citation_score`` in their metadata; ids are kept.
@@ -82,10 +86,10 @@ def cited_documents(message: AIMessage, documents: Sequence[Document | str]) -> 
 
 
 def translate(message: AIMessage | AIMessageChunk) -> list[ContentBlock]:
-    """The text as a standard block, its citations as annotations.
+    """The text as a standard block, with its citations as annotations.
 
     Raises:
-        NotImplementedError: The message has no citations or no text: LangChain's own way is right.
+        NotImplementedError: The message has no citations or no text, so LangChain's own conversion is right.
     """
     metadata = message.response_metadata
     citations = metadata.get("citations")
@@ -98,7 +102,7 @@ def translate(message: AIMessage | AIMessageChunk) -> list[ContentBlock]:
 
 
 def _annotation(citation: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
-    """LangChain's standard citation; without an id, which would keep its cache from finding the answer equal."""
+    """LangChain's standard citation, without a generated id, which would make equal answers unequal in its cache."""
     title = document.get("title")
     named = {"title": title, "url": title if str(title).startswith(("http://", "https://")) else None}
     extras = {
@@ -128,5 +132,6 @@ def _entry(token: TokenLogprob) -> dict[str, Any]:
     }
 
 
-# LangChain's door for integrations: `message.content_blocks` asks whoever wrote the message. Nothing is loaded.
+# LangChain's hook for integrations: `message.content_blocks` calls the translator of the model provider. Nothing is
+# loaded.
 register_translator("clara", translate, translate)

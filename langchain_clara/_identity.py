@@ -1,4 +1,4 @@
-"""What tells models apart in LangChain's cache, found without loading one."""
+"""Identifies a model for LangChain's cache without loading it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from clara_core.engine.door import is_server
 if TYPE_CHECKING:
     from clara_core import Engine
 
-# What an engine was made from and does not change its answers.
+# Arguments of an engine that do not change its answers.
 _NOT_IDENTITY: Final = frozenset({"token", "cache_dir", "local_files_only", "kv_cache_bytes"})
 _WEIGHTS: Final = ("*.safetensors", "*.pth", "*.bin", "config.json", "tokenizer.json")
 _stamps: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
 
 
 def identity(engine: Engine) -> dict[str, Any]:
-    """The arguments that answers depend on, and a stamp of the files behind them.
+    """The arguments that answers depend on, and a stamp of the model's files.
 
-    A model that was trained again in the same folder is another model: names, sizes and times of its files go into
-    the stamp, which is taken once for an engine. Of a Hub repo it is the commit, once the repo was fetched. The
-    weights themselves are not read, so that a cached answer needs no model; on another machine the stamp of a folder
-    may differ, and then the answer is made again. Of a server it is the fingerprint that it tells.
+    The stamp of a folder consists of names, sizes and times of its files, so a model trained again in the same folder
+    has another one; it is taken once for an engine. The stamp of a Hub repository is the commit, once it was
+    downloaded. The stamp of a server is its fingerprint. Weights are not read, so that a cached answer needs no model.
+    On another machine the stamp of a folder may differ, and the answer is then computed again.
     """
     arguments = {name: value for name, value in engine.arguments.public().items() if name not in _NOT_IDENTITY}
     if is_server(engine.arguments.model):
@@ -39,7 +39,7 @@ def identity(engine: Engine) -> dict[str, Any]:
 
 
 def _stamp(engine: Engine) -> str:
-    """Empty where nothing is known yet."""
+    """Empty if nothing is known yet."""
     facts = [fact for name in ("model", "base_model") for fact in _facts(engine, getattr(engine.arguments, name))]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16] if facts else ""
 

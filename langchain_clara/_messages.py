@@ -1,4 +1,4 @@
-"""LangChain messages as the engine's conversation: turns that alternate, and documents to read."""
+"""Converts LangChain messages to the engine's conversation: alternating turns, and documents to read."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from langchain_clara._documents import (
 
 _ROLES: Final = {"system": "system", "human": "user", "ai": "assistant"}
 _CHAT_ROLES: Final = {**_ROLES, "user": "user", "assistant": "assistant", "developer": "system"}
-# Blocks of an answer that other models leave in a history and that say nothing to this one.
+# Blocks in answers of other models that this model ignores.
 _SILENT_BLOCKS: Final = frozenset({"reasoning", "thinking", "redacted_thinking"})
 
 
 def read_messages(
     messages: Iterable[BaseMessage], documents: Sequence[Document | str] | None = None
 ) -> tuple[list[Turn], list[ReadDocument]]:
-    """What a conversation that is to be answered says, and which documents belong to it.
+    """The turns and documents of a conversation that is to be answered.
 
-    System texts come first, as one turn; turns of the same role in a row become one, joined by a
-    line break, since templates insist on alternation. A conversation without a human turn asks
-    what its system turn says. Documents that come up again in a later message are read once.
+    System texts come first, as one turn. Consecutive turns of the same role are joined by a line break, because chat
+    templates require alternating roles. In a conversation without a human turn, the system turn is the question.
+    Documents that are repeated in a later message are read once.
 
     Args:
         messages: The conversation; its last message is the human's.
-        documents: Given beside the messages, instead of as content blocks in them.
+        documents: Documents given beside the messages, instead of as content blocks in them.
 
     Raises:
-        ValueError: Nothing to answer; documents both ways; images, tools and other content that
-            cannot be read.
+        ValueError: There is nothing to answer; documents are given both ways; or the messages contain images, tools
+            or other content that cannot be read.
     """
     turns, found = _read_all(messages, _role, _read_block)
     given = [] if documents is None else read_documents(documents)
     if given and found:
         raise ValueError(
-            f"documents came both as documents= ({len(given)}) and as content blocks ({len(found)}); use one way"
+            f"documents are given both as documents= ({len(given)}) and as content blocks ({len(found)}); use one way"
         )
     return alternating(turns), given or found
 
 
 def read_history(messages: Iterable[BaseMessage]) -> tuple[list[Turn], list[ReadDocument]]:
-    """What any part of any history says, for the sake of counting it.
+    """The turns and documents of any part of a history, to count its tokens.
 
-    It may end with the model or a tool, and be empty. What `ChatClara` would refuse to answer counts as text: results
-    of tools as the user's, calls of tools as the model's. Media have no text and count nothing.
+    It may end with the model or a tool, and be empty. Content that `ChatClara` would refuse to answer counts as text:
+    results of tools as the user's, calls of tools as the model's. Media have no text and do not count.
     """
     return _read_all(messages, _counted_role, _counted_block)
 
@@ -62,7 +62,7 @@ def _read_all(
     role_of: Callable[[BaseMessage], str],
     read_block: Callable[[Mapping[str, Any]], str | ReadDocument],
 ) -> tuple[list[Turn], list[ReadDocument]]:
-    """Turns as they stand, and the documents among their content blocks, each text once."""
+    """The turns in order, and the documents among their content blocks, each text once."""
     turns: list[Turn] = []
     found: dict[str, ReadDocument] = {}
     for message in messages:
@@ -75,16 +75,16 @@ def _read_all(
                 texts.append(read)
             else:
                 found.setdefault(read.text, read)
-        if isinstance(message, AIMessage):  # none where `role_of` refused them
+        if isinstance(message, AIMessage):  # `role_of` refuses them in a conversation to be answered
             texts += [f"{call['name']}({call['args']})" for call in (*message.tool_calls, *message.invalid_tool_calls)]
         turns.append({"role": role, "content": "".join(texts)})
     return turns, list(found.values())
 
 
 def _role(message: BaseMessage) -> str:
-    """Whose turn a message is that can be answered or was an answer."""
+    """The role of a message in a conversation that is to be answered."""
     if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
-        raise ValueError("the conversation holds tool calls, and ChatClara has no tools; leave them out")
+        raise ValueError("the conversation contains tool calls, and ChatClara has no tools; leave them out")
     kind, known = message.type, _ROLES
     if isinstance(message, ChatMessage):
         kind, known = message.role, _CHAT_ROLES
@@ -97,13 +97,13 @@ def _role(message: BaseMessage) -> str:
 
 
 def _counted_role(message: BaseMessage) -> str:
-    """Whose turn a message counts as: what is neither the model's nor the system's comes to the model."""
+    """The role of a message for counting: the user's, unless it is the model's or a system message."""
     kind = message.role if isinstance(message, ChatMessage) else message.type
     return _CHAT_ROLES.get(kind.removesuffix("MessageChunk").lower(), "user")
 
 
 def _read_block(block: Mapping[str, Any]) -> str | ReadDocument:
-    """A content block's text or document.
+    """The text or document of a content block.
 
     Raises:
         ValueError: It is neither.

@@ -1,4 +1,4 @@
-"""What can be said of a model from the files that are on this machine, without loading it."""
+"""Reads the context length of a model from local files, without loading the model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from clara_core.common.errors import CheckpointError
 from clara_core.engine.options import DEFAULT_MODEL
 
 _WINDOWED: Final = {"mistral": 4096}
-"""Sliding window of an architecture where its config does not name one."""
+"""Sliding window of architectures whose config does not give one."""
 
 
 def local_context(source: Any) -> int | None:
-    """Most positions that a prompt and its answer take together, as `ClaraEngine.context` says it.
+    """Most positions of a prompt and its answer together, equal to `ClaraEngine.context`.
 
     Args:
-        source: What names the model: `EngineFields` or `EngineArguments`.
+        source: The fields that name the model: `EngineFields` or `EngineArguments`.
 
     Returns:
-        int | None: None where the files are not here (a Hub repo that was never fetched), or do not say.
+        int | None: None if the files are not on this machine (a Hub repository that was never downloaded), or do
+        not give it.
     """
     try:
         folder = resolve(
@@ -43,10 +44,10 @@ def local_context(source: Any) -> int | None:
 
 
 def _fetched(repo: str, cache_dir: str | None) -> Path:
-    """The config of a base decoder that lies in the Hub's cache.
+    """The config of a base decoder in the local Hub cache.
 
     Raises:
-        FileNotFoundError: It was never fetched.
+        FileNotFoundError: It was never downloaded.
     """
     from huggingface_hub import try_to_load_from_cache
 

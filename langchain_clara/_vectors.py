@@ -1,4 +1,4 @@
-"""How texts and questions become what a store keeps and is asked with: memories, or vectors of another embedding."""
+"""Converts texts and questions to what the store compares: memories, or vectors of another embedding."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Vectors:
-    """What an embedding makes for a store.
+    """The vectors that an embedding makes for a store.
 
     Args:
-        embedding: Any. Of `ClaraEmbeddings` a store keeps the memories themselves, every window of them, or with
-            ``dimensions=`` every window's projection; of another one its vectors.
+        embedding: Any embedding. With `ClaraEmbeddings` the store keeps the memories themselves, every window of
+            them, or with ``dimensions=`` the projection of every window; with another one it keeps the vectors.
         show_progress: Draw a progress bar while documents are compressed.
     """
 
@@ -35,23 +35,23 @@ class Vectors:
         return isinstance(self.embedding, ClaraEmbeddings) and self.embedding.dimensions is None
 
     def engine(self, name: str) -> Engine:
-        """The engine behind the vectors, for the sake of the method `name`.
+        """The engine of the embedding, for the method `name`.
 
         Raises:
-            TypeError: The vectors are another embedding's.
+            TypeError: The embedding is not CLaRa's.
         """
         if not isinstance(self.embedding, ClaraEmbeddings):
             got = type(self.embedding).__name__
-            raise TypeError(f"{name} needs a store of memories, and this one keeps vectors of {got}")
+            raise TypeError(f"{name} needs a store of memories, but this store keeps vectors of {got}")
         return self.embedding.shared_engine
 
     def of_texts(self, texts: list[str]) -> list[Array]:
         """Vectors of the windows of each text, ``[W, D]``; a blank text has none."""
-        told = [text for text in texts if text.strip()] or ["-"]  # the length of vectors has to be known
+        filled = [text for text in texts if text.strip()] or ["-"]  # one text gives the length of vectors
         if isinstance(self.embedding, ClaraEmbeddings):
-            rows = self.of_memories(self.embedding.shared_engine.remember(told, show_progress=self._show_progress))
+            rows = self.of_memories(self.embedding.shared_engine.remember(filled, show_progress=self._show_progress))
         else:
-            rows = _rows(self.embedding.embed_documents(told))
+            rows = _rows(self.embedding.embed_documents(filled))
         return _in_place(texts, rows)
 
     async def aof_texts(self, texts: list[str]) -> list[Array]:
@@ -87,7 +87,7 @@ class Vectors:
 
 
 def vector_of(vector: Sequence[float]) -> Array:
-    """A vector of LangChain's as an array."""
+    """A LangChain vector as an array."""
     return np.asarray(vector, np.float32)
 
 
@@ -96,6 +96,6 @@ def _rows(vectors: Sequence[Sequence[float]]) -> list[Array]:
 
 
 def _in_place(texts: Sequence[str], rows: Sequence[Array]) -> list[Array]:
-    """An array for each text, of which the blank ones were left out."""
+    """An array for each text, including the blank ones, which have no vectors."""
     left: Any = iter(rows)
     return [next(left) if text.strip() else rows[0][:0] for text in texts]

@@ -1,4 +1,4 @@
-"""Answering from compressed documents, where a chain of LangChain's would paste their text into the prompt."""
+"""A chain that answers from compressed documents instead of pasting their text into the prompt."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def create_clara_documents_chain(
     document_prompt: BasePromptTemplate[str] | None = None,
     document_variable_name: str = "context",
 ) -> Runnable[dict[str, Any], Any]:
-    """A chain that answers from documents: what `create_stuff_documents_chain` is, without the stuffing.
+    """Create a chain that answers from documents, as a replacement for `create_stuff_documents_chain`.
 
-    Documents reach the model as content blocks, which `ChatClara` reads as memory tokens. It takes the same place in
-    `create_retrieval_chain` and the same prompts: a ``{context}`` in the text of a prompt stays empty, and the
-    documents stand in front of the last human message. A prompt with a `DocumentsPlaceholder` says itself where.
+    Documents reach the model as content blocks, which `ChatClara` reads as memory tokens. The chain works in
+    `create_retrieval_chain` and with the same prompts: a ``{context}`` in the text of a prompt stays empty, and the
+    documents are put before the last human message, or at the `DocumentsPlaceholder` of the prompt.
 
     Example:
         ```python
@@ -39,11 +39,11 @@ def create_clara_documents_chain(
 
     Args:
         llm: `ChatClara`, or another model that reads documents in messages.
-        prompt: Made of ``{input}`` and an optional ``chat_history`` where it is not given.
-        output_parser: Of the answer; the text where it is not given.
-        document_prompt: What to make of a document, from its text and metadata. A text that it changes is another
-            text, whose memory is not the one that a store holds.
-        document_variable_name: The input's key that holds the documents.
+        prompt: By default ``{input}`` and an optional ``chat_history``.
+        output_parser: Parses the answer; by default the chain returns its text.
+        document_prompt: Formats a document from its text and metadata. A changed text is compressed again, because
+            the memory in a store is that of the original text.
+        document_variable_name: Key of the documents in the input.
 
     Returns:
         Runnable: From ``{"context": documents, "input": question, ...}`` to the answer.
@@ -71,22 +71,22 @@ def _places_documents(prompt: BasePromptTemplate[Any], name: str) -> bool:
 
 
 def _shown(values: Mapping[str, Any], name: str, document_prompt: BasePromptTemplate[str] | None) -> dict[str, Any]:
-    """The input, its documents as `document_prompt` says them."""
+    """The input, with its documents formatted by `document_prompt`."""
     if name not in values:
         raise KeyError(f"the documents are missing: there is no {name!r} among {', '.join(map(repr, values))}")
     if document_prompt is None:
         return dict(values)
     listed = listed_documents(values[name], repr(name))
     documents = [Document(document) if isinstance(document, str) else document for document in listed]
-    said = [
+    formatted = [
         Document(format_document(document, document_prompt), id=document.id, metadata=document.metadata)
         for document in documents
     ]
-    return {**values, name: said}
+    return {**values, name: formatted}
 
 
 def _filled(prompt: BasePromptTemplate[Any], values: dict[str, Any], name: str) -> PromptValue:
-    """The prompt with the documents where it says, else in front of its last human message."""
+    """The prompt with the documents at its placeholder, else before its last human message."""
     if _places_documents(prompt, name):
         return prompt.invoke(values)
     documents = DocumentsPlaceholder(name).format_messages(**values)

@@ -1,4 +1,4 @@
-"""The generator as a chat model that reads documents as memory tokens."""
+"""A LangChain chat model that reads documents as memory tokens with the generator."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed")
 _OPTIONS: Final = (*_SAMPLING, *EVIDENCE)
 _NO_TOOLS: Final = (
-    "ChatClara cannot call tools, nor be held to a schema, which agents ask for as a tool: CLaRa was trained to answer "
-    "in plain text from documents. Let another model be the agent and give "
-    "it a ClaraRetriever as its tool (langchain_core.tools.create_retriever_tool), or an agent of ChatClara its "
-    "documents without tools (ClaraContextMiddleware)"
+    "ChatClara cannot call tools or return structured output, which agents request as a tool: CLaRa was trained to "
+    "answer in plain text from documents. Use another model as the agent, with a ClaraRetriever as its tool "
+    "(langchain_core.tools.create_retriever_tool), or give an agent of ChatClara its documents without tools "
+    "(ClaraContextMiddleware)"
 )
 _NO_SCHEMA: Final = (
-    "ChatClara cannot be held to a schema: CLaRa was trained to answer in plain text. Parse the text that it writes "
-    "(an output parser such as PydanticOutputParser), or let a model with structured output read the answer"
+    "ChatClara cannot return structured output: CLaRa was trained to answer in plain text. Parse its text with an "
+    "output parser such as PydanticOutputParser, or give the answer to a model with structured output"
 )
 _TOOLS: Final = ("tools", "tool_choice", "functions", "function_call", "response_format")
 
-Asked: TypeAlias = "tuple[list[Turn], list[ReadDocument], dict[str, Any]]"
+Request: TypeAlias = "tuple[list[Turn], list[ReadDocument], dict[str, Any]]"
 """A conversation, its documents, and the engine's options."""
 
 
 class ChatClara(BaseChatModel, EngineFields):
-    """Answers from documents that it reads as a few memory tokens each.
+    """A chat model that answers from documents and reads each as a few memory tokens.
 
-    Documents come as content blocks of a message (`DocumentsPlaceholder` makes them; types ``text-plain``,
+    Documents are given as content blocks of a message (`DocumentsPlaceholder` makes them; types ``text-plain``,
     ``document`` and ``search_result``) or as ``documents=`` on `invoke`, `stream`, `batch` or `bind`; not both at once.
-    They are compressed at first sight and known by their text from then on. Without documents it is a plain chat model.
+    They are compressed at first use and then cached by their text. Without documents it is a plain chat model.
 
     Setup:
         ```bash
@@ -66,13 +66,13 @@ class ChatClara(BaseChatModel, EngineFields):
 
     Key init args - completion params:
         max_tokens: int
-            Most tokens to write.
+            Maximum number of tokens to write.
         temperature, top_p, seed:
-            Of sampling; temperature 0 is greedy and reproducible.
+            Sampling; temperature 0 is greedy and reproducible.
         stop: list[str] | None
             Strings that end an answer.
         logprobs, top_logprobs, citations, min_confidence, read:
-            What is wanted beside the text; see the fields. All of them also per call.
+            What to return beside the text; see the fields. All can also be given to a call.
 
     Key init args - client params:
         model, compression, dtype, ... or engine:
@@ -106,49 +106,49 @@ class ChatClara(BaseChatModel, EngineFields):
         ``usage_metadata["input_tokens"]`` counts positions of the prompt, text and memory tokens together.
 
     Response metadata:
-        ``memory_tokens``, ``source_tokens`` (what the documents would have cost as text), ``saved_tokens`` (the
+        ``memory_tokens``, ``source_tokens`` (tokens of the documents as text), ``saved_tokens`` (the
         difference), ``windows_left_out`` (of documents too long to be read whole), ``documents`` (id and title of each
-        one read, in order), ``finish_reason``, ``model_name`` and ``model_provider``. Where they are asked for also
+        one read, in order), ``finish_reason``, ``model_name`` and ``model_provider``. If requested also
         ``logprobs`` (in OpenAI's shape), ``citations``, ``documents[i]["score"]``, ``confidence``, ``calibrated``,
         ``checks``, ``abstained``, ``draft``, ``reading`` and ``judged_tokens`` (positions of the passes that this
         took). ``message.content_blocks`` has citations as annotations of the text; `cited_documents` gives documents.
-        In a stream, log-probabilities come with their pieces and the rest with the last one.
+        In a stream, each piece has its log-probabilities and the last one has the rest.
 
     Model profile:
-        ``profile["max_input_tokens"]`` is the context, which holds prompt and answer together. A Hub model has it once
-        its files were fetched.
+        ``profile["max_input_tokens"]`` is the context, which holds prompt and answer together. For a Hub model it is
+        missing until its files are downloaded.
 
     Tools, structured output, images and other media are refused.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    # Options of models behind a network; generic code hands them to every chat model.
+    # Options of models on a network, which generic code passes to every chat model.
     ignored_names: ClassVar[frozenset[str]] = frozenset({"api_key", "timeout", "max_retries"})
 
     max_tokens: int = Field(default=128, ge=1)
-    """Most tokens to write."""
+    """Maximum number of tokens to write."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy and reproducible."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Share of probability that is sampled from."""
+    """Probability mass that is sampled from."""
     seed: int | None = None
     """Makes sampling reproducible."""
     stop: list[str] | None = None
-    """Strings that end an answer and are no part of it; `stop` of a call takes their place."""
+    """Strings that end an answer and are not part of it; `stop` of a call replaces them."""
     logprobs: bool = False
     """Whether `response_metadata` has the log-probabilities of the tokens written."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    """Alternatives at each place; needs `logprobs`."""
+    """Number of alternatives for each token; needs `logprobs`."""
     citations: bool | Literal["attention"] = False
-    """Whether the answer is judged with each document hidden, to say what it stands on. "attention" costs nearly
-    nothing instead, and misleads for up to a quarter of the wrong answers."""
+    """Whether the answer is judged with each document hidden, to find what supports it. "attention" costs nearly
+    nothing instead, but misleads for up to a quarter of the wrong answers."""
     min_confidence: float | None = Field(default=None, ge=0, le=1)
-    """Below it the text is withheld; 0 withholds nothing and gives a confidence."""
+    """Confidence below which the text is withheld; 0 withholds nothing but computes the confidence."""
     read: Literal["memory", "again", "text", "auto"] = "memory"
-    """Which readings there are; "again" reads the best document alone where the evidence speaks against an answer."""
+    """How to read the documents; "again" also reads the best document alone if the evidence contradicts the answer."""
     streaming: bool = False
-    """Whether `invoke` streams, for the sake of callbacks that wait for tokens."""
+    """Whether `invoke` streams, for callbacks that expect tokens."""
 
     @model_validator(mode="after")
     def _set_clara_version(self) -> ChatClara:
@@ -160,7 +160,7 @@ class ChatClara(BaseChatModel, EngineFields):
 
     @property
     def model_name(self) -> str:
-        """The model as it was named."""
+        """Name of the model, as given."""
         return self.model_label
 
     @property
@@ -169,9 +169,9 @@ class ChatClara(BaseChatModel, EngineFields):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        """All that an answer depends on; LangChain's cache tells models apart by it."""
+        """All that an answer depends on; LangChain's cache distinguishes models by it."""
         options = {name: getattr(self, name) for name in _OPTIONS}
-        # Not as "stop": LangChain puts the stop of the call there, and None would hide ours.
+        # Not as "stop": LangChain puts the stop of the call there, and None would replace ours.
         return {**identity(self.shared_engine), **options, "default_stop": self.stop}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -201,19 +201,19 @@ class ChatClara(BaseChatModel, EngineFields):
     # --- tokens ----------------------------------------------------------------------------------
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Ids of a text by itself, by the model's own tokenizer."""
+        """Token ids of a text, from the model's own tokenizer."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         return self.shared_engine.tokenizer.encode_plain(text)
 
     def get_num_tokens(self, text: str) -> int:
-        """Tokens of a text by itself."""
+        """Number of tokens of a text."""
         return len(self.get_token_ids(text))
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """Positions that any part of a history takes of the context, documents as memory tokens.
+        """Positions of the context that any part of a history takes, with documents as memory tokens.
 
-        A history may end with the model or a tool and be empty; what `invoke` would refuse counts as text.
+        A history may end with the model or a tool, or be empty; content that `invoke` would refuse counts as text.
         """
         if tools:
             raise ValueError(f"tools= cannot be counted: {_NO_TOOLS}")
@@ -268,7 +268,7 @@ class ChatClara(BaseChatModel, EngineFields):
         turns, read, options = self._prepared(messages, documents, stop, kwargs)
         engine = self.shared_engine
         memories = engine.remember([document.text for document in read])
-        # Closed with this generator, which stops the work on the device.
+        # Closing this generator closes the stream, which stops the work on the device.
         with closing(engine.stream_chat(turns, memories, **options)) as pieces:
             for piece in pieces:
                 chunk = self._chunk(piece, read, options)
@@ -322,12 +322,12 @@ class ChatClara(BaseChatModel, EngineFields):
     ) -> list[AIMessage]:
         """Answer many conversations as one batch of the engine.
 
-        Each has its own documents, callbacks and trace; ``config["max_concurrency"]`` bounds a batch.
+        Each has its own documents, callbacks and trace; ``config["max_concurrency"]`` limits the batch.
 
         Args:
             inputs: The conversations.
-            config: One for all, or one each.
-            return_exceptions: Put the error of a conversation that fails into its place, instead of raising it.
+            config: One configuration for all, or one for each.
+            return_exceptions: Return the error of a failed conversation in its place instead of raising it.
             **kwargs: Options of the call, the same for all.
         """
         _check_call(kwargs)
@@ -336,7 +336,7 @@ class ChatClara(BaseChatModel, EngineFields):
         answers: list[Any] = []
         for start in range(0, len(inputs), size):
             part, part_configs = inputs[start : start + size], configs[start : start + size]
-            barrier: BatchBarrier[Asked, Answer] = BatchBarrier(len(part), self._answer_all)
+            barrier: BatchBarrier[Request, Answer] = BatchBarrier(len(part), self._answer_all)
             calls = [
                 asyncio.ensure_future(
                     in_slot(BatchSlot(self, barrier), partial(self.ainvoke, each, settings, **kwargs))
@@ -350,16 +350,16 @@ class ChatClara(BaseChatModel, EngineFields):
                     call.cancel()
         return answers
 
-    async def _answer_all(self, asked: list[Asked]) -> Sequence[Answer | Exception]:
-        """Answer conversations with the same options; what fails in one does not fail the others."""
+    async def _answer_all(self, requests: list[Request]) -> Sequence[Answer | Exception]:
+        """Answer conversations with the same options; an error in one does not affect the others."""
         engine = await self.ashared_engine()
-        known = iter(await engine.aremember([document.text for _, read, _ in asked for document in read]))
-        conversations = [(turns, [next(known) for _ in read]) for turns, read, _ in asked]
-        options = asked[0][2]
+        known = iter(await engine.aremember([document.text for _, read, _ in requests for document in read]))
+        conversations = [(turns, [next(known) for _ in read]) for turns, read, _ in requests]
+        options = requests[0][2]
         try:
             return await engine.achat_batch(conversations, **options)
-        except Exception as exc:  # noqa: BLE001 - whose it is shows when they are asked one by one
-            if len(asked) == 1:
+        except Exception as exc:  # noqa: BLE001 - answering one by one shows whose error it is
+            if len(requests) == 1:
                 return [exc]
         alone = (engine.achat(turns, memories, **options) for turns, memories in conversations)
         results = await asyncio.gather(*alone, return_exceptions=True)
@@ -370,18 +370,18 @@ class ChatClara(BaseChatModel, EngineFields):
 
     # --- what is refused -------------------------------------------------------------------------
 
-    def bind(self, **kwargs: Any) -> Any:  # LangChain's own type of binding is newer than our oldest version of it
-        """This model with options of the call; one that no call can take is refused here already."""
+    def bind(self, **kwargs: Any) -> Any:  # the oldest supported version has no type for its binding
+        """The model bound to options of the call; options that no call can take are refused here."""
         _check_call(kwargs)
         return super().bind(**kwargs)
 
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Refuse tools; a list without any binds nothing.
+        """Refuse tools; an empty list is accepted.
 
         Raises:
-            NotImplementedError: Says what to do instead.
+            NotImplementedError: The message gives the alternatives.
         """
         if tools or tool_choice:
             raise NotImplementedError(_NO_TOOLS)
@@ -389,17 +389,17 @@ class ChatClara(BaseChatModel, EngineFields):
         return bound
 
     def with_structured_output(self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any) -> Any:
-        """Refuse a schema.
+        """Refuse structured output.
 
         Raises:
-            NotImplementedError: Says what to do instead.
+            NotImplementedError: The message gives the alternatives.
         """
         raise NotImplementedError(_NO_SCHEMA)
 
     # --- an event loop that is not blocked -------------------------------------------------------
 
     async def agenerate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
-        """Answer conversations; the engine is looked up beside the event loop before anything asks for it."""
+        """Answer conversations; the engine is looked up outside the event loop first."""
         await self.ashared_engine()
         return await super().agenerate(messages, *args, **kwargs)
 
@@ -409,7 +409,7 @@ class ChatClara(BaseChatModel, EngineFields):
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
-        """The answer in pieces; leaving the loop over it early stops the work."""
+        """The answer in pieces; leaving the loop over it stops the work."""
         await self.ashared_engine()
         stream = cast("AsyncGenerator[AIMessageChunk, None]", super().astream(input, config, **kwargs))
         async with aclosing(stream) as chunks:
@@ -423,7 +423,7 @@ class ChatClara(BaseChatModel, EngineFields):
         stop: Sequence[str] | None,
         call: Mapping[str, Any],
     ) -> tuple[list[Turn], list[ReadDocument], dict[str, Any]]:
-        """Turns, documents, and the engine's options: the call's before the object's."""
+        """Turns, documents, and the engine's options; options of the call replace those of the object."""
         _check_call({**call, "documents": documents, "stop": stop})
         turns, read = read_messages(messages, documents)
         options = {name: call.get(name, getattr(self, name)) for name in _OPTIONS}
@@ -439,9 +439,9 @@ class ChatClara(BaseChatModel, EngineFields):
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _chunk(self, piece: Chunk, read: Sequence[ReadDocument], options: Mapping[str, Any]) -> ChatGenerationChunk:
-        """A piece of an answer; the account is the last one's alone, since merging adds up.
+        """A piece of an answer. Only the last one has the counts, because merging adds them up.
 
-        Merging joins lists, so that log-probabilities come with each piece.
+        Merging joins lists, so each piece has its own log-probabilities.
         """
         logged = {} if piece.logprobs is None else {"logprobs": logprobs_account(piece.logprobs)}
         if piece.answer is None:
@@ -475,11 +475,11 @@ def _usage(answer: Answer) -> UsageMetadata:
 
 
 def _check_call(call: Mapping[str, Any]) -> None:
-    """Refuse what no call can take.
+    """Refuse options that no call can take.
 
     Raises:
-        TypeError: An unknown option, or something that could be walked through once where a list belongs.
-        ValueError: Tools, or a format.
+        TypeError: An unknown option, or an iterator instead of a list.
+        ValueError: Tools, or a response format.
     """
     for name, value in call.items():
         if name in _TOOLS and value:
@@ -489,4 +489,4 @@ def _check_call(call: Mapping[str, Any]) -> None:
     if call.get("documents") is not None:
         listed_documents(call["documents"])
     if isinstance(call.get("stop"), Iterator):
-        raise TypeError(f"stop must be a list of strings, got {type(call['stop']).__name__}; it is read at every call")
+        raise TypeError(f"stop must be a list of strings, got {type(call['stop']).__name__}")

@@ -12,11 +12,11 @@ from langchain_clara._engine import EngineFields
 
 
 class ClaraCrossEncoder(EngineFields, BaseCrossEncoder):
-    """Scores pairs of a question and a text: the cosine of the two, on the text's memory tokens.
+    """Scores pairs of a question and a text by the cosine of their memories.
 
-    It takes the place of another cross encoder, such as in a `CrossEncoderReranker`. A text that was compressed before
-    costs nothing, and a question is read once for all of its texts. `ClaraRerank` does the same in one step, is async
-    all the way, and leaves the score in the document's metadata.
+    It replaces another cross encoder, for example in a `CrossEncoderReranker`. A text that is in the engine's cache is
+    not compressed again, and a question is read once for all of its texts. `ClaraRerank` does the same in one step,
+    has asynchronous methods, and adds the score to the document's metadata.
 
     Setup:
         ```bash
@@ -47,13 +47,13 @@ class ClaraCrossEncoder(EngineFields, BaseCrossEncoder):
         """Cosines of pairs (question, text), in order.
 
         Args:
-            text_pairs: Any number; the questions may differ.
+            text_pairs: Any number of pairs; the questions may differ.
 
         Returns:
-            list: Python floats in [-1, 1], higher is better; of a long text its best window's.
+            list: Python floats in [-1, 1], higher is better; for a long text that of its best window.
 
         Raises:
-            TypeError: Something is not a pair of strings.
+            TypeError: An item is not a pair of strings.
         """
         pairs = _checked(text_pairs)
         if not pairs:
@@ -61,14 +61,14 @@ class ClaraCrossEncoder(EngineFields, BaseCrossEncoder):
         from clara_core.retrieval.ranking import score_memories
 
         engine = self.shared_engine
-        places: dict[str, list[int]] = {}  # of the pairs of each question
+        places: dict[str, list[int]] = {}  # indexes of the pairs of each question
         for index, (question, _) in enumerate(pairs):
             places.setdefault(question, []).append(index)
-        asked = engine.reason(list(places))  # [questions, n_mem, hidden]
+        queries = engine.reason(list(places))  # [questions, n_mem, hidden]
         memories = engine.remember([text for _, text in pairs])
         scores = [0.0] * len(pairs)
         for row, own in enumerate(places.values()):
-            cosines = score_memories(asked[row : row + 1], [memories[index] for index in own])[0]  # [pairs of it]
+            cosines = score_memories(queries[row : row + 1], [memories[index] for index in own])[0]  # [pairs of it]
             for index, cosine in zip(own, cosines.tolist(), strict=True):
                 scores[index] = cosine
         return scores

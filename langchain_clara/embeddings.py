@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 
 class ClaraEmbeddings(EngineFields, Embeddings):
-    """Memories as vectors: the compressor embeds documents, the query reasoner embeds questions.
+    """Memories as vectors for other stores: the compressor embeds documents, the query reasoner embeds questions.
 
-    A vector is a memory laid out flat, of length one, so that cosine, inner product and Euclidean distance rank
-    alike. `ClaraVectorStore` searches the memories themselves and needs none of this; it is meant for other stores.
-    Many of those take no vector of 65,536 numbers (a document of the 7B model at rate 16): `dimensions` makes it
-    shorter.
+    A vector is a flattened memory of length one, so cosine, inner product and Euclidean distance give the same
+    ranking. `ClaraVectorStore` searches the memories themselves and does not need this class. Many other stores do
+    not accept vectors of 65,536 numbers (a document of the 7B model at rate 16): `dimensions` makes them shorter.
 
     Setup:
         ```bash
@@ -34,7 +33,7 @@ class ClaraEmbeddings(EngineFields, Embeddings):
         dimensions: int | None
             Length of the vectors; None is the full length ``n_mem * hidden``.
         overflow: "mean" | "error"
-            What becomes of a text that is longer than the compressor's window.
+            What to do with a text that is longer than the compressor's window.
         model, compression, dtype, ... or engine:
             See `EngineFields`.
 
@@ -56,28 +55,28 @@ class ClaraEmbeddings(EngineFields, Embeddings):
         await embeddings.aembed_query("When was Tolmet Bridge opened?")
         ```
 
-    The same text has another vector as a document than as a question: a cache of embeddings needs a place for each.
+    A text has one vector as a document and another one as a question: use a separate cache of embeddings for each.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     dimensions: int | None = Field(default=None, ge=1)
-    """Length of the vectors, by a seeded orthogonal projection; None keeps them whole.
+    """Length of the vectors, by a seeded orthogonal projection; None is the full length.
 
-    A cosine is kept up to a standard deviation of ``(1 - cosine²) / sqrt(dimensions)``: 0.03 at 1,024 for texts that
-    have nothing in common, less for those that are alike.
+    The error of a cosine has a standard deviation of ``(1 - cosine²) / sqrt(dimensions)``: 0.03 at 1,024 for texts that
+    have nothing in common, less for similar texts.
     """
     seed: int = 0
-    """Of the projection; vectors are comparable only under the same one."""
+    """Seed of the projection; only vectors with the same seed are comparable."""
     overflow: Literal["mean", "error"] = "mean"
-    """A text longer than the window becomes the mean of its windows, with a warning, or raises `WindowOverflow`."""
+    """For a text longer than the window: the mean of its windows' vectors with a warning, or a `WindowOverflow`."""
     show_progress: bool = False
     """Draw a progress bar while documents are compressed."""
 
     # --- LangChain's interface -------------------------------------------------------------------
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Vectors of documents, in order; a text that was compressed before costs nothing.
+        """Vectors of documents, in order; texts in the engine's cache are not compressed again.
 
         Raises:
             WindowOverflow: A text is longer than the window and ``overflow="error"``.
@@ -92,7 +91,7 @@ class ClaraEmbeddings(EngineFields, Embeddings):
         return _lists(self.space.questions(self.shared_engine.reason([text])))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """`embed_documents`, awaitable; no thread is held while the device works."""
+        """`embed_documents`, awaitable; no thread is occupied while the device works."""
         if not texts:
             return []
         engine = await self.ashared_engine()
@@ -109,13 +108,13 @@ class ClaraEmbeddings(EngineFields, Embeddings):
 
     @property
     def space(self) -> VectorSpace:
-        """The vectors that this makes."""
+        """The vectors that these embeddings make."""
         from clara_core.retrieval.vectors import VectorSpace
 
         return VectorSpace(self.shared_engine, self.dimensions, self.seed)
 
     def memory_vectors(self, memories: Sequence[Memory]) -> Array:
-        """Vectors ``[n, length]`` of memories, in float32: what `embed_documents` gives as lists."""
+        """Vectors ``[n, length]`` of memories, in float32; `embed_documents` returns them as lists."""
         self._judge_long([memory for memory in memories if memory.n_windows > 1])
         return self.space.documents(memories)
 
@@ -139,6 +138,6 @@ _HOW = "split them with ClaraTextSplitter, or search them in a ClaraVectorStore,
 
 
 def _lists(vectors: Array) -> list[list[float]]:
-    """Python floats, as the interface wants them."""
+    """Vectors as lists of Python floats."""
     lists: list[list[float]] = vectors.tolist()
     return lists

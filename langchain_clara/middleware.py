@@ -1,4 +1,4 @@
-"""Documents for an agent's model: retrieved for each question, read as memory tokens. Needs `langchain`."""
+"""Retrieves documents for each question of an agent, which its model reads as memory tokens. Needs `langchain`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ except ImportError as exc:
 
 
 class ClaraContextMiddleware(AgentMiddleware[Any, Any, Any]):
-    """Puts the documents that answer the last question in front of it, as content blocks.
+    """Puts the documents that best match the last question before it, as content blocks.
 
-    The agent's state keeps the conversation as it was: what was retrieved for one question is not carried along to
-    the next. The answer says in ``response_metadata["documents"]`` which ones `ChatClara` read.
+    The agent's state keeps the conversation unchanged: documents retrieved for one question are not kept for the
+    next. ``response_metadata["documents"]`` of the answer lists the documents that `ChatClara` read.
 
     Example:
         ```python
@@ -30,8 +30,8 @@ class ClaraContextMiddleware(AgentMiddleware[Any, Any, Any]):
         ```
 
     Args:
-        retriever: Anything that turns a question into documents.
-        k: Most documents to hand over; None hands over all that the retriever gives.
+        retriever: A retriever, another runnable or a function from a question to documents.
+        k: Maximum number of documents; None passes all that the retriever returns.
     """
 
     tools: Sequence[Any] = ()
@@ -71,7 +71,7 @@ class ClaraContextMiddleware(AgentMiddleware[Any, Any, Any]):
 
 
 def _question(messages: Sequence[AnyMessage]) -> str | None:
-    """Text of the last human message; None where it brings its own documents, or there is none."""
+    """Text of the last human message; None if it has its own documents, or there is none."""
     place = _last_human(messages)
     if place < 0:
         return None

@@ -1,4 +1,4 @@
-"""The piece of a prompt that holds documents."""
+"""A placeholder for documents in a prompt."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from langchain_clara._documents import block_from_document, listed_documents
 
 
 class DocumentsPlaceholder(BaseMessagePromptTemplate):
-    """Puts a list of Documents into a prompt, as content blocks of a human message.
+    """Inserts a list of Documents into a prompt, as content blocks of a human message.
 
-    It is to documents what `MessagesPlaceholder` is to messages. `ChatClara` reads the blocks as
-    memory tokens; a model that knows documents as content blocks reads the same prompt as text. No
-    document becomes part of a text that is formatted, so nothing in a document can pose as
-    something else.
+    It works like `MessagesPlaceholder`. `ChatClara` reads the blocks as memory tokens; other models that support
+    documents as content blocks read the same prompt as text. Documents are never formatted into the text of a message,
+    so their content cannot imitate another part of the prompt.
 
     Example:
         ```python
@@ -25,8 +24,8 @@ class DocumentsPlaceholder(BaseMessagePromptTemplate):
         ```
 
     Args:
-        variable_name: The prompt's variable that holds the Documents (or strings).
-        optional: Whether the variable may be missing, which means no documents.
+        variable_name: Variable of the prompt that holds the Documents (or strings).
+        optional: Whether the variable may be missing; then there are no documents.
     """
 
     variable_name: str
@@ -37,20 +36,20 @@ class DocumentsPlaceholder(BaseMessagePromptTemplate):
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """Only classes of LangChain's own packages can be loaded again from LangChain's JSON."""
+        """False: LangChain loads only classes of its own packages from its JSON."""
         return False
 
     @property
     def input_variables(self) -> list[str]:
-        """The variable, if the prompt cannot do without it."""
+        """The variable, unless it is optional."""
         return [] if self.optional else [self.variable_name]
 
     def format_messages(self, **kwargs: Any) -> list[BaseMessage]:
-        """One human message with a block a document; no message where there are no documents.
+        """One human message with a block for each document; no message if there are no documents.
 
         Raises:
             KeyError: The variable is missing.
-            TypeError: The variable holds something else than Documents and strings.
+            TypeError: The variable contains something other than Documents and strings.
         """
         documents = kwargs.get(self.variable_name, []) if self.optional else kwargs[self.variable_name]
         listed = listed_documents(documents, repr(self.variable_name))
@@ -58,5 +57,5 @@ class DocumentsPlaceholder(BaseMessagePromptTemplate):
         return [HumanMessage(content=blocks)] if blocks else []
 
     def pretty_repr(self, html: bool = False) -> str:
-        """How the prompt shows it."""
+        """The placeholder in the printed prompt."""
         return f"=== Documents ===\n\n{{{self.variable_name}}}"

@@ -1,4 +1,4 @@
-"""The query reasoner as a reranker of any retriever's candidates."""
+"""Reranks the candidates of any retriever with the query reasoner."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _DOCUMENTS: Final = ("documents", "context")
 
 
 class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocumentCompressor, EngineFields):
-    """Puts documents in the order in which they answer the question, and keeps the best.
+    """Sorts documents by how well they answer the question, and keeps the best.
 
-    Memory is found by the document's text: one that was compressed before (by a retriever, a store, an earlier
-    question) costs nothing, so that reranking known documents costs one question. The documents returned are copies
-    with the cosine of question and document in ``metadata["relevance_score"]``, a Python float in [-1, 1].
+    Memories are found by the document's text. A text that is in the engine's cache (from a retriever, a store or an
+    earlier question) is not compressed again, so reranking known documents costs one pass over the question. The
+    result has copies of the documents, with the cosine in ``metadata["relevance_score"]``, a Python float in [-1, 1].
 
-    It is the `base_compressor` of a `ContextualCompressionRetriever`, and a step of a chain by itself.
+    It can be the `base_compressor` of a `ContextualCompressionRetriever`, or a step of a chain.
 
     Setup:
         ```bash
@@ -44,7 +44,7 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
 
     Key init args:
         top_n: int | None
-            Documents to keep; None keeps all of them.
+            Number of documents to keep; None keeps all.
         model, compression, dtype, ... or engine:
             See `EngineFields`.
 
@@ -71,7 +71,7 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     top_n: int | None = Field(default=3, ge=1)
-    """Documents to keep; None keeps all of them."""
+    """Number of documents to keep; None keeps all."""
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -81,7 +81,7 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
         Args:
             documents: The candidates; they are not changed.
             query: The question.
-            callbacks: Taken for the interface's sake: no model call of the framework is made here.
+            callbacks: Ignored: this call makes no model call of LangChain's.
 
         Returns:
             list: Copies of the best `top_n`, best first.
@@ -110,8 +110,8 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
 
         Args:
             input: The question ("question", "query" or "input") and the candidates ("documents" or "context").
-            config: Of the run.
-            **kwargs: There are none.
+            config: Configuration of the run.
+            **kwargs: Not used.
         """
         return self._call_with_config(lambda given: self.compress_documents(*_read(given)[::-1]), input, config)
 
@@ -129,10 +129,10 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
         return await self._acall_with_config(rerank, input, config)
 
     def as_runnable(self, retriever: Runnable[str, list[Document]]) -> Runnable[str, list[Document]]:
-        """A retriever's candidates, reranked, as one step of a chain.
+        """A runnable that retrieves candidates and reranks them.
 
         Args:
-            retriever: Anything that turns a question into documents.
+            retriever: A retriever, another runnable or a function from a question to documents.
 
         Returns:
             Runnable: From a question to the best `top_n` of the retriever's documents, sync and async.
@@ -141,7 +141,7 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
 
 
 def _read(given: object) -> tuple[str, Sequence[Document]]:
-    """Question and candidates of a chain's input."""
+    """The question and the candidates in the input of a chain."""
     if not isinstance(given, Mapping):
         raise TypeError(
             f"ClaraRerank takes a dict with the question and the documents, got {type(given).__name__}; "
@@ -158,7 +158,7 @@ def _read(given: object) -> tuple[str, Sequence[Document]]:
 
 
 def _candidates(documents: Sequence[Document], query: str) -> Sequence[Document]:
-    """The documents, once they are known to be a list of such and the question to be a string."""
+    """The documents, after checking that they are a list of Documents and the question is a string."""
     if not isinstance(query, str):
         raise TypeError(f"the question must be a string, got {type(query).__name__}: {query!r:.60}")
     for index, document in enumerate(listed_documents(documents)):

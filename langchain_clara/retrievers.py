@@ -1,4 +1,4 @@
-"""The query reasoner as a retriever: over a store of memories, or over the candidates of another retriever."""
+"""A LangChain retriever that searches memories: those of a store, or those of another retriever's candidates."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class ClaraRetriever(BaseRetriever, EngineFields):
-    """Finds documents by what the question asks for, on their memory tokens.
+    """Finds the documents that answer a question by comparing memories.
 
-    The documents that it returns are copies with their full text, their id, and in ``metadata["relevance_score"]``
-    how well they answer the question: a Python float in [0, 1] in every mode, in the order of the search. A reranker or
-    a chat model of the same model knows their memory already.
+    The results are copies with their full text and id. ``metadata["relevance_score"]`` measures how well they answer
+    the question: a Python float in [0, 1] in every mode, in the order of the search. Their memories are in the
+    engine's cache, for a reranker or chat model of the same model.
 
     Setup:
         ```bash
@@ -37,7 +37,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
 
     Key init args:
         k: int
-            Documents to return.
+            Number of documents to return.
         filter: dict | Callable[[Document], bool] | None
             Which documents may be returned; see `clara_core.retrieval.filters`.
         mode: "memory" | "text" | "hybrid" | None
@@ -45,7 +45,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         score_threshold: float | None
             Lowest relevance, in [0, 1].
         vectorstore: ClaraVectorStore | None
-            The documents, where they are in a store already.
+            An existing store to search.
         model, compression, dtype, ... or engine:
             See `EngineFields`.
 
@@ -72,19 +72,19 @@ class ClaraRetriever(BaseRetriever, EngineFields):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     k: int = Field(default=4, ge=1)
-    """Documents to return."""
+    """Number of documents to return."""
     filter: Any = None
-    """Which documents may be returned: a dict, or a function of a document; None lets all pass."""
+    """Which documents may be returned: a dict, or a function of a document; None allows all."""
     score_threshold: float | None = None
-    """Documents of lower relevance are left out; None keeps the best `k` whatever their relevance."""
+    """Lowest relevance of a result; None returns the best `k` with any relevance."""
     mode: Literal["memory", "text", "hybrid"] | None = None
-    """Search the store by memory, by words, or by both; None is ``hybrid``. A base searches in its own way."""
+    """Search the store by memory, by words, or by both; None is ``hybrid``. Not used with `base`."""
     vectorstore: ClaraVectorStore | None = Field(default=None, exclude=True, repr=False)
-    """The documents; copies of this retriever that the framework makes share it. Made where it is not given."""
+    """The store of the documents, shared by copies of this retriever; created if it is not given."""
     base: Runnable[str, list[Document]] | None = Field(default=None, exclude=True, repr=False)
-    """Gives the candidates, instead of a store."""
+    """A retriever of candidates, instead of a store."""
     base_weight: float = Field(default=0.0, ge=0, le=1)
-    """Share that the base's own order has in the result (reciprocal rank fusion): 0 is none, 0.5 is half."""
+    """Weight of the base's own order in the result (reciprocal rank fusion): 0 is none, 0.5 is half."""
 
     @field_validator("vectorstore", mode="before")
     @classmethod
@@ -95,10 +95,10 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         hint = "ClaraVectorStore(uri=...) opens a folder"
         if isinstance(value, VectorStore):
             hint = (
-                "to rerank what another store finds, use ClaraRetriever.from_retriever(store.as_retriever()); to "
+                "to rerank the results of another store, use ClaraRetriever.from_retriever(store.as_retriever()); to "
                 "search memories, put the documents into a ClaraVectorStore"
             )
-        # Pydantic reports a ValueError, not a TypeError, as an error of the field.
+        # Pydantic reports a ValueError, but not a TypeError, as an error of the field.
         raise ValueError(f"vectorstore must be a ClaraVectorStore, got {got}; {hint}")
 
     @field_validator("base", mode="before")
@@ -117,13 +117,13 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         if self.base is not None and self.vectorstore is not None:
             raise ValueError("give base= or vectorstore=, not both: documents come from one of them")
         if self.base_weight and self.base is None:
-            raise ValueError("base_weight= says how much the order of base= counts, and there is no base")
+            raise ValueError("base_weight= is the weight of the order of base=, and there is no base")
         values = option_values(self)
         options = {name: values[name] for name in given_options(values)}
         if self.engine is not None:
             options["engine"] = self.engine
         if self.vectorstore is not None:
-            # The framework copies a retriever by its fields: then both are there, and agree.
+            # The framework copies a retriever by its fields; then both are given, and equal.
             embedding = self.vectorstore.embeddings
             other = [name for name, value in options.items() if getattr(embedding, name, None) != value]
             if other:
@@ -137,11 +137,11 @@ class ClaraRetriever(BaseRetriever, EngineFields):
 
     @classmethod
     def from_documents(cls, documents: Iterable[Document], *, ids: Sequence[str] | None = None, **options: Any) -> Self:
-        """A retriever over documents, which are compressed now.
+        """Create a retriever over documents, which are compressed now.
 
         Args:
-            documents: They are copied, not kept.
-            ids: One a document; else the documents' own, else ids made from the text.
+            documents: The documents; they are copied.
+            ids: An id for each document; by default the documents' own, else ids made from the text.
             **options: The fields of this class, such as ``model=`` and ``k=``.
         """
         retriever = cls(**options)
@@ -166,12 +166,12 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         ids: Sequence[str] | None = None,
         **options: Any,
     ) -> Self:
-        """A retriever over texts, which are compressed now.
+        """Create a retriever over texts, which are compressed now.
 
         Args:
-            texts: Any number, such as from a generator.
-            metadatas: One a text.
-            ids: One a text; else ids made from the text.
+            texts: Any number of texts, for example from a generator.
+            metadatas: A metadata dict for each text.
+            ids: An id for each text; by default ids made from the text.
             **options: The fields of this class, such as ``model=`` and ``k=``.
         """
         return cls.from_documents(with_texts(texts, metadatas), ids=ids, **options)
@@ -190,18 +190,19 @@ class ClaraRetriever(BaseRetriever, EngineFields):
 
     @classmethod
     def from_retriever(cls, base: Runnable[str, list[Document]], **options: Any) -> Self:
-        """A retriever that takes the candidates of another one and returns the best of them.
+        """Create a retriever that reranks the candidates of another one and returns the best.
 
-        Candidates are compressed at first sight; known ones cost one question. The base decides how many there are.
+        Candidates are compressed at first use and then cached, so that known candidates cost one pass over the
+        question. The base determines the number of candidates.
 
         Args:
-            base: Anything that turns a question into documents.
+            base: A retriever, another runnable or a function from a question to documents.
             **options: The fields of this class, such as ``model=``, ``k=`` and ``base_weight=``.
         """
         return cls(base=base, **options)
 
     def add_documents(self, documents: Iterable[Document], *, ids: Sequence[str] | None = None) -> list[str]:
-        """Compress and keep more documents; one whose id is known replaces the other.
+        """Compress and add documents; a document with a known id replaces the stored one.
 
         Returns:
             list: The ids, in order.
@@ -266,7 +267,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         condition: Filter | None,
         score_threshold: float | None,
     ) -> tuple[int, Filter | None, float | None]:
-        """What a call asks for, else what this object says."""
+        """An option of the call, else that of this object."""
         k = self.k if k is None else k
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
@@ -274,7 +275,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         return k, condition, self.score_threshold if score_threshold is None else score_threshold
 
     def _ordered(self, candidates: Sequence[Document], ranked: Sequence[Ranked]) -> list[tuple[Document, float]]:
-        """Candidates with their scores, in the order of the ranking or of both rankings together."""
+        """Candidates with their scores, in the order of the reranking or of both rankings fused."""
         from clara_core.retrieval.ranking import memory_relevance
 
         scores = {hit.index: memory_relevance(hit.score) for hit in ranked}
@@ -288,14 +289,14 @@ class ClaraRetriever(BaseRetriever, EngineFields):
 
     def _store(self) -> ClaraVectorStore:
         if self.vectorstore is None:
-            raise TypeError("this retriever takes the candidates of another one and keeps no documents itself")
+            raise TypeError("this retriever reranks the candidates of another one and keeps no documents itself")
         return self.vectorstore
 
     # --- what it is ------------------------------------------------------------------------------
 
     @cached_property
     def shared_engine(self) -> Engine:
-        """The engine, which is the store's where there is one.
+        """The engine of the store if there is one, else that of the fields.
 
         Raises:
             TypeError: The store keeps vectors of another embedding.
@@ -304,7 +305,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
             return self.find_engine()
         embedding = self.vectorstore.embeddings
         if not isinstance(embedding, ClaraEmbeddings):
-            raise TypeError(f"the store of this retriever searches with {type(embedding).__name__}, without an engine")
+            raise TypeError(f"the store of this retriever searches with {type(embedding).__name__} and has no engine")
         return embedding.shared_engine
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
@@ -319,7 +320,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
 
 
 def _accepted(candidates: Sequence[Document], condition: Filter | None) -> list[Document]:
-    """Those that the filter lets pass."""
+    """The candidates that pass the filter."""
     accept = acceptor(condition)
     if accept is None:
         return list(candidates)
@@ -329,6 +330,6 @@ def _accepted(candidates: Sequence[Document], condition: Filter | None) -> list[
 def _above(
     score_threshold: float | None, pairs: Sequence[tuple[Document, float]], k: int | None = None
 ) -> list[Document]:
-    """Copies of the first `k` documents whose score is high enough, with their scores."""
+    """Copies of the first `k` documents with a sufficient score, with their scores."""
     kept = [pair for pair in pairs if score_threshold is None or pair[1] >= score_threshold]
     return [with_score(document, score) for document, score in kept[:k]]

@@ -1,4 +1,4 @@
-"""LangChain's structured queries in the filter language of the stores."""
+"""Translates LangChain's structured queries to the filter language of the stores."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _DATES: Final = ("date", "datetime")
 
 
 class ClaraTranslator(Visitor):
-    """What a language model made of a question ("reports of 1907 about bridges") as a question and a ``filter=``.
+    """Translates a structured query (from "reports of 1907 about bridges") to a question and a ``filter=``.
 
     The filters are those of `clara_core.retrieval.filters`, which `ClaraVectorStore` and `ClaraRetriever` take. Dates
-    become ISO strings (``"1907-05-01"``), so metadata should hold them as such. There are no patterns, so ``like`` is
-    not among the comparators that the language model is offered.
+    become ISO strings (``"1907-05-01"``), so metadata should hold dates in that form. Patterns are not supported, so
+    ``like`` is not among the comparators offered to the language model.
 
     Example:
         ```python
@@ -40,10 +40,10 @@ class ClaraTranslator(Visitor):
     allowed_operators = (Operator.AND, Operator.OR, Operator.NOT)
 
     def visit_operation(self, operation: Operation) -> dict[str, Any]:
-        """The filter of filters that are joined or denied.
+        """Translate filters joined by and, or, not.
 
         Raises:
-            ValueError: There is nothing to join, or not one filter to deny.
+            ValueError: There is nothing to join, or not exactly one filter to negate.
         """
         self._validate_func(operation.operator)
         parts = [part.accept(self) for part in operation.arguments]
@@ -54,7 +54,7 @@ class ClaraTranslator(Visitor):
         return {f"${operation.operator.value}": parts}
 
     def visit_comparison(self, comparison: Comparison) -> dict[str, Any]:
-        """The filter of one attribute."""
+        """Translate the filter of one attribute."""
         self._validate_func(comparison.comparator)
         value = _plain(comparison.value)
         if comparison.comparator in (Comparator.IN, Comparator.NIN) and not isinstance(value, list):
@@ -62,14 +62,14 @@ class ClaraTranslator(Visitor):
         return {comparison.attribute: {_COMPARATORS[comparison.comparator]: value}}
 
     def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:
-        """The question that is left, and the search's ``filter=`` where there is one."""
+        """The remaining question, and the ``filter=`` of the search if there is one."""
         if structured_query.filter is None:
             return structured_query.query, {}
         return structured_query.query, {"filter": structured_query.filter.accept(self)}
 
 
 def _plain(value: Any) -> Any:
-    """A value as metadata holds it: dates as ISO strings, sequences as lists."""
+    """A value in the form of metadata: dates as ISO strings, sequences as lists."""
     if isinstance(value, Mapping) and value.get("type") in _DATES:
         return value[value["type"]]
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Splitting by the compressor's window, so that a piece is one memory of `n_mem` tokens."""
+"""Splits texts into pieces that fit the compressor's window, so that each piece is one memory of `n_mem` tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from langchain_clara._entries import listed, with_texts
 class ClaraTextSplitter(TextSplitter):
     """Cuts texts into pieces that fit the compressor's window, at sentence ends, else between words.
 
-    The pieces of a text joined together are the text: nothing is lost, stripped or said twice. They are measured with
+    The pieces of a text joined together equal the text: nothing is lost, stripped or repeated. Tokens are counted with
     the model's own tokenizer; no weights are loaded.
 
     Example:
@@ -27,7 +27,7 @@ class ClaraTextSplitter(TextSplitter):
         ```
 
     Args:
-        add_start_index: Say in ``metadata["start_index"]`` where in its text a piece begins, in characters.
+        add_start_index: Store the start of each piece in its text, in characters, in ``metadata["start_index"]``.
         **options: ``model=`` and its options, or ``engine=``; see `EngineFields`.
     """
 
@@ -39,7 +39,7 @@ class ClaraTextSplitter(TextSplitter):
         )
 
     def count_tokens(self, text: str) -> int:
-        """Tokens that a text takes of the window."""
+        """Number of tokens of the window that a text takes."""
         return self._source.shared_engine.tokenizer.count(text)
 
     def split_text(self, text: str) -> list[str]:
@@ -53,7 +53,7 @@ class ClaraTextSplitter(TextSplitter):
         return self.split_documents(with_texts(texts, metadatas))
 
     def split_documents(self, documents: Iterable[Document]) -> list[Document]:
-        """The pieces of documents; their ids are their own, not the documents'."""
+        """The pieces of documents; they do not have the ids of the documents."""
         pieces = []
         for document in listed(documents, None)[0]:
             for start, end in self._spans(document.page_content):

@@ -1,4 +1,4 @@
-"""A vector store of memories: in this process, or in a folder that any process can open again."""
+"""A LangChain vector store of memories, in this process or in a folder that any process can open."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 class ClaraVectorStore(VectorStore):
     """Documents with their memories: compressed once, searched, and read by `ChatClara` without compressing again.
 
-    The documents are in a `clara_core.store.MemoryStore`: with `uri` in a folder, where they outlast the process;
-    without it in memory. Both take, find and refuse the same. A document longer than the compressor's window has a
-    memory of several windows, of which the best one counts. Of any other `Embeddings` the store keeps the vectors.
+    The documents are in a `clara_core.store.MemoryStore`: with `uri` in a folder, else in the memory of this process.
+    Both accept, find and refuse the same. A document longer than the compressor's window has a memory of several
+    windows; the best one is its score. With other `Embeddings` the store keeps their vectors instead of memories.
 
-    Pickles and deep copies of a store with `uri` open the same folder; those of one in memory take its documents along.
+    Pickles and deep copies of a store with `uri` open the same folder; those of one in memory contain its documents.
 
     Setup:
         ```bash
@@ -50,7 +50,7 @@ class ClaraVectorStore(VectorStore):
 
     Key init args, indexing params:
         embedding: Embeddings | None
-            `ClaraEmbeddings`, or any other; made from the client params where it is not given.
+            `ClaraEmbeddings` or any other; by default `ClaraEmbeddings` with the client params.
         uri: str | None
             A folder or an address of object storage; None keeps the documents in memory.
 
@@ -69,8 +69,8 @@ class ClaraVectorStore(VectorStore):
 
     Add Documents:
         ```python
-        store.add_documents(documents, ids=["a", "b"])  # an id that is known: the document is replaced
-        store.add_memories(engine.compress(texts))  # what was compressed before
+        store.add_documents(documents, ids=["a", "b"])  # documents with known ids are replaced
+        store.add_memories(engine.compress(texts))  # compressed before
         ```
 
     Delete Documents:
@@ -91,7 +91,7 @@ class ClaraVectorStore(VectorStore):
         store.similarity_search(question, filter=lambda document: document.id.startswith("a"))
         ```
 
-    Search by memory or words alone; ``hybrid``, by both, where nothing is said:
+    Search by memory or words alone; the default is ``hybrid``, by both:
         ```python
         store.similarity_search(question, mode="memory")
         store.similarity_search("AB-1234", mode="text")
@@ -99,7 +99,7 @@ class ClaraVectorStore(VectorStore):
 
     Search with score:
         ```python
-        store.similarity_search_with_score(question)  # as the mode says, higher is better
+        store.similarity_search_with_score(question)  # depends on the mode; higher is better
         store.similarity_search_with_relevance_scores(question, score_threshold=0.6)  # in [0, 1] in every mode
         ```
 
@@ -115,16 +115,16 @@ class ClaraVectorStore(VectorStore):
         ```
 
     Args:
-        embedding: What makes vectors, or memories: `ClaraEmbeddings` of full length.
-        uri: Where documents are kept; None is in memory.
+        embedding: Makes vectors or, if it is `ClaraEmbeddings` of full length, memories.
+        uri: Folder or address of object storage; None keeps documents in memory.
         store: An opened `MemoryStore` with an engine, instead of `uri` and the model.
         show_progress: Draw a progress bar while documents are compressed.
-        **options: Of `EngineFields`, where `embedding` is not given.
+        **options: Options of `EngineFields`, if `embedding` is not given.
 
     Raises:
-        UnknownOption: An option that nobody reads.
-        TypeError: What is given as an embedding is none.
-        ValueError: Things that exclude each other.
+        UnknownOption: The option does not exist.
+        TypeError: `embedding` is not an embedding.
+        ValueError: Arguments exclude each other.
     """
 
     def __init__(
@@ -145,15 +145,15 @@ class ClaraVectorStore(VectorStore):
             raise ValueError(f"give {owners[0]}= or {name}=, not both: it has its own model and options")
         if store is not None:
             if uri is not None:
-                raise ValueError("give store= or uri=, not both: a store knows where it is")
+                raise ValueError("give store= or uri=, not both: a store has its own address")
             if store.engine is None:
-                raise ValueError("store= has no engine: MemoryStore.open(uri, model=...) gives it one")
+                raise ValueError("store= has no engine: open it with MemoryStore.open(uri, model=...)")
             embedding = ClaraEmbeddings(engine=store.engine)
         self._uri = IN_MEMORY if uri is None else absolute(uri)
         self._store = store
         self._show_progress = show_progress
         self._vectors = Vectors(embedding or ClaraEmbeddings(**options), show_progress=show_progress)
-        self._reserved: set[str] = set()  # ids that were made and are not written yet
+        self._reserved: set[str] = set()  # generated ids of documents that are being written
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,12 +164,12 @@ class ClaraVectorStore(VectorStore):
 
     @property
     def embeddings(self) -> Embeddings:
-        """What makes vectors."""
+        """The embedding that makes vectors."""
         return self._vectors.embedding
 
     @property
     def store(self) -> MemoryStore:
-        """Where the documents are kept, with `optimize`, `compact` and `stats`. Opened at first use."""
+        """The store of the documents, with `optimize`, `compact` and `stats`. Opened at first use."""
         with self._lock:
             if self._store is None:
                 from clara_core.store import MemoryStore
@@ -187,7 +187,7 @@ class ClaraVectorStore(VectorStore):
         return True
 
     def __iter__(self) -> Iterator[Document]:
-        """Copies of all documents, in the order in which they came."""
+        """Copies of all documents, in the order of adding."""
         return map(document_of, self.store)
 
     # --- adding ----------------------------------------------------------------------------------
@@ -195,13 +195,15 @@ class ClaraVectorStore(VectorStore):
     def add_documents(
         self, documents: Iterable[Document], *, ids: Sequence[str] | None = None, **kwargs: Any
     ) -> list[str]:
-        """Compress and keep documents; one whose id is known replaces the other. A blank one is kept, and not found.
+        """Compress and add documents; a document with a known id replaces the stored one.
+
+        A blank document is stored, but not found.
 
         Args:
-            documents: They are copied.
-            ids: One a document; else the documents' own, else ids made from the text. Of several documents under one
-                id the last counts.
-            **kwargs: Taken for the interface's sake (`index` says ``batch_size``), and without meaning here.
+            documents: The documents; they are copied.
+            ids: An id for each document; by default the documents' own, else ids made from the text. Of several
+                documents with the same id the last one is kept.
+            **kwargs: Ignored; LangChain passes ``batch_size`` in `index`.
 
         Returns:
             list: The ids, in order.
@@ -250,12 +252,12 @@ class ClaraVectorStore(VectorStore):
         *,
         ids: Sequence[str] | None = None,
     ) -> list[str]:
-        """Keep documents that were compressed before: nothing is computed.
+        """Add documents that are already compressed; nothing is computed.
 
         Args:
-            memories: Of the same model.
-            metadatas: One a memory.
-            ids: One a memory; else made from the text.
+            memories: Memories of the same model.
+            metadatas: A metadata dict for each memory.
+            ids: An id for each memory; by default made from the text.
 
         Raises:
             FingerprintMismatch: A memory was made by another model.
@@ -270,7 +272,7 @@ class ClaraVectorStore(VectorStore):
         return self._keep(*given, vectors=self._vectors.of_memories(ready))
 
     def _keep(self, documents: Sequence[Document], ids: Sequence[str | None], **ready: Sequence[Any]) -> list[str]:
-        """Keep documents with what there is of each; returns their ids."""
+        """Add documents with the given parts of each; returns their ids."""
         if not documents:
             return []
         with self._complete(documents, ids) as keys:
@@ -287,7 +289,7 @@ class ClaraVectorStore(VectorStore):
 
     @contextmanager
     def _complete(self, documents: Sequence[Document], ids: Sequence[str | None]) -> Iterator[list[str]]:
-        """An id for each document; while it is being written nobody else in this process makes the same one."""
+        """An id for each document; during the writing, other threads of this process do not generate the same ids."""
         if all(id_ is not None for id_ in ids):
             yield [str(id_) if isinstance(id_, str) else id_ for id_ in ids]  # type: ignore[misc]
             return
@@ -305,10 +307,10 @@ class ClaraVectorStore(VectorStore):
     # --- deleting, looking up --------------------------------------------------------------------
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: Filter | None = None, **kwargs: Any) -> bool:  # noqa: A002
-        """Delete documents by id, by filter (both: what is in both), or all of them.
+        """Delete documents by id, by filter (with both, those that meet both), or all of them.
 
         Returns:
-            bool: True; ids that are not here are passed over.
+            bool: True; unknown ids are ignored.
         """
         condition = stored_filter(checked(filter))
         if ids is None and condition is None:
@@ -317,14 +319,14 @@ class ClaraVectorStore(VectorStore):
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Copies of documents in the order of their ids; ids that are not here are passed over."""
+        """Copies of documents in the order of their ids; unknown ids are ignored."""
         return [document_of(record) for record in self.store.get(several(ids, "ids", "strings"))]
 
     def get_memories(self, ids: Sequence[str]) -> list[Memory]:
-        """Memories of documents, in the order of their ids; of shortened vectors they are compressed again.
+        """Memories of documents, in the order of their ids; with shortened vectors they are compressed again.
 
         Raises:
-            KeyError: An id is not here.
+            KeyError: The store has no document with an id.
             TypeError: The store keeps vectors of another embedding.
         """
         engine = self._vectors.engine("get_memories")
@@ -350,11 +352,11 @@ class ClaraVectorStore(VectorStore):
 
         Args:
             query: The question.
-            k: Most documents to return.
-            filter: A dict as in `clara_core.retrieval.filters`, or a function of the document. Only what passes a dict
-                is searched; a function is asked about what was found, over and over until `k` passed.
+            k: Maximum number of documents.
+            filter: A dict as in `clara_core.retrieval.filters`, or a function of the document. A dict is applied
+                before the search. A function is applied to the results, best first, until `k` have passed.
             mode: ``memory`` by cosine, ``text`` by words, ``hybrid`` by both; None is ``hybrid``.
-            **kwargs: There are no others; one more is an error.
+            **kwargs: None exist; any name is an error.
         """
         return _documents(self._search(query, k, filter=filter, mode=mode, **kwargs))
 
@@ -370,9 +372,9 @@ class ClaraVectorStore(VectorStore):
         mode: str | None = None,
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
-        """Like `similarity_search`, each document with its score: a Python float, higher is better.
+        """Like `similarity_search`; each document has its score, a Python float, higher is better.
 
-        It is a cosine in [-1, 1] (``memory``), BM25 (``text``), or both of them fused, in [0, 1] (``hybrid``).
+        The score is a cosine in [-1, 1] (``memory``), BM25 (``text``), or both fused, in [0, 1] (``hybrid``).
         """
         return [(document_of(hit), hit.score) for hit in self._search(query, k, filter=filter, mode=mode, **kwargs)]
 
@@ -382,7 +384,7 @@ class ClaraVectorStore(VectorStore):
         """`similarity_search_with_score`, awaitable."""
         return [(document_of(hit), hit.score) for hit in await self._asearch(query, k, **kwargs)]
 
-    # What `similarity_search_with_relevance_scores` and ``similarity_score_threshold`` of retrievers stand on.
+    # Used by `similarity_search_with_relevance_scores`, and by retrievers with ``similarity_score_threshold``.
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
@@ -400,7 +402,7 @@ class ClaraVectorStore(VectorStore):
         filter: Filter | None = None,  # noqa: A002
         **kwargs: Any,
     ) -> list[Document]:
-        """The documents most like a vector of this store's embedding.
+        """The documents most similar to a vector of this store's embedding.
 
         Raises:
             ValueError: The vector has another length.
@@ -421,11 +423,11 @@ class ClaraVectorStore(VectorStore):
 
         Args:
             query: The question.
-            k: Most documents to return.
-            fetch_k: How many of the best ones are chosen from.
-            lambda_mult: 1 is relevance alone, 0 is diversity alone.
+            k: Maximum number of documents.
+            fetch_k: Number of the best documents to choose from.
+            lambda_mult: 1 is relevance only, 0 is diversity only.
             filter: As in `similarity_search`.
-            **kwargs: There are no others; one more is an error.
+            **kwargs: None exist; any name is an error.
         """
         how = _mmr_options(k, fetch_k, lambda_mult, filter, **kwargs)
         return [] if self._is_empty() else self._diverse(self._vectors.of_question(query), how)
@@ -453,7 +455,7 @@ class ClaraVectorStore(VectorStore):
         return self._diverse(vector_of(embedding), _mmr_options(k, fetch_k, lambda_mult, filter))
 
     def _is_empty(self) -> bool:
-        """Whether nothing was ever kept: then no model is needed."""
+        """Whether nothing was ever stored, so that no model is needed."""
         return self.store.fingerprint is None
 
     def _search(self, query: str, k: int, **options: Any) -> list[Hit]:
@@ -485,7 +487,7 @@ class ClaraVectorStore(VectorStore):
         return _documents(self._read(hits))
 
     def _read(self, hits: Any) -> list[Hit]:
-        """What is read next is looked up in the engine's cache by its text."""
+        """Add memories of the results to the engine's cache, where the generator finds them by text."""
         found: list[Hit] = hits
         for hit in found:
             if hit.memory is not None:
@@ -504,7 +506,7 @@ class ClaraVectorStore(VectorStore):
         ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """A store of texts, which are compressed now; ``**kwargs`` are those of the class."""
+        """Create a store of texts, which are compressed now; ``**kwargs`` are those of the class."""
         store = cls(embedding, **kwargs)
         store.add_texts(texts, metadatas, ids=ids)
         return store
@@ -533,7 +535,7 @@ class ClaraVectorStore(VectorStore):
         ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """A store of documents, which are compressed now; ``**kwargs`` are those of the class."""
+        """Create a store of documents, which are compressed now; ``**kwargs`` are those of the class."""
         store = cls(embedding, **kwargs)
         store.add_documents(documents, ids=ids)
         return store
@@ -561,7 +563,7 @@ def _documents(hits: Iterable[Hit]) -> list[Document]:
 
 
 def _check_embedding(embedding: object) -> None:
-    """Refuse what cannot make vectors, before anything is kept."""
+    """Refuse an object that is not an embedding, before anything is stored."""
     if embedding is None or (isinstance(embedding, Embeddings) and not isinstance(embedding, type)):
         return
     if isinstance(embedding, str | PathLike):
@@ -572,7 +574,7 @@ def _check_embedding(embedding: object) -> None:
 
 
 def _checked_filter(k: int, condition: Filter | None) -> Any:
-    """The filter as the store takes it, once the number of documents and it are known to make sense."""
+    """The filter in the form of the store, after checking it and the number of documents."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     return stored_filter(checked(condition))

@@ -1,6 +1,6 @@
-"""CLaRa for LlamaIndex.
+"""LlamaIndex components for CLaRa.
 
-Importing this package loads neither torch nor transformers nor LlamaIndex; a name is resolved at its first use.
+Importing this package loads neither torch nor transformers nor LlamaIndex; names are resolved at first use.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The fields that every component shares: which model, or which engine.
+"""The fields that every component shares: the model, or the engine.
 
-Components name a model or hold an engine; they never hold weights. The engine stands in a private attribute, which
-LlamaIndex neither serializes nor shows; what it was made from stands in public fields, from which a pickled component
-finds it again and by which an `IngestionPipeline` tells models apart.
+Components name a model or hold an engine; they never hold weights. The engine is a private attribute, which LlamaIndex
+neither serializes nor shows. Public fields hold its arguments: an unpickled component finds the engine by them, and an
+`IngestionPipeline` distinguishes models by them.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
     from clara_core import Engine
 
 
-_ALWAYS: Final = ("class_name",)  # what serialized components carry along
+_ALWAYS: Final = ("class_name",)  # part of every serialized component
 
 
 class EngineFields(EngineOptions, BaseComponent):
     """Mixin of the components: ``model=`` with its options, or ``engine=``.
 
-    The options are those of `ClaraEngine.from_pretrained`. An access token is neither shown nor dumped nor pickled.
-    The mixin stands first among the bases.
+    The options are those of `ClaraEngine.from_pretrained`. An access token is neither shown nor serialized. The mixin
+    must be the first of the bases.
     """
 
     holds_weights: ClassVar[bool] = True
-    """Whether the component makes its engine load weights, so that other processes should not get copies of it."""
+    """Whether the component loads weights, so that it must not be copied to other processes."""
 
     model: str = Field(default=DEFAULT_MODEL, description=EngineOptions.model_fields["model"].description)
 
     _engine: Any = PrivateAttr(default=None)
 
     def __init__(self, engine: Engine | None = None, **options: Any) -> None:
-        """Make a component of a model (``model=`` and its options) or of an ``engine=``.
+        """Create a component from a model (``model=`` and its options) or an ``engine=``.
 
         Raises:
-            UnknownOption: An option that this component does not have; names the nearest one.
-            ValueError: Both an engine and a model.
+            UnknownOption: The component does not have the option; the message names the most similar one.
+            ValueError: Both an engine and a model are given.
         """
         refuse_unknown(type(self).__name__, options, [*type(self).model_fields, *_ALWAYS])
         if engine is not None:
@@ -59,7 +59,7 @@ class EngineFields(EngineOptions, BaseComponent):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         if cls.holds_weights:
-            # What multiprocessing sends to its workers, as opposed to a pickle that someone makes and reads.
+            # multiprocessing calls this for objects that it sends to workers, unlike a plain pickle.
             ForkingPickler.register(cls, _refuse_to_be_sent)
 
     @property
@@ -71,12 +71,12 @@ class EngineFields(EngineOptions, BaseComponent):
         return found
 
     async def aengine(self) -> Engine:
-        """The same, found in a thread: the first look-up imports torch and reads files."""
+        """The engine, looked up in a thread, because the first look-up imports torch and reads files."""
         return self.engine if self._engine is not None else await asyncio.to_thread(lambda: self.engine)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The framework's own would take what cannot be pickled off the living object. Private attributes follow from
-        # the fields.
+        # LlamaIndex's own method reads the live object for attributes that cannot be pickled. Here private attributes
+        # are made from the fields.
         hidden = {name for name, field in type(self).model_fields.items() if field.exclude}
         return {"__dict__": {name: value for name, value in self.__dict__.items() if name not in hidden}}
 
@@ -85,23 +85,24 @@ class EngineFields(EngineOptions, BaseComponent):
 
 
 def find_engine(options: Mapping[str, Any]) -> Engine:
-    """The engine of a model and its options; the same one for everybody."""
+    """The engine of a model and its options; the same object for all callers."""
     from clara_core import open_engine
 
     return open_engine(**options)
 
 
 def fields_of(engine: object, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a given engine was made from, as fields.
+    """The fields with the arguments of a given engine.
 
     Raises:
-        TypeError: It is no engine.
+        TypeError: It is not an engine.
         ValueError: A model or one of its options is given as well.
     """
     from clara_core import Engine
 
     if not isinstance(engine, Engine):
-        raise TypeError(f"engine must be a ClaraEngine or RemoteEngine, got {type(engine).__name__}; a name is model=")
+        got = type(engine).__name__
+        raise TypeError(f"engine must be a ClaraEngine or RemoteEngine, got {got}; a model's name goes to model=")
     both = given_options(given)
     if both:
         raise ValueError(f"give engine= or {both[0]}=, not both: an engine has its own model and options")

@@ -1,4 +1,4 @@
-"""What an answer stands on, in LlamaIndex's shapes: log-probabilities, citation blocks, metadata of a response."""
+"""Converts log-probabilities, citations and other evidence of an answer to LlamaIndex's forms."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 def logprobs_of(tokens: Sequence[TokenLogprob] | None) -> list[list[LogProb]] | None:
-    """A list for each token: the token itself, and the alternatives behind it."""
+    """A list for each token: the token itself, then its alternatives."""
     if tokens is None:
         return None
     return [[_logprob(token), *map(_logprob, token.top)] for token in tokens]
 
 
 def evidence_account(answer: Answer) -> dict[str, Any]:
-    """What is known of an answer beside its text; empty where nothing was asked for."""
+    """The evidence of an answer besides its text; empty if none was requested."""
     if answer.citations is None and answer.confidence is None and not answer.abstained:
         return {}
     return {
@@ -44,7 +44,7 @@ def evidence_account(answer: Answer) -> dict[str, Any]:
 
 
 def chat_response(completion: CompletionResponse) -> ChatResponse:
-    """The same as a turn of a conversation, its citations as blocks behind the text."""
+    """The answer as a turn of a conversation, with citations as blocks after the text."""
     text = TextBlock(text=completion.text)
     blocks = [text, *(_block(one) for one in (completion.raw or {}).get("citations") or ())]
     message = ChatMessage(
@@ -56,7 +56,7 @@ def chat_response(completion: CompletionResponse) -> ChatResponse:
 
 
 def chat_stream(pieces: Generator[CompletionResponse, None, None]) -> Generator[ChatResponse, None, None]:
-    """`chat_response` of each piece; closing it closes the pieces."""
+    """`chat_response` of each piece; closing this iterator closes the pieces."""
     try:
         for piece in pieces:
             yield chat_response(piece)
@@ -72,11 +72,11 @@ async def chat_stream_async(pieces: AsyncGenerator[CompletionResponse, None]) ->
 
 
 def response_evidence(answer: Answer, nodes: Sequence[NodeWithScore]) -> dict[str, Any]:
-    """What the metadata of a response say under ``clara``: `evidence_account`, with the nodes' ids.
+    """The entry ``clara`` of a response's metadata: `evidence_account`, with the nodes' ids.
 
     Args:
         answer: The answer.
-        nodes: Those that were read, in their order.
+        nodes: The nodes that were read, in order.
     """
     found = evidence_account(answer)
     for citation in found.get("citations") or ():
@@ -85,23 +85,23 @@ def response_evidence(answer: Answer, nodes: Sequence[NodeWithScore]) -> dict[st
 
 
 def cited_order(answer: Answer) -> list[int]:
-    """The documents that an answer stands on, in order of first use."""
+    """The documents that support an answer, in order of first use."""
     citations = sorted(answer.citations or (), key=lambda one: (one.start, -one.score))
     return list(dict.fromkeys(one.document for one in citations))
 
 
 def cited_nodes(answer: Answer, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
-    """Copies of the nodes that an answer stands on, in order of first use, with their score for it."""
+    """Copies of the nodes that support an answer, in order of first use, with their scores for it."""
     best = {at: max(one.score for one in answer.citations or () if one.document == at) for at in cited_order(answer)}
     return [NodeWithScore(node=nodes[at].node, score=score) for at, score in best.items()]
 
 
 def with_marks(answer: Answer, sources: Sequence[int]) -> str:
-    """The text with ``[n]`` behind each cited part, where n counts the sources from 1.
+    """The text with ``[n]`` after each cited part, where n counts the sources from 1.
 
     Args:
         answer: The answer.
-        sources: The documents in the order in which the sources stand.
+        sources: The documents in the order of the sources.
     """
     number = {document: at for at, document in enumerate(sources, start=1)}
     marks: dict[int, list[int]] = {}
@@ -110,7 +110,7 @@ def with_marks(answer: Answer, sources: Sequence[int]) -> str:
             marks[one.end].append(number[one.document])
     text = answer.text
     for end in sorted(marks, reverse=True):
-        # Before the point that ends a sentence.
+        # before the full stop of a sentence
         place = end - 1 if text[end - 1 : end] in (".", "!", "?") else end
         text = text[:place] + " " + "".join(f"[{one}]" for one in marks[end]) + text[place:]
     return text

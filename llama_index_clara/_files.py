@@ -1,7 +1,7 @@
-"""A store in one file: a header of JSON, vectors as little-endian float32, and a hash over both.
+"""Stores in a single file: a JSON header, vectors as little-endian float32, and a hash over both.
 
-The file is written beside its place and moved there when it is whole, so that a crash leaves the old one. Of a store
-that is in a folder the header alone is written, which says where.
+The file is written under a temporary name and moved into place when it is complete, so that a crash leaves the old
+file. For a store in a folder, only the header is written, with the folder's address.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from clara_core.data.memory import Memory
     from clara_core.store import MemoryStore, Record
 
-VECTORS: Final = "vectors"  # what a store says instead of a fingerprint if it holds vectors
+VECTORS: Final = "vectors"  # written instead of a fingerprint for a store of vectors
 
 SUFFIX: Final = ".clara"
-"""Behind the name that LlamaIndex gives: under that name itself its own store would read an empty store."""
+"""Suffix of the name that LlamaIndex gives: LlamaIndex's own store would open a file of that name as an empty store."""
 _MAGIC: Final = b"clara-store-3\n"
 
 
 def write_file(
     path: str, fs: fsspec.AbstractFileSystem | None, header: dict[str, Any], store: MemoryStore | None = None
 ) -> None:
-    """Write a header and all that a store in memory holds, whole or not at all.
+    """Write a header and the content of a store in memory atomically.
 
     Args:
-        path: Where to.
-        fs: Of which file system; None is the local one.
-        header: What is to be known of the store.
+        path: Path of the file.
+        fs: File system of the path; None is the local one.
+        header: Description of the store.
         store: Its documents.
     """
     fs = fs or fsspec.filesystem("file")
@@ -82,17 +82,17 @@ def _write(file: IO[bytes], header: dict[str, Any], store: MemoryStore | None) -
         put(memory.vectors().astype("<f4", copy=False).tobytes())
     file.write(digest.digest())
     file.flush()
-    with suppress(AttributeError, OSError, ValueError):  # not every file system has a disk below
+    with suppress(AttributeError, OSError, ValueError):  # not every file system has a local disk
         os.fsync(file.fileno())
 
 
 def read_file(
     path: str, fs: fsspec.AbstractFileSystem | None
 ) -> tuple[dict[str, Any], Iterator[tuple[Record, Memory]]]:
-    """Read a store: its header now, one document after the other when asked for.
+    """Read a store: the header now, and the documents one by one on iteration.
 
     Raises:
-        CheckpointError: There is no such file, it is none of these, or it is damaged.
+        CheckpointError: The file is missing, has another format, or is damaged.
     """
     fs = fs or fsspec.filesystem("file")
     if not fs.exists(path):
@@ -105,7 +105,7 @@ def read_file(
         header: dict[str, Any] = json.loads(text)
     except ValueError as exc:
         file.close()
-        raise CheckpointError(f"{path} is no ClaraVectorStore, or its beginning is damaged") from exc
+        raise CheckpointError(f"{path} is not a ClaraVectorStore, or its beginning is damaged") from exc
     return header, _documents(path, file, header, hashlib.sha256(head + text))
 
 

@@ -1,8 +1,8 @@
-"""LlamaIndex's metadata filters as the filters of the core, which a durable store evaluates in its own engine.
+"""Converts LlamaIndex's metadata filters to filters of the core, which the store evaluates in its table.
 
-They say what `llama_index.core.vector_stores.utils.build_metadata_filter_fn` says, with two differences: a comparison
-of values that have no order (a number and a string) does not match, where LlamaIndex raises a TypeError; and filters
-may be nested, which it refuses.
+They have the meaning of `llama_index.core.vector_stores.utils.build_metadata_filter_fn`, with two differences: a
+comparison of values that cannot be ordered (a number and a string) does not match instead of raising a TypeError; and
+filters may be nested, which LlamaIndex refuses.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ORDERS: Final[dict[FilterOperator, tuple[str, Callable[[Any, Any], bool]]]] = {
 
 
 def core_filter(filters: MetadataFilters | None) -> Filter | None:
-    """The same as a filter of `clara_core.retrieval.filters`; None where it lets everything pass.
+    """Convert to a filter of `clara_core.retrieval.filters`; None if everything passes.
 
     Raises:
-        ValueError: An operator has a value that it cannot take, or a key begins with ``$``.
+        ValueError: An operator has an invalid value, or a key begins with ``$``.
     """
     if filters is None or not filters.filters:
         return None
@@ -40,7 +40,7 @@ def core_filter(filters: MetadataFilters | None) -> Filter | None:
 def _one(part: MetadataFilter) -> Filter:
     key, value, operator = part.key, part.value, part.operator
     if key.startswith("$"):
-        raise ValueError(f"a metadata key that begins with $ cannot be filtered: {key!r}")
+        raise ValueError(f"a metadata key that begins with $ cannot be used in a filter, got {key!r}; rename it")
     if operator is FilterOperator.IS_EMPTY:
         return {"$or": [{key: {"$exists": False}}, {key: {"$in": [None, "", []]}}]}
     if operator is FilterOperator.NE:
@@ -51,7 +51,7 @@ def _one(part: MetadataFilter) -> Filter:
 
 
 def _of_present(part: MetadataFilter) -> Filter:
-    """What is asked of a value that is there."""
+    """The condition for a value that exists."""
     key, value, operator = part.key, part.value, part.operator
     if operator is FilterOperator.EQ:
         return _equal(key, [value])
@@ -68,17 +68,17 @@ def _of_present(part: MetadataFilter) -> Filter:
     if not isinstance(value, str):
         raise ValueError(f"{operator.value} for {key!r} takes a string, got {value!r:.60}")  # noqa: TRY004
     if operator is FilterOperator.TEXT_MATCH:
-        return {key: {"$contains": value, "$gte": ""}}  # the second lets only strings pass, not lists
+        return {key: {"$contains": value, "$gte": ""}}  # the second operator excludes lists
     return {key: {"$icontains": value}}
 
 
 def _absent(key: str) -> Filter:
-    """A value that is missing and one that is None are the same to LlamaIndex."""
+    """Whether the value is None or missing, which LlamaIndex does not distinguish."""
     return {"$or": [{key: {"$exists": False}}, {key: None}]}
 
 
 def _equal(key: str, values: Iterable[Any]) -> Filter:
-    """One of the values."""
+    """The value equals one of the values."""
     return {key: {"$in": [same for value in values for same in _same(value)]}}
 
 
@@ -87,7 +87,7 @@ def _contains(key: str, value: Any) -> Filter:
 
 
 def _same(value: Any) -> list[Any]:
-    """What equals a value by Python's rule that ``True == 1``."""
+    """The values that equal a value by Python's rule ``True == 1``."""
     return [value, *(truth for truth in (False, True) if truth == value)]
 
 

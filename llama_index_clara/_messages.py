@@ -1,4 +1,4 @@
-"""LlamaIndex messages as the engine's conversation: turns that alternate, and documents to read."""
+"""Converts LlamaIndex messages to the engine's conversation: alternating turns, and documents to read."""
 
 from __future__ import annotations
 
@@ -24,34 +24,35 @@ _ROLES: Final = {
     "model": "assistant",
     "chatbot": "assistant",
 }
-# What other models leave in a history and what says nothing to this one.
+# content of other models in a history that this model ignores
 _SILENT_BLOCKS: Final = frozenset({"thinking", "citation", "cache"})
 _TEXT_TYPES: Final = ("text/", "application/json", "application/xml", "application/x-ndjson", "application/yaml")
 _HOW: Final = "give the text itself: DocumentBlock(data=text.encode()), a CitableBlock, or ClaraLLM.reading(documents)"
 
 
 def read_messages(messages: Sequence[ChatMessage], system_prompt: str | None = None) -> tuple[list[Turn], list[str]]:
-    """What a conversation says, its turns alternating, and the texts of the documents in it.
+    """The alternating turns of a conversation, and the texts of its documents.
 
-    Documents are `DocumentBlock` and `CitableBlock`; one that comes up again in a later message is read once. Thoughts,
-    citations and cache points of other models are passed over.
+    Documents are `DocumentBlock` and `CitableBlock`; one that is repeated in a later message is read once. Thoughts,
+    citations and cache points of other models are ignored.
 
     Args:
         messages: The conversation; its last message is the user's.
-        system_prompt: Stands first where no message is a system message.
+        system_prompt: First turn, if no message is a system message.
 
     Raises:
-        ValueError: Nothing to answer; tools, images and other content that cannot be read.
+        ValueError: There is nothing to answer, or the messages contain tools, images or other content that cannot
+            be read.
     """
     turns: list[Turn] = []
     documents: dict[str, None] = {}
     for message in messages:
         role, text, brought = _role(message), message.content or "", _documents(message)
         documents |= dict.fromkeys(brought)
-        if text or not brought:  # documents alone ask nothing
+        if text or not brought:  # documents alone are not a question
             turns.append({"role": role, "content": text})
     if documents and not turns:
-        raise ValueError("the conversation holds documents and no question: add what to answer as text")
+        raise ValueError("the conversation contains documents and no question: add the question as text")
     if system_prompt and turns and all(turn["role"] != "system" for turn in turns):
         turns.insert(0, {"role": "system", "content": system_prompt})
     return alternating(turns), list(documents)
@@ -60,14 +61,14 @@ def read_messages(messages: Sequence[ChatMessage], system_prompt: str | None = N
 def _role(message: ChatMessage) -> str:
     role = str(getattr(message.role, "value", message.role))
     if role in ("tool", "function") or message.additional_kwargs.get("tool_calls"):
-        raise ValueError(f"the conversation holds a message of tools. {NO_TOOLS}")
+        raise ValueError(f"the conversation contains a tool message. {NO_TOOLS}")
     if role not in _ROLES:
         raise ValueError(f"ClaraLLM reads {', '.join(_ROLES)} messages, got one of the role {role!r}")
     return _ROLES[role]
 
 
 def _documents(message: ChatMessage) -> list[str]:
-    """Texts of the documents among the blocks of a message; refuses what cannot be read."""
+    """Texts of the documents in the blocks of a message; refuses blocks that cannot be read."""
     found: list[str] = []
     for block in message.blocks:
         if isinstance(block, DocumentBlock):
@@ -82,10 +83,11 @@ def _documents(message: ChatMessage) -> list[str]:
 
 
 def _text(block: Any) -> str:
-    """The text that a block is, or holds.
+    """The text of a block.
 
     Raises:
-        ValueError: It is not text, or points at a file: a conversation may come from outside, and opens nothing here.
+        ValueError: It is not text, or refers to a file, which is not opened because conversations may come from
+            outside.
     """
     if isinstance(block, TextBlock):
         return block.text

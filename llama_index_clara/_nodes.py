@@ -1,4 +1,4 @@
-"""Nodes as the engine sees them: texts. Memory is found by the exact text, never by what a node carries along."""
+"""The texts of nodes that are compressed. Memories are found by the exact text, not by a node's id or embedding."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 _FILE_KEYS: Final = frozenset(
     {"file_path", "file_name", "file_type", "file_size", "file_directory", "file_extension", "filename", "filetype"}
 )
-# Other things have dates too: these are a file's where the file is named beside them.
+# Dates count as a file's only if the file is named beside them, since other things have dates too.
 _DATE_KEYS: Final = frozenset({"creation_date", "last_modified_date", "last_accessed_date", "last_modified"})
-_HEAD: Final = 2_000  # characters of a text in which metadata is looked for
+_HEAD: Final = 2_000  # characters of a text that are searched for metadata
 
 _EXCLUDED: Final = {
     MetadataMode.EMBED: "excluded_embed_metadata_keys",
@@ -22,18 +22,18 @@ _EXCLUDED: Final = {
 
 
 def file_keys(metadata: Mapping[str, Any]) -> frozenset[str]:
-    """What a loader noted of the file that a text came from: where it is, its name, type, size and dates.
+    """Keys of metadata that a loader added about the file of a text: its location, name, type, size and dates.
 
-    It is not content. Whoever wants it read gives it a name of their own, such as ``metadata["report"]``.
+    They are not content. To include such a value in the text, give it another key, such as ``metadata["report"]``.
     """
     named = _FILE_KEYS & metadata.keys()
     return named | (_DATE_KEYS & metadata.keys()) if named else frozenset()
 
 
 def text_of(node: BaseNode | NodeWithScore | str, mode: MetadataMode = MetadataMode.EMBED) -> str:
-    """What is compressed of a node: its text with the metadata that an embedding sees, without `file_keys`.
+    """The text of a node that is compressed: with the metadata that is embedded, without `file_keys`.
 
-    With `MetadataMode.ALL` it is everything, the notes of the file too.
+    With `MetadataMode.ALL` it contains all metadata, also that of the file.
     """
     if isinstance(node, str):
         return node
@@ -44,7 +44,7 @@ def text_of(node: BaseNode | NodeWithScore | str, mode: MetadataMode = MetadataM
 
 
 def without_file(node: BaseNode, *lists: str) -> BaseNode:
-    """The node, or a shallow copy of it on whose lists of excluded keys its `file_keys` stand."""
+    """The node, or a shallow copy of it with its `file_keys` in the lists of excluded keys."""
     notes = file_keys(node.metadata)
     keys = {name: getattr(node, name) for name in lists or _EXCLUDED.values()}
     changed = {name: [*listed, *sorted(notes - set(listed))] for name, listed in keys.items() if notes - set(listed)}
@@ -52,7 +52,7 @@ def without_file(node: BaseNode, *lists: str) -> BaseNode:
 
 
 def begins_with_file(text: str) -> bool:
-    """Whether `file_keys` stand before a text, in the form that LlamaIndex gives metadata."""
+    """Whether a text begins with `file_keys`, in LlamaIndex's format of metadata."""
     head = text[:_HEAD].partition("\n\n")[0]
     return any(line.partition(": ")[0] in _FILE_KEYS for line in head.split("\n"))
 
@@ -61,7 +61,7 @@ def texts_of(documents: Sequence[BaseNode | NodeWithScore | str]) -> list[str]:
     """Texts of nodes and strings.
 
     Raises:
-        TypeError: One document instead of several, or something else than nodes and strings.
+        TypeError: It is a single document, or an item is neither a node nor a string.
     """
     if isinstance(documents, str | BaseNode | NodeWithScore):
         raise TypeError(f"documents must be several, got one {type(documents).__name__}; put it into a list")
@@ -75,10 +75,10 @@ Checked = TypeVar("Checked")
 
 
 def checked(given: Iterable[Checked], kind: type, what: str) -> Iterator[Checked]:
-    """Documents, nodes or hits, one by one as they are asked for.
+    """Documents, nodes or hits, checked one by one during iteration.
 
     Raises:
-        TypeError: One instead of several, or something of another kind; says what to make of it.
+        TypeError: It is a single item, or an item has another type; the message gives the remedy.
     """
     name, how = kind.__name__, f"{kind.__name__}(node=...) makes one"
     if kind is BaseNode:
@@ -92,9 +92,9 @@ def checked(given: Iterable[Checked], kind: type, what: str) -> Iterator[Checked
 
 
 def copy_of(node: BaseNode, **changes: Any) -> BaseNode:
-    """A node that can be changed without changing the other; without its embedding.
+    """A copy of a node without its embedding, which can be changed independently.
 
-    Not a deep copy: an `IndexNode` may hold a whole query engine.
+    It is not a deep copy, because an `IndexNode` may hold a whole query engine.
     """
     own = {
         "embedding": None,
@@ -111,12 +111,12 @@ _MOST_ANNOUNCED: Final = 100_000
 
 
 def announce_long(texts: Sequence[str]) -> None:
-    """Remember texts of several windows that the user was told of, so that nobody else tells it again."""
+    """Note texts of several windows about which the user was warned, so that the warning is not repeated."""
     if len(_announced) + len(texts) > _MOST_ANNOUNCED:
         _announced.clear()
     _announced.update(map(hash, texts))
 
 
 def announced_long(text: str) -> bool:
-    """Whether the user was told of this text."""
+    """Whether the user was warned about this text."""
     return hash(text) in _announced

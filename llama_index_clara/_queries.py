@@ -1,4 +1,4 @@
-"""What a query asks of the store: its mode, its words, its vector, and how the rest of it is meant."""
+"""Reads the mode, the text, the vector and the options of a query."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clara_core.store import Hit
 
 _POOL: Final = 20  # fewest nodes that MMR chooses from
-_WIDER: Final = 4  # times as many as it is to choose
+_WIDER: Final = 4  # nodes that MMR chooses from, for each node to choose
 MODES: Final = (
     VectorStoreQueryMode.DEFAULT,
     VectorStoreQueryMode.MMR,
@@ -26,13 +26,13 @@ MODES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the store is searched for a query.
+    """The options of a search for a query.
 
     Attributes:
-        mode: Of the search.
-        k: Nodes to find.
-        text_weight: Weight of the words in ``hybrid``; None is the store's.
-        mmr_threshold: Of maximal marginal relevance, where nodes are to be chosen by it.
+        mode: Mode of the search.
+        k: Number of nodes to find.
+        text_weight: Weight of the words in ``hybrid``; None is the store's default.
+        mmr_threshold: Threshold of maximal marginal relevance, if it chooses the nodes.
         fused: Whether scores are relevances in [0, 1].
     """
 
@@ -44,10 +44,10 @@ class Plan:
 
     @classmethod
     def of(cls, query: VectorStoreQuery, options: Mapping[str, Any]) -> Plan:
-        """The plan of a query.
+        """The options for a query.
 
         Raises:
-            ValueError: A mode that is not offered, or a share outside [0, 1].
+            ValueError: The mode is not supported, or a weight is outside [0, 1].
         """
         mode = VectorStoreQueryMode(query.mode)
         if mode not in MODES:
@@ -61,7 +61,7 @@ class Plan:
             return cls("hybrid" if query.query_str else "memory", query.similarity_top_k)
         alpha = query.alpha
         if alpha is not None and not 0.0 <= alpha <= 1.0:
-            raise ValueError(f"alpha must lie in [0, 1] (0 is words alone, 1 is vectors alone), got {alpha}")
+            raise ValueError(f"alpha must lie in [0, 1] (0 is words only, 1 is vectors only), got {alpha}")
         k = query.similarity_top_k if query.hybrid_top_k is None else query.hybrid_top_k
         if alpha in (0.0, 1.0):
             return cls("text" if alpha == 0.0 else "memory", k, fused=True)
@@ -72,7 +72,7 @@ def words_of(query: VectorStoreQuery) -> str:
     """The question as text.
 
     Raises:
-        ValueError: The query has none.
+        ValueError: The query has no text.
     """
     if query.query_str is None:
         raise ValueError("the query needs query_str= (or query_embedding=, in modes that search by vectors)")
@@ -80,7 +80,7 @@ def words_of(query: VectorStoreQuery) -> str:
 
 
 def _mmr_threshold(query: VectorStoreQuery, options: Mapping[str, Any]) -> float:
-    """Share of relevance against novelty: of the call, else of the query, else a half."""
+    """Weight of relevance against novelty: that of the call, else of the query, else 0.5."""
     given = options.get("mmr_threshold", query.mmr_threshold)
     mmr_threshold = 0.5 if given is None else float(given)
     if not 0.0 <= mmr_threshold <= 1.0:
@@ -89,9 +89,10 @@ def _mmr_threshold(query: VectorStoreQuery, options: Mapping[str, Any]) -> float
 
 
 def chosen(question: Array, hits: Sequence[Hit], windows: Sequence[Array], k: int, mmr_threshold: float) -> Any:
-    """Hits by LlamaIndex's own rule of maximal marginal relevance, with their scores by it.
+    """Hits chosen by LlamaIndex's own rule of maximal marginal relevance, with their scores by it.
 
-    It weighs what is new against the one chosen last. A node is compared by the window that answers the question best.
+    The rule compares a candidate with the node chosen last. A node is compared by the window that best matches the
+    question.
     """
     scores, places = get_top_k_mmr_embeddings(
         question, list(windows), similarity_top_k=k, mmr_threshold=mmr_threshold  # type: ignore[arg-type]
@@ -103,7 +104,7 @@ def vector_of(numbers: Sequence[float], length: int, owner: str, model: str) -> 
     """A vector from a list.
 
     Raises:
-        ValueError: It has another length than the store's, is zero, or not finite in float32.
+        ValueError: Its length differs from the store's, or it is zero or not finite in float32.
     """
     if len(numbers) != length:
         raise ValueError(
@@ -116,5 +117,5 @@ def vector_of(numbers: Sequence[float], length: int, owner: str, model: str) -> 
     if not np.isfinite(vector).all():
         raise ValueError(f"{owner} has a vector with NaN or infinity, or numbers too large for float32")
     if not vector.any():
-        raise ValueError(f"{owner} has a vector that is zero, which points nowhere")
+        raise ValueError(f"{owner} has a zero vector, which has no direction")
     return vector

@@ -1,4 +1,4 @@
-"""What the generator cannot do, said before any model runs: call tools, and fill a schema."""
+"""Refuses tools and structured output, which the generator does not support, before any model runs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Final, NoReturn
 from llama_index.core.prompts import BasePromptTemplate
 
 NO_TOOLS: Final = (
-    "ClaraLLM calls no tools: it is trained to answer briefly from documents. Give the agent a general LLM with "
+    "ClaraLLM cannot call tools: it is trained to answer briefly from documents. Give the agent a general LLM with "
     "function calling, and CLaRa as its tool: QueryEngineTool.from_defaults(ClaraQueryEngine(retriever))"
 )
 NO_STRUCTURE: Final = (
-    "ClaraLLM fills no schema: it is trained to answer briefly in plain text, and writes no JSON. Give this step a "
-    "general LLM; it may take the text that ClaraSynthesizer answers"
+    "ClaraLLM cannot write JSON: it is trained to answer briefly in plain text. Give this step a general LLM, which "
+    "may read the answer of ClaraSynthesizer"
 )
 _TOOLS: Final = frozenset({"tools", "tool_choice", "tool_required", "functions", "function_call"})
 _STRUCTURE: Final = frozenset({"response_format", "output_cls"})
 
 
 def refuse_options(call: Mapping[str, Any]) -> None:
-    """Refuse the options of a call that ask for tools or a schema."""
+    """Refuse options of a call that request tools or structured output."""
     if _TOOLS & call.keys():
         raise NotImplementedError(NO_TOOLS)
     if _STRUCTURE & call.keys():
@@ -35,42 +35,42 @@ def refuse_json(prompt: BasePromptTemplate) -> None:
 
     parser = prompt.output_parser
     if isinstance(parser, PydanticOutputParser | SelectionOutputParser | SubQuestionOutputParser):
-        raise NotImplementedError(f"the answer is to be read by {type(parser).__name__}. {NO_STRUCTURE}")
+        raise NotImplementedError(f"the prompt parses its answer with {type(parser).__name__}. {NO_STRUCTURE}")
 
 
 class Refusals:
-    """The methods of a LlamaIndex LLM that the generator does not have. Stands first among the bases."""
+    """The methods of a LlamaIndex LLM that the generator does not support. Must be the first of the bases."""
 
     def structured_predict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it writes no JSON."""
+        """Not supported: raises an error that names the alternatives."""
         raise NotImplementedError(NO_STRUCTURE)
 
     async def astructured_predict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it writes no JSON."""
+        """Not supported: raises an error that names the alternatives."""
         raise NotImplementedError(NO_STRUCTURE)
 
     def stream_structured_predict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it writes no JSON."""
+        """Not supported: raises an error that names the alternatives."""
         raise NotImplementedError(NO_STRUCTURE)
 
     async def astream_structured_predict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it writes no JSON."""
+        """Not supported: raises an error that names the alternatives."""
         raise NotImplementedError(NO_STRUCTURE)
 
     def as_structured_llm(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it writes no JSON."""
+        """Not supported: raises an error that names the alternatives."""
         raise NotImplementedError(NO_STRUCTURE)
 
     def predict_and_call(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it calls no tools."""
+        """Not supported: raises an error that names the alternatives."""
         raise NotImplementedError(NO_TOOLS)
 
     async def apredict_and_call(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it calls no tools."""
+        """Not supported: raises an error that names the alternatives."""
         raise NotImplementedError(NO_TOOLS)
 
     def chat_with_tools(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: it calls no tools."""
+        """Not supported: raises an error that names the alternatives."""
         raise NotImplementedError(NO_TOOLS)
 
     achat_with_tools = stream_chat_with_tools = astream_chat_with_tools = chat_with_tools

@@ -1,7 +1,7 @@
-"""Nodes as documents of a `MemoryStore`, and back.
+"""Converts nodes to documents of a `MemoryStore` and back.
 
-A document's text is what was compressed of the node, its metadata is what LlamaIndex's filters see, and beside that,
-under names that no filter of a user's means, the node itself and its ids.
+The text of a document is the compressed text of the node. Its metadata is what LlamaIndex's filters see, and, under
+names that user filters do not use, the node itself and its ids.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 _NODE: Final = "clara:node"
 _ID: Final = "clara:id"
 _SOURCE: Final = "clara:source"
-_OWN_IDS: Final = "clara:index_or_image"  # an index remembers the ids of such nodes, see `_is_bookkeeping`
+_OWN_IDS: Final = "clara:index_or_image"  # marks the nodes whose ids an index keeps, see `_is_bookkeeping`
 
 
 def stored_node(node: BaseNode) -> BaseNode:
-    """A copy of a node as it will come back: without its embedding, and without what it points at that is not data.
+    """A copy of a node in the form in which it is stored: without its embedding and without references to objects.
 
     Raises:
-        TypeError, ValueError: Something in its metadata cannot be kept; names the node and the key.
+        TypeError, ValueError: A metadata value cannot be stored; the message names the node and the key.
     """
     from clara_core.store.records import metadata_from_json, metadata_json
 
@@ -41,7 +41,7 @@ def stored_node(node: BaseNode) -> BaseNode:
 
 
 def metadata_of(node: BaseNode) -> dict[str, Any]:
-    """The metadata of the document that a node from `stored_node` becomes."""
+    """The metadata of the document for a node from `stored_node`."""
     seen = node_to_metadata_dict(node, remove_text=True)
     del seen["_node_content"]
     own: dict[str, Any] = {_ID: node.node_id, _NODE: doc_to_json(node)}
@@ -53,18 +53,18 @@ def metadata_of(node: BaseNode) -> dict[str, Any]:
 
 
 def node_of(found: Record | Hit) -> BaseNode:
-    """The node of a document; the caller's own."""
+    """The node of a document, as the caller's own copy."""
     node: BaseNode = json_to_doc(found.metadata[_NODE])
     return node
 
 
 def of_source(ref_doc_id: str) -> Filter:
-    """The nodes of a source document."""
+    """A filter for the nodes of a source document."""
     return {_SOURCE: ref_doc_id}
 
 
 def named(node_ids: list[str] | None, filters: MetadataFilters | None) -> Filter | None:
-    """The nodes that have one of the ids and pass the filters; None is all of them."""
+    """A filter for the nodes that have one of the ids and pass the filters; None allows all."""
     parts: list[Filter] = [] if node_ids is None else [{_ID: {"$in": list(node_ids)}}]
     condition = core_filter(filters)
     parts += [] if condition is None else [condition]
@@ -72,7 +72,7 @@ def named(node_ids: list[str] | None, filters: MetadataFilters | None) -> Filter
 
 
 def allowed(store: MemoryStore, query: VectorStoreQuery) -> Filter | None:
-    """The nodes that a query may find; None is all of them."""
+    """A filter for the nodes that a query may find; None allows all."""
     ids = query.node_ids if query.node_ids and not _is_bookkeeping(store, query.node_ids) else None
     condition = named(ids, query.filters)
     if not query.doc_ids:
@@ -82,10 +82,10 @@ def allowed(store: MemoryStore, query: VectorStoreQuery) -> Filter | None:
 
 
 def _is_bookkeeping(store: MemoryStore, node_ids: list[str]) -> bool:
-    """Whether these ids are not a filter but what an index remembers of a store that keeps texts.
+    """Whether these ids are not a filter but the ids that an index keeps for a store with texts.
 
-    `VectorStoreIndex.as_retriever` passes the ids that it keeps itself, which are those of all index and image nodes;
-    taken for a filter they would hide every other node.
+    `VectorStoreIndex.as_retriever` passes the ids that it keeps itself, those of all index and image nodes. As a filter
+    they would hide every other node.
     """
     special = store.count({_OWN_IDS: True})
     if not special:

@@ -1,4 +1,4 @@
-"""The compressor and the query reasoner as an embedding model."""
+"""A LlamaIndex embedding model made of the compressor and the query reasoner."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 
 class ClaraEmbedding(EngineFields, BaseEmbedding):
-    """Texts by the compressor, questions by the query reasoner, as unit vectors of the same space.
+    """Embeds texts with the compressor and questions with the query reasoner, as unit vectors of the same space.
 
     A vector is a flattened memory: `dimension` numbers (65,536 for a 7B model at rate 16). With ``dimensions=m`` it is
-    projected to m numbers, which keeps cosines and fits databases that take no more. The memory itself stays in the
-    engine's cache, where a reranker or synthesizer of the same model finds it by the text.
+    projected to m numbers, which approximately keeps cosines and fits databases with shorter vectors. The memory itself
+    stays in the engine's cache, where a reranker or synthesizer of the same model finds it by the text.
 
     A text longer than the compressor's window becomes several windows, and its vector the mean of their directions,
-    with a warning in the log: split documents with `ClaraNodeParser`. It also keeps out what a loader noted of a file,
-    which an index puts before the text of a node otherwise.
+    with a warning in the log: split documents with `ClaraNodeParser`. The parser also excludes metadata about a file,
+    which an index would otherwise put before the text of a node.
 
     Example:
         ```python
@@ -43,7 +43,7 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
         default="split", description="What to do with a text that is longer than the window."
     )
 
-    _said: set[str] = PrivateAttr(default_factory=set)  # each warning once
+    _warned: set[str] = PrivateAttr(default_factory=set)  # each warning is logged once
 
     def __init__(self, engine: Any = None, **options: Any) -> None:
         """See `EngineFields`; ``model_name=`` means the same as ``model=``."""
@@ -68,7 +68,7 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
 
     @property
     def space(self) -> VectorSpace:
-        """The vectors that this makes."""
+        """The vectors that this embedding model makes."""
         from clara_core.retrieval.vectors import VectorSpace
 
         return VectorSpace(self.engine, self.dimensions)
@@ -85,12 +85,12 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
     # --- nodes -------------------------------------------------------------------------------------------
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """Give nodes the vectors of their texts, as a step of a pipeline."""
+        """Set the embeddings of nodes, as a step of a pipeline."""
         vectors = self.get_text_embedding_batch([text_of(node) for node in nodes], **kwargs)
         return self._embedded(nodes, vectors)
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """The same, awaitable."""
+        """`__call__`, awaitable."""
         vectors = await self.aget_text_embedding_batch([text_of(node) for node in nodes], **kwargs)
         return self._embedded(nodes, vectors)
 
@@ -124,7 +124,7 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
     def _vectors(self, memories: Sequence[Any]) -> list[Embedding]:
         if any(begins_with_file(memory.text) for memory in memories):
             self._warn_once(
-                "texts begin with what a loader noted of their files, such as file_path, and are embedded with it. "
+                "texts begin with metadata about their files, such as file_path, and are embedded with it. "
                 "Split documents with ClaraNodeParser, or list those keys in excluded_embed_metadata_keys."
             )
         elif any(memory.n_windows > 1 and not announced_long(memory.text) for memory in memories):
@@ -133,13 +133,13 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
                 "are means of several windows. Split documents with ClaraNodeParser, as the last step before this one."
             )
         for memory in memories if self.overflow != "split" else ():
-            if memory.spans[-1][1] == len(memory.text):  # nothing was cut off: good for everyone
+            if memory.spans[-1][1] == len(memory.text):  # nothing was truncated, so every component can use it
                 self.engine.cache.put(memory)
         return self._lists(self.space.documents(memories))
 
     def _warn_once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+        if message not in self._warned:
+            self._warned.add(message)
             log.warning(message)
 
     @staticmethod
@@ -150,6 +150,6 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
 
 def _no_cache(value: Any) -> Any:
     if value is not None:
-        # The framework's key is the bare text: a question would be given the vector of an equal document.
-        raise ValueError("embeddings_cache mixes questions and documents; the engine keeps memories itself")
+        # LlamaIndex's cache key is the text alone: a question would get the vector of a document with the same text.
+        raise ValueError("embeddings_cache mixes questions and documents; leave it out: the engine has a cache")
     return value

@@ -1,4 +1,4 @@
-"""The generator as an LLM that reads documents as memory tokens."""
+"""A LlamaIndex LLM that reads documents as memory tokens with the generator."""
 
 from __future__ import annotations
 
@@ -47,17 +47,16 @@ _OPTIONS: Final = ("max_tokens", "temperature", "top_p", "seed", "stop", *EVIDEN
 
 
 class ClaraLLM(Refusals, EngineFields, CustomLLM):
-    """Answers prompts and conversations; with `reading`, from documents as a few memory tokens each.
+    """Answers prompts and conversations; after `reading`, from documents that it reads as a few memory tokens each.
 
     Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``, ``logprobs``, ``top_logprobs``,
     ``citations``, ``min_confidence``, ``read`` and ``system_prompt``. A `DocumentBlock` or `CitableBlock` of a message
     is read as memory tokens, like the documents of `reading`. Leaving a stream early, or cancelling a task, stops the
     work.
 
-    `raw` of a response: ``usage`` counts positions of the prompt (text and memory tokens together) and tokens written,
-    and what the documents would have cost as text; evidence and confidence stand beside it where they are asked for.
-    `logprobs` has a list for each token: the token, then its alternatives. Citations are a `CitationBlock` each behind
-    the text of a chat message.
+    `raw` of a response: ``usage`` counts positions of the prompt (text and memory tokens together), tokens written, and
+    tokens of the documents as text. If requested, `raw` also has evidence and confidence. `logprobs` has a list for
+    each token: the token, then its alternatives. Each citation is a `CitationBlock` after the text of a chat message.
 
     Tools and structured output are refused with a NotImplementedError, before any model runs.
 
@@ -71,33 +70,33 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
 
     max_tokens: int = Field(default=128, ge=1, description="Most tokens to write.")
     temperature: float = Field(default=0.0, ge=0, description="0 is greedy and reproducible.")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Share of probability that is sampled from.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Probability mass that is sampled from.")
     seed: int | None = Field(default=None, description="Makes sampling reproducible.")
     stop: list[str] | None = Field(default=None, description="Strings that end an answer.")
     logprobs: bool = Field(default=False, description="Log-probabilities of the tokens written.")
     top_logprobs: int = Field(default=0, ge=0, le=20, description="Alternatives at each place.")
     citations: bool | Literal["attention"] = Field(
         default=False,
-        description="Judge answers with each document hidden: what they stand on. 'attention' costs nearly nothing "
-        "instead, and misleads for up to a quarter of the wrong answers.",
+        description="Judge answers with each document hidden, to find what supports them. 'attention' costs nearly "
+        "nothing instead, but misleads for up to a quarter of the wrong answers.",
     )
     min_confidence: float | None = Field(
-        default=None, ge=0, le=1, description="Below it the text is withheld; 0 only gives a confidence."
+        default=None, ge=0, le=1, description="Confidence below which the text is withheld; 0 only computes it."
     )
     read: Literal["memory", "again", "text", "auto"] = Field(
         default="memory",
-        description="'again' reads the best document alone where the evidence speaks against an answer.",
+        description="'again' also reads the best document alone if the evidence contradicts the answer.",
     )
 
     _documents: tuple[str, ...] = PrivateAttr(default=())
-    _heard: list[Answer] | None = PrivateAttr(default=None)
+    _recorded: list[Answer] | None = PrivateAttr(default=None)
 
     @field_validator("messages_to_prompt", mode="before")
     @classmethod
     def _check_template(cls, value: Any) -> Any:
         if value is not None:
             raise ValueError(
-                "messages_to_prompt= would do nothing: the checkpoint has its own template of a conversation"
+                "messages_to_prompt= would do nothing: the checkpoint has its own chat template; leave it out"
             )
         return value
 
@@ -108,7 +107,7 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What the framework plans prompts by (finds the checkpoint, reads no weights)."""
+        """The metadata by which LlamaIndex plans prompts. Finds the checkpoint, but reads no weights."""
         return LLMMetadata(
             context_window=self.engine.context,
             num_output=self.max_tokens,
@@ -117,31 +116,31 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         )
 
     def to_payload(self) -> dict[str, Any]:
-        """What events say about the model; asks nothing of the engine."""
+        """The entry of the model in events; does not use the engine."""
         return {"class_name": self.class_name(), "model_name": self.model, "max_tokens": self.max_tokens}
 
     @property
     def tokenizer(self) -> Callable[[str], list[int]]:
-        """Token ids of a text, for ``Settings.tokenizer``, by which stock components measure prompts."""
+        """Token ids of a text, for ``Settings.tokenizer``, with which stock components count the tokens of prompts."""
         return self.engine.tokenizer.encode_plain
 
     def reading(self, documents: Sequence[BaseNode | NodeWithScore | str]) -> ClaraLLM:
-        """The same model with documents before it: every call of it answers from them.
+        """Return a copy of this LLM that answers from the documents in every call.
 
         Args:
             documents: Nodes or texts, in the order in which they are read.
 
         Returns:
-            ClaraLLM: A copy; this object goes on without documents.
+            ClaraLLM: The copy; this object stays without documents.
         """
         reader = self.model_copy()
         reader._documents = tuple(texts_of(documents))  # noqa: SLF001 - a copy of this object
         return reader
 
-    def heard(self, answers: list[Answer], **changes: Any) -> ClaraLLM:
-        """The same model with other options, whose answers are put into a list as they end."""
+    def recording(self, answers: list[Answer], **changes: Any) -> ClaraLLM:
+        """A copy with other options that adds its answers to a list when they end."""
         reader = self.model_copy(update=changes)
-        reader._heard = answers  # noqa: SLF001 - a copy of this object
+        reader._recorded = answers  # noqa: SLF001 - a copy of this object
         return reader
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,28 +155,28 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt, which becomes the only turn of a conversation."""
-        return self._answer(*self._asked(prompt, formatted, kwargs), kwargs)
+        return self._answer(*self._request(prompt, formatted, kwargs), kwargs)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete`, in pieces."""
-        return self._stream(*self._asked(prompt, formatted, kwargs), kwargs)
+        return self._stream(*self._request(prompt, formatted, kwargs), kwargs)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete`, awaitable."""
-        return await self._aanswer(*self._asked(prompt, formatted, kwargs), kwargs)
+        return await self._aanswer(*self._request(prompt, formatted, kwargs), kwargs)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete`, asynchronous."""
-        return self._astream(*self._asked(prompt, formatted, kwargs), kwargs)
+        return self._astream(*self._request(prompt, formatted, kwargs), kwargs)
 
     # --- conversations -----------------------------------------------------------------------------------
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Go on with a conversation; its last user turn reads the documents."""
+        """Answer a conversation; the documents are read with its last user turn."""
         return chat_response(self._answer(*self._read(messages, kwargs), kwargs))
 
     @llm_chat_callback()
@@ -201,7 +200,7 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         """Answer a prompt template.
 
         Raises:
-            NotImplementedError: The answer is to be parsed as JSON, as selectors and question generators do.
+            NotImplementedError: The prompt parses its answer as JSON, as selectors and question generators do.
         """
         refuse_json(prompt)
         return super().predict(prompt, **prompt_args)
@@ -222,8 +221,8 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
 
     # --- the engine --------------------------------------------------------------------------------------
 
-    def _asked(self, prompt: str, formatted: bool, call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
-        """The conversation of a prompt, and what it reads. A formatted prompt holds all that is to be said."""
+    def _request(self, prompt: str, formatted: bool, call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
+        """The conversation of a prompt, and the texts to read. A formatted prompt contains everything."""
         system = call.get("system_prompt", None if formatted else self.system_prompt)
         if not formatted and self.query_wrapper_prompt is not None:
             prompt = self.query_wrapper_prompt.format(query_str=prompt)
@@ -233,15 +232,15 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         return [{"role": "system", "content": system}, *turns] if system else turns, self._documents
 
     def _read(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
-        """A conversation, and what it reads: the documents of `reading`, then its own."""
-        self._options(call)  # wrong ones are refused first
+        """A conversation, and the texts to read: the documents of `reading`, then its own."""
+        self._options(call)  # refuses invalid options first
         if own := call.get("system_prompt"):
             messages = [ChatMessage(role="system", content=own), *messages]
         turns, documents = read_messages(messages, None if "system_prompt" in call else self.system_prompt)
         return turns, (*self._documents, *(text for text in documents if text not in self._documents))
 
     def _options(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """The engine's options: the call's before the object's."""
+        """The engine's options; options of the call replace those of the object."""
         refuse_options(call)
         refuse_unknown("a call of ClaraLLM", call, [*_OPTIONS, "system_prompt"])
         return {name: call.get(name, getattr(self, name)) for name in _OPTIONS}
@@ -261,13 +260,13 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         return self._completion(answer)
 
     def _stream(self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]) -> CompletionResponseGen:
-        options = self._options(call)  # wrong ones are refused now, not at the first piece
+        options = self._options(call)  # refuses invalid options now, not at the first piece
 
         def pieces() -> CompletionResponseGen:
             engine = self.engine
             memories = engine.remember(documents)
             text = ""
-            # Closed with this generator, which stops the work on the device.
+            # Closing this generator closes the stream, which stops the work on the device.
             with closing(engine.stream_chat(turns, memories, **options)) as chunks:
                 for chunk in chunks:
                     text += chunk.text
@@ -300,8 +299,8 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         return CompletionResponse(text=text, delta=chunk.text, raw=raw, logprobs=logprobs_of(chunk.logprobs))
 
     def _account(self, answer: Answer) -> dict[str, Any]:
-        if self._heard is not None:
-            self._heard.append(answer)
+        if self._recorded is not None:
+            self._recorded.append(answer)
         read = answer.prompt_tokens + answer.memory_tokens
         usage = {
             "prompt_tokens": read,

@@ -1,4 +1,4 @@
-"""Documents cut to what the compressor reads at once."""
+"""A node parser that cuts documents into pieces that fit the compressor's window."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from llama_index_clara._nodes import announce_long, text_of, without_file
 
 log = logging.getLogger(__name__)
 
-_JOINT = 4  # tokens by which metadata and text together may differ from the sum of both
-_LEAST = 4  # the part of a window that metadata has to leave for the text; with less, nodes take several windows
+_JOINT = 4  # tokens by which metadata and text together may exceed the sum of both
+_LEAST = 4  # metadata must leave 1 / _LEAST of a window for the text; otherwise nodes take several windows
 
 
 class ClaraNodeParser(EngineFields, MetadataAwareTextSplitter):
-    """Cuts texts at sentences, else words, into pieces that fill the compressor's window and overlap nowhere.
+    """Cuts texts at sentence ends, else between words, into pieces that fill the compressor's window without overlap.
 
-    Tokens are counted by the compressor's own tokenizer, with the metadata that an embedding sees of each piece. The
-    pieces put together are the text, to the character; a document without text has none.
+    Tokens are counted with the compressor's own tokenizer and include the metadata of each piece that is embedded. The
+    pieces joined together equal the text exactly; a document without text has no pieces.
 
-    What a loader notes of a *file* (``file_path``, ``file_name``, type, size and dates) stays in the metadata and is
-    not compressed: its keys are put on the nodes' lists of excluded keys, and no other component of this package reads
-    them either. To have it read, give it a name of your own: ``document.metadata["report"] = ...``.
+    Metadata about a *file* (``file_path``, ``file_name``, type, size and dates) stays in the metadata but is not
+    compressed: its keys are added to the nodes' excluded keys, and no other component of this package reads them. To
+    include such a value in the text, give it another key: ``document.metadata["report"] = ...``.
 
     Example:
         ```python
@@ -52,7 +52,7 @@ class ClaraNodeParser(EngineFields, MetadataAwareTextSplitter):
         return self.split_text_metadata_aware(text, "")
 
     def split_text_metadata_aware(self, text: str, metadata_str: str) -> list[str]:
-        """Pieces of a text before each of which the metadata will stand."""
+        """Pieces of a text; each will be preceded by the metadata."""
         window = self.engine.window
         size = min(self.chunk_size or window, window)
         taken = self._taken(metadata_str)
@@ -60,11 +60,11 @@ class ClaraNodeParser(EngineFields, MetadataAwareTextSplitter):
         return [text[start:end] for start, end in self.engine.tokenizer.windows(text, reserve=window - room)]
 
     def _taken(self, metadata_str: str) -> int:
-        """Tokens of each piece that are not the text's."""
+        """Tokens of each piece besides its text."""
         return self.engine.tokenizer.count(f"{metadata_str}\n\n") + _JOINT if metadata_str else 0
 
     def _get_metadata_str(self, node: BaseNode) -> str:
-        """All that stands around the text of each piece."""
+        """The text around the text of each piece."""
         if not self.include_metadata:
             return ""
         (empty,) = build_nodes_from_splits([""], node)
@@ -94,7 +94,7 @@ class ClaraNodeParser(EngineFields, MetadataAwareTextSplitter):
         return pieces
 
     def _warn(self, crowded: list[tuple[int, BaseNode]], long: list[str], n_pieces: int) -> None:
-        """Say once what metadata costs where it costs something."""
+        """Warn once if metadata takes much of the windows."""
         if not crowded:
             return
         announce_long(long)

@@ -1,4 +1,4 @@
-"""The query reasoner as a reranker of any retriever's nodes."""
+"""Reranks the nodes of any retriever with the query reasoner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ dispatcher = get_dispatcher(__name__)
 
 
 class RerankedNode(NodeWithScore):
-    """A node with the score of the reranker, and the one that it came with.
+    """A node with the score of the reranker and its previous score.
 
     Attributes:
         retrieval_score: Score by the retriever, or None.
@@ -32,10 +32,10 @@ class RerankedNode(NodeWithScore):
 
 
 class ClaraRerank(EngineFields, BaseNodePostprocessor):
-    """Puts nodes in the order in which they answer the question, and keeps the best.
+    """Sorts nodes by how well they answer the question, and keeps the best.
 
-    Memory is found by the node's text, so that known nodes cost one question, and a node whose text was changed since
-    is compressed anew. Scores are cosines in [-1, 1]. The nodes are those that were given, untouched.
+    Memories are found by the node's text, so reranking known nodes costs one pass over the question, and a node whose
+    text was changed is compressed again. Scores are cosines in [-1, 1]. The nodes themselves are not changed.
 
     Example:
         ```python
@@ -47,7 +47,7 @@ class ClaraRerank(EngineFields, BaseNodePostprocessor):
     keep_retrieval_score: bool = Field(
         default=False,
         description="Return RerankedNode objects with the old score. It is not written into the metadata, where it "
-        "would change the node's hash and stand in prompts.",
+        "would change the node's hash and appear in prompts.",
     )
 
     @classmethod
@@ -99,7 +99,7 @@ class ClaraRerank(EngineFields, BaseNodePostprocessor):
         }
 
     def _best(self, nodes: list[NodeWithScore], ranked: list[tuple[int, float]]) -> list[NodeWithScore]:
-        """The best `top_n`; nodes without text come last, since there is nothing to rank them by."""
+        """The best `top_n` nodes; nodes without text come last, because they cannot be ranked."""
         seen = {index for index, _ in ranked}
         order = ranked + [(index, -1.0) for index in range(len(nodes)) if index not in seen]
         return [self._scored(nodes[index], score) for index, score in order[: self.top_n]]
@@ -111,6 +111,6 @@ class ClaraRerank(EngineFields, BaseNodePostprocessor):
 
 
 def _readable(nodes: list[NodeWithScore]) -> tuple[list[int], list[str]]:
-    """Which nodes have a text, and the texts."""
+    """Indexes of the nodes with text, and their texts."""
     texts = {index: text for index, node in enumerate(nodes) if (text := text_of(node)).strip()}
     return list(texts), list(texts.values())

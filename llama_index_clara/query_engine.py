@@ -1,4 +1,4 @@
-"""Retrieve, rerank and answer, all on memory tokens."""
+"""A query engine that retrieves, reranks and answers with memories."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SYNTHESIZER_OPTIONS: Final = (*parameters(ClaraSynthesizer), *ClaraLLM.model_fi
 
 
 class ClaraQueryEngine(RetrieverQueryEngine):
-    """A `RetrieverQueryEngine` whose answers come from memories, with no other model in the house.
+    """A `RetrieverQueryEngine` that answers from memories and uses a single model.
 
     Args:
-        retriever: Any retriever; of a `ClaraRetriever` the engine is taken over.
-        response_synthesizer: Where given, the options below belong to it and not here.
-        node_postprocessors: Such as `ClaraRerank`.
-        callback_manager: As everywhere in LlamaIndex.
+        retriever: Any retriever; with a `ClaraRetriever`, its engine is used.
+        response_synthesizer: A synthesizer, instead of the options below.
+        node_postprocessors: Postprocessors such as `ClaraRerank`.
+        callback_manager: As in LlamaIndex.
         **options: The arguments of `ClaraSynthesizer`: ``llm=``, or ``engine=``, or ``model=`` and its options;
             ``streaming=``, ``text_qa_template=``, ``max_tokens=`` and so on.
 
@@ -73,7 +73,7 @@ class ClaraQueryEngine(RetrieverQueryEngine):
         callback_manager: CallbackManager | None = None,
         **options: Any,
     ) -> Self:
-        """The same as the constructor, in the words of LlamaIndex; never asks `Settings` for an LLM."""
+        """Create the engine with LlamaIndex's argument names; never reads `Settings.llm`."""
         if response_synthesizer is None and llm is not None:
             options["llm"] = llm
         return cls(retriever, response_synthesizer, node_postprocessors, callback_manager, **options)
@@ -89,19 +89,19 @@ class ClaraQueryEngine(RetrieverQueryEngine):
         llm: ClaraLLM | None = None,
         **options: Any,
     ) -> Self:
-        """An engine over documents, which are split and compressed now.
+        """Create an engine over documents, which are split and compressed now.
 
         Args:
-            documents: They are not changed.
-            similarity_top_k: Nodes to read, or to rerank.
-            node_postprocessors: Such as `ClaraRerank`.
+            documents: The documents; they are not changed.
+            similarity_top_k: Number of nodes to read, or to rerank.
+            node_postprocessors: Postprocessors such as `ClaraRerank`.
             engine: The engine of all parts.
-            llm: Or the model that answers, whose engine is that of all parts.
+            llm: Instead of `engine`, the LLM that answers; all parts use its engine.
             **options: ``model=`` and its options, for all parts, and the arguments of `ClaraSynthesizer`.
 
         Raises:
-            UnknownOption: An option that no part has.
-            ValueError: More than one of engine, llm and a model.
+            UnknownOption: No part has the option.
+            ValueError: More than one of engine, llm and model is given.
         """
         owner = f"{cls.__name__}.from_documents"
         refuse_unknown(owner, options, [*parameters(cls.from_documents), *_SYNTHESIZER_OPTIONS])
@@ -116,7 +116,7 @@ class ClaraQueryEngine(RetrieverQueryEngine):
         return cls(retriever, node_postprocessors=node_postprocessors, **options)
 
     def with_retriever(self, retriever: BaseRetriever) -> ClaraQueryEngine:
-        """The same engine over another retriever."""
+        """A copy of this engine with another retriever."""
         return type(self)(retriever, self._response_synthesizer, self._node_postprocessors, self.callback_manager)
 
 

@@ -1,4 +1,4 @@
-"""Answers from nodes that the generator reads as memory tokens."""
+"""A response synthesizer whose generator reads nodes as memory tokens."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
 dispatcher = get_dispatcher(__name__)
 
 QUESTION_TEMPLATE: Final = PromptTemplate("{query_str}")
-"""The question alone: the form of the prompt around it is the checkpoint's."""
+"""The question alone; the checkpoint has its own prompt around it."""
 _TEMPLATE: Final = "text_qa_template"
 
 
 class ClaraSynthesizer(BaseSynthesizer):
-    """Hands nodes to the generator as memories, in one go.
+    """Passes nodes to the generator as memories, in one call.
 
-    Memory is found by a node's text (with the metadata that an embedding sees). A node that was never compressed, or
-    whose text was changed since, is compressed on the fly; what a node carries as embedding is not looked at. Nodes
-    without text are not read but stay among the sources.
+    Memories are found by a node's text (with the metadata that an embedding model sees). A node that was never
+    compressed, or whose text was changed, is compressed now; its embedding is not used. Nodes without text are not read
+    but stay among the sources.
 
     Args:
-        llm: A `ClaraLLM`; without one, it is made from ``engine=`` or ``model=`` and its options.
+        llm: A `ClaraLLM`; by default it is made from ``engine=`` or ``model=`` and its options.
         streaming: Whether answers are streams.
-        text_qa_template: Prompt with ``{query_str}``. It has no ``{context_str}``: the nodes are not text here.
-        empty_response: Answer where there is nothing to read.
-        citations: Whether ``response.metadata["clara"]`` says which node each part of the answer stands on. Of a
-            stream, it stands there when the stream has ended. "attention" as in `ClaraLLM`.
-        sources: ``all`` leaves the nodes as they came; ``cited`` gives copies of those that are cited, in order of
-            first use, with their share in the answer as score (not in streams).
-        inline_citations: Write ``[n]`` behind each cited part, where ``source_nodes[n - 1]`` is its node (not in
+        text_qa_template: Prompt with ``{query_str}``. It has no ``{context_str}``, because nodes are not read as text.
+        empty_response: Answer if there are no nodes with text.
+        citations: Whether ``response.metadata["clara"]`` gives the node that supports each part of the answer. For a
+            stream it is set when the stream has ended.
+        sources: ``all`` returns the nodes unchanged; ``cited`` returns copies of the cited nodes, in order of first
+            use, with their share in the answer as score (not in streams).
+        inline_citations: Write ``[n]`` after each cited part, where ``source_nodes[n - 1]`` is its node (not in
             streams).
-        metadata_mode: Which metadata is part of the text that is read. What is not `EMBED` is compressed again.
-        callback_manager: As everywhere in LlamaIndex.
-        output_cls: Refused: the generator writes short answers, no JSON.
-        multimodal: Refused: it reads text.
+        metadata_mode: The metadata in the text that is read. With modes other than `EMBED`, nodes are compressed again.
+        callback_manager: As in LlamaIndex.
+        output_cls: Not supported: the generator writes short answers and no JSON.
+        multimodal: Not supported: the generator reads text only.
         engine: See `ClaraLLM`.
         **options: See `ClaraLLM`, such as ``model=`` and ``max_tokens=``.
 
@@ -84,7 +84,7 @@ class ClaraSynthesizer(BaseSynthesizer):
     ) -> None:
         refuse_unknown(type(self).__name__, options, [*parameters(ClaraSynthesizer), *ClaraLLM.model_fields])
         if output_cls is not None or multimodal:
-            raise ValueError("ClaraSynthesizer answers in text from text: leave output_cls= and multimodal= out")
+            raise ValueError("ClaraSynthesizer reads and writes text only: leave out output_cls= and multimodal=")
         if llm is not None and not isinstance(llm, ClaraLLM):
             raise TypeError(f"ClaraSynthesizer needs a ClaraLLM, which can read memories, got {type(llm).__name__}")
         if llm is not None and (engine is not None or options):
@@ -105,7 +105,7 @@ class ClaraSynthesizer(BaseSynthesizer):
 
     @property
     def llm(self) -> ClaraLLM:
-        """The model that writes."""
+        """The LLM that answers."""
         llm = self._llm
         if not isinstance(llm, ClaraLLM):
             raise TypeError(f"ClaraSynthesizer needs a ClaraLLM, got {type(llm).__name__}")
@@ -158,10 +158,10 @@ class ClaraSynthesizer(BaseSynthesizer):
         clara_account: _Account | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
-        """Answer from texts, or from nodes where they are given: a string, or a generator when streaming."""
+        """Answer from texts, or from nodes if they are given: a string, or a generator if streaming."""
         texts = self._texts(query_str, text_chunks, clara_nodes)
         answer: RESPONSE_TEXT_TYPE
-        if self._streaming:  # read at every call: chat engines switch it
+        if self._streaming:  # read at every call, because chat engines change it
             answer = self._stream(texts, query_str, response_kwargs, clara_account)
         elif texts:
             answer = self._reader(texts, clara_account).predict(self._template, query_str=query_str, **response_kwargs)
@@ -178,7 +178,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         clara_account: _Account | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
-        """`get_response`, awaitable; an asynchronous generator when streaming."""
+        """`get_response`, awaitable; an asynchronous generator if streaming."""
         texts = self._texts(query_str, text_chunks, clara_nodes)
         answer: RESPONSE_TEXT_TYPE
         if self._streaming:
@@ -193,13 +193,13 @@ class ClaraSynthesizer(BaseSynthesizer):
         return answer
 
     def _texts(self, query_str: str, text_chunks: Sequence[str], nodes: Sequence[NodeWithScore] | None) -> list[str]:
-        """What will be read; says so to whoever listens."""
+        """The texts to read; sends the start event."""
         texts = list(text_chunks) if nodes is None else [text_of(node, self._metadata_mode) for node in nodes]
         texts = [text for text in texts if text.strip()]
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=texts))
         return texts
 
-    # Streams begin to write when somebody begins to read, as those of LlamaIndex do.
+    # As in LlamaIndex, a stream begins to generate when it is first read.
 
     def _stream(
         self, texts: list[str], query_str: str, kwargs: dict[str, Any], account: _Account | None
@@ -209,7 +209,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         else:
             yield self._empty_response
         if account is not None:
-            account.tell()
+            account.update()
 
     async def _astream(
         self, texts: list[str], query_str: str, kwargs: dict[str, Any], account: _Account | None
@@ -222,30 +222,30 @@ class ClaraSynthesizer(BaseSynthesizer):
             async for piece in pieces:
                 yield piece
         if account is not None:
-            account.tell()
+            account.update()
 
     # --- what the answer stands on -----------------------------------------------------------------------
 
     def _reader(self, texts: list[str], account: _Account | None) -> ClaraLLM:
-        """The model over these texts; what it answers comes to the account."""
+        """The LLM with these texts; its answers are added to the record."""
         reader = self.llm.reading(texts)
         if account is None:
             return reader
-        changes = {"citations": self._citations} if self._citations else {}
-        return reader.heard(account.answers, **changes)
+        changes = {"citations": True} if self._citations else {}
+        return reader.recording(account.answers, **changes)
 
     def _readable(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
-        """The nodes whose text is read; others stay among the sources."""
+        """The nodes with text, which are read; others stay among the sources."""
         return [node for node in nodes if text_of(node, self._metadata_mode).strip()]
 
     def _accounted(self, response: RESPONSE_TYPE, account: _Account) -> RESPONSE_TYPE:
-        """The response with what its answer stands on; of a stream when it has ended."""
+        """Add the evidence to the response; for a stream when it has ended."""
         if response.metadata is None:
             response.metadata = {}
         account.metadata = response.metadata
         if not isinstance(response, Response):
             return response
-        account.tell()
+        account.update()
         if not account.answers or account.answers[-1].citations is None:
             return response
         answer = account.answers[-1]
@@ -262,20 +262,20 @@ class ClaraSynthesizer(BaseSynthesizer):
 
 @dataclass(eq=False)
 class _Account:
-    """What an answer was, told to the metadata of its response once it has ended.
+    """Collects the answers of a call and adds their evidence to the metadata of the response.
 
     Attributes:
-        nodes: Those that are read, in their order.
-        answers: What the model answered.
-        metadata: Of the response.
+        nodes: The nodes that are read, in order.
+        answers: The answers of the LLM.
+        metadata: Metadata of the response.
     """
 
     nodes: list[NodeWithScore]
     answers: list[Answer] = field(default_factory=list)
     metadata: dict[str, Any] | None = None
 
-    def tell(self) -> None:
-        """Put the evidence into the metadata."""
+    def update(self) -> None:
+        """Add the evidence to the metadata."""
         if self.metadata is not None and self.answers:
             found = response_evidence(self.answers[-1], self.nodes)
             if found:
@@ -283,7 +283,7 @@ class _Account:
 
 
 def _helpers() -> dict[str, Any]:
-    """Helpers that repack text: never used, and made from a model's metadata if left out."""
+    """An unused prompt helper; without it LlamaIndex would make one from the LLM's metadata."""
     known = inspect.signature(BaseSynthesizer.__init__).parameters
     helpers: dict[str, Any] = {"prompt_helper": PromptHelper()}
     if "chat_prompt_helper" in known:
@@ -296,7 +296,7 @@ def _helpers() -> dict[str, Any]:
 def _checked(template: BasePromptTemplate) -> BasePromptTemplate:
     if "query_str" not in template.template_vars or "context_str" in template.template_vars:
         raise ValueError(
-            "text_qa_template must hold {query_str} and no {context_str}: nodes are read as memory tokens, in the "
+            "text_qa_template must contain {query_str} and no {context_str}: nodes are read as memory tokens, at the "
             f"place that the checkpoint was trained on; got the variables {template.template_vars}"
         )
     return template

@@ -1,4 +1,4 @@
-"""The query reasoner as a retriever over a store of memories."""
+"""A LlamaIndex retriever over a store of memories."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _STORE_OPTIONS: Final = (*ClaraVectorStore.model_fields, *parameters(ClaraVector
 
 
 class ClaraRetriever(BaseRetriever):
-    """Finds nodes by what the question asks for, on their memory tokens, without an index around them.
+    """Finds the nodes that answer a question by comparing memories, without an index.
 
     Args:
-        vector_store: A `ClaraVectorStore`; without one, an empty one of ``engine=`` or ``model=`` and its options.
-        similarity_top_k: Nodes to return.
+        vector_store: A `ClaraVectorStore`; by default an empty one from ``engine=`` or ``model=`` and its options.
+        similarity_top_k: Number of nodes to return.
         vector_store_query_mode: ``default``, ``mmr``, ``text_search`` or ``hybrid``.
         filters: Metadata filters.
         node_ids: Nodes to search among; None or empty is all.
         doc_ids: Source documents to search among; None or empty is all.
-        alpha: Share of the cosine in ``hybrid``.
+        alpha: Weight of the cosine in ``hybrid``.
         sparse_top_k: Candidates by words in ``hybrid``.
-        hybrid_top_k: Nodes to return in ``hybrid``.
-        mmr_threshold: Share of relevance in ``mmr``.
-        callback_manager: As everywhere in LlamaIndex.
+        hybrid_top_k: Number of nodes to return in ``hybrid``.
+        mmr_threshold: Weight of relevance in ``mmr``.
+        callback_manager: As in LlamaIndex.
         object_map: See `BaseRetriever`.
         objects: See `BaseRetriever`.
         verbose: See `BaseRetriever`.
@@ -82,8 +82,8 @@ class ClaraRetriever(BaseRetriever):
         refuse_unknown(type(self).__name__, options, [*parameters(ClaraRetriever), *_STORE_OPTIONS])
         if not isinstance(vector_store, ClaraVectorStore | None):
             raise TypeError(
-                f"vector_store must be a ClaraVectorStore, got {type(vector_store).__name__}; the name of a model is "
-                "model=, and the retriever of another store is index.as_retriever()"
+                f"vector_store must be a ClaraVectorStore, got {type(vector_store).__name__}; a model's name goes to "
+                "model=; for another store use index.as_retriever()"
             )
         if not isinstance(filters, MetadataFilters | None):
             raise TypeError(
@@ -112,7 +112,7 @@ class ClaraRetriever(BaseRetriever):
 
     @property
     def vector_store(self) -> ClaraVectorStore:
-        """Where the nodes are."""
+        """The store of the nodes."""
         return self._store
 
     @property
@@ -131,11 +131,11 @@ class ClaraRetriever(BaseRetriever):
         show_progress: bool = False,
         **options: Any,
     ) -> Self:
-        """A retriever over documents, which are split and compressed now.
+        """Create a retriever over documents, which are split and compressed now.
 
         Args:
-            documents: They are not changed.
-            transformations: How they become nodes; `ClaraNodeParser` where None.
+            documents: The documents; they are not changed.
+            transformations: How to make nodes from them; None is `ClaraNodeParser`.
             show_progress: Draw progress bars.
             **options: The arguments of this class.
         """
@@ -162,7 +162,7 @@ class ClaraRetriever(BaseRetriever):
         return retriever
 
     def add_nodes(self, nodes: Iterable[BaseNode]) -> list[str]:
-        """Compress and keep more nodes; one whose id is known replaces the other."""
+        """Compress and add nodes; a node with a known id replaces the stored one."""
         return self._store.add(nodes)
 
     async def aadd_nodes(self, nodes: Iterable[BaseNode]) -> list[str]:
@@ -178,27 +178,27 @@ class ClaraRetriever(BaseRetriever):
         embedding = query_bundle.embedding
         if embedding is None and self._needs_embedding(query_bundle):
             embedding = self._embedder().get_agg_embedding_from_queries(query_bundle.embedding_strs)
-        return _scored(self._store.query(self._asked(query_bundle, embedding)))
+        return _scored(self._store.query(self._store_query(query_bundle, embedding)))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         embedding = query_bundle.embedding
         if embedding is None and self._needs_embedding(query_bundle):
             embedder = await asyncio.to_thread(self._embedder)
             embedding = await embedder.aget_agg_embedding_from_queries(query_bundle.embedding_strs)
-        return _scored(await self._store.aquery(self._asked(query_bundle, embedding)))
+        return _scored(await self._store.aquery(self._store_query(query_bundle, embedding)))
 
     def _needs_embedding(self, query_bundle: QueryBundle) -> bool:
         return self._query.mode is not VectorStoreQueryMode.TEXT_SEARCH and bool(query_bundle.embedding_strs)
 
     def _embedder(self) -> ClaraEmbedding:
-        """The embedding model that makes questions into vectors, and events of it."""
+        """The embedding model for questions, which also sends events."""
         if self._embed_model is None:
             self._embed_model = ClaraEmbedding(
                 engine=self.engine, dimensions=self._store.dimensions, callback_manager=self.callback_manager
             )
         return self._embed_model
 
-    def _asked(self, query_bundle: QueryBundle, embedding: list[float] | None) -> VectorStoreQuery:
+    def _store_query(self, query_bundle: QueryBundle, embedding: list[float] | None) -> VectorStoreQuery:
         return replace(self._query, query_str=query_bundle.query_str, query_embedding=embedding)
 
 

@@ -1,4 +1,4 @@
-"""Memories of nodes, searched by the query reasoner, by words, or both: in this process, or in a folder."""
+"""A LlamaIndex vector store of memories, in this process or in a folder, searched by memory, by words, or by both."""
 
 from __future__ import annotations
 
@@ -36,25 +36,26 @@ if TYPE_CHECKING:
     from clara_core.retrieval.vectors import Array, VectorSpace
     from clara_core.store import Hit, MemoryStore
 
-_SAME: Final = 0.999  # cosine of two vectors of the same text, whatever the batch and the dtype they came from
-_BATCH: Final = 64  # nodes that are looked at together; vectors as lists take eight times their room
+_SAME: Final = 0.999  # lowest cosine of two vectors of the same text, computed in other batches or dtypes
+_BATCH: Final = 64  # nodes processed at a time; as lists, vectors take eight times the room of arrays
 _IDENTITY: Final = ("model", "compression", "base_model", "revision", "quantization", "reasoner")
 _OPENING: Final = threading.Lock()
 
 
 class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
-    """Holds nodes with their memories in a `clara_core.store.MemoryStore`: with `uri` in a folder, which outlasts the
-    process; without it in memory, from where `persist` writes them to a file. Both take, find and refuse the same.
+    """Nodes with their memories in a `clara_core.store.MemoryStore`, in a folder with `uri`, else in this process.
 
-    Nodes come with embeddings of `ClaraEmbedding` of the same model (a `VectorStoreIndex` sees to that), or without:
-    then they are compressed here, and no list of numbers is ever made. What a query finds comes back as copies without
-    embeddings, and their memories are in the engine's cache for the reranker and the synthesizer. With ``dimensions=``
-    the store keeps vectors of so many numbers instead: shortened memories, or those of any other embedding model.
+    `persist` writes a store in memory to a file. Stores in folders and in memory accept, find and refuse the same.
 
-    Query modes are ``default`` (``hybrid`` where the query has words, else by cosine), ``mmr``, ``text_search`` (BM25)
-    and ``hybrid`` (cosine and BM25 fused into a score in [0, 1]; ``alpha`` is the share of the cosine).
+    Nodes may have embeddings of `ClaraEmbedding` of the same model (a `VectorStoreIndex` adds them), or none: then the
+    store compresses them without making lists of numbers. Query results are copies without embeddings; their memories
+    are in the engine's cache for the reranker and the synthesizer. With ``dimensions=`` the store keeps vectors of that
+    length instead of memories: shortened memories, or vectors of any other embedding model.
 
-    Pickles and deep copies of a store with `uri` open the same folder; those of one in memory take its nodes along.
+    Query modes are ``default`` (``hybrid`` if the query has words, else by cosine), ``mmr``, ``text_search`` (BM25)
+    and ``hybrid`` (cosine and BM25 fused into a score in [0, 1]; ``alpha`` is the weight of the cosine).
+
+    Pickles and deep copies of a store with `uri` open the same folder; those of a store in memory contain its nodes.
 
     Example:
         ```python
@@ -68,8 +69,12 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     stores_text: bool = True
     is_embedding_query: bool = True
-    dimensions: int | None = Field(default=None, ge=1, description="Numbers of a vector; None keeps whole memories.")
-    uri: str | None = Field(default=None, description="Folder or address of object storage; None is in memory.")
+    dimensions: int | None = Field(
+        default=None, ge=1, description="Length of the vectors to keep; None keeps whole memories."
+    )
+    uri: str | None = Field(
+        default=None, description="Folder or address of object storage; None keeps nodes in memory."
+    )
 
     _store: Any = PrivateAttr(default=None)
 
@@ -77,18 +82,18 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         """See `EngineFields`.
 
         Args:
-            engine: Instead of a model.
+            engine: An engine, instead of a model.
             store: An opened store with an engine, instead of `uri` and the model.
             **options: The fields.
 
         Raises:
-            ValueError: Things that exclude each other.
+            ValueError: Arguments exclude each other.
         """
         if store is not None:
             if engine is not None or options.keys() & {"model", "uri"}:
-                raise ValueError("give store= alone: it knows its engine and where it is")
+                raise ValueError("give store= alone: a store has its own engine and address")
             if store.engine is None:
-                raise ValueError("store= has no engine: MemoryStore.open(uri, model=...) gives it one")
+                raise ValueError("store= has no engine: open it with MemoryStore.open(uri, model=...)")
             engine, options = store.engine, {**options, "uri": store.uri}
         if isinstance(options.get("uri"), str | os.PathLike):
             options["uri"] = absolute(options["uri"])
@@ -102,7 +107,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     @property
     def client(self) -> MemoryStore:
-        """Where the nodes are, with `optimize`, `compact` and `stats`. Opened at first use."""
+        """The store of the nodes, with `optimize`, `compact` and `stats`. Opened at first use."""
         with _OPENING:
             if self._store is None:
                 from clara_core.store import MemoryStore
@@ -117,14 +122,14 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     @property
     def space(self) -> VectorSpace:
-        """The vectors that are stored."""
+        """The vectors that the store keeps."""
         from clara_core.retrieval.vectors import VectorSpace
 
         return VectorSpace(self.engine, self.dimensions)
 
     @property
     def count(self) -> int:
-        """Nodes in the store. (It has no ``len``, by which an empty one would count as false.)"""
+        """Number of nodes in the store. (There is no ``len``, because an empty store would be false.)"""
         return self.client.count()
 
     @property
@@ -142,21 +147,22 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
     # --- writing -----------------------------------------------------------------------------------------
 
     def add(self, nodes: Iterable[BaseNode], *, memories: Iterable[Memory] | None = None, **kwargs: Any) -> list[str]:
-        """Keep copies of nodes; one whose id is here already is replaced. All of them are checked before any is kept.
+        """Add copies of nodes; a node with a known id is replaced. All nodes are checked before any is stored.
 
-        A node without text is kept, and not found.
+        A node without text is stored, but not found.
 
         Args:
-            nodes: Any number, from a generator too; of several under one id the last counts.
-            memories: One a node, where the caller has them; of an iterator, 64 are checked and kept at a time.
-            **kwargs: Taken for the interface's sake.
+            nodes: Any number of nodes, also from a generator; of several with the same id the last one is kept.
+            memories: A memory for each node, if they are computed already; an iterator is checked and stored 64 at
+                a time.
+            **kwargs: Ignored.
 
         Returns:
             list: The ids, in order.
 
         Raises:
-            ValueError: A vector is of another length, not finite or zero, or not that of the node's text.
-            FingerprintMismatch: A memory is another model's.
+            ValueError: A vector has another length, is not finite or zero, or is not that of the node's text.
+            FingerprintMismatch: A memory was made by another model.
         """
         if memories is not None and not isinstance(memories, Sequence):
             stream, left, ids = checked(nodes, BaseNode, "nodes"), iter(memories), []
@@ -180,9 +186,9 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         return [node.node_id for node in given]
 
     def _without_file(self, node: BaseNode) -> BaseNode:
-        """A node without its vector, where that is also of what a loader noted of the file; else as it is.
+        """A node without its vector, if the vector includes metadata about its file; else the node unchanged.
 
-        An index embeds the text together with those notes if neither the parser nor the node keeps them apart.
+        An index embeds that metadata with the text if neither the parser nor the node excludes it.
         """
         whole = node.get_content(metadata_mode=MetadataMode.EMBED)
         if node.embedding is None or whole == text_of(node):
@@ -191,19 +197,19 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         return copy_of(node) if _same(self.space, self.engine.remember([whole])[0], vector) else node
 
     def _given(self, nodes: Sequence[BaseNode], memories: Sequence[Memory]) -> list[Memory]:
-        """Memories that the caller has of nodes."""
+        """Check the memories given for nodes."""
         from clara_core.engine.checks import checked_memories
 
         found = checked_memories(memories[: len(nodes)], lambda: self.engine.fingerprint)
         if len(found) < len(nodes):
-            raise ValueError("one memory a node is needed: there are more nodes than memories")
+            raise ValueError("each node needs one memory: there are more nodes than memories")
         for node, memory in zip(nodes, found, strict=True):
             if memory.text != text_of(node):
-                raise ValueError(f"the memory given for node {node.node_id!r} is that of another text")
+                raise ValueError(f"the memory given for node {node.node_id!r} is of another text")
         return found
 
     def _check_vectors(self, nodes: Sequence[BaseNode], texts: Sequence[str]) -> None:
-        """Refuse vectors that are not kept, and would not be found again: a store of memories keeps the memory."""
+        """Refuse vectors that are not the memory of their text, which a store of memories would not keep."""
         pairs = [(node, text) for node, text in zip(nodes, texts, strict=True) if node.embedding is not None]
         for start in range(0, len(pairs), _BATCH):
             batch = pairs[start : start + _BATCH]
@@ -227,7 +233,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         embedded: Sequence[list[float] | None],
         memories: Sequence[Memory] | None,
     ) -> list[Array]:
-        """What a store of vectors keeps of each node, ``[W, dimensions]``: its own vector, or those of its windows."""
+        """The vectors kept for each node in a store of vectors, ``[W, dimensions]``: given or computed."""
         bare = [text for text, numbers in zip(texts, embedded, strict=True) if numbers is None and text.strip()]
         if memories is None:
             made = dict(zip(bare, self.engine.remember(bare), strict=True)) if bare else {}
@@ -247,7 +253,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         return found
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Forget all nodes of a source document; an unknown one is nothing to do."""
+        """Delete all nodes of a source document; an unknown document is ignored."""
         self.client.delete(filter=of_source(ref_doc_id))
 
     def delete_nodes(
@@ -256,7 +262,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         filters: MetadataFilters | None = None,
         **delete_kwargs: Any,
     ) -> None:
-        """Forget nodes that are named, pass the filters, or both where both are given.
+        """Delete nodes with given ids, nodes that pass the filters, or, with both, nodes that meet both.
 
         Raises:
             ValueError: Neither is given; `clear` empties the store.
@@ -267,13 +273,13 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         self.client.delete(node_ids, {} if node_ids is None and condition is None else condition)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete all nodes."""
         self.client.delete(filter={})
 
     # --- reading -----------------------------------------------------------------------------------------
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Copies of nodes, in the order in which they are asked for; unknown ids are left out."""
+        """Copies of nodes, in the order of their ids; unknown ids are left out."""
         from clara_core.retrieval.filters import matches
 
         condition = named(None, filters) or {}
@@ -281,10 +287,10 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         return [node_of(record) for record in found if matches(condition, record.metadata)]
 
     def memories(self, node_ids: Sequence[str]) -> list[Memory]:
-        """Memories of stored nodes, in order; those of a store of vectors are compressed.
+        """Memories of stored nodes, in order; in a store of vectors they are compressed again.
 
         Raises:
-            KeyError: There is no such node.
+            KeyError: The store has no node with an id.
         """
         try:
             if self.dimensions is None:
@@ -301,21 +307,21 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         """Find nodes.
 
         Args:
-            query: What for. `node_ids` and `doc_ids` that are None or empty filter nothing.
+            query: The query. `node_ids` and `doc_ids` that are None or empty do not filter.
             **kwargs: ``mmr_threshold``, as in LlamaIndex's own store.
 
         Returns:
             VectorStoreQueryResult: Copies of nodes, their scores and ids, best first.
 
         Raises:
-            ValueError: A mode that is not offered, or a vector of another length.
+            ValueError: The mode is not supported, or a vector has another length.
         """
         plan = Plan.of(query, kwargs)
         question = None if plan.mode == "text" else self._question(query)
         if plan.k < 1:
             return VectorStoreQueryResult([], [], [])
         ranked = self._ranked(query, plan, question)
-        for hit, _ in ranked:  # what is read next is looked up by its text
+        for hit, _ in ranked:  # the generator finds the memories by text
             if hit.memory is not None and self.dimensions is None:
                 self.engine.cache.put(hit.memory, replace=False)
         return VectorStoreQueryResult(
@@ -347,7 +353,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
     # --- off the event loop ------------------------------------------------------------------------------
 
     async def async_add(self, nodes: Iterable[BaseNode], **kwargs: Any) -> list[str]:
-        """`add`, awaitable; cancelling it while nodes are being compressed stops that."""
+        """`add`, awaitable; cancelling it during compression stops the work."""
         engine = await self.aengine()
         listed = list(checked(nodes, BaseNode, "nodes"))
         bare = [text for node in listed if node.embedding is None and (text := text_of(node)).strip()]
@@ -389,7 +395,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         persist_path: str = os.path.join(DEFAULT_PERSIST_DIR, DEFAULT_PERSIST_FNAME),  # noqa: PTH118
         fs: fsspec.AbstractFileSystem | None = None,
     ) -> None:
-        """Write everything to ``<persist_path>.clara``, whole or not at all; with `uri`, where the nodes are."""
+        """Write the store to ``<persist_path>.clara`` atomically; with `uri`, only the address of the nodes."""
         if self.uri is not None and self._is_in_memory:
             raise ValueError("a store at memory:// ends with its process; give uri= a folder, which needs no persist()")
         header = {"made_by": self._made_by(), "uri": self.uri, "length": self.space.length,
@@ -401,23 +407,23 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     @classmethod
     def from_persist_path(cls, persist_path: str, fs: fsspec.AbstractFileSystem | None = None, **options: Any) -> Self:
-        """Read what `persist` wrote under the same path.
+        """Read a store that `persist` wrote under the same path.
 
         Args:
-            persist_path: As given to `persist`.
-            fs: As given to `persist`.
-            **options: ``engine=``, or ``model=`` and its options; without any, the model that made the store.
+            persist_path: The path given to `persist`.
+            fs: The file system given to `persist`.
+            **options: ``engine=``, or ``model=`` and its options; by default the model that made the store.
 
         Raises:
             CheckpointError: There is no store, or it is damaged.
-            FingerprintMismatch: It was made by another model; its memories cannot be read by this one.
+            FingerprintMismatch: The store was made by another model.
         """
         header, entries = read_file(f"{persist_path}{SUFFIX}", fs)
         if not {"engine", "model"} & set(options):
             options = {**header["made_by"], **options}
         store = cls(**{"dimensions": header["dimensions"], "uri": header["uri"], **options})
         if header["uri"] is not None:
-            list(entries)  # none, and the hash is right
+            list(entries)  # verifies the hash of an empty store
             return store
         own = header["fingerprint"] and (store.engine.fingerprint if store.dimensions is None else VECTORS)
         if own != header["fingerprint"] or store.space.length != header["length"]:
@@ -446,13 +452,13 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         fs: fsspec.AbstractFileSystem | None = None,
         **options: Any,
     ) -> Self:
-        """Read what ``storage_context.persist(persist_dir)`` wrote; see `from_persist_path`."""
+        """Read a store that ``storage_context.persist(persist_dir)`` wrote; see `from_persist_path`."""
         path = f"{persist_dir.rstrip('/')}/{namespace}{NAMESPACE_SEP}{DEFAULT_PERSIST_FNAME}"
         return cls.from_persist_path(path, fs, **options)
 
 
 def _same(space: VectorSpace, memory: Memory, vector: Array) -> bool:
-    """Whether a vector is the one of this memory (a zero or NaN is not)."""
+    """Whether a vector is that of this memory; False for zero and NaN."""
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = float(space.documents([memory])[0] @ (vector / np.linalg.norm(vector)))
     return cosine > _SAME

@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 from tests.parity_data import PARITY
+from tests.served import SERVED, kept
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +55,11 @@ def clara(capsys):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a GPU where there is none."""
+    """Skips what needs a GPU where there is none, and what needs the engine itself where there are servers."""
+    if SERVED:
+        for item in items:
+            if item.get_closest_marker("in_process"):
+                item.add_marker(pytest.mark.skip(reason="the engine is behind a server"))
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch
@@ -64,3 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+def pytest_unconfigure() -> None:
+    kept.close()

@@ -235,18 +235,21 @@ class PlainKernel:
         *,
         table: Tensor,
         lengths: Tensor,
+        starts: Tensor,
+        queries: int,
         longest: int,
         scale: float,
         window: int | None,
     ) -> Tensor:
         size = keys.shape[1]
+        assert starts.tolist() == list(range(0, len(query) + 1, queries))
         rows = []
         for row, length in enumerate(lengths.tolist()):
             assert 0 < length <= longest
             pages = table[row, : -(-length // size)].tolist()
             key = torch.cat([keys[page] for page in pages])[:length]  # [length, kv_heads, dim]
             value = torch.cat([values[page] for page in pages])[:length]
-            rows.append(plain_attention(query[row : row + 1], key, value, scale, window))
+            rows.append(plain_attention(query[row * queries : (row + 1) * queries], key, value, scale, window))
         return torch.cat(rows)
 
 

@@ -20,4 +20,5 @@ def test_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
     assert {path for path in inside if path.suffix == ".py"} == modules
     assert {path.parts[0] for path in inside} == set(PACKAGES)
     assert {Path(package, "py.typed") for package in PACKAGES} <= inside
+    assert {path.relative_to(ROOT) for path in (ROOT / "clara_core/serving/static").iterdir()} <= inside
     assert {Path("clara_core/pocket/base/model.safetensors"), Path("clara_core/pocket/adapters.safetensors")} <= inside

@@ -1,1 +1,1 @@
-"""Checkpoints: their settings, where they are, their weights, the proof that they are whole."""
+"""Checkpoints: config, location on disk or the Hub, weights, validation, reading and writing."""

@@ -1,11 +1,10 @@
-"""What the `config.json` of a CLaRa checkpoint says, and the facts that follow from it.
+"""The `config.json` of a CLaRa checkpoint, and the sizes and roles that follow from it.
 
-A released `config.json` also carries fields of a separate BERT-style compressor that no release
-uses, and bookkeeping of the library that wrote it. They are ignored, except where they would mean
-that the checkpoint is of another kind than the one this project implements.
+A released `config.json` also has fields of a separate BERT-style compressor that no release uses, and bookkeeping of
+the library that wrote it. They are ignored, unless they show that the checkpoint is of a kind that is not supported.
 
-PISCO (naver/pisco-mistral, -llama, -solar) is computed step by step as CLaRa's Instruct stage: its
-config is read as one of `training_stage` `stage1_2`.
+PISCO (naver/pisco-mistral, -llama, -solar) computes the same as CLaRa's Instruct stage; its config is read as one of
+`training_stage` `stage1_2`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from clara_core.common.errors import CheckpointError
 
 CONFIG_FILE: Final = "config.json"
 
-# Without these the token ids and shapes would be a guess, so a file that lacks one is refused.
+# Fields that a file must have, since token ids and shapes depend on them.
 _REQUIRED: Final = (
     "decoder_model_name",
     "doc_max_length",
@@ -34,7 +33,7 @@ _REQUIRED: Final = (
 
 
 class Role(IntEnum):
-    """What one decoder does with a row of a batch. The value is the index of its LoRA adapter."""
+    """The role of the decoder for a row of a batch. The value is the index of its LoRA adapter."""
 
     COMPRESSOR = 0
     REASONER = 1
@@ -58,7 +57,7 @@ class Role(IntEnum):
         """The role of an adapter name such as `encoder_adapter`.
 
         Raises:
-            ValueError: the name belongs to no role.
+            ValueError: no role has this adapter.
         """
         for role, adapter in _ADAPTERS.items():
             if adapter == name:
@@ -84,23 +83,22 @@ _PISCO_LICENCE: Final = (
 
 
 class ClaraConfig(BaseModel):
-    """The facts of one checkpoint. Frozen; names are those of the released `config.json`.
+    """The config of a checkpoint. Frozen; names are those of the released `config.json`.
 
     Attributes:
-        decoder_model_name: the base decoder: a Hub id, a path, or a path inside the checkpoint's
-            folder.
-        doc_max_length: window of the compressor, in tokens of text.
-        compr_rate: tokens of text that share one memory token.
+        decoder_model_name: the base decoder: a Hub id, a path, or a path relative to the checkpoint.
+        doc_max_length: window of the compressor, in text tokens.
+        compr_rate: text tokens per memory token.
         lora_r: rank of the adapters.
         sep: whether `<SEP>` follows the memory tokens of each document in a prompt.
         different_mem_tokens: `<MEM0>`, `<MEM1>`, ... (true) or one `<MEM>` repeated (false).
         optimize_mem_tokens: whether the embeddings of the added tokens were trained.
         generation_top_k: documents that the generator saw in training.
         training_stage: `stage1`, `stage1_2`, `stage2`, `stage2_pretrain_retrieval`, ...
-        quantization: what the base was quantized to in training ("no" in every release).
-        kbtc_training: whether a further `<KBTC>` token was added.
-        mixed: whether the generator was taught to read documents as text beside memories of others.
-        family: whose weights these are; `model_type` of a config.json that this project wrote.
+        quantization: quantization of the base in training ("no" in every release).
+        kbtc_training: whether a further token `<KBTC>` was added.
+        mixed: whether the generator was trained to read documents as text beside memories of others.
+        family: model family; `model_type` in a config.json that this project wrote.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -123,19 +121,19 @@ class ClaraConfig(BaseModel):
     def _check(self) -> ClaraConfig:
         if self.compr_rate > self.doc_max_length:
             raise ValueError(
-                f"compr_rate ({self.compr_rate}) is larger than doc_max_length "
-                f"({self.doc_max_length}): no memory token is left for a document"
+                f"compr_rate ({self.compr_rate}) must be at most doc_max_length ({self.doc_max_length}), since a "
+                "window needs at least one memory token"
             )
         if not self.training_stage.startswith(("stage1", "stage2")):
             raise ValueError(
-                f"training_stage is {self.training_stage!r}; known are stage1, stage1_2, stage2 "
-                "and stage2_pretrain_retrieval"
+                "training_stage must be one of stage1, stage1_2, stage2 and stage2_pretrain_retrieval, "
+                f"got {self.training_stage!r}"
             )
         return self
 
     @property
     def n_mem(self) -> int:
-        """Memory tokens of one window."""
+        """Memory tokens of a window."""
         return self.doc_max_length // self.compr_rate
 
     @property
@@ -145,7 +143,7 @@ class ClaraConfig(BaseModel):
 
     @property
     def lora_scale(self) -> float:
-        """What the product B @ A is multiplied with."""
+        """Factor of the product B @ A."""
         return self.lora_alpha / self.lora_r
 
     @property
@@ -163,23 +161,23 @@ class ClaraConfig(BaseModel):
 
     @property
     def licence_note(self) -> str | None:
-        """What to know of the weights' licence before use, where it is not plain."""
+        """A note on an unclear licence of the weights, or None."""
         return _PISCO_LICENCE if self.family == "PISCO" else None
 
     @property
-    def promised_roles(self) -> tuple[Role, ...]:
-        """The roles that a checkpoint of this training stage has to hold."""
+    def required_roles(self) -> tuple[Role, ...]:
+        """The roles that a checkpoint of this training stage must have."""
         if self.training_stage.startswith("stage2"):
             return (Role.COMPRESSOR, Role.REASONER, Role.GENERATOR)
         return (Role.COMPRESSOR, Role.GENERATOR)
 
     @classmethod
     def read(cls, folder: str | Path) -> ClaraConfig:
-        """Reads `config.json` of a checkpoint folder, in CLaRa's layout or in PISCO's.
+        """Read `config.json` of a checkpoint folder, in CLaRa's layout or in PISCO's.
 
         Raises:
-            CheckpointError: the file is missing, is not JSON, lacks a field, holds a value that
-                cannot be, or belongs to another kind of checkpoint (OSCAR, COCOM v1).
+            CheckpointError: the file is missing, is not JSON, lacks a field, has an invalid value, or belongs to
+                another kind of checkpoint (OSCAR, COCOM v1).
         """
         path = Path(folder) / CONFIG_FILE
         raw = _read_json(path)
@@ -187,9 +185,8 @@ class ClaraConfig(BaseModel):
         missing = [name for name in _REQUIRED if name not in raw]
         if missing:
             raise CheckpointError(
-                f"{path} lacks {', '.join(missing)}: it is not the config.json of a CLaRa "
-                "checkpoint. Give a folder that holds one, such as a compression-16 subfolder of "
-                "a release."
+                f"{path} lacks {', '.join(missing)}: it is not the config.json of a CLaRa checkpoint. Give the folder "
+                "of a checkpoint, such as the subfolder compression-16 of a release."
             )
         try:
             return cls.model_validate(raw)
@@ -198,10 +195,10 @@ class ClaraConfig(BaseModel):
                 f"{'.'.join(map(str, fault['loc'])) or 'config'}: {fault['msg']} (got {_short(fault['input'])})"
                 for fault in exc.errors()
             )
-            raise CheckpointError(f"{path} holds values that cannot be: {faults}") from exc
+            raise CheckpointError(f"{path} has invalid values: {faults}") from exc
 
     def write(self, folder: str | Path) -> None:
-        """Writes `config.json` into an existing folder, in the released names."""
+        """Write `config.json` to an existing folder, with the released names."""
         ours = {"family"} if self.mixed else {"family", "mixed"}  # releases do not know the field
         content = {"model_type": self.family, "compr_model_name": None, **self.model_dump(exclude=ours)}
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -212,44 +209,42 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
-        raise CheckpointError(
-            f"no {CONFIG_FILE} in {path.parent}: that is not the folder of a CLaRa checkpoint"
-        ) from exc
+        raise CheckpointError(f"no {CONFIG_FILE} in {path.parent}: it is not the folder of a CLaRa checkpoint") from exc
     except OSError as exc:
-        raise CheckpointError(f"cannot read {path}: {exc.strerror or exc}") from exc
-    except ValueError as exc:  # broken JSON, or bytes that are no UTF-8
-        raise CheckpointError(f"{path} is not valid JSON ({exc}); fetch it again") from exc
+        raise CheckpointError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    except ValueError as exc:  # invalid JSON or UTF-8
+        raise CheckpointError(f"{path} is not valid JSON ({exc}); download it again") from exc
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds a {type(raw).__name__}, expected a JSON object")
     return raw
 
 
 def _of_a_known_kind(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The facts under CLaRa's names; PISCO's layout says less, and OSCAR and COCOM v1 are something else.
+    """The fields of a CLaRa or PISCO config under CLaRa's names.
 
     Raises:
-        CheckpointError: it is a checkpoint of another kind; says which, and why it cannot be read.
+        CheckpointError: the checkpoint is of an unsupported kind (OSCAR, COCOM v1).
     """
     kind = str(raw.get("model_type"))
     instead = "Use a CLaRa checkpoint (apple/CLaRa-7B-E2E) or a PISCO one (naver/pisco-mistral)."
     if kind.upper() == "OSCAR" or raw.get("query_dependent"):
         raise CheckpointError(
-            f"{path} belongs to an OSCAR checkpoint: it compresses each passage together with the question, by a "
-            f"second model, so that no memory can be made before the question is known. {instead}"
+            f"{path} belongs to an OSCAR checkpoint: it compresses each passage together with the question, with a "
+            f"second model, so that memories cannot be made before the question is known. {instead}"
         )
     if kind.upper() == "COCOM" and (raw.get("training_form") != "both_separately" or "doc_max_length" not in raw):
         raise CheckpointError(
-            f"{path} belongs to a COCOM v1 checkpoint: whole weights in shards instead of one adapter for each role, "
-            f"and a number of memory tokens that changes with the passage. {instead}"
+            f"{path} belongs to a COCOM v1 checkpoint: it has full weights instead of one adapter for each role, and "
+            f"a number of memory tokens that varies with the passage. {instead}"
         )
     if raw.get("compr_model_name") is not None:
         raise CheckpointError(
             f"{path} names a separate compressor model ({_short(raw['compr_model_name'])}), as OSCAR's checkpoints "
-            "do. Only checkpoints whose compressor is an adapter of the decoder (compr_model_name null) can be read. "
-            f"{instead}"
+            "do. Only checkpoints whose compressor is an adapter of the decoder (compr_model_name null) are "
+            f"supported. {instead}"
         )
     if kind.upper() == "COCOM":
-        # Both adapters were trained on answers, which is what stage1_2 promises.
+        # Both adapters were trained on answers, as in stage1_2.
         return {"training_stage": "stage1_2", **raw, "family": "PISCO"}
     return {**raw, "family": "PISCO" if kind == "PISCO" else "CLaRa"}
 

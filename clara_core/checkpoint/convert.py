@@ -1,4 +1,4 @@
-"""Turning a checkpoint into our own layout, alone or together with its base decoder."""
+"""Converts a checkpoint to this project's layout, optionally with its base decoder."""
 
 from __future__ import annotations
 
@@ -20,33 +20,32 @@ def convert_checkpoint(
     *,
     with_base: bool = False,
 ) -> Checkpoint:
-    """Writes a checkpoint as safetensors, with a base name that holds on this machine.
+    """Write a checkpoint as safetensors, with a base name that is valid on this machine.
 
-    A dead path of the machine it was trained on becomes the Hub id, where that is known; a base
-    that lies inside the source folder is named by its absolute path, unless it is copied along.
-    Tokenizer files and code of the source stay behind: neither is read from a checkpoint.
+    A path of the machine it was trained on becomes the Hub id, if known; a base inside the source folder is named by
+    its absolute path, unless it is copied. Tokenizer files and code of the source are not copied, because neither is
+    read from a checkpoint.
 
     Args:
-        checkpoint: what `read_checkpoint` returned.
-        dst: the folder to write; it may be the source's own.
+        checkpoint: a checkpoint from `read_checkpoint`.
+        dst: the folder to write; it may be the source folder.
         base_model: the base to name, instead of the one that the checkpoint names.
-        with_base: copy the base into `dst/base`; it must lie in a folder.
+        with_base: copy the base to `dst/base`; it must be a local folder.
 
     Returns:
-        The checkpoint as it now lies in `dst`, with the same identity.
+        The checkpoint in `dst`, with the same identity.
 
     Raises:
-        CheckpointError: the base cannot be copied, or writing failed; `dst` is then as it was.
+        CheckpointError: the base cannot be copied, or writing failed; `dst` is then unchanged.
     """
     dst = Path(dst).absolute()
     name = _base_name(checkpoint, base_model)
     if with_base and Path(name).is_dir():
-        name = _bring_base(Path(name), dst)
+        name = _copy_base(Path(name), dst)
     elif with_base:
         raise CheckpointError(
-            f"the base decoder {name!r} does not lie in a folder here, so it cannot be copied. "
-            f"Pass "
-            "its folder as base_model=, or convert without the base."
+            f"the base decoder {name!r} is not a local folder, so it cannot be copied. Pass its folder as "
+            "base_model=, or convert without the base."
         )
     elif Path(name).is_absolute() and Path(name).is_relative_to(dst.resolve()):
         name = str(Path(name).relative_to(dst.resolve()))
@@ -60,17 +59,17 @@ def _base_name(checkpoint: Checkpoint, base_model: str | os.PathLike[str] | None
     except CheckpointError:
         if base_model is not None:
             raise
-        # The name says nothing here, and may still say something to whoever knows its origin.
+        # Keep the name, which may still help a reader to find the base.
         return checkpoint.config.decoder_model_name
 
 
-def _bring_base(base: Path, dst: Path) -> str:
-    """Copies a base into `dst`, whole or not at all, and returns its name relative to `dst`."""
+def _copy_base(base: Path, dst: Path) -> str:
+    """Copy a base to `dst`, atomically, and return its name relative to `dst`."""
     target = dst / BASE_FOLDER
     if target.exists():
         if target.resolve() == base.resolve():
             return BASE_FOLDER
-        raise CheckpointError(f"{target} exists already; it would have to make room for {base}")
+        raise CheckpointError(f"{target} exists already; remove it to copy {base} there, or give another folder")
     stage = dst / f".{BASE_FOLDER}.new-{uuid.uuid4().hex[:8]}"
     try:
         dst.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
-"""Where a checkpoint and its base decoder lie: a folder, the bundled model, or the Hub.
+"""Resolves the names of checkpoints and base decoders: a folder, the bundled model, or the Hub.
 
-Only names are resolved here; nothing of what is found is read beyond the names of its files. Remote
-code of a Hub repo is never fetched.
+Files of a checkpoint are downloaded if it is on the Hub; remote code never is.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ BUNDLED: Final = {"pocket": Path(__file__).parents[1] / "pocket"}
 
 _SUBFOLDER = re.compile(r"compression-([1-9]\d*)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-# Rates that the released repos hold, so that an engine of a default rate is known before anything is fetched.
+# Rates of the released repos, from which the default rate is known without a download.
 _RELEASED: Final = {f"apple/CLaRa-7B-{kind}": [16, 128] for kind in ("Base", "Instruct", "E2E")}
-# What is taken from a Hub repo. Everything else (remote code above all) stays there.
+# Files to download from a Hub repo; no others, above all no remote code.
 _WANTED: Final = (
     CONFIG_FILE,
     "adapters.*",
@@ -32,7 +31,7 @@ _WANTED: Final = (
     "chat_template.jinja",
 )
 _REMOTE_CODE: Final = ["*.py"]
-# Bases that released or published checkpoints were trained on, by the last component of a path.
+# Base decoders of released or published checkpoints, by the last component of the path in their config.
 _KNOWN_BASES: Final = {
     name.rpartition("/")[2]: name
     for name in (
@@ -57,25 +56,24 @@ def resolve(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Finds the folder of a checkpoint and fetches it first where it lies on the Hub.
+    """Find the folder of a checkpoint, and download it first if it is on the Hub.
 
     Args:
-        model: a bundled name ("pocket"), a folder, or a Hub id "org/name". A bundled name always
-            means the bundled model: write "./pocket" for a folder of that name. A path object is
-            never a Hub id.
-        compression: chooses the subfolder `compression-N` of a repo or folder that holds several
-            rates; the smallest of them where it is None.
+        model: a bundled name ("pocket"), a folder, or a Hub id "org/name". A bundled name always means the bundled
+            model: write "./pocket" for a folder of that name. A path object is never a Hub id.
+        compression: chooses the subfolder `compression-N` of a repo or folder with several rates; None chooses the
+            smallest rate.
         revision: branch, tag or commit of a Hub repo.
         token: access token for private or gated Hub repos.
-        cache_dir: where files of the Hub are kept; the Hub's default without it.
-        local_files_only: look into the cache only.
+        cache_dir: cache folder of the Hub; None for its default.
+        local_files_only: use only the cache.
 
     Returns:
-        A folder that holds a `config.json`.
+        A folder with a `config.json`.
 
     Raises:
-        CheckpointError: nothing was found; the message says what was looked for, where, and what
-            to do.
+        TypeError, ValueError: an argument is invalid.
+        CheckpointError: the checkpoint was not found; the message says where it was searched, and what to do.
     """
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model must be a name or a path, got {type(model).__name__}")
@@ -93,22 +91,21 @@ def resolve(
     if _is_folder(path):
         return _choose(path.resolve(), str(path), compression)
     if _is_file(path):
-        raise CheckpointError(f"{path} is a file; give the folder that holds config.json and the adapters")
+        raise CheckpointError(f"{path} is a file; give the folder with config.json and the adapters")
     if isinstance(model, str) and _is_hub_id(model):
         return _from_hub(model, compression, revision, token, cache_dir, local_files_only)
     raise CheckpointError(
-        f"no folder {str(path)!r} (looked from {Path.cwd()}), and it is no Hub id of the form "
-        "org/name either. Give a folder, a Hub id such as 'apple/CLaRa-7B-E2E', or a bundled name "
-        f"({', '.join(BUNDLED)})."
+        f"there is no folder {str(path)!r} (searched from {Path.cwd()}), and it is not a Hub id of the form org/name. "
+        f"Give a folder, a Hub id such as 'apple/CLaRa-7B-E2E', or a bundled name ({', '.join(BUNDLED)})."
     )
 
 
 def default_rate(model: str, compression: int | None, revision: str | None) -> int | None:
-    """The rate that arguments stand for, as far as it is known without the Hub, so that one model is one engine.
+    """Normalize the rate of a model without access to the Hub, so that equal models share one engine.
 
     Returns:
-        The rate that was asked for, else the smallest of a folder or released repo that holds several, which is said
-        once. None where a folder is one checkpoint of that very rate, and where nothing is known yet.
+        `compression`, or the smallest rate of a folder or released repo with several, which is announced. None for a
+        folder with a single checkpoint of this rate, and if the rates are not known.
     """
     folder = BUNDLED.get(model, Path(model))
     if _is_file(folder / CONFIG_FILE):
@@ -120,11 +117,11 @@ def default_rate(model: str, compression: int | None, revision: str | None) -> i
 
 
 def _smallest(rates: list[int], called: str) -> int:
-    """The rate that keeps most of a text."""
+    """The smallest rate, which preserves most of a text."""
     if len(rates) > 1:
         announce(
-            f"{called} holds the rates {', '.join(map(str, rates))}: {rates[0]} is taken, which keeps most of a text; "
-            f"compression={rates[1]} takes another"
+            f"{called} has the rates {', '.join(map(str, rates))}: using {rates[0]}, which preserves most of a text; "
+            f"set compression={rates[1]} for another"
         )
     return rates[0]
 
@@ -132,31 +129,31 @@ def _smallest(rates: list[int], called: str) -> int:
 def _is_of_rate(folder: Path, compression: int) -> bool:
     try:
         return ClaraConfig.read(folder).compr_rate == compression
-    except CheckpointError:  # said where the checkpoint is read
+    except CheckpointError:  # raised again when the checkpoint is read
         return False
 
 
 def resolve_base(config: ClaraConfig, folder: str | Path, base_model: str | os.PathLike[str] | None = None) -> str:
-    """Says which base decoder a checkpoint stands on.
+    """Resolve the base decoder of a checkpoint.
 
-    The caller's `base_model` wins. Otherwise the name in the config is tried as a path inside the
-    checkpoint's folder, as an existing absolute path, and as a Hub id. Several releases carry a
-    path of the machine they were trained on; it is resolved by its last component where that is
-    known.
+    `base_model` has precedence. Otherwise the name in the config is tried as a path inside the checkpoint's folder, as
+    an existing absolute path, and as a Hub id. Several releases name a path of the machine they were trained on; it is
+    resolved by its last component, if known.
 
     Returns:
         An absolute path, or a Hub id.
 
     Raises:
-        CheckpointError: no base follows from the name; the message asks for `base_model=`.
+        TypeError: `base_model` is not a name or a path.
+        CheckpointError: the base cannot be resolved.
     """
     folder = Path(folder)
     if base_model is not None:
         return _named_base(base_model)
     name = config.decoder_model_name
     if "\0" not in name:
-        path = folder / name  # an absolute name stays what it is
-        # A name such as "../.." must not lead out of the folder that it came with, nor "." be it.
+        path = folder / name  # unchanged if absolute
+        # A relative name must not lead out of the checkpoint's folder ("../..") or be that folder (".").
         inside = Path(name).is_absolute() or folder.resolve() in path.resolve().parents
         if inside and _is_file(path / CONFIG_FILE):
             return str(path.resolve())
@@ -166,9 +163,8 @@ def resolve_base(config: ClaraConfig, folder: str | Path, base_model: str | os.P
     if known is not None:
         return known
     raise CheckpointError(
-        f"the checkpoint in {folder} names the base decoder {name!r}, which is neither a folder "
-        "here nor a known model. Pass base_model= with the folder or the Hub id of the decoder it "
-        "was trained on."
+        f"the checkpoint in {folder} names the base decoder {name!r}, which is neither a local folder nor a known "
+        "model. Pass base_model= with the folder or the Hub id of the decoder it was trained on."
     )
 
 
@@ -178,13 +174,13 @@ def _named_base(base_model: str | os.PathLike[str]) -> str:
     path = Path(base_model)
     if _is_folder(path):
         if not _is_file(path / CONFIG_FILE):
-            raise CheckpointError(f"base_model is {path}: the folder holds no {CONFIG_FILE}.")
+            raise CheckpointError(f"base_model is {path}: the folder has no {CONFIG_FILE}.")
         return str(path.resolve())
     if isinstance(base_model, str) and _is_hub_id(base_model):
         return base_model
     raise CheckpointError(
-        f"base_model is {os.fspath(base_model)!r}: no such folder (looked from {Path.cwd()}), and "
-        "no Hub id of the form org/name."
+        f"base_model is {os.fspath(base_model)!r}: there is no such folder (searched from {Path.cwd()}), and it is not "
+        "a Hub id of the form org/name."
     )
 
 
@@ -193,7 +189,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _choose(folder: Path, called: str, compression: int | None) -> Path:
-    """Picks the folder of one rate: the given folder itself, or one of its `compression-N`."""
+    """Choose the folder of one rate: the given folder, or one of its subfolders `compression-N`."""
     if _is_file(folder / CONFIG_FILE):
         if compression is not None:
             _check_rate(folder, called, compression)
@@ -201,13 +197,13 @@ def _choose(folder: Path, called: str, compression: int | None) -> Path:
     rates = _rates(folder)
     if not rates:
         raise CheckpointError(
-            f"{called} ({folder}) holds neither {CONFIG_FILE} nor a subfolder compression-N: it is "
-            "not a CLaRa checkpoint, or was not fetched completely."
+            f"{called} ({folder}) has neither {CONFIG_FILE} nor a subfolder compression-N: it is not a CLaRa "
+            "checkpoint, or was not downloaded completely."
         )
     if compression is None:
         compression = _smallest(rates, called)
     if compression not in rates:
-        raise CheckpointError(f"{called} has no compression-{compression}; it holds {', '.join(map(str, rates))}.")
+        raise CheckpointError(f"{called} has no compression-{compression}; it has {', '.join(map(str, rates))}.")
     return folder / f"compression-{compression}"
 
 
@@ -215,15 +211,15 @@ def _check_rate(folder: Path, called: str, compression: int) -> None:
     rate = ClaraConfig.read(folder).compr_rate
     if rate != compression:
         raise CheckpointError(
-            f"{called} is one checkpoint of rate {rate}, but compression={compression} was asked "
-            "for. Leave compression out, or give the folder above that holds several rates."
+            f"{called} is a single checkpoint of rate {rate}, but compression={compression} is given. Leave "
+            "compression out, or give the parent folder with several rates."
         )
 
 
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a name longer than the system takes, a folder above it that is closed to us
+    except OSError:  # the name is too long, or a parent folder is not accessible
         return False
 
 
@@ -237,7 +233,7 @@ def _is_file(path: Path) -> bool:
 def _rates(folder: Path) -> list[int]:
     try:
         found = [_SUBFOLDER.fullmatch(path.name) for path in folder.iterdir() if (path / CONFIG_FILE).is_file()]
-    except OSError:  # no folder, or one that is closed to us
+    except OSError:  # not a folder, or not accessible
         return []
     return sorted(int(match[1]) for match in found if match)
 
@@ -250,7 +246,7 @@ def _from_hub(
     cache_dir: str | Path | None,
     local_files_only: bool,
 ) -> Path:
-    """Fetches the small config files, chooses the rate by them, then fetches that rate alone."""
+    """Download the config files, choose the rate, and download the files of that rate only."""
 
     def fetch(patterns: list[str]) -> Path:
         return _snapshot(model, patterns, revision, token, cache_dir, local_files_only)
@@ -263,7 +259,7 @@ def _from_hub(
     patterns = [prefix + wanted for wanted in _WANTED]
     base = ClaraConfig.read(folder).decoder_model_name
     if re.fullmatch(r"[\w-]+", base, re.ASCII):
-        # Our own layout may bring its base decoder in a subfolder.
+        # A checkpoint that this project wrote may have its base decoder in a subfolder.
         patterns.append(f"{prefix}{base}/*")
     root = fetch(patterns)
     return root / prefix if prefix else root
@@ -303,32 +299,29 @@ def _snapshot(
         )
     except GatedRepoError as exc:
         raise CheckpointError(
-            f"access to {where} on the Hub must be granted first: accept its terms on its page, then pass token=."
+            f"access to {where} on the Hub must be granted first: accept the terms on its page, then pass token=."
         ) from exc
     except RepositoryNotFoundError as exc:
         raise CheckpointError(
-            f"no repo {where} on the Hub, or it is private. Check the spelling, or pass token=."
+            f"there is no repo {where} on the Hub, or it is private. Check the spelling, or pass token=."
         ) from exc
     except RevisionNotFoundError as exc:
         raise CheckpointError(f"the Hub repo {model} has no revision {revision!r}.") from exc
     except HFValidationError as exc:
-        raise CheckpointError(f"{model!r} is no folder here and no valid Hub id: {exc}") from exc
+        raise CheckpointError(f"{model!r} is neither a local folder nor a valid Hub id: {exc}") from exc
     except LocalEntryNotFoundError as exc:
         cache = cache_dir or "the default Hub cache"
         reason = "local_files_only is set" if local_files_only else "the Hub could not be reached (offline?)"
         raise CheckpointError(
-            f"{where} is not in {cache}, and {reason}. Fetch it once with a connection, or give a folder."
+            f"{where} is not in {cache}, and {reason}. Download it once with a connection, or give a folder."
         ) from exc
     except broken as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise CheckpointError(f"fetching {where} from the Hub failed: {reason}") from exc
+        raise CheckpointError(f"downloading {where} from the Hub failed: {reason}") from exc
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the Hub client lets through when a connection breaks in the middle of a file.
-
-    Before version 1.0 these were OSErrors; since then they are those of httpx.
-    """
+    """Exceptions of the Hub client if a connection breaks during a download: httpx's since version 1.0."""
     try:
         import httpx
     except ImportError:

@@ -1,8 +1,7 @@
-"""Checkpoints as values: read one whole or not at all, write one whole or not at all.
+"""Reads, validates and atomically writes checkpoints.
 
-The layout is that of the releases (`config.json`, `adapters.*`, `decoder_first_last_layers.*`),
-with `.safetensors` in place of `.pth` where this project wrote it. Keys of `adapters.safetensors`
-are `<adapter name>/<key>`.
+The layout is that of the releases (`config.json`, `adapters.*`, `decoder_first_last_layers.*`), with `.safetensors`
+instead of `.pth` in checkpoints that this project wrote. Keys of `adapters.safetensors` are `<adapter name>/<key>`.
 """
 
 from __future__ import annotations
@@ -50,8 +49,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-# The facts that decide what the weights compute. Names and training bookkeeping may change without
-# changing a number.
+# The config fields that determine what the weights compute.
 _IDENTITY_FACTS: Final = (
     "doc_max_length",
     "compr_rate",
@@ -61,8 +59,7 @@ _IDENTITY_FACTS: Final = (
     "kbtc_training",
 )
 _HASH_CHUNK: Final = 1 << 22  # elements converted to float32 at a time
-# Files of a checkpoint, which a new one of the same name replaces. Anything else in its folder is
-# the user's.
+# Files of a checkpoint, which writing replaces. All other files in its folder are kept.
 _OWN_FILES: Final = frozenset(
     {
         CONFIG_FILE,
@@ -73,19 +70,17 @@ _OWN_FILES: Final = frozenset(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint in memory, proved whole.
+    """A validated checkpoint in memory.
 
     Attributes:
-        folder: where it was read.
-        config: what its config.json says.
-        adapters: for each role that it holds, A `[r, in]` and B `[out, r]` of every linear layer
-            of every block, by keys such as `model.layers.0.self_attn.q_proj.lora_A.weight`.
-        embeddings: `model.embed_tokens.weight` and `lm_head.weight` `[vocabulary, hidden]` after
-            the added tokens; the latter is absent where it is tied, both where the base already
-            has the tokens.
-        identity: sha256 of the weights (as float32, so the same for every dtype that stores them
-            exactly) and of the config facts that shape the numbers. The base decoder's own weights
-            are not part of it.
+        folder: the folder it was read from.
+        config: its config.json.
+        adapters: for each role, A `[r, in]` and B `[out, r]` of every linear layer of every block, by keys such as
+            `model.layers.0.self_attn.q_proj.lora_A.weight`.
+        embeddings: `model.embed_tokens.weight` and `lm_head.weight` `[vocabulary, hidden]` with the added tokens;
+            without the latter if it is tied, and empty if the base already has the tokens.
+        identity: sha256 of the weights (as float32, so equal for every dtype that stores them exactly) and of the
+            config fields that determine the computation. The weights of the base decoder are not included.
     """
 
     folder: Path
@@ -96,7 +91,7 @@ class Checkpoint:
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """The roles that it holds, in their order."""
+        """The roles of the checkpoint, in order."""
         return tuple(self.adapters)
 
     @property
@@ -108,12 +103,12 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a checkpoint folder and proves that it is whole.
+    """Read and validate a checkpoint folder.
 
     Tensors are on the CPU in the dtype of the file, and may be views of a mapped file.
 
     Raises:
-        CheckpointError: something is missing, cut, foreign, not finite or contradicts the config.
+        CheckpointError: a file or tensor is missing, damaged, unknown, not finite, or contradicts the config.
     """
     folder = Path(folder)
     config = ClaraConfig.read(folder)
@@ -124,23 +119,22 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
 
 
 def check_vocabulary(checkpoint: Checkpoint, vocabulary: int, base: str) -> None:
-    """Checks the checkpoint's embeddings against the base's tokenizer with the added tokens.
+    """Check the checkpoint's embeddings against the base's tokenizer with the added tokens.
 
     Args:
-        checkpoint: what was read.
-        vocabulary: length of the tokenizer of the base after the added tokens.
+        checkpoint: the checkpoint.
+        vocabulary: length of the base's tokenizer with the added tokens.
         base: name of the base in messages.
 
     Raises:
-        CheckpointError: the rows are not those of this vocabulary.
+        CheckpointError: the embeddings have another number of rows.
     """
     matrix = checkpoint.embeddings.get(EMBED_KEY)
     if matrix is not None and matrix.shape[0] != vocabulary:
         raise CheckpointError(
-            f"the checkpoint in {checkpoint.folder} has embeddings for {matrix.shape[0]} tokens, "
-            f"but the tokenizer of {base} with the {len(checkpoint.config.added_tokens)} added "
-            f"tokens has {vocabulary}. It was trained on another base: pass that one as "
-            "base_model=."
+            f"the checkpoint in {checkpoint.folder} has embeddings for {matrix.shape[0]} tokens, but the tokenizer of "
+            f"{base} with the {len(checkpoint.config.added_tokens)} added tokens has {vocabulary}. It was trained on "
+            "another base: pass that one as base_model=."
         )
 
 
@@ -150,27 +144,25 @@ def write_checkpoint(
     adapters: Mapping[Role, StateDict],
     embeddings: StateDict,
 ) -> Checkpoint:
-    """Writes a checkpoint in safetensors, whole or not at all, and returns what now lies there.
+    """Write a checkpoint in safetensors, atomically, and return it.
 
-    Everything is written and flushed to a new folder beside the target, which then takes its name.
-    Whatever fails, a checkpoint that was there before stays as it was. Files of the target that
-    are no part of a checkpoint (a base decoder, a card) stay; nothing is copied from elsewhere.
+    All files are written and synced in a new folder beside the target, which then replaces it. If a step fails, the
+    target is unchanged. Other files of the target (a base decoder, a card) are kept.
 
     Args:
-        folder: the target; made, with its parents, where it is missing.
-        config: what config.json will say.
+        folder: the target; it is created, with its parents, if it does not exist.
+        config: content of config.json.
         adapters: LoRA tensors of each role, as in `Checkpoint.adapters`.
         embeddings: as in `Checkpoint.embeddings`; may be empty.
 
     Raises:
-        CheckpointError: the weights do not hold together, or cannot be written (disk full, no
-            permission).
+        CheckpointError: the weights are not valid, or cannot be written (disk full, no permission).
     """
     target = Path(folder).absolute()
     adapters = dict(sorted(adapters.items()))
     validate(config, adapters, embeddings, f"the checkpoint for {target}")
     if target.exists() and not target.is_dir():
-        raise CheckpointError(f"cannot write a checkpoint to {target}: a file of that name is in the way")
+        raise CheckpointError(f"cannot write a checkpoint to {target}: a file of that name exists; name a folder")
     mark = uuid.uuid4().hex[:8]
     stage = target.with_name(f".{target.name}.new-{mark}")
     try:
@@ -179,7 +171,7 @@ def write_checkpoint(
         _swap(stage, target, target.with_name(f".{target.name}.old-{mark}"))
     except (OSError, SafetensorError) as exc:
         raise CheckpointError(
-            f"writing the checkpoint {target} failed ({exc}); what was there before is unchanged."
+            f"writing the checkpoint {target} failed ({exc}); an existing checkpoint there is unchanged."
         ) from exc
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -187,20 +179,19 @@ def write_checkpoint(
 
 
 def export_peft(checkpoint: Checkpoint, role: Role, folder: str | os.PathLike[str]) -> None:
-    """Writes the adapter of one role as a plain folder that `PeftModel.from_pretrained` loads.
+    """Write the adapter of one role as a folder that `PeftModel.from_pretrained` loads.
 
-    The checkpoint's embeddings are not part of it: the folder is for the base decoder with its own
-    vocabulary.
+    The checkpoint's embeddings are not written: the adapter is for the base decoder with its own vocabulary.
 
     Raises:
         CheckpointError: the checkpoint lacks the role, the folder is not empty, or writing failed.
     """
     if role not in checkpoint.adapters:
         held = ", ".join(found.label for found in checkpoint.roles)
-        raise CheckpointError(f"{checkpoint.folder} holds no {role}; it holds: {held}")
+        raise CheckpointError(f"{checkpoint.folder} has no {role}; it has: {held}")
     target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists and is not an empty folder; name another one")
+        raise CheckpointError(f"{target} exists and is not an empty folder; give another one")
     state = checkpoint.adapters[role]
     config = checkpoint.config
     content = {
@@ -240,7 +231,7 @@ def _write_files(stage: Path, config: ClaraConfig, adapters: Mapping[Role, State
 
 
 def _swap(stage: Path, target: Path, old: Path) -> None:
-    """Gives `stage` the name `target`. Undone as a whole if a step fails."""
+    """Rename `stage` to `target`, and move other files of the old target to it; undo all if a step fails."""
     if not target.exists():
         stage.replace(target)
         _flush(target.parent)
@@ -264,10 +255,7 @@ def _swap(stage: Path, target: Path, old: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Flushes a file or a folder to the disk.
-
-    A folder cannot be opened on every system; there the flush is left to the system.
-    """
+    """Sync a file or a folder to disk; does nothing for a folder on systems that cannot open one."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:
@@ -281,7 +269,7 @@ def _flush(path: Path) -> None:
 
 
 def _own_storage(tensors: Mapping[str, Tensor]) -> StateDict:
-    """Contiguous CPU tensors that share no memory (tied ones do), as safetensors asks."""
+    """Contiguous CPU tensors that do not share memory, as safetensors requires (tied weights do)."""
     seen: set[int] = set()
     result: StateDict = {}
     for key, tensor in tensors.items():

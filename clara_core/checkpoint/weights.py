@@ -1,8 +1,4 @@
-"""Weight files of a checkpoint: read without running code.
-
-A file that is cut short, foreign, holds code, or disagrees with its config is refused here, before
-a model sees it.
-"""
+"""Reads the weight files of a checkpoint without running code from them."""
 
 from __future__ import annotations
 
@@ -23,36 +19,33 @@ EMBEDDINGS: Final = "decoder_first_last_layers"
 EMBED_KEY: Final = "model.embed_tokens.weight"
 HEAD_KEY: Final = "lm_head.weight"
 VOCABULARY_KEYS: Final = (EMBED_KEY, HEAD_KEY)
-# In the metadata of adapters.safetensors: the base already has the added tokens, no embeddings
-# belong to the checkpoint.
+# Metadata of adapters.safetensors if the base already has the added tokens, so that the checkpoint has no embeddings.
 NO_EMBEDDINGS: Final = {"embeddings": "base"}
 
 StateDict = dict[str, Tensor]
 
 
 def read_weights(folder: Path) -> tuple[dict[str, StateDict], StateDict]:
-    """Reads the adapters and the embeddings of a folder.
+    """Read the adapters and the embeddings of a folder.
 
-    A `.safetensors` file is preferred to a `.pth` of the same name.
+    A `.safetensors` file is preferred to a `.pth` file of the same name.
 
     Returns:
-        The state dict of each adapter (LoRA keys only), and the embeddings. Tensors may be views
-        of a mapped file.
+        The state dict of each adapter (LoRA keys only), and the embeddings. Tensors may be views of a mapped file.
 
     Raises:
-        CheckpointError: a file is missing, cut short, foreign, or holds more than tensors.
+        CheckpointError: a file is missing, damaged, of another kind, or holds other objects than tensors.
     """
     path = _find(folder, ADAPTERS)
     if path is None:
         raise CheckpointError(
-            f"{folder} has a config.json but neither {ADAPTERS}.safetensors nor {ADAPTERS}.pth: "
-            "the checkpoint was not fetched or copied completely."
+            f"{folder} has a config.json but neither {ADAPTERS}.safetensors nor {ADAPTERS}.pth: the checkpoint was "
+            "not downloaded or copied completely."
         )
     adapters, metadata = _read_adapters(path)
     own: StateDict = {}
     for state in adapters.values():
-        # The released code saves the resized embeddings with each adapter; they are the same
-        # tensors everywhere.
+        # The released code saves the same resized embeddings with each adapter.
         own |= {key: state.pop(key) for key in VOCABULARY_KEYS if key in state}
     path = _find(folder, EMBEDDINGS)
     if path is not None:
@@ -61,15 +54,14 @@ def read_weights(folder: Path) -> tuple[dict[str, StateDict], StateDict]:
         return adapters, {}
     if EMBED_KEY not in own:
         raise CheckpointError(
-            f"{folder} has neither {EMBEDDINGS}.safetensors nor {EMBEDDINGS}.pth: without them the "
-            "memory tokens have no embeddings. The checkpoint was not fetched or copied "
-            "completely."
+            f"{folder} has neither {EMBEDDINGS}.safetensors nor {EMBEDDINGS}.pth, which hold the embeddings of the "
+            "memory tokens: the checkpoint was not downloaded or copied completely."
         )
     return adapters, own
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files that `read_weights` reads, as far as they are there."""
+    """The existing files that `read_weights` reads."""
     return [path for path in (_find(folder, ADAPTERS), _find(folder, EMBEDDINGS)) if path is not None]
 
 
@@ -89,32 +81,32 @@ def _read_adapters(path: Path) -> tuple[dict[str, StateDict], dict[str, str]]:
             name, slash, rest = key.partition("/")
             if not slash:
                 raise CheckpointError(
-                    f"{path} holds {key!r}; keys of a CLaRa checkpoint are '<adapter name>/<key>'. "
-                    "A plain peft folder is one adapter only and cannot be read as a checkpoint."
+                    f"{path} has the key {key!r}, expected '<adapter name>/<key>'. A plain peft folder has only one "
+                    "adapter and cannot be read as a checkpoint."
                 )
             adapters.setdefault(name, {})[rest] = tensor
         return adapters, metadata
     for name, state in content.items():
         if not isinstance(name, str) or not isinstance(state, Mapping):
             raise CheckpointError(
-                f"{path} holds {_kind(state)} under {name!r}; expected one dict of tensors per "
-                "adapter. It is not the adapters.pth of a CLaRa checkpoint."
+                f"{path} holds {_kind(state)} under {name!r}, expected a dict of tensors for each adapter. It is not "
+                "the adapters.pth of a CLaRa checkpoint."
             )
         adapters[name] = _flat(state, path)
     return adapters, metadata
 
 
 def _load(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
-    """Content and metadata of one file, on the CPU. Never runs code from the file."""
+    """Content and metadata of one file, on the CPU."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as exc:
-        raise CheckpointError(f"cannot read {path}: {exc.strerror or exc}") from exc
+        raise CheckpointError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in that repo.")
     if not head:
-        raise CheckpointError(f"{path} is empty; fetch it again.")
+        raise CheckpointError(f"{path} is empty; download it again.")
     return _load_safetensors(path) if path.suffix == ".safetensors" else _load_pth(path, head)
 
 
@@ -125,26 +117,25 @@ def _load_safetensors(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(
-            f"{path} ({_size(path)} bytes) is cut short or is no safetensors file ({exc}); fetch it again."
+            f"{path} ({_size(path)} bytes) is truncated or not a safetensors file ({exc}); download it again."
         ) from exc
 
 
 def _load_pth(path: Path, head: bytes) -> tuple[Mapping[Any, Any], dict[str, str]]:
     zipped = head.startswith(b"PK\x03\x04")
     try:
-        # Only the zip format can be mapped; the format before it is read at once.
+        # Only the zip format can be mapped, not the older one.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as exc:
-        # torch's own text advises to load without the restriction: it must not reach the user.
+        # torch's message is not shown, because it advises to load the file without the restriction.
         code = re.search(r"GLOBAL:?\s+([\w.]+)", str(exc))
         if code is not None or head.startswith(b"\x80"):
             named = f" ({code[1]})" if code else ""
             raise CheckpointError(
-                f"{path} holds pickled Python objects{named}, which may be code and are never "
-                "loaded. Only files of plain tensors are read: take the checkpoint from its "
-                "original source."
+                f"{path} holds pickled Python objects{named}, which may be code and are never loaded. Only files of "
+                "plain tensors are read: take the checkpoint from its original source."
             ) from exc
-        raise CheckpointError(f"{path} is no file of tensors; fetch it again.") from exc
+        raise CheckpointError(f"{path} is not a file of tensors; download it again.") from exc
     except (
         RuntimeError,
         EOFError,
@@ -155,8 +146,8 @@ def _load_pth(path: Path, head: bytes) -> tuple[Mapping[Any, Any], dict[str, str
         AttributeError,
         TypeError,
     ) as exc:
-        what = "is cut short or damaged" if zipped else "is no file of tensors"
-        raise CheckpointError(f"{path} ({_size(path)} bytes) {what} ({_first_line(exc)}); fetch it again.") from exc
+        what = "is truncated or damaged" if zipped else "is not a file of tensors"
+        raise CheckpointError(f"{path} ({_size(path)} bytes) {what} ({_first_line(exc)}); download it again.") from exc
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds {_kind(content)}, expected a dict of tensors.")
     return content, {}
@@ -166,7 +157,7 @@ def _flat(content: Mapping[Any, Any], path: Path) -> StateDict:
     state: StateDict = {}
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{path} holds {_kind(value)} under {key!r}, expected a tensor with a name.")
+            raise CheckpointError(f"{path} holds {_kind(value)} under {key!r}, expected a named tensor.")
         state[key] = value.detach()  # embeddings are saved as parameters
     return state
 

@@ -1,1 +1,1 @@
-"""What every layer may use: errors, names that load late, suggestions, the version."""
+"""Utilities of all layers: errors, lazy imports, suggestions of names, notices and the version."""

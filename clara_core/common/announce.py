@@ -1,7 +1,7 @@
-"""Lines that say once what was chosen for the user: a model or a rate that nobody named.
+"""Notices about defaults that were chosen for the user, such as a model or a rate, each shown once.
 
-They are no warnings. They go to the log (``clara_core.common.announce``, level INFO), and where no log takes them, to
-standard error if somebody is there to read it: at a terminal or in a notebook, and not in a service.
+They go to the log (``clara_core.common.announce``, level INFO). If logging is not configured for them, they go to
+standard error at a terminal or in a notebook, but not in a service.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import threading
 
 log = logging.getLogger(__name__)
 
-_said: set[str] = set()
+_shown: set[str] = set()
 _lock = threading.Lock()
 
 
 def announce(line: str) -> None:
-    """Say a line, the first time in this process."""
+    """Show a line, unless it was shown before in this process."""
     with _lock:
-        if line in _said:
+        if line in _shown:
             return
-        _said.add(line)
+        _shown.add(line)
     if log.isEnabledFor(logging.INFO) and log.hasHandlers():
         log.info("%s", line)
-    elif _watched():
+    elif _is_interactive():
         sys.stderr.write(f"clara: {line}\n")
 
 
 def announce_again() -> None:
-    """Forget what was said: a new command of the command line begins."""
+    """Show all lines again, for the next command of the command line."""
     with _lock:
-        _said.clear()
+        _shown.clear()
 
 
-def _watched() -> bool:
-    # `ps1` is there in an interactive Python and in a notebook, whose standard error is no terminal.
+def _is_interactive() -> bool:
+    # `ps1` exists in an interactive Python and in a notebook, whose standard error is not a terminal.
     return sys.stderr is not None and (sys.stderr.isatty() or hasattr(sys, "ps1"))

@@ -1,31 +1,30 @@
-"""The exceptions of the project, a small tree below `ClaraError`.
+"""The exceptions of the project, all derived from `ClaraError`.
 
-Bad arguments are `ValueError` or `TypeError`, as everywhere in Python. What is here is about the
-state of the world: files, weights, limits of a model. Each message says what was wrong, with the
-value, and what to do.
+Invalid arguments raise `ValueError` or `TypeError`. The exceptions here are about files, weights, models and servers.
+Each message names what is wrong, the value, and what to do.
 """
 
 from __future__ import annotations
 
 
 class ClaraError(Exception):
-    """Base of every error that this project raises on purpose."""
+    """Base class of the exceptions of this project."""
 
 
 class UnknownOption(ClaraError, TypeError):
-    """An option that the class or function does not have; the message names both, and the nearest right one."""
+    """A class or function does not have an option; the message names both, and the closest known option."""
 
 
 class CheckpointError(ClaraError):
-    """A checkpoint, or the base decoder it needs, cannot be found, read, trusted or written."""
+    """A checkpoint or its base decoder cannot be found, read, validated or written."""
 
 
 class RoleError(ClaraError):
-    """A call needs a role (such as the query reasoner) that the checkpoint does not hold."""
+    """A call needs a role that the checkpoint does not have, such as the query reasoner."""
 
 
 class WindowOverflow(ClaraError):
-    """A text is longer than the compressor's window, and `overflow="error"` was asked for."""
+    """A text is longer than the compressor's window, and `overflow` is "error"."""
 
 
 class ContextOverflow(ClaraError):
@@ -33,42 +32,42 @@ class ContextOverflow(ClaraError):
 
 
 class FingerprintMismatch(ClaraError):
-    """A memory was made by other weights, or at another rate, than the ones that are to read it."""
+    """A memory was made with other weights or another compression rate than those of the engine that reads it."""
 
 
 class NotEnoughMemory(ClaraError):
-    """A model does not fit the memory of its device; the message says what is needed, what is free, and what fits."""
+    """A model does not fit the memory of its device; the message names needed and free memory, and what would fit."""
 
 
 class EngineClosed(ClaraError):
-    """The engine was closed, or its worker died, while the call was waiting."""
+    """The engine was closed, or its worker died, during a call."""
 
 
 class DataError(ClaraError):
-    """A line of training or evaluation data is not what it should be; the message names file and line."""
+    """A line of training or evaluation data is invalid; the message names file and line."""
 
 
 class StoreError(ClaraError):
-    """A store cannot be opened, read or written: missing, damaged, of another format, or busy for too long."""
+    """A store cannot be opened, read or written: it is missing, damaged, of another format, or busy for too long."""
 
 
 class LLMError(ClaraError):
-    """A language model that was given for synthesis or evaluation fails every time it is asked."""
+    """Every call of a language model for synthesis or evaluation fails."""
 
 
 class TrainingError(ClaraError):
-    """A training run cannot go on: its loss is no number, its files cannot be written, or belong to another run."""
+    """A training run cannot continue: its loss is not finite, or a file cannot be written or is of another run."""
 
 
 class ServerError(ClaraError):
-    """A server of `clara serve` refused a call or failed; the message is its own."""
+    """A server of `clara serve` refused a call or failed; the message is that of the server."""
 
 
 class ServerOverloaded(ServerError):
-    """The server has as much to do as it takes; `retry_after` says in how many seconds to ask again, where it told."""
+    """The server accepts no further call now; `retry_after` is the time to wait in seconds, if the server gave one."""
 
     retry_after: float | None = None
 
 
 class ServerUnreachable(ServerError):
-    """No server answers at the address; the message says which, and what to check."""
+    """No server answers at an address; the message names the address and what to check."""

@@ -1,4 +1,4 @@
-"""Public names that are imported at their first use, so that importing a package costs nothing."""
+"""Lazy imports: public names of a package that are imported at their first use."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from importlib import import_module
 def lazy_names(
     package: str, modules: Mapping[str, str], needs: Mapping[str, str] | None = None
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package.
+    """Make the ``__getattr__`` and ``__dir__`` of a package with lazy names.
 
     Args:
-        package: Its ``__name__``.
-        modules: For each public name the module that defines it.
-        needs: Optional packages that the modules import, each with the line that installs it.
+        package: ``__name__`` of the package.
+        modules: The defining module of each public name.
+        needs: Optional packages that the modules import, each with the command that installs it.
     """
 
     def find(name: str) -> object:

@@ -1,4 +1,4 @@
-"""Where a store is, as it was meant at the moment when it was named."""
+"""Normalizes the address of a store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ IN_MEMORY = "memory://"
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
-    """An address as it is; a folder with its whole path: ``~`` is the home folder."""
+    """The absolute path of a folder, with ``~`` expanded; a URI is unchanged."""
     place = os.fspath(uri)
     return place if "://" in place else os.path.abspath(os.path.expanduser(place))  # noqa: PTH100, PTH111 - as text

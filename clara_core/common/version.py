@@ -1,4 +1,4 @@
-"""The version of the distribution, for all of its packages."""
+"""The version of the distribution."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from importlib.metadata import PackageNotFoundError, version
 
 try:
     __version__ = version("clara-rag")
-except PackageNotFoundError:  # run from a folder, without being installed
+except PackageNotFoundError:  # not installed, but run from its source folder
     __version__ = "0+unknown"

@@ -1,1 +1,1 @@
-"""What goes in and comes out: files as passages, memories, lines of training sets, language models of others."""
+"""Data types and files: documents and passages, memories, training sets, and adapters of other language models."""

@@ -1,4 +1,4 @@
-"""Files of a folder as passages: read, cut at headings or between records, no longer than the compressor's window."""
+"""Reads the files of a folder and splits them into passages, at headings or records and by the compressor's window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Spans = list[tuple[int, int]]
 
 _MARKDOWN_HEADING = re.compile(r"#{1,6}\s+\S")
 _FENCE = re.compile(r"\s{0,3}(```|~~~)")
-_LONGEST_TITLE = 60  # characters of a line that may be a title in a plain text
+_LONGEST_TITLE = 60  # most characters of a title in plain text
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,9 @@ class TextFile:
     """A file that was read.
 
     Attributes:
-        name: Path below the folder, with forward slashes.
-        text: Its content; of a text file with the line ends as they are, of others as `clara_core.data.readers` shows
-            it.
-        starts: Characters at which its records begin (rows, objects); empty where it is no file of records.
+        name: Path relative to the folder, with forward slashes.
+        text: Content of the file; other kinds than text files are converted by `clara_core.data.readers`.
+        starts: Character offsets of its records (rows, objects); empty if the file has no records.
     """
 
     name: str
@@ -40,8 +39,8 @@ class LeftOut:
     """A file, a folder or a part of a file that was not read.
 
     Attributes:
-        name: Path below the folder, with forward slashes.
-        reason: Why not.
+        name: Path relative to the folder, with forward slashes.
+        reason: Why it was not read.
     """
 
     name: str
@@ -53,12 +52,12 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a file that is about one thing.
+    """A passage of a file.
 
     Attributes:
         file: Name of the file.
-        start: Where it begins in the file, in characters.
-        text: The piece, without the space around it.
+        start: Character offset in the file.
+        text: Text of the passage, without surrounding space.
     """
 
     file: str
@@ -70,16 +69,16 @@ def read_folder(folder: Path) -> tuple[list[TextFile], list[LeftOut]]:
     """Read the files of a folder and its subfolders, in the order of their names.
 
     Kinds and encodings are those of `clara_core.data.readers`. Links to files are followed, links to folders are not.
-    A file without text is read and named.
+    A file without text is returned and also listed as left out.
 
     Args:
-        folder: A folder, or one file, which is read as plain text where its suffix is not known.
+        folder: A folder, or one file, which is read as plain text if its suffix is unknown.
 
     Returns:
-        tuple: The files, and everything else that is there, with why it was left out.
+        tuple: The files, and everything that was left out with its reason.
 
     Raises:
-        ValueError: There is no such folder.
+        ValueError: The folder does not exist.
     """
     if not folder.exists():
         raise ValueError(f"there is no folder {str(folder)!r}")
@@ -104,7 +103,7 @@ def read_folder(folder: Path) -> tuple[list[TextFile], list[LeftOut]]:
 
 
 def group_left_out(left_out: Iterable[LeftOut], shown: int = 3) -> list[str]:
-    """A line for each reason, with the names of a few of its files and how many more there are."""
+    """One line for each reason, with the names of a few files and the number of further ones."""
     names: dict[str, list[str]] = {}
     for one in left_out:
         names.setdefault(one.reason, []).append(one.name)
@@ -115,15 +114,14 @@ def group_left_out(left_out: Iterable[LeftOut], shown: int = 3) -> list[str]:
 
 
 def cut_passages(file: TextFile, windows: Callable[[str], Spans]) -> list[Passage]:
-    """Cut a file at its headings or between its records, and what is longer than a window into windows.
+    """Split a file at its headings or records, and sections longer than a window into windows.
 
     Args:
-        file: Records where it has any; Markdown by its name; else a plain text whose titles stand alone on a short
-            line.
-        windows: Cuts a text into spans that fit the compressor, such as ``tokenizer.windows``.
+        file: The file; its suffix tells Markdown from plain text, in which a short line on its own is a heading.
+        windows: Splits a text into spans that fit the compressor, such as ``tokenizer.windows``.
 
     Returns:
-        list: Passages in order; all of the text but the space around them.
+        list: Passages in order, which cover the text except for surrounding space.
     """
     passages = []
     markdown = PurePath(file.name).suffix.lower() in MARKDOWN
@@ -141,7 +139,7 @@ def cut_passages(file: TextFile, windows: Callable[[str], Spans]) -> list[Passag
 
 
 def _walk(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
-    """Files of the known kinds below a folder; everything else is put on the list."""
+    """The readable files below a folder; everything else is added to `left_out`."""
     waiting = [folder]
     while waiting:
         place = waiting.pop()
@@ -165,7 +163,7 @@ def _walk(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
 
 
 def _problem(entry: os.DirEntry[str]) -> str | None:
-    """Why an entry of a folder is not looked into."""
+    """The reason to skip an entry of a folder, or None."""
     if entry.name.startswith("."):
         return "hidden"
     if entry.is_dir(follow_symlinks=False):
@@ -173,8 +171,8 @@ def _problem(entry: os.DirEntry[str]) -> str | None:
     if entry.is_symlink():
         try:
             entry.stat()
-        except OSError as exc:  # nothing there, or links that lead to each other
-            return f"a link that leads nowhere ({exc.strerror})"
+        except OSError as exc:  # a missing target or a cycle of links
+            return f"a broken link ({exc.strerror})"
         if entry.is_dir():
             return "a link to a folder; give that folder itself"
     suffix = PurePath(entry.name).suffix.lower()
@@ -187,9 +185,9 @@ def _bytes(path: Path) -> bytes:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise Unreadable("not a regular file")  # opening a pipe would wait for ever
+            raise Unreadable("not a regular file")  # opening a pipe would block
         if found.st_size > LARGEST:
-            raise Unreadable(f"{found.st_size:,} bytes; no more than {LARGEST:,} are read: split it")
+            raise Unreadable(f"{found.st_size:,} bytes, but at most {LARGEST:,} are read: split the file")
         return path.read_bytes()
     except OSError as exc:
         raise Unreadable(f"cannot be read: {exc.strerror or exc}") from exc
@@ -200,7 +198,7 @@ def _between(starts: tuple[int, ...], text: str) -> Spans:
 
 
 def _sections(text: str, *, markdown: bool) -> Spans:
-    """Spans that begin at a heading; headings right under each other stay together."""
+    """Spans that begin at a heading; consecutive headings stay together."""
     cuts = [0]
     has_body = False
     for start, heading, line in _lines(text, markdown=markdown):
@@ -213,7 +211,7 @@ def _sections(text: str, *, markdown: bool) -> Spans:
 
 
 def _lines(text: str, *, markdown: bool) -> Iterator[tuple[int, bool, str]]:
-    """Each line with where it starts and whether it is a heading."""
+    """Offset of each line, whether it is a heading, and the line."""
     lines = text.splitlines(keepends=True)
     start = 0
     fenced = False
@@ -230,5 +228,5 @@ def _lines(text: str, *, markdown: bool) -> Iterator[tuple[int, bool, str]]:
 
 
 def _is_title(line: str) -> bool:
-    """Whether a line that stands alone names what follows instead of saying something."""
+    """Whether a line between blank lines looks like a title instead of a sentence."""
     return 0 < len(line) <= _LONGEST_TITLE and line[0].isalnum() and line[-1].isalnum()

@@ -1,4 +1,4 @@
-"""The lines of training sets: what each stage learns from, checked field by field.
+"""The lines of training sets for each stage, with their validation.
 
 The layouts are those of the published training code; `clara_core.data.jsonl` reads and writes files of them.
 """
@@ -15,18 +15,18 @@ STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
 _DOCUMENTS: Final = ("docs", "context", "content")
 _ANSWERS: Final = ("answer", "answers", "golden_answers", "gold_answer")  # in the order of the published code
-_SHOWN = 60  # characters of a wrong value in a message
+_SHOWN = 60  # most characters of an invalid value in a message
 
 
 @dataclass(frozen=True, slots=True)
 class CompressionLine:
-    """Stage 1: what the memory tokens of a passage must be good for.
+    """A line of stage 1: questions about a passage, or a paraphrase of it.
 
     Attributes:
-        kind: "qa", or "paraphrase" (then there is no question and one answer).
-        questions: As many as there are answers, or none.
+        kind: "qa", or "paraphrase" (without questions, with one answer).
+        questions: As many as answers, or none.
         answers: At least one.
-        docs: Passages, nearly always one.
+        docs: Passages, usually one.
         where: ``file:line``, for messages.
     """
 
@@ -39,12 +39,12 @@ class CompressionLine:
 
 @dataclass(frozen=True, slots=True)
 class InstructionLine:
-    """Stage 1_2: a question over several passages.
+    """A line of stage 1_2: a question over several passages.
 
     Attributes:
         question: Question.
         docs: Passages in the order of their slots.
-        answer: What is learned.
+        answer: Target answer of the training.
         references: All answers that count as right, `answer` first.
         where: ``file:line``, for messages.
     """
@@ -58,14 +58,14 @@ class InstructionLine:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalLine:
-    """Contrastive stage and stage 2: a question over candidates.
+    """A line of the contrastive stage or of stage 2: a question over candidates.
 
     Attributes:
         question: Question.
         docs: Candidates.
-        answer: What is learned; empty only where a contrastive line has none.
+        answer: Target answer of the training; may be empty only in the contrastive stage.
         references: All answers that count as right, `answer` first.
-        pos_index: Which candidates answer the question; empty only where a line of stage 2 does not say.
+        pos_index: Indices of the gold candidates; may be empty only in stage 2.
         where: ``file:line``, for messages.
     """
 
@@ -81,10 +81,10 @@ Line: TypeAlias = CompressionLine | InstructionLine | RetrievalLine
 
 
 def line_object(line: Line) -> dict[str, Any]:
-    """A line in the published layout; `check_line` makes the same line of it again.
+    """A line in the published layout, the inverse of `check_line`.
 
-    The answer of a line of stage 2 is named ``answer``: the published code does not know the name of its own guide,
-    ``gold_answer``.
+    The answer of a line of stage 2 is named ``answer``, because the published code does not read ``gold_answer``, the
+    name in its own guide.
     """
     if isinstance(line, CompressionLine):
         return {
@@ -107,15 +107,15 @@ def line_object(line: Line) -> dict[str, Any]:
 
 
 def check_line(found: dict[str, Any], stage: Stage, where: str) -> Line:
-    """A JSON object as a line of a stage.
+    """Validate a JSON object as a line of a stage.
 
     Args:
         found: The object.
-        stage: What the line is for.
-        where: Its place, for messages.
+        stage: The stage.
+        where: Position of the line, for messages.
 
     Raises:
-        DataError: A field is missing, empty, of a wrong type, or points outside; names the place and the field.
+        DataError: A field is missing, empty, of a wrong type or out of range; the message names position and field.
     """
     if stage == "stage1":
         return _compression_line(found, where)
@@ -144,7 +144,7 @@ def _compression_line(found: dict[str, Any], where: str) -> CompressionLine:
         raise DataError(f"{where}: 'data_type' must be 'qa' or 'paraphrase', got {shown(kind)}")
     questions = _texts(found, _first(found, ("question",), where), where)
     if len(questions) != len(answers):
-        raise DataError(f"{where}: {len(questions)} questions but {len(answers)} answers; each needs its own")
+        raise DataError(f"{where}: {len(questions)} questions but {len(answers)} answers; give one answer a question")
     return CompressionLine("qa", questions, answers, docs, where)
 
 
@@ -175,21 +175,23 @@ def _positives(found: dict[str, Any], n_docs: int, where: str) -> tuple[int, ...
         if not isinstance(index, int) or isinstance(index, bool):
             raise DataError(f"{where}: 'pos_index' must hold whole numbers, got {shown(index)}")
         if not 0 <= index < n_docs:
-            raise DataError(f"{where}: 'pos_index' {index} is out of range: there are {n_docs} candidates, from 0 on")
+            raise DataError(
+                f"{where}: 'pos_index' {index} is out of range: there are {n_docs} candidates, counted from 0"
+            )
     return tuple(dict.fromkeys(indices))
 
 
 def _first(found: dict[str, Any], names: tuple[str, ...], where: str) -> str:
-    """The first of the names that the object has a value for."""
+    """The first of the names for which the object has a value."""
     for name in names:
         if found.get(name) is not None:
             return name
-    wanted = " or ".join(map(repr, names))
-    raise DataError(f"{where}: {wanted} is missing; the line has {', '.join(map(repr, found)) or 'no field at all'}")
+    expected = " or ".join(map(repr, names))
+    raise DataError(f"{where}: {expected} is missing; the line has {', '.join(map(repr, found)) or 'no fields'}")
 
 
 def _texts(found: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
-    """A text or a list of texts, none of them blank."""
+    """A text or a list of texts, which must not be blank."""
     value = found[name]
     texts = value if isinstance(value, list) else [value]
     if not texts:
@@ -201,7 +203,7 @@ def _texts(found: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
         if not text.strip():
             raise DataError(f"{where}: {part!r} is empty")
         if not _is_unicode(text):
-            raise DataError(f"{where}: {part!r} holds half a surrogate pair, which is no Unicode text")
+            raise DataError(f"{where}: {part!r} holds half a surrogate pair, which is not valid Unicode")
     return tuple(texts)
 
 
@@ -214,12 +216,16 @@ def _is_unicode(text: str) -> bool:
 
 
 def check_stage(stage: str) -> None:
-    """Refuse a stage that there is not, with a ValueError."""
+    """Check the name of a stage.
+
+    Raises:
+        ValueError: The stage is unknown.
+    """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
 
 
 def shown(value: object) -> str:
-    """A wrong value with its type, short enough for a message."""
+    """An invalid value with its type, shortened for a message."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}"

@@ -7,9 +7,9 @@
     stage2       {"question": .., "docs": [candidates], "gold_answer": .., "pos_index": [..]}
 
 The documents may be named ``docs``, ``context`` or ``content``; the answer ``answer``, ``answers``,
-``golden_answers`` or ``gold_answer``, of which the first one there is learned (the order of the published code) and all
-are kept as references. Files are ``.jsonl``, ``.jsonl.gz`` or ``.parquet``. Everything here is data: it is checked,
-never run, and no text is changed. Knows nothing of tokens and models.
+``golden_answers`` or ``gold_answer``, of which the first present one is the target of the training (the order of the
+published code) and all are kept as references. Files are ``.jsonl``, ``.jsonl.gz`` or ``.parquet``. Texts are never
+changed.
 """
 
 from __future__ import annotations
@@ -56,23 +56,23 @@ __all__ = [
 ]
 
 _SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".parquet")
-_PARQUET_ROWS = 1024  # rows that are decoded at a time
-_BLOCK = 1 << 16  # bytes that are searched at a time for the end of a line
+_PARQUET_ROWS = 1024  # rows of a batch
+_BLOCK = 1 << 16  # bytes of a block in the backward search for a line end
 
 
 class TrainingSet(Sequence[Line]):
-    """The lines of one or several files, checked from the first to the last and then read where they are needed.
+    """The lines of one or several files, which are all validated on construction.
 
-    Of a ``.jsonl`` file only the offsets of the lines are kept in memory; the other kinds cannot be entered in the
-    middle, so their lines are kept.
+    For a ``.jsonl`` file only the offsets of the lines are kept in memory and lines are read on access; files of the
+    other kinds are kept in memory.
 
     Args:
-        paths: A file or several.
-        stage: What the lines are for.
+        paths: One or several files.
+        stage: The stage of the lines.
 
     Raises:
-        DataError: A line is not right; names file and line.
-        ValueError: There is no such stage, or no line at all.
+        DataError: A line is invalid; the message names file and line.
+        ValueError: The stage is unknown, or there is no line.
     """
 
     def __init__(self, paths: str | Path | Iterable[str | Path], stage: Stage) -> None:
@@ -86,7 +86,7 @@ class TrainingSet(Sequence[Line]):
             else:
                 self._files.append(list(read_lines(path, stage)))
         if not len(self):
-            raise ValueError(f"no line in {', '.join(map(repr, map(str, self.paths))) or 'no file'}")
+            raise ValueError(f"no line in {', '.join(map(repr, map(str, self.paths))) or 'an empty list of files'}")
 
     def __len__(self) -> int:
         return sum(map(len, self._files))
@@ -108,7 +108,7 @@ class TrainingSet(Sequence[Line]):
 
 
 class _Offsets:
-    """A ``.jsonl`` file whose lines have been checked: where each begins, and which line of the file it is."""
+    """The offsets and line numbers of the validated lines of a ``.jsonl`` file."""
 
     def __init__(self, path: Path, stage: Stage) -> None:
         self.path, self.stage = path, stage
@@ -126,7 +126,7 @@ class _Offsets:
 
     def __getitem__(self, index: int) -> Line:
         where = f"{self.path}:{self.numbers[index]}"
-        # Opened anew each time: a shared position would be wrong under threads and forked workers.
+        # Not one open file, because threads and forked workers would share its position.
         with self.path.open("rb") as file:
             file.seek(self.starts[index])
             return check_line(_parse(file.readline(), where), self.stage, where)
@@ -136,15 +136,15 @@ class _Offsets:
 
 
 def read_lines(path: str | Path, stage: Stage) -> Iterator[Line]:
-    """The lines of a file, one after the other, each checked.
+    """Read and validate the lines of a file.
 
     Args:
-        path: ``.jsonl``, ``.jsonl.gz`` or ``.parquet``. Blank lines are passed over.
-        stage: What the lines are for.
+        path: A ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file. Blank lines are skipped.
+        stage: The stage of the lines.
 
     Raises:
-        DataError: The file cannot be read, or a line is not right; names file and line.
-        ValueError: There is no such stage.
+        DataError: The file cannot be read, or a line is invalid; the message names file and line.
+        ValueError: The stage is unknown.
     """
     check_stage(stage)
     for where, found in read_objects(path):
@@ -152,10 +152,10 @@ def read_lines(path: str | Path, stage: Stage) -> Iterator[Line]:
 
 
 def read_objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The JSON objects of a file, each with its place ``file:line``; what is in them is not looked at.
+    """Read the JSON objects of a file, each with its position ``file:line``; their fields are not validated.
 
     Raises:
-        DataError: The file cannot be read, or a line is no JSON object; names file and line.
+        DataError: The file cannot be read, or a line is not a JSON object; the message names file and line.
     """
     path = Path(path)
     if _kind(path) == ".parquet":
@@ -170,7 +170,7 @@ def _kind(path: Path) -> str:
     for suffix in _SUFFIXES:
         if path.name.lower().endswith(suffix):
             return suffix
-    raise DataError(f"{path}: data must be in one of {', '.join(_SUFFIXES)}")
+    raise DataError(f"{path}: a data file must be one of {', '.join(_SUFFIXES)}")
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
@@ -179,7 +179,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def _numbered(path: Path, lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers from 1 on; what goes wrong in the file itself names the line it happened at."""
+    """Lines with their numbers from 1; errors of the file name the line at which they occurred."""
     number = 0
     try:
         for number, raw in enumerate(lines, start=1):
@@ -196,8 +196,8 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: not UTF-8 (byte {exc.start} of the line)") from exc
     except (ValueError, RecursionError) as exc:
         reason = f"{exc.msg} at character {exc.colno}" if isinstance(exc, json.JSONDecodeError) else exc
-        half = "" if raw.endswith(b"\n") else "; the line has no end: was the file cut off?"
-        raise DataError(f"{where}: no JSON: {reason}{half}") from exc
+        hint = "" if raw.endswith(b"\n") else "; the line has no line break: was the file cut off?"
+        raise DataError(f"{where}: not valid JSON: {reason}{hint}") from exc
     if not isinstance(found, dict):
         raise DataError(f"{where}: a line must be a JSON object, got {shown(found)}")
     return found
@@ -215,7 +215,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
                 for row in batch.to_pylist():
                     number += 1
-                    # A column that other rows need is null here.
+                    # Columns that only other rows have are null.
                     yield f"{path}:{number}", {name: value for name, value in row.items() if value is not None}
     except (OSError, ArrowException) as exc:
         raise DataError(f"{path}:{number + 1}: the file cannot be read any further: {exc}") from exc
@@ -225,21 +225,21 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def write_lines(path: str | Path, lines: Iterable[Line | Mapping[str, Any]]) -> int:
-    """Write a file of lines: the whole of it, or nothing; a file of that name stays until the new one is complete.
+    """Write a file of lines, atomically.
 
     Args:
-        path: ``.jsonl`` or ``.jsonl.gz``; its folder is made.
+        path: A ``.jsonl`` or ``.jsonl.gz`` file; its folder is created if it does not exist.
         lines: Lines, written in the published layout, or objects, written as they are.
 
     Returns:
-        int: How many lines there are.
+        int: Number of lines.
 
     Raises:
         DataError: The file cannot be written.
     """
     path = Path(path)
     if _kind(path) == ".parquet":
-        raise DataError(f"{path}: .parquet is only read; write .jsonl or .jsonl.gz")
+        raise DataError(f"{path}: .parquet files cannot be written; give .jsonl or .jsonl.gz")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,13 +266,13 @@ def _write_all(file: IO[bytes], lines: Iterable[Line | Mapping[str, Any]], *, pa
 
 
 class LineWriter:
-    """Adds lines to the end of a ``.jsonl`` file; each is on the disk when `write` returns, or not in the file at all.
+    """Appends lines to a ``.jsonl`` file; `write` returns after a line is synced to disk.
 
-    A last line without an end, as a killed writer leaves it, is cut off when the file is opened: it was never
-    acknowledged. One process may write at a time.
+    An incomplete last line, as a killed writer leaves it, is removed when the file is opened. Only one process may
+    write at a time.
 
     Args:
-        path: The file; it and its folder are made where they are not there.
+        path: The file; it and its folder are created if they do not exist.
 
     Raises:
         DataError: The file cannot be opened.
@@ -281,7 +281,7 @@ class LineWriter:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if _kind(self.path) != ".jsonl":
-            raise DataError(f"{self.path}: lines can be added to .jsonl alone")
+            raise DataError(f"{self.path}: lines can only be appended to a .jsonl file")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab+", buffering=0)
@@ -291,10 +291,10 @@ class LineWriter:
             raise _unwritable(self.path, exc) from exc
 
     def write(self, line: Line | Mapping[str, Any]) -> None:
-        """Add a line.
+        """Append a line.
 
         Raises:
-            DataError: The disk took only part of it, or nothing; the file is as it was before.
+            DataError: The line cannot be written; the file is unchanged.
         """
         data = _encoded(line)
         try:
@@ -326,7 +326,7 @@ def _encoded(line: Line | Mapping[str, Any]) -> bytes:
 
 
 def _end_of_last_line(file: io.FileIO) -> int:
-    """Where the last whole line ends, in bytes."""
+    """Offset of the end of the last complete line."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - _BLOCK)
@@ -339,4 +339,4 @@ def _end_of_last_line(file: io.FileIO) -> int:
 
 
 def _unwritable(path: Path, exc: OSError) -> DataError:
-    return DataError(f"{path}: cannot be written: {exc.strerror or exc}; what was there before is whole")
+    return DataError(f"{path}: cannot be written: {exc.strerror or exc}; its earlier content is unchanged")

@@ -1,4 +1,4 @@
-"""Other people's objects, taken by what they can do: documents, language models, searches. Imports no framework."""
+"""Adapters for the documents and language models of frameworks, by duck typing, without importing the frameworks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Ask: TypeAlias = Callable[[str], Awaitable[str]]
 
 
 def text_of(document: object) -> str:
-    """The text of a LangChain Document, a LlamaIndex node, a hit of a store, or a text itself, as it is.
+    """The unchanged text of a text, a LangChain Document, a LlamaIndex node or a hit of a store.
 
     Raises:
-        TypeError: It is none of them.
+        TypeError: The document has another type.
     """
     if isinstance(document, str):
         return document
@@ -34,22 +34,22 @@ def text_of(document: object) -> str:
 
 
 def asker(llm: Any, *, asynchronous: bool) -> Ask:
-    """One awaitable call, prompt -> reply, whatever the language model is.
+    """Wrap a language model as an async function from prompt to reply.
 
-    A LangChain model (anything with ``invoke``) and a LlamaIndex LLM (``complete``) get the prompt as one text, so that
-    models whose template refuses a system role work as well. Calls that are not awaitable run in threads.
+    A LangChain model (anything with ``invoke``) and a LlamaIndex LLM (``complete``) get the prompt as one text, because
+    the templates of some models have no system role. Synchronous calls run in threads.
 
     Args:
-        llm: A LangChain chat model or LLM, a LlamaIndex LLM, or a function from text to text, awaitable or not.
-        asynchronous: Await the model's own asynchronous call where it has one. Otherwise its plain call is used: a
-            client that lives on another event loop would fail here.
+        llm: A LangChain chat model or LLM, a LlamaIndex LLM, or a function from text to text, sync or async.
+        asynchronous: Use the async method of a LangChain model. Otherwise its sync method is used, since an async
+            client that is bound to another event loop would fail.
 
     Raises:
-        TypeError: It is none of them.
+        TypeError: `llm` has another type.
     """
     if asynchronous and callable(ainvoke := getattr(llm, "ainvoke", None)):
         return _read_from(ainvoke)
-    # LlamaIndex: many of its `acomplete` are the plain call under another name and would block the event loop.
+    # Not `acomplete` of LlamaIndex: in many classes it is the sync call and would block the event loop.
     for name in ("invoke", "complete"):
         if callable(call := getattr(llm, name, None)):
             return _read_from(_threaded(call))
@@ -57,8 +57,8 @@ def asker(llm: Any, *, asynchronous: bool) -> Ask:
         raise TypeError(
             f"llm must be a LangChain chat model, a LlamaIndex LLM or a function from text to text, got {llm!r:.80}"
         )
-    awaited = inspect.iscoroutinefunction(llm) or inspect.iscoroutinefunction(type(llm).__call__)
-    return _read_from(llm if awaited else _threaded(llm))
+    is_async = inspect.iscoroutinefunction(llm) or inspect.iscoroutinefunction(type(llm).__call__)
+    return _read_from(llm if is_async else _threaded(llm))
 
 
 def _read_from(call: Callable[[str], Awaitable[Any]]) -> Ask:
@@ -74,14 +74,14 @@ def _read_from(call: Callable[[str], Awaitable[Any]]) -> Ask:
 
 
 def _threaded(call: Callable[[str], Any]) -> Callable[[str], Awaitable[Any]]:
-    """The call in a thread of its own, which nobody waits for once it is cancelled, not even the interpreter's end."""
+    """Run each call in a daemon thread, so that neither cancellation nor interpreter exit waits for it."""
 
     async def run(prompt: str) -> Any:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         context = contextvars.copy_context()
 
-        def settle(result: Any, error: BaseException | None) -> None:
+        def resolve(result: Any, error: BaseException | None) -> None:
             if future.done():
                 return
             if error is None:
@@ -94,10 +94,10 @@ def _threaded(call: Callable[[str], Any]) -> Callable[[str], Awaitable[Any]]:
             result, error = None, None
             try:
                 result = context.run(call, prompt)
-            except BaseException as exc:  # noqa: BLE001 - carried to the caller
+            except BaseException as exc:  # noqa: BLE001 - raised in the caller
                 error = exc
             if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, result, error)
+                loop.call_soon_threadsafe(resolve, result, error)
 
         threading.Thread(target=work, name="clara-synthesize", daemon=True).start()
         return await future

@@ -1,4 +1,4 @@
-"""What a document becomes: memory tokens beside its text, and a cache that finds them again by the text."""
+"""The memory of a compressed document, and a cache of memories by text."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Memory:
     """A compressed document.
 
     Attributes:
-        tokens: ``[n_windows, n_mem, hidden]`` on the processor, in the engine's dtype.
-        text: The document, exactly as it was given.
+        tokens: ``[n_windows, n_mem, hidden]`` on the CPU, in the engine's dtype.
+        text: The unchanged text of the document.
         spans: Character span ``(start, end)`` of each window; without gaps unless the text was truncated.
-        source_tokens: Text tokens that the windows stand for.
-        fingerprint: Of the engine that made it; only engines with the same one can read it.
+        source_tokens: Text tokens in the windows.
+        fingerprint: Fingerprint of the engine that made it; only engines with the same one can read it.
     """
 
     tokens: Tensor
@@ -38,7 +38,7 @@ class Memory:
 
     @property
     def n_windows(self) -> int:
-        """Windows of the document."""
+        """Number of windows."""
         return len(self.tokens)
 
     @property
@@ -47,7 +47,7 @@ class Memory:
         return int(self.tokens.nbytes)
 
     def vectors(self) -> NDArray[np.float32]:
-        """The memory tokens laid flat, one row a window: ``[n_windows, n_mem * hidden]``."""
+        """The memory tokens as one flat vector a window: ``[n_windows, n_mem * hidden]``."""
         rows: NDArray[np.float32] = self.tokens.flatten(1).float().numpy()
         return rows
 
@@ -61,7 +61,7 @@ class Memory:
         source_tokens: int,
         fingerprint: str,
     ) -> Memory:
-        """The memory that `vectors` laid flat, of `n_mem` memory tokens a window; the array is copied."""
+        """Restore a memory from the result of `vectors`, with `n_mem` memory tokens a window; copies the array."""
         import torch
 
         tokens = torch.from_numpy(vectors.copy()).view(len(spans), n_mem, -1)
@@ -69,10 +69,10 @@ class Memory:
 
 
 class MemoryCache:
-    """Memories of recently used texts, least recently used out first. Safe under threads.
+    """A thread-safe LRU cache of memories by text.
 
     Args:
-        max_bytes: Bound on memory tokens and texts together; what is larger by itself is not kept.
+        max_bytes: Most bytes of memory tokens and texts together; a memory that is larger by itself is not cached.
     """
 
     def __init__(self, max_bytes: int = GIGABYTE) -> None:
@@ -90,7 +90,7 @@ class MemoryCache:
         return len(self._entries)
 
     def get(self, text: str, fingerprint: str) -> Memory | None:
-        """The memory of exactly this text, if it is here."""
+        """The memory of exactly this text, or None if it is not cached."""
         key = content_key(text, fingerprint)
         with self._lock:
             memory = self._entries.get(key)
@@ -102,14 +102,14 @@ class MemoryCache:
             return memory
 
     def put(self, memory: Memory, *, replace: bool = True) -> None:
-        """Keep a memory, and let the oldest go until the bound holds.
+        """Cache a memory, and evict the least recently used ones until the limit holds.
 
         Args:
-            memory: To keep.
-            replace: Where the text has one already: take this one instead, or leave the other (which may be more exact
-                than one that was written in fewer bits).
+            memory: The memory.
+            replace: Whether to replace a cached memory of the same text. It may be more exact than one that was stored
+                in fewer bits.
         """
-        size = _weight(memory)
+        size = _size(memory)
         if size > self.max_bytes:
             return
         key = content_key(memory.text, memory.fingerprint)
@@ -118,41 +118,41 @@ class MemoryCache:
                 self._entries.move_to_end(key)
                 return
             replaced = self._entries.pop(key, None)
-            self.nbytes += size - (_weight(replaced) if replaced else 0)
+            self.nbytes += size - (_size(replaced) if replaced else 0)
             self._entries[key] = memory
             while self.nbytes > self.max_bytes:
                 _, oldest = self._entries.popitem(last=False)
-                self.nbytes -= _weight(oldest)
+                self.nbytes -= _size(oldest)
 
     def lookup(self, texts: Sequence[str], fingerprint: str) -> dict[str, Memory | None]:
-        """Each different text with its memory, or None where it has to be compressed."""
+        """Each distinct text with its memory, or None if it is not cached."""
         return {text: self.get(text, fingerprint) for text in dict.fromkeys(texts)}
 
     def complete(self, texts: Sequence[str], known: dict[str, Memory | None], made: Sequence[Memory]) -> list[Memory]:
-        """Keep what was made for the unknown texts, and give the memories of all texts in order."""
+        """Cache the new memories, and return the memories of all texts in order."""
         for memory in made:
             self.put(memory)
             known[memory.text] = memory
         return [found for text in texts if (found := known[text]) is not None]
 
     def unlock(self) -> None:
-        """In a process that was forked: whoever held the lock is not here."""
+        """Replace the lock after a fork, since the thread that held it may not exist in the child process."""
         self._lock = threading.Lock()
 
     def clear(self) -> None:
-        """Forget everything (the counters too)."""
+        """Remove all memories and reset the counters."""
         with self._lock:
             self._entries.clear()
             self.nbytes = self.hits = self.misses = 0
 
 
 def content_key(text: str, fingerprint: str) -> str:
-    """Hash of the exact text and of what would compress it."""
+    """Hash of a text and the fingerprint of an engine."""
     digest = hashlib.sha256(fingerprint.encode())
     digest.update(b"\0")
     digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
-def _weight(memory: Memory) -> int:
-    return memory.nbytes + sys.getsizeof(memory.text)  # up to four bytes a character
+def _size(memory: Memory) -> int:
+    return memory.nbytes + sys.getsizeof(memory.text)

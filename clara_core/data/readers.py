@@ -1,8 +1,8 @@
-"""Files of many kinds as text: what each suffix is read by.
+"""Reads files of many kinds as text, by their suffix.
 
-Pages (.html) and documents (.docx) become Markdown, rows and objects (.csv, .tsv, .json, .jsonl) become records of
-``name: value`` lines, as they are written: no number is rounded, no value is left out. The packages that HTML, Word and
-PDF need are those of the extra ``files``. Where a file cannot be read, `Unreadable` says why.
+HTML and Word files become Markdown. Rows and objects of .csv, .tsv, .json and .jsonl files become records of
+``name: value`` lines, with numbers as they are written. HTML, Word and PDF files need the packages of the extra
+``files``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import PurePath
 from types import ModuleType
 from typing import Any, Final
 
-LARGEST: Final = 256 << 20  # bytes of a file, and of what a packed one holds
-_NULS: Final = 20  # one in so many characters, and it is not a text
+LARGEST: Final = 256 << 20  # most bytes of a file, and of the content of a compressed file
+_NULS: Final = 20  # a file with one NUL in this many characters is binary
 _MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is a prefix of this one
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -35,16 +35,16 @@ _GAP: Final = "\n\n"  # between records
 
 
 class Unreadable(Exception):
-    """Why a file is not read; the message goes behind its name."""
+    """A file cannot be read; the message is the reason, without the name of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a file says.
+    """The content of a file.
 
     Attributes:
         text: Its text.
-        starts: Characters at which records begin; empty where the text is not made of records.
+        starts: Character offsets of records; empty if there are none.
         bad_lines: Numbers of lines that could not be read.
     """
 
@@ -54,10 +54,10 @@ class Content:
 
 
 def read_content(name: str, data: bytes) -> Content:
-    """The text of a file by its suffix; an unknown suffix is read as plain text.
+    """Read a file by its suffix; a file with an unknown suffix is read as plain text.
 
     Raises:
-        Unreadable: It is of another kind than its name says, damaged, locked, or its package is not installed.
+        Unreadable: The file is of another kind than its suffix, damaged or encrypted, or a package is not installed.
     """
     suffix = PurePath(name).suffix.lower()
     return READERS.get(suffix, _plain)(data)
@@ -67,10 +67,10 @@ def read_content(name: str, data: bytes) -> Content:
 
 
 def decode(data: bytes) -> str:
-    """UTF-8, or what a byte order mark says.
+    """Decode text as UTF-8, or by its byte order mark.
 
     Raises:
-        Unreadable: It is neither.
+        Unreadable: The text has another encoding, or the data is binary.
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
@@ -78,7 +78,7 @@ def decode(data: bytes) -> str:
     except UnicodeDecodeError as exc:
         if b"\0" in data[:8192]:
             raise Unreadable("binary, not text") from exc
-        raise Unreadable(f"not UTF-8 (byte {exc.start}); convert it, or take it out") from exc
+        raise Unreadable(f"not UTF-8 (byte {exc.start}); convert the file to UTF-8") from exc
     if text.count("\0") * _NULS > len(text):
         raise Unreadable("binary, or UTF-16 without a byte order mark")
     return text
@@ -92,13 +92,13 @@ def _plain(data: bytes) -> Content:
 
 
 def _html(data: bytes) -> Content:
-    soup = _package("bs4").BeautifulSoup(data, "html.parser")  # the encoding is in the page itself
+    soup = _package("bs4").BeautifulSoup(data, "html.parser")  # detects the encoding
     with _foreign("HTML"):
         return Content(_markdown(soup))
 
 
 def _markdown(soup: Any) -> str:
-    """Headings, lists, tables and paragraphs; nothing that is not shown, and no emphasis, links or pictures."""
+    """Convert headings, lists, tables and paragraphs; drop hidden elements, emphasis, links and images."""
     markdownify = _package("markdownify")
     for hidden in soup(["script", "style", "noscript", "template", "svg"]):
         hidden.decompose()
@@ -121,7 +121,7 @@ def _word(data: bytes) -> Content:
         with zipfile.ZipFile(io.BytesIO(data)) as packed:
             size = sum(entry.file_size for entry in packed.infolist())
         if size > LARGEST:
-            raise Unreadable(f"unpacks to {size:,} bytes; no more than {LARGEST:,} are read")
+            raise Unreadable(f"unpacks to {size:,} bytes, but at most {LARGEST:,} are read")
         no_pictures = mammoth.images.img_element(lambda _: {"src": ""})
         page = mammoth.convert_to_html(io.BytesIO(data), convert_image=no_pictures).value
         return Content(_markdown(bs4.BeautifulSoup(page, "html.parser")))
@@ -132,11 +132,11 @@ def _pdf(data: bytes) -> Content:
     with _foreign("PDF"), _silent("pypdf"):
         reader = pypdf.PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
-            raise Unreadable("locked by a password")
+            raise Unreadable("encrypted with a password")
         pages = [page.extract_text().strip() for page in reader.pages]
     text = _GAP.join(page for page in pages if page)
     if not text:
-        raise Unreadable("no page has text (scanned?); put it through OCR first")
+        raise Unreadable("no page has text (scanned?); apply OCR first")
     return Content(text)
 
 
@@ -170,13 +170,13 @@ def _json(data: bytes) -> Content:
     except ValueError as exc:
         raise Unreadable(f"not JSON ({exc})") from exc
     except RecursionError as exc:
-        raise Unreadable("JSON that is nested too deep") from exc
+        raise Unreadable("the JSON is nested too deeply") from exc
 
 
 def _json_lines(data: bytes) -> Content:
     records: list[str] = []
     bad: list[int] = []
-    # Not splitlines(): the line ends of other alphabets may stand inside a JSON string.
+    # Not splitlines(), which also splits at Unicode line separators inside JSON strings.
     for number, line in enumerate(decode(data).split("\n"), start=1):
         if not line.strip():
             continue
@@ -191,16 +191,16 @@ def _json_lines(data: bytes) -> Content:
 
 
 def _parsed(text: str) -> Any:
-    """JSON with its numbers as they are written."""
+    """Parse JSON, with numbers as strings as they are written."""
     return json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
 
 
 def _object(value: Any) -> str:
-    return "\n".join(f"{path}: {said}" if path else said for path, said in _leaves("", value))
+    return "\n".join(f"{path}: {text}" if path else text for path, text in _leaves("", value))
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Each value with the names that lead to it; a list of plain values is one."""
+    """Each scalar value with its path of names; a list of scalars is one value."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _leaves(f"{path}.{name}" if path else name, inner)
@@ -208,10 +208,10 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
         for number, inner in enumerate(value, start=1):
             yield from _leaves(f"{path}.{number}" if path else str(number), inner)
     elif value is not None and value not in ([], ""):
-        yield path, ", ".join(map(_said, value)) if isinstance(value, list) else _said(value)
+        yield path, ", ".join(map(_scalar, value)) if isinstance(value, list) else _scalar(value)
 
 
-def _said(value: Any) -> str:
+def _scalar(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -236,19 +236,19 @@ def _package(name: str) -> ModuleType:
 
 @contextmanager
 def _foreign(kind: str) -> Iterator[None]:
-    """Damaged files make parsers raise anything."""
+    """Turn any exception of a parser into `Unreadable`."""
     try:
         yield
     except Unreadable:
         raise
     except Exception as exc:
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0][:200]
-        raise Unreadable(f"no {kind} that can be read ({reason})") from exc
+        raise Unreadable(f"not a readable {kind} ({reason})") from exc
 
 
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """A parser logs each oddity of a file that it reads all the same."""
+    """Silence a logger, since parsers log every irregularity of a readable file."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL)

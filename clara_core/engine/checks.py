@@ -123,5 +123,6 @@ def check_messages(messages: Sequence[object]) -> None:
 
 def _check_several(values: object, kind: type, name: str, what: str) -> None:
     if isinstance(values, Memory | str | bytes) or not isinstance(values, kind):
-        msg = f"{name} must be several {what}, got one {type(values).__name__}; put it into a list"
+        one = "Memory" if isinstance(values, Memory) else type(values).__name__
+        msg = f"{name} must be several {what}, got one {one}; put it into a list"
         raise TypeError(msg)

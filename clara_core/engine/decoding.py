@@ -12,47 +12,27 @@ once the answers that are being written have ended, the row is tried again besid
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
 from threading import Condition
 
 import torch
 from torch import Tensor
 
-from clara_core.common.errors import ClaraError, ContextOverflow
-from clara_core.engine.logprobs import measure
+from clara_core.common.errors import ContextOverflow
+from clara_core.engine.chosen import Chosen, Running, not_finite
 from clara_core.engine.requests import GenerateRequest, Limits, fail, finish, say
 from clara_core.engine.threads import DecodeThreads
 from clara_core.model.decoder import ClaraModel
-from clara_core.model.devices import free_bytes, in_halves, is_out_of_memory, release_memory, upload
+from clara_core.model.devices import attempt, free_bytes, in_halves, is_out_of_memory, release_memory, upload
 from clara_core.model.kernels import PAGE
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory, KVRow
 from clara_core.model.paid_attention import paid_attention
-from clara_core.model.sampler import draw
 
 log = logging.getLogger(__name__)
 
 SHARE = 0.8  # of what a GPU has free beside the weights and one batch's numbers between layers
-
-
-@dataclass(eq=False, slots=True)
-class Running:
-    """An answer that has a place.
-
-    Attributes:
-        request: Whose it is.
-        row: Its pages.
-        turn: When it was admitted: who came last makes room.
-        token: The newest one; None before its prompt has been read.
-        spoiled: Its numbers were not finite.
-    """
-
-    request: GenerateRequest
-    row: KVRow
-    turn: int
-    token: int | None = None
-    spoiled: bool = False
 
 
 class Answers:
@@ -63,9 +43,18 @@ class Answers:
         limits: Sizes of batches.
         lock: Guards `waiting`.
         kv_bytes: Most bytes of keys and values; None: what is free.
+        hurry: Whether shorter work waits for the device.
     """
 
-    def __init__(self, model: ClaraModel, limits: Limits, lock: Condition, kv_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        model: ClaraModel,
+        limits: Limits,
+        lock: Condition,
+        kv_bytes: int | None = None,
+        *,
+        hurry: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.model = model
         self.limits = limits
         self.memory: KVMemory | None = None
@@ -74,9 +63,14 @@ class Answers:
         self.preempted = 0
         self._lock = lock
         self._kv_bytes = kv_bytes
+        self._hurry = hurry
+        self._long_next = True  # whose turn it is, where long prompts and short ones wait to be read
         self._threads = DecodeThreads(model)
         self._turn = 0
         self._together = limits.rows  # rows of a step; fewer after it ran out of memory
+        self._late = model.device.type == "cuda"  # tokens are read while the next step runs
+        self._newest: Tensor | None = None  # the newest token of each slot, ``[limits.rows]``, on the device
+        self._chosen: deque[Chosen] = deque()  # oldest first
         self._beside = False  # a batch of the corpus is on the device
         self._fits = True
         self._draining = False  # nobody is admitted until the KV memory has been given back
@@ -92,7 +86,7 @@ class Answers:
         return bool(self.waiting or self.running)
 
     def turn(self, *, between_layers: bool = False) -> bool:
-        """Admit and read waiting prompts, then one token for every answer.
+        """Admit waiting prompts and read some of them, then one token for every answer whose prompt has been read.
 
         Args:
             between_layers: A batch of the corpus is on the device: what does not fit beside it waits for its end.
@@ -104,11 +98,17 @@ class Answers:
         self._drop_cancelled()
         if not self._draining:
             self._admit()
+        writing = any(one.read for one in self.running)
         while prompts := self._unread():
             self._read(prompts)
+            if writing or self.waiting or self._hurry():
+                break  # one pass at a time, where others wait for it
+            self._drop_cancelled()
         if self.running:
             self._make_room()
             self._step()
+        if not self.running:
+            self._settle()
         self._give_back()
         return self._fits
 
@@ -133,7 +133,8 @@ class Answers:
     def take_all(self) -> list[GenerateRequest]:
         """Everyone who waits or writes, forgotten here (under the lock)."""
         requests = [*self.waiting, *(one.request for one in self.running)]
-        self.waiting, self.running, self.memory = [], [], None
+        self.waiting, self.running, self.memory, self._newest = [], [], None, None
+        self._chosen.clear()
         return requests
 
     # --- places ------------------------------------------------------------------------------------------
@@ -146,8 +147,9 @@ class Answers:
             if row is None:
                 return
             self._turn += 1
+            slot = min(set(range(self.limits.rows)) - {one.slot for one in self.running})
             with self._lock:
-                self.running.append(Running(request, row, self._turn))
+                self.running.append(Running(request, row, self._turn, slot))
                 self.waiting.remove(request)
 
     def _next(self) -> GenerateRequest | None:
@@ -219,10 +221,23 @@ class Answers:
     def _make_room(self) -> None:
         """A page for every row that has none for its next token."""
         for one in sorted(self.running, key=lambda running: running.turn):
-            while one in self.running and one.row.length == one.row.room and not self._memory.grow(one.row):
-                self._preempt(max(self.running, key=lambda running: running.turn))
+            while one in self.running and one.read and one.row.length == one.row.room and not self._ended(one):
+                if self._memory.grow(one.row):
+                    break
+                if self._chosen:  # somebody's end may be among them
+                    self._settle()
+                else:
+                    self._preempt(max(self.running, key=lambda running: running.turn))
+
+    @staticmethod
+    def _ended(one: Running) -> bool:
+        """Whether the last token of an answer has been chosen, as far as its length goes."""
+        return one.written >= one.request.writer.limit
 
     def _preempt(self, one: Running) -> None:
+        self._settle()
+        if one.gone:
+            return
         log.debug("no free page: an answer of %d tokens waits", len(one.request.writer.ids))
         self.preempted += 1
         self._memory.close(one.row)
@@ -240,14 +255,20 @@ class Answers:
     # --- passes ------------------------------------------------------------------------------------------
 
     def _unread(self) -> list[Running]:
-        """Prompts for one pass."""
+        """Prompts for one pass, in the order of admission: several, or the next piece of a long one, in turns."""
+        waiting = sorted((one for one in self.running if not one.read), key=lambda one: one.turn)
+        long = [one for one in waiting if one.prompt > self.limits.tokens]
+        short = [one for one in waiting if one.prompt <= self.limits.tokens]
+        if long and (not short or self._long_next):
+            self._long_next = False
+            return long[:1]
+        self._long_next = True
         batch: list[Running] = []
         longest = total = 0
-        for one in self.running:
-            if one.token is not None or (batch and one.request.role is not batch[0].request.role):
+        for one in short:
+            if batch and one.request.role is not batch[0].request.role:
                 continue
-            length = len(one.request.ids) + len(one.request.writer.ids)
-            longest, total = max(longest, length), total + length
+            longest, total = max(longest, one.prompt), total + one.prompt
             if batch and (total if self.model.packs else longest * (len(batch) + 1)) > self.limits.tokens:
                 break
             batch.append(one)
@@ -270,18 +291,33 @@ class Answers:
 
     def _prefill(self, part: Sequence[Running]) -> None:
         requests = [one.request for one in part]
+        cache = self._cache(part)
         # An answer that had to make room comes back with what it has written so far.
         sequences = [request.ids + request.writer.ids for request in requests]
-        filled = [request.memories for request in requests if len(request.memories)]
-        memories = torch.cat(filled or [torch.zeros(0, self.model.hidden)])  # [slots, hidden]
-        cache = self._cache(part)
         slots = [request.slots for request in requests]
-        logits = self.model.prefill(sequences, upload(memories, self.model.device), slots, cache)
+        memories = [request.memories for request in requests]
+        start, end = part[0].row.length, part[0].row.length + self.limits.tokens
+        if not start and len(sequences[0]) <= end:
+            logits = self.model.prefill(sequences, self._filled(memories), slots, cache)
+        else:
+            [ids], [given] = sequences, slots
+            given = [*given, *[False] * (len(ids) - len(given))]
+            first = sum(given[:start])
+            filled = memories[0][first : first + sum(given[start:end])]
+            logits = self.model.read_on(ids[start:end], self._filled([filled]), given[start:end], cache)
+            if end < len(ids):
+                cache.commit()
+                return
         self._take(part, logits, cache)
 
     def _cache(self, part: Sequence[Running]) -> KVCache:
         queries = self.model.queries() if any(one.request.watched for one in part) else None
         return KVCache(self._memory, [one.row for one in part], part[0].request.role, queries)
+
+    def _filled(self, memories: Sequence[Tensor]) -> Tensor:
+        """Memory tokens of several prompts on the device: ``[slots, hidden]``."""
+        held = [tokens for tokens in memories if len(tokens)]
+        return upload(torch.cat(held or [torch.zeros(0, self.model.hidden)]), self.model.device)
 
     def _waits(self, one: Running, exc: Exception) -> bool:
         """Whether a row that failed alone is tried again, with more memory than it had."""
@@ -309,7 +345,9 @@ class Answers:
         return self.drain()
 
     def _step(self) -> None:
-        rows, most, tried, largest = list(self.running), self._together, 0, 0
+        launched = len(self._chosen)
+        rows = [one for one in self.running if one.read and not self._ended(one)]
+        most, tried, largest = self._together, 0, 0
         for role in dict.fromkeys(one.request.role for one in rows):
             alike = [one for one in rows if one.request.role is role]
             for start in range(0, len(alike), most):
@@ -318,17 +356,24 @@ class Answers:
                 largest = max(largest, in_halves(part, self._advance, self._step_failed, self.model.device, "answers"))
         if 0 < largest < tried:
             self._together = largest
+        self._settle(max(0, len(self._chosen) - launched) if self._late else 0)
         if not self.running:
             self._together = self.limits.rows  # what did not fit together may fit another time
 
     def _advance(self, part: Sequence[Running]) -> None:
+        part = [one for one in part if not one.gone]  # after another part had failed
+        if not part:
+            return
         cache = self._cache(part)
-        tokens = [one.token for one in part if one.token is not None]
-        with self._threads.step(len(tokens)):
+        tokens = self._tokens().index_select(0, self._slots(part))
+        with self._threads.step(len(part)):
             logits = self.model.step(tokens, cache)
         self._take(part, logits, cache)
 
     def _step_failed(self, one: Running, exc: Exception) -> None:
+        self._settle()
+        if one.gone:
+            return
         if not self._waits(one, exc):
             self._leave(one, exc)
         elif not self._beside:
@@ -338,31 +383,57 @@ class Answers:
     # --- tokens ------------------------------------------------------------------------------------------
 
     def _take(self, part: Sequence[Running], logits: Tensor, cache: KVCache) -> None:
-        """Give rows their next token, ``logits [rows, vocab]``, and let finished ones go."""
-        best = logits.max(-1)  # NaN counts as the largest, so that it shows
-        tokens = _drawn(part, logits, best.indices)
-        numbers = torch.stack([tokens, best.values.isfinite().long()], dim=1)  # one wait for both
-        measured = measure(logits, [one.request.writer.log for one in part], tokens)
-        chosen = numbers.tolist()
+        """Choose the next token of each row by ``logits [rows, vocab]``; `_settle` hears of it."""
         queries = None if cache.queries is None else cache.queries.rows()  # [rows, layers, heads, dim]
-        cache.commit()  # nothing behind this computes on the device: what fails now is a fault of a single row
-        for row, (one, (token, finite)) in enumerate(zip(part, chosen, strict=True)):
-            writer = one.request.writer
-            try:
-                if not finite:
-                    one.spoiled = True
-                    raise not_finite("logits", self.model.dtype)  # noqa: TRY301 - like any other fault of this row
-                one.token = token
-                if row in measured:
-                    writer.record(token, measured[row])
-                if queries is not None and one.request.watched:
-                    one.request.queries.append(queries[row])
-                say(one.request, writer.feed(token))
-            except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
-                self._leave(one, exc)
-            else:
-                if writer.finish_reason is not None:
-                    self._leave(one)
+        chosen, slots = Chosen(part, logits, queries), self._slots(part)
+        self._tokens().index_copy_(0, slots, chosen.tokens)
+        cache.commit()  # from here on the pass has been: nothing of it runs again
+        self._chosen.append(chosen)
+        for one in part:
+            one.read = True
+            one.ahead += 1
+
+    def _tokens(self) -> Tensor:
+        if self._newest is None:
+            self._newest = torch.zeros(self.limits.rows, dtype=torch.long, device=self.model.device)
+        return self._newest
+
+    def _slots(self, part: Sequence[Running]) -> Tensor:
+        return upload([one.slot for one in part], self.model.device)
+
+    def _settle(self, left: int = 0) -> None:
+        """Give rows the tokens that were chosen, and let finished ones go.
+
+        Args:
+            left: Passes whose tokens may come later.
+        """
+        while len(self._chosen) > left:
+            chosen = self._chosen.popleft()
+            exc = attempt(Chosen.wait, chosen, self.model.device)  # an error of the device shows here
+            for row, one in enumerate(chosen.part):
+                one.ahead -= 1
+                one.spoiled |= exc is not None or not chosen.finite(row)
+                if not one.gone:
+                    self._feed(one, chosen, row, exc)
+                elif not one.ahead:
+                    self._memory.close(one.row, wipe=one.spoiled)
+
+    def _feed(self, one: Running, chosen: Chosen, row: int, fault: Exception | None) -> None:
+        writer = one.request.writer
+        try:
+            if one.spoiled:
+                raise fault or not_finite("logits", self.model.dtype)  # noqa: TRY301 - like any other fault of this row
+            token, measured = chosen.token(row)
+            if measured is not None:
+                writer.record(token, measured)
+            if chosen.queries is not None and one.request.watched:
+                one.request.queries.append(chosen.queries[row])
+            say(one.request, writer.feed(token))
+        except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
+            self._leave(one, exc)
+        else:
+            if writer.finish_reason is not None:
+                self._leave(one)
 
     def _drop_cancelled(self) -> None:
         for one in [one for one in self.running if one.request.cancelled or one.request.future.done()]:
@@ -385,30 +456,15 @@ class Answers:
     def _leave(self, one: Running, exc: Exception | None = None) -> None:
         """An answer ends: whoever waits hears of it before anything else can go wrong."""
         self.running.remove(one)
+        one.gone = True
         if exc is None and one.request.watched:
             exc = self._show_attention(one)
         if exc is None:
             finish(one.request)
         else:
             fail(one.request.future, exc)
-        self._memory.close(one.row, wipe=one.spoiled)
-
-
-def _drawn(part: Sequence[Running], logits: Tensor, best: Tensor) -> Tensor:
-    """The next token of each row, ``[rows]``: the best one, or a drawn one where that is asked for."""
-    draws = [(row, one) for row, running in enumerate(part) if (one := running.request.writer.draw()) is not None]
-    if not draws:
-        return best
-    rows = upload([row for row, _ in draws], logits.device)
-    return best.index_copy(0, rows, draw(logits.index_select(0, rows), [one for _, one in draws]))
-
-
-def not_finite(what: str, dtype: torch.dtype) -> ClaraError:
-    """The error of numbers that are none."""
-    return ClaraError(
-        f"the model gave {what} that are not finite in {dtype}: damaged weights, or numbers too large for the type; "
-        "try dtype='bfloat16' or 'float32'"
-    )
+        if not one.ahead:  # else a pass that is under way still writes to its pages
+            self._memory.close(one.row, wipe=one.spoiled)
 
 
 def _too_large(request: GenerateRequest, memory: KVMemory) -> ContextOverflow:

@@ -11,15 +11,17 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from clara_core.data.memory import Memory
 from clara_core.engine.evidence import token_spans
 from clara_core.engine.quotes import split_sentences
-from clara_core.engine.requests import JudgeRequest
-from clara_core.engine.steps import Steps
-from clara_core.model.tokenizer import ClaraTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clara_core.engine.steps import Steps
+    from clara_core.model.tokenizer import ClaraTokenizer
 
 WEAK = 0.5  # risk from which on a span counts as lost
 _MUCH = 0.1  # share of weak spans from which on a text should be kept as text
@@ -105,6 +107,8 @@ def measure_fidelity(memories: Sequence[Memory], instruction: str, tokenizer: Cl
         instruction: With ``{docs}`` where the memory belongs.
         tokenizer: Of their model.
     """
+    from clara_core.engine.requests import JudgeRequest  # with torch, which whoever reads a `Fidelity` does not need
+
     prompt = tokenizer.paraphrase_prompt(instruction, 1)
     slots, windows = tokenizer.is_slot(prompt), tokenizer.window_spans(prompt)
     said: list[list[list[int]]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,7 +77,25 @@ class Measured:
     top: tuple[tuple[int, float], ...]
 
 
-def measure(logits: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor) -> dict[int, Measured]:
+class Measurement:
+    """The distributions of some rows, on their way to the host."""
+
+    def __init__(self, tops: Mapping[int, int], found: Sequence[Tensor]) -> None:
+        self._tops, self._found = tops, found
+
+    def read(self) -> dict[int, Measured]:
+        """By row, once the device has been waited for."""
+        if not self._tops:
+            return {}
+        chosen, tokens, values = (part.tolist() for part in self._found)
+        pairs = (tuple(zip(*row, strict=True)) for row in zip(tokens, values, strict=True))
+        return {
+            row: Measured(logprob, best[:top])
+            for (row, top), logprob, best in zip(self._tops.items(), chosen, pairs, strict=True)
+        }
+
+
+def measure(logits: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor) -> Measurement:
     """The distributions of the rows whose tokens are recorded; costs nothing where there is none.
 
     Args:
@@ -87,20 +105,15 @@ def measure(logits: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor) -> 
     """
     tops = {row: log.top for row, log in enumerate(logs) if log is not None}
     if not tops:
-        return {}
-    from clara_core.model.devices import upload
+        return Measurement({}, [])
+    from clara_core.model.devices import download, upload
 
     if len(tops) < len(logits):
         rows = upload(list(tops), logits.device)
         logits, tokens = logits.index_select(0, rows), tokens.index_select(0, rows)
     logprobs = logits.float().log_softmax(1)  # [recorded rows, vocab]
-    chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
     best = logprobs.topk(max(tops.values()), dim=1)
-    pairs = [list(zip(*row, strict=True)) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-    return {
-        row: Measured(logprob, tuple(found[:top]))
-        for (row, top), logprob, found in zip(tops.items(), chosen, pairs, strict=True)
-    }
+    return Measurement(tops, [*map(download, (logprobs.gather(1, tokens[:, None])[:, 0], best.indices, best.values))])
 
 
 def _entry(piece: bytes, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:

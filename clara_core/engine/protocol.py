@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from clara_core.checkpoint.config import Role
     from clara_core.data.memory import Memory, MemoryCache
     from clara_core.engine.answer_options import AnswerOptions
+    from clara_core.engine.evidence import Attribution
+    from clara_core.engine.fidelity import Fidelity
     from clara_core.engine.options import EngineArguments
     from clara_core.engine.sampling import Answer, Chunk
     from clara_core.retrieval.ranking import Ranked
@@ -121,6 +123,10 @@ class Engine(ABC):
         """Counts tokens and cuts texts into windows."""
 
     @abstractmethod
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text by itself."""
+
+    @abstractmethod
     def load(self, *, show_progress: bool = False) -> object:
         """Get ready now instead of at first use."""
 
@@ -198,6 +204,20 @@ class Engine(ABC):
     ) -> Pieces:
         """`chat`, in pieces."""
 
+    # --- what texts stand on -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def attribute(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Attribution:
+        """What an answer to a question stands on, whoever wrote it."""
+
+    @abstractmethod
+    def logprob(self, question: str, memories: Sequence[Memory], text: str) -> float:
+        """Log-probability of a text as the answer to a question."""
+
+    @abstractmethod
+    def fidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
+        """What memories have kept of their texts."""
+
     # --- awaitable ---------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -243,6 +263,18 @@ class Engine(ABC):
         **options: Unpack[AnswerOptions],
     ) -> list[Answer]:
         """Awaitable `chat_batch`."""
+
+    @abstractmethod
+    async def aattribute(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Attribution:
+        """Awaitable `attribute`."""
+
+    @abstractmethod
+    async def alogprob(self, question: str, memories: Sequence[Memory], text: str) -> float:
+        """Awaitable `logprob`."""
+
+    @abstractmethod
+    async def afidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
+        """Awaitable `fidelity`."""
 
     @abstractmethod
     def astream(

@@ -28,7 +28,7 @@ class Limits:
     """How much goes into one forward pass.
 
     Attributes:
-        tokens: Positions, padding counted, of one encoding or prefill batch.
+        tokens: Positions, padding counted, of one encoding or prefill batch; a longer prompt is read in such pieces.
         rows: Answers that are written at the same time.
     """
 
@@ -37,8 +37,8 @@ class Limits:
 
     @classmethod
     def of(cls, device: torch.device) -> Limits:
-        """What keeps this kind of device busy without making others wait."""
-        return cls(tokens=16_384, rows=128) if device.type == "cuda" else cls(tokens=512, rows=16)
+        """What keeps this kind of device busy without making others wait: nothing passes a batch on a GPU."""
+        return cls(tokens=4_096, rows=128) if device.type == "cuda" else cls(tokens=512, rows=16)
 
 
 @dataclass(eq=False, slots=True)

@@ -211,14 +211,14 @@ class Writer:
         self.finish_reason = reason
         return self._emit(len(self.text))
 
-    def draw(self) -> Draw | None:
-        """How the next token is drawn; None: it is the best one."""
+    def draw(self, ahead: int = 0) -> Draw | None:
+        """How the next token is drawn, behind so many that were chosen and not fed; None: it is the best one."""
         from clara_core.model.sampler import Draw
 
         options = self.sampling
         if options.temperature <= 0:
             return None
-        return Draw(options.temperature, options.top_p, self._seed, len(self.ids))
+        return Draw(options.temperature, options.top_p, self._seed, len(self.ids) + ahead)
 
     def _stop_position(self) -> int | None:
         found = [at for stop in self.sampling.stop if (at := self.text.find(stop)) >= 0]

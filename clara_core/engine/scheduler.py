@@ -19,7 +19,8 @@ from typing import TypeVar
 import torch
 
 from clara_core.common.errors import EngineClosed
-from clara_core.engine.decoding import Answers, not_finite
+from clara_core.engine.chosen import not_finite
+from clara_core.engine.decoding import Answers
 from clara_core.engine.judge import judge_rows
 from clara_core.engine.requests import (
     GenerateRequest,
@@ -68,7 +69,7 @@ class Worker:
         self._urgent: list[SequenceRow] = []
         self._bulk: list[SequenceRow] = []
         self._judged: list[JudgeRow] = []
-        self.answers = Answers(model, self.limits, self._wake, kv_bytes)
+        self.answers = Answers(model, self.limits, self._wake, kv_bytes, hurry=self._hurry)
         self._pausing = False
         self._turn_began: float | None = None  # None while there is nothing to do
         self._crowded = False  # what is on the device leaves no room for short work between its layers
@@ -161,6 +162,9 @@ class Worker:
         with self._wake:
             self._wake.wait_for(lambda: self._closed or self._has_work())
             return self._closed is None
+
+    def _hurry(self) -> bool:
+        return bool(self._closed or self._urgent or self._judged)
 
     def _has_work(self) -> bool:
         return bool(self._urgent or self._judged or self._bulk or self.answers.busy)

@@ -1,7 +1,6 @@
-"""How good a model is on questions: measures of answers and rankings, and runs over a file of questions.
+"""Evaluation of a model on questions: metrics of answers and rankings in plain Python, and runs over a question file.
 
-The measures are plain Python and know nothing of models. `evaluate` runs an engine over questions; what it needs
-beyond the core's own dependencies is looked for when it is used.
+Optional dependencies of `evaluate` are imported when it is called.
 """
 
 from __future__ import annotations

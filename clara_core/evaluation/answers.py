@@ -1,6 +1,6 @@
-"""How good answers are: the normalisation of the published evaluation, exact match, cover exact match, F1.
+"""Metrics of answers, with the normalisation of the published evaluation: exact match, cover exact match, F1.
 
-Every measure speaks of one question, takes one or several gold answers and lies in [0, 1]; `score_answers` averages
+Every metric scores the answer to one question against one or several gold answers, in [0, 1]; `score_answers` averages
 over questions.
 """
 
@@ -16,13 +16,13 @@ from clara_core.evaluation.aggregate import check_lengths, mean
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _BOOLEANS = {"True": "yes", "False": "no"}  # how some models write the answer to a yes-no question
-_CLOSED = frozenset({"yes", "no", "noanswer"})  # answers of which a part is worth nothing
+_CLOSED = frozenset({"yes", "no", "noanswer"})  # answers without partial credit
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation and English articles, single spaces.
+    """Convert to lower case, remove ASCII punctuation and English articles, and collapse spaces.
 
-    Punctuation goes first and leaves no space: ``"1,200"`` becomes ``"1200"``, ``"co-op"`` becomes ``"coop"``.
+    Punctuation is removed first, without a space: ``"1,200"`` becomes ``"1200"``, ``"co-op"`` becomes ``"coop"``.
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
@@ -39,8 +39,8 @@ def exact_match(prediction: str, gold: str | Sequence[str]) -> float:
 def cover_match(prediction: str, gold: str | Sequence[str]) -> float:
     """1.0 if every word of one of the gold answers is a word of the prediction after normalisation, else 0.0.
 
-    As published: words are compared whole (``no`` is not in ``north``), their order is not. A gold answer that has
-    no word left after normalisation (``"The"``) is covered only by a prediction that has none either.
+    As published: whole words are compared (``no`` is not in ``north``), in any order. A gold answer that has no word
+    left after normalisation (``"The"``) is covered only by a prediction without words.
 
     Raises:
         ValueError: There is no gold answer.
@@ -49,10 +49,10 @@ def cover_match(prediction: str, gold: str | Sequence[str]) -> float:
 
 
 def f1(prediction: str, gold: str | Sequence[str]) -> float:
-    """Harmonic mean of precision and recall over the words, the best of the gold answers.
+    """Harmonic mean of precision and recall over the words; the best score over the gold answers.
 
-    Words count as often as they occur. ``yes``, ``no`` and ``noanswer`` are right or wrong as a whole. Two texts
-    without any word left after normalisation agree (1.0).
+    Words count as often as they occur. ``yes``, ``no`` and ``noanswer`` get no partial credit. Two texts without words
+    after normalisation score 1.0.
 
     Raises:
         ValueError: There is no gold answer.
@@ -64,7 +64,7 @@ def score_answers(predictions: Sequence[str], golds: Sequence[str | Sequence[str
     """Means over questions: ``exact_match``, ``cover_match``, ``f1``.
 
     Raises:
-        ValueError: No question, another number of gold answers than of predictions, or a question without gold.
+        ValueError: There is no question, the lengths differ, or a question has no gold answer.
     """
     check_lengths("predictions", predictions, "golds", golds)
     pairs = list(zip(predictions, golds, strict=True))
@@ -78,8 +78,8 @@ def _best(measure: Callable[[str, str], float], prediction: str, gold: str | Seq
     answers = [gold] if isinstance(gold, str) else list(gold)
     if not answers:
         raise ValueError("a question needs at least one gold answer, got none")
-    said = _normal(prediction)
-    return max(measure(said, _normal(answer)) for answer in answers)
+    predicted = _normal(prediction)
+    return max(measure(predicted, _normal(answer)) for answer in answers)
 
 
 def _normal(text: str) -> str:
@@ -99,6 +99,6 @@ def _covers(prediction: str, gold: str) -> float:
 def _overlap(prediction: str, gold: str) -> float:
     if prediction in _CLOSED or gold in _CLOSED or not prediction or not gold:
         return _same(prediction, gold)
-    said, wanted = prediction.split(), gold.split()
-    common = (Counter(said) & Counter(wanted)).total()
-    return 2 * common / (len(said) + len(wanted))
+    predicted, expected = prediction.split(), gold.split()
+    common = (Counter(predicted) & Counter(expected)).total()
+    return 2 * common / (len(predicted) + len(expected))

@@ -1,4 +1,4 @@
-"""How long a question takes when it is asked alone, and how near memory tokens lie to the text they stand for."""
+"""Measures the latency of single questions, and the distance between memory tokens and the text they represent."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from clara_core.engine.engine import ClaraEngine
 
-COMPRESSED = 20  # candidates of a question whose compression is timed, at most: the paper's number
-_BATCH = 8  # passages of one forward pass
+COMPRESSED = 20  # most candidates of a question whose compression is timed, as in the paper
+_BATCH = 8  # passages of a forward pass
 
 
 def latency(
@@ -31,12 +31,12 @@ def latency(
     *,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Milliseconds of each step, asked one question after the other, nothing remembered.
+    """Milliseconds of each step, for one question at a time and without cached memories.
 
     Returns:
-        dict: ``questions``; ``passages`` (compressed for one of them, mean); for each of ``compress`` (these passages),
-        ``rank`` (reading the question and comparing it with all candidates), ``answer`` and ``text`` (the text LLM)
-        the 50th and 95th percentile as ``{"p50": ms, "p95": ms}``. What was not done is missing.
+        dict: ``questions``; ``passages`` (mean number compressed for a question); and for each of ``compress`` (these
+        passages), ``rank`` (encode the question and compare it with all candidates), ``answer`` and ``text`` (the text
+        LLM) the percentiles ``{"p50": ms, "p95": ms}``. Steps that were not run are missing.
     """
     from tqdm.auto import tqdm
 
@@ -73,13 +73,13 @@ def latency(
 
 
 def percentile(seconds: Sequence[float], percent: int) -> float:
-    """Nearest rank, in milliseconds: the smallest time that `percent` of all do not exceed."""
+    """Percentile by nearest rank, in milliseconds: the smallest time that `percent` of all do not exceed."""
     ordered = sorted(seconds)
     return round(ordered[math.ceil(percent / 100 * len(ordered)) - 1] * 1e3, 2)
 
 
 def hardware(engine: ClaraEngine) -> str:
-    """The engine's device in words."""
+    """Name of the engine's device, for the report."""
     import torch
 
     if engine.device.type == "cuda":
@@ -89,14 +89,14 @@ def hardware(engine: ClaraEngine) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Passages as their memory and as their text, in the same space.
+    """Memory tokens and text tokens of passages, projected to two dimensions.
 
     Attributes:
-        memory: ``[n, 2]``: mean memory token of each passage, projected.
-        text: ``[n, 2]``: mean hidden state of its text in the same pass, projected.
-        explained: Share of the variance that each of the two dimensions shows.
-        mse: Mean squared error of the two means before the projection: what the alignment loss of the training is.
-        cosine: Their mean cosine.
+        memory: ``[n, 2]``: projected mean memory token of each passage.
+        text: ``[n, 2]``: projected mean hidden state of its text in the same pass.
+        explained: Share of the variance that each of the two dimensions explains.
+        mse: Mean squared error between the two means before projection, as in the alignment loss of the training.
+        cosine: Mean cosine of the two means before projection.
     """
 
     memory: list[list[float]]
@@ -107,17 +107,17 @@ class Alignment:
 
 
 def align(engine: ClaraEngine, texts: Sequence[str]) -> Alignment:
-    """Memory tokens beside document tokens, projected on the first two principal components of both together.
+    """Project memory tokens and text tokens on the first two principal components of both together.
 
-    Of a text longer than the window the beginning counts.
+    Only the first window of a longer text is used.
 
     Raises:
-        ValueError: Fewer than two texts: there is no variance to show.
+        ValueError: There are fewer than two texts, and so no variance.
     """
     import torch
 
     if len(texts) < 2:
-        raise ValueError(f"a picture needs at least two passages, got {len(texts)}")
+        raise ValueError(f"the alignment plot needs at least two passages, got {len(texts)}")
     memory, text = mean_states(engine, texts)  # [n, hidden] each
     points = torch.cat([memory, text])
     points = points - points.mean(0)
@@ -135,7 +135,7 @@ def align(engine: ClaraEngine, texts: Sequence[str]) -> Alignment:
 
 
 def mean_states(engine: ClaraEngine, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Means of the last hidden states over the memory positions and over all others, each ``[n, hidden]``, float32."""
+    """Mean last hidden states over the memory positions and over all others, each ``[n, hidden]`` in float32."""
     import torch
 
     from clara_core.checkpoint.config import Role

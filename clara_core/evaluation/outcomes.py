@@ -1,4 +1,4 @@
-"""What came out for one question, and the file in which that is kept while a run goes on."""
+"""The result of a single question, and the file that stores the results during a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Ranker: TypeAlias = Literal["memory", "bm25", "given"]
 
 QUESTIONS = "questions.jsonl"
 SETTINGS = "run.json"
-KEPT = 20  # candidates of a ranking that are written down
+KEPT = 20  # candidates of a ranking that are stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Ranking:
     """One order of a question's candidates.
 
     Attributes:
-        top: The first candidates, by their places in the line.
-        gold_ranks: Ranks of the gold passages among all candidates, from 1 on.
+        top: The first candidates, as indices of the line's candidates.
+        gold_ranks: Ranks of the gold passages among all candidates, from 1.
     """
 
     top: tuple[int, ...]
@@ -41,15 +41,15 @@ class Reply:
 
     Attributes:
         mode: "normal" or "oracle".
-        system: Who read what: "memory", "text" (the same documents as text), "bm25_text".
+        system: What was read: "memory", "text" (the same documents as text) or "bm25_text" (BM25's documents as text).
         documents: Candidates that were read, in order.
-        text: The answer; empty where it failed.
+        text: The answer; empty if it failed.
         exact_match: 0 or 1.
         cover_match: 0 or 1.
         f1: In [0, 1].
         memory_tokens: Memory slots of the prompt.
-        source_tokens: What the text of the documents costs, in tokens of the engine.
-        failed: Why there is no answer; empty where there is one.
+        source_tokens: Text tokens of the documents, by the engine's tokenizer.
+        failed: Why there is no answer; empty if there is one.
     """
 
     mode: Mode
@@ -66,14 +66,14 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the candidates of a question weigh, together.
+    """Total size of the candidates of a question.
 
     Attributes:
-        passages: Their number.
-        memory_bytes: As memory.
-        text_bytes: As UTF-8.
-        memory_tokens: As memory.
-        text_tokens: As text.
+        passages: Number of candidates.
+        memory_bytes: Bytes of their memories.
+        text_bytes: Bytes of their text in UTF-8.
+        memory_tokens: Memory tokens.
+        text_tokens: Text tokens.
     """
 
     passages: int
@@ -85,16 +85,16 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Everything that came out for one question.
+    """The result of one question.
 
     Attributes:
         where: ``file:line`` of the question.
-        key: Hash of question, candidates and answers: finds out whether a run goes on with the same data.
+        key: Hash of question, candidates and answers, to check that a resumed run has the same data.
         question: The question.
         references: Gold answers.
-        sizes: Of the candidates.
-        rankings: By ranker.
-        replies: By mode and system.
+        sizes: Sizes of the candidates.
+        rankings: Rankings by ranker.
+        replies: One reply for each mode and system.
     """
 
     where: str
@@ -106,15 +106,15 @@ class Outcome:
     replies: tuple[Reply, ...]
 
     def to_json(self) -> str:
-        """One line without its end."""
+        """One line of JSON without a line break."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_object(cls, found: Mapping[str, Any]) -> Outcome:
-        """Of a line that `to_json` wrote.
+        """Make an outcome of the parsed JSON of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError: It is no such line.
+            KeyError, TypeError, ValueError: The object is not an outcome.
         """
         rankings = {
             name: Ranking(tuple(one["top"]), tuple(one["gold_ranks"])) for name, one in found["rankings"].items()
@@ -132,7 +132,7 @@ class Outcome:
 
 
 def line_key(line: RetrievalLine) -> str:
-    """Hash of what a line asks, not of where it stands."""
+    """Hash of the content of a line, without its position in a file."""
     content = json.dumps([line.question, _docs_key(line.docs), line.references, line.pos_index])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -143,18 +143,18 @@ def _docs_key(docs: tuple[str, ...]) -> str:
 
 
 class OutcomeLog:
-    """The outcomes of a run in a folder, one line a question, written as they come.
+    """The outcomes of a run in a folder, appended during the run, one line a question.
 
-    A run that was ended at any moment goes on after its last whole line, if the settings are the same.
+    An interrupted run is resumed after its last complete line if the settings are the same.
 
     Args:
-        folder: Made if it is not there.
-        settings: What the outcomes depend on, as JSON would give it back.
+        folder: Folder of the results; it is created if it does not exist.
+        settings: Settings that determine the outcomes, as JSON values.
         lines: The questions, in order.
 
     Raises:
-        ValueError: The folder holds a run with other settings, or over other questions.
-        DataError: A line of the folder's file is damaged.
+        ValueError: The folder holds a run with other settings or questions.
+        DataError: A line of the file is damaged.
         ClaraError: The folder cannot be written.
     """
 
@@ -168,10 +168,10 @@ class OutcomeLog:
             raise ClaraError(f"{folder} cannot be used for results: {exc.strerror or exc}") from exc
 
     def append(self, outcomes: Sequence[Outcome]) -> None:
-        """Write outcomes down; what was written before stays whole whatever happens.
+        """Append outcomes and sync them to disk.
 
         Raises:
-            ClaraError: The file cannot be written.
+            ClaraError: The file cannot be written; outcomes that were written before are kept.
         """
         written = "".join(outcome.to_json() + "\n" for outcome in outcomes)
         try:
@@ -182,7 +182,7 @@ class OutcomeLog:
         except OSError as exc:
             raise ClaraError(
                 f"{self.path} cannot be written: {exc.strerror or exc}; {len(self.outcomes)} questions are kept there, "
-                "and the same call goes on after them"
+                "and the same call resumes after them"
             ) from exc
         self.outcomes += outcomes
 
@@ -204,7 +204,7 @@ class OutcomeLog:
             unfinished.replace(path)
 
     def _read(self, lines: Sequence[RetrievalLine]) -> list[Outcome]:
-        """What the file holds of these lines; half a line at its end is cut off."""
+        """The stored outcomes of the lines; an incomplete last line is removed from the file."""
         if not self.path.exists():
             return []
         outcomes: list[Outcome] = []
@@ -216,7 +216,7 @@ class OutcomeLog:
                     break
                 whole += len(raw)
                 if number > len(lines):
-                    continue  # more questions were asked before than now
+                    continue  # an earlier run had more questions
                 outcomes.append(self._parse(raw, number))
                 self._check_line(outcomes[-1], lines[number - 1], number)
         return outcomes
@@ -234,6 +234,6 @@ class OutcomeLog:
     def _check_line(self, outcome: Outcome, line: RetrievalLine, number: int) -> None:
         if outcome.key != line_key(line):
             raise ValueError(
-                f"{self.path}:{number} is about another question than {line.where or f'line {number}'}: the data have "
+                f"{self.path}:{number} is about another question than {line.where or f'line {number}'}: the data has "
                 "changed; choose another folder"
             )

@@ -1,4 +1,4 @@
-"""What a passage is after a round trip: compressed, and said again from its memory alone."""
+"""Compresses passages, paraphrases them from their memories alone, and compares the result with the passage."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from clara_core.data.memory import Memory
     from clara_core.engine.engine import ClaraEngine
 
-_ROOM = 1.5  # a paraphrase may take this many times the tokens of its passage, ...
-_LEAST = 32  # ... or so many
+_LENGTH_RATIO = 1.5  # most tokens of a paraphrase per token of its passage, ...
+_LEAST = 32  # ... but at least this many
 
 
 @dataclass(frozen=True, slots=True)
 class Paraphrase:
-    """A passage that was said again.
+    """A passage and its paraphrase.
 
     Attributes:
         passage: The passage.
-        again: What the model said.
-        rouge1: F measure of the words.
-        rouge2: F measure of the pairs of words.
-        rougeL: F measure of the longest common run.
-        entities: Share of its names and numbers that were said; None where it has none.
-        lost: Those that were not.
+        again: The paraphrase.
+        rouge1: F measure of words.
+        rouge2: F measure of pairs of words.
+        rougeL: F measure of the longest common subsequence.
+        entities: Share of the passage's names and numbers in the paraphrase; None if it has none.
+        lost: Names and numbers that the paraphrase lacks.
     """
 
     passage: str
@@ -44,33 +44,33 @@ class Paraphrase:
 def paraphrase_passages(
     engine: ClaraEngine, passages: Sequence[str], batch: int, *, show_progress: bool = False
 ) -> list[Paraphrase]:
-    """Say passages again from their memories, `batch` at a time; those that do not fit the context are left out.
+    """Paraphrase passages from their memories, `batch` at a time; passages that do not fit the context are left out.
 
     Raises:
         ImportError: rouge-score is not installed.
     """
     from tqdm.auto import tqdm
 
-    def again(memory: Memory) -> str | None:
-        room = max(_LEAST, int(memory.source_tokens * _ROOM))
+    def paraphrase(memory: Memory) -> str | None:
         try:
-            return engine.paraphrase(memory, max_tokens=room).text
+            limit = max(_LEAST, int(memory.source_tokens * _LENGTH_RATIO))
+            return engine.paraphrase(memory, max_tokens=limit).text
         except ContextOverflow:
             return None
 
     memories = engine.remember(passages)
     with (
-        ThreadPoolExecutor(batch) as pool,  # the engine's worker writes together what is asked for together
+        ThreadPoolExecutor(batch) as pool,  # the engine batches concurrent calls
         tqdm(
-            pool.map(again, memories),
+            pool.map(paraphrase, memories),
             desc="paraphrasing",
             unit="passage",
             total=len(memories),
             disable=not show_progress or not memories,
-        ) as under_way,
+        ) as progress,
     ):
-        said = list(under_way)
-    return [_measured(passage, text) for passage, text in zip(passages, said, strict=True) if text is not None]
+        texts = list(progress)
+    return [_measured(passage, text) for passage, text in zip(passages, texts, strict=True) if text is not None]
 
 
 def _measured(passage: str, again: str) -> Paraphrase:

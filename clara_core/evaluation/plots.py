@@ -1,4 +1,4 @@
-"""The pictures of a report. They need matplotlib, which comes with the extra `train`."""
+"""The plots of a report. They need matplotlib, which is part of the extra `train`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clara_core.evaluation.cost import Alignment
 
 
 def plot_recall(curves: Mapping[str, Sequence[float]], picture: Path) -> None:
-    """Recall at 1, 2, 3, … for each way to rank.
+    """Plot recall at 1, 2, 3, … for each ranker.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -26,7 +26,7 @@ def plot_recall(curves: Mapping[str, Sequence[float]], picture: Path) -> None:
 
 
 def plot_alignment(points: Alignment, picture: Path) -> None:
-    """Memory tokens beside document tokens in two dimensions.
+    """Plot memory tokens and document tokens in two dimensions.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -42,15 +42,15 @@ def plot_alignment(points: Alignment, picture: Path) -> None:
 
 
 def load_figure() -> Any:
-    """The `Figure` of matplotlib, which draws without a screen.
+    """Import matplotlib's `Figure`, which needs no display.
 
     Raises:
-        ImportError: matplotlib is not installed; says how to do so.
+        ImportError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as exc:
-        raise ImportError("the pictures of a report need matplotlib: pip install 'clara-rag[train]'") from exc
+        raise ImportError("the plots of a report need matplotlib: pip install 'clara-rag[train]'") from exc
     return Figure
 
 

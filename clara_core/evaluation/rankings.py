@@ -1,8 +1,7 @@
-"""How good rankings are: recall, hit rate, precision, reciprocal rank, nDCG.
+"""Metrics of rankings, all in [0, 1]: recall, hit rate, precision, reciprocal rank, nDCG.
 
-A ranking is a list of ids, best first, that names no id twice; what is relevant is a set of ids. A ranking may be
-shorter than `k`: places that were not filled count as misses. An id in the set that no ranking could name counts as
-missed, too. Every measure lies in [0, 1].
+A ranking is a list of distinct ids, best first; `relevant` is the set of relevant ids. If a ranking is shorter than
+`k`, the missing places count as misses; so do relevant ids that are not in the ranking.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ def recall_at_k(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float
     """Share of the relevant ids that are among the first `k`.
 
     Raises:
-        ValueError: Nothing is relevant (the share of nothing has no value), `k` is below 1, or an id is ranked twice.
+        ValueError: There is no relevant id, `k` is below 1, or the ranking holds an id twice.
     """
-    found, wanted = _found(ranked, relevant, k)
-    return sum(found) / len(wanted)
+    found, relevant_ids = _found(ranked, relevant, k)
+    return sum(found) / len(relevant_ids)
 
 
 def hit_rate(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float:
@@ -34,13 +33,13 @@ def hit_rate(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float:
 
 
 def precision_at_k(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float:
-    """Relevant ids among the first `k`, divided by `k` also where fewer were ranked; raises as `recall_at_k`."""
+    """Relevant ids among the first `k`, divided by `k` (also for shorter rankings); raises as `recall_at_k`."""
     found, _ = _found(ranked, relevant, k)
     return sum(found) / k
 
 
 def reciprocal_rank(ranked: Sequence[Id], relevant: Collection[Id], k: int | None = None) -> float:
-    """``1 / rank`` of the first relevant id, 0.0 where none is among the first `k` (None: all that are ranked).
+    """``1 / rank`` of the first relevant id, 0.0 if none is among the first `k` (None: in the whole ranking).
 
     Raises:
         ValueError: As `recall_at_k`.
@@ -52,22 +51,24 @@ def reciprocal_rank(ranked: Sequence[Id], relevant: Collection[Id], k: int | Non
 def ndcg_at_k(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> float:
     """Normalised discounted cumulative gain with gains of 0 and 1; raises as `recall_at_k`.
 
-    The gain at rank r is divided by ``log2(r + 1)``; the sum is divided by that of the best ranking possible, which
-    has the first ``min(k, number of relevant ids)`` places right.
+    The gain at rank r is divided by ``log2(r + 1)``; the sum is divided by that of an ideal ranking, which has relevant
+    ids in the first ``min(k, number of relevant ids)`` places.
     """
-    found, wanted = _found(ranked, relevant, k)
+    found, relevant_ids = _found(ranked, relevant, k)
     gain = sum(_discount(rank) for rank, hit in enumerate(found, start=1) if hit)
-    return gain / sum(_discount(rank) for rank in range(1, min(k, len(wanted)) + 1))
+    return gain / sum(_discount(rank) for rank in range(1, min(k, len(relevant_ids)) + 1))
 
 
 def mrr(rankings: Sequence[Sequence[Id]], relevant: Sequence[Collection[Id]], k: int | None = None) -> float:
     """Mean reciprocal rank over questions.
 
     Raises:
-        ValueError: No question, as many rankings as sets of relevant ids are not given, or as `recall_at_k`.
+        ValueError: There is no question, the lengths differ, or as `recall_at_k`.
     """
     check_lengths("rankings", rankings, "relevant", relevant)
-    return mean(reciprocal_rank(ranked, wanted, k) for ranked, wanted in zip(rankings, relevant, strict=True))
+    return mean(
+        reciprocal_rank(ranked, relevant_ids, k) for ranked, relevant_ids in zip(rankings, relevant, strict=True)
+    )
 
 
 def score_rankings(
@@ -82,26 +83,26 @@ def score_rankings(
     pairs = list(zip(rankings, relevant, strict=True))
     measures = {"recall": recall_at_k, "hit": hit_rate, "precision": precision_at_k}
     scores = {
-        f"{name}@{k}": mean(measure(ranked, wanted, k) for ranked, wanted in pairs)
+        f"{name}@{k}": mean(measure(ranked, relevant_ids, k) for ranked, relevant_ids in pairs)
         for name, measure in measures.items()
         for k in ks
     }
     scores["mrr"] = mrr(rankings, relevant)
-    scores["ndcg@10"] = mean(ndcg_at_k(ranked, wanted, 10) for ranked, wanted in pairs)
+    scores["ndcg@10"] = mean(ndcg_at_k(ranked, relevant_ids, 10) for ranked, relevant_ids in pairs)
     return scores
 
 
 def _found(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> tuple[list[bool], set[Id]]:
-    """Whether each of the first `k` is relevant, and the set of what is."""
-    wanted = set(relevant)
-    if not wanted:
+    """Whether each of the first `k` ids is relevant, and the set of relevant ids."""
+    relevant_ids = set(relevant)
+    if not relevant_ids:
         raise ValueError("a question needs at least one relevant id, got none; leave such questions out")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if len(set(ranked)) < len(ranked):
         twice = next(id_ for id_, count in Counter(ranked).items() if count > 1)
-        raise ValueError(f"a ranking must name each id once, got {twice!r} more than once")
-    return [id_ in wanted for id_ in ranked[:k]], wanted
+        raise ValueError(f"a ranking must hold each id once, got {twice!r} more than once")
+    return [id_ in relevant_ids for id_ in ranked[:k]], relevant_ids
 
 
 def _discount(rank: int) -> float:

@@ -1,4 +1,4 @@
-"""What a run came to: figures, every question, and the folder in which both can be read."""
+"""The report of an evaluation: metrics and single questions, written to a folder as Markdown, JSON and plots."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Report:
     """The result of `evaluate`.
 
     Attributes:
-        settings: What was evaluated, and how.
-        metrics: The figures; see `clara_core.evaluation.summary.summarize`, with ``latency`` and ``alignment`` beside.
+        settings: The evaluated model and the settings of the run.
+        metrics: Result of `clara_core.evaluation.summary.summarize`, with ``latency`` and ``alignment`` added.
         questions: One outcome for each question, in order.
-        paraphrases: The passages that were said again.
-        alignment: Memory beside text in two dimensions; None for fewer than two passages.
-        log: The file in which the questions were written down during the run; None where there was none.
+        paraphrases: Passages with their paraphrases.
+        alignment: Memory tokens and text tokens in two dimensions; None for fewer than two passages.
+        log: The file to which outcomes were written during the run, if any.
     """
 
     settings: dict[str, Any]
@@ -43,7 +43,7 @@ class Report:
     log: Path | None = None
 
     def write(self, folder: str | Path) -> None:
-        """Write ``report.md`` with its pictures, ``metrics.json``, ``questions.jsonl`` and ``paraphrases.jsonl``.
+        """Write ``report.md`` with its plots, ``metrics.json``, ``questions.jsonl`` and ``paraphrases.jsonl``.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -68,7 +68,7 @@ class Report:
             raise ClaraError(f"the report cannot be written to {folder}: {exc.strerror or exc}") from exc
 
     def markdown(self) -> str:
-        """The report as Markdown; its pictures are files beside it."""
+        """The report as Markdown; its plots are files in the same folder."""
         parts = [
             f"# {_cell(self.settings['model'])} on {self.metrics['questions']:,} questions",
             _table(("", ""), [(name.replace("_", " "), value) for name, value in self.settings.items()]),
@@ -95,13 +95,13 @@ class Report:
         ]
         note = (
             "*normal*: the first documents of the ranking are read. *oracle*: the gold passages are among them. Tokens "
-            "are those of a question's documents: as memory, and what their text would cost."
+            "are the memory tokens and text tokens of a question's documents."
         )
         return ["## Answers", _table(columns, rows), note]
 
     def _retrieval(self) -> list[str]:
         if "retrieval" not in self.metrics:
-            return ["## Retrieval", "No line says which passages answer its question (`pos_index`)."]
+            return ["## Retrieval", "No line names its gold passages (`pos_index`)."]
         retrieval: dict[str, dict[str, float]] = self.metrics["retrieval"]
         names = list(next(iter(retrieval.values())))
         rows = [(name, *(f"{scores[name]:.3f}" for scores in retrieval.values())) for name in names]
@@ -122,7 +122,7 @@ class Report:
         if latency:
             steps = {
                 "compress": f"compress {latency['passages']:.0f} passages",
-                "rank": "read the question, rank its candidates",
+                "rank": "encode the question, rank its candidates",
                 "answer": "answer from memory",
                 "text": "answer from text (the text LLM)",
             }
@@ -149,14 +149,14 @@ class Report:
         names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "bleu": "BLEU", "entities": "entities"}
         rows = [(label, f"{scores[name]:.3f}") for name, label in names.items() if name in scores]
         note = (
-            f"{scores['passages']} passages, each said again from its memory alone. *entities* is the share of names "
-            "(runs of words with a capital letter) and numbers that are said again, word for word."
+            f"{scores['passages']} passages, each paraphrased from its memory alone. *entities* is the share of names "
+            "(runs of words with a capital letter) and numbers that the paraphrase repeats word for word."
         )
         return ["## Paraphrase round trip", _table(("", ""), rows), note]
 
     def _wrong(self) -> list[str]:
         read = [(one, [reply for reply in one.replies if reply.system == "memory"]) for one in self.questions]
-        # In both modes most answers are the same: the first wrong one of a question is shown.
+        # Show one wrong answer a question, because most answers are the same in both modes.
         wrong = [(one, [reply for reply in replies if not reply.cover_match]) for one, replies in read]
         found = [(one, replies[0]) for one, replies in wrong if replies]
         if not found:
@@ -170,7 +170,7 @@ class Report:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write a file atomically."""
     unfinished = path.with_name(path.name + ".part")
     unfinished.write_text(text, "utf-8")
     unfinished.replace(path)
@@ -189,7 +189,7 @@ def _is_number(value: object) -> bool:
 
 
 def _cell(value: object) -> str:
-    """Text from outside as it is, on one line and without a meaning in Markdown."""
+    """Escape a value for a Markdown table, on one line and shortened to `_LONGEST` characters."""
     if isinstance(value, Mapping):
         value = ", ".join(f"{name} {one}" for name, one in value.items())
     elif isinstance(value, list | tuple):

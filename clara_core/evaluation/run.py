@@ -1,4 +1,4 @@
-"""A run: an engine over a file of questions, from the first line to the report."""
+"""Evaluates an engine on a file of questions: reads the questions, runs them and reports the result."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from clara_core.evaluation.text_reader import TextReader
 if TYPE_CHECKING:
     from clara_core.engine.engine import ClaraEngine
 
-_PICTURED = 200  # passages of the picture, at most
+_PLOTTED = 200  # most passages of the alignment plot
 
 
 def read_questions(path: str | Path, limit: int | None = None) -> list[RetrievalLine]:
-    """Questions of a file in the published layout: question, candidates, gold answers and, where known, `pos_index`.
+    """Read questions in the published layout: question, candidates, gold answers and, if known, `pos_index`.
 
     Args:
-        path: ``.jsonl``, ``.jsonl.gz`` or ``.parquet``; see `clara_core.data.jsonl`.
-        limit: Only the first so many.
+        path: A ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file; see `clara_core.data.jsonl`.
+        limit: Most questions to read; None for all.
 
     Raises:
-        DataError: The file cannot be read, has no line, or a line is not right; names file and line.
+        DataError: The file cannot be read, is empty, or a line is invalid; the message names file and line.
     """
     lines = [line for line in islice(read_lines(path, "stage2"), limit) if isinstance(line, RetrievalLine)]
     if not lines:
-        raise DataError(f"{path}: there is no question in it")
+        raise DataError(f"{path}: the file holds no question")
     return lines
 
 
 def over_corpus(lines: Sequence[RetrievalLine]) -> list[RetrievalLine]:
-    """The same questions with all passages of all lines as the candidates of each: search in a corpus."""
+    """The same questions with the passages of all lines as candidates of each, to measure search in a corpus."""
     corpus = tuple(dict.fromkeys(text for line in lines for text in line.docs))
     places = {text: place for place, text in enumerate(corpus)}
     return [
@@ -76,41 +76,41 @@ def evaluate(
     folder: str | Path | None = None,
     show_progress: bool = False,
 ) -> Report:
-    """Ask a model all questions, and measure what it finds, what it answers, and what that costs.
+    """Answer all questions and measure retrieval, answers and cost.
 
-    Every candidate is compressed, the candidates are ranked, the best `top_k` are read, best first. Answers are
-    greedy. Candidates longer than the compressor's window become several windows; nothing is cut.
+    Every candidate is compressed and ranked, and the generator reads the best `top_k`, best first. Answers are greedy.
+    Candidates longer than the compressor's window are split into several windows.
 
     Args:
-        engine: The model.
-        lines: Questions with candidates, as `read_questions` gives them.
-        modes: "normal": what the ranking says is read. "oracle": the gold passages are put among what is read.
+        engine: The engine to evaluate.
+        lines: Questions with candidates, from `read_questions`.
+        modes: "normal" reads the first documents of the ranking, "oracle" makes sure that the gold passages are read.
         top_k: Documents that are read for a question.
-        ranker: Whose order decides what is read: "memory", "bm25", or "given", that of the line (which also
-            checkpoints without a query reasoner can read).
-        bm25: Rank by BM25 as well, over the same candidates.
-        text_llm: A LangChain chat model, a LlamaIndex LLM or a function from text to text that reads the same
-            documents as text, and those of BM25.
-        text_llm_name: How the report calls it, and by what a run that goes on knows it again; its own name where None.
-        max_tokens: Of an answer from memory.
-        batch: Questions that are worked on together; also prompts that the text LLM is given at a time, in threads.
-        timed: Of so many questions the time is taken, one by one, after all have been asked.
-        paraphrases: So many passages are said again from their memory alone.
-        folder: Outcomes are written here as they come; the same call goes on where it was interrupted.
-        show_progress: Draw progress bars.
+        ranker: Ranking that is read: "memory", "bm25", or "given" (the order of the line, which does not need a query
+            reasoner).
+        bm25: Whether to measure the ranking by BM25, too.
+        text_llm: A LangChain chat model, a LlamaIndex LLM or a function from text to text that answers from the same
+            documents as text, and from those of BM25.
+        text_llm_name: Name of `text_llm` in the report and in the settings of the run; None for its own name.
+        max_tokens: Most tokens of an answer from memory.
+        batch: Questions of a batch; also the most concurrent calls of `text_llm`.
+        timed: Questions whose latency is measured, one by one, at the end.
+        paraphrases: Passages that are paraphrased from their memory.
+        folder: Folder for the outcomes; the same call resumes an interrupted run. None: outcomes are not written.
+        show_progress: Show progress bars.
 
     Raises:
-        ValueError: An argument is out of bounds, "oracle" was asked for and a line has no gold passage, or the folder
-            holds another run.
+        ValueError: An argument is out of bounds, "oracle" is given but a line has no gold passage, or the folder holds
+            another run.
         RoleError: The checkpoint has no query reasoner and `ranker` is "memory".
-        ImportError: A package is missing; says which, and how to install it.
-        ClaraError: The text LLM failed, or the folder cannot be written. What was done is kept in the folder.
+        ImportError: A package is missing; the message says how to install it.
+        ClaraError: The text LLM failed, or the folder cannot be written. Finished questions are kept in the folder.
     """
     plan = Plan(tuple(dict.fromkeys(modes)), top_k, ranker, bm25, max_tokens)
     _check(lines, plan, batch=batch, timed=timed, paraphrases=paraphrases)
     text = None if text_llm is None else TextReader(text_llm, batch, text_llm_name)
     if ranker == "memory":
-        engine.reason([])  # says now, and not after much work, that there is no query reasoner
+        engine.reason([])  # fail early if there is no query reasoner
     settings = _settings(engine, plan, text)
     log = None if folder is None else OutcomeLog(Path(folder), settings, lines)
     outcomes = [] if log is None else log.outcomes
@@ -120,15 +120,15 @@ def evaluate(
             outcomes += made
         else:
             log.append(made)
-    passages = _sample(lines, max(paraphrases, _PICTURED))
+    passages = _sample(lines, max(paraphrases, _PLOTTED))
     again = paraphrase_passages(engine, passages[:paraphrases], batch, show_progress=show_progress)
     metrics = summarize(outcomes, again)
     answered = [line for line, out in zip(lines, outcomes, strict=True) if not any(one.failed for one in out.replies)]
-    if asked_alone := answered[:timed]:
-        metrics["latency"] = latency(engine, asked_alone, plan, text, show_progress=show_progress)
-    points = align(engine, passages[:_PICTURED]) if len(passages) > 1 else None
+    if answered[:timed]:
+        metrics["latency"] = latency(engine, answered[:timed], plan, text, show_progress=show_progress)
+    points = align(engine, passages[:_PLOTTED]) if len(passages) > 1 else None
     if points is not None:
-        used = min(len(passages), _PICTURED)
+        used = min(len(passages), _PLOTTED)
         metrics["alignment"] = {"passages": used, "mse": points.mse, "cosine": points.cosine}
     facts = {**_facts(engine, lines), **settings}
     return Report(facts, metrics, outcomes, again, points, None if log is None else log.path)
@@ -147,9 +147,9 @@ def _batches(
 
 
 def _check(lines: Sequence[RetrievalLine], plan: Plan, **numbers: int) -> None:
-    """Everything that can be wrong is found before the first question is asked."""
+    """Check arguments, questions and optional packages before the first question is run."""
     if not lines:
-        raise ValueError("there is no question to ask")
+        raise ValueError("lines is empty: there is no question to evaluate")
     for line in lines:
         if not isinstance(line, RetrievalLine):
             raise TypeError(f"a question must be a RetrievalLine, got {type(line).__name__}; see read_questions")
@@ -158,11 +158,11 @@ def _check(lines: Sequence[RetrievalLine], plan: Plan, **numbers: int) -> None:
         if "oracle" in plan.modes and not line.pos_index:
             raise ValueError(f"{line.where or repr(line.question)}: 'oracle' needs the gold passages, 'pos_index'")
     if not plan.modes:
-        raise ValueError("modes is empty; known are " + ", ".join(get_args(Mode)))
+        raise ValueError("modes is empty; known: " + ", ".join(get_args(Mode)))
     for name, values, known in (("modes", plan.modes, get_args(Mode)), ("ranker", [plan.ranker], get_args(Ranker))):
         for value in values:
             if value not in known:
-                raise ValueError(f"{name}: must be of {', '.join(known)}, got {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     for name, number in {"top_k": plan.top_k, "max_tokens": plan.max_tokens, **numbers}.items():
         least = 0 if name in {"timed", "paraphrases"} else 1
         if number < least:
@@ -173,7 +173,7 @@ def _check(lines: Sequence[RetrievalLine], plan: Plan, **numbers: int) -> None:
 
 
 def _settings(engine: ClaraEngine, plan: Plan, text: TextReader | None) -> dict[str, Any]:
-    """What the outcomes depend on, as JSON gives it back."""
+    """Settings that determine the outcomes, as JSON values."""
     return {
         "fingerprint": engine.fingerprint,
         "dtype": str(engine.dtype).removeprefix("torch."),
@@ -189,7 +189,7 @@ def _settings(engine: ClaraEngine, plan: Plan, text: TextReader | None) -> dict[
 
 
 def _facts(engine: ClaraEngine, lines: Sequence[RetrievalLine]) -> dict[str, Any]:
-    """What else a reader of the report wants to know."""
+    """Facts of the report that do not determine the outcomes."""
     return {
         "model": engine.arguments.model,
         "data": sorted({line.where.rpartition(":")[0] for line in lines} - {""}),
@@ -199,6 +199,6 @@ def _facts(engine: ClaraEngine, lines: Sequence[RetrievalLine]) -> dict[str, Any
 
 
 def _sample(lines: Sequence[RetrievalLine], count: int) -> list[str]:
-    """Passages drawn from all candidates, the same every time."""
+    """Passages drawn from all candidates, with a fixed seed."""
     passages = list(dict.fromkeys(text for line in lines for text in line.docs))
     return random.Random(0).sample(passages, min(count, len(passages)))

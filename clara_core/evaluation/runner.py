@@ -1,4 +1,4 @@
-"""Questions through an engine: candidates compressed and ranked, the best ones read, the answers measured."""
+"""Runs batches of questions: compresses and ranks their candidates, answers from the best ones, scores the answers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Order = list[int]  # candidates, best first
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is done with every question.
+    """The steps of every question.
 
     Attributes:
-        modes: "normal" reads what the ranking says; "oracle" has the gold passages among what is read.
+        modes: "normal" reads the first documents of the ranking, "oracle" makes sure that the gold passages are read.
         top_k: Documents that are read.
-        ranker: Whose order decides what is read: "memory", "bm25", or "given" (the order of the line).
-        bm25: Whether BM25 ranks, too, to be compared with.
-        max_tokens: Of an answer.
+        ranker: Ranking that is read: "memory", "bm25", or "given" (the order of the line).
+        bm25: Whether to measure the ranking by BM25, too.
+        max_tokens: Most tokens of an answer.
     """
 
     modes: tuple[Mode, ...]
@@ -42,18 +42,18 @@ class Plan:
 
     @property
     def rankers(self) -> tuple[Ranker, ...]:
-        """All rankings that are made, that which is read first."""
+        """All rankers, the one that is read first."""
         return tuple(dict.fromkeys([self.ranker, "bm25"] if self.bm25 else [self.ranker]))
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """Something to be answered.
+    """The documents that are read for an answer.
 
     Attributes:
-        at: A line of the batch.
-        documents: What is read for it, in order.
-        from_text: As text instead of memory.
+        at: Index of the line in the batch.
+        documents: Indices of the candidates, in order.
+        from_text: Whether they are read as text instead of memory.
     """
 
     at: int
@@ -62,19 +62,19 @@ class _Reading:
 
 
 class Runner:
-    """Takes batches of questions from text to outcome.
+    """Runs batches of questions.
 
     Args:
         engine: The engine.
-        plan: What is done.
-        text: Reads the same documents as text, beside the engine.
+        plan: The steps of every question.
+        text: Baseline that answers from text, if any.
     """
 
     def __init__(self, engine: ClaraEngine, plan: Plan, text: TextReader | None = None) -> None:
         self.engine = engine
         self.plan = plan
         self.text = text
-        # Of the last candidates, which are often those of the next question, too.
+        # Memories and index of the last candidates, because the next question often has the same ones.
         self._memories: dict[str, Memory] = {}
         self._bm25: tuple[tuple[str, ...], Bm25] | None = None
 
@@ -83,7 +83,7 @@ class Runner:
         memories = self.memories([text for line in lines for text in line.docs])
         orders = self.rank(lines, memories)
         readings = [self._readings(at, line, orders[at]) for at, line in enumerate(lines)]
-        said = self._read(lines, list(dict.fromkeys(one for some in readings for one in some.values())), memories)
+        answers = self._read(lines, list(dict.fromkeys(one for some in readings for one in some.values())), memories)
         return [
             Outcome(
                 where=line.where,
@@ -93,7 +93,7 @@ class Runner:
                 sizes=_sizes([memories[text] for text in line.docs]),
                 rankings={name: _ranking(order, line) for name, order in orders[at].items()},
                 replies=tuple(
-                    self._measured(line, mode, system, reading.documents, said[reading], memories)
+                    self._measured(line, mode, system, reading.documents, answers[reading], memories)
                     for (mode, system), reading in readings[at].items()
                 ),
             )
@@ -101,7 +101,7 @@ class Runner:
         ]
 
     def memories(self, texts: Sequence[str]) -> dict[str, Memory]:
-        """Memories by text. Those of the last call are at hand, however little the engine's cache holds."""
+        """Memories by text; those of the last call are kept here, even if the engine's cache is small."""
         new = [text for text in dict.fromkeys(texts) if text not in self._memories]
         known = self._memories | dict(zip(new, self.engine.remember(new), strict=True))
         self._memories = {text: known[text] for text in texts}
@@ -110,8 +110,8 @@ class Runner:
     # --- ranking -----------------------------------------------------------------------------------------
 
     def rank(self, lines: Sequence[RetrievalLine], memories: dict[str, Memory]) -> list[dict[Ranker, Order]]:
-        """For each line the orders of its candidates by ranker."""
-        alike: dict[tuple[str, ...], list[int]] = defaultdict(list)  # lines of the same candidates
+        """The orders of each line's candidates by ranker."""
+        alike: dict[tuple[str, ...], list[int]] = defaultdict(list)  # lines by their candidates
         for at, line in enumerate(lines):
             alike[line.docs].append(at)
         orders: list[dict[Ranker, Order]] = [{} for _ in lines]
@@ -134,10 +134,10 @@ class Runner:
     ) -> dict[int, Order]:
         from clara_core.retrieval.ranking import score_memories
 
-        asked = self.engine.reason([line.question for line in lines])  # [lines, n_mem, hidden]
+        questions = self.engine.reason([line.question for line in lines])  # [lines, n_mem, hidden]
         orders: dict[int, Order] = {}
         for docs, places in alike.items():
-            scores = score_memories(asked[places], [memories[text] for text in docs])  # [places, docs]
+            scores = score_memories(questions[places], [memories[text] for text in docs])  # [places, docs]
             ranked: list[Order] = scores.argsort(dim=1, descending=True, stable=True).tolist()
             orders |= dict(zip(places, ranked, strict=True))
         return orders
@@ -150,7 +150,7 @@ class Runner:
     # --- reading -----------------------------------------------------------------------------------------
 
     def _readings(self, at: int, line: RetrievalLine, orders: dict[Ranker, Order]) -> dict[tuple[Mode, str], _Reading]:
-        """What is read for a line in each mode by each system; in both modes it is often the same."""
+        """The reading of a line for each mode and system; those of both modes are often equal."""
         systems = {"memory": orders[self.plan.ranker]}
         if self.text is not None:
             systems["text"] = orders[self.plan.ranker]
@@ -163,7 +163,7 @@ class Runner:
         }
 
     def _chosen(self, order: Order, line: RetrievalLine, mode: Mode) -> tuple[int, ...]:
-        """The documents that are read of a ranking."""
+        """The documents of a ranking that are read."""
         if mode == "oracle":
             return tuple(with_gold(order, line.pos_index, self.plan.top_k))
         return tuple(order[: self.plan.top_k])
@@ -171,21 +171,21 @@ class Runner:
     def _read(
         self, lines: Sequence[RetrievalLine], readings: Sequence[_Reading], memories: dict[str, Memory]
     ) -> dict[_Reading, tuple[str, str]]:
-        """What was answered, and why not; each reader answers all of its questions together."""
+        """Answer and failure of each reading; each system answers all of its readings in one batch."""
         from_memory = [one for one in readings if not one.from_text]
         items = [
             (lines[one.at].question, [memories[lines[one.at].docs[place]] for place in one.documents])
             for one in from_memory
         ]
-        said = dict(zip(from_memory, self._from_memory(items), strict=True))
+        answers = dict(zip(from_memory, self._from_memory(items), strict=True))
         if self.text is not None:
             from_text = [one for one in readings if one.from_text]
             texts = [(lines[one.at], [lines[one.at].docs[place] for place in one.documents]) for one in from_text]
-            said |= ((one, (text, "")) for one, text in zip(from_text, self.text.read(texts), strict=True))
-        return said
+            answers |= ((one, (text, "")) for one, text in zip(from_text, self.text.read(texts), strict=True))
+        return answers
 
     def _from_memory(self, items: Sequence[tuple[str, Sequence[Memory]]]) -> list[tuple[str, str]]:
-        """Answers, each with why it failed."""
+        """Answers, each with the reason if it failed."""
         try:
             answers = self.engine.answer_batch(items, max_tokens=self.plan.max_tokens)
         except ContextOverflow as exc:
@@ -200,10 +200,10 @@ class Runner:
         mode: Mode,
         system: str,
         documents: tuple[int, ...],
-        said: tuple[str, str],
+        answer: tuple[str, str],
         memories: dict[str, Memory],
     ) -> Reply:
-        text, failed = said
+        text, failed = answer
         read = [memories[line.docs[place]] for place in documents]
         slots = sum(memory.n_windows for memory in read) * self.engine.n_mem
         measures = {"exact_match": exact_match, "cover_match": cover_match, "f1": f1}

@@ -1,4 +1,4 @@
-"""Gold passages put among those that are read."""
+"""Adds gold passages to the documents of a ranking that are read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Collection, Sequence
 
 
 def with_gold(ranked: Sequence[int], gold: Collection[int], k: int) -> list[int]:
-    """The first `k` of a ranking, in which every gold passage has a place (the first `k` of them, if they are more).
+    """`k` documents of a ranking that include the gold passages (the first `k` of them, if there are more).
 
-    A gold passage that the ranking left out takes the place of the last one that is not gold. The order stays that of
-    the ranking.
+    A gold passage below rank `k` replaces the last document that is not gold. The order is that of the ranking.
     """
     places = [place for place, index in enumerate(ranked) if index in gold][:k]
     others = [place for place, index in enumerate(ranked) if index not in gold]

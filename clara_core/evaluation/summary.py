@@ -1,4 +1,4 @@
-"""From the outcomes of single questions to the figures of a run."""
+"""Aggregates the outcomes of single questions to the metrics of a run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from clara_core.evaluation.rankings import recall_at_k, score_rankings
 from clara_core.evaluation.text_overlap import bleu, score_paraphrases
 
 KS = (1, 3, 5, 10, 20)
-_CURVE = 20  # candidates that a recall curve reaches
+_CURVE = 20  # largest k of a recall curve
 
 
 def summarize(outcomes: Sequence[Outcome], paraphrases: Sequence[Paraphrase]) -> dict[str, Any]:
-    """The figures of a run.
+    """Compute the metrics of a run.
 
     Returns:
-        dict: ``questions``; ``answers`` by mode and system (measures, ``bleu``, ``failed``, ``memory_tokens`` and
+        dict: ``questions``; ``answers`` by mode and system (scores, ``bleu``, ``failed``, mean ``memory_tokens`` and
         ``source_tokens`` of a question); ``retrieval`` by ranker, over the ``with_gold`` questions whose gold passages
-        are known (missing where none is); ``size`` of a passage; ``paraphrase`` (missing where none was asked for).
+        are known (missing if there are none); mean ``size`` of a passage; ``paraphrase`` (missing without paraphrases).
     """
     figures: dict[str, Any] = {"questions": len(outcomes), "answers": _answers(outcomes)}
     known = [outcome for outcome in outcomes if any(one.gold_ranks for one in outcome.rankings.values())]
@@ -37,7 +37,7 @@ def summarize(outcomes: Sequence[Outcome], paraphrases: Sequence[Paraphrase]) ->
 
 
 def recall_curves(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
-    """Recall at 1, 2, 3, … by ranker; empty where no gold passage is known."""
+    """Recall at 1, 2, 3, … by ranker; empty if no gold passage is known."""
     known = [outcome for outcome in outcomes if any(one.gold_ranks for one in outcome.rankings.values())]
     if not known:
         return {}
@@ -53,10 +53,10 @@ def _answers(outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[str, float
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for number, first in enumerate(outcomes[0].replies):
         replies = [outcome.replies[number] for outcome in outcomes]
-        said, golds = [reply.text for reply in replies], [outcome.references for outcome in outcomes]
+        texts, golds = [reply.text for reply in replies], [outcome.references for outcome in outcomes]
         figures.setdefault(first.mode, {})[first.system] = {
-            **score_answers(said, golds),
-            "bleu": bleu(said, golds),
+            **score_answers(texts, golds),
+            "bleu": bleu(texts, golds),
             "failed": sum(bool(reply.failed) for reply in replies),
             "memory_tokens": mean(reply.memory_tokens for reply in replies),
             "source_tokens": mean(reply.source_tokens for reply in replies),
@@ -75,12 +75,12 @@ def _retrieval(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
 
 
 def _as_ranking(outcome: Outcome, ranker: str) -> tuple[range, set[int]]:
-    """The ranks themselves as ids: which candidate had them changes no measure."""
+    """A ranking with the ranks as ids, since the metrics do not depend on the ids."""
     return range(1, outcome.sizes.passages + 1), set(outcome.rankings[ranker].gold_ranks)
 
 
 def _size(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Means over the candidates of all questions; one that is a candidate twice counts twice."""
+    """Means over the candidates of all questions; a candidate of two questions counts twice."""
     passages = sum(outcome.sizes.passages for outcome in outcomes)
     return {
         name: sum(getattr(outcome.sizes, name) for outcome in outcomes) / passages

@@ -1,6 +1,6 @@
-"""How much of a text survives: BLEU, ROUGE, and the share of names and numbers that are said again.
+"""Metrics of text overlap, all in [0, 1]: BLEU, ROUGE, and the share of preserved names and numbers.
 
-All of it lies in [0, 1]. BLEU is that of `sacrebleu`, ROUGE that of `rouge-score`; both come with the extra `train`.
+BLEU is computed by `sacrebleu`, ROUGE by `rouge-score`; both are part of the extra `train`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PIECE = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’-][^\W\d_]+)*")  # noqa
 _SENTENCE_END = re.compile(r"[.!?…:]|\n\s*\n")
 _POSSESSIVE = re.compile(r"['’]s\b", re.IGNORECASE)  # noqa: RUF001 - apostrophes
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-# Words that begin many a sentence with a capital letter and are no names.
+# Words that often begin a sentence, with a capital letter, and are not names.
 _FUNCTION_WORDS = (
     "a about after all also although an and another any are as at be because been before being both but by can could "
     "despite did do does during each either every few for from further had has have he her here his how however i if "
@@ -34,12 +34,12 @@ _NO_NAMES = frozenset(_FUNCTION_WORDS.split())
 
 
 def bleu(predictions: Sequence[str], golds: Sequence[str | Sequence[str]]) -> float:
-    """BLEU of a whole set of texts, as `sacrebleu` computes it, divided by 100.
+    """Corpus BLEU by `sacrebleu`, divided by 100.
 
-    Short answers have no run of four words: the longest runs that there are count (`effective_order`).
+    For answers shorter than four words, n-grams up to their length count (`effective_order`).
 
     Raises:
-        ValueError: No text, another number of gold texts than of predictions, or a text without gold.
+        ValueError: There is no text, the lengths differ, or a text has no gold text.
         ImportError: sacrebleu is not installed.
     """
     check_lengths("predictions", predictions, "golds", golds)
@@ -48,17 +48,17 @@ def bleu(predictions: Sequence[str], golds: Sequence[str | Sequence[str]]) -> fl
         raise ValueError("a text needs at least one gold text, got none")
     metric = load_bleu()(effective_order=True)
     most = max(map(len, several))
-    # None: no such gold text.
+    # sacrebleu takes None for a missing gold text.
     streams = [[one[place] if place < len(one) else None for one in several] for place in range(most)]
     score = metric.corpus_score(list(predictions), cast("list[list[str]]", streams))
-    return min(1.0, float(score.score) / 100)  # rounding can push it past one
+    return min(1.0, float(score.score) / 100)  # may exceed 1 by rounding
 
 
 def rouge(prediction: str, gold: str) -> dict[str, float]:
     """``rouge1``, ``rouge2`` and ``rougeL``, each the F measure, without stemming.
 
-    On ASCII text the numbers are those of `rouge-score` as it stands. It knows no other letters; here every letter
-    and digit of any script is part of a word.
+    On ASCII text the scores are those of `rouge-score`. Its tokenizer drops other letters; here words consist of
+    letters and digits of any script.
 
     Raises:
         ImportError: rouge-score is not installed.
@@ -68,63 +68,62 @@ def rouge(prediction: str, gold: str) -> dict[str, float]:
 
 
 def entities(text: str) -> list[str]:
-    """Names and numbers of a text, each once, in order of appearance, as words in lower case.
+    """Names and numbers of a text, each once, in order of appearance and in lower case.
 
-    A *number* begins with a digit: ``1907``, ``3.5``, ``12:30``; commas between thousands are dropped. A *name* is a
-    longest run of words with a capital letter that nothing but space divides; English function words at its beginning
-    (The, In, I) are no part of it. A single word that stands nowhere but at the beginning of one sentence is none
-    ("Founded in 1907"), and the s of possession is dropped. There is no model behind this; scripts without capital
-    letters have numbers only.
+    A *number* begins with a digit: ``1907``, ``3.5``, ``12:30``; thousands separators are removed. A *name* is a
+    maximal run of capitalized words that only space separates, without an English function word at its
+    beginning (The, In, I) or a possessive s. A single word that occurs only once, at the beginning of a sentence, is
+    not a name ("Founded in 1907"). No model is used; in scripts without capital letters only numbers are found.
     """
     found = [(name, opens and place == 0) for run, opens in _runs(_plain(text)) for name, place in _names(run)]
     often = Counter(name for name, _ in found)
-    # A number is no doubtful word, and neither is a name of several.
+    # Numbers and names of several words are kept.
     doubtful = {name for name, first in found if first and name.isalpha() and often[name] == 1}
     return [name for name in often if name not in doubtful]
 
 
 def entity_preservation(passage: str, again: str) -> float | None:
-    """Share of the names and numbers of a passage that another text says, word for word but for the case.
+    """Share of the names and numbers of a passage that another text repeats word for word, without regard to case.
 
-    None where the passage has none. A name of several words survives as a whole or not at all.
+    None if the passage has none. A name of several words counts only as a whole.
     """
-    wanted = entities(passage)
-    if not wanted:
+    found = entities(passage)
+    if not found:
         return None
-    return 1 - len(lost_entities(passage, again)) / len(wanted)
+    return 1 - len(lost_entities(passage, again)) / len(found)
 
 
 def lost_entities(passage: str, again: str) -> list[str]:
-    """Names and numbers of a passage that another text does not say."""
-    # Pieces first: some letters in lower case are two signs, of which one is no letter.
-    said = f" {' '.join(piece.casefold() for piece in _PIECE.findall(_plain(again)))} "
-    return [entity for entity in entities(passage) if f" {entity} " not in said]
+    """Names and numbers of a passage that another text does not repeat."""
+    # Split before folding case: the folded form of some letters contains a character that is not a letter.
+    text = f" {' '.join(piece.casefold() for piece in _PIECE.findall(_plain(again)))} "
+    return [entity for entity in entities(passage) if f" {entity} " not in text]
 
 
 def score_paraphrases(passages: Sequence[str], again: Sequence[str]) -> dict[str, float]:
     """Means over passages: ``rouge1``, ``rouge2``, ``rougeL``, ``bleu`` (of the whole set) and ``entities``.
 
-    ``entities`` is the mean over the passages that have names or numbers, and missing where none has.
+    ``entities`` is the mean over the passages with names or numbers; it is missing if there are none.
 
     Raises:
-        ValueError: No passage, or another number of paraphrases.
+        ValueError: There is no passage, or the lengths differ.
         ImportError: sacrebleu or rouge-score is not installed.
     """
     check_lengths("passages", passages, "paraphrases", again)
-    each = [rouge(said, passage) for passage, said in zip(passages, again, strict=True)]
+    each = [rouge(text, passage) for passage, text in zip(passages, again, strict=True)]
     scores = {name: mean(one[name] for one in each) for name in _ROUGE}
     scores["bleu"] = bleu(again, passages)
-    kept = [entity_preservation(passage, said) for passage, said in zip(passages, again, strict=True)]
+    kept = [entity_preservation(passage, text) for passage, text in zip(passages, again, strict=True)]
     if known := [share for share in kept if share is not None]:
         scores["entities"] = mean(known)
     return scores
 
 
 def load_bleu() -> type[BLEU]:
-    """The metric of sacrebleu.
+    """Import the BLEU metric of sacrebleu.
 
     Raises:
-        ImportError: It is not installed; says how to do so.
+        ImportError: sacrebleu is not installed.
     """
     try:
         from sacrebleu.metrics.bleu import BLEU
@@ -134,10 +133,10 @@ def load_bleu() -> type[BLEU]:
 
 
 def load_rouge() -> Any:
-    """The scorer of rouge-score.
+    """Import the scorer of rouge-score.
 
     Raises:
-        ImportError: It is not installed; says how to do so.
+        ImportError: rouge-score is not installed.
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer
@@ -147,19 +146,19 @@ def load_rouge() -> Any:
 
 
 class _Words:
-    """The tokenizer that `rouge-score` asks for."""
+    """A tokenizer with the interface of `rouge-score`."""
 
     def tokenize(self, text: str) -> list[str]:
         return _WORD.findall(text.lower())
 
 
 def _plain(text: str) -> str:
-    """Without commas between thousands and the s of possession."""
+    """Remove thousands separators and possessive s."""
     return _POSSESSIVE.sub("", _THOUSANDS.sub("", text))
 
 
 def _runs(text: str) -> Iterator[tuple[list[str], bool]]:
-    """Words and numbers between which stands only space, or the point of an initial; whether they open a sentence."""
+    """Runs of words separated only by space or the point of an initial, and whether they open a sentence."""
     run: list[str] = []
     end, opens = 0, True
     for match in _PIECE.finditer(text):
@@ -174,7 +173,7 @@ def _runs(text: str) -> Iterator[tuple[list[str], bool]]:
 
 
 def _names(run: list[str]) -> Iterator[tuple[str, int]]:
-    """Names and numbers of a run, each with the place of its first word."""
+    """Names and numbers of a run, each with the index of its first word."""
     name: list[str] = []
     for place, word in enumerate([*run, ""]):
         if word[:1].isupper() and (name or word.lower() not in _NO_NAMES):

@@ -1,4 +1,4 @@
-"""The baseline: a language model that reads the documents as text, asked with the generator's own prompt."""
+"""The text baseline: a language model that reads the documents as text, with the prompt of the generator."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from clara_core.model.tokenizer import ANSWER_SYSTEM
 
 
 class TextReader:
-    """Somebody's language model as a reader of text.
+    """Answers questions from text with a language model.
 
     Args:
         llm: A LangChain chat model or LLM, a LlamaIndex LLM, or a function from text to text.
-        workers: Prompts that it is given at a time, each in a thread of its own.
-        name: What it is called; its own name where None.
+        workers: Most concurrent calls, each in a thread.
+        name: Name of the model in the report; None for its own name.
 
     Raises:
-        TypeError: `llm` is none of them.
+        TypeError: `llm` has another type.
     """
 
     def __init__(self, llm: Any, workers: int, name: str | None = None) -> None:
@@ -31,10 +31,10 @@ class TextReader:
         self.label = name or _label(llm)
 
     def read(self, items: Sequence[tuple[RetrievalLine, Sequence[str]]]) -> list[str]:
-        """Answers to the questions of lines, each from its own texts.
+        """Answer the question of each line from its texts.
 
         Raises:
-            ClaraError: The model failed; names the line.
+            ClaraError: The model failed; the message names the line.
         """
         return _finish(self._read(items))
 
@@ -45,29 +45,29 @@ class TextReader:
             async with free:
                 try:
                     return await self._ask(text_prompt(line.question, texts))
-                except Exception as exc:  # whatever somebody's client raises
+                except Exception as exc:  # a client may raise anything
                     raise ClaraError(
-                        f"{line.where or 'a question'}: the text LLM failed: {type(exc).__name__}: {exc}; where the "
-                        "results have a folder, the same call goes on from here"
+                        f"{line.where or 'a question'}: the text LLM failed: {type(exc).__name__}: {exc}; if the "
+                        "results have a folder, the same call resumes here"
                     ) from exc
 
         return await asyncio.gather(*(one(line, texts) for line, texts in items))
 
 
 def text_prompt(question: str, texts: Sequence[str]) -> str:
-    """The generator's prompt with texts in the place of the memory slots."""
+    """The prompt of the generator with texts instead of memory slots."""
     background = "\n\n".join(texts)
     return f"{ANSWER_SYSTEM}\n\nBackground:\n{background}\n\nQuestion: {question}\nAnswer:"
 
 
 def _finish(work: Coroutine[Any, Any, list[str]]) -> list[str]:
-    """Like `asyncio.run`, also where a loop is running already (in a notebook)."""
+    """Like `asyncio.run`, but also works if an event loop is running (in a notebook)."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
 
 
 def _label(llm: Any) -> str:
-    """What the model calls itself, for the report."""
+    """Name of a model, for the report."""
     for name in ("model_name", "model", "model_id", "__name__"):
         value = getattr(llm, name, None)
         if isinstance(value, str) and value:

@@ -1,4 +1,4 @@
-"""How well a confidence tells right answers from wrong ones: plain functions of pairs (confidence, right or not)."""
+"""Metrics of confidences: how well they separate right from wrong answers, and how well they are calibrated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Pairs = Sequence[tuple[float, bool]]
 
 
 def auroc(pairs: Pairs) -> float:
-    """Chance that a right answer has a higher confidence than a wrong one; ties count half. 0.5 where no pair is."""
+    """Probability that a right answer has more confidence than a wrong one (ties count half); 0.5 without a pair."""
     right, wrong = (sorted(value for value, hit in pairs if hit is kind) for kind in (True, False))
     if not right or not wrong:
         return 0.5
@@ -31,7 +31,7 @@ def auroc(pairs: Pairs) -> float:
 
 
 def calibration_error(pairs: Pairs, bins: int = 10) -> float:
-    """Mean distance of confidence and accuracy over bins of equal mass (ECE)."""
+    """Expected calibration error: mean distance of confidence and accuracy over bins of equal size."""
     error = sum(
         len(some) * abs(mean([v for v, _ in some]) - mean([float(h) for _, h in some])) for some in _bins(pairs, bins)
     )
@@ -39,12 +39,12 @@ def calibration_error(pairs: Pairs, bins: int = 10) -> float:
 
 
 def brier(pairs: Pairs) -> float:
-    """Mean squared distance of confidence and truth."""
+    """Brier score: mean squared distance of confidence and correctness (0 or 1)."""
     return mean([(value - hit) ** 2 for value, hit in pairs])
 
 
 def risk_coverage(pairs: Pairs) -> list[tuple[float, float]]:
-    """Coverage and error if only the most confident answers are given: one point for each number of them."""
+    """Coverage and error rate if only the n most confident answers are given, for each n."""
     points, wrong = [], 0
     for count, (_, hit) in enumerate(sorted(pairs, key=lambda pair: -pair[0]), start=1):
         wrong += not hit
@@ -53,39 +53,39 @@ def risk_coverage(pairs: Pairs) -> list[tuple[float, float]]:
 
 
 def aurc(pairs: Pairs) -> float:
-    """Area under the curve of risk and coverage: the mean error over all numbers of answers given."""
+    """Area under the risk-coverage curve: the mean error rate over all coverages."""
     return mean([error for _, error in risk_coverage(pairs)])
 
 
 def augrc(pairs: Pairs) -> float:
-    """The same of the generalized risk (error times coverage), in which high coverage weighs more."""
+    """Area under the curve of the generalized risk (error rate times coverage), in which high coverage weighs more."""
     return mean([coverage * error for coverage, error in risk_coverage(pairs)])
 
 
 def coverage_at_error(pairs: Pairs, error: float) -> float:
-    """The largest share of the questions that can be answered with at most this share of wrong answers."""
+    """The highest coverage with at most this error rate."""
     return max((coverage for coverage, found in risk_coverage(pairs) if found <= error), default=0.0)
 
 
 def reliability(pairs: Pairs, bins: int = 10) -> list[tuple[float, float, int]]:
-    """Mean confidence, accuracy and number of each bin of equal mass."""
+    """Mean confidence, accuracy and size of each bin; bins have equal size."""
     return [(mean([v for v, _ in some]), mean([float(h) for _, h in some]), len(some)) for some in _bins(pairs, bins)]
 
 
 def bootstrap(
     pairs: Pairs, measure: Callable[[Pairs], float], rounds: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """The interval that holds 95 % of a measure over samples drawn with replacement."""
+    """The 95 % confidence interval of a metric by bootstrap."""
     rng = random.Random(seed)
     found = sorted(measure(rng.choices(pairs, k=len(pairs))) for _ in range(rounds))
     return found[math.floor(0.025 * rounds)], found[min(math.ceil(0.975 * rounds), rounds) - 1]
 
 
 def trust_scores(confidences: Sequence[float], right: Sequence[bool]) -> dict[str, float]:
-    """All of them: ``auroc``, ``ece``, ``brier``, ``aurc``, ``augrc`` and coverage at 1, 2 and 5 % error.
+    """All metrics: ``auroc``, ``ece``, ``brier``, ``aurc``, ``augrc`` and coverage at 1, 2 and 5 % error.
 
     Raises:
-        ValueError: No answer, or another number of truths.
+        ValueError: There is no answer, or the lengths differ.
     """
     check_lengths("confidences", confidences, "right", right)
     pairs = list(zip(confidences, right, strict=True))
@@ -100,6 +100,6 @@ def trust_scores(confidences: Sequence[float], right: Sequence[bool]) -> dict[st
 
 
 def _bins(pairs: Pairs, bins: int) -> list[Pairs]:
-    ordered = sorted(pairs, key=lambda pair: pair[0])  # equal ones in their order, not by their truth
+    ordered = sorted(pairs, key=lambda pair: pair[0])  # stable, so that ties are not sorted by correctness
     edges = [round(len(ordered) * at / bins) for at in range(bins + 1)]
     return [ordered[start:end] for start, end in pairwise(edges) if end > start]

@@ -1,6 +1,4 @@
-"""How far a model's evidence can be trusted on a file of questions: citations against known gold, confidence against
-the truth, and a second reading against the first.
-"""
+"""Measures the evidence of answers on questions: citations, confidence, and the gain of a second reading."""
 
 from __future__ import annotations
 
@@ -22,20 +20,20 @@ _BATCH = 16
 def measure_trust(
     engine: ClaraEngine, lines: Sequence[RetrievalLine], *, top_k: int = 5, max_tokens: int = 64
 ) -> dict[str, Any]:
-    """Ask all questions over their best ranked candidates, with evidence.
+    """Answer all questions from their best candidates, with evidence, and score the evidence.
 
     Args:
-        engine: The model; without a calibration its confidence is the bare probability of an answer.
+        engine: The engine; without a calibration, the confidence is the probability of the answer.
         lines: Questions with candidates.
         top_k: Documents that are read for a question.
         max_tokens: Most tokens of an answer.
 
     Returns:
-        dict: ``confidence`` (`trust_scores` by whether a reference stands in the answer) beside the baseline
-        ``logprob_auroc``; ``citations`` (share of right answers whose first cited document is a gold one) beside
-        ``first_ranked`` (the same of the best ranked document); ``passed`` (share of answers that pass all checks, and
-        their accuracy); ``exact_match`` and ``again`` (with a second reading where the evidence speaks against one).
-        Numbers that no question gives are None.
+        dict: ``confidence`` (`trust_scores`; an answer is right if it covers a reference) and its baseline
+        ``logprob_auroc``; ``citations`` (share of right answers whose first citation is a gold document) and its
+        baseline ``first_ranked`` (the same for the best ranked document); ``passed`` (share of answers that pass all
+        checks, and their accuracy); ``exact_match``, and ``again`` (the same with a second reading of doubtful
+        answers). Values that no question determines are None.
     """
     answers: list[Answer] = []
     again: list[Answer] = []

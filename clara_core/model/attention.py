@@ -98,29 +98,32 @@ class Packed:
 
 
 class InPages:
-    """A step by a kernel that reads the pages where they lie.
+    """The newest positions of rows, by a kernel that reads the pages where they lie.
 
     Args:
         kernel: That can do this.
         table: ``[rows, most]``, int32: the pages of each row.
         lengths: ``[rows]``, int32.
         longest: The largest length, or more.
+        queries: How many positions of each row are new.
     """
 
-    def __init__(self, kernel: Kernel, table: Tensor, lengths: Tensor, longest: int) -> None:
+    def __init__(self, kernel: Kernel, table: Tensor, lengths: Tensor, longest: int, queries: int = 1) -> None:
         self._kernel, self._table, self._lengths, self._longest = kernel, table, lengths, longest
+        self._queries = queries
+        self._starts = torch.arange(len(table) + 1, dtype=torch.int32, device=table.device) * queries
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """See `Ragged`; keys and values are ``[pages, PAGE, kv_heads, dim]``."""
-        rows = query[:, :, 0]  # [rows, heads, dim]
+        new = query.transpose(1, 2)  # [rows, queries, heads, dim]
         return self._kernel.paged(
-            rows, key, value, table=self._table, lengths=self._lengths, longest=self._longest, scale=scale,
-            window=window,
-        )[:, None]  # fmt: skip
+            new.flatten(0, 1), key, value, table=self._table, lengths=self._lengths, starts=self._starts,
+            queries=self._queries, longest=self._longest, scale=scale, window=window,
+        ).view(new.shape)  # fmt: skip
 
 
 class Gathered:
-    """A step over copies of the rows, padded to the longest: the plain way, which needs nothing but indexing.
+    """The newest positions over copies of the rows, padded to the longest: it needs nothing but indexing.
 
     Args:
         table: ``[rows, most]``: the pages of each row.
@@ -128,16 +131,22 @@ class Gathered:
         width: The largest of them.
         dtype: Of the mask.
         heads_first: The layout of the memory.
+        queries: How many positions of each row are new.
     """
 
-    def __init__(self, table: Tensor, lengths: Tensor, width: int, dtype: torch.dtype, heads_first: bool) -> None:
+    def __init__(
+        self, table: Tensor, lengths: Tensor, width: int, dtype: torch.dtype, heads_first: bool, queries: int = 1
+    ) -> None:
         columns = torch.arange(width, device=lengths.device)
         self._pages = table.repeat_interleave(PAGE, dim=1)[:, :width]  # [rows, width]
         self._columns = columns % PAGE
         self._heads_first = heads_first
-        hidden = columns[None, :] >= lengths[:, None]  # [rows, width]
+        seen = lengths[:, None]
+        if queries > 1:
+            seen = seen + torch.arange(1 - queries, 1, device=lengths.device)  # [rows, queries]
+        hidden = columns >= seen[:, :, None]  # [rows, queries, width]
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-        self.mask = mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None, None, :]  # [rows, 1, 1, width]
+        self.mask = mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None]  # [rows, 1, queries, width]
 
     def copy(self, pages: Tensor) -> Tensor:
         """The columns of each row: ``[rows, kv_heads, width, dim]``."""
@@ -146,7 +155,15 @@ class Gathered:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """See `Ragged`; keys and values are copies. A context never exceeds the window of a model that has one."""
-        rows, heads, _, dim = query.shape
+        rows, heads, length, dim = query.shape
+        if length > 1:
+            # One head after the other of a group: a mask for each head would be larger than the keys.
+            groups = query.unflatten(1, (key.shape[1], -1)).transpose(1, 2)  # [rows, group, kv_heads, length, dim]
+            parts = [
+                torch.nn.functional.scaled_dot_product_attention(part, key, value, self.mask, scale=scale)
+                for part in groups.unbind(1)
+            ]
+            return torch.stack(parts, dim=2).flatten(1, 2).transpose(1, 2)  # [rows, length, heads, dim]
         # The query heads of a group as positions of one head: keys need not be copied for each of them.
         groups = query.reshape(rows, key.shape[1], -1, dim)  # [rows, kv_heads, group, dim]
         mask = self.mask.expand(-1, -1, groups.shape[2], -1)

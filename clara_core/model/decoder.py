@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import CheckpointError
 from clara_core.model.attention import ATTENTION, Gathered, Packed, Ragged
+from clara_core.model.decode_step import DecodeStep, fits
 from clara_core.model.devices import upload
 from clara_core.model.forked import Forked, ForkedPrompt
 from clara_core.model.int8_linear import Int8Linear, int8_linear
@@ -31,7 +32,7 @@ from clara_core.model.kv_memory import KVMemory, KVShape
 from clara_core.model.lora import RoutedLinear, current_routing, route_linears, routed
 from clara_core.model.packed_linear import PackedLinear, packed
 from clara_core.model.paid_attention import Queries
-from clara_core.model.processor import Kernels
+from clara_core.model.processor import Kernels, by_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,9 +54,11 @@ class ClaraModel(nn.Module):
     Attributes:
         kernel: Attention over packed rows and pages, where there is one that works (`kernels.find_kernel`).
         processor: How it is multiplied on a processor.
+        fused: Takes the steps of a frozen model in few operations, where it is built as most are.
     """
 
     kernel: Kernel | None = None
+    fused: DecodeStep | None = None
     processor: Kernels = Kernels()
 
     def __init__(self, decoder: PreTrainedModel, config: ClaraConfig) -> None:
@@ -141,19 +144,26 @@ class ClaraModel(nn.Module):
         self.decoder.set_output_embeddings(self._kept(self.decoder.get_output_embeddings()))
         if self.processor.int8:
             self.to(self.dtype)  # what is left of the type that the files have
+        if fits(self.trunk, self.decoder.config, self.routed):
+            shape = self.kv_shape()
+            heads = (int(self.decoder.config.num_attention_heads), shape.kv_heads, shape.dim)
+            self.fused = DecodeStep(self.trunk, Role.GENERATOR, self.context, heads)
 
     def _kept(self, layer: nn.Module) -> nn.Module:
         """A linear layer in the form in which it is multiplied."""
         if self.processor.int8:
             return int8_linear(layer)
         shape = (int(layer.out_features), int(layer.in_features))  # type: ignore[arg-type]
+        if shape in self.processor.columns and type(layer) is nn.Linear:
+            return by_columns(layer)
         return packed(layer) if self.processor.packs(shape) else layer
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of weights and adapters; packed weights are no parameters."""
         kept = sum(layer.nbytes for layer in self.modules() if isinstance(layer, PackedLinear | Int8Linear))
-        return kept + sum(weight.nbytes for weight in self.parameters())
+        beside = 0 if self.fused is None else self.fused.nbytes
+        return kept + beside + sum(weight.nbytes for weight in self.parameters())
 
     def _load_embeddings(self, checkpoint: Checkpoint) -> None:
         targets = {
@@ -287,11 +297,33 @@ class ClaraModel(nn.Module):
         states = self._run(embeddings, cache.role, cache=cache, lengths=lengths if self.packs else None)
         return self.head(states.flatten(0, 1).index_select(0, last))
 
-    def step(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+    def read_on(self, ids: Sequence[int], memories: Tensor, slots: Sequence[bool], cache: KVCache) -> Tensor:
+        """Read the next piece of one long prompt: what `prefill` does, behind what the row of the cache has.
+
+        Args:
+            ids: Token ids of the piece.
+            memories: ``[n_slots, hidden]``: the memory tokens of its slots.
+            slots: Which of its positions they go to.
+            cache: One row with room for the piece; commit it when all is well.
+
+        Returns:
+            Tensor: Logits of the next token ``[1, vocab]``.
+        """
+        positions, ragged = cache.begin_chunk(len(ids), self.kernel, gather=not self._ours)
+        if cache.queries is not None:
+            cache.queries.at = upload([len(ids) - 1], self.device)
+        embeddings = self.embed(upload([ids], self.device), memories, upload([slots], self.device))
+        states = self._run(embeddings, cache.role, cache=cache, positions=positions[None], ragged=ragged)
+        return self.head(states[:, -1])
+
+    def step(self, tokens: Sequence[int] | Tensor, cache: KVCache) -> Tensor:
         """Append one token to each row of the cache, which is to be committed: logits ``[rows, vocab]``."""
         ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self._ours)
-        embeddings = self.decoder.get_input_embeddings()(ids[:, None])  # [rows, 1, hidden]
-        states = self._run(embeddings, cache.role, cache=cache, positions=positions[:, None], ragged=ragged)
+        embeddings: Tensor = self.decoder.get_input_embeddings()(ids)  # [rows, hidden]
+        plain = cache.queries is not None  # the fused step does not show its queries
+        if self.fused is not None and self._ours and cache.role in (self.fused.role, None) and not plain:
+            return self.head(self.fused(embeddings, positions, cache, ragged))
+        states = self._run(embeddings[:, None], cache.role, cache=cache, positions=positions[:, None], ragged=ragged)
         return self.head(states[:, -1])
 
     def judge(self, prompts: Sequence[ForkedPrompt], memories: Tensor) -> list[Tensor]:

@@ -62,24 +62,28 @@ class Kernel(Protocol):
         *,
         table: Tensor,
         lengths: Tensor,
+        starts: Tensor,
+        queries: int,
         longest: int,
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Attention of each row's newest position.
+        """Causal attention of the newest positions of each row.
 
         Args:
-            query: ``[rows, heads, dim]``.
+            query: ``[rows * queries, heads, dim]``.
             keys: ``[pages, PAGE, kv_heads, dim]``.
             values: Like the keys.
             table: ``[rows, most]``, int32: the pages of each row in order; what is behind a row's last is not read.
-            lengths: ``[rows]``, int32: columns of each row, its newest position counted.
+            lengths: ``[rows]``, int32: columns of each row, its newest positions counted.
+            starts: ``[rows + 1]``, int32: where each row's queries begin, and where the last ones end.
+            queries: Newest positions of each row.
             longest: The largest of them, or more.
             scale: Of the scores.
             window: As in `packed`.
 
         Returns:
-            Tensor: ``[rows, heads, dim]``.
+            Tensor: ``[rows * queries, heads, dim]``.
         """
 
 
@@ -116,14 +120,15 @@ class TorchKernel:
         *,
         table: Tensor,
         lengths: Tensor,
+        starts: Tensor,
+        queries: int,
         longest: int,
         scale: float,
         window: int | None,
     ) -> Tensor:
         """See `Kernel`."""
-        ones = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)  # one query a row
         read: Tensor = self.attend(
-            query, keys, values, ones, None, 1, longest,
+            query, keys, values, starts, None, queries, longest,
             scale=scale, window_size=_left(window), enable_gqa=query.shape[1] != keys.shape[2],
             seqused_k=lengths, block_table=table,
         )  # fmt: skip
@@ -164,16 +169,18 @@ class FlashKernel:
         *,
         table: Tensor,
         lengths: Tensor,
+        starts: Tensor,
+        queries: int,
         longest: int,
         scale: float,
         window: int | None,
     ) -> Tensor:
         """See `Kernel`."""
         read: Tensor = self.attend_pages(
-            query[:, None], keys, values, cache_seqlens=lengths, block_table=table,
+            query.unflatten(0, (-1, queries)), keys, values, cache_seqlens=lengths, block_table=table,
             softmax_scale=scale, causal=True, window_size=_left(window, causal=-1),
         )  # fmt: skip
-        return read[:, 0]
+        return read.flatten(0, 1)
 
 
 def _left(window: int | None, causal: int = 0) -> tuple[int, int]:
@@ -282,9 +289,12 @@ def _try_out(kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: in
     pages[1, 3:] = 3.0
     table = torch.tensor([[0, 1], [1, 0]], dtype=torch.int32, device=device)
     used = torch.tensor([PAGE + 3, 2], dtype=torch.int32, device=device)
-    results.append(
-        kernel.paged(query[:2], pages, pages, table=table, lengths=used, longest=PAGE + 3, scale=1.0, window=None)
-    )
+    ones = torch.arange(3, dtype=torch.int32, device=device)
+    for queries in (1, 2):
+        given = {"table": table, "lengths": used, "starts": ones * queries, "queries": queries, "longest": PAGE + 3}
+        results.append(
+            kernel.paged(query[: 2 * queries], pages, pages, **given, scale=1.0, window=None)  # type: ignore[arg-type]
+        )
     for result in results:
         if not bool((result == 2.0).all()):
             msg = "it gave wrong numbers on a small example"

@@ -133,6 +133,10 @@ class KVMemory:
         """
         return self._layers[index]
 
+    def both(self, index: int) -> Tensor:
+        """Keys and values of a layer as one, ``[2, pages, …]``."""
+        return self._store[index]
+
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":

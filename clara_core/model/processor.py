@@ -9,25 +9,27 @@ whoever wants the same kernels everywhere names them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clara_core.model.packed_linear import PackedLinear, packs
 
-BUDGET: Final = 0.3  # seconds
+BUDGET: Final = 0.3  # seconds, of the thread that measures
 SMALL: Final = 8_000_000  # weights up to which nothing is measured: products of microseconds, by whatever kernel
-_SAMPLE: Final = 2_000_000  # numbers of a matrix that are multiplied
+_SAMPLE: Final = 2_000_000  # numbers of one shape that are multiplied: more than a core's own caches hold
 _STEP: Final = 8_000_000  # weights of the layers that stand for a decode step
-_ROWS: Final = (1, 64)  # positions: a step's, a prompt's
+_ROWS: Final = (1, 8, 64)  # positions: of a step alone, of a step of several answers, of a prompt
 _ANSWERS: Final = (1, 4, 16)  # rows of a step
 _BETTER: Final = 0.9  # of the other's time: what is no better than that is not worth a copy of the weights
-_REPEATS: Final = 3
+_REPEATS: Final = 2
+
+# Of this thread alone, which other work of the machine does not disturb, where the system has it fine enough.
+_clock = time.thread_time if time.get_clock_info("thread_time").resolution <= 1e-6 else time.perf_counter
 
 Shape = tuple[int, int]  # outputs, inputs
 
@@ -38,12 +40,15 @@ class Kernels:
 
     Attributes:
         packed: Shapes ``(out, in)`` whose weights oneDNN keeps and multiplies; None: all.
+        columns: Shapes whose weights MKL multiplies column by column: an answer alone takes half the time where
+            rows are short.
         adapters: Whether oneDNN multiplies the small matrices of the adapters in passes over many positions.
         single: Most answers of a decode step that one thread writes; more of them take all threads.
         int8: Whether weights are kept in 8 bits; then `packed` means nothing.
     """
 
     packed: frozenset[Shape] | None = None
+    columns: frozenset[Shape] = frozenset()
     adapters: bool = True
     single: int = 8
     int8: bool = False
@@ -55,11 +60,11 @@ class Kernels:
     def __str__(self) -> str:
         if self.int8:
             said = "FBGEMM, 8 bits"
-        elif self.packed is None or self.packed:
-            shapes = "all" if self.packed is None else ", ".join(f"{o}x{i}" for o, i in sorted(self.packed))
-            said = f"oneDNN: {shapes}"
         else:
-            said = "MKL"
+            packed = "all" if self.packed is None else _said(self.packed)
+            parts = [f"oneDNN: {packed}" if packed else "MKL"]
+            parts += [f"by columns: {_said(self.columns)}"] if self.columns else []
+            said = "; ".join(parts)
         return f"{said}; one thread up to {self.single} answers" if self.single else f"{said}; all threads"
 
 
@@ -68,25 +73,34 @@ PLAIN: Final = Kernels(packed=frozenset(), adapters=False)
 
 @torch.no_grad()
 def measure_products(layers: Iterable[nn.Module], adapter: Shape) -> Kernels:
-    """Choose between MKL and oneDNN for each shape.
+    """Choose between MKL, by rows or by columns, and oneDNN for each shape.
 
     Args:
-        layers: Plain linear ones; one of each shape is multiplied.
+        layers: Plain linear ones; some of each shape are multiplied.
         adapter: Shape of an adapter's matrix.
     """
-    end = time.perf_counter() + 0.6 * BUDGET
-    shapes: dict[Shape, Tensor] = {}
+    end = _clock() + 0.7 * BUDGET
+    shapes: dict[Shape, list[Tensor]] = {}
     for layer in layers:
         if type(layer) is nn.Linear and packs(layer.weight.dtype):
-            shapes.setdefault((layer.out_features, layer.in_features), layer.weight)
+            shapes.setdefault((layer.out_features, layer.in_features), []).append(layer.weight)
     # Where the most numbers lie first: time may run out.
-    chosen: set[Shape] = set()
-    for shape, weight in sorted(shapes.items(), key=lambda item: -item[1].numel()):
-        if time.perf_counter() < end and _onednn_wins(weight[: max(1, _SAMPLE // shape[1])], _ROWS, end):
-            chosen.add(shape)
-    some = next(iter(shapes.values()), None)
-    small = some is not None and _onednn_wins(torch.ones(adapter, dtype=some.dtype), _ROWS[1:], end)
-    return Kernels(frozenset(chosen), small)
+    packed: set[Shape] = set()
+    columns: set[Shape] = set()
+    for shape, weights in sorted(shapes.items(), key=lambda item: -sum(weight.numel() for weight in item[1])):
+        if _clock() > end:
+            break
+        onednn, transposed = _shares((PackedLinear, by_columns), weights, _ROWS, end)
+        # Where both are as fast: weights that are not packed can be put together with those beside them.
+        if transposed < _BETTER and _BETTER * transposed <= onednn:
+            columns.add(shape)
+        elif onednn < _BETTER:
+            packed.add(shape)
+    some = next((weights[0] for weights in shapes.values()), None)
+    if some is None:
+        return PLAIN
+    [small] = _shares((PackedLinear,), [torch.ones(adapter, dtype=some.dtype)], _ROWS[2:], end)
+    return Kernels(frozenset(packed), frozenset(columns), small < _BETTER)
 
 
 def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
@@ -105,7 +119,7 @@ def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
         numbers += int(layer.in_features) * int(layer.out_features)  # type: ignore[arg-type]
         if numbers >= _STEP:
             break
-    end = time.perf_counter() + 0.4 * BUDGET
+    end = time.perf_counter() + 0.3 * BUDGET
     single = 0
     for rows in _ANSWERS:
         inputs = [torch.ones(rows, 1, int(layer.in_features), dtype=dtype) for layer in sample]  # type: ignore[arg-type]
@@ -115,8 +129,8 @@ def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
                 layer(x)
 
         with one_thread():
-            alone = _best(step, end)
-        if alone >= _best(step, end):
+            alone = _best(step, end, time.perf_counter)
+        if alone >= _best(step, end, time.perf_counter):  # by the clock: the time of several threads
             break
         single = rows
         if time.perf_counter() > end:
@@ -134,33 +148,64 @@ def one_thread() -> AbstractContextManager[object]:
     return limit
 
 
-def _onednn_wins(weight: Tensor, rows: Iterable[int], end: float) -> bool:
+def _shares(
+    kinds: Sequence[Callable[[nn.Linear], nn.Module]], weights: Sequence[Tensor], rows: Iterable[int], end: float
+) -> list[float]:
+    """Time of layers in other forms as shares of MKL's, the product over so many rows at once.
+
+    Args:
+        kinds: Make the other forms.
+        weights: Of one shape; the first ones are multiplied.
+        rows: Positions of each pass.
+        end: When time is over.
+    """
+    shares = [1.0] * len(kinds)
+    for positions in rows:
+        # Of many rows fewer numbers: reading them takes next to no time there.
+        most = _SAMPLE if positions < _ROWS[-1] else _SAMPLE // 8
+        plain = [_plain(weight[: max(1, most // weight.shape[1])]) for weight in _first(weights, most)]
+        x = torch.ones(positions, weights[0].shape[1], dtype=weights[0].dtype)
+        forms = [plain, *([kind(layer) for layer in plain] for kind in kinds)]
+        first, *others = [_best(lambda of=layers, x=x: [layer(x) for layer in of], end) for layers in forms]  # type: ignore[misc]
+        shares = [share * one / first for share, one in zip(shares, others, strict=True)]
+    return shares
+
+
+def _first(weights: Sequence[Tensor], most: int) -> Sequence[Tensor]:
+    """As many as hold so many numbers together, one at least."""
+    return weights[: max(1, most // weights[0].numel())]
+
+
+def _plain(weight: Tensor) -> nn.Linear:
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    packed = PackedLinear(plain)
-    gain = 1.0
-    for count in rows:
-        x = torch.ones(count, weight.shape[1], dtype=weight.dtype)
-        gain *= _best(lambda x=x: packed(x), end) / _best(lambda x=x: F.linear(x, weight), end)  # type: ignore[misc]
-    return gain < _BETTER
+    plain.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    return plain
 
 
-def _best(call: Callable[[], object], end: float) -> float:
+def by_columns(layer: nn.Linear) -> nn.Linear:
+    """A layer whose weight lies column by column."""
+    other = _plain(layer.weight.t().contiguous().t())
+    other.bias = layer.bias
+    return other
+
+
+def _best(call: Callable[[], object], end: float, clock: Callable[[], float] = _clock) -> float:
     """The shortest of some runs; after `end` of one, the first being warm-up while there is time for it."""
     times = []
     for _ in range(1 + _REPEATS):
-        start = time.perf_counter()
+        start = clock()
         call()
-        times.append(time.perf_counter() - start)
-        if time.perf_counter() > end:
+        times.append(clock() - start)
+        if clock() > end:
             break
-    return min(times)
+    return max(min(times), 1e-9)
 
 
 def facts(kernels: Kernels) -> Mapping[str, object]:
     """As JSON has it."""
     packed = None if kernels.packed is None else sorted(map(list, kernels.packed))
-    return {"packed": packed, "adapters": kernels.adapters, "single": kernels.single}
+    columns = sorted(map(list, kernels.columns))
+    return {"packed": packed, "columns": columns, "adapters": kernels.adapters, "single": kernels.single}
 
 
 def from_facts(found: Mapping[str, object]) -> Kernels:
@@ -171,8 +216,17 @@ def from_facts(found: Mapping[str, object]) -> Kernels:
         TypeError: Something is of another type.
         ValueError: Likewise.
     """
-    packed, adapters, single = found["packed"], found["adapters"], found["single"]
-    if not isinstance(adapters, bool) or not isinstance(single, int) or not isinstance(packed, list | None):
+    packed, columns, adapters, single = (found[name] for name in ("packed", "columns", "adapters", "single"))
+    if not isinstance(adapters, bool) or not isinstance(single, int):
         raise TypeError(f"not a choice of kernels: {found!r:.100}")
-    shapes = None if packed is None else frozenset((int(rows), int(columns)) for rows, columns in packed)
-    return Kernels(shapes, adapters, single)
+    if not isinstance(packed, list | None) or not isinstance(columns, list):
+        raise TypeError(f"not a choice of kernels: {found!r:.100}")
+    return Kernels(None if packed is None else _shapes(packed), _shapes(columns), adapters, single)
+
+
+def _shapes(pairs: Iterable[Sequence[int]]) -> frozenset[Shape]:
+    return frozenset((int(out), int(into)) for out, into in pairs)
+
+
+def _said(shapes: Iterable[Shape]) -> str:
+    return ", ".join(f"{out}x{into}" for out, into in sorted(shapes))

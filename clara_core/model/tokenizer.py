@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clara_core.checkpoint.config import ClaraConfig
 from clara_core.common.errors import CheckpointError
+from clara_core.common.surrogates import replace_surrogates
 from clara_core.model.chat_format import merge_turns
 from clara_core.model.token_bytes import TokenBytes
 
@@ -33,7 +34,6 @@ PARAPHRASE_INSTRUCTION = "Background: {docs} means the same as"
 
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*\s+|\n\s*\n")  # noqa: RUF001 - full-width stops are meant
 _SPACE = re.compile(r"\s+")
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _CHARS_PER_TOKEN = 8  # generous: slices of a long text are cut to window * this many characters before encoding
 _WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -67,11 +67,6 @@ class Shield:
     def _take(self, match: re.Match[str]) -> str:
         self.taken.append(match[0])
         return f"\ue000{self.nonce}{len(self.taken) - 1}\ue001"
-
-
-def replace_surrogates(text: str) -> str:
-    """Lone surrogates have no UTF-8 form: show the model U+FFFD in their place (the caller's text is untouched)."""
-    return _SURROGATE.sub("\ufffd", text)
 
 
 class ClaraTokenizer:

@@ -1,1 +1,1 @@
-"""What ranks documents: cosines, BM25, their fusion, diversity, projections, filters."""
+"""Ranking of documents: cosines of memories, BM25, fusion, diversity, projections and metadata filters."""

@@ -1,10 +1,9 @@
-"""BM25 (Robertson and Zaragoza, 2009) over texts that come and go: the only one of the project.
+"""BM25 (Robertson and Zaragoza, 2009) with incremental updates, for stores, evaluation and training candidates.
 
-Both places of a store, the evaluation and the search for training candidates rank by it. Numbers that depend on all
-texts (how many there are, how many have a word, how long they are on average) are those of the texts that are there
-now, so that equal texts give equal scores, bit for bit, however they came in.
+Corpus statistics (number of texts, document frequencies, mean length) cover exactly the current texts, so that equal
+sets of texts give bit-identical scores, whatever the order of additions and removals.
 
-Letters of shapes: n texts of a segment, P pairs of a word and a text.
+Letters in shapes: n texts of a segment, P pairs of a word and a text.
 """
 
 from __future__ import annotations
@@ -23,29 +22,29 @@ from clara_core.retrieval.words import words_of
 
 __all__ = ["Bm25", "WordIndex"]
 
-K1: Final = 1.5  # how soon more of the same word counts for little
-B: Final = 0.75  # how much a long text is held against it
+K1: Final = 1.5  # saturation of the term frequency
+B: Final = 0.75  # length normalization
 
-_PENDING: Final = 256  # texts that wait to be made into a segment together
-_TIER: Final = 4  # segments of about one size that become one
+_PENDING: Final = 256  # texts that are collected before they become a segment
+_TIER: Final = 4  # segments of similar size that are merged
 
 Rows = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """An inverted index of some texts. Never changed, only replaced.
+    """An immutable inverted index of some texts.
 
     Attributes:
-        codes: Of its words.
-        starts: Where the pairs of a word begin, ``[words + 1]``.
-        texts: Of each pair, ``[P]``; those of a word ascend.
-        counts: How often the text has the word, ``[P]``.
-        lengths: Words of each text, ``[n]``.
-        rows: Numbers of the texts, ``[n]``, ascending.
-        alive: Which texts were not taken out, ``[n]``; None is all.
-        n_alive: How many those are.
-        n_words: Words of those together.
+        codes: Code of each word.
+        starts: Offset of each word's pairs, ``[words + 1]``.
+        texts: Index of the text of each pair, ``[P]``, ascending for each word.
+        counts: Term frequency of each pair, ``[P]``.
+        lengths: Number of words of each text, ``[n]``.
+        rows: Row numbers of the texts, ``[n]``, ascending.
+        alive: Mask of the texts that were not removed, ``[n]``; None for all.
+        n_alive: Number of texts that were not removed.
+        n_words: Number of their words.
     """
 
     codes: dict[str, int]
@@ -60,7 +59,7 @@ class _Segment:
 
     @classmethod
     def of(cls, rows: Rows, texts: Sequence[Sequence[str]]) -> _Segment:
-        """The index of texts that are given by their words, under ascending numbers."""
+        """Index texts, given by their words, under ascending row numbers."""
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
         numbers = count()
         codes: dict[str, int] = {}
@@ -78,7 +77,7 @@ class _Segment:
 
     @classmethod
     def merged(cls, segments: Sequence[_Segment]) -> _Segment:
-        """One segment of the living texts of several."""
+        """Merge segments, without their removed texts."""
         codes: dict[str, int] = {}
         parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]] = []
         offset = 0
@@ -105,20 +104,19 @@ class _Segment:
                    len(rows), int(lengths.sum()))  # fmt: skip
 
     def without(self, rows: Rows) -> _Segment:
-        """The segment when texts are taken out; numbers that are not here are passed over."""
-        gone = members(self.rows, rows)
+        """The segment without some texts; unknown row numbers are ignored."""
+        removed = members(self.rows, rows)
         if self.alive is not None:
-            gone &= self.alive
-        taken = int(np.count_nonzero(gone))
-        if not taken:
+            removed &= self.alive
+        n_removed = int(np.count_nonzero(removed))
+        if not n_removed:
             return self
-        alive = ~gone if self.alive is None else self.alive & ~gone
-        return replace(
-            self, alive=alive, n_alive=self.n_alive - taken, n_words=self.n_words - int(self.lengths[gone].sum())
-        )
+        alive = ~removed if self.alive is None else self.alive & ~removed
+        n_words = self.n_words - int(self.lengths[removed].sum())
+        return replace(self, alive=alive, n_alive=self.n_alive - n_removed, n_words=n_words)
 
     def found(self, word: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The living texts that have a word, and how often."""
+        """The texts with a word that were not removed, and its frequency in each."""
         code = self.codes.get(word)
         if code is None:
             return self.texts[:0], self.counts[:0]
@@ -126,20 +124,20 @@ class _Segment:
         texts, counts = self.texts[own], self.counts[own]
         if self.alive is None:
             return texts, counts
-        living = self.alive[texts]
-        return texts[living], counts[living]
+        alive = self.alive[texts]
+        return texts[alive], counts[alive]
 
 
 @dataclass(slots=True)
 class _Parts:
-    """All texts of a moment: segments, and texts that are not yet in one. Only `merged` is ever set, once."""
+    """The state of an index: segments and pending texts. Immutable except for the cached `merged`."""
 
     segments: tuple[_Segment, ...] = ()
     pending: tuple[tuple[int, Sequence[str]], ...] = ()
     merged: _Parts | None = field(default=None, repr=False)
 
     def in_segments(self) -> _Parts:
-        """The same without pending texts."""
+        """The same state with the pending texts in segments."""
         if not self.pending:
             return self
         if self.merged is None:
@@ -151,7 +149,7 @@ class _Parts:
 
 
 class WordIndex:
-    """Texts by number, to be searched by their words. Safe under threads."""
+    """A thread-safe BM25 index of texts by row number."""
 
     def __init__(self) -> None:
         self._parts = _Parts()
@@ -168,17 +166,17 @@ class WordIndex:
         return sum(segment.n_alive for segment in parts.segments) + len(parts.pending)
 
     def snapshot(self) -> WordIndex:
-        """The index as it is now, whatever is added or taken out later."""
+        """A copy of the current index, which later changes do not affect."""
         copy = WordIndex()
         copy._parts = self._parts
         return copy
 
     def add(self, rows: Rows, texts: Sequence[Sequence[str]]) -> None:
-        """Index texts.
+        """Add texts.
 
         Args:
-            rows: Their numbers, ascending; none of them is here.
-            texts: Their words, as `words_of` gives them.
+            rows: New row numbers, ascending.
+            texts: Words of each text, from `words_of`.
         """
         with self._writing:
             parts = self._parts.merged or self._parts
@@ -191,35 +189,34 @@ class WordIndex:
             self._parts = parts.in_segments() if len(parts.pending) >= _PENDING else parts
 
     def remove(self, rows: Rows) -> None:
-        """Take texts out; numbers that are not here are passed over."""
+        """Remove texts; unknown row numbers are ignored."""
         with self._writing:
             parts = self._parts.merged or self._parts
-            gone = set(rows.tolist())
+            removed = set(rows.tolist())
             segments = [segment.without(np.sort(rows)) for segment in parts.segments]
-            # A segment of which most is gone gives its room back.
+            # Compact segments that have lost more than half of their texts.
             segments = [_Segment.merged([each]) if 2 * each.n_alive < len(each.rows) else each for each in segments]
-            pending = tuple(text for text in parts.pending if text[0] not in gone)
+            pending = tuple(text for text in parts.pending if text[0] not in removed)
             self._parts = _Parts(tuple(each for each in segments if each.n_alive), pending)
 
     def search(
         self, words: Sequence[str], k: int, allowed: Rows | None = None
     ) -> tuple[list[tuple[int, float]], float]:
-        """The texts that share words with a question, and what scores are measured by.
+        """Find the texts that share words with a question.
 
         Args:
-            words: Of the question; each different one counts once.
-            k: Most texts to find.
-            allowed: Numbers of the texts that may be found, ascending; None means all.
+            words: Words of the question; repeated words count once.
+            k: Most texts to return.
+            allowed: Row numbers of the texts to search, ascending; None for all.
 
         Returns:
-            tuple: Numbers and scores (above 0), best first, of equal scores the lower number first; and the score of a
-            text of mean length that has each word once.
+            tuple: Row numbers with scores (above 0), best first and equal scores by row number; and the score of a text
+            of mean length that has each word once, as the unit of `clara_core.retrieval.ranking.text_relevance`.
         """
         segments = self._parts.in_segments().segments
-        asked = list(dict.fromkeys(words))
         total = sum(segment.n_alive for segment in segments)
         mean = max(sum(segment.n_words for segment in segments), 1) / max(total, 1)
-        found = [[segment.found(word) for segment in segments] for word in asked]
+        found = [[segment.found(word) for segment in segments] for word in dict.fromkeys(words)]
         weights = [_weight(total, sum(len(texts) for texts, _ in own)) for own in found]
         rows: list[Rows] = [np.zeros(0, np.uint64)]
         scores: list[NDArray[np.float64]] = [np.zeros(0)]
@@ -236,7 +233,7 @@ class WordIndex:
 
 
 def _weight(total: int, having: int) -> float:
-    """How much a word counts: the rarer the more, and above 0 where every text has it."""
+    """Inverse document frequency of a word; above 0 even if every text has it."""
     return math.log1p((total - having + 0.5) / (having + 0.5))
 
 
@@ -252,7 +249,7 @@ def _best(rows: Rows, scores: NDArray[np.float64], k: int, allowed: Rows | None)
 
 
 def _in_tiers(segments: list[_Segment]) -> tuple[_Segment, ...]:
-    """Merge the last segments while `_TIER` of them are of about one size: every text is merged a few times in all."""
+    """Merge the last `_TIER` segments while they have similar sizes, so that a text is merged only O(log n) times."""
     while len(segments) >= _TIER:
         last = segments[-_TIER:]
         if last[0].n_alive > _TIER * max(each.n_alive for each in last[1:]):
@@ -262,7 +259,7 @@ def _in_tiers(segments: list[_Segment]) -> tuple[_Segment, ...]:
 
 
 def members(rows: Rows, among: Rows) -> NDArray[np.bool_]:
-    """Which rows are among others, which ascend."""
+    """A mask of the rows that are in `among`, which is ascending."""
     if not len(among):
         return np.zeros(len(rows), np.bool_)
     places = np.searchsorted(among, rows)
@@ -272,7 +269,7 @@ def members(rows: Rows, among: Rows) -> NDArray[np.bool_]:
 
 
 class Bm25:
-    """Texts ranked by BM25.
+    """Ranks a fixed list of texts by BM25.
 
     Args:
         texts: The texts.
@@ -284,11 +281,11 @@ class Bm25:
         self._index.add(np.arange(len(self._texts), dtype=np.uint64), [words_of(text) for text in self._texts])
 
     def search(self, question: str, k: int) -> list[str]:
-        """The texts that share words with a question, best first, at most `k`."""
+        """At most `k` texts that share words with a question, best first."""
         return [self._texts[row] for row, _ in self._index.search(words_of(question), k)[0]]
 
     def rank(self, questions: Sequence[str]) -> list[list[int]]:
-        """All texts for each question, best first; equal scores keep the order given."""
+        """The indices of all texts for each question, best first; equal scores keep the order of the texts."""
         ranked: list[list[int]] = []
         for question in questions:
             found = (

@@ -1,14 +1,14 @@
-"""Filters on metadata, as nested dicts: what a search may return.
+"""Metadata filters of a search, as nested dicts.
 
     {"town": "Aln"}                                    equality; several names must all match
     {"year": {"$gte": 1900, "$lt": 1950}}              operators; several must all match
     {"$or": [{"town": {"$in": ["Aln", "Wye"]}}, {"draft": {"$exists": False}}]}
 
 Operators: ``$eq $ne $gt $gte $lt $lte $in $nin $contains $icontains $exists`` on a value; ``$and $or $not`` on filters.
-A value that is missing equals nothing and is neither more nor less than anything, so only ``$ne``, ``$nin``, ``$not``
-and ``$exists: False`` match where it is. Values of different kinds (a number and a string, a number and a truth value)
-are unequal and have no order. ``$contains`` asks a list for a member and a string for a part; ``$icontains`` asks a
-string for a part in capitals or not.
+A missing value equals nothing and has no order, so only ``$ne``, ``$nin``, ``$not`` and ``$exists: False`` match it.
+Values of different types (a number and a string, a number and a bool) are unequal and have no order. ``$contains``
+matches a list with the value as a member or a string with the value as a substring; ``$icontains`` matches a substring
+without regard to case.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MISSING: Final = object()
 
 
 def check_filter(condition: Mapping[str, Any]) -> None:
-    """Refuse a filter that could not be meant, before anything is searched.
+    """Validate a filter before a search.
 
     Raises:
-        TypeError: A filter is no dict, or an operator's value is of a kind that it cannot take.
-        ValueError: An operator is unknown; names the nearest one.
+        TypeError: A filter is not a dict, or an operator's value has a wrong type.
+        ValueError: An operator is unknown; the message names the closest one.
     """
     if not isinstance(condition, Mapping):
         raise TypeError(f"a filter must be a dict, got {type(condition).__name__}: {condition!r:.60}")
@@ -39,13 +39,13 @@ def check_filter(condition: Mapping[str, Any]) -> None:
         elif name == "$not":
             check_filter(value)
         elif not isinstance(name, str) or name.startswith("$"):
-            raise ValueError(f"unknown operator {name!r} of filters{_nearest(name, ('$and', '$or', '$not'))}")
+            raise ValueError(f"unknown operator {name!r} on filters{_nearest(name, ('$and', '$or', '$not'))}")
         elif is_operators(value):
             _check_operators(name, value)
 
 
 def matches(condition: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
-    """Whether metadata passes a filter (that `check_filter` accepts). An empty filter passes everything."""
+    """Whether metadata matches a valid filter. An empty filter matches everything."""
     return all(_holds(name, value, metadata) for name, value in condition.items())
 
 
@@ -63,7 +63,7 @@ def _holds(name: str, value: Any, metadata: Mapping[str, Any]) -> bool:
 
 
 def is_operators(value: object) -> bool:
-    """Whether what a filter says of a name is operators, not a value to be equal to."""
+    """Whether the value of a name in a filter is a dict of operators instead of a value to compare with."""
     return isinstance(value, Mapping) and any(isinstance(key, str) and key.startswith("$") for key in value)
 
 
@@ -90,10 +90,8 @@ def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
             return False
         try:
             return bool(compare(found, value))
-        except (
-            TypeError,
-            ArithmeticError,
-        ):  # a number and a string, dates of which one has a time zone, a decimal and NaN
+        # For example a number and a string, dates with and without a time zone, a decimal and NaN.
+        except (TypeError, ArithmeticError):
             return False
 
     return holds
@@ -109,7 +107,7 @@ def _contains(found: Any, value: Any) -> bool:
     return isinstance(found, list | tuple | set | frozenset) and any(_equal(member, value) for member in found)
 
 
-def _contains_in_any_case(found: Any, value: Any) -> bool:
+def _contains_any_case(found: Any, value: Any) -> bool:
     return isinstance(found, str) and isinstance(value, str) and value.lower() in found.lower()
 
 
@@ -123,11 +121,11 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "$in": _in,
     "$nin": lambda found, values: not _in(found, values),
     "$contains": _contains,
-    "$icontains": _contains_in_any_case,
+    "$icontains": _contains_any_case,
     "$exists": lambda found, value: (found is not _MISSING) == value,
 }
 
 
 def _nearest(name: object, known: Collection[str]) -> str:
     close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -1,8 +1,8 @@
-"""Shorter vectors with the same angles: a seeded orthogonal projection, for stores that take no long ones.
+"""A seeded orthogonal projection to shorter vectors that approximately preserves angles.
 
-A flattened memory of a 7B model has 65,536 numbers; Qdrant, Milvus or pgvector hold fewer. `Projection` maps it onto
-`target` orthonormal directions that follow from the seed alone. They are rows of a randomized Hadamard transform
-(Ailon and Chazelle, 2006), so that nothing the size of ``source * target`` is ever made.
+A flattened memory of a 7B model has 65,536 dimensions, more than Qdrant, Milvus or pgvector allow. The directions are
+rows of a randomized Hadamard transform (Ailon and Chazelle, 2006), so that no matrix of ``source * target`` numbers is
+needed.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_ROUNDS = 2  # of signs and transform: after two, even a vector of a single number is spread over all directions
-_BLOCK = 1 << 24  # numbers that are transformed at a time: 64 MB
+_ROUNDS = 2  # of random signs and transform; two spread even a one-hot vector over all directions
+_BLOCK = 1 << 24  # numbers in a block: 64 MB
 
 
 class Projection:
-    """From `source` numbers to `target`, the same ones on every machine and in every version.
+    """A projection from `source` to `target` dimensions, the same on every machine and in every version.
 
-    Cosines are kept up to an error whose standard deviation `standard_error` tells: 0.03 at 1,024 numbers for vectors
-    at a right angle, and less the more alike they are. With ``target == source`` nothing is changed.
+    The error of a cosine has the standard deviation `standard_error`: 0.03 for orthogonal vectors in 1,024 dimensions,
+    and less for similar ones. With ``target == source`` vectors are unchanged.
 
     Args:
-        source: Length of the vectors.
-        target: Length of the projected ones, at most `source`.
-        seed: Of the directions; vectors are comparable only under the same seed and lengths.
+        source: Dimensions of the vectors.
+        target: Dimensions of the projected vectors, at most `source`.
+        seed: Seed of the directions; only vectors with the same seed and dimensions are comparable.
 
     Raises:
-        ValueError: A length is not positive, or `target` is larger than `source`.
+        ValueError: `target` is not between 1 and `source`.
     """
 
     def __init__(self, source: int, target: int, seed: int = 0) -> None:
         if not 1 <= target <= source:
-            msg = f"a projection of {source} numbers may keep 1 to {source} of them, got target={target}"
+            msg = f"target must lie between 1 and source={source}, got target={target}"
             raise ValueError(msg)
         self.source, self.target, self.seed = source, target, seed
         self._padded = 1 << (source - 1).bit_length()  # N, a power of two
@@ -50,7 +50,7 @@ class Projection:
     def apply(self, vectors: Tensor) -> Tensor:
         """Project vectors ``[n, source]`` of any type and device to ``[n, target]`` in float32.
 
-        Lengths are kept on average; normalize afterwards where a store compares by inner product.
+        Norms are preserved on average; normalize the result for a store that compares by inner product.
         """
         if vectors.ndim != 2 or vectors.shape[1] != self.source:
             msg = f"vectors must have the shape [n, {self.source}], got {list(vectors.shape)}"
@@ -75,9 +75,9 @@ class Projection:
 
 
 def hadamard(rows: Tensor) -> Tensor:
-    """Walsh-Hadamard transform of each row ``[n, N]``, N a power of two, scaled to keep lengths.
+    """Walsh-Hadamard transform of each row ``[n, N]``, N a power of two, scaled to preserve norms.
 
-    Sums and differences alone, so that every machine rounds alike.
+    It consists of sums and differences, which are rounded the same on every machine.
     """
     n, length = rows.shape
     half = 1
@@ -90,5 +90,5 @@ def hadamard(rows: Tensor) -> Tensor:
 
 
 def _random_bytes(seed: int, count: int) -> bytes:
-    """Bytes that follow from the seed alone, unlike those of a library's generator."""
+    """Pseudorandom bytes from a hash, because generators of libraries may change between versions."""
     return hashlib.shake_256(f"clara projection {seed}".encode()).digest(count)

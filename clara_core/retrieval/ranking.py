@@ -1,6 +1,6 @@
-"""Ranking by memory tokens: cosine, best first, diverse, fused. Works on the processor, in float32.
+"""Ranking by cosines of memory tokens, maximal marginal relevance, and fusion of rankings. Runs on the CPU in float32.
 
-A document's score is that of its best window. Letters of shapes: Q questions, M memories, W windows of all
+The score of a document is that of its best window. Letters in shapes: Q questions, M memories, W windows of all
 memories, D = n_mem * hidden.
 """
 
@@ -23,9 +23,9 @@ class Ranked:
     """One candidate of a ranking.
 
     Attributes:
-        index: Its place in the list of candidates that was given.
+        index: Index in the list of candidates.
         score: Cosine of question and document, in [-1, 1].
-        window: Which window of the document scored best.
+        window: Index of the document's best window.
     """
 
     index: int
@@ -47,7 +47,7 @@ def window_scores(questions: Tensor, memories: Sequence[Memory]) -> list[Tensor]
     if not memories:
         return []
     windows = unit_rows(torch.cat([memory.tokens for memory in memories]))  # [W, D]
-    # Rounding can push the product of two equal unit vectors past one.
+    # By rounding, the product of two equal unit vectors may exceed 1.
     scores = (unit_rows(questions) @ windows.T).clamp(-1.0, 1.0)  # [Q, W]
     return list(scores.split([len(memory.tokens) for memory in memories], dim=1))
 
@@ -56,7 +56,7 @@ def score_memories(questions: Tensor, memories: Sequence[Memory]) -> Tensor:
     """Cosine of each question with each document's best window.
 
     Args:
-        questions: ``[Q, n_mem, hidden]``, as the query reasoner gives them.
+        questions: ``[Q, n_mem, hidden]``, from the query reasoner.
         memories: The documents.
 
     Returns:
@@ -70,12 +70,15 @@ def score_memories(questions: Tensor, memories: Sequence[Memory]) -> Tensor:
 
 
 def rank_memories(question: Tensor, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
-    """The documents in order of their score, best first; equal scores keep the order given.
+    """Rank documents by score, best first; equal scores keep the order of `memories`.
 
     Args:
         question: ``[n_mem, hidden]``.
         memories: The candidates.
-        top_k: How many to return; more than there are, or None, means all.
+        top_k: Most candidates to return; None for all.
+
+    Raises:
+        ValueError: `top_k` is negative.
     """
     if top_k is not None and top_k < 0:
         msg = f"top_k must be at least 0, got {top_k}"
@@ -87,16 +90,19 @@ def rank_memories(question: Tensor, memories: Sequence[Memory], top_k: int | Non
 
 
 def diversify(question: Tensor, candidates: Tensor, k: int, lambda_mult: float = 0.5) -> list[int]:
-    """Maximal marginal relevance: what answers the question and is not yet said.
+    """Choose candidates by maximal marginal relevance.
 
     Args:
-        question: ``[D]``, any length.
+        question: ``[D]``, of any norm.
         candidates: ``[M, D]``.
-        k: How many to choose.
-        lambda_mult: 1 is relevance alone, 0 is diversity alone.
+        k: Most candidates to choose.
+        lambda_mult: 1 for relevance alone, 0 for diversity alone.
 
     Returns:
         list: Indices of the chosen candidates, in order of choice.
+
+    Raises:
+        ValueError: `lambda_mult` is out of range.
     """
     import torch
 
@@ -124,13 +130,16 @@ def fuse_ranks(
     """Reciprocal rank fusion (Cormack et al., 2009): ``sum of weight / (constant + rank)``, best first.
 
     Args:
-        rankings: Lists of items, best first; an item may be missing from some.
-        weights: One a ranking; equal where None.
-        constant: Damps the lead of the first ranks.
+        rankings: Lists of items, best first; an item may be missing in some.
+        weights: Weight of each ranking; None for equal weights.
+        constant: Reduces the advantage of the first ranks.
+
+    Raises:
+        ValueError: The number of weights differs from that of rankings.
     """
     weights = [1.0] * len(rankings) if weights is None else weights
     if len(weights) != len(rankings):
-        msg = f"one weight a ranking is needed: got {len(weights)} weights for {len(rankings)} rankings"
+        msg = f"weights must hold one weight a ranking, got {len(weights)} weights for {len(rankings)} rankings"
         raise ValueError(msg)
     totals: dict[Item, float] = {}
     for ranking, weight in zip(rankings, weights, strict=True):
@@ -143,16 +152,16 @@ def fuse_ranks(
 
 
 def memory_relevance(cosine: float) -> float:
-    """A cosine as a number in [0, 1]: one half is a right angle."""
+    """Map a cosine to [0, 1]; orthogonal vectors give 0.5."""
     return (cosine + 1) / 2
 
 
 def text_relevance(score: float, unit: float) -> float:
-    """A BM25 score as a number in [0, 1): nine tenths is each word of the question, once, in a text of mean length.
+    """Map a BM25 score to [0, 1); a text of mean length that has each word of the question once gives 0.9.
 
     Args:
-        score: Of a text.
-        unit: The score of such a text, `clara_core.retrieval.bm25`.
+        score: BM25 score of a text.
+        unit: Score of such a text, from `clara_core.retrieval.bm25.WordIndex.search`.
     """
     return 1 - 10 ** (-score / unit) if unit > 0 else 0.0
 
@@ -160,16 +169,16 @@ def text_relevance(score: float, unit: float) -> float:
 def fuse(
     cosines: Mapping[Item, float], texts: Mapping[Item, float], unit: float, text_weight: float
 ) -> list[tuple[Item, float]]:
-    """The rankings of one question by memory and by words as one, best first, with scores in [0, 1].
+    """Fuse the rankings of one question by memory and by words, best first, with scores in [0, 1].
 
-    A score is the weighted mean of both relevances: what stands in one text alone (a code, a name, a number) comes
-    first, since cosines of the candidates lie close together and their words do not. Equal scores keep the order given.
+    A score is the weighted mean of both relevances. A text with a rare word of the question (a code, a name, a number)
+    comes first, because the cosines of candidates differ less than their BM25 scores. Equal scores keep their order.
 
     Args:
-        cosines: Of each candidate; those without have no memory that could be compared.
-        texts: BM25 of the candidates that share words with the question.
+        cosines: Cosines of the candidates with a comparable memory.
+        texts: BM25 scores of the candidates that share words with the question.
         unit: As in `text_relevance`.
-        text_weight: In [0, 1]; the cosines have the rest.
+        text_weight: Weight of the BM25 scores, in [0, 1]; the cosines have the rest.
     """
     scores = {
         item: (1 - text_weight) * (memory_relevance(cosines[item]) if item in cosines else 0.0)

@@ -1,4 +1,4 @@
-"""Memories and questions as plain vectors, for databases that hold neither tensors nor several windows a document."""
+"""Memories and questions as plain vectors, for databases that store one vector a document."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Array = NDArray[np.float32]
 
 
 class Dimensioned(Protocol):
-    """What makes memories: an engine."""
+    """The part of an engine that a vector space needs."""
 
     @property
     def dimension(self) -> int:
-        """Numbers of one window's memory tokens, ``n_mem * hidden``."""
+        """Dimensions of a window's flattened memory tokens, ``n_mem * hidden``."""
 
 
 @dataclass(frozen=True, slots=True)
 class VectorSpace:
-    """The vectors of one engine at one length. Arrays are float32 on the processor.
+    """The vectors of one engine, optionally projected. Arrays are float32.
 
     Attributes:
-        engine: Whose memories they are.
-        dimensions: Length of projected vectors; None is the full `engine.dimension`.
-        seed: Of the projection; vectors are comparable only under the same one.
+        engine: Engine of the memories.
+        dimensions: Dimensions of projected vectors; None for the full `engine.dimension`.
+        seed: Seed of the projection; only vectors with the same seed are comparable.
     """
 
     engine: Dimensioned
@@ -46,25 +46,25 @@ class VectorSpace:
 
     @property
     def length(self) -> int:
-        """Numbers of a vector."""
+        """Dimensions of a vector."""
         return self.dimensions or self.engine.dimension
 
     def questions(self, tokens: Tensor) -> Array:
-        """Unit vectors ``[Q, length]`` of the query reasoner's ``[Q, n_mem, hidden]``.
+        """Unit vectors ``[Q, length]`` of the query reasoner's tokens ``[Q, n_mem, hidden]``.
 
         Raises:
-            ValueError: `dimensions` is more than the numbers of a memory.
+            ValueError: `dimensions` exceeds `engine.dimension`.
         """
         return self._unit(unit_rows(tokens))
 
     def documents(self, memories: Sequence[Memory]) -> Array:
-        """Unit vectors ``[M, length]``; a document of several windows has the mean of their directions."""
+        """Unit vectors ``[M, length]``; a document has the normalized mean of its windows' unit vectors."""
         if not memories:
             return np.zeros((0, self.length), np.float32)
         return self._unit(torch.stack([unit_rows(memory.tokens).mean(0) for memory in memories]))
 
     def windows(self, memory: Memory) -> Array:
-        """One vector a window, ``[W, length]``; at full length they are the memory tokens themselves."""
+        """One vector a window, ``[W, length]``; without projection these are the flattened memory tokens."""
         if self.dimensions is None:
             return memory.vectors()
         projected: Array = self._projected(unit_rows(memory.tokens)).numpy()
@@ -79,7 +79,7 @@ class VectorSpace:
             return vectors
         if self.dimensions > self.engine.dimension:
             raise ValueError(
-                f"dimensions={self.dimensions} is more than the {self.engine.dimension} numbers of a memory"
+                f"dimensions={self.dimensions} must be at most {self.engine.dimension}, the dimensions of a memory"
             )
         return _projection(self.engine.dimension, self.dimensions, self.seed).apply(vectors)
 

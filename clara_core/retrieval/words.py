@@ -1,11 +1,11 @@
-"""What counts as a word, everywhere that texts are searched by words.
+"""The tokenizer of the search by words.
 
 A word is a run of letters, digits and marks of any length, without regard to case, accents, vowel points and width:
-``Café`` is ``cafe``, and so is its full-width form. Words are neither stemmed nor left out, since names, codes and
-numbers have to be found as they stand; runs that a hyphen, dot or the like joins count by themselves and as a whole, so
-that ``AB-1234/9`` stands in one text alone. Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao,
-Khmer, Burmese, Tibetan) and emoji count by single characters and by pairs of neighbours: pairs tell words apart, and a
-character by itself is found as well.
+``Café`` is ``cafe``, and so is its full-width form. There is no stemming and no stop list, so that names, codes and
+numbers are found exactly. Runs joined by a hyphen, dot or similar are words both by themselves and as a whole, so that
+``AB-1234/9`` is as rare as it should be. Scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer,
+Burmese, Tibetan) and emoji are split into single characters and pairs of neighbours: pairs are more specific, and
+single characters can be found, too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SAME: Final = {0x2019: "'", 0x2010: "-"}
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, in order. None of them holds a space."""
+    """The words of a text, in order. No word contains a space."""
     if text.isascii():
         return _split(_ASCII.findall(text.lower()))
     folded = _OPTIONAL.sub("", unicodedata.normalize("NFKD", text).casefold()).translate(_SAME)
@@ -50,7 +50,7 @@ def words_of(text: str) -> list[str]:
 
 
 def _split(runs: list[str]) -> list[str]:
-    """Runs, and the parts of those that are joined."""
+    """Runs, each followed by its parts if it is joined."""
     found: list[str] = []
     for run in runs:
         found.append(run)

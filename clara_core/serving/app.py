@@ -15,6 +15,7 @@ from clara_core.serving.config import ServeConfig
 from clara_core.serving.failures import install
 from clara_core.serving.gate import Gate
 from clara_core.serving.native import native_routes
+from clara_core.serving.page import page_routes
 from clara_core.serving.standard import standard_routes
 from clara_core.serving.state import ServerState
 from clara_core.serving.stores import store_routes
@@ -67,6 +68,7 @@ def app_of(state: ServerState) -> FastAPI:
     _health(app, state)
     for routes in (native_routes, standard_routes, store_routes):
         app.include_router(routes(state))
+    app.include_router(page_routes())
     app.add_middleware(Gate, state=state)
     return app
 

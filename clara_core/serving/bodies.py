@@ -24,9 +24,10 @@ class Strict(BaseModel):
 
 
 class DocumentBody(Strict):
-    """A document by its text, or by the id that it has in a store of the server."""
+    """A document by its text, or by the id that it has in a store of the server; with "truncate" its first window."""
 
     text: str | None = None
+    overflow: Literal["split", "truncate"] = "split"
     id: str | None = None
     store: str | None = None
     title: str | None = None
@@ -78,6 +79,21 @@ class ParaphraseBody(Strict):
     document: DocumentBody
     instruction: str | None = None
     max_tokens: int = 128
+
+
+class SaidBody(Strict):
+    """A text as the answer to a question."""
+
+    question: str
+    documents: list[DocumentBody] = []
+    text: str
+
+
+class FidelityBody(Strict):
+    """Documents to be said again by their own memories."""
+
+    documents: list[DocumentBody]
+    instruction: str | None = None
 
 
 class CompressBody(Strict):

@@ -14,19 +14,25 @@ if TYPE_CHECKING:
     from clara_core.serving.state import ServerState
 
 
-async def memories_of(state: ServerState, documents: Sequence[DocumentBody], most: int) -> list[Memory]:
+async def memories_of(state: ServerState, documents: Sequence[DocumentBody], *, read: bool) -> list[Memory]:
     """The memory of each document. One that has a text and an id is looked up by the id, and else made of the text.
 
     Args:
         state: Of the server.
         documents: Of the request.
-        most: Documents that may be.
+        read: Whether the generator reads them, which takes fewer.
 
     Raises:
         Refused: There are too many, or one is in no store.
     """
     limits = state.config.limits
-    check_texts([document.text or "" for document in documents], most, limits.characters, "documents")
+    if read and len(documents) > limits.read:
+        raise Refused(
+            "context_length_exceeded",
+            f"{len(documents)} documents do not fit; at most {limits.read} are read for a question",
+            param="documents",
+        )
+    check_texts([document.text or "" for document in documents], limits.documents, limits.characters, "documents")
     stored = await asyncio.to_thread(_stored, state, documents)
     missing = [
         document.id or ""
@@ -36,9 +42,15 @@ async def memories_of(state: ServerState, documents: Sequence[DocumentBody], mos
     if missing:
         shown = ", ".join(repr(id_[:64]) for id_ in missing[:5])
         raise Refused("document_not_found", f"there is no document with the id {shown}", param="documents")
-    texts = [document.text or "" for document, memory in zip(documents, stored, strict=True) if memory is None]
-    made = iter(await state.engine.aremember(texts) if texts else [])
-    return [next(made) if memory is None else memory for memory in stored]
+    found = {at: memory for at, memory in enumerate(stored) if memory is not None}
+    for overflow in ("split", "truncate"):
+        places = [at for at, each in enumerate(documents) if at not in found and each.overflow == overflow]
+        texts = [documents[at].text or "" for at in places]
+        if texts:
+            engine = state.engine
+            made = await (engine.aremember(texts) if overflow == "split" else engine.acompress(texts, "truncate"))
+            found |= zip(places, made, strict=True)
+    return [found[at] for at in range(len(documents))]
 
 
 def _stored(state: ServerState, documents: Sequence[DocumentBody]) -> list[Memory | None]:

@@ -82,10 +82,10 @@ class Gate:
             if kind not in (JSON, NDJSON):
                 raise Refused("unsupported_media_type", f"send the header Content-Type: {JSON}, got {kind[:60]!r}")
         told = headers.get(FINGERPRINT)
-        if told is not None and self.state.ready and told != self.state.engine.fingerprint:
+        own = self.state.fingerprint
+        if told is not None and own is not None and told != own:
             raise Refused(
-                "fingerprint_mismatch",
-                f"the client expects the model {told[:12]}, the server runs {self.state.engine.fingerprint[:12]}",
+                "fingerprint_mismatch", f"the client expects the model {told[:12]}, the server runs {own[:12]}"
             )
         return label
 
@@ -96,7 +96,10 @@ class Gate:
         key = self.state.keys.find(_secret(headers))
         if key is None:
             self.state.metrics.refused.labels("key").inc()
-            raise Refused("invalid_api_key", "a key is needed: send the header Authorization: Bearer KEY")
+            raise Refused(
+                "invalid_api_key",
+                "a key is needed: send the header Authorization: Bearer KEY (a browser: any name, the key as password)",
+            )
         scope["clara.read_only"] = key.read_only
         return key.label
 
@@ -132,7 +135,7 @@ class _Passage:
                 await self._refuse(exc)
         finally:
             if self.admitted is not None:
-                self.state.release(self.admitted)
+                self.state.release(self.scope, self.admitted)
             self._note()
 
     async def _body(self) -> bytes:
@@ -218,11 +221,12 @@ class _Passage:
         if not self.whole:
             # Else a client that goes on sending is read for ever.
             own["connection"] = "close"
-        if self.state.ready:
-            own[FINGERPRINT] = self.state.engine.fingerprint
+        if self.state.fingerprint is not None:
+            own[FINGERPRINT] = self.state.fingerprint
         if self.status == 401:
             # A browser asks its user for the key when it is to show the page; programs know what to send.
-            own["www-authenticate"] = 'Basic realm="clara"' if self.scope["path"] == "/" else "Bearer"
+            of_page = self.scope["path"] == "/" or self.scope["path"].startswith("/static/")
+            own["www-authenticate"] = 'Basic realm="clara"' if of_page else "Bearer"
         return own
 
     async def _refuse(self, refused: Refused) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Request
@@ -22,9 +23,11 @@ from clara_core.engine.sampling import Chunk
 from clara_core.serving.bodies import (
     AnswerBody,
     CompressBody,
+    FidelityBody,
     ParaphraseBody,
     RankBody,
     ReasonBody,
+    SaidBody,
     TokensBody,
     check_texts,
     described,
@@ -80,7 +83,7 @@ def native_routes(state: ServerState) -> APIRouter:
 
     @router.post("/rank", openapi_extra=described(RankBody))
     async def rank(body: Annotated[RankBody, Depends(reader(RankBody))]) -> Response:
-        memories = await memories_of(state, body.documents, limits.documents)
+        memories = await memories_of(state, body.documents, read=False)
         ranked = await engine.arank(body.question, memories, body.top_k)
         return await json_response(
             {"results": [{"index": each.index, "score": each.score, "window": each.window} for each in ranked]}
@@ -89,9 +92,9 @@ def native_routes(state: ServerState) -> APIRouter:
     @router.post("/answer", openapi_extra=described(AnswerBody))
     async def answer(body: Annotated[AnswerBody, Depends(reader(AnswerBody))], request: Request) -> Response:
         options = options_of(body.options)
-        state.admit_answers(len(body.questions))
+        state.admit_answers(request.scope, len(body.questions))
         asked = [
-            ([turn.model_dump() for turn in each.messages], await memories_of(state, each.documents, limits.read))
+            ([turn.model_dump() for turn in each.messages], await memories_of(state, each.documents, read=True))
             for each in body.questions
         ]
         if "text/event-stream" in request.headers.get("accept", ""):
@@ -106,11 +109,29 @@ def native_routes(state: ServerState) -> APIRouter:
         return await json_response({"answers": [answer_to_wire(each) for each in answers]})
 
     @router.post("/paraphrase", openapi_extra=described(ParaphraseBody))
-    async def paraphrase(body: Annotated[ParaphraseBody, Depends(reader(ParaphraseBody))]) -> Response:
-        state.admit_answers(1)
-        [memory] = await memories_of(state, [body.document], 1)
+    async def paraphrase(
+        body: Annotated[ParaphraseBody, Depends(reader(ParaphraseBody))], request: Request
+    ) -> Response:
+        state.admit_answers(request.scope)
+        [memory] = await memories_of(state, [body.document], read=True)
         said = await asyncio.to_thread(engine.paraphrase, memory, body.instruction, body.max_tokens)
         return await json_response(answer_to_wire(said))
+
+    @router.post("/attribute", openapi_extra=described(SaidBody))
+    async def attribute(body: Annotated[SaidBody, Depends(reader(SaidBody))]) -> Response:
+        memories = await memories_of(state, body.documents, read=True)
+        return await json_response(asdict(await engine.aattribute(body.question, memories, body.text)))
+
+    @router.post("/logprob", openapi_extra=described(SaidBody))
+    async def logprob(body: Annotated[SaidBody, Depends(reader(SaidBody))]) -> Response:
+        memories = await memories_of(state, body.documents, read=True)
+        return await json_response({"logprob": await engine.alogprob(body.question, memories, body.text)})
+
+    @router.post("/fidelity", openapi_extra=described(FidelityBody))
+    async def fidelity(body: Annotated[FidelityBody, Depends(reader(FidelityBody))]) -> Response:
+        memories = await memories_of(state, body.documents, read=False)
+        measured = await engine.afidelity(memories, body.instruction)
+        return await json_response({"results": [asdict(each) for each in measured]})
 
     @router.post("/compress", openapi_extra=described(CompressBody))
     async def compress(body: Annotated[CompressBody, Depends(reader(CompressBody))]) -> Response:

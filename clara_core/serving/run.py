@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
+import warnings
 from types import FrameType
 from typing import ClassVar
 
@@ -106,6 +107,13 @@ class DrainingServer(uvicorn.Server):
         finally:
             watch.cancel()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start; shut down in order if the server was stopped meanwhile, as older versions of uvicorn do not."""
+        await super().startup(sockets)
+        if self.started and self.should_exit:
+            await self.shutdown(sockets)
+            self.started = False
+
     async def _watch_failure(self) -> None:
         await self.state.failed.wait()
         self.should_exit = True
@@ -148,6 +156,7 @@ def serve(config: ServeConfig) -> None:
     Raises:
         ClaraError: The model cannot be loaded.
     """
+    warnings.filterwarnings("ignore", "truncated ")  # shows the text; the client that asked for it warns its own user
     server = server_of(config)
     server.run()
     if server.state.failure is not None:

@@ -43,10 +43,10 @@ def standard_routes(state: ServerState) -> APIRouter:
     async def chat(body: Annotated[ChatBody, Depends(reader(ChatBody))], request: Request) -> Response:
         named = check_model(state, body.model)
         options = options_of(body.options())
-        state.admit_answers(1)
+        state.admit_answers(request.scope)
         messages = [message.turn() for message in body.messages]
         documents, scores = await _found(state, body)
-        memories = await memories_of(state, documents, limits.read)
+        memories = await memories_of(state, documents, read=True)
         writer = _Completion(named, _sources(documents, scores), state.engine.fingerprint[:12])
         if body.stream:
             chunks = cast("AsyncGenerator[Chunk, None]", engine.astream_chat(messages, memories, **options))
@@ -108,7 +108,7 @@ def standard_routes(state: ServerState) -> APIRouter:
             return await rerank_tei(await reader(TeiRerankBody)(request))
         body = await reader(RerankBody)(request)
         named = ALIAS if body.model is None else check_model(state, body.model)
-        memories = await memories_of(state, body.documents, limits.documents)
+        memories = await memories_of(state, body.documents, read=False)
         ranked = await engine.arank(body.query, memories, body.top_n or None)
         results: list[dict[str, Any]] = []
         for each in ranked:
@@ -131,7 +131,7 @@ def standard_routes(state: ServerState) -> APIRouter:
 
     async def rerank_tei(body: TeiRerankBody) -> Response:
         documents = [DocumentBody(text=text) for text in body.texts]
-        memories = await memories_of(state, documents, limits.documents)
+        memories = await memories_of(state, documents, read=False)
         told = [
             {"index": each.index, "score": each.score, **({"text": body.texts[each.index]} if body.return_text else {})}
             for each in await engine.arank(body.query, memories)
@@ -218,8 +218,9 @@ async def _found(state: ServerState, body: ChatBody) -> tuple[list[DocumentBody]
 
 
 def _title(metadata: dict[str, Any]) -> str | None:
-    title = metadata.get("title", metadata.get("source"))
-    return title if isinstance(title, str) else None
+    """What a person calls a document; `clara index` keeps the folder as its source, and the file beside it."""
+    named = (metadata.get(name) for name in ("title", "file", "file_name", "source"))
+    return next((name for name in named if isinstance(name, str)), None)
 
 
 def _sources(documents: Sequence[DocumentBody], scores: Sequence[tuple[float, int] | None]) -> list[dict[str, Any]]:

@@ -16,12 +16,15 @@ from clara_core.serving.observe import Metrics
 from clara_core.store import MemoryStore
 
 if TYPE_CHECKING:
+    from starlette.types import Scope
+
     from clara_core import ClaraEngine
 
 log = logging.getLogger(__name__)
 
 _ROWS: Final = 4  # answers that may wait for each that the device writes at once
 _RECENT: Final = 64  # finished requests from which the pace is taken
+_ANSWERS: Final = "clara.answers"
 
 
 class ServerState:
@@ -33,11 +36,13 @@ class ServerState:
         self.keys = Keys(config)
         self.metrics = Metrics(self)
         self.ready = False
+        self.fingerprint: str | None = None  # as it was loaded: asking the engine would load it again once it has died
         self.draining = False
         self.failure: BaseException | None = None
         self.failed = asyncio.Event()
         self.in_flight = 0
         self.bytes_in_flight = 0
+        self.answers = 0
         self.started = int(time.time())
         self._finished: deque[float] = deque(maxlen=_RECENT)
         self._stores: dict[str, MemoryStore] = {}
@@ -58,6 +63,7 @@ class ServerState:
             self.failure = exc
             self.failed.set()
             return
+        self.fingerprint = self.engine.fingerprint
         self.ready = True
         log.info("ready: %r", self.engine)
 
@@ -115,23 +121,24 @@ class ServerState:
         self.in_flight += 1
         self.bytes_in_flight += size
 
-    def admit_answers(self, count: int) -> None:
-        """Take answers to be written.
+    def admit_answers(self, scope: Scope, count: int = 1) -> None:
+        """Take answers to be written; they count until the request is released. What comes alone is always taken.
 
         Raises:
             Refused: Too many wait for the device.
         """
-        most = self.config.limits.waiting_answers
-        if most is None:
-            most = _ROWS * DeviceLimits.of(self.engine.device).rows
-        waiting = self.engine.stats().waiting
-        if waiting and waiting + count > most:
-            raise self.overloaded("answers", f"{waiting} answers wait for the device")
+        rows, waiting = DeviceLimits.of(self.engine.device).rows, self.config.limits.waiting_answers
+        most = rows + (_ROWS * rows if waiting is None else waiting)
+        if self.answers and self.answers + count > most:
+            raise self.overloaded("answers", f"{self.answers} answers are being written or wait for the device")
+        self.answers += count
+        scope[_ANSWERS] = count
 
-    def release(self, size: int) -> None:
+    def release(self, scope: Scope, size: int) -> None:
         """A request was answered, or given up."""
         self.in_flight -= 1
         self.bytes_in_flight -= size
+        self.answers -= scope.get(_ANSWERS, 0)
         self._finished.append(time.monotonic())
 
     def overloaded(self, why: str, said: str) -> Refused:

@@ -1,6 +1,6 @@
-"""Memories that last: documents with text, metadata and memory in a Lance table, searched and read again.
+"""Persistent memories: documents with text, metadata and memory in a Lance table, to be searched and read again.
 
-Needs the extra ``store``. Importing this package loads neither torch nor Lance; a name is resolved at its first use.
+Needs the extra ``store``. Importing this package loads neither torch nor Lance; names are resolved at first use.
 """
 
 from __future__ import annotations

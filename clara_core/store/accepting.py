@@ -1,7 +1,7 @@
-"""Functions as filters: asked about what a search found, further and further down, until enough was accepted.
+"""Functions as filters: applied to the results of a search, which is widened until enough documents are accepted.
 
-A function cannot be asked in a table, and asking it about every document would read them all. Each ranking is filtered
-by itself before two are fused, so that a function finds what a dict that says the same would find.
+Lance cannot evaluate a Python function, and applying it to every document would read them all. Each ranking is filtered
+before two are fused, so a function finds the same documents as an equivalent dict.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from clara_core.store.records import Record
 
 Accept = Callable[[Record], bool]
 
-_WIDER: Final = 4  # times as many, when too few were accepted
-_NARROWEST: Final = 16  # fewest documents that are asked about at a time
+_WIDER: Final = 4  # factor by which a search is widened if too few were accepted
+_NARROWEST: Final = 16  # smallest number of documents to search for
 
 
 @dataclass(slots=True)
 class Accepting:
-    """The searches of a snapshot, for documents that a function accepts; it is asked once about each."""
+    """The searches of a snapshot among documents that a function accepts; it is called once for each document."""
 
     snapshot: Snapshot
     accept: Accept
@@ -49,13 +49,13 @@ class Accepting:
         wanted = max(_NARROWEST, _WIDER * k)
         while True:
             found = search(wanted)
-            self._ask(found)
+            self._judge(found)
             accepted = [each for each in found if self._known[each.row]]
             if len(accepted) >= k or len(found) < wanted:
                 return accepted[:k]
             wanted *= _WIDER
 
-    def _ask(self, found: Sequence[Candidate]) -> None:
+    def _judge(self, found: Sequence[Candidate]) -> None:
         rows = sorted({each.row for each in found}.difference(self._known))
         if rows:
             there = self.snapshot.at_rows(np.array(rows, np.uint64), with_memories=False)

@@ -1,11 +1,10 @@
-"""The seam between a `MemoryStore` and the place that keeps its documents: a Lance table, or this process's memory.
+"""The interface between a `MemoryStore` and its backend: a Lance table, or this process's memory.
 
-`MemoryStore` is the same for both places: it checks and compresses what it is given, reads and refuses filters, fuses
-rankings, chooses by maximal marginal relevance and makes scores. A place keeps rows, finds them, and knows nothing of
-engines. A row is a document; rows have an order, in which documents came, and one that is
-replaced comes last.
+`MemoryStore` is the same for both backends. It checks and compresses documents, checks filters, fuses rankings, applies
+maximal marginal relevance and computes scores. A backend stores rows and finds them, and does not use an engine. Each
+document is one row. Rows are ordered by when their documents were added; a replaced document comes last.
 
-Letters of shapes: Q questions, D = n_mem * hidden numbers of a window, W windows of a document.
+Dimensions: Q questions, D = n_mem * hidden numbers of a window, W windows of a document.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from clara_core.store.codec import MemoryType
 from clara_core.store.records import Broken, Record, StoreStats
 
 Rows: TypeAlias = NDArray[np.uint64]
-"""Numbers of rows, ascending."""
+"""Row numbers, ascending."""
 
 Report: TypeAlias = Callable[[str, int, int], None]
-"""Told which step is under way, how much of it is done and how much there is; 0 where that is not known."""
+"""Receives the name of the current step, how much of it is done, and how much there is; 0 for an unknown number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What kind of memories a store holds; fixed by the first ones.
+    """The kind of memories that a store holds; fixed by the first ones.
 
     Attributes:
-        fingerprint: Of the model that made them.
-        memory_type: How they are kept.
+        fingerprint: Fingerprint of the model that made them.
+        memory_type: Number format in which they are stored.
         n_mem: Memory tokens of a window.
         hidden: Numbers of a memory token.
     """
@@ -48,24 +47,24 @@ class Space:
     hidden: int
 
     def check_model(self, fingerprint: str, uri: str) -> None:
-        """Refuse another model than the one whose memories a store holds.
+        """Refuse a model other than the one whose memories the store holds.
 
         Raises:
-            FingerprintMismatch: Says both and what to do.
+            FingerprintMismatch: The models differ; the message names both and what to do.
         """
         if fingerprint != self.fingerprint:
             raise FingerprintMismatch(
                 f"the store at {uri} holds memories of the model {self.fingerprint[:12]}, this one is "
                 f"{fingerprint[:12]}: open it with the model that wrote it, or add its texts to a store in another "
-                "place with this one; get, iteration and mode='text' work as it is, without an engine"
+                "place with this one; get, iteration and mode='text' work without an engine"
             )
 
     def check(self, entries: Sequence[Entry], uri: str) -> None:
-        """Refuse documents with memories of another kind.
+        """Refuse documents whose memories are of another kind.
 
         Raises:
-            FingerprintMismatch: They are of another model.
-            ValueError: They have another shape; says both.
+            FingerprintMismatch: The memories are of another model.
+            ValueError: The memories have another shape; the message gives both.
         """
         for entry in entries:
             self.check_model(entry.memory.fingerprint, uri)
@@ -76,14 +75,14 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A document on its way into a store: checked, and compressed.
+    """A checked and compressed document, ready to be stored.
 
     Attributes:
-        id: Of the document.
-        text: Exactly as it was given.
-        metadata: As JSON, from `clara_core.store.records.metadata_json`.
+        id: Id of the document.
+        text: The exact text that was given.
+        metadata: JSON from `clara_core.store.records.metadata_json`.
         content: `clara_core.data.memory.content_key` of text and fingerprint.
-        memory: Of the text.
+        memory: Memory of the text.
     """
 
     id: str
@@ -95,13 +94,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A document that a place found.
+    """A document found by a backend.
 
     Attributes:
-        row: Of the document.
-        score: Cosine of the question and the best window, or BM25.
-        window: Which window of the document scored best; 0 in a search by words.
-        order: When the document came, where its row does not tell.
+        row: Row number of the document.
+        score: Cosine between the question and the best window, or BM25.
+        window: Index of the window with the best score; 0 in a search by words.
+        order: Position by time of adding, for backends whose row numbers do not give it.
     """
 
     row: int
@@ -112,11 +111,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """What a search by words found.
+    """Result of a search by words.
 
     Attributes:
         candidates: Best first; of equal scores the lower row first.
-        unit: The BM25 of a text of mean length that has each word of the question once: what scores are measured by.
+        unit: BM25 score of a text of mean length that has each word of the question once; scores are measured by
+            it.
     """
 
     candidates: list[Candidate]
@@ -124,23 +124,23 @@ class Matches:
 
 
 class Snapshot(Protocol):
-    """The documents of one moment. Never changes, whoever writes meanwhile; safe under threads."""
+    """The documents of one version. It never changes, even while others write, and is safe under threads."""
 
     @property
     def space(self) -> Space:
-        """Of its memories."""
+        """Kind of the memories."""
 
     def count(self) -> int:
-        """How many documents there are."""
+        """Number of documents."""
 
     def passing(self, condition: Mapping[str, Any]) -> Rows:
-        """Rows of the documents whose metadata passes a filter that `check_filter` accepted, as `matches` says."""
+        """Rows of the documents that pass a filter by the rules of `matches`; `check_filter` must accept the filter."""
 
     def records(self, ids: Sequence[str]) -> dict[str, Record]:
-        """Documents by id; unknown ids are left out. Metadata is the caller's own copy."""
+        """Documents by id; unknown ids are left out. The metadata is the caller's own copy."""
 
     def at_rows(self, rows: Rows, *, with_memories: bool) -> dict[int, tuple[Record, Memory | None]]:
-        """Documents by the numbers of their rows, and their memories if they are wanted."""
+        """Documents by row number, with their memories if `with_memories` is set."""
 
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """`Entry.content` and `Entry.metadata` of documents, by id; unknown ids are left out."""
@@ -157,18 +157,18 @@ class Snapshot(Protocol):
     def nearest(
         self, questions: Tensor, k: int, allowed: Rows | None, *, exact: bool, oversample: int
     ) -> list[list[Candidate]]:
-        """The k documents of which a window is most like a question, for each question.
+        """For each question the k documents with the most similar window.
 
         Args:
             questions: ``[Q, n_mem, hidden]``, finite, of this space.
-            k: Most documents of a question, at least 1.
-            allowed: Rows that may be found; None means all.
-            exact: Compare with all memories; a place that always does so may overlook it.
-            oversample: Candidates for one document, where the place looks for candidates first.
+            k: Maximum number of documents for each question, at least 1.
+            allowed: Rows that may be found; None allows all.
+            exact: Compare with all memories; a backend that always does so may ignore it.
+            oversample: Candidates for each document to find, if the backend first searches for candidates.
 
         Returns:
             list: Best first, of equal scores the lower row first. A score is the cosine in float32, rounded to six
-            digits and in [-1, 1].
+                digits and in [-1, 1].
         """
 
     def windows(self, candidates: Sequence[Candidate]) -> Tensor:
@@ -177,7 +177,7 @@ class Snapshot(Protocol):
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
         """The k documents that share words with a question, by BM25 over all documents of the snapshot.
 
-        Words are those of `retrieval.words`, scores those of `retrieval.bm25`: the same in every place.
+        Words are those of `retrieval.words` and scores those of `retrieval.bm25`, in every backend.
         """
 
     def stats(self) -> StoreStats:
@@ -185,48 +185,48 @@ class Snapshot(Protocol):
 
 
 class Backend(Protocol):
-    """A place for documents. Safe under threads; may be pickled, and deep copies of a place in memory are their own."""
+    """A backend for documents. Safe under threads and picklable; deep copies of a backend in memory are independent."""
 
     @property
     def uri(self) -> str:
-        """Where it is."""
+        """Address of the store."""
 
     def latest(self) -> Snapshot | None:
-        """The documents of now; None while there never was one.
+        """The latest version; None if nothing was ever stored.
 
         Raises:
-            StoreError: The place cannot be read, or was written by another version; says what to do.
+            StoreError: The store cannot be read, or was written by another version; the message says what to do.
         """
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Keep documents, all of them or none; one whose id is there is replaced. The first ones fix the space.
+        """Store documents, all of them or none; documents with known ids replace the stored ones.
 
         Args:
-            entries: Of one space, each under an id of its own.
+            entries: Documents of one space with different ids. The first documents of a store fix its space.
 
         Raises:
-            FingerprintMismatch: Memories of another model are there.
-            ValueError: The memories have another shape than those that are there.
-            StoreError: Others wrote all the time, or the place cannot be written.
+            FingerprintMismatch: The store holds memories of another model.
+            ValueError: The store holds memories of another shape.
+            StoreError: Other writers were faster every time, or the store cannot be written.
         """
 
     def delete(self, ids: Sequence[str] | None, condition: Mapping[str, Any] | None) -> int:
-        """Take out the documents that have one of the ids and pass the filter; None means all. Returns how many."""
+        """Delete the documents that have one of the ids and pass the filter (None means all); returns their number."""
 
     def compact(self, older_than: timedelta) -> None:
-        """Give back the room of what was replaced or taken out, and versions of the place that are older."""
+        """Free the space of replaced and deleted documents, and delete versions older than `older_than`."""
 
     def optimize(self, report: Report) -> None:
-        """Bring keys and indexes up to date; changes nothing that is found."""
+        """Update keys and indexes; the results of searches do not change."""
 
     def check(self, report: Report) -> list[Broken]:
-        """Read all that is kept, and say which files cannot be read."""
+        """Read everything in the store, and return the files that cannot be read."""
 
     def salvage(self, report: Report) -> list[Broken]:
-        """The same, and take the documents of those files out."""
+        """Do the same, and delete the documents of those files."""
 
     def explain(self, error: BaseException) -> StoreError | None:
-        """What an error of a call means for the store and what to do; None for one that is not of the place."""
+        """The meaning of an error for the store and what to do; None for an error that is not the backend's."""
 
     def close(self) -> None:
-        """Let go of what is only held to be quick; the place may be used again."""
+        """Drop caches; the backend may be used again."""

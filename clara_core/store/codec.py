@@ -1,10 +1,10 @@
-"""Memory tokens as bytes of a fixed length and back, in float32, bfloat16 or int8. Knows nothing of tables and files.
+"""Converts memory tokens to rows of bytes of a fixed length and back, in float32, bfloat16 or int8.
 
-Letters of shapes: w windows, T memory tokens of a window (`n_mem`), H numbers of a token (`hidden`).
+Dimensions: w windows, T memory tokens of a window (`n_mem`), H numbers of a token (`hidden`).
 
 A row of ``float32`` or ``bfloat16`` is ``T * H`` numbers of four or two bytes. A row of ``int8`` is T scales (float32),
-then ``T * H`` signed bytes: a number is its byte times the scale of its token, the largest number of a token is 127
-scales. All numbers are little-endian.
+then ``T * H`` signed bytes: a number is its byte times the scale of its token, and the largest number of a token is 127
+times the scale. All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ MEMORY_TYPES: Final = get_args(MemoryType)
 
 _LEVELS = 127  # steps of int8 on each side of zero; -128 is not used
 _SCALE_BYTES = 4
-_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of a number
+_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a number
 
 
 class MemoryCodec:
-    """Windows of one shape to rows of bytes and back.
+    """Encodes windows of one shape as rows of bytes and decodes them.
 
     Args:
-        memory_type: ``float32`` (exact), ``bfloat16`` (exact for a model that computes in bfloat16), or ``int8`` (half
-            the bytes of that).
+        memory_type: ``float32`` (exact), ``bfloat16`` (exact for a model that computes in bfloat16), or ``int8``
+            (half the bytes of bfloat16).
         n_mem: Memory tokens of a window.
         hidden: Numbers of a memory token.
 
     Raises:
-        ValueError: An unknown type, or a shape that is not positive.
+        ValueError: The type is unknown, or a size is not positive.
     """
 
     def __init__(self, memory_type: MemoryType, n_mem: int, hidden: int) -> None:
@@ -47,21 +47,21 @@ class MemoryCodec:
         if n_mem < 1 or hidden < 1:
             raise ValueError(f"n_mem and hidden must be at least 1, got {n_mem} and {hidden}")
         if sys.byteorder != "little":
-            raise NotImplementedError("memories are stored little-endian, and this machine is not")
+            raise NotImplementedError("memories are stored little-endian, which this machine does not support")
         self.memory_type, self.n_mem, self.hidden = memory_type, n_mem, hidden
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a window."""
+        """Bytes of an encoded window."""
         scales = _SCALE_BYTES * self.n_mem if self.memory_type == "int8" else 0
         return scales + _BYTES[self.memory_type] * self.n_mem * self.hidden
 
     def encode(self, tokens: Tensor) -> NDArray[np.uint8]:
-        """Windows ``[w, T, H]`` of any float type to ``[w, row_bytes]``, contiguous.
+        """Encode windows ``[w, T, H]`` of any float type as ``[w, row_bytes]``, contiguous.
 
         Raises:
-            ValueError: Another shape, or a number that is not finite (in bfloat16): such a memory finds and says
-                nothing.
+            ValueError: The shape differs, or a number is not finite (in bfloat16), which would make the memory
+                useless.
         """
         if tokens.ndim != 3 or tokens.shape[1:] != (self.n_mem, self.hidden):
             raise ValueError(f"memory must have the shape [windows, {self.n_mem}, {self.hidden}], "
@@ -75,10 +75,10 @@ class MemoryCodec:
         return self._quantize(given.float())
 
     def decode(self, rows: NDArray[np.uint8], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Rows ``[w, row_bytes]`` to windows ``[w, T, H]``; a copy, so that the rows may go away.
+        """Decode rows ``[w, row_bytes]`` to windows ``[w, T, H]``. The result is a copy and does not refer to the rows.
 
         Raises:
-            ValueError: The rows have another length: they were written for another shape or type.
+            ValueError: The rows have another length, so they were written for another shape or type.
         """
         if rows.ndim != 2 or rows.shape[1] != self.row_bytes or rows.dtype != np.uint8:
             raise ValueError(f"a stored memory of [{self.n_mem}, {self.hidden}] in {self.memory_type} has "
@@ -87,7 +87,7 @@ class MemoryCodec:
         if self.memory_type == "float32":
             return torch.from_numpy(np.ascontiguousarray(rows).view(np.float32).copy()).view(shape).to(dtype)
         if self.memory_type == "bfloat16":
-            # bfloat16 is the upper half of float32: numpy knows no bfloat16, but it can move bits.
+            # bfloat16 is the upper half of float32. numpy has no bfloat16, but it can move the bits.
             halves = np.ascontiguousarray(rows).view(np.uint16)
             if dtype == torch.bfloat16:
                 return torch.from_numpy(halves.copy()).view(torch.bfloat16).view(shape)
@@ -101,7 +101,7 @@ class MemoryCodec:
 
     def _quantize(self, numbers: Tensor) -> NDArray[np.uint8]:
         scales = numbers.abs().amax(dim=2) / _LEVELS  # [w, T]
-        # A token of zeros, or of numbers so small that the scale is nothing, becomes zeros.
+        # A token of zeros, or of numbers so small that the scale underflows to zero, becomes zeros.
         steps = (numbers / scales.masked_fill(scales == 0, torch.inf).unsqueeze(-1)).round_()
         steps = steps.clamp_(-_LEVELS, _LEVELS).to(torch.int8)  # [w, T, H]
         split = _SCALE_BYTES * self.n_mem
@@ -111,7 +111,7 @@ class MemoryCodec:
         return rows
 
     def _check_finite(self, numbers: Tensor) -> None:
-        # The sum of absolute values is finite only if every number is; it needs no second array.
+        # The sum of absolute values is finite only if every number is, and needs no second array.
         sums = numbers.flatten(1).float().abs().sum(dim=1)
         if not bool(sums.isfinite().all()):
             bad = (~numbers.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()

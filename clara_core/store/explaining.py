@@ -1,4 +1,4 @@
-"""Errors of the place that keeps documents, in words that say what they mean for the store."""
+"""Explains errors of a backend as `StoreError`, and repeats reads whose files were deleted meanwhile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from clara_core.store.backend import Backend
 
-_TRIES: Final = 3  # of a call that reads, when what it reads goes while it does
+_TRIES: Final = 3  # attempts of a read whose files others delete meanwhile
 
 C = TypeVar("C", bound=type[Any])
 T = TypeVar("T")
@@ -21,7 +21,7 @@ class _HasBackend(Protocol):
 
 @contextmanager
 def explained(backend: Backend) -> Iterator[None]:
-    """Say of an error of the place what it means.
+    """Explain errors of the backend.
 
     Raises:
         StoreError: A file is broken, or could not be read or written.
@@ -35,11 +35,12 @@ def explained(backend: Backend) -> Iterator[None]:
 
 
 def explaining(*methods: str, reading: bool) -> Callable[[C], C]:
-    """For a class with a ``_backend``: some of its methods explain errors.
+    """Decorate a class with a ``_backend`` so that some of its methods explain errors.
 
     Args:
-        methods: Their names.
-        reading: They only read: done again where a file is gone, since others may drop an old version of it meanwhile.
+        methods: Names of the methods.
+        reading: Whether they only read. Reads are repeated if a file is missing, since others may delete an old
+            version.
     """
 
     def decorated(cls: C) -> C:
@@ -53,14 +54,14 @@ def explaining(*methods: str, reading: bool) -> Callable[[C], C]:
 def _explaining(method: Callable[..., Any], tries: int) -> Callable[..., Any]:
     @functools.wraps(method)
     def wrapper(self: _HasBackend, *args: Any, **kwargs: Any) -> Any:
-        result = again(self._backend, lambda: method(self, *args, **kwargs), tries)
+        result = retry_read(self._backend, lambda: method(self, *args, **kwargs), tries)
         return _each(self._backend, result) if isinstance(result, Iterator) else result
 
     return wrapper
 
 
-def again(backend: Backend, work: Callable[[], T], tries: int = _TRIES) -> T:
-    """Do what reads the latest version; again where a file is gone, since others may have dropped it meanwhile."""
+def retry_read(backend: Backend, work: Callable[[], T], tries: int = _TRIES) -> T:
+    """Call a function that reads the latest version; repeat it if a file that it reads is deleted meanwhile."""
     for left in reversed(range(tries)):
         try:
             with explained(backend):

@@ -1,10 +1,10 @@
-"""A store in the memory of this process: a matrix of windows, and an index of words. Needs no Lance.
+"""The backend in the memory of this process: a matrix of windows and an index of words. Does not need Lance.
 
-Readers take the state that they find and never wait; a writer replaces it. All states share the lists of documents,
-which only grow: what was added later lies beyond a state's numbers, and a document that was taken out says from which
-version on. Its room is given back once most are gone.
+Readers use the current state and never wait; a writer replaces it. All states share the lists of documents, which only
+grow: documents added later are beyond a state's size, and a deleted document records the version that deleted it. The
+lists are copied without the deleted documents once most of them are deleted.
 
-Letters of shapes: Q questions, W windows, D numbers of a window.
+Dimensions: Q questions, W windows, D numbers of a window.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from clara_core.store.codec import MemoryCodec, MemoryType
 from clara_core.store.records import Broken, Record, StoreStats, metadata_from_json
 from clara_core.store.windows import WindowMatrix, Windows, ranking
 
-_KEPT_DEAD: Final = 64  # documents that were taken out and are kept, at least
-_RESTORED: Final = 256  # documents that a copy takes over at a time
+_KEPT_DEAD: Final = 64  # deleted documents that are always allowed in the lists
+_RESTORED: Final = 256  # documents that a copy adds at a time
 
 
 @dataclass(slots=True)
 class _Document:
-    """A document that is kept. Only `parsed` and `end` ever change, once each.
+    """A stored document. Only `parsed` and `end` change, each once.
 
     Attributes:
         id, text, metadata, content: As in `Entry`.
         spans, source_tokens: Of its memory.
-        dtype: Of the memory's numbers, as they were given.
-        row: Its number.
-        start: Its first window in the matrix.
-        earlier: The document of the same id that came before.
-        end: The version from which on it is not there.
-        parsed: The metadata, once a filter asked for it.
+        dtype: Type in which the memory was given.
+        row: Row number.
+        start: Index of its first window in the matrix.
+        earlier: The previous document with the same id.
+        end: The version that deleted the document.
+        parsed: The parsed metadata, once a filter has used it.
     """
 
     id: str
@@ -66,37 +66,37 @@ class _Document:
     parsed: dict[str, Any] | None = None
 
     def facts(self) -> dict[str, Any]:
-        """The metadata, to be read only."""
+        """The parsed metadata; do not change it."""
         if self.parsed is None:
             self.parsed = metadata_from_json(self.metadata)
         return self.parsed
 
     def record(self) -> Record:
-        """For a caller to do with as he likes."""
+        """A copy for the caller."""
         return Record(self.id, self.text, metadata_from_json(self.metadata), self.spans, self.source_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """The documents of one moment; see `clara_core.store.backend.Snapshot`."""
+    """One version of the documents; see `clara_core.store.backend.Snapshot`."""
 
     space: Space
     matrix: Windows
-    documents: list[_Document]  # by row; those that were added later, too
+    documents: list[_Document]  # by row; also those that were added later
     newest: dict[str, _Document]  # the last document of an id
     contents: dict[str, _Document]  # the last document of a content
     words: WordIndex
-    size: int = 0  # of the documents, those that are gone too
+    size: int = 0  # number of documents, including deleted ones
     live: int = 0
     version: int = 0
-    passed: dict[str, Rows] = field(default_factory=dict)  # what filters let pass
+    filtered: dict[str, Rows] = field(default_factory=dict)  # cached results of filters
 
     def has(self, document: _Document) -> bool:
-        """Whether a document is there, of those that came before this moment."""
+        """Whether a document of this version is not deleted."""
         return document.end is None or document.end > self.version
 
     def there(self) -> Iterator[_Document]:
-        """All documents, in order."""
+        """All documents that are not deleted, in order."""
         return (document for document in self.documents[: self.size] if self.has(document))
 
     def count(self) -> int:
@@ -107,15 +107,15 @@ class _State:
 
     def passing(self, condition: Mapping[str, Any]) -> Rows:
         try:
-            asked = json.dumps(condition)
+            cache_key = json.dumps(condition)
         except (TypeError, ValueError):
-            asked = None
-        if asked is not None and asked in self.passed:
-            return self.passed[asked]
+            cache_key = None
+        if cache_key is not None and cache_key in self.filtered:
+            return self.filtered[cache_key]
         found = [document.row for document in self.there() if matches(condition, document.facts())]
         rows = np.array(found, np.uint64)
-        if asked is not None:
-            self.passed[asked] = rows
+        if cache_key is not None:
+            self.filtered[cache_key] = rows
         return rows
 
     def known(self, ids: Sequence[str]) -> dict[str, _Document]:
@@ -152,7 +152,7 @@ class _State:
         return {content: each.id for content, each in found.items() if known.get(each.id) is each}
 
     def memory(self, document: _Document) -> Memory:
-        """The memory of a document, as it was given."""
+        """The memory of a document, in the type in which it was given."""
         shape = (len(document.spans), self.space.n_mem, self.space.hidden)
         windows = self.matrix.at(document.start, document.start + shape[0]) if shape[0] else np.empty(0, np.float32)
         tokens = torch.from_numpy(windows).view(shape).to(document.dtype)
@@ -194,11 +194,11 @@ class _State:
 
 
 class InMemory:
-    """Documents in the memory of this process; see `clara_core.store.backend.Backend`.
+    """The backend in the memory of this process; see `clara_core.store.backend.Backend`.
 
     Args:
-        memory_type: ``float32`` keeps memories as they are. Numbers of the other types are rounded as in a folder, and
-            take the room of float32 all the same.
+        memory_type: ``float32`` keeps memories exactly. The other types round the numbers as in a folder, but take
+            as much room as float32.
     """
 
     uri: Final = "memory://"
@@ -206,7 +206,7 @@ class InMemory:
     def __init__(self, memory_type: MemoryType = "float32") -> None:
         self._memory_type = memory_type
         self._state: _State | None = None
-        self._next = 0  # number of the next row
+        self._next = 0  # row number of the next document
         self._writing = threading.RLock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -268,7 +268,7 @@ class InMemory:
                 self._state = self._dense(state)
 
     def optimize(self, report: Report) -> None:
-        """Nothing to do: there are no keys and no indexes that could be behind."""
+        """Does nothing: there are no keys and no indexes to update."""
 
     def check(self, report: Report) -> list[Broken]:
         return []
@@ -280,7 +280,7 @@ class InMemory:
         return None
 
     def close(self) -> None:
-        """Nothing is held that could be made again."""
+        """Does nothing: there are no caches."""
 
     def _empty(self, space: Space) -> _State:
         self._words = WordIndex()
@@ -288,7 +288,7 @@ class InMemory:
         return _State(space, self._matrix.at(0), [], {}, {}, self._words.snapshot())
 
     def _windows(self, memories: Sequence[Memory]) -> NDArray[np.float32]:
-        """``[W, D]``, rounded as the memory type says."""
+        """Windows ``[W, D]``, rounded to the memory type."""
         tokens = torch.cat([memory.tokens.detach().cpu().float() for memory in memories])
         if self._memory_type != "float32" and len(tokens):
             codec = MemoryCodec(self._memory_type, *tokens.shape[1:])
@@ -297,7 +297,7 @@ class InMemory:
         return windows
 
     def _without(self, state: _State, gone: Sequence[_Document]) -> _State:
-        """The state of the next version, in which documents are gone; not shown yet."""
+        """The state of the next version, without the documents in `gone`. It is not visible to readers yet."""
         if not gone:
             return state
         rows = np.sort(np.array([document.row for document in gone], np.uint64))
@@ -308,15 +308,15 @@ class InMemory:
         return replace(state, live=state.live - len(gone))
 
     def _show(self, state: _State) -> None:
-        """Let readers see the next version."""
+        """Make the next version visible to readers."""
         version = state.version + 1
         state = replace(
-            state, matrix=self._matrix.at(version), words=self._words.snapshot(), version=version, passed={}
+            state, matrix=self._matrix.at(version), words=self._words.snapshot(), version=version, filtered={}
         )
         self._state = self._dense(state) if state.size - state.live > max(state.live, _KEPT_DEAD) else state
 
     def _dense(self, state: _State) -> _State:
-        """The same version in lists of its own, without the documents that are gone."""
+        """The same version with new lists that do not contain the deleted documents."""
         self._matrix = WindowMatrix(state.space.n_mem * state.space.hidden, np.float32, scaled=True)
         documents = []
         for old in state.there():

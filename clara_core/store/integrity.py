@@ -1,7 +1,7 @@
-"""Broken files and full disks: errors that say which file and what to do, and a way back to what is whole.
+"""Finds broken files, explains errors of Lance, and removes the documents of broken files.
 
-Lance checks the structure of a file, not each byte of it: what is missing or garbled is found, a bit that fell over
-inside a memory is not. That is the business of the file system or the object store.
+Lance checks the structure of a file but not each byte: it finds missing and garbled data, but not a changed bit inside
+a memory. The file system or object store has to prevent that.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 __all__ = ["broken_files", "meaning", "salvage"]
 
 _MAGIC: Final = b"LANC"  # the last bytes of a data file
-_SHOWN: Final = 3  # files that an error names
-_READ_BYTES: Final = 1 << 28  # of files that are read to find out what an error means, at most
+_SHOWN: Final = 3  # files named in an error
+_READ_BYTES: Final = 1 << 28  # most bytes read to find the cause of an error
 _OF_SYSTEM: Final = re.compile(
     r"os error \d+|no space left|file too large|timed? ?out|connection|credential", re.IGNORECASE
 )
 
 
 def broken_files(dataset: LanceDataset, report: Report, *, sizes_only: bool = False) -> list[Broken]:
-    """Files of a table that cannot be read. Looks at all sizes first, and only then reads.
+    """Return the files of a table that cannot be read. All sizes are checked before any file is read.
 
     Args:
         dataset: The table.
-        report: Told how many files are done.
-        sizes_only: Read nothing.
+        report: Receives the number of files done.
+        sizes_only: Check only sizes and ends of files.
     """
     fragments = dataset.get_fragments()
     found = [broken for fragment in fragments if (broken := _misshapen(dataset, fragment))]
@@ -51,27 +51,27 @@ def broken_files(dataset: LanceDataset, report: Report, *, sizes_only: bool = Fa
 
 
 def salvage(table: Table, report: Report) -> list[Broken]:
-    """Take the documents of broken files out of a table.
+    """Delete the documents of broken files from a table.
 
-    Older versions of the table still name the files, and nothing is deleted.
+    Older versions of the table still refer to the files, and no file is deleted.
 
     Returns:
-        list: The broken files; without any, nothing was changed.
+        list: The broken files; if there are none, nothing was changed.
     """
     dataset = table.latest()
     found = [] if dataset is None else broken_files(dataset, report)
     if found:
-        # The number of a row is that of its file and its place there; a file's number is never used again.
+        # A row number consists of the number of its file and its position there; file numbers are never used again.
         spans = (f"(_rowid >= {each.fragment << 32} AND _rowid < {(each.fragment + 1) << 32})" for each in found)
         table.remove_where(" OR ".join(spans))
     return found
 
 
 def meaning(table: Table, exc: BaseException) -> StoreError | None:
-    """What an error means for a store; None for one that does not come from Lance.
+    """The meaning of an error for a store; None for an error that does not come from Lance.
 
-    It names broken files where their size or end tells, or the error does, or little has to be read to find them: what
-    the system says of itself (a full disk, a lost connection) needs no look, and a large store is not read for it.
+    The error names broken files if they are found by their sizes, by the text of the error, or by reading a little.
+    Errors of the system (a full disk, a lost connection) and large stores are not examined by reading.
     """
     cause = exc.__cause__ if isinstance(exc, StoreError) and exc.__cause__ is not None else exc
     if not is_of_lance(cause):
@@ -89,22 +89,22 @@ def meaning(table: Table, exc: BaseException) -> StoreError | None:
         shown = "; ".join(f"{file.path} ({file.rows} rows: {file.reason})" for file in broken[:_SHOWN])
         more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
         return StoreError(
-            f"the store at {table.uri} has broken files: {shown}{more}. Put them back from a copy, or call salvage() "
-            "to go on without their documents and add those again"
+            f"the store at {table.uri} has broken files: {shown}{more}. Restore them from a copy, or call salvage() "
+            "to remove their documents and add those again"
         )
-    hint = "make room or mend the disk, and try again" if of_system else "check() reads all of its files"
+    hint = "free space or repair the disk, and try again" if of_system else "check() reads all of its files"
     return StoreError(
         f"the store at {table.uri} could not be read or written: {reason}. What was acknowledged is safe; {hint}"
     )
 
 
 def is_of_lance(exc: BaseException) -> bool:
-    """Whether an error comes from Lance; where garbage lets it panic, that is no `Exception`."""
+    """Whether an error comes from Lance. Lance may panic on garbled data; such an error is not an `Exception`."""
     return isinstance(exc, OSError | pa.ArrowException) or type(exc).__name__ == "PanicException"
 
 
 def _suspects(dataset: LanceDataset, reason: str, *, read: bool) -> list[Broken]:
-    """Files with a wrong size or end, else the first of a few that cannot be read."""
+    """Files with a wrong size or end; otherwise the first unreadable one of a few that are read."""
     found = broken_files(dataset, lambda *_: None, sizes_only=True)
     if found or not read:
         return found
@@ -124,7 +124,7 @@ def _suspects(dataset: LanceDataset, reason: str, *, read: bool) -> list[Broken]
 
 
 def _misshapen(dataset: LanceDataset, fragment: LanceFragment) -> Broken | None:
-    """Files of this machine whose size or end is not what it should be."""
+    """The first file of a fragment in a local folder whose size or end is wrong."""
     if "://" in dataset.uri:
         return None
     for file in fragment.metadata.files:

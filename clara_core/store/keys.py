@@ -1,15 +1,15 @@
-"""Short keys of memories for the first step of a search: an inner product of keys is nearly the cosine of memories.
+"""Short keys of memories for the first step of a search: the inner product of two keys estimates the cosine.
 
-Letters of shapes: n windows, Q questions, T memory tokens, H numbers of a token, D = T * H, L numbers of a key.
+Dimensions: n windows, Q questions, T memory tokens, H numbers of a token, D = T * H, L numbers of a key.
 
-Memories of one model have much in common. With c the direction that they share, the cosine of unit vectors q and d is
-``<q, c> <c, d> + <q', d'>``, where q' and d' are what is left of them when their parts along c are taken off. The first
-product is kept as it is; the second is estimated from a seeded projection ``P`` to L - 1 numbers, whose results are
-given the true lengths of q' and d' again. So the key of u is ``[<c, u>, P(u')]``, for documents and questions alike,
-and the error of a score has a standard deviation of about ``|q'| |d'| / sqrt(L)``.
+Memories of one model have a direction c in common. The cosine of unit vectors q and d is ``<q, c> <c, d> + <q', d'>``,
+where q' and d' are q and d without their parts along c. The first product is kept exactly. The second is estimated from
+a seeded projection ``P`` to L - 1 numbers, whose results are scaled to the true lengths of q' and d'. So the key of u
+is ``[<c, u>, P(u')]``, for documents and questions alike, and the error of a score has a standard deviation of about
+``|q'| |d'| / sqrt(L)``.
 
-P turns signs, mixes blocks of `_BLOCK` numbers by a Hadamard transform, turns signs again and adds blocks up: two small
-products of matrices instead of the transform of the whole vector, and as good.
+P flips signs, mixes blocks of `_BLOCK` numbers with a Hadamard transform, flips signs again and adds blocks up. This
+needs two small matrix products instead of a transform of the whole vector, with the same accuracy.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ __all__ = ["DEFAULT_LENGTH", "Key"]
 
 DEFAULT_LENGTH: Final = 1024
 
-_KIND = "folded-hadamard-2"  # changes whenever the same settings would give other keys
+_KIND = "folded-hadamard-2"  # must change whenever the same settings would give other keys
 _BLOCK = 64
-_NUMBERS = 1 << 21  # of memories that are projected at a time: what stays in the cache
-_FEW = 2  # questions, up to which keys are compared as they are, without a copy in float32
-_SCORED = 1 << 19  # numbers of keys that are compared at a time
+_NUMBERS = 1 << 21  # numbers of memories projected at a time, so that they stay in the cache
+_FEW = 2  # up to this many questions keys are compared without a copy in float32
+_SCORED = 1 << 19  # numbers of keys compared at a time
 
 
 class Key:
-    """Makes keys of one length from memories and questions, the same ones on every machine (up to rounding).
+    """Makes keys of one length from memories and questions, the same on every machine (up to rounding).
 
     Args:
         dimension: D.
         length: L; with ``length >= dimension`` a key is the unit vector itself.
-        seed: Of the projection; keys are comparable only under equal settings.
+        seed: Seed of the projection; only keys with equal settings are comparable.
         common: ``[D]``, the direction that memories share; None for none. See `fitted`.
 
     Raises:
@@ -70,12 +70,12 @@ class Key:
             self._folded_common = self._fold.apply(self._common[None])  # P(c), [1, L - 1]
 
     def fitted(self, tokens: Tensor) -> Key:
-        """The same key around what memories ``[n, T, H]`` have in common; a few hundred are enough.
+        """The same key, fitted to the common direction of memories ``[n, T, H]``; a few hundred are enough.
 
-        Any direction gives right keys; a good one gives sharp ones.
+        Any direction gives correct keys; a well fitted one gives more accurate keys.
         """
         if not len(tokens):
-            raise ValueError("what memories have in common needs at least one memory, got none")
+            raise ValueError("fitting a key needs at least one memory, got none")
         if self.exact:
             return self
         common = torch.zeros(self.dimension)
@@ -88,7 +88,7 @@ class Key:
         return self.questions(tokens).astype(np.float16)
 
     def questions(self, tokens: Tensor) -> NDArray[np.float32]:
-        """Keys ``[Q, L]`` of questions ``[Q, T, H]``: their inner products with documents' keys are the scores."""
+        """Keys ``[Q, L]`` of questions ``[Q, T, H]``; their inner products with document keys are the scores."""
         if tokens.ndim < 2 or math.prod(tokens.shape[1:]) != self.dimension:
             raise ValueError(f"this key is for memories of {self.dimension} numbers, got the shape "
                              f"{list(tokens.shape)}")  # fmt: skip
@@ -99,20 +99,20 @@ class Key:
 
     @staticmethod
     def scores(questions: NDArray[np.float32], documents: NDArray[np.float16]) -> NDArray[np.float32]:
-        """Inner products ``[Q, n]`` of keys: nearly the cosines, within 0.0003 of the inner products in float32."""
-        asked, keys = torch.from_numpy(questions), torch.from_numpy(documents)
-        scores = torch.empty(len(asked), len(keys))
-        if len(asked) <= _FEW:
-            for row, question in zip(scores, asked.half(), strict=True):
+        """Inner products ``[Q, n]`` of keys, within 0.0003 of the products in float32; they estimate the cosines."""
+        queries, keys = torch.from_numpy(questions), torch.from_numpy(documents)
+        scores = torch.empty(len(queries), len(keys))
+        if len(queries) <= _FEW:
+            for row, question in zip(scores, queries.half(), strict=True):
                 row.copy_(keys @ question)
             return scores.numpy()
         step = max(1, _SCORED // max(1, keys.shape[1]))
-        for part, some in zip(scores.split(step, dim=1), keys.split(step), strict=True):
-            torch.mm(asked, some.float().T, out=part) if part.is_contiguous() else part.copy_(asked @ some.float().T)
+        for part, own in zip(scores.split(step, dim=1), keys.split(step), strict=True):
+            torch.mm(queries, own.float().T, out=part) if part.is_contiguous() else part.copy_(queries @ own.float().T)
         return scores.numpy()
 
     def to_json(self) -> str:
-        """All that makes the same keys again; ``D * 4 / 3`` characters where they are fitted."""
+        """The settings, from which `from_json` makes the same key; about ``D * 4 / 3`` characters if fitted."""
         fitted = bool(self._steps.any())
         common = base64.b64encode(self._steps.numpy().tobytes()).decode() if fitted else None
         settings = {"kind": _KIND, "dimension": self.dimension, "length": self.length, "seed": self.seed}
@@ -120,10 +120,10 @@ class Key:
 
     @classmethod
     def from_json(cls, text: str) -> Key:
-        """The key that wrote this.
+        """The key whose `to_json` returned this text.
 
         Raises:
-            ValueError: It is not readable, or of a kind that this version does not know.
+            ValueError: The text cannot be read, or its kind is unknown to this version.
         """
         try:
             found: dict[str, Any] = json.loads(text)
@@ -152,23 +152,23 @@ class Key:
         return parts
 
     def _write(self, keys: Tensor, vectors: Tensor) -> None:
-        """Keys ``[n, L]`` of vectors ``[n, D]`` of any length and type."""
+        """Write the keys ``[n, L]`` of vectors ``[n, D]`` of any length and type."""
         numbers = vectors.float()
         lengths = numbers.norm(dim=1, keepdim=True).clamp_min(1e-12)
         if self.exact:
             torch.div(numbers, lengths, out=keys)
             return
         along = (numbers @ self._common)[:, None] / lengths  # <c, u>, [n, 1]
-        # bfloat16 is projected in bfloat16, five times as fast; its rounding is far below the error of P.
+        # Projecting bfloat16 in bfloat16 is five times as fast; its rounding is far below the error of P.
         narrow = vectors if vectors.dtype == torch.bfloat16 else numbers
         rest = self._fold.apply(narrow).div_(lengths) - along * self._folded_common
-        left = (1 - along.square()).clamp_min(0).sqrt() * (lengths > 1e-12)  # |u'|; of nothing, nothing is left
+        left = (1 - along.square()).clamp_min(0).sqrt() * (lengths > 1e-12)  # |u'|; zero for a zero vector
         keys[:, :1] = along
         keys[:, 1:] = F.normalize(rest, dim=1).mul_(left)
 
 
 class _Fold:
-    """The projection P from `source` numbers to `target`; lengths are kept on average, up to a factor."""
+    """The projection P from `source` numbers to `target`; it keeps lengths on average, up to a factor."""
 
     def __init__(self, source: int, target: int, seed: int) -> None:
         self.target = target
@@ -183,7 +183,7 @@ class _Fold:
         self._mix = _hadamard_matrix(_BLOCK)
 
     def apply(self, vectors: Tensor) -> Tensor:
-        """``[n, source]`` in float32 or bfloat16 to ``[n, target]`` in float32."""
+        """Project ``[n, source]`` in float32 or bfloat16 to ``[n, target]`` in float32."""
         n = len(vectors)
         if self._padded > self._source:
             vectors = F.pad(vectors, (0, self._padded - self._source))
@@ -194,7 +194,7 @@ class _Fold:
 
 
 def _hadamard_matrix(size: int) -> Tensor:
-    """Orthogonal, of ``+-1 / sqrt(size)``; `size` is a power of two."""
+    """An orthogonal matrix of ``+-1 / sqrt(size)``; `size` is a power of two."""
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
@@ -203,6 +203,6 @@ def _hadamard_matrix(size: int) -> Tensor:
 
 
 def _in_bytes(direction: Tensor) -> Tensor:
-    """A direction in a byte a number; any direction is right in the formula, so its rounding costs nothing."""
+    """A direction rounded to bytes. The formula holds for any direction, so rounding does no harm."""
     largest = float(direction.abs().max())
     return (direction * (127 / largest if largest > 0 else 1.0)).round().clamp(-127, 127).to(torch.int8)

@@ -1,9 +1,9 @@
-"""The calls of Lance that may change without notice, in one place; pyproject bounds its version because of them.
+"""Calls of Lance that may change without notice; pyproject bounds its version because of them.
 
-* `scanner`: a scan over rows with some numbers. `ScannerBuilder.row_addr_prefilter` and `serialize_row_addrs` are
-  public names that the documentation does not describe.
-* `commit_files`: files that others wrote become part of a table, and rows that they replace go, in one commit. Lance
-  documents the operation for jobs of many processes, and expects the caller to know what it does.
+* `scanner`: a scan over rows with given numbers. `ScannerBuilder.row_addr_prefilter` and `serialize_row_addrs` are
+  public names without documentation.
+* `commit_files`: adds files written by others to a table and deletes the rows that they replace, in one commit. Lance
+  documents the operation for distributed jobs, and leaves its correct use to the caller.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def scanner(dataset: LanceDataset, columns: Sequence[str], rows: Rows | None) -> ScannerBuilder:
-    """A scan that gives ``_rowid`` as well, over the rows with some numbers; None means all."""
+    """A scan over the rows with given numbers, or over all rows for None; its result includes ``_rowid``."""
     builder = ScannerBuilder(dataset).columns(list(columns)).with_row_id()
     return builder if rows is None else builder.row_addr_prefilter(serialize_row_addrs(rows.tolist())).prefilter(True)
 
@@ -32,16 +32,16 @@ def commit_files(
     replaced: Mapping[int, Sequence[int]],
     storage_options: dict[str, str] | None,
 ) -> LanceDataset:
-    """Put files into a table and take rows out, all at once.
+    """Add files to a table and delete rows, in one commit.
 
     Args:
-        dataset: The version that `replaced` is of.
+        dataset: The version that `replaced` refers to.
         new: Files of rows.
-        replaced: Numbers of the rows that go, by file.
+        replaced: Numbers of the rows to delete, by file.
         storage_options: As in `lance.dataset`.
 
     Raises:
-        OSError: Somebody changed the same rows meanwhile.
+        OSError: Another writer changed the same rows meanwhile.
     """
     changed, gone = [], []
     for fragment in dataset.get_fragments():

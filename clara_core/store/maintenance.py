@@ -1,8 +1,8 @@
-"""What keeps a table quick as it grows: few files, keys that fit it, indexes. Nothing here changes what is found.
+"""Maintenance of a table as it grows: merges files, fits keys and builds indexes. Results of searches do not change.
 
-Files are merged in tiers while documents are added: every `EVERY` commits those with fewer than ``EVERY`` rows become
-one, and when there are `EVERY` files with fewer than ``EVERY**2`` rows those do, and so on. So a document is written
-again a few times at most, and their number grows with the logarithm of the documents.
+Files are merged in tiers while documents are added. After every `EVERY` commits, the files with fewer than ``EVERY``
+rows become one; when there are `EVERY` files with fewer than ``EVERY**2`` rows, those become one, and so on. So each
+document is rewritten only a few times, a number that grows with the logarithm of the number of documents.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from clara_core.store.table import Table, data_bytes
 if TYPE_CHECKING:
     from lance import LanceDataset
 
-INDEX_ROWS: Final = 500_000  # documents, from which on indexes over keys and words are quicker than what is in memory
+INDEX_ROWS: Final = 500_000  # documents from which on indexes over keys and words are built
 KEY_INDEX: Final = "key_near"
 WORD_INDEX: Final = "words_in"
-EVERY: Final = 16  # commits, and files of a tier
+EVERY: Final = 16  # commits between two merges, and files of a tier
 
 _INDEXES: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {  # column, kind and settings by name
     "id_value": ("id", "BTREE", {}),
@@ -44,20 +44,20 @@ _INDEXES: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {  # column, kind 
 }
 _LARGE_INDEXES: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
     WORD_INDEX: (
-        "words", "INVERTED",  # as they are in their column: of any length, nothing stemmed, folded or left out again
+        "words", "INVERTED",  # the column as it is: words of any length, without stemming, folding or stop words
         {"base_tokenizer": "whitespace", "with_position": False, "stem": False, "lower_case": False,
          "ascii_folding": False, "remove_stop_words": False, "max_token_length": None},
     ),
     KEY_INDEX: ("key", "IVF_RQ", {"metric": "cosine"}),
 }  # fmt: skip
-_FIT_BYTES: Final = 1 << 26  # of memories that keys are fitted to, at most
-_MANY_ROWS: Final = 1 << 20  # of a file
-_LARGE_FILE: Final = 1 << 30  # bytes, about
-_MERGED_BYTES: Final = 1 << 25  # that are merged at a time
-_LARGE_PART: Final = 1 << 32  # bytes of files that are merged by one commit, about
+_FIT_BYTES: Final = 1 << 26  # most bytes of memories that keys are fitted to
+_MANY_ROWS: Final = 1 << 20  # most rows of a file
+_LARGE_FILE: Final = 1 << 30  # approximate bytes of a large file
+_MERGED_BYTES: Final = 1 << 25  # bytes merged at a time
+_LARGE_PART: Final = 1 << 32  # approximate bytes of files merged by one commit
 _SUPERSEDED: Final = timedelta(seconds=2)  # how long a version is kept after the next one came
 _LEASE: Final = timedelta(hours=1)  # how long a reader may hold a version
-_READER: Final = "reader-"  # begins the names of readers' tags
+_READER: Final = "reader-"  # prefix of the names of readers' tags
 
 _log = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ _log = logging.getLogger(__name__)
 # --- files -----------------------------------------------------------------------------------------------
 
 
-class Upkeep:
-    """Merges files of a table and drops old versions in a thread of this process, as commits come.
+class Maintenance:
+    """Merges files of a table and deletes old versions in a thread of this process, triggered by commits.
 
     Args:
         table: The table.
@@ -76,31 +76,31 @@ class Upkeep:
         self._table = table
         self._lock = threading.Lock()
         self._pid = -1
-        self._tidied = 0
+        self._maintained = 0
         self._running: Future[None] | None = None
 
     def committed(self) -> None:
-        """There is a commit more; whoever makes one of so many tidies, though a process may make only a few."""
+        """Note a commit. The process that makes every `EVERY`-th commit runs the maintenance."""
         if (dataset := self._table.latest()) is None:
             return
         turn = dataset.version // EVERY
         with self._lock:
-            if self._pid != os.getpid():  # after a fork there are no threads
-                self._pid, self._tidied, self._running = os.getpid(), (dataset.version - 1) // EVERY, None
-            if turn > self._tidied and (self._running is None or self._running.done()):
-                self._tidied, self._running = turn, _pool().submit(self._tidy)
+            if self._pid != os.getpid():  # a fork does not copy threads
+                self._pid, self._maintained, self._running = os.getpid(), (dataset.version - 1) // EVERY, None
+            if turn > self._maintained and (self._running is None or self._running.done()):
+                self._maintained, self._running = turn, _pool().submit(self._maintain)
 
     def wait(self) -> None:
-        """Wait for what is under way."""
+        """Wait for running maintenance."""
         running = self._running
         if running is not None and self._pid == os.getpid():
             running.result()
 
-    def _tidy(self) -> None:
+    def _maintain(self) -> None:
         try:
             merge_tiers(self._table)
             drop_versions(self._table, _SUPERSEDED)
-        except (OSError, StoreError, pa.ArrowException) as exc:  # it is tried again; what is wrong, the caller meets
+        except (OSError, StoreError, pa.ArrowException) as exc:  # it is repeated later; lasting errors reach callers
             _log.info("the files of %s were not merged: %s", self._table.uri, exc)
 
 
@@ -109,11 +109,11 @@ _making = threading.Lock()
 
 
 def _pool() -> ThreadPoolExecutor:
-    """The one thread of this process that tidies."""
+    """The single maintenance thread of this process."""
     with _making:
         if os.getpid() not in _pools:
             _pools.clear()
-            _pools[os.getpid()] = ThreadPoolExecutor(1, "clara-store-upkeep")
+            _pools[os.getpid()] = ThreadPoolExecutor(1, "clara-store-maintenance")
         return _pools[os.getpid()]
 
 
@@ -125,7 +125,7 @@ def merge_tiers(table: Table) -> None:
         sizes = [fragment.count_rows() for fragment in dataset.get_fragments()]
         if size * width > _LARGE_FILE or not any(rows >= size // EVERY for rows in sizes):
             return
-        # Files of lower tiers do not count, or the large ones would be written again for every few small ones.
+        # Files of lower tiers do not count; otherwise large files would be rewritten for every few small ones.
         lowest = 0 if size == EVERY else size // EVERY
         if sum(lowest <= rows < size for rows in sizes) >= EVERY:
             _compact(table, min(size, _MANY_ROWS), width)
@@ -133,21 +133,21 @@ def merge_tiers(table: Table) -> None:
 
 
 def compact(table: Table, older_than: timedelta) -> None:
-    """Merge all small files, drop rows that were taken out, and delete versions that are older.
+    """Merge all small files, remove deleted rows, and delete versions older than `older_than`.
 
-    Not all at once: what meets another's commit has to be done again.
+    It makes several commits, because a commit that conflicts with another one must be repeated.
     """
     dataset = table.latest()
     if dataset is not None:
         width = _row_bytes(dataset)
-        # A file with fewer rows is merged again: this has to agree with the size that files come out with.
+        # A file with fewer rows is merged again, so this must agree with the size of merged files.
         while _compact(table, min(_MANY_ROWS, max(1, _LARGE_FILE // width)), width):
             pass
         drop_versions(table, older_than)
 
 
 def _compact(table: Table, rows: int, width: int) -> bool:
-    """Merge files with fewer rows, or a part of them; whether there may be more."""
+    """Merge files with fewer rows, or some of them; return whether more may remain."""
 
     def part(dataset: LanceDataset) -> bool:
         done = dataset.optimize.compact_files(
@@ -169,7 +169,7 @@ def _row_bytes(dataset: LanceDataset) -> int:
 
 
 def drop_versions(table: Table, superseded: timedelta) -> None:
-    """Delete versions that were replaced by the next one so long ago, but for those that a reader holds."""
+    """Delete versions that were replaced longer ago than `superseded`, except those that a reader holds."""
     latest = table.latest()
     if latest is None:
         return
@@ -178,7 +178,7 @@ def drop_versions(table: Table, superseded: timedelta) -> None:
         made = tag["created_at"]
         if name.startswith(_READER) and (made is None or now - made > _LEASE):
             dataset.tags.delete(name)
-    # A version's time is when it was made; it was the newest one until the next was made.
+    # A version's time is that of its creation; it was the latest version until the next one was created.
     stamps: list[Any] = [version["timestamp"] for version in dataset.versions()]
     times = sorted(stamp.astimezone(UTC) for stamp in stamps)
     past = [time for time in times if time <= now - superseded]
@@ -188,10 +188,10 @@ def drop_versions(table: Table, superseded: timedelta) -> None:
 
 
 class Lease:
-    """Keeps a version of a table for a reader of many seconds, while others drop what is old."""
+    """Keeps a version of a table for a long read, so that others do not delete it."""
 
     def __init__(self, dataset: LanceDataset) -> None:
-        self._dataset = dataset.checkout_version(dataset.version)  # tags change the object
+        self._dataset = dataset.checkout_version(dataset.version)  # creating a tag changes the object
         self._name = f"{_READER}{os.getpid()}-{time.time_ns()}-{threading.get_ident()}"
         self._held = False
 
@@ -199,7 +199,7 @@ class Lease:
         try:
             self._dataset.tags.create(self._name, self._dataset.version)
             self._held = True
-        except (OSError, ValueError) as exc:  # a place that may only be read
+        except (OSError, ValueError) as exc:  # a read-only store
             _log.info("version %d cannot be held: %s", self._dataset.version, exc)
 
     def __exit__(self, *_: object) -> None:
@@ -214,7 +214,7 @@ class Lease:
 
 
 def refit(table: Table) -> None:
-    """Fit the keys to the memories, if that was done when there were too few, and make those of all rows anew."""
+    """Fit the keys to the memories if they were fitted to too few, and compute the keys of all rows again."""
     dataset = table.latest()
     if dataset is None:
         return
@@ -227,18 +227,18 @@ def refit(table: Table) -> None:
     with readable(dataset):
         memories = dataset.take(places.tolist(), columns=["memory"])["memory"]
     if len(tokens := layout.tokens(memories)) < FIT_ROWS:
-        return  # blank pages
+        return  # most documents are blank
     metadata = layout.fitted(tokens).schema_metadata
     table.change(lambda own: own.update_schema_metadata({**metadata}))
     rewrite_keys(table, lambda done: None)
 
 
 def rewrite_keys(table: Table, progress: Callable[[int], Any]) -> None:
-    """Write the keys that were made by older settings anew.
+    """Write the keys that were made with older settings again.
 
     Args:
         table: The table.
-        progress: Told how many rows were done.
+        progress: Receives the number of rows done.
     """
     dataset = table.latest()
     if dataset is None:
@@ -270,7 +270,7 @@ def index_names(dataset: LanceDataset) -> set[str]:
 
 
 def indexed_rows(dataset: LanceDataset, name: str) -> int | None:
-    """How many rows an index covers; None where there is no such index."""
+    """Number of rows that an index covers; None if there is no such index."""
     index = next((index for index in dataset.describe_indices() if index.name == name), None)
     if index is None:
         return None
@@ -279,11 +279,11 @@ def indexed_rows(dataset: LanceDataset, name: str) -> int | None:
 
 
 def build_indexes(table: Table, report: Report) -> None:
-    """Make the indexes that are missing, and take rows that were added since into the others.
+    """Build missing indexes, and add new rows to the others.
 
     Args:
         table: The table.
-        report: Told what is being done, and how far it is where Lance knows.
+        report: Receives the current step, and its progress if Lance reports it.
     """
     dataset = table.latest()
     if dataset is None or not dataset.count_rows():

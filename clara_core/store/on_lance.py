@@ -1,4 +1,4 @@
-"""Documents in a Lance table: the place behind a `MemoryStore` at a folder or an address of an object store."""
+"""The backend on a Lance table, in a folder or at an address of an object store."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ _SERIALS: Final = Serials()
 
 
 class OnLance:
-    """See `clara_core.store.backend.Backend`. Pickles as its address.
+    """The backend on a Lance table; see `clara_core.store.backend.Backend`.
+
+    A pickle contains only its address and settings.
 
     Args:
         uri: A folder, or the address of an object store.
-        memory_type: How a new table writes memories.
-        key_length: Numbers of a key, in a new table.
+        memory_type: Number format of memories in a new table.
+        key_length: Numbers of a key in a new table.
         storage_options: Credentials and settings of the object store.
 
     Raises:
-        StoreError: What is there is no store, or cannot be read.
+        StoreError: The address holds something other than a store, or cannot be read.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class OnLance:
         self._table = Table(uri, storage_options)
         self._memory_type: MemoryType = memory_type
         self._key_length = key_length
-        self._upkeep = maintenance.Upkeep(self._table)
+        self._maintenance = maintenance.Maintenance(self._table)
         self.close()
         self.latest()
 
@@ -58,7 +60,7 @@ class OnLance:
         return self._table.uri
 
     def latest(self) -> LanceSnapshot | None:
-        if self._pid != os.getpid():  # a child of a fork: what another thread of its parent held is held for ever
+        if self._pid != os.getpid():  # in a forked child, locks held by other threads of its parent are never released
             self.close()
         dataset = self._table.latest()
         if dataset is None:
@@ -73,7 +75,7 @@ class OnLance:
         layout = Layout.of(dataset.schema, self.uri)
         layout.space.check(entries, self.uri)
         self._table.merge(pa.Table.from_batches([layout.rows(entries, _SERIALS.take(len(entries)))]))
-        self._upkeep.committed()
+        self._maintenance.committed()
         if layout.fitted_to < FIT_ROWS:
             maintenance.refit(self._table)
 
@@ -111,13 +113,13 @@ class OnLance:
         return ids
 
     def _done(self, count: int) -> int:
-        self._upkeep.committed()
+        self._maintenance.committed()
         return count
 
-    # --- upkeep ------------------------------------------------------------------------------------------
+    # --- maintenance -------------------------------------------------------------------------------------
 
     def compact(self, older_than: timedelta) -> None:
-        self._upkeep.wait()
+        self._maintenance.wait()
         maintenance.compact(self._table, older_than)
 
     def optimize(self, report: Report) -> None:

@@ -1,19 +1,19 @@
-"""Filters as predicates of the table: `clara_core.retrieval.filters.matches`, evaluated by Lance before the search.
+"""Filters as predicates of the table: the rules of `clara_core.retrieval.filters.matches`, evaluated by Lance.
 
-Metadata stands in the table as JSON, which no index knows and no comparison orders as Python does. So a row carries
-what filters ask, beside it:
+The table stores metadata as JSON, which indexes do not cover and comparisons do not order as Python does. So each row
+also has these columns for filters:
 
-    facts         list[string]   ``["town"]`` (there is one), ``["town","Aln"]`` (its value), ``["tags","has","river"]``
+    facts         list[string]   ``["town"]`` (name exists), ``["town","Aln"]`` (its value), ``["tags","has","river"]``
     number_names  list[string]   names whose value is a number, and the numbers
     numbers       list[double]
     text_names    list[string]   names whose value is a string, and the strings
     texts         list[string]
-    odd           bool           something here cannot be said in the other columns
+    odd           bool           some value cannot be expressed in the other columns
 
-A fact is canonical: equal values, and only those, have the same one (``1`` and ``1.0`` do, ``1`` and ``true`` do not).
-For a row that is not odd the predicate is exact. Odd rows (an integer that no double holds, a string that is no
-Unicode) are few and are judged by `matches` itself, as is what passes the rest of a filter of which `to_sql` cannot
-express a part.
+Facts are canonical: two values have the same fact if and only if they are equal (``1`` and ``1.0`` are, ``1`` and
+``true`` are not). For rows that are not odd, the predicate is exact. Odd rows are few (an integer that no double holds,
+a string that is not valid Unicode); `matches` itself decides them. If `to_sql` can express only a part of a filter,
+`matches` also decides the rows that pass this part.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from lance import LanceDataset
 
-_LONGEST_FACT: Final = 96  # characters; a longer one stands there as its hash
-_MOST_PARTS: Final = 500  # names in a filter that becomes a predicate
-_DEEPEST: Final = 12  # filters within filters; Lance parses 20
+_LONGEST_FACT: Final = 96  # characters; a longer fact is replaced by its hash
+_MOST_PARTS: Final = 500  # most names in a filter that becomes a predicate
+_DEEPEST: Final = 12  # deepest nesting of filters; Lance parses 20
 _ORDERS: Final[dict[str, tuple[str, Callable[[Any, Any], bool]]]] = {
     "$gt": (">", operator.gt),
     "$gte": (">=", operator.ge),
@@ -45,14 +45,14 @@ _ORDERS: Final[dict[str, tuple[str, Callable[[Any, Any], bool]]]] = {
 
 
 class _Beyond(Exception):
-    """A filter, or a value, that the columns cannot express."""
+    """A filter or a value that the columns cannot express."""
 
 
 # --- metadata to columns ---------------------------------------------------------------------------------------------
 
 
 def predicate_fields() -> list[pa.Field]:
-    """The columns that predicates need."""
+    """The columns that predicates use."""
     import pyarrow as pa
 
     words = pa.list_(pa.string())
@@ -67,7 +67,7 @@ def predicate_fields() -> list[pa.Field]:
 
 
 def predicate_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What the columns of `predicate_fields` hold for metadata as JSON gives it back."""
+    """Values of the columns of `predicate_fields` for metadata that was read from JSON."""
     facts: list[str] = []
     numbers: list[tuple[str, float]] = []
     texts: list[tuple[str, str]] = []
@@ -81,7 +81,7 @@ def predicate_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
                 odd = True
         elif isinstance(value, int | float) and not isinstance(value, bool):
             if _is_double(value):
-                numbers.append((_escaped(name), value + 0.0))  # -0.0, which Lance puts below 0.0, becomes 0.0
+                numbers.append((_escaped(name), value + 0.0))  # turns -0.0, which Lance orders below 0.0, into 0.0
             else:
                 odd = odd or isinstance(value, int)  # not for NaN, which equals nothing and has no order
     return {
@@ -105,7 +105,7 @@ def _facts(name: str, value: Any) -> Iterator[str]:
 
 
 def _fact(name: str, *rest: Any) -> str:
-    """A statement about a name, in ASCII: ``[name]``, ``[name, value]`` or ``[name, "has", member]``."""
+    """A fact about a name, in ASCII: ``[name]``, ``[name, value]`` or ``[name, "has", member]``."""
     text = json.dumps([name, *map(_canonical, rest)], sort_keys=True, separators=(",", ":"))
     return text if len(text) <= _LONGEST_FACT else hashlib.sha256(text.encode()).hexdigest()
 
@@ -124,7 +124,7 @@ def _canonical(value: Any, *, nested: bool = False) -> Any:
 
 
 def _is_comparable(value: Any) -> bool:
-    """Whether it may equal a value of a filter that becomes a predicate: of the kinds that JSON has, and no NaN."""
+    """Whether a value may equal a value of a filter that becomes a predicate: a JSON value other than NaN."""
     if isinstance(value, list):
         return all(map(_is_comparable, value))
     if isinstance(value, dict):
@@ -147,7 +147,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _escaped(name: str) -> str:
-    """A name in ASCII, since a lone surrogate is no text to Arrow."""
+    """A name in ASCII, because Arrow strings cannot hold lone surrogates."""
     return json.dumps(name)
 
 
@@ -155,25 +155,25 @@ def _escaped(name: str) -> str:
 
 
 def to_sql(condition: Mapping[str, Any]) -> str | None:
-    """The predicate of a filter that `check_filter` accepts; None where it has none.
+    """The predicate of a filter that `check_filter` accepts; None if it cannot be expressed.
 
-    It is exact for rows that are not odd, never null there, and holds nothing of the filter but quoted literals and
-    numbers.
+    For rows that are not odd, the predicate is exact and never null. It contains nothing of the filter except quoted
+    literals and numbers.
     """
     try:
         return _Parts().all_of(condition)
-    except (_Beyond, RecursionError, ValueError):  # the last: an integer of more digits than Python writes
+    except (_Beyond, RecursionError, ValueError):  # ValueError: an integer with more digits than Python writes
         return None
 
 
 class _Parts:
-    """Builds a predicate, and gives up on one that Lance's parser might."""
+    """Builds a predicate; fails for filters that may be too large for Lance's parser."""
 
     def __init__(self) -> None:
         self._count = 0
 
     def all_of(self, condition: Mapping[str, Any], depth: int = 0) -> str:
-        """What must hold of a filter, ``depth`` filters deep in another."""
+        """The predicate of a filter at nesting `depth`."""
         self._count += len(condition)
         if self._count > _MOST_PARTS or depth > _DEEPEST:
             raise _Beyond
@@ -190,7 +190,7 @@ class _Parts:
 
 
 def _compared(name: str, sign: str, operand: Any) -> str:
-    if sign == "$icontains":  # by what rules Lance's lower() goes is not ours to know
+    if sign == "$icontains":  # the rules of Lance's lower() are not documented
         raise _Beyond
     if sign in _ORDERS:
         return _ordered(name, sign, operand)
@@ -227,10 +227,11 @@ def _ordered(name: str, sign: str, operand: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a filter, if it is of those kinds that JSON has.
+    """A value of a filter, if it has a JSON type.
 
     Raises:
-        _Beyond: Another kind (a decimal, an array's number) may equal one of them in ways that only Python knows.
+        _Beyond: A value of another type (a decimal, a number of an array) may equal a JSON value by rules of
+            Python.
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -250,7 +251,7 @@ def _any_of(facts: Sequence[str]) -> str:
 
 
 def _value(kind: str, name: str) -> str:
-    """The number or text under a name, null where there is none."""
+    """The number or text of a name; null if there is none."""
     return f"array_element({kind}s, CAST(array_position({kind}_names, {_quoted(_escaped(name))}) AS BIGINT))"
 
 
@@ -275,10 +276,10 @@ def passing(dataset: LanceDataset, condition: Mapping[str, Any], columns: Sequen
     Args:
         dataset: A table with the columns of `predicate_fields` and ``metadata`` as JSON, none of them null.
         condition: As in `clara_core.retrieval.filters`.
-        columns: What to return of the rows; ``_rowid`` is added to it.
+        columns: Columns to return; ``_rowid`` is added.
 
     Raises:
-        TypeError, ValueError: It is no filter.
+        TypeError, ValueError: The filter is invalid.
     """
     import pyarrow as pa
     import pyarrow.compute
@@ -295,7 +296,7 @@ def passing(dataset: LanceDataset, condition: Mapping[str, Any], columns: Sequen
     found = pa.Table.from_batches(kept, judged.projected_schema).select([*columns, "_rowid"])
     if sql is None:
         return found
-    # Not "NOT odd AND …": of the column an index knows nothing, and every row that it names would have to be read.
+    # Not "NOT odd AND …": no index covers that column, so every row that passes would have to be read.
     plain = dataset.to_table(columns=list(columns), filter=sql, with_row_id=True)
     if not seen:
         return plain
@@ -304,7 +305,7 @@ def passing(dataset: LanceDataset, condition: Mapping[str, Any], columns: Sequen
 
 
 def _passing(batch: pa.RecordBatch, condition: Mapping[str, Any], seen: list[pa.Array]) -> pa.RecordBatch:
-    """The rows of a batch that pass; `seen` gets the ids of all."""
+    """The rows of a batch that pass; adds the row ids of the whole batch to `seen`."""
     import pyarrow as pa
 
     seen.append(batch.column("_rowid"))
@@ -313,6 +314,6 @@ def _passing(batch: pa.RecordBatch, condition: Mapping[str, Any], seen: list[pa.
 
 
 def _possible(condition: Mapping[str, Any]) -> str:
-    """A predicate that every row meets that a filter could let pass: the part of it that can be expressed."""
+    """A predicate that holds for every row that may pass a filter: the part of it that can be expressed."""
     parts = (to_sql({name: value}) for name, value in condition.items())
     return f"odd OR {_joined('AND', [part for part in parts if part is not None])}"

@@ -1,6 +1,6 @@
-"""Rows of a Lance table as it was at one moment: found by what they say, or read by their numbers, in bounded memory.
+"""Reads rows of one version of a Lance table, by values or by row numbers, in bounded memory.
 
-What comes from outside becomes quoted strings and nothing else. What Lance cannot read is a `StoreError`.
+Input from outside becomes quoted strings in predicates. Errors of Lance become `StoreError`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from clara_core.store.records import escape
 if TYPE_CHECKING:
     from lance import LanceDataset, LanceFragment
 
-_AHEAD_BYTES: Final = 1 << 27  # that are read before they are asked for; Lance would take two gigabytes
-_VALUES: Final = 10_000  # strings of a predicate
+_AHEAD_BYTES: Final = 1 << 27  # bytes read ahead; Lance's default is two gigabytes
+_VALUES: Final = 10_000  # most strings in a predicate
 
 
 @contextmanager
 def readable(dataset: LanceDataset) -> Iterator[None]:
-    """What goes wrong within is the fault of the files.
+    """Turn errors of reading into `StoreError`.
 
     Raises:
-        StoreError: With what Lance says, which names the file.
+        StoreError: Reading failed; the message has Lance's error, which names the file.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def batches(
     batch_size: int = 4096,
     fragments: Sequence[LanceFragment] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """All rows, or those with some numbers or of some files, in the order of the table, with ``_rowid``."""
+    """All rows, or those with given numbers or of given files, in the order of the table, with ``_rowid``."""
     builder = scanner(dataset, columns, rows).batch_size(batch_size).scan_in_order()
     builder = builder.batch_readahead(2).fragment_readahead(1).io_buffer_size(_AHEAD_BYTES)
     if fragments is not None:

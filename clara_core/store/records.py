@@ -1,4 +1,4 @@
-"""What goes into a store and what comes out of it, as plain values. Knows nothing of tables and files."""
+"""Values that a store accepts and returns, and the JSON form of metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ __all__ = ["Broken", "Hit", "Record", "StoreStats"]
 
 Metadata = dict[str, Any]
 
-# Arrow knows no lone surrogates, and not every reader knows NUL: both are written as this noncharacter and four digits.
+# Arrow strings cannot hold lone surrogates, and not every reader accepts NUL: both are written as this noncharacter and
+# four digits.
 _MARK: Final = "\ufdd0"
 _UNSAFE: Final = re.compile("[\ud800-\udfff\0\ufdd0]")
 _MARKED: Final = re.compile("\ufdd0([0-9a-f]{4})")
@@ -31,11 +32,11 @@ class Record:
     """A document of a store, without its memory.
 
     Attributes:
-        id: Of the document.
-        text: Exactly as it was given.
-        metadata: As it was given; the reader's own copy.
+        id: Id of the document.
+        text: The exact text that was given.
+        metadata: The metadata that was given; a copy for the caller.
         spans: Character span of each window of its memory.
-        source_tokens: Text tokens that the windows stand for.
+        source_tokens: Text tokens in the windows.
     """
 
     id: str
@@ -47,17 +48,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document that a search found.
+    """A document found by a search.
 
     Attributes:
-        id: Of the document.
-        text: Exactly as it was given.
-        metadata: As it was given; the reader's own copy.
-        score: By ``mode``: the cosine of question and best window in [-1, 1] (``memory``), BM25 (``text``), or both of
-            them fused, in [0, 1] (``hybrid``). More is better; scores of different modes are not comparable.
-        relevance: The same order as a number in [0, 1], see `clara_core.retrieval.ranking`.
-        window: Which window of the document scored best; 0 where only the text was searched.
-        memory: Of the document, where the search was asked for it.
+        id: Id of the document.
+        text: The exact text that was given.
+        metadata: The metadata that was given; a copy for the caller.
+        score: By ``mode``: the cosine of question and best window in [-1, 1] (``memory``), BM25 (``text``), or both
+            fused, in [0, 1] (``hybrid``). Higher is better; scores of different modes are not comparable.
+        relevance: A number in [0, 1] with the same order, see `clara_core.retrieval.ranking`.
+        window: Index of the window with the best score; 0 if only the text was searched.
+        memory: Memory of the document, if the search was called with ``with_memories=True``.
     """
 
     id: str
@@ -74,9 +75,9 @@ class Broken:
     """A file of a store that cannot be read.
 
     Attributes:
-        path: Of the file.
-        rows: Documents that were in it.
-        reason: What was found.
+        path: Path of the file.
+        rows: Number of documents in it.
+        reason: Why it cannot be read.
         fragment: Its number in the table.
     """
 
@@ -88,19 +89,21 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """The state of a store.
+    """The size and state of a store.
 
     Attributes:
-        documents: Documents in it.
-        bytes: What the live files take, memories and everything else.
-        bytes_per_document: That, for a document on average.
-        fragments: Files of rows; many small ones slow a search down, `compact` merges them.
-        version: Counts commits.
-        fingerprint: Of the model whose memories it holds; None while there are none.
-        memory_type: How memories are written; None while there are none.
-        key_length: Numbers of a key; None while there are none.
-        word_index_rows: Documents whose words an index covers; None without one: this process keeps the words.
-        key_index_rows: Documents whose keys an index covers; None without one: this process keeps the keys.
+        documents: Number of documents.
+        bytes: Size of the live files: memories and everything else.
+        bytes_per_document: Mean size of a document.
+        fragments: Number of row files. Many small files slow a search down; `compact` merges them.
+        version: Number of commits.
+        fingerprint: Fingerprint of the model whose memories the store holds; None if it holds none.
+        memory_type: Number format of the memories; None if there are none.
+        key_length: Numbers of a key; None if there are none.
+        word_index_rows: Documents covered by an index over words; None without such an index (the words are held in
+            memory).
+        key_index_rows: Documents covered by an index over keys; None without such an index (the keys are held in
+            memory).
     """
 
     documents: int = 0
@@ -116,41 +119,42 @@ class StoreStats:
 
 
 def escape(text: str) -> str:
-    """A string that every part of a table can hold; different strings stay different."""
+    """Escape a string so that every part of a table can hold it; different strings stay different."""
     return _UNSAFE.sub(lambda found: f"{_MARK}{ord(found[0]):04x}", text)
 
 
 def unescape(text: str) -> str:
-    """The string that `escape` was given."""
+    """Reverse `escape`."""
     return _MARKED.sub(lambda found: chr(int(found[1], 16)), text)
 
 
 def made_id(text: str, seen: int) -> str:
-    """The id of a text that was given none, the same in every process; `seen` tells equal texts of a call apart."""
+    """The generated id of a text, the same in every process; `seen` distinguishes equal texts of one call."""
     return hashlib.sha256(f"{seen}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 # --- metadata --------------------------------------------------------------------------------------------
 #
-# Metadata is kept as JSON. What JSON does not know and people's loaders give all the same stands there as an object of
-# one name that begins with the mark; a name of their own that does begins with two.
+# Metadata is stored as JSON. A value of another type that loaders use is stored as an object with a single name, which
+# begins with the mark; names of the metadata that begin with the mark get a second one.
 
 _DATE, _TIME, _TUPLE = (_MARK + name for name in ("date", "datetime", "tuple"))
 
 
 def metadata_json(metadata: Mapping[str, Any] | None, name: str) -> str:
-    """Metadata as JSON in ASCII, from which `metadata_from_json` makes the same again.
+    """Metadata as JSON in ASCII; `metadata_from_json` restores it.
 
-    Beside what JSON knows there may be dates and times (a time zone comes back as its offset) and tuples; what is a
-    subclass of a plain type, and numpy's numbers, come back as the plain value that they equal.
+    Besides JSON values, metadata may hold dates and times (a time zone is restored as its offset) and tuples. Instances
+    of subclasses of plain types, and numpy numbers, are restored as the equal plain value.
 
     Args:
-        metadata: A dict, nested as deep as you like; None is an empty one.
-        name: What to call it in an error.
+        metadata: A dict, nested to any depth; None is an empty dict.
+        name: Name of the value in error messages.
 
     Raises:
-        TypeError: It is no dict, or something in it is of another kind; says what and where.
-        ValueError: A number is not finite, or a time is none.
+        TypeError: It is not a dict, or contains a value of another type; the message names the value and its
+            position.
+        ValueError: A number is not finite, or a time is invalid.
     """
     if metadata is None:
         return "{}"
@@ -159,11 +163,11 @@ def metadata_json(metadata: Mapping[str, Any] | None, name: str) -> str:
     try:
         return json.dumps(_plain(metadata, name), allow_nan=False, separators=(",", ":"))
     except RecursionError as exc:
-        raise ValueError(f"{name} is nested too deep, or holds itself") from exc
+        raise ValueError(f"{name} is nested too deep, or contains itself") from exc
 
 
 def metadata_from_json(text: str) -> Metadata:
-    """The metadata that `metadata_json` was given."""
+    """Reverse `metadata_json`."""
     if _ESCAPED_MARK not in text:
         found: Metadata = json.loads(text)
         return found
@@ -175,7 +179,7 @@ _ESCAPED_MARK: Final = "\\ufdd0"
 
 
 def _plain(value: Any, place: str) -> Any:
-    """A value as JSON has it."""
+    """A value in its JSON form."""
     kind = type(value)
     if value is None or kind in (bool, int, str):
         return value
@@ -184,7 +188,7 @@ def _plain(value: Any, place: str) -> Any:
     if isinstance(value, list | tuple):
         members = [_plain(member, f"{place}[{index}]") for index, member in enumerate(value)]
         return members if isinstance(value, list) else {_TUPLE: members}
-    if isinstance(value, datetime):  # before date, of which it is one
+    if isinstance(value, datetime):  # before date, its base class
         return {_TIME: _moment(value, place).isoformat()}
     if isinstance(value, date):
         return {_DATE: date(value.year, value.month, value.day).isoformat()}
@@ -198,12 +202,12 @@ def _plain(value: Any, place: str) -> Any:
         if not math.isfinite(value):
             raise ValueError(f"{place} must be a finite number, got {value!r}; leave it out, or write None")
         return float.__float__(value)
-    raise TypeError(f"{place} is a {kind.__module__}.{kind.__name__}, which cannot be kept: {value!r:.60}; turn it "
+    raise TypeError(f"{place} is a {kind.__module__}.{kind.__name__}, which cannot be stored: {value!r:.60}; turn it "
                     "into a string, a number, a date, a list or a dict")  # fmt: skip
 
 
 def _item(value: np.generic, place: str) -> Any:
-    """What a number of numpy equals in Python."""
+    """The Python value that equals a numpy number."""
     item = value.item()
     if isinstance(item, np.generic) or (isinstance(value, np.datetime64) and not isinstance(item, date)):
         raise TypeError(f"{place} is a numpy.{type(value).__name__} that Python has no value for: {value!r:.60}")
@@ -217,7 +221,7 @@ def _name(key: object, place: str) -> str:
 
 
 def _moment(value: datetime, place: str) -> datetime:
-    """A time of a subclass, such as a Timestamp of pandas, as the plain one that it equals."""
+    """The plain time that equals a time of a subclass, such as a Timestamp of pandas."""
     if value != value or bool(getattr(value, "nanosecond", False)):  # noqa: PLR0124 - pandas: not a time
         raise ValueError(f"{place} must be a time in microseconds, got {value!r:.60}")
     return datetime.combine(value.date(), value.time(), value.tzinfo)

@@ -1,4 +1,4 @@
-"""A store of a server: the calls of `MemoryStore` over HTTP. Texts go up, and the server compresses them."""
+"""The client of a store on a server: the calls of `MemoryStore` over HTTP. The server compresses the texts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clara_core.common.errors import StoreError
+from clara_core.common.surrogates import replace_surrogates
 from clara_core.data.memory import Memory
 from clara_core.engine.protocol import Engine
 from clara_core.engine.remote.engine import RemoteEngine
@@ -22,17 +23,17 @@ from clara_core.store.store import MemoryStore, checked_ids
 from clara_core.store.writing import Document, checked_documents
 
 PLACE: Final = "/v1/stores/"
-_BATCH: Final = 256  # documents of a request
+_BATCH: Final = 256  # most documents of a request
 _BATCH_BYTES: Final = 4 << 20
 _KEEP: Final = timedelta(hours=1)
 
 
 class RemoteStore(MemoryStore):
-    """Documents of a store that a server holds. Make it with ``MemoryStore.open("http://host:port/v1/stores/NAME")``.
+    """A store on a server. Open it with ``MemoryStore.open("http://host:port/v1/stores/NAME")``.
 
-    Filters are dicts: a function cannot be sent. A question is sent as words, and the server's model reads it. What is
-    found is in the server's cache, so that ranking and answering by the same server compress nothing again. Every write
-    names its ids, so that one that is repeated changes nothing.
+    Filters must be dicts, since a function cannot be sent. Questions are sent as words, and the server's model reads
+    them. The server caches the memories of documents that it finds, so ranking and answering on the same server
+    compress nothing again. Every write contains its ids, so repeating a write changes nothing.
     """
 
     def __init__(self, uri: str, engine: Engine | None, *, read_only: bool) -> None:
@@ -53,12 +54,12 @@ class RemoteStore(MemoryStore):
 
     @property
     def uri(self) -> str:
-        """Where it is."""
+        """Address of the store."""
         return self._uri
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the model whose memories it holds; None while there are none."""
+        """Fingerprint of the model whose memories the store holds; None if it holds none."""
         return self.stats().fingerprint
 
     # --- writing -----------------------------------------------------------------------------------------
@@ -74,12 +75,12 @@ class RemoteStore(MemoryStore):
         fidelity: bool = False,
         show_progress: bool = False,
     ) -> list[str]:
-        """See `MemoryStore.add`; of memories the texts are sent. Vectors of other embeddings are refused."""
+        """See `MemoryStore.add`. Of memories only the texts are sent. Vectors of other embeddings are refused."""
         from tqdm.auto import tqdm
 
         self._check_writable()
         if vectors is not None:
-            raise ValueError("a store of a server keeps memories of its model, not vectors of other embeddings")
+            raise ValueError("a store on a server holds memories of its own model: leave out vectors=")
         given = checked_documents(texts, metadatas, ids, memories, None)
         parts = (texts, metadatas, ids, memories)
         documents = list(given) if all(part is None or isinstance(part, Sequence) for part in parts) else given
@@ -98,38 +99,38 @@ class RemoteStore(MemoryStore):
         """See `MemoryStore.delete`."""
         self._check_writable()
         if ids is None and filter is None:
-            raise ValueError("delete needs ids or a filter; filter={} takes everything out")
+            raise ValueError("delete needs ids or a filter; filter={} deletes all documents")
         payload = {"ids": None if ids is None else checked_ids(ids), "filter": _sent(filter)}
         return int(self._ask("delete", payload)["deleted"])
 
     def compact(self, older_than: timedelta = _KEEP) -> None:
-        """Not over HTTP."""
+        """Not available over HTTP: raises `StoreError`."""
         self._refuse("compact")
 
     def optimize(self, *, show_progress: bool = False) -> None:
-        """Not over HTTP."""
+        """Not available over HTTP: raises `StoreError`."""
         self._refuse("optimize")
 
     def check(self, *, show_progress: bool = False) -> list[Broken]:
-        """Not over HTTP."""
+        """Not available over HTTP: raises `StoreError`."""
         self._refuse("check")
 
     def salvage(self, *, show_progress: bool = False) -> list[Broken]:
-        """Not over HTTP."""
+        """Not available over HTTP: raises `StoreError`."""
         self._refuse("salvage")
 
     def _refuse(self, name: str) -> NoReturn:
-        raise StoreError(f"{name} is done where the server runs: clara store {name} URI; {self.uri} is a server's")
+        raise StoreError(f"{name} is not available over HTTP, got {self.uri}: run clara store {name} URI on the server")
 
     # --- reading -----------------------------------------------------------------------------------------
 
     def get(self, ids: Iterable[str]) -> list[Record]:
         """See `MemoryStore.get`."""
         wanted = checked_ids(ids)
-        return [_record(told) for told in self._ask("get", {"ids": wanted})["records"]] if wanted else []
+        return [_record(each) for each in self._ask("get", {"ids": wanted})["records"]] if wanted else []
 
     def memories(self, ids: Iterable[str]) -> list[Memory]:
-        """See `MemoryStore.memories`; their tensors are fetched where somebody reads them."""
+        """See `MemoryStore.memories`. Tensors are fetched when they are read."""
         wanted = checked_ids(ids)
         found = {record.id: record.text for record in self.get(wanted)}
         for id_ in wanted:
@@ -145,18 +146,18 @@ class RemoteStore(MemoryStore):
         return isinstance(id_, str) and bool(self.get([id_]))
 
     def __iter__(self) -> Iterator[Record]:
-        """All documents of the moment, as the server reads them."""
+        """All documents of the latest version, streamed from the server."""
         with self._server.connection.lines(f"{self._path}/documents") as lines:
             for line in lines:
                 yield _record(line)
 
     def stats(self) -> StoreStats:
         """See `MemoryStore.stats`."""
-        told = self._server.connection.get(self._path)
-        return StoreStats(**{each.name: told[each.name] for each in fields(StoreStats) if each.name in told})
+        reply = self._server.connection.get(self._path)
+        return StoreStats(**{each.name: reply[each.name] for each in fields(StoreStats) if each.name in reply})
 
     def close(self) -> None:
-        """Nothing is held here."""
+        """Does nothing: the client holds no cache."""
 
     # --- searching ---------------------------------------------------------------------------------------
 
@@ -173,13 +174,13 @@ class RemoteStore(MemoryStore):
         text_weight: float = DEFAULT_TEXT_WEIGHT,
         with_memories: bool = False,
     ) -> list[Hit] | list[list[Hit]]:
-        """See `MemoryStore.search`. Beside words, `vectors` say nothing new: the server reads the words itself."""
+        """See `MemoryStore.search`. With words, `vectors` are ignored: the server computes them itself."""
         words, numbers, one = _question(question)
         Search(k, mode or "memory", exact, oversample, text_weight)
         payload: dict[str, Any] = {"query": words, "vectors": numbers, "k": k, "filter": _sent(filter), "mode": mode}
         payload |= {"exact": exact, "oversample": oversample, "text_weight": text_weight}
-        told = self._ask("search", payload)["results"]
-        found = [self._hits(each, with_memories=with_memories) for each in told]
+        results = self._ask("search", payload)["results"]
+        found = [self._hits(each, with_memories=with_memories) for each in results]
         return found[0] if one else found
 
     def search_mmr(
@@ -203,10 +204,10 @@ class RemoteStore(MemoryStore):
         payload["mmr"] = {"fetch_k": fetch_k, "lambda_mult": lambda_mult}
         return self._hits(self._ask("search", payload)["results"][0], with_memories=with_memories)
 
-    def _hits(self, told: Sequence[Mapping[str, Any]], *, with_memories: bool) -> list[Hit]:
-        memories: Sequence[Memory | None] = [None] * len(told)
+    def _hits(self, results: Sequence[Mapping[str, Any]], *, with_memories: bool) -> list[Hit]:
+        memories: Sequence[Memory | None] = [None] * len(results)
         if with_memories:
-            memories = self._server.remember([str(each["text"]) for each in told])
+            memories = self._server.remember([str(each["text"]) for each in results])
         return [
             Hit(
                 str(each["id"]),
@@ -217,11 +218,12 @@ class RemoteStore(MemoryStore):
                 int(each["window"]),
                 memory,
             )
-            for each, memory in zip(told, memories, strict=True)
+            for each, memory in zip(results, memories, strict=True)
         ]
 
     def _ask(self, what: str, payload: Mapping[str, Any]) -> Any:
-        return self._server.connection.post(f"{self._path}/{what}", payload)
+        # Ids and values as they are: one that is no text at all is refused, and never taken for another one.
+        return self._server.connection.send(f"{self._path}/{what}", json.dumps(payload, allow_nan=False).encode(), {})
 
 
 def _opened(uri: str, engine: Engine, read_only: bool) -> RemoteStore:
@@ -231,7 +233,7 @@ def _opened(uri: str, engine: Engine, read_only: bool) -> RemoteStore:
 def _question(
     question: str | Sequence[str] | Tensor | NDArray[np.floating[Any]],
 ) -> tuple[list[str] | None, list[list[float]] | None, bool]:
-    """Words or numbers of questions, and whether it is one."""
+    """Words or vectors of questions, and whether it is a single question."""
     if isinstance(question, Tensor | np.ndarray):
         numbers = question.float().numpy() if isinstance(question, Tensor) else question
         one = numbers.ndim == 1
@@ -240,11 +242,11 @@ def _question(
     for index, each in enumerate(words):
         if not isinstance(each, str):
             raise TypeError(f"question[{index}] must be a string, got {type(each).__name__}; vectors go as one tensor")
-    return words, None, isinstance(question, str)
+    return list(map(replace_surrogates, words)), None, isinstance(question, str)
 
 
 def _sent(condition: Filter | None) -> Any:
-    """A filter as JSON."""
+    """The JSON form of a filter."""
     if condition is None:
         return None
     if callable(condition):
@@ -253,13 +255,14 @@ def _sent(condition: Filter | None) -> Any:
     return json.loads(metadata_json(dict(condition), "filter"))
 
 
-def _record(told: Mapping[str, Any]) -> Record:
-    spans = tuple((int(start), int(end)) for start, end in told["spans"])
-    return Record(str(told["id"]), str(told["text"]), _metadata(told["metadata"]), spans, int(told["source_tokens"]))
+def _record(found: Mapping[str, Any]) -> Record:
+    spans = tuple((int(start), int(end)) for start, end in found["spans"])
+    metadata = _metadata(found["metadata"])
+    return Record(str(found["id"]), str(found["text"]), metadata, spans, int(found["source_tokens"]))
 
 
-def _metadata(told: Any) -> dict[str, Any]:
-    return metadata_from_json(json.dumps(told))
+def _metadata(value: Any) -> dict[str, Any]:
+    return metadata_from_json(json.dumps(value))
 
 
 def _line(document: Document) -> bytes:
@@ -268,11 +271,11 @@ def _line(document: Document) -> bytes:
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Documents in parts that a request holds."""
+    """Documents in batches of the size of a request."""
     batch: list[Document] = []
     size = 0
     for document in documents:
-        weight = 6 * len(document.text) + len(document.metadata)  # JSON writes a character as six, at most twelve
+        weight = 6 * len(document.text) + len(document.metadata)  # an escaped character takes six bytes
         if batch and (len(batch) >= _BATCH or size + weight > _BATCH_BYTES):
             yield batch
             batch, size = [], 0

@@ -1,7 +1,7 @@
-"""Keys and words of a table in this process, kept up to date file by file.
+"""Keys and words of a table, cached in this process and updated file by file.
 
-A file of rows never changes, only which of its rows are alive; so a refresh reads new files, and nothing else.
-L is the length of a key.
+The rows of a file never change, only which of them are deleted, so an update reads only new files. L is the length of a
+key.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from clara_core.store.windows import WindowMatrix, Windows
 if TYPE_CHECKING:
     from lance import LanceDataset, LanceFragment
 
-_BLOCK_BYTES: Final = 1 << 26  # of memories that keys are made from at a time
+_BLOCK_BYTES: Final = 1 << 26  # bytes of memories that keys are computed from at a time
 _NO_ROWS: Final[Rows] = np.empty(0, np.uint64)
 
 
 class _Files:
-    """Which rows of which files are here; says what has changed since."""
+    """The files and rows that are in the cache; computes what has changed in a version of the table."""
 
     def __init__(self) -> None:
-        self._files: dict[int, tuple[Rows, int]] = {}  # rows that are alive, and how many of the file are dead
+        self._files: dict[int, tuple[Rows, int]] = {}  # rows that are not deleted, and how many of the file are deleted
 
     def gone(self, dataset: LanceDataset, fragments: dict[int, LanceFragment]) -> Rows:
-        """Rows that were here and are not in a version of the table; forgets them."""
+        """Remove and return the cached rows that are not in a version of the table."""
         gone = []
         for number, (rows, deletions) in list(self._files.items()):
             fragment = fragments.get(number)
@@ -48,17 +48,17 @@ class _Files:
                 kept = members(rows, left)
                 self._files[number] = (left, fragment.num_deletions)
                 gone.append(rows[~kept])
-                if len(left) > kept.sum():  # an earlier version, in which more rows are alive: read it anew
+                if len(left) > kept.sum():  # an earlier version with fewer deleted rows: read the file again
                     del self._files[number]
                     gone.append(rows[kept])
         return np.concatenate([_NO_ROWS, *gone])
 
     def new(self, fragments: dict[int, LanceFragment]) -> list[LanceFragment]:
-        """Files that are not here."""
+        """Files that are not in the cache."""
         return [fragment for number, fragment in fragments.items() if number not in self._files]
 
     def read(self, fragment: LanceFragment, rows: Rows) -> None:
-        """A file is here from now on."""
+        """Note that a file is in the cache."""
         self._files[fragment.fragment_id] = (rows, fragment.num_deletions)
 
 
@@ -67,9 +67,9 @@ def _numbers(dataset: LanceDataset, fragment: LanceFragment) -> list[Rows]:
 
 
 class KeyScan:
-    """Gives the keys of a version; remembers those of the last one. Safe under threads."""
+    """Reads the keys of a version and caches those of the last one. Safe under threads."""
 
-    _seen: tuple[int, int]  # version and settings of keys
+    _seen: tuple[int, int]  # version of the table and of the key settings
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -101,7 +101,7 @@ class KeyScan:
         if len(gone := np.sort(self._files.gone(dataset, fragments))):
             self._turn += 1
             self._matrix.end(gone, self._turn)
-            if 2 * self._matrix.at(self._turn).alive.sum() < self._matrix.used:  # as after a compaction
+            if 2 * self._matrix.at(self._turn).alive.sum() < self._matrix.used:  # for example after a compaction
                 self._forget(layout.key.length)
         for fragment in self._files.new(fragments):
             self._read(dataset, layout, fragment)
@@ -123,12 +123,12 @@ class KeyScan:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words of a version of the table; never changed, only replaced.
+    """The words of a version of the table. Immutable.
 
     Attributes:
-        index: Of them, by serial number: texts with equal scores are in the order in which they came.
-        rows: Numbers of the rows, ascending.
-        serials: Of each row.
+        index: Index of the words by serial number, so that texts with equal scores are in the order of adding.
+        rows: Row numbers, ascending.
+        serials: Serial number of each row.
     """
 
     index: WordIndex
@@ -136,7 +136,7 @@ class Words:
     serials: Rows
 
     def search(self, words: Sequence[str], k: int, allowed: Rows | None) -> tuple[list[Candidate], float]:
-        """The k rows that share words with a question, and what scores are measured by."""
+        """The k rows that share words with a question, and the unit of the scores."""
         among = None if allowed is None else np.sort(self.serials[members(self.rows, np.sort(allowed))])
         found, unit = self.index.search(words, k, among)
         by_serial = np.argsort(self.serials)
@@ -148,7 +148,7 @@ class Words:
 
 
 class WordScan:
-    """Gives the words of a version; remembers those of the last one. Safe under threads."""
+    """Reads the words of a version and caches those of the last one. Safe under threads."""
 
     _seen: int  # version
     _words: Words
@@ -193,7 +193,7 @@ class WordScan:
 
 
 def made_keys(dataset: LanceDataset, layout: Layout, rows: Rows) -> NDArray[np.float16]:
-    """Keys of the windows of rows, ``[windows, L]``, by the settings of now, from their memories."""
+    """Keys of the windows of rows, ``[windows, L]``, computed from their memories with the present settings."""
     step = max(1, _BLOCK_BYTES // layout.codec.row_bytes)
     parts = [np.empty((0, layout.key.length), np.float16)]
     for start in range(0, len(rows), step):

@@ -1,20 +1,20 @@
-"""The table of a store on Lance: its columns, the metadata of its schema, and rows from documents and back.
+"""The table of a store on Lance: columns, schema metadata, and conversion between rows and documents.
 
-A row is a document.
+Each document is one row.
 
-    id                        primary key: a document that is written again takes the other's place
-    text, metadata            as they were given; metadata as JSON
-    facts … odd               what filters ask, see `predicate`
+    id                        primary key: a document with a known id replaces the stored one
+    text, metadata            as given; metadata as JSON
+    facts … odd               values for filters, see `predicate`
     content                   hash of text and fingerprint
-    words                     of the text, for the search by words: see `clara_core.retrieval.words`
-    spans                     start and end, in characters of the text, of each window
-    source_tokens             text tokens that the windows stand for
-    serial                    when it came: by it documents are in order, wherever they lie
-    key, key_version          of each window, for the first step of a search; by which settings they were made
+    words                     words of the text for the search by words, see `clara_core.retrieval.words`
+    spans                     start and end of each window, in characters of the text
+    source_tokens             text tokens in the windows
+    serial                    orders documents by when they were added, independent of their files
+    key, key_version          key of each window for the first step of a search, and the version of the key settings
     memory                    bytes of each window, see `codec`
 
-The settings of keys are fitted to the memories once there are enough; rows with keys of other settings are told by
-`key_version`, and their keys are made anew when they are read.
+The key settings are fitted to the memories once there are enough. Rows with keys of other settings are recognised by
+`key_version`; their keys are computed again when they are read.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ from clara_core.store.keys import Key
 from clara_core.store.predicate import predicate_fields, predicate_values
 from clara_core.store.records import Record, escape, metadata_from_json, unescape
 
-FORMAT: Final = 3  # of the table; rises whenever an older version of this library could not read or write it
+FORMAT: Final = 3  # format of the table; increased whenever an older version of this library could not read or write it
 RECORD_COLUMNS: Final = ["id", "text", "metadata", "spans", "source_tokens"]
 PRIMARY_KEY: Final = {"lance-schema:unenforced-primary-key": "true"}
 
-FIT_ROWS: Final = 256  # documents that settings of keys are fitted to at least, once there are so many
+FIT_ROWS: Final = 256  # smallest number of documents to fit the key settings to
 
-# Keys of the schema's metadata.
+# Names in the schema's metadata.
 _SETTINGS: Final = "clara.store"
 _KEY: Final = "clara.key"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a table holds, fixed when it is made.
+    """The settings of a table, fixed when it is created.
 
     Attributes:
         space: Kind of its memories.
-        key: Makes keys.
-        fitted_to: How many windows the key was fitted to; it is fitted again as long as they were few.
+        key: Computes keys.
+        fitted_to: Number of windows that the key was fitted to; if it is small, the key is fitted again later.
     """
 
     space: Space
@@ -70,17 +70,17 @@ class Layout:
 
     @cached_property
     def codec(self) -> MemoryCodec:
-        """Reads and writes memories."""
+        """Encodes and decodes memories."""
         return MemoryCodec(self.space.memory_type, self.space.n_mem, self.space.hidden)
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Of memories that are read."""
+        """Type of memories that are read."""
         return torch.bfloat16 if self.space.memory_type == "bfloat16" else torch.float32
 
     @cached_property
     def key_version(self) -> int:
-        """Tells keys of these settings from others."""
+        """Identifies the settings of keys."""
         return int.from_bytes(hashlib.sha256(self.key.to_json().encode()).digest()[:8], "little", signed=True)
 
     @cached_property
@@ -99,7 +99,7 @@ class Layout:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Of the table."""
+        """Schema of the table."""
         fields = [
             pa.field("id", pa.string(), nullable=False, metadata=PRIMARY_KEY),
             pa.field("text", pa.string(), nullable=False),
@@ -118,15 +118,16 @@ class Layout:
         return pa.schema(fields, metadata=self.schema_metadata)
 
     def fitted(self, tokens: torch.Tensor) -> Layout:
-        """The same with keys that are fitted to memories ``[windows, n_mem, hidden]``."""
+        """The same layout with keys fitted to memories ``[windows, n_mem, hidden]``."""
         return replace(self, key=self.key.fitted(tokens), fitted_to=len(tokens))
 
     @classmethod
     def of(cls, schema: pa.Schema, uri: str) -> Layout:
-        """What the metadata of a schema says.
+        """The layout in the metadata of a schema.
 
         Raises:
-            StoreError: It is not one of ours, or of another format; says what to do.
+            StoreError: The schema was not written by this library, or has another format; the message says what to
+                do.
         """
         metadata = schema.metadata or {}
         settings = metadata.get(_SETTINGS.encode())
@@ -137,10 +138,10 @@ class Layout:
     # --- rows --------------------------------------------------------------------------------------------
 
     def rows(self, entries: Sequence[Entry], serial: int) -> pa.RecordBatch:
-        """The rows of documents, with this serial number and the next ones.
+        """The rows of documents, with serial numbers from `serial` on.
 
         Raises:
-            ValueError: A memory holds NaN or infinity.
+            ValueError: A memory contains NaN or infinity.
         """
         memories = [entry.memory for entry in entries]
         tokens = torch.cat([memory.tokens for memory in memories])  # [windows, n_mem, hidden]
@@ -158,8 +159,8 @@ class Layout:
             "key_version": np.full(len(entries), self.key_version, np.int64),
             "memory": list_column(self.codec.encode(tokens), counts),
         }
-        asked = [predicate_values(metadata_from_json(entry.metadata)) for entry in entries]
-        given |= {field.name: [each[field.name] for each in asked] for field in predicate_fields()}
+        values = [predicate_values(metadata_from_json(entry.metadata)) for entry in entries]
+        given |= {field.name: [each[field.name] for each in values] for field in predicate_fields()}
         arrays = [
             given[field.name] if isinstance(given[field.name], pa.Array) else pa.array(given[field.name], field.type)
             for field in self.schema
@@ -178,7 +179,7 @@ def _read_settings(settings: bytes, key: bytes, uri: str) -> Layout:
         version = int(found["format"])
         if version == FORMAT:
             n_mem, hidden = int(found["n_mem"]), int(found["hidden"])
-            MemoryCodec(found["memory_type"], n_mem, hidden)  # knows what is possible
+            MemoryCodec(found["memory_type"], n_mem, hidden)  # raises for an invalid type or shape
             space = Space(str(found["fingerprint"]), found["memory_type"], n_mem, hidden)
             return Layout(space, Key.from_json(key.decode()), int(found["fitted_to"]))
     except (KeyError, TypeError, ValueError) as exc:
@@ -190,14 +191,14 @@ def _read_settings(settings: bytes, key: bytes, uri: str) -> Layout:
 
 
 class Serials:
-    """Serial numbers by the clock, so that those of several writers are about in order; never twice the same here."""
+    """Serial numbers from the clock, so that those of several writers are roughly in order; unique in this process."""
 
     def __init__(self) -> None:
         self._next = 0
         self._lock = threading.Lock()
 
     def take(self, count: int) -> int:
-        """The first of so many."""
+        """Reserve this many numbers; returns the first."""
         with self._lock:
             first = max(self._next, time.time_ns())
             self._next = first + count
@@ -208,7 +209,7 @@ class Serials:
 
 
 def list_column(rows: NDArray[Any], counts: Sequence[int]) -> pa.Array:
-    """``[windows, length]`` as one list of windows a document, without a copy."""
+    """An array ``[windows, length]`` as one list of windows for each document, without a copy."""
     offsets = pa.array(np.fromiter(accumulate(counts, initial=0), np.int32, len(counts) + 1))
     return pa.ListArray.from_arrays(
         offsets, pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
@@ -216,7 +217,7 @@ def list_column(rows: NDArray[Any], counts: Sequence[int]) -> pa.Array:
 
 
 def number_rows(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
-    """Such a column as ``[windows, length]``, without a copy where it lies in one piece."""
+    """The windows of such a column as ``[windows, length]``, without a copy if the column is a single chunk."""
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
     windows = column.flatten()
@@ -225,7 +226,7 @@ def number_rows(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
 
 
 def window_counts(column: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
-    """Windows of each row of such a column."""
+    """Number of windows in each row of such a column."""
     counts: NDArray[np.int64] = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
     return counts
 

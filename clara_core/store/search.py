@@ -1,4 +1,4 @@
-"""The calls of a store that answer questions: the same for every place that keeps documents."""
+"""The search calls of a store, the same for every backend."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from clara_core.engine.protocol import Engine
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Record], bool]
-"""Which documents: a dict as in `clara_core.retrieval.filters`, or a function of the document."""
+"""A filter: a dict as in `clara_core.retrieval.filters`, or a function of the document."""
 
 Vectors: TypeAlias = Tensor | NDArray[np.float32]
-"""What was made of questions already, in this process or in a database."""
+"""Memories of questions that are computed already, in this process or in a database."""
 
 Mode = Literal["memory", "text", "hybrid"]
 
 MODES: Final = ("memory", "text", "hybrid")
 DEFAULT_MODE: Final[Mode] = "hybrid"
 DEFAULT_OVERSAMPLE: Final = 10
-DEFAULT_TEXT_WEIGHT: Final = 0.5  # what measures best in docs/retrieval.md
+DEFAULT_TEXT_WEIGHT: Final = 0.5  # the best value in docs/retrieval.md
 
-_FUSED: Final = 30  # documents of each ranking, at least, that are fused
+_FUSED: Final = 30  # fewest documents of each ranking that are fused
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """How to search; checked when it is made."""
+    """The options of a search, checked at creation."""
 
     k: int
     mode: Mode
@@ -60,7 +60,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A document that was found, with its score by the mode of the search."""
+    """A document that was found, with its score in the mode of the search."""
 
     candidate: Candidate
     score: float
@@ -68,7 +68,7 @@ class _Found:
 
 
 class StoreSearch:
-    """What answers questions; `MemoryStore` is this and more."""
+    """The search methods of `MemoryStore`."""
 
     engine: Engine | None
     _backend: Backend
@@ -107,24 +107,24 @@ class StoreSearch:
         text_weight: float = DEFAULT_TEXT_WEIGHT,
         with_memories: bool = False,
     ) -> list[Hit] | list[list[Hit]]:
-        """The documents that answer a question best, best first; of several questions a list each, in one pass.
+        """Return the documents that answer a question, best first; for several questions a list each, in one pass.
 
         Args:
-            question: A question, several, or what the query reasoner made of them: ``[D]`` for one,
-                ``[Q, n_mem, hidden]`` or ``[Q, D]`` for several, ``D = n_mem * hidden``.
-            k: Most documents to find.
+            question: One or several questions in words, or their memories from the query reasoner: ``[D]`` for one,
+                ``[Q, n_mem, hidden]`` or ``[Q, D]`` for several, with ``D = n_mem * hidden``.
+            k: Maximum number of documents.
             filter: Which documents may be found: a dict as in `clara_core.retrieval.filters`, or a function of a
-                `Record`, which is asked about what was found, further and further down, until `k` passed.
-            mode: ``memory`` by cosine, ``text`` by words (BM25), ``hybrid`` by both; None is ``hybrid`` for texts and
-                ``memory`` for tensors.
-            vectors: What was made of the questions already, beside their words, in one of the shapes above.
+                `Record`, which is applied to the results, best first, until `k` have passed.
+            mode: ``memory`` by cosine, ``text`` by words (BM25), ``hybrid`` by both; None is ``hybrid`` for texts
+                and ``memory`` for tensors.
+            vectors: Memories of the questions in words, if they are computed already, in one of the shapes above.
             exact: Compare with all memories instead of the best ``oversample * k`` by their keys.
-            oversample: Candidates by key for one document.
+            oversample: Candidates by key for each document to find.
             text_weight: Weight of the words in ``hybrid``, in [0, 1].
-            with_memories: Give each hit its memory.
+            with_memories: Include its memory in each hit.
 
         Raises:
-            FingerprintMismatch: The memories are of another model than the engine (not where ``mode="text"``).
+            FingerprintMismatch: The memories are of another model than the engine (not for ``mode="text"``).
         """
         words, given, one = _questions(question, vectors)
         mode = mode or ("memory" if words is None else DEFAULT_MODE)
@@ -153,13 +153,13 @@ class StoreSearch:
         oversample: int = DEFAULT_OVERSAMPLE,
         with_memories: bool = False,
     ) -> list[Hit]:
-        """Of the `fetch_k` documents most like a question `k` that do not repeat each other.
+        """Choose `k` documents that do not repeat each other from the `fetch_k` most similar to a question.
 
         Args:
-            question: As in `search`, but one.
-            k: Most documents to find.
-            fetch_k: How many to choose from; at least `k` are.
-            lambda_mult: 1 is relevance alone, 0 is diversity alone.
+            question: As in `search`, but a single one.
+            k: Maximum number of documents.
+            fetch_k: Number of documents to choose from; at least `k` are used.
+            lambda_mult: 1 is relevance only, 0 is diversity only.
             filter: As in `search`.
             exact: As in `search`.
             oversample: As in `search`.
@@ -186,7 +186,7 @@ class StoreSearch:
         return _hits(snapshot, [[_by_cosine(found[index]) for index in chosen]], with_memories=with_memories)[0]
 
     def _vectors(self, words: list[str] | None, given: Tensor | None, space: Space) -> Tensor:
-        """``[Q, n_mem, hidden]``."""
+        """Memories of questions as ``[Q, n_mem, hidden]``."""
         if self.engine is not None:
             space.check_model(self.engine.fingerprint, self._backend.uri)
         if given is not None:
@@ -198,7 +198,7 @@ class StoreSearch:
                 raise ValueError("a question holds NaN or infinity")
             return given.reshape(len(given), space.n_mem, space.hidden)
         if self.engine is None:
-            raise ValueError("a search by memory needs a model: open the store with engine= or model=, or ask with "
+            raise ValueError("a search by memory needs a model: open the store with engine= or model=, or search with "
                              "mode='text'")  # fmt: skip
         return self.engine.reason(words or [])
 
@@ -207,7 +207,7 @@ class StoreSearch:
 
 
 def check_condition(condition: Filter | None) -> None:
-    """Refuse what is no filter.
+    """Refuse an invalid filter.
 
     Raises:
         TypeError, ValueError: It is neither a function nor a dict that `check_filter` accepts.
@@ -217,7 +217,7 @@ def check_condition(condition: Filter | None) -> None:
 
 
 def _among(snapshot: Snapshot, condition: Filter | None) -> tuple[Snapshot | Accepting, Rows | None]:
-    """Where to search, and which rows may be found."""
+    """The searches to use, and the rows that may be found."""
     if condition is None:
         return snapshot, None
     return (Accepting(snapshot, condition), None) if callable(condition) else (snapshot, snapshot.passing(condition))
@@ -230,7 +230,7 @@ def _find(
     tokens: Tensor | None,
     how: Search,
 ) -> list[list[_Found]]:
-    """What each question finds, by the mode of the search."""
+    """The results of each question in the mode of the search."""
 
     def nearest(tokens: Tensor, k: int, among: Rows | None, oversample: int) -> list[list[Candidate]]:
         return snapshot.nearest(tokens, k, among, exact=how.exact, oversample=oversample)
@@ -244,7 +244,7 @@ def _find(
     result = []
     for question, own, near in zip(words, tokens, by_memory, strict=True):
         by_words = snapshot.matching(question, depth, allowed)
-        # What one of the rankings does not know gets its score there, too.
+        # Documents found in only one ranking also get their score in the other one.
         [others] = nearest(own[None], depth, _rows(by_words.candidates, near), 1)
         others += near
         known = snapshot.matching(question, 2 * depth, _rows(near, by_words.candidates)).candidates
@@ -253,7 +253,7 @@ def _find(
 
 
 def _rows(candidates: Sequence[Candidate], without: Sequence[Candidate]) -> Rows:
-    """Rows of candidates that are not among others."""
+    """Rows of candidates that are not in `without`."""
     rows = {each.row for each in candidates} - {each.row for each in without}
     return np.array(sorted(rows), np.uint64)
 
@@ -267,8 +267,8 @@ def _by_words(matches: Matches) -> list[_Found]:
 
 
 def _fused(near: Sequence[Candidate], matches: Matches, how: Search) -> list[_Found]:
-    """Both rankings as one; of equal scores the one that came first."""
-    known = {each.row: each for each in [*matches.candidates, *near]}  # the window is the memory's
+    """Fuse both rankings; of equal scores the document that was added first comes first."""
+    known = {each.row: each for each in [*matches.candidates, *near]}  # the window of `near` wins
     by_order = sorted(known.values(), key=lambda each: (each.order, each.row))
     found = {each.row: each.score for each in near}
     cosines = {each.row: found[each.row] for each in by_order if each.row in found}
@@ -278,7 +278,7 @@ def _fused(near: Sequence[Candidate], matches: Matches, how: Search) -> list[_Fo
 
 
 def _hits(snapshot: Snapshot, found: Sequence[Sequence[_Found]], *, with_memories: bool) -> list[list[Hit]]:
-    """The documents that were found, as they were given; each hit has metadata of its own."""
+    """The documents that were found; each hit has its own copy of the metadata."""
     rows = sorted({each.candidate.row for documents in found for each in documents})
     there = snapshot.at_rows(np.array(rows, np.uint64), with_memories=with_memories) if rows else {}
 
@@ -293,17 +293,17 @@ def _hits(snapshot: Snapshot, found: Sequence[Sequence[_Found]], *, with_memorie
 def _questions(
     question: str | Sequence[str] | Vectors, vectors: Vectors | None
 ) -> tuple[list[str] | None, Tensor | None, bool]:
-    """The words of questions, their vectors, and whether it is one question."""
+    """The words of questions, their vectors, and whether it is a single question."""
     if isinstance(question, Tensor | np.ndarray):
         if vectors is not None:
-            raise ValueError("give the vectors of questions as question=, or their words there and vectors=, not both")
+            raise ValueError("give vectors as question=, or words as question= with vectors=, not both")
         tokens = torch.as_tensor(question)
         return (None, tokens[None], True) if tokens.ndim == 1 else (None, tokens, False)
     words = [question] if isinstance(question, str) else list(question)
     for index, each in enumerate(words):
         if not isinstance(each, str):
             raise TypeError(
-                f"question[{index}] must be a string, got {type(each).__name__}; vectors go as one tensor or array"
+                f"question[{index}] must be a string, got {type(each).__name__}; pass vectors as one tensor or array"
             )
     given = None if vectors is None else torch.as_tensor(vectors)
     if given is not None and given.ndim == 1:

@@ -1,6 +1,6 @@
-"""One version of a store on Lance, searched: keys first, then the exact cosine of the best; or everything; or words.
+"""Searches one version of a store on Lance: by keys and then exact cosines of the best, by all memories, or by words.
 
-Letters of shapes: Q questions, D numbers of a memory, n windows, m candidates.
+Dimensions: Q questions, D numbers of a memory, n windows, m candidates.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from clara_core.store.windows import merged, ranking, scored_windows, window_num
 if TYPE_CHECKING:
     from lance import LanceDataset
 
-_RECORDS: Final = 1024  # documents that are read at a time
-_SERIALS: Final = 1 << 16  # serial numbers that are
+_RECORDS: Final = 1024  # documents read at a time
+_SERIALS: Final = 1 << 16  # serial numbers read at a time
 _SERIAL_SCHEMA: Final = pa.schema([pa.field("serial", pa.uint64(), nullable=False), pa.field("_rowid", pa.uint64())])
-_SCAN_BYTES: Final = 1 << 25  # of memories that are read at a time
-_NEAR_BYTES: Final = 1 << 21  # of float32 memories that are compared at a time, so that they stay in the cache
-_CANDIDATE_BYTES: Final = 1 << 22  # of memories that are compared at least: short ones cost little
-# Parts of an index that are looked through. Of 100,000 synthetic keys of 1,024 numbers, 8 found 97 % of the best ten
+_SCAN_BYTES: Final = 1 << 25  # bytes of memories read at a time
+_NEAR_BYTES: Final = 1 << 21  # bytes of float32 memories compared at a time, so that they stay in the cache
+_CANDIDATE_BYTES: Final = 1 << 22  # bytes of memories that are always compared: short ones cost little
+# Partitions of the index that are searched. Of 100,000 synthetic keys of 1,024 numbers, 8 found 97 % of the best ten
 # documents and 32 all of them, in the same time.
 _PROBES: Final = 32
-_TINY: Final = 1e-12  # as in torch's normalize
+_TINY: Final = 1e-12  # the same as in torch's normalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class LanceSnapshot:
 
     Attributes:
         dataset: The version.
-        layout: Of it.
-        keys: Gives its keys.
-        words: Gives its words.
+        layout: Its layout.
+        keys: Cache of keys.
+        words: Cache of words.
     """
 
     dataset: LanceDataset
@@ -110,7 +110,7 @@ class LanceSnapshot:
         return {row["content"]: unescape(row["id"]) for row in rows}
 
     def __iter__(self) -> Iterator[Record]:
-        with Lease(self.dataset):  # whoever tidies leaves these rows, until the last was taken
+        with Lease(self.dataset):  # keeps maintenance from deleting these rows during the iteration
             table = pa.Table.from_batches(batches(self.dataset, ["serial"], batch_size=_SERIALS), _SERIAL_SCHEMA)
             rows = table["_rowid"].to_numpy()[np.argsort(table["serial"].to_numpy(), kind="stable")]
             for start in range(0, len(rows), _RECORDS):
@@ -129,19 +129,19 @@ class LanceSnapshot:
             return [[] for _ in questions]
         if exact or total <= wanted:
             return self._ranked(units, k, allowed, None)
-        asked = self.layout.key.questions(questions)  # [Q, L]
+        queries = self.layout.key.questions(questions)  # [Q, L]
         if KEY_INDEX in index_names(self.dataset):
-            candidates = [self._by_index(question, wanted, allowed) for question in asked]
+            candidates = [self._by_index(question, wanted, allowed) for question in queries]
         else:
             keys, threads = self.keys.at(self.dataset, self.layout), torch.get_num_threads()
-            near = keys.best(len(asked), wanted, allowed, lambda block: Key.scores(asked, block), threads)
+            near = keys.best(len(queries), wanted, allowed, lambda block: Key.scores(queries, block), threads)
             candidates = [np.unique(own["row"]) for own in near]
         return self._ranked(units, k, np.unique(np.concatenate(candidates)), candidates)
 
     def _by_index(self, question: NDArray[np.float32], m: int, allowed: Rows | None) -> Rows:
-        """Candidates by the index over the keys; rows that it does not cover are scanned."""
+        """Candidates from the index over the keys; rows that it does not cover are scanned."""
         builder = scanner(self.dataset, ["_distance"], allowed)
-        # Keys have the length one, so that the cosine is their product.
+        # Keys are unit vectors, so their product is the cosine.
         builder = builder.nearest("key", question.astype(np.float16), k=m, metric="cosine", nprobes=_PROBES)
         with readable(self.dataset):
             rows: Rows = builder.to_scanner().to_table()["_rowid"].to_numpy()
@@ -150,11 +150,11 @@ class LanceSnapshot:
     def _ranked(
         self, units: Tensor, k: int, rows: Rows | None, candidates: Sequence[Rows] | None
     ) -> list[list[Candidate]]:
-        """The best of some rows by exact cosine, in bounded memory; each question may have candidates of its own."""
+        """The best of some rows by exact cosine, in bounded memory; each question may have its own candidates."""
         step = max(1, _SCAN_BYTES // self.layout.codec.row_bytes)
         columns = ["memory", "serial"]
         tables: Iterable[pa.Table | pa.RecordBatch] = batches(self.dataset, columns, rows, step)
-        if rows is not None and candidates is not None:  # few: by their numbers, not in a scan
+        if rows is not None and candidates is not None:  # few rows: read by number, not by a scan
             tables = (rows_at(self.dataset, rows[at : at + step], columns) for at in range(0, len(rows), step))
         best = [merged([], k) for _ in units]
         for table in tables:
@@ -182,7 +182,7 @@ class LanceSnapshot:
         return Matches(*self.words.at(self.dataset).search(words_of(question), k, allowed))
 
     def _by_word_index(self, words: Sequence[str], k: int, allowed: Rows | None) -> Matches:
-        """The same by the index over the words, for stores that are too large to keep them in this process."""
+        """The same with the index over words, for stores too large to hold their words in this process."""
         different = list(dict.fromkeys(words))
         if not different or (allowed is not None and not len(allowed)):
             return Matches([], 0.0)
@@ -202,9 +202,9 @@ class LanceSnapshot:
 
 
 def cosines(units: Tensor, layout: Layout, memory: pa.Array | pa.ChunkedArray) -> Tensor:
-    """Cosine of unit vectors ``[Q, D]`` with windows, from the column of their bytes: ``[Q, n]``, in float32.
+    """Cosines in float32 of unit vectors ``[Q, D]`` with windows, from the column of their bytes: ``[Q, n]``.
 
-    As `clara_core.retrieval.ranking.window_scores`, in pieces that stay in the processor's cache.
+    Equal to `clara_core.retrieval.ranking.window_scores`, in pieces that stay in the processor's cache.
     """
     rows = number_rows(memory)  # [n, bytes]
     scores = torch.empty(len(units), len(rows))
@@ -213,5 +213,5 @@ def cosines(units: Tensor, layout: Layout, memory: pa.Array | pa.ChunkedArray) -
         windows = layout.codec.decode(rows[start : start + step], layout.dtype).flatten(1).float()
         lengths = torch.linalg.vector_norm(windows, dim=1).clamp_min(_TINY)
         scores[:, start : start + step] = (units @ windows.T) / lengths
-    # Rounding can push the product of two equal unit vectors past one.
+    # Rounding can make the product of two equal unit vectors exceed one.
     return scores.clamp_(-1.0, 1.0)

@@ -1,4 +1,4 @@
-"""`MemoryStore`: documents with their memories, in a folder or in memory, to be searched and read again."""
+"""`MemoryStore`: documents with their memories, in a folder or in memory, that can be searched and read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clara_core.store.writing import VECTORS, Measure, Writer, checked_documents
 if TYPE_CHECKING:
     from clara_core.engine.protocol import Engine
 
-_KEEP: Final = timedelta(hours=1)  # how long readers of other processes may hold an old version
+_KEEP: Final = timedelta(hours=1)  # old versions are kept this long for readers in other processes
 
 
 @explaining("delete", "compact", "optimize", "salvage", "check", reading=False)
@@ -35,8 +35,8 @@ _KEEP: Final = timedelta(hours=1)  # how long readers of other processes may hol
 class MemoryStore(StoreSearch):
     """Documents by id with text, metadata and memory. Safe under threads and beside other processes.
 
-    Make one with `open`. It may be pickled and copied: one of a folder means that folder again, one in memory takes its
-    documents along.
+    Use `open` to create one. A store can be pickled and copied: a copy of a store in a folder opens the same folder,
+    and a copy of a store in memory contains its documents.
     """
 
     def __init__(self, backend: Backend, engine: Engine | None, *, read_only: bool) -> None:
@@ -57,28 +57,29 @@ class MemoryStore(StoreSearch):
         storage_options: Mapping[str, str] | None = None,
         **options: Any,
     ) -> MemoryStore:
-        """Open a store, or make one at the first `add`. Neither loads a model.
+        """Open a store; the first `add` creates it if it does not exist. Neither loads a model.
 
         Args:
-            uri: A folder (``~`` is the home folder, and a relative one is meant from where the process is now);
-                ``memory://`` for a store that ends with this object; or the address of an object store, such as
-                ``s3://bucket/path``; or a store of a server, ``http://host:port/v1/stores/NAME``.
-            engine: Compresses texts and reads questions. Without one (and without `model`) the store still takes and
-                gives ready memories, and finds texts by words.
-            model: Instead of an engine: as in `ClaraEngine.from_pretrained`.
-            memory_type: How a new store keeps memories: ``float32`` (the default in memory), ``bfloat16`` (the default
-                in a folder), or ``int8`` in half the bytes of that.
+            uri: A folder (``~`` is the home folder; a relative path is resolved at this call); ``memory://`` for a
+                store that ends with this object; the address of an object store, such as ``s3://bucket/path``; or a
+                store on a server, ``http://host:port/v1/stores/NAME``.
+            engine: Compresses texts and reads questions. Without `engine` and `model`, the store can still add and
+                return compressed memories and search texts by words.
+            model: Model of the engine to open, as in `ClaraEngine.from_pretrained`; instead of `engine`.
+            memory_type: Number format in a new store: ``float32`` (the default in memory), ``bfloat16`` (the
+                default in a folder), or ``int8``, which takes half the bytes of bfloat16.
             key: Numbers of a key in a new store.
             read_only: Refuse to write.
             storage_options: Credentials and settings of the object store.
-            **options: Of the engine of `model`, as in `ClaraEngine.from_pretrained`, such as ``compression=16``.
+            **options: Options of the engine of `model`, as in `ClaraEngine.from_pretrained`, such as
+                ``compression=16``.
 
         Raises:
-            UnknownOption: An option that neither this function nor an engine has.
-            StoreError: What is there cannot be read, or nothing is there and `read_only` is given.
+            UnknownOption: Neither this function nor an engine has the option.
+            StoreError: The store cannot be read, or does not exist and `read_only` is set.
         """
         if is_server(uri) and (memory_type, storage_options) != (None, None):
-            raise ValueError(f"how documents are kept is decided by the server at {fspath(uri)}")
+            raise ValueError(f"memory_type= and storage_options= are set by {fspath(uri)}: leave them out")
         refuse_unknown("MemoryStore.open", options, [*OPTIONS, *parameters(cls.open)])
         given = given_options({"model": model, **options})
         if engine is not None and given:
@@ -102,12 +103,12 @@ class MemoryStore(StoreSearch):
 
     @property
     def uri(self) -> str:
-        """Where it is."""
+        """Address of the store."""
         return self._backend.uri
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the model whose memories it holds; None while there are none."""
+        """Fingerprint of the model whose memories the store holds; None if it holds none."""
         snapshot = self._backend.latest()
         return None if snapshot is None else snapshot.space.fingerprint
 
@@ -118,7 +119,7 @@ class MemoryStore(StoreSearch):
         return self.count()
 
     def __bool__(self) -> bool:
-        return True  # also while it is empty
+        return True  # an empty store is true, too
 
     # --- writing -----------------------------------------------------------------------------------------
 
@@ -133,21 +134,24 @@ class MemoryStore(StoreSearch):
         fidelity: bool = False,
         show_progress: bool = False,
     ) -> list[str]:
-        """Keep documents; one whose id is here takes the other's place.
+        """Add documents; a document with a known id replaces the stored one.
 
-        Sequences are checked as a whole before anything is written; of iterators, each batch is. What the progress bar
-        has counted is safe, whatever happens next, and so is everything once the call returns.
+        Sequences are checked as a whole before anything is written; iterators are checked batch by batch. Documents
+        that the progress bar has counted are safe whatever happens next, and so are all documents once the call
+        returns.
 
-        A text that is here already is not compressed again, under whatever id. A blank text is kept, and not found.
+        A text that the store already holds, under any id, is not compressed again. A blank text is stored, but not
+        found.
 
         Args:
-            texts: Any number of documents; may be left out where there are memories.
+            texts: Any number of documents; optional if there are memories.
             metadatas: A dict for each document, see `clara_core.store.records.metadata_json`.
-            ids: One a document; None for an id that is made from the text.
-            memories: Ready memories, one a document.
-            vectors: Instead of memories, vectors of another embedding: ``[D]``, or ``[W, D]`` for windows of a text.
+            ids: An id for each document; None for an id made from the text.
+            memories: A compressed memory for each document.
+            vectors: Instead of memories, vectors of another embedding: ``[D]``, or ``[W, D]`` for the windows of a
+                text.
             fidelity: Write into the field ``fidelity`` of the metadata which share of its names, numbers and code each
-                memory has kept (`Fidelity.kept`), so that a filter can tell. Costs about as much as compressing.
+                memory has kept (`Fidelity.kept`), for filters. Takes about as long as compressing.
             show_progress: Draw a progress bar.
 
         Returns:
@@ -155,8 +159,8 @@ class MemoryStore(StoreSearch):
 
         Raises:
             ValueError: `fidelity` without a model in this process.
-            FingerprintMismatch: The memories are of another model than those that are here.
-            StoreError: Others wrote all the time.
+            FingerprintMismatch: The memories are of another model than those in the store.
+            StoreError: Other writers were faster every time.
         """
         from tqdm.auto import tqdm
 
@@ -188,18 +192,18 @@ class MemoryStore(StoreSearch):
         return written
 
     def delete(self, ids: Iterable[str] | None = None, filter: Filter | None = None) -> int:  # noqa: A002
-        """Take documents out: those with one of the ids, those that pass the filter, or with both those of both.
+        """Delete the documents with one of the ids, those that pass the filter, or, with both, those that meet both.
 
         Args:
-            ids: Unknown ones are passed over.
+            ids: Unknown ids are ignored.
             filter: As in `search`; ``{}`` means every document.
 
         Returns:
-            int: How many documents there were.
+            int: Number of deleted documents.
         """
         self._check_writable()
         if ids is None and filter is None:
-            raise ValueError("delete needs ids or a filter; filter={} takes everything out")
+            raise ValueError("delete needs ids or a filter; filter={} deletes all documents")
         wanted = None if ids is None else checked_ids(ids)
         check_condition(filter)
         if callable(filter):
@@ -207,36 +211,36 @@ class MemoryStore(StoreSearch):
         return self._backend.delete(wanted, filter)
 
     def compact(self, older_than: timedelta = _KEEP) -> None:
-        """Merge small files, free what was taken out or replaced, and drop versions older than a time.
+        """Merge small files, free the space of deleted and replaced documents, and delete old versions.
 
         Args:
-            older_than: Readers of other processes may still look at versions that were replaced since.
+            older_than: Versions that were replaced more recently are kept for readers in other processes.
         """
         self._check_writable()
         self._backend.compact(older_than)
 
     def optimize(self, *, show_progress: bool = False) -> None:
-        """Bring keys and indexes up to date. Without that everything is found as well, more slowly.
+        """Update keys and indexes. This makes searches faster and does not change what they find.
 
-        Makes indexes over ids, contents and facts, and, from `INDEX_ROWS` documents on, over words and keys. Documents
-        that are added later are found without it; call it again when they have become many.
+        Builds indexes over ids, contents and facts, and, from `INDEX_ROWS` documents on, over words and keys. Documents
+        added later are found without it; call it again after adding many.
 
         Args:
-            show_progress: Say on a bar what is being done.
+            show_progress: Show the current step on a progress bar.
         """
         self._check_writable()
         self._shown(self._backend.optimize, show_progress)
 
     def check(self, *, show_progress: bool = False) -> list[Broken]:
-        """Read everything that is kept, and name the files that cannot be read."""
+        """Read everything in the store, and return the files that cannot be read."""
         found: list[Broken] = self._shown(self._backend.check, show_progress)
         return found
 
     def salvage(self, *, show_progress: bool = False) -> list[Broken]:
-        """Take the documents of broken files out, so that all others can be read. Reads everything.
+        """Delete the documents of broken files, so that all others can be read. Reads everything in the store.
 
         Returns:
-            list: The broken files; without any, nothing was changed.
+            list: The broken files; if there are none, nothing was changed.
         """
         self._check_writable()
         found: list[Broken] = self._shown(self._backend.salvage, show_progress)
@@ -258,18 +262,18 @@ class MemoryStore(StoreSearch):
     # --- reading -----------------------------------------------------------------------------------------
 
     def get(self, ids: Iterable[str]) -> list[Record]:
-        """Documents in the order of their ids; unknown ids are passed over."""
+        """Documents in the order of their ids; unknown ids are ignored."""
         wanted = checked_ids(ids)
         snapshot = self._backend.latest()
         found = {} if snapshot is None or not wanted else snapshot.records(wanted)
         return [found[id_] for id_ in wanted if id_ in found]
 
     def memories(self, ids: Iterable[str]) -> list[Memory]:
-        """Memories of documents as the generator reads them, in the order of their ids.
+        """Memories of documents, for the generator, in the order of their ids.
 
         Raises:
-            KeyError: An id is not here.
-            FingerprintMismatch: They are of another model than the engine.
+            KeyError: The store has no document with an id.
+            FingerprintMismatch: The memories are of another model than the engine.
         """
         wanted = checked_ids(ids)
         snapshot = self._backend.latest()
@@ -282,7 +286,7 @@ class MemoryStore(StoreSearch):
         return [found[id_] for id_ in wanted]
 
     def count(self, filter: Filter | None = None) -> int:  # noqa: A002
-        """How many documents there are, or pass a filter."""
+        """Number of documents, or of those that pass a filter."""
         check_condition(filter)
         snapshot = self._backend.latest()
         if snapshot is None:
@@ -296,7 +300,7 @@ class MemoryStore(StoreSearch):
         return snapshot is not None and isinstance(id_, str) and bool(snapshot.states([id_]))
 
     def __iter__(self) -> Iterator[Record]:
-        """All documents of the moment, in the order in which they came (a replaced one comes last)."""
+        """All documents of the latest version, in the order of adding (a replaced document comes last)."""
         snapshot = self._backend.latest()
         return iter(() if snapshot is None else snapshot)
 
@@ -306,7 +310,7 @@ class MemoryStore(StoreSearch):
         return StoreStats() if snapshot is None else snapshot.stats()
 
     def close(self) -> None:
-        """Let go of what is held in memory only to be quick; the store may be used again."""
+        """Drop caches; the store may be used again."""
         self._backend.close()
 
     # --- within ------------------------------------------------------------------------------------------
@@ -316,7 +320,7 @@ class MemoryStore(StoreSearch):
         if (snapshot := self._backend.latest()) is not None:
             return snapshot.space.n_mem, snapshot.space.hidden
         if self.engine is None:
-            raise ValueError("the first document of a store cannot be a blank one without a memory; add another first")
+            raise ValueError("the first document of a store without an engine must not be blank; add another one first")
         return self.engine.n_mem, self.engine.hidden
 
     def _writing_fingerprint(self, memory: Memory | None) -> str:
@@ -328,7 +332,7 @@ class MemoryStore(StoreSearch):
                 )
             return memory.fingerprint
         if self.engine is None:
-            raise ValueError("texts have to be compressed: open the store with engine= or model=, or give memories")
+            raise ValueError("the store has no engine for texts: open it with engine= or model=, or give memories")
         return self.engine.fingerprint
 
     def _fidelity_measure(self, vectors: object) -> Measure:
@@ -345,7 +349,7 @@ class MemoryStore(StoreSearch):
 
     def _check_writable(self) -> None:
         if self._read_only:
-            raise StoreError(f"the store at {self.uri} was opened with read_only=True; open it without to write")
+            raise StoreError(f"the store at {self.uri} was opened with read_only=True; open it without read_only")
 
 
 def _place(uri: str, memory_type: MemoryType | None, key: int, options: Mapping[str, str] | None) -> Backend:
@@ -364,7 +368,7 @@ def checked_ids(ids: Iterable[str]) -> list[str]:
     """Ids as a list.
 
     Raises:
-        TypeError: It is one string, whose letters would be taken for ids, or one of them is no string.
+        TypeError: It is a single string, or an id is not a string.
     """
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise TypeError(f"ids must be several strings, got one {type(ids).__name__}; put it into a list")

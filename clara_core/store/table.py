@@ -1,7 +1,7 @@
-"""One Lance table that many threads and processes read and write: versions, and changes that lose nothing.
+"""One Lance table that many threads and processes read and write: its versions, and commits that lose no change.
 
-A change is one commit of Lance's own: `merge_insert` by the primary key, or `delete`. Two that touch the same document
-exclude each other, and the later one is done again on what the earlier left. Nobody waits for a lock.
+A change is one commit of Lance: `merge_insert` by the primary key, or `delete`. Of two commits that change the same
+document, the later one fails and is repeated on the result of the earlier one. There are no locks.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from clara_core.common.errors import StoreError
 
 TABLE: Final = "memories"
 
-_PATIENCE: Final = 120.0  # seconds in which a change is tried again when others were quicker
-_RETRIES: Final = 1000  # at most, in that time
-_TRIES: Final = 3  # of what finds a file gone
-_PAUSE: Final = 0.02  # seconds before another try, at most, the first time
+_PATIENCE: Final = 120.0  # seconds for which a change is repeated while other writers are faster
+_RETRIES: Final = 1000  # most repetitions in that time
+_TRIES: Final = 3  # attempts if a file is missing
+_PAUSE: Final = 0.02  # longest pause in seconds before the first repetition
 
 T = TypeVar("T")
 
 
 class Table:
-    """The table at an address; it need not exist yet. Safe under threads; a child of a fork opens it anew.
+    """The table at an address; it need not exist yet. Safe under threads; a forked child opens it again.
 
     Args:
         uri: A folder, or the address of an object store.
@@ -47,7 +47,7 @@ class Table:
     def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
         folder = folder_of(uri)
         if folder is not None and folder.exists() and not folder.is_dir():
-            raise StoreError(f"a store is a folder, and {folder} is a file; give the folder that it is to be in")
+            raise StoreError(f"a store is a folder, but {folder} is a file; give the path of a folder")
         self.uri = uri if folder is None else str(folder)
         self.storage_options = storage_options
         self._folder = folder
@@ -65,12 +65,12 @@ class Table:
     # --- reading -----------------------------------------------------------------------------------------
 
     def latest(self) -> LanceDataset | None:
-        """The table as it is now; None while there is none. What is returned never changes.
+        """The latest version of the table; None if the table does not exist. The returned object never changes.
 
         Raises:
-            StoreError: It is there and cannot be opened.
+            StoreError: The table exists but cannot be opened.
         """
-        if self._pid != os.getpid():  # a child: what its parent opened is of no use here
+        if self._pid != os.getpid():  # a forked child cannot use what its parent opened
             self._forget()
         with self._state:
             if self._dataset is None:
@@ -86,7 +86,7 @@ class Table:
             return lance.dataset(self.address, storage_options=self.storage_options)
         except (ValueError, OSError) as exc:
             if "not found" in str(exc).lower() and not self._holds_data():
-                return None  # or is just being made, or somebody was killed while making it
+                return None  # or it is being created now, or its creator was killed
             raise StoreError(f"the store at {self.uri} cannot be opened: {exc}") from exc
 
     def _holds_data(self) -> bool:
@@ -95,7 +95,7 @@ class Table:
     # --- writing -----------------------------------------------------------------------------------------
 
     def create(self, schema: pa.Schema) -> LanceDataset:
-        """Make the table, unless somebody just did."""
+        """Create the table, unless it exists."""
         if (there := self.latest()) is None:
             if self._folder is not None:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -103,49 +103,49 @@ class Table:
                 there = lance.write_dataset(
                     schema.empty_table(), self.address, mode="create", storage_options=self.storage_options
                 )
-            except OSError:  # of makers of one moment one succeeds
+            except OSError:  # of several simultaneous creators one succeeds
                 if (there := self.latest()) is None:
                     raise
         return there
 
     def merge(self, rows: pa.Table) -> None:
-        """Put rows in, all of them or none; one whose id is there takes the other's place.
+        """Add rows, all of them or none; a row with a known id replaces the stored one.
 
         Raises:
-            StoreError: There is no table, or others were quicker all the time.
+            StoreError: There is no table, or other writers were faster every time.
         """
 
         def commit(own: LanceDataset) -> None:
-            # Not by the index of ids: Lance then does not notice that two writers insert the same new id.
+            # The index of ids is not used: with it, Lance does not notice that two writers insert the same new id.
             merge = own.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().use_index(False)
             _patient(merge).execute(rows)
 
         self.change(commit)
 
     def update(self, rows: pa.Table) -> None:
-        """Replace columns of those documents that still have the ``content`` of the row with their id."""
+        """Replace columns of the documents whose ``content`` still equals that of the row with their id."""
         condition = "target.content = source.content"
         self.change(lambda own: _patient(own.merge_insert("id").when_matched_update_all(condition)).execute(rows))
 
     def remove(self, ids: pa.Table) -> int:
-        """Take out the documents with these ids, all at once; returns how many there were."""
+        """Delete the documents with these ids in one commit; returns their number."""
         done = self.change(lambda own: _patient(own.merge_insert("id").when_matched_delete()).execute(ids))
         return int(done["num_deleted_rows"])
 
     def remove_where(self, predicate: str) -> int:
-        """Take out the rows that a predicate holds for, all at once; returns how many there were."""
+        """Delete the rows that meet a predicate in one commit; returns their number."""
         timeout = timedelta(seconds=_PATIENCE)
         done = self.change(lambda own: own.delete(predicate, conflict_retries=_RETRIES, retry_timeout=timeout))
         return int(done["num_deleted_rows"])
 
     def change(self, work: Callable[[LanceDataset], T]) -> T:
-        """Do what Lance commits by itself; again when others got in the way.
+        """Make a change that Lance commits; repeat it if it conflicts with others.
 
         Args:
             work: Called with the latest version, as an object that may change in place.
 
         Raises:
-            StoreError: There is no table, or somebody was quicker all the time.
+            StoreError: There is no table, or other writers were faster every time.
         """
         until, lost = time.monotonic() + _PATIENCE, 0
         for attempt in range(_RETRIES):
@@ -155,15 +155,15 @@ class Table:
             try:
                 done = work(own)
             except OSError as exc:
-                # A file that is gone: somebody dropped this version while it was worked on, or it is broken.
+                # A file is missing: another process deleted this version meanwhile, or the file is broken.
                 gone = "not found" in str(exc).lower()
                 lost += gone
                 if not _is_conflict(exc) and not (gone and lost < _TRIES):
                     raise
                 if time.monotonic() > until:
                     raise StoreError(
-                        f"others have been writing to {self.uri} for {_PATIENCE:.0f} seconds, each time quicker; let "
-                        "fewer writers write, and try again"
+                        f"others have been writing to {self.uri} for {_PATIENCE:.0f} seconds and were faster every "
+                        "time; use fewer writers, and try again"
                     ) from exc
                 time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))
                 continue
@@ -179,18 +179,18 @@ def _patient(merge: Any) -> Any:
 
 
 def _is_conflict(exc: OSError) -> bool:
-    """Whether somebody else's commit was the reason; Lance says only some of these by their type."""
+    """Whether the error comes from another writer's commit; Lance gives only some of these errors their own type."""
     text = str(exc).lower()
     return "conflict" in text or "contention" in text or "concurrent" in text
 
 
 def data_bytes(dataset: LanceDataset) -> int:
-    """What the rows of a version take on disk."""
+    """Bytes on disk of the rows of a version."""
     return sum(file.file_size_bytes or 0 for fragment in dataset.get_fragments() for file in fragment.metadata.files)
 
 
 def folder_of(uri: str) -> Path | None:
-    """The folder of this machine that an address means, whole: a process may change where it is."""
+    """The absolute local folder of an address, since a process may change its working directory."""
     if uri.startswith("file://"):
         return Path(url2pathname(urlsplit(uri).path)).absolute()
     return None if "://" in uri else Path(uri).expanduser().absolute()

@@ -1,8 +1,8 @@
-"""Windows ranked by their scores, and a matrix of windows that grows while it is searched.
+"""Ranks windows by their scores, and holds windows in a matrix that can grow while it is searched.
 
-All searches by vectors end here: those in memory, those over keys, and those over the memories of a table.
+All searches by vectors use these functions: in memory, over keys, and over the memories of a table.
 
-Letters of shapes: Q questions, n windows of a part, N windows of a matrix, L numbers of a window.
+Dimensions: Q questions, n windows of a part, N windows of a matrix, L numbers of a window.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from clara_core.retrieval.bm25 import members
 from clara_core.store.backend import Candidate, Rows
 
 SCORED: Final = np.dtype([("score", "f4"), ("row", "u8"), ("order", "u8"), ("window", "i8")])
-"""A window with its score: row and place in the order of its document, and which window of the document it is."""
+"""A window with its score: the row of its document, the document's position in order, and the window's index in it."""
 
-_DIGITS: Final = 6  # of a cosine in float32; so equal memories have equal scores, wherever they were compared
+_DIGITS: Final = 6  # digits kept of a cosine in float32, so that equal memories have equal scores in every search
 _ROUNDED: Final = 1e-6
-_BLOCK_BYTES: Final = 1 << 26  # of windows that lie in one piece, and are never moved
-_FEW: Final = 8  # times as many windows as may be found: then those alone are compared
+_BLOCK_BYTES: Final = 1 << 26  # bytes of a block of windows, which is never moved
+_FEW: Final = 8  # if fewer than 1 / _FEW of the windows of a block are allowed, only those are compared
 _NEVER: Final = np.iinfo(np.int64).max
 
 
 def scored_windows(
     scores: NDArray[np.float32], rows: Rows, orders: Rows, windows: NDArray[np.int64], k: int
 ) -> list[NDArray[Any]]:
-    """For each question the windows of a part that may belong to its k best documents.
+    """For each question, the windows of a part that may belong to its k best documents.
 
     Args:
-        scores: ``[Q, n]``; ``-inf`` for a window that is not to be found.
-        rows: Of their documents, ``[n]``; windows of a document lie side by side.
-        orders: When their documents came, ``[n]``.
-        windows: Which window of the document each is, ``[n]``.
-        k: Most documents.
+        scores: ``[Q, n]``; ``-inf`` for a window that may not be found.
+        rows: Rows of their documents, ``[n]``; the windows of a document are adjacent.
+        orders: Positions of their documents in order of adding, ``[n]``.
+        windows: Index of each window in its document, ``[n]``.
+        k: Maximum number of documents.
     """
     found = []
     for own in scores:
@@ -52,13 +52,13 @@ def scored_windows(
 
 
 def merged(parts: Sequence[NDArray[Any]], k: int) -> NDArray[Any]:
-    """What may belong to the k best documents of all parts, which follow each other."""
+    """The windows that may belong to the k best documents of all parts, given in order."""
     found = np.concatenate([np.empty(0, SCORED), *parts])
     return found[_contenders(found["score"], found["row"], k)]
 
 
 def ranking(found: NDArray[Any], k: int) -> list[Candidate]:
-    """The k best documents by their best windows: best first, of equal scores the one that came first."""
+    """The k best documents by their best windows, best first; of equal scores the one added first comes first."""
     rounded = found["score"].astype(np.float64).round(_DIGITS)
     order = np.lexsort((found["window"], -found["score"], found["row"], found["order"], -rounded))
     first = np.sort(np.unique(found["row"][order], return_index=True)[1])[:k]
@@ -68,7 +68,7 @@ def ranking(found: NDArray[Any], k: int) -> list[Candidate]:
 
 
 def _contenders(scores: NDArray[np.float32], rows: Rows, k: int) -> NDArray[np.int64]:
-    """Places of the windows that score as high as the best window of the k-th document, up to rounding."""
+    """Indexes of the windows with at least the score of the best window of the k-th document, up to rounding."""
     if not len(rows):
         return np.empty(0, np.int64)
     first = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
@@ -79,14 +79,14 @@ def _contenders(scores: NDArray[np.float32], rows: Rows, k: int) -> NDArray[np.i
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """The windows of a moment; never changed, whatever the matrix gets later.
+    """The windows of one version. Immutable, although the matrix may grow.
 
     Attributes:
-        blocks: ``[n, L]`` each; all but the last are of one length.
+        blocks: ``[n, L]`` each; all but the last have the same length.
         rows, windows: Of each window, as in `SCORED`, ``[N]``. Documents are in the order of their rows.
-        scales: What the score of each is multiplied by, ``[N]``; None is 1.
-        ends: The version from which on a window is not there, ``[N]``.
-        version: Of the moment.
+        scales: Factor of the score of each window, ``[N]``; None is 1.
+        ends: The version that deleted each window, ``[N]``.
+        version: This version.
     """
 
     blocks: tuple[NDArray[Any], ...]
@@ -98,11 +98,11 @@ class Windows:
 
     @property
     def alive(self) -> NDArray[np.bool_]:
-        """Which windows are there, ``[N]``."""
+        """Which windows are not deleted, ``[N]``."""
         return self.ends > self.version
 
     def at(self, start: int, stop: int) -> NDArray[Any]:
-        """Some windows, ``[stop - start, L]``; a copy."""
+        """A copy of some windows, ``[stop - start, L]``."""
         step = len(self.blocks[0]) if self.blocks else 1
         return np.stack([self.blocks[place // step][place % step] for place in range(start, stop)])
 
@@ -114,10 +114,10 @@ class Windows:
 
         Args:
             questions: Q.
-            k: Most documents.
-            allowed: Rows that may be found; None means all.
-            score: Scores ``[Q, n]`` of some windows ``[n, L]``.
-            threads: That compare blocks at a time.
+            k: Maximum number of documents.
+            allowed: Rows that may be found; None allows all.
+            score: Computes scores ``[Q, n]`` of windows ``[n, L]``.
+            threads: Number of threads that compare blocks.
         """
         there = self.alive if allowed is None else self.alive & members(self.rows, allowed)
         step = len(self.blocks[0]) if self.blocks else 1
@@ -131,7 +131,7 @@ class Windows:
                 scores = score(block) if len(own) == len(block) else score(block)[:, own]
             own += start
             if self.scales is not None:
-                # Rounding can push the product of two equal unit vectors past one.
+                # Rounding can make the product of two equal unit vectors exceed one.
                 scores = (scores * self.scales[own]).clip(-1.0, 1.0)
             return scored_windows(scores, self.rows[own], self.rows[own], self.windows[own], k)
 
@@ -145,11 +145,11 @@ class Windows:
 
 
 class WindowMatrix:
-    """Windows that come and end; nothing is moved, so that readers of an earlier version are not disturbed.
+    """A growing matrix of windows. Nothing is moved, so that readers of earlier versions are not disturbed.
 
     Args:
         length: L.
-        dtype: Of the numbers.
+        dtype: Type of the numbers.
         scaled: Whether windows have scales.
     """
 
@@ -167,10 +167,10 @@ class WindowMatrix:
         """Add documents.
 
         Args:
-            numbers: Of all their windows, ``[n, L]``.
-            rows: Of the documents.
-            counts: Windows of each document.
-            scales: Of the windows.
+            numbers: All their windows, ``[n, L]``.
+            rows: Row of each document.
+            counts: Number of windows of each document.
+            scales: Scale of each window.
         """
         stop, step = self.used + len(numbers), self._shape[0]
         self._rows, self._windows = _grown(self._rows, stop), _grown(self._windows, stop)
@@ -184,19 +184,19 @@ class WindowMatrix:
         while place < stop:
             block, offset = divmod(place, step)
             if block == len(self._blocks):
-                self._blocks.append(np.empty(self._shape, self._dtype))  # room that the system gives when it is used
+                self._blocks.append(np.empty(self._shape, self._dtype))  # memory that the system allocates on first use
             part = numbers[place - new.start :][: step - offset]
             self._blocks[block][offset : offset + len(part)] = part
             place += len(part)
         self.used = stop
 
     def end(self, rows: Rows, version: int) -> None:
-        """From a version on, documents are not there; `rows` ascend."""
+        """Mark documents as deleted from a version on; `rows` ascend."""
         ends = self._ends[: self.used]
         ends[members(self._rows[: self.used], rows) & (ends == _NEVER)] = version
 
     def at(self, version: int) -> Windows:
-        """What is there in a version, the last one."""
+        """The windows of a version, which must be the last one."""
         used, step = self.used, self._shape[0]
         blocks = tuple(self._blocks[: used // step])
         if used % step:
@@ -206,13 +206,13 @@ class WindowMatrix:
 
 
 def window_numbers(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which window of its document each window is, from how many each document has."""
+    """Index of each window in its document, from the number of windows of each document."""
     numbers: NDArray[np.int64] = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
     return numbers
 
 
 def _grown(values: NDArray[Any], needed: int) -> NDArray[Any]:
-    """An array with room for so many values; the same one where it has it."""
+    """An array with room for this many values; the same array if it is large enough."""
     if needed <= len(values):
         return values
     grown = np.zeros(max(needed, 2 * len(values), 16), values.dtype)

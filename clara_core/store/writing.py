@@ -1,4 +1,4 @@
-"""Documents into a store: checked, compressed where nobody did, kept while the next ones are compressed."""
+"""Checks documents, compresses texts without a memory, and writes batches while the next ones are compressed."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import torch
 from clara_core.common.errors import FingerprintMismatch
 from clara_core.data.memory import Memory, content_key
 from clara_core.store.backend import Backend, Entry
-from clara_core.store.explaining import again, explained
+from clara_core.store.explaining import explained, retry_read
 from clara_core.store.records import made_id, metadata_json
 
 _log = logging.getLogger(__name__)
 
-BATCH: Final = 256  # texts that are kept together
-_BATCH_BYTES: Final = 1 << 26  # of ready memories that are
-_BATCH_MOST: Final = 1 << 13  # ready memories that are: what Lance takes in one piece, so that their order stays
+BATCH: Final = 256  # texts written together
+_BATCH_BYTES: Final = 1 << 26  # bytes of given memories written together
+_BATCH_MOST: Final = 1 << 13  # given memories written together; Lance keeps the order of so many
 _AHEAD: Final = 2  # batches that are compressed while one is written
-VECTORS: Final = "vectors"  # fingerprint of what is no memory
-FIDELITY: Final = "fidelity"  # field of the metadata that says how much a memory has kept of its text
+VECTORS: Final = "vectors"  # fingerprint of vectors that are not memories
+FIDELITY: Final = "fidelity"  # metadata field: how much of its text a memory has kept
 
 _MISSING: Final = object()
 
@@ -37,7 +37,7 @@ Measure = Callable[[list[Memory]], Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What `add` was given, checked; `metadata` is JSON."""
+    """A checked document for `add`; `metadata` is JSON."""
 
     id: str
     text: str
@@ -58,9 +58,9 @@ def checked_documents(
     """The documents one by one, each checked when it is reached.
 
     Raises:
-        TypeError: Something is not what it should be; names it.
-        ValueError: Lengths differ, an id comes twice, or a memory is not finite.
-        FingerprintMismatch: Memories are of several models.
+        TypeError: A value has the wrong type; the message names it.
+        ValueError: Lengths differ, an id occurs twice, or a memory is not finite.
+        FingerprintMismatch: The memories are of several models.
     """
     if texts is None and memories is None:
         raise TypeError("add takes texts, or memories, which carry their texts; got neither")
@@ -74,20 +74,20 @@ def checked_documents(
         sizes = {other: len(found) for other, found in columns.items() if isinstance(found, Sequence)}
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{size} {other}" for other, size in sizes.items())
-            raise ValueError(f"one of each a document is needed, got {listed}")
+            raise ValueError(f"each document needs one of each, got {listed}")
     used: set[str] = set()
     seen: dict[str, int] = {}
     model: Memory | None = None
     for index, row in enumerate(zip_longest(*columns.values(), fillvalue=_MISSING)):
         values: dict[str, Any] = dict(zip(columns, row, strict=True))
         if short := [name for name, value in values.items() if value is _MISSING]:
-            raise ValueError(f"{short[0]} ended after {index} documents, the others go on: one a document is needed")
+            raise ValueError(f"{short[0]} ended after {index} documents, before the others: each document needs one")
         document = _checked(index, values, seen)
         model = model or document.memory
         if document.memory is not None and model is not None:
             _check_alike(index, document.memory, model)
         if document.id in used:
-            raise ValueError(f"ids[{index}] comes twice in one call: {document.id!r:.80}; give each document its own")
+            raise ValueError(f"ids[{index}] occurs twice in one call: {document.id!r:.80}; use different ids")
         used.add(document.id)
         yield document
 
@@ -102,7 +102,7 @@ def _checked(index: int, values: dict[str, Any], seen: dict[str, int]) -> Docume
     if not isinstance(text, str):
         raise TypeError(f"texts[{index}] must be a string, got {type(text).__name__}: {text!r:.60}")
     if memory is not None and memory.text != text:
-        raise ValueError(f"memories[{index}] is of another text than texts[{index}]: {memory.text!r:.60} "
+        raise ValueError(f"memories[{index}] has another text than texts[{index}]: {memory.text!r:.60} "
                          f"and {text!r:.60}")  # fmt: skip
     if "vectors" in values:
         memory = _memory_of(index, values["vectors"], text)
@@ -126,13 +126,14 @@ def _check_memory(index: int, memory: object) -> None:
     if len(shape) != 3 or len(memory.spans) != len(memory.tokens):
         raise ValueError(f"memories[{index}] needs tokens [windows, n_mem, hidden] and a span for each of its windows, "
                          f"got tokens {list(shape)} and {len(memory.spans)} spans")  # fmt: skip
-    # The sum is finite only if every number is, unless it is too large itself; it is quicker than asking each.
+    # The sum is finite only if every number is (unless the sum itself overflows), and is faster than checking each
+    # number.
     if not bool(memory.tokens.sum(dtype=torch.float32).isfinite()) and not bool(memory.tokens.isfinite().all()):
         raise ValueError(f"memories[{index}] holds NaN or infinity; compress its text again: {memory.text!r:.60}")
 
 
 def _memory_of(index: int, vector: object, text: str) -> Memory:
-    """A vector ``[D]``, or those of the windows of a text ``[W, D]``, as a memory of one token."""
+    """A vector ``[D]``, or vectors ``[W, D]`` of the windows of a text, as a memory of W windows of one token."""
     try:
         rows = torch.as_tensor(vector, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as exc:
@@ -144,7 +145,7 @@ def _memory_of(index: int, vector: object, text: str) -> Memory:
     if not bool(lengths.isfinite().all()):
         raise ValueError(f"vectors[{index}] holds NaN or infinity, or numbers too large for float32")
     if not bool(lengths.all()):
-        raise ValueError(f"vectors[{index}] is zero, which points nowhere")
+        raise ValueError(f"vectors[{index}] is a zero vector, which has no direction")
     return Memory(rows[:, None], text, ((0, len(text)),) * len(rows), 0, VECTORS)
 
 
@@ -160,7 +161,7 @@ def _check_alike(index: int, memory: Memory, first: Memory) -> None:
 
 
 def is_blank(text: str) -> bool:
-    """Whether there is nothing in a text to find or to read: it is kept, and never compressed."""
+    """Whether a text is blank: it is stored, but neither compressed nor found."""
     return not text.strip()
 
 
@@ -171,11 +172,11 @@ class Writer:
     """Writes documents of one fingerprint.
 
     Args:
-        backend: Where to.
-        fingerprint: Of the memories.
-        shape: ``(n_mem, hidden)``, asked where all that there is are blank pages.
-        compress: Makes memories of texts; None where every document brings its own.
-        measure: Says how much memories have kept; None: that is not written.
+        backend: The backend to write to.
+        fingerprint: Fingerprint of the memories.
+        shape: Returns ``(n_mem, hidden)``; called if all documents are blank.
+        compress: Compresses texts; None if every document has its memory.
+        measure: Measures how much memories have kept; None: not measured.
     """
 
     def __init__(
@@ -193,10 +194,10 @@ class Writer:
         self._measure = measure
 
     def write(self, documents: Iterable[Document]) -> Iterator[int]:
-        """Write documents; yields how many of them are safe, each time that a batch is.
+        """Write documents; yields after each batch how many of its documents are now safe.
 
         Raises:
-            FingerprintMismatch: The place holds memories of another model.
+            FingerprintMismatch: The store holds memories of another model.
         """
         waiting: deque[tuple[int, Future[list[Entry]]]] = deque()
         with ThreadPoolExecutor(_AHEAD, "clara-store") as pool:
@@ -217,15 +218,15 @@ class Writer:
                 self._backend.put(entries)
             if blank := [entry.id for entry in entries if is_blank(entry.text)]:
                 _log.warning(
-                    "%d of %d documents have no text, such as %.80r: they are kept, and no search finds them",
+                    "%d of %d documents have no text, such as %.80r: they are stored, but no search finds them",
                     len(blank), len(entries), blank[0],
                 )  # fmt: skip
         return size
 
     def _prepare(self, batch: list[Document]) -> list[Entry]:
-        """What has to be written of a batch: what is not there as it is."""
+        """The documents of a batch that the store does not hold unchanged, with their memories."""
         contents = [self._content(document) for document in batch]
-        known = again(self._backend, lambda: self._states([document.id for document in batch]))
+        known = retry_read(self._backend, lambda: self._states([document.id for document in batch]))
         changed = [
             (document, content)
             for document, content in zip(batch, contents, strict=True)
@@ -254,7 +255,7 @@ class Writer:
         return [json.dumps({**json.loads(one), FIDELITY: value}, separators=(",", ":")) for one, value in pairs]
 
     def _content(self, document: Document) -> str:
-        """Tells whether a document is there already; a vector is not told by its text."""
+        """Identifies what a document contains, to find unchanged ones; a vector does not follow from its text."""
         if document.memory is None or self._fingerprint != VECTORS:
             return content_key(document.text, self._fingerprint)
         return content_key(document.text, hashlib.sha256(document.memory.tokens.numpy().tobytes()).hexdigest())
@@ -264,7 +265,7 @@ class Writer:
         return {} if snapshot is None else snapshot.states(ids)
 
     def _stored(self, contents: Sequence[str]) -> dict[str, Memory]:
-        """Memories of the store by content."""
+        """Stored memories by content."""
         if (snapshot := self._backend.latest()) is None:
             return {}
         ids = snapshot.with_contents(contents)
@@ -272,12 +273,12 @@ class Writer:
         return {content: found[id_] for content, id_ in ids.items()}
 
     def _memories(self, changed: Sequence[tuple[Document, str]]) -> list[Memory]:
-        """A memory for each document: its own, one of the store with the same text, or a new one."""
+        """A memory for each document: its own, a stored one of the same text, or a new one."""
         wanted = {content: document.text for document, content in changed if document.memory is None}
         there = {content: self._blank(text) for content, text in wanted.items() if is_blank(text)}
         missing = [content for content in wanted if content not in there]
         if missing:
-            there |= again(self._backend, lambda: self._stored(missing))
+            there |= retry_read(self._backend, lambda: self._stored(missing))
             missing = [content for content in missing if content not in there]
         if missing:
             if self._compress is None:
@@ -292,7 +293,7 @@ class Writer:
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """What is kept together: so many texts, or so many bytes of ready memories."""
+    """Batches that are written together: a number of texts, or of bytes of given memories."""
     batch: list[Document] = []
     texts = size = 0
     for document in documents:

@@ -1,6 +1,6 @@
-"""Training of CLaRa models: ``train(TrainingConfig(...))`` over files of lines, `synthesize` to make them of documents.
+"""Training of CLaRa models: `train` runs one stage over data files, `synthesize` writes these files from documents.
 
-Importing this package loads no torch; a name is resolved at its first use.
+Importing this package does not load torch; a name is resolved at its first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command `clara train` as a module, for ``accelerate launch -m clara_core.training STAGE CONFIG``."""
+"""Runs `clara train` as a module, for ``accelerate launch -m clara_core.training STAGE CONFIG``."""
 
 import sys
 

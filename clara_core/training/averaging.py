@@ -1,7 +1,7 @@
-"""A checkpoint between two: what a model has learned for a new domain, without most of what it forgot for it.
+"""Weight averaging of a checkpoint before and after fine-tuning, so that the model forgets less of what it knew.
 
-The weights between those before and those after a training often keep nearly all of the new and lose little of the old
-(Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903). It costs no training.
+Interpolated weights often keep most of the gain in the new domain and most of the quality in the old one (Wortsman et
+al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903).
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from clara_core.training.state import new_folder
 def average(
     before: str | os.PathLike[str], after: str | os.PathLike[str], share: float, out: str | os.PathLike[str]
 ) -> Path:
-    """Write the checkpoint ``(1 - share) * before + share * after``; the base and the card of `after` go with it.
+    """Write the checkpoint ``(1 - share) * before + share * after``, with the base decoder and the card of `after`.
 
     Args:
-        before: Folder of the checkpoint that was taught.
-        after: Folder of what came of it; the base decoder is the same.
-        share: Of `after`, between 0 and 1.
-        out: Folder to write; what is there is replaced once the new one is whole.
+        before: Folder of the checkpoint before fine-tuning.
+        after: Folder of the checkpoint after fine-tuning, over the same base decoder.
+        share: Weight of `after`, between 0 and 1.
+        out: Folder to write; an existing folder is replaced once the new one is complete.
 
     Returns:
-        Path: The folder.
+        Path: The folder `out`.
 
     Raises:
         ValueError: `share` is out of range.
-        CheckpointError: One cannot be read, or they are not of one kind.
-        TrainingError: The new one cannot be written; what was at `out` is as it was.
+        CheckpointError: A checkpoint cannot be read, or their roles or shapes differ.
+        TrainingError: The new checkpoint cannot be written; `out` is unchanged.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie between 0 and 1, got {share}")
     old, new = read_checkpoint(before), read_checkpoint(after)
     if old.roles != new.roles:
-        raise CheckpointError(f"{_names(old)}, but {_names(new)}: only checkpoints of the same roles have a middle")
+        raise CheckpointError(f"{_roles(old)}, but {_roles(new)}: only checkpoints with the same roles can be averaged")
     adapters = {
         role: _between(old.adapters[role], new.adapters[role], share, old, new, role.adapter) for role in new.roles
     }
@@ -65,10 +65,11 @@ def _between(
     shapes = [{key: tuple(tensor.shape) for key, tensor in one.items()} for one in (old, new)]
     if shapes[0] != shapes[1]:
         raise CheckpointError(
-            f"{what} of {before.folder} and {after.folder} are of different shapes: not of one training"
+            f"{what} of {before.folder} and {after.folder} have different shapes: give a checkpoint and one that was "
+            "fine-tuned from it"
         )
     return {key: old[key].float().lerp(new[key].float(), share).to(new[key].dtype) for key in new}
 
 
-def _names(checkpoint: Checkpoint) -> str:
+def _roles(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.folder} holds {', '.join(role.label for role in checkpoint.roles)}"

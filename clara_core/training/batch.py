@@ -1,4 +1,4 @@
-"""What one pass learns from, as token ids and tensors: the form that every source of data is brought into."""
+"""The input of one forward and backward pass as token ids and tensors; every source of data produces it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from clara_core.training.losses import IGNORE
 
-SPLIT_FROM = 8  # rows from which on a batch is read in two passes
+SPLIT_FROM = 8  # a batch of this many rows or more is split in two passes
 
-# Of what each loss and each metric is a mean.
+# The unit over which each loss and each metric is averaged.
 MEAN_OF = {
     "answer": "answer tokens",
     "accuracy": "answer tokens",
@@ -29,7 +29,7 @@ MEAN_OF = {
 
 
 class Pointers(NamedTuple):
-    """Which documents the positions of rows stand for and answer from; see `RowBatch.sources` and `RowBatch.wanted`."""
+    """`RowBatch.sources` and `RowBatch.wanted`, one list a row."""
 
     sources: Sequence[Sequence[int]]
     wanted: Sequence[Sequence[int]]
@@ -37,14 +37,15 @@ class Pointers(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows of the generator as tensors.
+    """Prompts of the generator with their answers, as tensors.
 
     Attributes:
         ids: Token ids, one list a row.
         labels: ``[rows, length]``: the token at each position, or `IGNORE`.
-        slots: Bool ``[rows, length]``: where memory tokens go.
-        windows: For each row the compressed windows that fill its slots, in order; empty where they are picked later.
-        sources: ``[rows, length]``: the document of each slot as one bit, 0 elsewhere; None where nobody asks for it.
+        slots: Bool ``[rows, length]``: positions of memory tokens.
+        windows: For each row the compressed windows that fill its slots, in order; empty if the query reasoner picks
+            them.
+        sources: ``[rows, length]``: the document of each slot as one bit, 0 elsewhere; None without pointing loss.
         wanted: ``[rows, length]``: the documents that a position's next token comes from, as bits; 0 for none.
     """
 
@@ -57,23 +58,23 @@ class RowBatch:
 
     @property
     def labelled(self) -> int:
-        """Tokens that carry a loss."""
+        """Number of tokens with a loss."""
         return int((self.labels != IGNORE).sum())
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one pass learns from, ready before it is needed.
+    """The input of one pass.
 
     Attributes:
         sequences: Token ids of the windows of all documents.
-        windows: For each document which of them are its own.
-        questions: Token ids of the questions for the query reasoner; may be none.
-        gold: For each of them the documents that answer it; may be none.
-        rows: What the generator answers.
-        retold: What it says again.
-        candidates: For each question the documents that it is asked over; None where it is asked over all.
-        places: Where it comes from (``file:line``), for messages.
+        windows: For each document the range of its windows in `sequences`.
+        questions: Token ids of the questions for the query reasoner; may be empty.
+        gold: For each question the documents that answer it; may be empty.
+        rows: Prompts and answers of the generator.
+        retold: Rows whose answers are paraphrases of the documents.
+        candidates: For each question its candidate documents; None if all documents of the step are candidates.
+        places: Origin of the data (``file:line``), for messages.
     """
 
     sequences: list[list[int]]
@@ -87,7 +88,7 @@ class Step:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Over how many things the means of the losses go (see `MEAN_OF`)."""
+        """The number of each unit of `MEAN_OF` in this step."""
         return {
             "answer tokens": 0 if self.rows is None else self.rows.labelled,
             "retold tokens": 0 if self.retold is None else self.retold.labelled,
@@ -103,10 +104,7 @@ def row_batch(
     windows: list[tuple[int, ...]],
     pointers: Pointers | None = None,
 ) -> RowBatch:
-    """Rows of any lengths as one batch, shortest first where their windows are known.
-
-    Rows whose windows are picked later stand in the order of their questions.
-    """
+    """Pad rows to one batch, shortest first if `windows` is given, otherwise in the order of their questions."""
     order = list(range(len(ids)))
     if windows:
         order.sort(key=lambda index: len(ids[index]))
@@ -126,7 +124,7 @@ def row_batch(
 
 
 def split_rows(batch: RowBatch) -> list[RowBatch]:
-    """Two halves of a batch, which is sorted by length: less padding. A batch of few rows stays whole."""
+    """Split a batch, which is sorted by length, in two to save padding; a batch of few rows stays whole."""
     if len(batch.ids) < SPLIT_FROM:
         return [batch]
     middle = (len(batch.ids) * 3) // 5

@@ -1,11 +1,11 @@
-"""Sets of the later stages from a set of stage 1: each question over the passages that a search finds for it.
+"""Training sets of the later stages, made from a set of stage 1 by searching candidate passages for each question.
 
     stage1_2.jsonl   the `top_k` best passages, for instruction tuning
     stage2.jsonl     all candidates, for the contrastive and the end-to-end stage
-    evaluation.jsonl the same for the questions that were held out
+    evaluation.jsonl all candidates of the held-out questions
 
-The passage that a question was written about is always among them, at a place that says nothing; how often the search
-had missed it is measured and told, since that is what a model trained on these lines will not meet in use.
+The gold passage is always among the candidates, at a random position. The report counts how often the search had
+missed it, because in use nothing adds a missed passage.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ EVALUATION: Final = "evaluation.jsonl"
 
 
 class Search(Protocol):
-    """What finds candidates: `MemoryStore`, `clara_core.retrieval.bm25.Bm25`, or an object of your own."""
+    """Interface of the search for candidates: `MemoryStore`, `clara_core.retrieval.bm25.Bm25`, or your own object."""
 
     def search(self, question: str, k: int) -> Iterable[Any]:
-        """At most `k` hits, best first: texts, or objects with one (``text``, a LangChain Document, a node)."""
+        """At most `k` hits, best first: texts, or objects with a ``text`` (LangChain Documents, LlamaIndex nodes)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """A question with what was found for it.
+    """A question with its candidate passages.
 
     Attributes:
         question: Question.
         answer: Its answer.
-        docs: Candidates, best first, gold ones among them.
-        gold: The passages that answer it.
-        missed: Whether the search had found no gold passage.
+        docs: Candidates, best first, including a gold passage.
+        gold: The passages that answer the question.
+        missed: Whether the search found no gold passage.
     """
 
     question: str
@@ -59,20 +59,20 @@ class Candidates:
     missed: bool
 
     def is_gold(self, text: str) -> bool:
-        """Whether a candidate answers the question: a gold passage, or a document that holds one."""
+        """Whether a candidate is or contains a gold passage."""
         return any(passage in text for passage in self.gold)
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateReport:
-    """What came of making sets.
+    """Result of `end_to_end_sets`.
 
     Attributes:
-        questions: Questions that lines were written for, held out ones included.
+        questions: Questions for which lines were written, including held-out ones.
         ambiguous: Questions that were left out because several passages answer them differently.
-        missed: Questions for which the search had not found the gold passage.
-        n_candidates: Among how many candidates.
-        files: What was written.
+        missed: Questions for which the search did not find a gold passage.
+        n_candidates: Candidates of a question.
+        files: Files that were written.
     """
 
     questions: int
@@ -83,13 +83,13 @@ class CandidateReport:
 
     @property
     def missed_rate(self) -> float:
-        """Share of the questions for which the gold passage was missing."""
+        """Share of the questions for which the search did not find a gold passage."""
         return self.missed / self.questions if self.questions else 0.0
 
     def __str__(self) -> str:
         lines = [
             f"{self.questions} questions with candidates ({self.ambiguous} left out as ambiguous)",
-            f"{self.missed} of them ({self.missed_rate:.1%}) whose gold passage the search had missed and was put in",
+            f"{self.missed} of them ({self.missed_rate:.1%}) whose gold passage the search missed; it was added",
         ]
         return "\n".join([*lines, *(f"wrote {path}" for path in self.files)])
 
@@ -103,18 +103,19 @@ def end_to_end_sets(
     seed: int = 0,
     show_progress: bool = False,
 ) -> CandidateReport:
-    """Make the sets of the later stages beside ``stage1.jsonl``, and one of ``held_out.jsonl`` where it is there.
+    """Write the sets of the later stages beside ``stage1.jsonl``, and an evaluation set if ``held_out.jsonl`` exists.
 
     Args:
-        folder: Where `synthesize` wrote; any ``stage1.jsonl`` in the published layout will do.
+        folder: Output folder of `synthesize`, or any folder with a ``stage1.jsonl`` in the published layout.
         search: Finds candidates; None for BM25 over the passages of the folder.
-        n_candidates: Candidates of a question, filled up with other passages where the search finds fewer.
+        n_candidates: Candidates of a question; random passages are added if the search finds fewer.
         top_k: Passages of a line for instruction tuning.
-        seed: Of the order of candidates and of what fills them up.
-        show_progress: Show a bar.
+        seed: Seed of the random passages and of the order of candidates.
+        show_progress: Show a progress bar.
 
     Raises:
-        DataError: ``stage1.jsonl`` is not there or not right, or a set cannot be written.
+        ValueError: `top_k` or `n_candidates` is out of range.
+        DataError: ``stage1.jsonl`` is missing or invalid, or a set cannot be written.
     """
     if not 1 <= top_k <= n_candidates:
         raise ValueError(f"top_k must lie between 1 and n_candidates, got {top_k} of {n_candidates}")
@@ -122,27 +123,27 @@ def end_to_end_sets(
 
     folder = Path(folder)
     train = list(_compression_lines(folder / STAGE1))
-    apart = list(_compression_lines(folder / HELD_OUT)) if (folder / HELD_OUT).exists() else []
-    passages = list(dict.fromkeys(doc for line in (*train, *apart) for doc in line.docs))
+    held_out = list(_compression_lines(folder / HELD_OUT)) if (folder / HELD_OUT).exists() else []
+    passages = list(dict.fromkeys(doc for line in (*train, *held_out) for doc in line.docs))
     finder = Bm25(passages) if search is None else search
-    asked = _questions([*train, *apart])
-    clear = {words: entry for words, entry in asked.items() if entry is not None}
+    questions = _questions([*train, *held_out])
+    clear = {words: entry for words, entry in questions.items() if entry is not None}
     total = tqdm(clear.values(), desc="candidates", unit="question", disable=not show_progress)
     found = dict(zip(clear, find_candidates(total, finder, passages, n_candidates, seed), strict=True))
-    held_out = {same_words(question) for line in apart for question in line.questions}
-    learned = [one for words, one in found.items() if words not in held_out]
+    evaluated = {same_words(question) for line in held_out for question in line.questions}
+    trained = [one for words, one in found.items() if words not in evaluated]
     files = [folder / INSTRUCTION, folder / RETRIEVAL]
-    write_lines(files[0], (_instruction_line(one, top_k, seed) for one in learned))
-    write_lines(files[1], (_retrieval_line(one, seed) for one in learned))
+    write_lines(files[0], (_instruction_line(one, top_k, seed) for one in trained))
+    write_lines(files[1], (_retrieval_line(one, seed) for one in trained))
     (folder / EVALUATION).unlink(missing_ok=True)
-    if apart:
+    if held_out:
         files.append(folder / EVALUATION)
-        write_lines(files[2], (_retrieval_line(one, seed) for words, one in found.items() if words in held_out))
+        write_lines(files[2], (_retrieval_line(one, seed) for words, one in found.items() if words in evaluated))
     missed = sum(one.missed for one in found.values())
-    report = CandidateReport(len(found), len(asked) - len(clear), missed, n_candidates, tuple(files))
+    report = CandidateReport(len(found), len(questions) - len(clear), missed, n_candidates, tuple(files))
     if missed:
         log.warning(
-            "in %d of %d questions (%.1f %%) the gold passage was not among the %d candidates found; it was put in",
+            "the search missed the gold passage of %d of %d questions (%.1f %%) with %d candidates; it was added",
             missed,
             len(found),
             100 * report.missed_rate,
@@ -152,22 +153,22 @@ def end_to_end_sets(
 
 
 def find_candidates(
-    asked: Iterable[tuple[str, str, tuple[str, ...]]],
+    questions: Iterable[tuple[str, str, tuple[str, ...]]],
     search: Search,
     passages: Sequence[str],
     n_candidates: int,
     seed: int = 0,
 ) -> Iterator[Candidates]:
-    """For each question what a search finds, with a gold passage among it and filled up to `n_candidates`.
+    """Candidates of each question: the hits of a search, a gold passage if it was missed, and random passages.
 
     Args:
-        asked: Question, answer and gold passages.
+        questions: Tuples of question, answer and gold passages.
         search: Finds candidates.
-        passages: What they are filled up from.
-        n_candidates: How many there are to be; fewer only where there are not so many passages.
-        seed: Of what fills them up.
+        passages: Passages to add if the search finds too few.
+        n_candidates: Candidates of a question; there are fewer only if there are not enough passages.
+        seed: Seed of the random passages.
     """
-    for question, answer, gold in asked:
+    for question, answer, gold in questions:
         hits = dict.fromkeys(text for hit in search.search(question, n_candidates) if (text := text_of(hit)).strip())
         docs = list(hits)[:n_candidates]
         missed = not any(passage in text for text in docs for passage in gold)
@@ -181,7 +182,7 @@ def _others(docs: list[str], passages: Sequence[str], n: int, rng: random.Random
     """Passages that are not among the candidates yet, drawn at random."""
     if n <= 0:
         return []
-    # Enough to choose from even if every candidate is drawn.
+    # A draw may hold every candidate, so draw that many more.
     drawn = rng.sample(passages, min(len(passages), n + len(docs)))
     return [text for text in drawn if text not in docs][:n]
 
@@ -193,17 +194,17 @@ def _compression_lines(path: Path) -> Iterator[CompressionLine]:
 
 
 def _questions(lines: Iterable[CompressionLine]) -> dict[str, tuple[str, str, tuple[str, ...]] | None]:
-    """Question, answer and gold passages by the words of the question; None where passages answer differently."""
-    asked: dict[str, tuple[str, str, tuple[str, ...]] | None] = {}
+    """Question, answer and gold passages by the words of the question; None if passages answer differently."""
+    found: dict[str, tuple[str, str, tuple[str, ...]] | None] = {}
     for line in lines:
         for question, answer in zip(line.questions, line.answers, strict=False):
             words = same_words(question)
-            before = asked.setdefault(words, (question, answer, line.docs))
+            before = found.setdefault(words, (question, answer, line.docs))
             if before is not None and same_words(before[1]) == same_words(answer):
-                asked[words] = (*before[:2], tuple(dict.fromkeys((*before[2], *line.docs))))
+                found[words] = (*before[:2], tuple(dict.fromkeys((*before[2], *line.docs))))
             else:
-                asked[words] = None
-    return asked
+                found[words] = None
+    return found
 
 
 def _instruction_line(found: Candidates, top_k: int, seed: int) -> InstructionLine:
@@ -220,6 +221,6 @@ def _retrieval_line(found: Candidates, seed: int) -> RetrievalLine:
 
 
 def _shuffled(docs: list[str], found: Candidates, seed: int) -> tuple[str, ...]:
-    """In an order that follows from the question alone, so that the place of the gold passage says nothing."""
+    """Shuffle by the question alone, so that the position of the gold passage carries no information."""
     random.Random(f"{seed} {found.question}").shuffle(docs)
     return tuple(docs)

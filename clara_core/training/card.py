@@ -1,4 +1,4 @@
-"""The card of a trained checkpoint: from what it was trained, on what, for how long, and what it scored."""
+"""The model card of a trained checkpoint: its origin, data, training time, metrics and settings."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 from clara_core.training.metrics_log import Line
 
 CARD_FILE = "README.md"
-_TAIL = 30  # steps at the end of a phase whose mean is shown
+_TAIL = 30  # last steps of a phase, over which metrics are averaged
 _LEFT_OUT = {"stage", "step", "lr", "seconds", "norm"}
 
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file of training data, as the card names it.
+    """A file of training data, as listed on the card.
 
     Attributes:
-        name: Its name, without the folder.
-        lines: How many lines it has; None where only all files together were counted.
-        sha256: Of its bytes.
+        name: File name, without the folder.
+        lines: Number of lines; None if unknown.
+        sha256: Hash of its bytes.
     """
 
     name: str
@@ -32,7 +32,7 @@ class DataFile:
 
     @classmethod
     def of(cls, path: Path, lines: int | None = None) -> DataFile:
-        """Reads the file once."""
+        """Read and hash a file."""
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(1 << 20):
@@ -48,12 +48,12 @@ def card(
     metrics: Sequence[Line],
     settings: Mapping[str, Any],
 ) -> str:
-    """The text of README.md.
+    """Text of the card.
 
     Args:
-        title: First line.
-        facts: What the first table says, in order; values of None are left out.
-        files: The data.
+        title: Heading.
+        facts: Rows of the first table, in order; rows with the value None are left out.
+        files: Training data.
         metrics: Lines of ``metrics.jsonl``.
         settings: The config.
     """
@@ -62,22 +62,20 @@ def card(
         rows = [(f"`{file.name}`", "" if file.lines is None else f"{file.lines:,}", file.sha256) for file in files]
         parts += ["", "## Data", "", _table(("file", "lines", "sha256"), rows)]
     if metrics:
-        parts += ["", "## What it scored in training", "", _scores(metrics)]
-        parts += [
-            "",
-            f"Means of the last {_TAIL} steps of a stage on what it learned from, which show the course of the",
-        ]
-        parts += [
-            "training and prove nothing; `held_out` columns are of lines that were not learned, at the step whose"
-        ]
-        parts += ["weights these are. `clara eval` measures."]
+        parts += ["", "## Metrics of training", "", _scores(metrics), ""]
+        parts += [f"Means over the last {_TAIL} steps of a stage on its training data, which do not measure quality."]
+        parts += ["The `held_out` columns are measured on held-out lines, with the weights of this checkpoint."]
+        parts += ["Measure quality with `clara eval`."]
     parts += ["", "## Settings", "", "```toml", *_toml(settings), "```", ""]
-    parts += ["The weights stand under the licence of the base decoder and of the model they were trained from.", ""]
+    parts += [
+        "The licences of the base decoder and of the checkpoint that training started from apply to these weights.",
+        "",
+    ]
     return "\n".join(parts)
 
 
 def hardware() -> str:
-    """What trained, in words."""
+    """The device of the training, for the card."""
     import torch
 
     if torch.cuda.is_available():
@@ -86,21 +84,21 @@ def hardware() -> str:
 
 
 def versions() -> str:
-    """Of the libraries that decide the numbers."""
+    """Versions of the libraries that determine the numbers."""
     from importlib.metadata import version
 
     return ", ".join(f"{name} {version(name)}" for name in ("clara-rag", "torch", "transformers"))
 
 
 def _scores(metrics: Sequence[Line]) -> str:
-    """One row a stage."""
+    """Table with one row a stage."""
     stages = list(dict.fromkeys(str(line["stage"]) for line in metrics))
     names = list(dict.fromkeys(name for line in metrics for name in line if name not in _LEFT_OUT))
     rows = []
     for stage in stages:
         lines = [line for line in metrics if line["stage"] == stage]
-        looked = [line for line in lines if "held_out" in line]
-        best = min(looked, key=lambda line: float(line["held_out"]), default=None)
+        evaluated = [line for line in lines if "held_out" in line]
+        best = min(evaluated, key=lambda line: float(line["held_out"]), default=None)
         cells = [stage, str(len(lines))]
         for name in names:
             source = ([] if best is None else [best]) if name.startswith("held_out") else lines[-_TAIL:]

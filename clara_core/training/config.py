@@ -1,4 +1,4 @@
-"""What a training run is asked to do: values of a TOML or YAML file, checked before anything is loaded."""
+"""The configuration of a training run, read from a TOML or YAML file and checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLES: dict[RoleName, Role] = {
     "reasoner": Role.REASONER,
     "generator": Role.GENERATOR,
 }
-# What the paper does, where the config does not say: rate, schedule, batch, weights that learn.
+# The paper's values, used if the config gives none.
 RECIPES: dict[Stage, dict[str, Any]] = {
     "stage1": {"lr": 1e-4, "schedule": "cosine", "batch_size": 128, "learn": ("compressor", "generator")},
     "stage1_2": {"lr": 1e-4, "schedule": "cosine", "batch_size": 128, "learn": ("compressor", "generator")},
@@ -42,17 +42,17 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_listed)]
 
 
 class Settings(BaseModel):
-    """Values that are refused as a whole where one of them is unknown or cannot be."""
+    """Base of the configs: unknown options and invalid values are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Shape(Settings):
-    """What new adapters over a plain base look like.
+    """Sizes of new adapters over a plain base decoder.
 
     Attributes:
-        window: Tokens of text in a window of the compressor.
-        rate: Tokens of text that share one memory token.
+        window: Text tokens in a window of the compressor.
+        rate: Text tokens per memory token.
         lora_r: Rank of the adapters.
         top_k: Documents that the generator reads.
     """
@@ -64,49 +64,49 @@ class Shape(Settings):
 
 
 class TrainingConfig(EngineOptions, Settings):
-    """One stage over the lines of files. Where a value is None the recipe of the paper for the stage stands.
+    """Configuration of one stage over data files. If a value is None, the paper's value for the stage is used.
 
-    All options of an engine are options of a run. `model` is the checkpoint to start from; without one, new adapters
-    are made over `base_model`. `dtype` is that of the passes: "bfloat16" (with float32 masters) or "float32", and
-    "auto" bfloat16 where the device has instructions for it. `attn_implementation` "auto" means "eager" on a processor,
-    which learns fastest there.
+    All options of an engine are options of a run. `model` is the checkpoint to start from; without it, new adapters
+    are made over `base_model`. `dtype` is the type of the passes: "bfloat16" (with float32 master weights), "float32",
+    or "auto": bfloat16 if the device has instructions for it. `attn_implementation` "auto" means "eager" on a CPU,
+    where it trains fastest.
 
     Attributes:
-        stage: What is learned.
-        shape: Of new adapters; only where there is no `model`.
-        data: Files of lines of this stage.
-        held_out: Files of lines that are not learned, or the share of `data` to keep aside.
-        out: Folder of the run; the result is its subfolder ``checkpoint``. A run that was stopped goes on.
+        stage: Stage of training.
+        shape: Sizes of new adapters; only without `model`.
+        data: Files of training lines of this stage.
+        held_out: Files of held-out lines, or the share of `data` to hold out.
+        out: Folder of the run; the result is its subfolder ``checkpoint``. A stopped run resumes from it.
         epochs: Passes over the data.
         steps: Optimizer steps, instead of `epochs`.
         batch_size: Lines of an optimizer step, over all processes.
-        micro_batch_size: Most lines of a pass; the gradients of the passes of a step are added up.
-        lr: Greatest learning rate.
+        micro_batch_size: Most lines of a pass; gradients are accumulated over the passes of a step.
+        lr: Peak learning rate.
         schedule: "cosine" or "constant".
-        warmup: Share of the steps in which a cosine rate climbs.
-        weight_decay: Of AdamW.
-        max_grad_norm: Gradients are scaled down to this norm.
-        learn: Roles whose adapters learn.
-        memory_tokens: Whether the embeddings of the memory tokens learn. None: where the compressor does.
-        dropout: Of what the adapters read.
-        overflow: A document that is longer than a window is split into several, or truncated as in the paper.
-        mixed: Share of the documents that are read as text beside the memories of the others (stage1_2), so that the
-            checkpoint may be given such prompts; its config says so. 0.2 is a good share, with the compressor frozen
-            (``learn = ["generator"]``), so that memories stay valid.
-        top_k: Windows that the generator reads end to end. None: as the checkpoint says.
-        top_k_gradient: Whether the answer's loss reaches the query reasoner (stage2).
+        warmup: Share of the steps in which a cosine schedule warms up.
+        weight_decay: Weight decay of AdamW.
+        max_grad_norm: Norm to which gradients are clipped.
+        learn: Roles whose adapters are trained.
+        memory_tokens: Whether the embeddings of the memory tokens are trained. None: if the compressor is trained.
+        dropout: Dropout on the input of the adapters.
+        overflow: "split" a document that is longer than a window into several, or "truncate" it as in the paper.
+        mixed: Share of the documents that the generator reads as text beside the memories of the others (stage1_2), so
+            that the checkpoint may be given such prompts; its config says so. 0.2 is a good share, with a frozen
+            compressor (``learn = ["generator"]``), so that memories stay valid.
+        top_k: Windows that the generator reads in stage2. None: as in the checkpoint.
+        top_k_gradient: Whether the loss of the answer reaches the query reasoner (stage2).
         alignment: Weight of the alignment loss (stage1, stage1_2).
-        contrastive: Weight of the contrastive loss. None: 1 in the contrastive stage, else 0.
+        contrastive: Weight of the contrastive loss. None: 1 in the contrastive stage, otherwise 0.
         tau: Temperature of the contrastive loss.
-        in_batch_negatives: Candidates of the other questions of a pass are negatives, too.
-        gradient_checkpointing: Compute states again in the backward pass instead of keeping them.
-        memory_room_mb: Memories of frozen documents that are kept instead of made anew at each step.
-        seed: Of data order, dropout and new weights.
-        save_every: Steps between two saved states. None: by time alone.
-        save_minutes: Minutes between two saved states.
-        eval_every: Steps between two looks at the held-out lines. None: at the end of each epoch.
-        patience: Looks without a better held-out loss after which the run ends. None: never.
-        tensorboard: Write event files. None: where TensorBoard is installed.
+        in_batch_negatives: Whether the candidates of the other questions of a pass are negatives, too.
+        gradient_checkpointing: Recompute states in the backward pass to save memory.
+        memory_room_mb: MiB of memories to keep if the compressor is frozen, so that they are not recomputed.
+        seed: Seed of data order, dropout and new weights.
+        save_every: Steps between saved states. None: by time alone.
+        save_minutes: Minutes between saved states.
+        eval_every: Steps between evaluations on the held-out lines. None: at the end of each epoch.
+        patience: Evaluations without a lower held-out loss after which the run ends. None: never.
+        tensorboard: Write event files. None: if TensorBoard is installed.
     """
 
     stage: Stage
@@ -146,7 +146,7 @@ class TrainingConfig(EngineOptions, Settings):
     @model_validator(mode="before")
     @classmethod
     def _by_recipe(cls, values: Any) -> Any:
-        """Puts the values of the paper where none are given."""
+        """Fill in the values of the paper."""
         if not isinstance(values, Mapping) or values.get("stage") not in RECIPES:
             return values
         stage: Stage = values["stage"]
@@ -163,13 +163,15 @@ class TrainingConfig(EngineOptions, Settings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.model is None and self.base_model is None:
-            raise ValueError("give model (a checkpoint to start from) or base_model (for new adapters over it)")
+            raise ValueError("give model (a checkpoint to start from) or base_model (a decoder to add adapters to)")
         if self.model is not None and "shape" in self.model_fields_set:
-            raise ValueError("shape is for new adapters over base_model; a checkpoint has its own")
+            raise ValueError("shape is for new adapters over base_model; model has its own: leave shape out")
         if self.model is None and self.stage in ("contrastive", "stage2"):
             raise ValueError(f"{self.stage} needs a model whose compressor was trained: run stage1 first")
         if self.stage not in _COMPRESSOR_LEARNS and ("compressor" in self.learn or self.memory_tokens):
-            raise ValueError(f"in {self.stage} memories carry no gradient: compressor and memory_tokens cannot learn")
+            raise ValueError(
+                f"{self.stage} trains with a frozen compressor: leave compressor out of learn, and memory_tokens out"
+            )
         if not self.learn or not self.batch_size or not self.lr:
             raise ValueError("learn, batch_size and lr must not be empty or 0")
         if self.mixed and self.stage != "stage1_2":
@@ -177,59 +179,59 @@ class TrainingConfig(EngineOptions, Settings):
         if self.dtype == "float16":
             raise ValueError("dtype: training in float16 loses small gradients; give bfloat16 or float32")
         if self.reasoner != "auto":
-            raise ValueError("reasoner: training makes a query reasoner of its own where there is none; leave it out")
+            raise ValueError("reasoner: training adds a query reasoner if the checkpoint has none; leave it out")
         if self.patience is not None and not self.held_out:
-            raise ValueError("patience needs held_out: without held-out lines nothing says when to stop")
+            raise ValueError("patience needs held_out: early stopping compares losses of held-out lines")
         return self
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """Roles whose adapters learn."""
+        """Roles whose adapters are trained."""
         return tuple(sorted({ROLES[name] for name in self.learn}))
 
     @classmethod
     def read(cls, path: str | Path, changes: Sequence[str] = (), **given: Any) -> Self:
-        """The config in a file.
+        """Read a config from a file.
 
         Args:
-            path: ``.toml``, ``.yaml`` or ``.yml``.
-            changes: ``key=value``, each in place of what the file says; values are written as in TOML.
-            given: Values that stand above the file, such as ``stage="stage1"``.
+            path: A ``.toml``, ``.yaml`` or ``.yml`` file.
+            changes: Overrides of the form ``key=value``, with the value written as in TOML.
+            given: Values that override file and changes, such as ``stage="stage1"``.
 
         Raises:
-            UnknownOption: The file holds a key that there is not.
-            ValueError: It cannot be read, or holds a value that cannot be.
+            UnknownOption: The file has an unknown key.
+            ValueError: The file cannot be read, or a value is invalid.
         """
         return parse(cls, {**read_table(path, changes), **given}, str(path))
 
 
 def read_table(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
-    """The values of a file with changes, not checked."""
+    """The values of a config file with overrides, not validated."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise ValueError(f"cannot read {path}: {getattr(exc, 'strerror', None) or exc}") from exc
+        raise ValueError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
     if path.suffix == ".toml":
         try:
             values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as exc:
-            raise ValueError(f"{path} is no TOML: {exc}") from exc
+            raise ValueError(f"{path} is not valid TOML: {exc}") from exc
     elif path.suffix in (".yaml", ".yml"):
         values = _yaml(text, path)
     else:
-        raise ValueError(f"{path}: a config must be .toml, .yaml or .yml")
+        raise ValueError(f"{path}: a config must be a .toml, .yaml or .yml file")
     for change in changes:
         _change(values, change)
     return values
 
 
 def parse(kind: type[Model], values: Mapping[str, Any], where: str) -> Model:
-    """Checked values.
+    """Validate the values of a config.
 
     Raises:
-        UnknownOption: There is a key that the config does not have; names the nearest right one.
-        ValueError: A value cannot be; names it.
+        UnknownOption: A key is unknown; the message names the closest known one.
+        ValueError: A value is invalid.
     """
     try:
         return kind.model_validate(values)
@@ -262,7 +264,7 @@ def _yaml(text: str, path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError as exc:
-        raise ValueError(f"{path} is no YAML: {exc}") from exc
+        raise ValueError(f"{path} is not valid YAML: {exc}") from exc
     if not isinstance(found, dict):
         raise ValueError(  # noqa: TRY004 - the file is wrong, not the caller
             f"{path} must hold keys and values, got {type(found).__name__}"
@@ -273,7 +275,7 @@ def _yaml(text: str, path: Path) -> dict[str, Any]:
 def _change(values: dict[str, Any], change: str) -> None:
     name, equals, text = change.partition("=")
     if not equals or not name.strip():
-        raise ValueError(f"a change must be key=value, got {change!r}")
+        raise ValueError(f"an override must be key=value, got {change!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or several that accelerate started, each with its own device and share of the data."""
+"""The processes of a run, one or several, and their communication: sums, maxima, lists, barriers."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from clara_core.common.errors import TrainingError
 
 
 class Processes:
-    """Where this process stands among the others.
+    """This process and its communication with the others.
 
     One process needs only torch. Several (`accelerate launch`, `torchrun`) are connected by accelerate, which reads its
     own configuration: devices, machines, back end. The gradients of the adapters are summed. The frozen base is whole
-    in each process, or sharded over them if that configuration asks for FSDP or DeepSpeed ZeRO-3.
+    in each process, or sharded over them if that configuration enables FSDP or DeepSpeed ZeRO-3.
 
     Args:
-        device: Where one process works; several get theirs from accelerate. None: a CUDA device where there is one.
+        device: Device of a single process; accelerate assigns those of several. None: CUDA if available.
 
     Attributes:
-        count: How many there are.
-        index: Which of them this is.
-        device: Where it works.
-        shards: Whether the frozen base is sharded over them.
+        count: Number of processes.
+        index: Rank of this process.
+        device: Device of this process.
+        shards: Whether the frozen base is sharded over the processes.
 
     Raises:
-        ImportError: There are several processes, but no accelerate.
-        TrainingError: The file of DeepSpeed's configuration cannot be read.
+        ImportError: There are several processes, but accelerate is not installed.
+        TrainingError: DeepSpeed's configuration file cannot be read.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -54,13 +54,13 @@ class Processes:
         return self.index == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor of each process; may change the tensor."""
+        """Sum of a tensor over all processes; may change the tensor in place."""
         if self.count > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
 
-    def greatest(self, number: int) -> int:
-        """The greatest number of all processes."""
+    def maximum(self, number: int) -> int:
+        """Maximum of a number over all processes."""
         if self.count == 1:
             return number
         numbers = torch.tensor(number, device=self.device)
@@ -68,7 +68,7 @@ class Processes:
         return int(numbers)
 
     def gather(self, found: list[str]) -> list[str]:
-        """The texts of all processes together."""
+        """Concatenate the lists of all processes."""
         if self.count == 1:
             return found
         everything: list[list[str]] = [[] for _ in range(self.count)]
@@ -76,22 +76,22 @@ class Processes:
         return [text for texts in everything for text in texts]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self._state is not None:
             self._state.wait_for_everyone()
 
 
 def wants_sharding() -> bool:
-    """Whether accelerate's configuration shards weights over processes, as its environment variables say."""
-    asked = os.environ.get
-    if asked("ACCELERATE_USE_FSDP") == "true":
-        return asked("FSDP_SHARDING_STRATEGY", "") not in ("NO_SHARD", "3")
-    # Below stage 3 DeepSpeed divides gradients and optimizer states, of which a frozen base has none.
-    return asked("ACCELERATE_USE_DEEPSPEED") == "true" and _deepspeed_stage() == "3"
+    """Whether accelerate's environment variables enable sharding of weights."""
+    setting = os.environ.get
+    if setting("ACCELERATE_USE_FSDP") == "true":
+        return setting("FSDP_SHARDING_STRATEGY", "") not in ("NO_SHARD", "3")
+    # Below stage 3 DeepSpeed shards only gradients and optimizer states, which a frozen base does not have.
+    return setting("ACCELERATE_USE_DEEPSPEED") == "true" and _deepspeed_stage() == "3"
 
 
 def _deepspeed_stage() -> str:
-    """The stage of ZeRO, as accelerate finds it: in DeepSpeed's own file where one is given."""
+    """The stage of ZeRO, as accelerate finds it: from DeepSpeed's configuration file if there is one."""
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if file == "none":
         return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
@@ -100,6 +100,6 @@ def _deepspeed_stage() -> str:
         return str(settings.get("zero_optimization", {}).get("stage", 0))
     except (OSError, ValueError, AttributeError) as exc:
         raise TrainingError(
-            f"the file of DeepSpeed's configuration {file!r} cannot be read ({exc}): accelerate's configuration names "
-            "it as deepspeed_config_file; give the path of a JSON file there"
+            f"DeepSpeed's configuration file {file!r} cannot be read ({exc}): set deepspeed_config_file in "
+            "accelerate's configuration to the path of a JSON file"
         ) from exc

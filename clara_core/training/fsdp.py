@@ -1,4 +1,4 @@
-"""The frozen base of a run: whole in every process or sharded over them (FSDP), and the backward passes through it.
+"""The frozen base of a run, whole in every process or sharded over them (FSDP), and the backward passes through it.
 
 A process with a sharded base holds its shard of every layer and gathers the other shards while it computes with the
 layer, so all processes must run their passes together. Their shares of a batch differ: one process may have more
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 
 class Base(Protocol):
-    """How a step's passes run through the base."""
+    """Runs the backward passes of a step."""
 
     def backward(self, loss: Tensor | None) -> None:
         """Compute the gradients of a loss; None if the passes since the last call gave no loss."""
 
     def finish(self) -> None:
-        """Called when this process has no passes left, before any other exchange between the processes."""
+        """To be called when this process has no passes left, before any other communication."""
 
 
 class WholeBase:
@@ -50,7 +50,7 @@ class WholeBase:
 
 
 class _Act(IntEnum):
-    """What a process is about to do. All processes do the act with the highest number among theirs."""
+    """The next act of a process. All processes perform the act with the highest number among theirs."""
 
     NOTHING = 0
     BACKWARD = 1
@@ -70,8 +70,8 @@ class ShardedBase:
     after a pass nor gathered again for the one before.
 
     Args:
-        model: May still be on the processor; is moved to the device of this process, layer by layer.
-        processes: Two or more.
+        model: A model on the CPU or the device; it is moved to the device of this process, layer by layer.
+        processes: Two or more processes.
     """
 
     def __init__(self, model: ClaraModel, processes: Processes) -> None:
@@ -94,7 +94,7 @@ class ShardedBase:
         self._states = []
 
     def _run_until(self, wanted: _Act) -> None:
-        while (agreed := _Act(self._processes.greatest(wanted))) is not wanted:
+        while (agreed := _Act(self._processes.maximum(wanted))) is not wanted:
             self._join(agreed)
 
     def _join(self, act: _Act) -> None:
@@ -135,51 +135,51 @@ class ShardedBase:
 
 
 def base_of(model: ClaraModel, processes: Processes, trainable: Sequence[TrainableSpec]) -> Base:
-    """The base of a model, sharded if accelerate's configuration asks for it.
+    """The base of a model, sharded if accelerate's configuration enables it.
 
     Raises:
-        TrainingError: Sharding is asked for, but the base is trainable or this torch cannot leave adapters whole.
+        TrainingError: Sharding is enabled, but the base is trainable or this torch cannot leave adapters unsharded.
     """
     if not processes.shards:
         return WholeBase()
     if any(each.base for each in trainable):
         raise TrainingError(
-            "accelerate's configuration asks for FSDP or DeepSpeed ZeRO-3, which shard a frozen base over processes, "
-            "but here the base itself learns: start the processes without them (accelerate launch --multi_gpu, or "
+            "accelerate's configuration enables FSDP or DeepSpeed ZeRO-3, which shard a frozen base over processes, "
+            "but this run trains the base: start the processes without them (accelerate launch --multi_gpu, or "
             "torchrun)"
         )
     if not can_shard():
         raise TrainingError(
-            "accelerate's configuration asks for FSDP or DeepSpeed ZeRO-3, but fully_shard of torch "
-            f"{torch.__version__} has no ignored_params, so that it cannot leave the adapters whole: install a newer "
-            "torch, or start the processes without them (accelerate launch --multi_gpu, or torchrun)"
+            "accelerate's configuration enables FSDP or DeepSpeed ZeRO-3, but fully_shard of torch "
+            f"{torch.__version__} has no ignored_params and would shard the adapters, too: install a newer torch, or "
+            "start the processes without them (accelerate launch --multi_gpu, or torchrun)"
         )
     return ShardedBase(model, processes)
 
 
 def can_shard() -> bool:
-    """Whether `fully_shard` of this torch can leave some parameters of a layer whole."""
+    """Whether `fully_shard` of this torch can leave some parameters of a layer unsharded."""
     from torch.distributed.fsdp import fully_shard
 
     return "ignored_params" in inspect.signature(fully_shard).parameters
 
 
 def check_quantization(quantization: str | None, processes: Processes) -> None:
-    """Refuse to shard a quantized base.
+    """Check that a sharded base is not quantized.
 
     Raises:
-        TrainingError: Both were asked for.
+        TrainingError: It is.
     """
     if processes.shards and quantization is not None:
         raise TrainingError(
-            "accelerate's configuration asks for FSDP or DeepSpeed ZeRO-3, which shard the base over processes, but "
-            f"quantization={quantization!r} packs its weights in a form that cannot be sharded: leave quantization "
-            "out, or start the processes without them (accelerate launch --multi_gpu, or torchrun)"
+            "accelerate's configuration enables FSDP or DeepSpeed ZeRO-3, which shard the base over processes, but "
+            f"weights packed by quantization={quantization!r} cannot be sharded: leave quantization out, or start the "
+            "processes without them (accelerate launch --multi_gpu, or torchrun)"
         )
 
 
 def _shard_layers(model: ClaraModel, processes: Processes) -> None:
-    """Leave each process its shard of every decoder layer, on its device."""
+    """Shard every decoder layer over the processes, each shard on the device of its process."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -187,7 +187,7 @@ def _shard_layers(model: ClaraModel, processes: Processes) -> None:
     adapters = {weight for layer in model.routed.values() for weight in (layer.lora_A, layer.lora_B)}
     layers = []
     for layer in model.trunk.layers:  # type: ignore[union-attr]  # a list of modules
-        layer.to(processes.device)  # one whole layer at a time: the device never holds more of them
+        layer.to(processes.device)  # one at a time, so that the device never holds two whole layers
         for weight in set(layer.parameters()) - adapters:
             weight.requires_grad_(False)
         layers.append(fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=adapters))

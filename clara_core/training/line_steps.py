@@ -1,4 +1,4 @@
-"""Steps from training sets: lines of the published layouts as token ids."""
+"""Tokenizes the lines of training sets into the steps of a phase."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Overflow = Literal["split", "truncate"]
 
 @dataclass(slots=True)
 class _Documents:
-    """Windows of the documents of a step; the same document of two lines is compressed once where it may be."""
+    """The windows of the documents of a step."""
 
     tokenizer: ClaraTokenizer
     overflow: Overflow
@@ -36,7 +36,7 @@ class _Documents:
     known: dict[str, int] = field(default_factory=dict)
 
     def add(self, text: str, *, once: bool) -> int:
-        """The number of a document; the same for the same text where `once` says so."""
+        """Add a document and return its number; with `once`, a text that was added before keeps its number."""
         if once and text in self.known:
             return self.known[text]
         spans = self.tokenizer.windows(text) if self.overflow == "split" else [(0, len(text))]
@@ -45,20 +45,20 @@ class _Documents:
         return self.known.setdefault(text, len(self.windows) - 1) if once else len(self.windows) - 1
 
     def of(self, documents: Iterable[int]) -> tuple[int, ...]:
-        """Their windows, in order."""
+        """The windows of documents, in order."""
         return tuple(window for document in documents for window in self.windows[document])
 
 
 class LineReader:
-    """Makes steps of lines.
+    """Tokenizes lines into steps.
 
     Args:
-        tokenizer: The checkpoint's.
-        context: Most positions that a prompt and its answer may take together.
-        top_k: Windows that the generator reads end to end.
-        overflow: Whether a document that is longer than a window is cut into several, as the engine does, or loses
-            what is too much, as in the published code.
-        answers: Whether lines with candidates teach their answers, too.
+        tokenizer: Tokenizer of the checkpoint.
+        context: Most positions of a prompt and its answer together.
+        top_k: Windows that the generator reads for a line with candidates.
+        overflow: "split" a document that is longer than a window into several, as the engine does, or "truncate" it,
+            as the published code does.
+        answers: Whether the generator is trained on the answers of lines with candidates.
         mixed: Share of the documents of stage 1_2 that are read as text.
     """
 
@@ -80,24 +80,24 @@ class LineReader:
         self.mixed = mixed
 
     def step(self, lines: Sequence[Line], rng: random.Random | None = None) -> Step:
-        """One pass over some lines of one stage.
+        """Make one step of lines of one stage.
 
         Args:
             lines: The lines.
             rng: Draws which documents are read as text; without one, none is.
 
         Raises:
-            DataError: A prompt with its answer is longer than the context; names file and line.
+            DataError: A prompt with its answer is longer than the context; the message names file and line.
         """
         documents = _Documents(self.tokenizer, self.overflow)
         rows: list[tuple[list[int], int]] = []
         read: list[tuple[int, ...]] = []
-        asked = [line for line in lines if isinstance(line, RetrievalLine)]
-        listed = [[documents.add(text, once=True) for text in line.docs] for line in asked]
+        retrieval = [line for line in lines if isinstance(line, RetrievalLine)]
+        listed = [[documents.add(text, once=True) for text in line.docs] for line in retrieval]
         candidates = [tuple(dict.fromkeys(own)) for own in listed]
         if self.answers:
-            taught = zip(asked, candidates, strict=True)
-            rows = [self._row(line, min(self.top_k, len(documents.of(own)))) for line, own in taught]
+            pairs = zip(retrieval, candidates, strict=True)
+            rows = [self._row(line, min(self.top_k, len(documents.of(numbers)))) for line, numbers in pairs]
         for line in lines:
             if not isinstance(line, RetrievalLine):
                 as_text = self._drawn(line, rng)
@@ -107,11 +107,14 @@ class LineReader:
                 for at, text in enumerate(line.docs):
                     layout += [None] * len(documents.windows[own[at]]) if at in own else self._pieces(text)
                 rows.append(self._row(line, layout))
-        gold = [tuple(own[position] for position in line.pos_index) for line, own in zip(asked, listed, strict=True)]
+        gold = [
+            tuple(numbers[position] for position in line.pos_index)
+            for line, numbers in zip(retrieval, listed, strict=True)
+        ]
         return Step(
             sequences=self.tokenizer.encode_passages(documents.pieces),
             windows=documents.windows,
-            questions=self.tokenizer.encode_passages([line.question for line in asked]),
+            questions=self.tokenizer.encode_passages([line.question for line in retrieval]),
             gold=gold,
             rows=self._batch(rows, read) if rows else None,
             candidates=candidates or None,
@@ -126,14 +129,14 @@ class LineReader:
         return self.tokenizer.encode_passages(documents.pieces)
 
     def check(self, line: Line) -> None:
-        """Refuse a line that does not fit the context, quickly where it surely does.
+        """Check that a line fits the context, without tokenizing it if its length in bytes suffices to tell.
 
         Raises:
-            DataError: Prompt and answer are too long together; names file and line.
+            DataError: Prompt and answer together are too long; the message names file and line.
         """
         texts = _texts(line)
         slots = len(self.tokenizer.memory_ids) + 1
-        # No token is shorter than a byte, and no chat template longer than this.
+        # A token has at least one byte, and a chat template at most `_TEMPLATE` tokens.
         most = sum(len(text.encode()) for text in texts) + len(SCP_SYSTEM) + _TEMPLATE
         if isinstance(line, RetrievalLine):
             most += self.top_k * slots
@@ -149,9 +152,8 @@ class LineReader:
             return
         pieces = [piece for text in line.docs for piece in self._pieces(text)]
         slots = len(self.tokenizer.memory_ids)
-        longest = len(step.rows.ids[0]) + sum(
-            max(0, self.tokenizer.count_plain(one) + _EDGE - slots) for one in pieces
-        )  # fmt: skip
+        more = [max(0, self.tokenizer.count_plain(one) + _EDGE - slots) for one in pieces]
+        longest = len(step.rows.ids[0]) + sum(more)
         if longest > self.context:
             raise DataError(
                 f"{line.where}: with its documents as text (mixed), prompt and answer take {longest} positions, but "
@@ -172,12 +174,12 @@ class LineReader:
         return [text[start:end] for start, end in spans]
 
     def _row(self, line: Line, n_windows: Windows) -> tuple[list[int], int]:
-        """Ids of prompt and answer, and where the answer begins."""
+        """Ids of prompt and answer, and the position at which the answer begins."""
         if isinstance(line, CompressionLine):
             if line.kind == "qa":
                 pairs = zip(line.questions, line.answers, strict=True)
-                said = "\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)
-                row = self.tokenizer.taught(SCP_SYSTEM, _SCP_USER, n_windows, said)
+                target = "\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)
+                row = self.tokenizer.taught(SCP_SYSTEM, _SCP_USER, n_windows, target)
             else:
                 row = self.tokenizer.taught(PARAPHRASE_SYSTEM, PARAPHRASE_INSTRUCTION, n_windows, line.answers[0])
         else:
@@ -186,8 +188,8 @@ class LineReader:
         if len(ids) > self.context:
             raise DataError(
                 f"{line.where}: the prompt takes {start} positions ({_count(n_windows)}) and the answer "
-                f"{len(ids) - start}, but the context of the model is {self.context}: shorten the answer, or give "
-                "fewer or shorter documents"
+                f"{len(ids) - start}, but the context of the model is {self.context}: shorten the answer or the "
+                "documents, or give fewer documents"
             )
         return row
 
@@ -204,26 +206,26 @@ def _count(windows: Windows) -> str:
 
 
 def _texts(line: Line) -> list[str]:
-    """Everything of a line that stands in its prompt or answer."""
+    """The texts of a line's prompt and answer."""
     if isinstance(line, CompressionLine):
         return [*line.questions, *line.answers, *["Question: Answer: "] * len(line.answers)]
     return [line.question, line.answer]
 
 
 class LineSteps:
-    """The steps of a phase over lines: each follows from the seed and its number alone.
+    """The steps of a phase over lines; each depends only on the seed and its number.
 
-    A step takes the next `batch` lines of an order that is drawn anew for each epoch; the last of an epoch may be
-    smaller. This process takes its share of them, in passes of at most `micro` lines.
+    A step takes the next `batch` lines of an order that is shuffled for each epoch; the last step of an epoch may be
+    smaller. Each process takes its share of them, in passes of at most `micro` lines.
 
     Args:
         lines: The training set.
-        reader: Makes steps of lines.
-        seed: Of the order.
+        reader: Tokenizes the lines.
+        seed: Seed of the order.
         batch: Lines of a step, over all processes.
         micro: Most lines of a pass.
-        process: Number of this process.
-        processes: How many there are.
+        process: Rank of this process.
+        processes: Number of processes.
     """
 
     def __init__(
@@ -248,7 +250,7 @@ class LineSteps:
         self._order: tuple[int, list[int]] = (-1, [])
 
     def __call__(self, number: int) -> list[Step]:
-        """The passes of a step that are this process's share; none where the batch is too small for it."""
+        """This process's passes of a step; empty if the batch is too small for all processes."""
         epoch, place = divmod(number, self.per_epoch)
         if self._order[0] != epoch:
             order = list(range(len(self.lines)))
@@ -259,12 +261,12 @@ class LineSteps:
         return list(self.passes([self.lines[index] for index in batch[self.process :: self.processes]], rng))
 
     def passes(self, lines: Sequence[Line], rng: random.Random | None = None) -> Iterator[Step]:
-        """Lines in passes; `rng` as in `LineReader.step`."""
+        """Split lines into passes; `rng` as in `LineReader.step`."""
         for start in range(0, len(lines), self.micro):
             yield self.reader.step(lines[start : start + self.micro], rng)
 
 
 def without_gold(lines: Iterable[Line]) -> tuple[int, int]:
-    """How many lines with candidates name no right one among them, and how many there are."""
-    asked = [bool(line.pos_index) for line in lines if isinstance(line, RetrievalLine)]
-    return asked.count(False), len(asked)
+    """The number of lines with candidates but without a gold one, and the number of lines with candidates."""
+    has_gold = [bool(line.pos_index) for line in lines if isinstance(line, RetrievalLine)]
+    return has_gold.count(False), len(has_gold)

@@ -1,12 +1,11 @@
-"""A language model named on the command line.
+"""Opens the language model that an option of the command line names.
 
     openai:MODEL                  a model of OpenAI; the key is in OPENAI_API_KEY
-    openai:MODEL@http://…/v1      any server that speaks the same protocol: vLLM, llama.cpp, Ollama, LM Studio, …
-    python:package.module:NAME    an object of an installed package
-    python:path/to/file.py:NAME   an object of a file of yours
+    openai:MODEL@http://…/v1      any server with OpenAI's API: vLLM, llama.cpp, Ollama, LM Studio, …
+    python:package.module:NAME    an object in an installed package
+    python:path/to/file.py:NAME   an object in a Python file
 
-The object is a LangChain chat model, a LlamaIndex LLM, or a function from text to text. Code is run only where the user
-names it with ``python:``.
+The object is a LangChain chat model, a LlamaIndex LLM, or a function from text to text. Only ``python:`` runs code.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ _OPENAI = re.compile(r"(?P<model>.+?)(?:@(?P<url>https?://\S+))?")
 
 
 def open_llm(spec: str) -> Any:
-    """The language model that a specification names.
+    """Open the language model of a specification.
 
     Raises:
-        ValueError: It names none; says which forms there are.
-        ImportError: The client for it is not installed.
+        ValueError: The specification has an unknown form, or names something that does not exist.
+        ImportError: The client of the model is not installed.
     """
     kind, _, rest = spec.partition(":")
     if kind == "openai" and (match := _OPENAI.fullmatch(rest)):
@@ -41,7 +40,7 @@ def open_llm(spec: str) -> Any:
     if kind == "python" and module and name:
         return _checked(_attribute(_from_file(Path(module)) if module.endswith(".py") else _from_package(module), name))
     raise ValueError(
-        "a language model is named openai:MODEL, openai:MODEL@URL, python:MODULE:NAME or python:FILE.py:NAME, "
+        "a language model must be openai:MODEL, openai:MODEL@URL, python:MODULE:NAME or python:FILE.py:NAME, "
         f"got {spec!r}"
     )
 
@@ -50,11 +49,11 @@ def _openai(model: str, url: str | None) -> Callable[[str], str]:
     try:
         from openai import OpenAI
     except ImportError as exc:
-        raise ImportError("openai: needs its client: pip install 'clara-rag[openai]'") from exc
+        raise ImportError("openai: needs OpenAI's client: pip install 'clara-rag[openai]'") from exc
     key = os.environ.get("OPENAI_API_KEY")
     if key is None and url is None:
-        raise ValueError("set OPENAI_API_KEY, or name a server of your own: openai:MODEL@http://localhost:8000/v1")
-    # A server of one's own mostly asks for no key, but the client does.
+        raise ValueError("set OPENAI_API_KEY, or give the address of a server: openai:MODEL@http://localhost:8000/v1")
+    # A local server rarely needs a key, but the client does.
     client = OpenAI(api_key=key or "none", base_url=url)
 
     def complete(prompt: str) -> str:
@@ -69,8 +68,8 @@ def _from_package(name: str) -> ModuleType:
         return import_module(name)
     except ModuleNotFoundError as exc:
         if exc.name is None or not (name == exc.name or name.startswith(f"{exc.name}.")):
-            raise  # something that the module itself imports
-        raise ValueError(f"there is no module {name!r}; for a file of yours write python:path/to/file.py:NAME") from exc
+            raise  # the module exists, but one of its imports does not
+        raise ValueError(f"there is no module {name!r}; for a Python file give python:path/to/file.py:NAME") from exc
 
 
 def _from_file(path: Path) -> ModuleType:

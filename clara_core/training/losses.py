@@ -1,6 +1,6 @@
 """The losses of CLaRa's stages (arXiv 2511.18659), as functions of tensors.
 
-Letters of shapes: B questions, N candidates, k selected documents, D = n_mem * hidden.
+Letters in shapes: B questions, N candidates, k selected documents, D = n_mem * hidden.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # label of a position that carries no loss
-SMALLEST = 1e-5  # share of attention whose logarithm is taken; below it no gradient helps
+IGNORE = -100  # label of a position without loss
+SMALLEST = 1e-5  # lower bound of an attention share before its logarithm, which bounds loss and gradient
 TAU = 0.02  # temperature of the contrastive loss and of the soft top-k
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Causal cross-entropy over the labelled tokens: mean over all of them in the batch.
+    """Causal cross-entropy, averaged over the labelled tokens of the batch.
 
     Args:
         logits: ``[rows, length, vocab]``.
-        labels: ``[rows, length]``: the token *at* each position, or `IGNORE`.
+        labels: ``[rows, length]``: the token at each position (not the next one), or `IGNORE`.
     """
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE)
 
@@ -54,7 +54,7 @@ def contrastive_loss(scores: Tensor, positives: Tensor, tau: float = TAU) -> Ten
 
     Args:
         scores: Cosines ``[B, N]``.
-        positives: Bool ``[B, N]``; rows without any positive carry no loss.
+        positives: Bool ``[B, N]``; rows without a positive are left out.
         tau: Temperature.
     """
     logits = scores / tau
@@ -64,15 +64,15 @@ def contrastive_loss(scores: Tensor, positives: Tensor, tau: float = TAU) -> Ten
 
 
 def pointing_loss(attention: Tensor, sources: Tensor, wanted: Tensor) -> Tensor:
-    """How far attention to memory tokens goes to other documents than the one that the next token comes from.
+    """Penalize attention to the memory tokens of other documents than those that the next token comes from.
 
-    Of the attention that a head pays to slots, the share on the right documents should be one: ``-log(share)``, summed
-    over the positions that want a document, mean over heads.
+    The loss is ``-log(share)``, where share is the part of a head's attention to slots that goes to the right
+    documents: averaged over heads, and summed over the positions with a right document.
 
     Args:
         attention: Attention weights ``[rows, heads, length, length]``.
         sources: ``[rows, length]``: the document of each slot as one bit, 0 elsewhere.
-        wanted: ``[rows, length]``: the documents that each position should look at as bits, 0 where it does not matter.
+        wanted: ``[rows, length]``: the right documents of each position as bits, 0 for a position without loss.
     """
     row, place = wanted.nonzero(as_tuple=True)
     paid = attention[row, :, place].float()  # [positions, heads, length]
@@ -83,7 +83,7 @@ def pointing_loss(attention: Tensor, sources: Tensor, wanted: Tensor) -> Tensor:
 
 
 def straight_through_top_k(scores: Tensor, k: int, tau: float = TAU) -> tuple[Tensor, Tensor]:
-    """Differentiable top-k: the forward pass is exact, the gradient that of a softmax without replacement.
+    """Differentiable top-k: the forward pass is exact, the gradient is that of a softmax without replacement.
 
     Args:
         scores: Cosines ``[B, N]``.
@@ -95,6 +95,6 @@ def straight_through_top_k(scores: Tensor, k: int, tau: float = TAU) -> tuple[Te
     """
     chosen = scores.topk(k, dim=-1).indices  # [B, k]
     hard = F.one_hot(chosen, scores.shape[-1]).to(scores.dtype)  # [B, k, N]
-    taken = hard.cumsum(1) - hard  # [B, k, N]: what was chosen before each pick
+    taken = hard.cumsum(1) - hard  # [B, k, N]: documents that were chosen before each pick
     soft = torch.softmax(scores[:, None] / tau + torch.log(1 - taken + 1e-8), dim=-1)
     return hard + (soft - soft.detach()), chosen

@@ -1,8 +1,8 @@
-"""The weights that learn: float32 masters beside the weights of the passes, and their optimizers.
+"""Float32 master weights of the trainable parameters, and their optimizers.
 
-Passes may run in bfloat16; each weight that learns has a float32 master, in which gradients are added up and steps are
-taken. A master may be a block of rows of a parameter: one stacked tensor holds the adapters of all roles, and one table
-holds the embeddings of the base and those of the memory tokens. What has no master stays as it is, to the bit.
+Passes may run in bfloat16; gradients are accumulated and optimizer steps are taken in the float32 master weights. A
+master weight may be a block of rows of a parameter: one stacked tensor holds the adapters of all roles, and one table
+holds the embeddings of the base and of the memory tokens. Weights without a master weight do not change in any bit.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from clara_core.model.decoder import ClaraModel
     from clara_core.training.distributed import Processes
 
-_STATE = "optimizer"  # what keys of optimizer tensors begin with
+_STATE = "optimizer"  # prefix of the keys of optimizer tensors
 
 
 @dataclass(frozen=True, slots=True)
 class TrainableSpec:
-    """Which weights learn, and how.
+    """Which weights are trained, and how.
 
     Attributes:
-        roles: The adapters.
-        memory_tokens: Embeddings of the tokens that were added to the base's vocabulary.
-        base: Everything, the decoder too; for a base that starts from random weights.
-        optimizer: "adamw", or "muon" for the matrices of the decoder with AdamW for the rest.
-        weight_decay: Of the adapters.
-        max_norm: Gradients are scaled down to this norm.
+        roles: Roles whose adapters are trained.
+        memory_tokens: Whether the embeddings of the added tokens are trained.
+        base: Whether all weights are trained, including the decoder; for a base that starts from random weights.
+        optimizer: "adamw", or "muon" for the matrices of the decoder and AdamW for the rest.
+        weight_decay: Weight decay of AdamW.
+        max_norm: Norm to which gradients are clipped.
     """
 
     roles: tuple[Role, ...]
@@ -50,34 +50,34 @@ class TrainableSpec:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows of a parameter that learn together."""
+    """Trainable rows of a parameter."""
 
     parameter: nn.Parameter
     rows: slice
 
     def read(self) -> Tensor:
-        """Their values in float32; may share memory with the parameter."""
+        """The values in float32; may share memory with the parameter."""
         return self.parameter.detach()[self.rows].float()
 
     def write(self, value: Tensor) -> None:
-        """Take over values."""
+        """Overwrite the values."""
         with torch.no_grad():
             self.parameter[self.rows].copy_(value)
 
 
 def pass_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The type of the passes: as named, or for ``auto`` bfloat16 where the device has instructions for its products."""
+    """The type of the passes; ``auto`` is bfloat16 if the device has instructions for its products, else float32."""
     if wanted == "auto":
         return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     return DTYPES[wanted]
 
 
 class MasterWeights:
-    """Master weights of a model, gradients and optimizers of them.
+    """The master weights of a model with their gradients and optimizers.
 
     Args:
-        model: Its weights become the masters' start.
-        trainable: Which of them learn; all others are frozen.
+        model: The model from whose weights the master weights are initialized.
+        trainable: The trainable weights; all others are frozen.
     """
 
     def __init__(self, model: ClaraModel, trainable: TrainableSpec) -> None:
@@ -85,14 +85,14 @@ class MasterWeights:
         self._parts = parts_of(model, trainable)
         chosen = {id(part.parameter) for part in self._parts.values()}
         for parameter in model.parameters():
-            if parameter.is_floating_point():  # a quantized weight is none, and never learns
+            if parameter.is_floating_point():  # a quantized weight is not, and is never trainable
                 parameter.requires_grad_(id(parameter) in chosen)
             parameter.grad = None
         self.weights = {name: part.read().clone() for name, part in self._parts.items()}
         self._optimizers = _optimizers(self.weights, trainable)
 
     def collect(self) -> None:
-        """Add the gradients of the last backward pass to those of the masters, in float32."""
+        """Add the gradients of the last backward pass to those of the master weights, in float32."""
         for name, part in self._parts.items():
             if part.parameter.grad is None:
                 continue
@@ -106,11 +106,11 @@ class MasterWeights:
             part.parameter.grad = None
 
     def reduce(self, processes: Processes) -> None:
-        """Add up the gradients of all processes."""
+        """Sum the gradients over all processes."""
         if processes.count == 1:
             return
         for master in self.weights.values():
-            if master.grad is None:  # nothing of this process's share reached it
+            if master.grad is None:  # no pass of this process reached the weight
                 master.grad = torch.zeros_like(master)
         gradients = [master.grad for master in self.weights.values() if master.grad is not None]
         flat = processes.sum(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -118,11 +118,11 @@ class MasterWeights:
             gradient.copy_(part.view_as(gradient))
 
     def clip(self) -> float:
-        """Scale the gradients down to the greatest norm that is allowed; returns the norm that they had."""
+        """Clip the gradients to `max_norm` and return the norm before clipping."""
         return float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.trainable.max_norm))
 
     def step(self, rate: float) -> None:
-        """Take a step at a learning rate, and bring the weights of the passes up to it."""
+        """Take an optimizer step at a learning rate and copy the new weights to the model."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -131,12 +131,12 @@ class MasterWeights:
         self.refresh()
 
     def drop(self) -> None:
-        """Forget the gradients."""
+        """Discard the gradients."""
         for master in self.weights.values():
             master.grad = None
 
     def refresh(self) -> None:
-        """Bring the weights of the passes up to their masters."""
+        """Copy the master weights to the model."""
         for name, part in self._parts.items():
             part.write(self.weights[name])
 
@@ -151,17 +151,17 @@ class MasterWeights:
         return tensors
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `state` gave, or the weights of it alone.
+        """Load the result of `state`, or its weights alone.
 
         Raises:
-            TrainingError: It is the state of other weights.
+            TrainingError: The state belongs to other weights.
         """
         for name, weight in self.weights.items():
             saved = tensors.get(f"weights/{name}")
             if saved is None or saved.shape != weight.shape:
                 raise TrainingError(
-                    f"the saved state does not fit the weights that learn here ({name}): it is of another run; "
-                    "give another folder as out"
+                    f"the saved state does not match the trainable weight {name}: it belongs to another run; give "
+                    "another folder as out"
                 )
             weight.copy_(saved)
         for number, optimizer in enumerate(self._optimizers):
@@ -176,17 +176,17 @@ class MasterWeights:
 
 
 def parts_of(model: ClaraModel, trainable: TrainableSpec) -> dict[str, Part]:
-    """The weights of a model that learn, by name."""
+    """The trainable weights of a model, by name."""
     return dict(_parts(model, trainable))
 
 
 def read_parts(parts: Mapping[str, Part]) -> dict[str, Tensor]:
-    """Their values for a file, in the type of the passes."""
+    """The values of parts for a file, in the type of the passes."""
     return {f"learned/{name}": part.parameter.detach()[part.rows].clone() for name, part in parts.items()}
 
 
 def write_parts(parts: Mapping[str, Part], tensors: Mapping[str, Tensor]) -> None:
-    """Take over what `read_parts` gave, as far as it is there."""
+    """Load the result of `read_parts`; parts that it lacks are unchanged."""
     for name, part in parts.items():
         if f"learned/{name}" in tensors:
             part.write(tensors[f"learned/{name}"])
@@ -207,7 +207,7 @@ def _parts(model: ClaraModel, trainable: TrainableSpec) -> Iterator[tuple[str, P
 
 
 def _optimizers(weights: dict[str, Tensor], trainable: TrainableSpec) -> list[torch.optim.Optimizer]:
-    """The rates given here mean nothing: `MasterWeights.step` sets them."""
+    """The optimizers of the weights; `MasterWeights.step` replaces the learning rates given here."""
     if trainable.optimizer == "adamw":
         return [torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=trainable.weight_decay)]
     matrices = [weight for name, weight in weights.items() if name.endswith(".base.weight")]

@@ -1,4 +1,4 @@
-"""Memories of documents whose compressor is frozen: made once, then read at every step."""
+"""A cache of document memories for stages with a frozen compressor, which need not recompute them at each step."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 class MemoryCache:
     """Memories by the token ids of their windows.
 
-    What is kept is decided once, in the order in which `keep` sees it, so that a run that was stopped and goes on
-    reads the very same numbers. Windows for which there is no room are compressed anew at each step.
+    The first windows given to `keep` are cached until the cache is full, so that a resumed run caches the same ones.
+    Other windows are compressed at each step.
 
     Args:
-        model: Its compressor must not change while this lives.
-        room: Most bytes to keep, on the processor's side.
+        model: The model; its compressor must not change.
+        room: Size of the cache in bytes of host memory.
     """
 
     def __init__(self, model: ClaraModel, room: int) -> None:
@@ -40,11 +40,11 @@ class MemoryCache:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for more."""
+        """Whether the cache is full."""
         return len(self._index) >= self.most
 
     def keep(self, sequences: Iterable[list[int]]) -> None:
-        """Compress windows and keep their memories, as far as there is room."""
+        """Compress windows and cache their memories until the cache is full."""
         for ids in sequences:
             key = _key(ids)
             if key not in self._index and not self.full:
@@ -54,14 +54,14 @@ class MemoryCache:
                     self._compress()
 
     def close(self) -> None:
-        """Compress what is left after the last `keep`."""
+        """Compress the remaining windows after the last `keep`."""
         self._compress()
         if self._parts:
             self._kept = torch.cat(self._parts)
             self._parts = []
 
     def get(self, sequences: list[list[int]]) -> Tensor:
-        """Memories ``[windows, n_mem, hidden]`` on the model's device."""
+        """Cached or new memories ``[windows, n_mem, hidden]`` on the model's device."""
         rows = [self._index.get(_key(ids), -1) for ids in sequences]
         memories = self._kept[[max(row, 0) for row in rows]] if len(self._kept) else None
         new = [number for number, row in enumerate(rows) if row < 0]

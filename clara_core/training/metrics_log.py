@@ -1,4 +1,4 @@
-"""What a run says of itself: ``metrics.jsonl``, a progress bar, TensorBoard, the log."""
+"""Writes the metrics of a run to ``metrics.jsonl``, a progress bar, TensorBoard and the log."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 _LOG_EVERY = 10  # steps
-_SHOWN = ("answer", "contrastive", "accuracy", "recall@1", "held_out")  # beside the bar
+_SHOWN = ("answer", "contrastive", "accuracy", "recall@1", "held_out")  # beside the progress bar
 
 Line = dict[str, float | str]
 
 
 class MetricsLog:
-    """Lines of metrics, one a step.
+    """Writer of metrics, one line a step.
 
     Args:
         out: Folder of the run.
         active: Whether this process writes.
-        progress: Draw a bar over the steps of a phase.
-        tensorboard: Write event files. None: where TensorBoard is installed.
+        progress: Show a progress bar over the steps of a phase.
+        tensorboard: Write event files. None: if TensorBoard is installed.
 
     Raises:
-        ImportError: TensorBoard was asked for, but is not installed.
+        ImportError: `tensorboard` is true, but TensorBoard is not installed.
     """
 
     def __init__(self, out: Path, *, active: bool, progress: bool, tensorboard: bool | None) -> None:
@@ -44,11 +44,11 @@ class MetricsLog:
             raise ImportError("tensorboard=true needs TensorBoard: pip install tensorboard")
 
     def begin(self, phase: str, steps: int, number: int) -> None:
-        """A phase begins or goes on: what was written of later steps is forgotten."""
-        log.info("%s: %d steps, from step %d on", phase, steps, number)
+        """Begin or resume a phase at a step; lines of later steps are removed."""
+        log.info("%s: %d steps, starting at step %d", phase, steps, number)
         if not self._active:
             return
-        self._forget(phase, number)
+        self._truncate(phase, number)
         self._file = self.path.open("a", encoding="utf-8")
         if self._wants_events:
             from torch.utils.tensorboard import SummaryWriter
@@ -61,7 +61,7 @@ class MetricsLog:
             self._bar = tqdm(total=steps, initial=number, desc=phase, unit="step", file=sys.stderr)
 
     def write(self, line: Line) -> None:
-        """One step."""
+        """Write the metrics of one step."""
         if int(line["step"]) % _LOG_EVERY == 0:
             log.info(" ".join(f"{key}={value}" for key, value in line.items()))
         if self._file is not None:
@@ -76,7 +76,7 @@ class MetricsLog:
             self._bar.set_postfix({name: line[name] for name in _SHOWN if name in line}, refresh=False)
 
     def end(self) -> None:
-        """A phase ends."""
+        """End a phase."""
         for opened in (self._file, self._events, self._bar):
             if opened is not None:
                 opened.close()
@@ -90,8 +90,8 @@ class MetricsLog:
     ) -> None:
         self.end()
 
-    def _forget(self, phase: str, number: int) -> None:
-        """Keep the lines of earlier phases, and those of this one before the step."""
+    def _truncate(self, phase: str, number: int) -> None:
+        """Keep only the lines of earlier phases, and of this phase before the step."""
         if not self.path.exists():
             return
         lines = read_lines(self.path)
@@ -106,7 +106,7 @@ class MetricsLog:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a file of metrics; one that a killed run left unfinished is passed over."""
+    """The lines of a file of metrics; a line that a killed run left incomplete is skipped."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Models that are going to learn: a checkpoint, or a base with new adapters; and back to files."""
+"""Opens a model for training, from a checkpoint or from a base with new adapters, and writes the result."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.index.json")
 
 @dataclass(slots=True)
 class Opened:
-    """A model that can learn, and what has to be known to write it.
+    """A model for training, with the facts that are needed to write its checkpoint.
 
     Attributes:
-        model: On its device.
-        tokenizer: With the memory tokens.
+        model: The model on its device.
+        tokenizer: Tokenizer with the memory tokens.
         base: Folder or Hub id of the base decoder.
-        origin: What it was opened from, for the card.
-        roles: Adapters that mean something; a role that learns is added.
-        base_vocabulary: Rows of the base's own embeddings.
-        bring_base: Whether the base is written along with the checkpoint.
+        origin: Checkpoint or base that was opened, for the card.
+        roles: Roles with an initialized adapter.
+        base_vocabulary: Rows of the embedding table of the base, without added tokens.
+        copy_base: Whether the base is written with the checkpoint.
     """
 
     model: ClaraModel
@@ -51,21 +51,23 @@ class Opened:
     origin: str
     roles: set[Role] = field(default_factory=set)
     base_vocabulary: int = 0
-    bring_base: bool = False
+    copy_base: bool = False
 
     def begin(self, trainable: TrainableSpec) -> None:
-        """Give the roles that learn something to start from.
+        """Initialize the adapters of the trainable roles that have none yet.
 
         Raises:
-            CheckpointError: There is no compressor that the query reasoner could start as.
+            CheckpointError: There is no compressor to initialize the query reasoner from.
         """
         for role in trainable.roles:
             if role in self.roles:
                 continue
             if role is Role.REASONER:
                 if Role.COMPRESSOR not in self.roles:
-                    raise CheckpointError(f"{self.origin} holds no compressor that a query reasoner could start as")
-                for layer in self.model.routed.values():  # as in the paper: a copy of the compressor
+                    raise CheckpointError(
+                        f"{self.origin} holds no compressor to initialize the query reasoner from: run stage1 first"
+                    )
+                for layer in self.model.routed.values():  # as in the paper
                     layer.load(role, *layer.export(Role.COMPRESSOR))
             else:
                 generator = torch.Generator().manual_seed(role)
@@ -75,14 +77,14 @@ class Opened:
 
 
 def open_checkpoint(arguments: EngineArguments, place: torch.device | None = None) -> Opened:
-    """A trained checkpoint, to be taught further.
+    """Open a trained checkpoint for further training.
 
     Args:
-        arguments: As for an engine.
-        place: Where to leave the weights; None: on the device of the arguments.
+        arguments: Options of an engine.
+        place: Device of the weights; None for that of the arguments.
 
     Raises:
-        CheckpointError: As for an engine.
+        CheckpointError: The checkpoint cannot be read, or its parts do not match.
     """
     plan = plan_engine(arguments)
     checkpoint = read_checkpoint(plan.folder)
@@ -90,33 +92,36 @@ def open_checkpoint(arguments: EngineArguments, place: torch.device | None = Non
     opened = _opened(plan, arguments, arguments.model, place)
     opened.model.load_adapters(checkpoint)
     opened.roles = set(checkpoint.roles)
-    opened.bring_base = _lies_inside(checkpoint, arguments.base_model)
+    opened.copy_base = _lies_inside(checkpoint, arguments.base_model)
     return opened
 
 
 def open_base(
     base_model: str, config: ClaraConfig, arguments: EngineArguments, seed: int, place: torch.device | None = None
 ) -> Opened:
-    """A plain decoder with adapters that add nothing yet, and new memory tokens.
+    """Open a plain decoder with new memory tokens and new adapters, which do not change its output yet.
 
     Args:
         base_model: Folder or Hub id.
         config: Window, rate and rank.
         arguments: Device, type, quantization and access to the Hub.
-        seed: Of the new numbers.
-        place: Where to leave the weights; None: on the device of the arguments.
+        seed: Seed of the new weights.
+        place: Device of the weights; None for that of the arguments.
+
+    Raises:
+        CheckpointError: The base decoder cannot be loaded.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     base = resolve_base(config, Path(), base_model)
     try:
         shape = AutoConfig.from_pretrained(base, **arguments.hub())
-        words = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
+        tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
     except (OSError, ValueError, KeyError) as exc:
         raise CheckpointError(f"the base decoder {base!r} could not be loaded: {str(exc).splitlines()[0]}") from exc
     sliding = getattr(shape, "sliding_window", None) or shape.max_position_embeddings
     context = min(shape.max_position_embeddings, sliding)
-    plan = Plan(Path(), config, base, int(shape.hidden_size), int(context), ClaraTokenizer(words, config))
+    plan = Plan(Path(), config, base, int(shape.hidden_size), int(context), ClaraTokenizer(tokenizer, config))
     opened = _opened(plan, arguments, base, place)
     generator = torch.Generator().manual_seed(seed)
     _draw_memory_tokens(opened.model, generator)
@@ -143,7 +148,7 @@ def _lies_inside(checkpoint: Checkpoint, base_model: str | None) -> bool:
 
 
 def _draw_memory_tokens(model: ClaraModel, generator: torch.Generator) -> None:
-    """Embeddings of the added tokens, drawn like the others: with their mean and spread in every dimension."""
+    """Draw the embeddings of the added tokens with the mean and deviation of the others in every dimension."""
     added = len(model.config.added_tokens)
     for layer in (model.decoder.get_input_embeddings(), model.decoder.get_output_embeddings()):
         weight: Tensor = layer.weight.detach()
@@ -154,7 +159,7 @@ def _draw_memory_tokens(model: ClaraModel, generator: torch.Generator) -> None:
 
 
 def _init_on_processor(layer: Any, role: Role, generator: torch.Generator) -> None:
-    """The same numbers whatever the device."""
+    """Draw the weights on the CPU, so that they do not depend on the device."""
     bound = layer.in_features**-0.5
     a = torch.empty(layer.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
     layer.load(role, a, torch.zeros(layer.out_features, layer.rank))
@@ -164,17 +169,17 @@ def _init_on_processor(layer: Any, role: Role, generator: torch.Generator) -> No
 
 
 def set_dropout(model: ClaraModel, share: float) -> None:
-    """Dropout of what the adapters read, in passes that carry a gradient."""
+    """Set the dropout on the input of the adapters in passes with gradient."""
     for layer in model.routed.values():
         layer.dropout = share
 
 
 def checkpoint_gradients(model: ClaraModel) -> None:
-    """Keep only the states between the layers, and compute the rest again in the backward pass: less memory."""
+    """Enable gradient checkpointing: keep only the states between layers, and recompute the rest."""
     rank = model.config.lora_r
 
     def contexts() -> tuple[Any, Any]:
-        # The backward pass runs outside of the forward's `routed` scope, and perhaps in another thread.
+        # The backward pass runs outside of the `routed` scope of the forward pass, and perhaps in another thread.
         return nullcontext(), routed(current_routing().role, rank)
 
     decoder = model.decoder
@@ -187,37 +192,37 @@ def checkpoint_gradients(model: ClaraModel) -> None:
 
 
 def write_model(
-    folder: Path, opened: Opened, stage: str, card: str, *, base_learned: bool, mixed: bool = False
+    folder: Path, opened: Opened, stage: str, card: str, *, base_trained: bool, mixed: bool = False
 ) -> Checkpoint:
-    """Write a checkpoint that every component loads, with its card: whole, or not at all.
+    """Write a checkpoint with its card, atomically.
 
     Args:
-        folder: Its name and place; what is there is replaced.
+        folder: Folder of the checkpoint; it is replaced if it exists.
         opened: The model.
-        stage: The last `training_stage`.
+        stage: `training_stage` of the config.
         card: Text of README.md.
-        base_learned: Whether the decoder's own weights changed, so that they belong to the checkpoint.
-        mixed: Whether the generator was taught to read text beside memories; what it knew before stays.
+        base_trained: Whether the base was trained, so that its weights are written, too.
+        mixed: Whether the generator was trained to read text beside memories; an earlier "yes" stays.
 
     Raises:
-        TrainingError: It cannot be written; what was there before is as it was.
-        CheckpointError: The same, of the weights.
+        TrainingError: The folder cannot be written; an existing one is unchanged.
+        CheckpointError: The weights cannot be written; an existing folder is unchanged.
     """
-    bring = base_learned or opened.bring_base
-    name = BASE_FOLDER if bring else opened.base
+    copy_base = base_trained or opened.copy_base
+    name = BASE_FOLDER if copy_base else opened.base
     config = opened.model.config
-    taught = {"decoder_model_name": name, "training_stage": stage, "mixed": mixed or config.mixed}
-    config = config.model_copy(update=taught)
+    changes = {"decoder_model_name": name, "training_stage": stage, "mixed": mixed or config.mixed}
+    config = config.model_copy(update=changes)
     dtype = opened.model.dtype
     roles = sorted(opened.roles)
     adapters = {role: _on_processor(opened.model.export_adapter(role), dtype) for role in roles}
     embeddings = _on_processor(opened.model.export_embeddings(), dtype)
     with new_folder(folder) as new:
         write_checkpoint(new, config, adapters, embeddings)
-        if bring:
-            ignore = shutil.ignore_patterns(*_WEIGHTS) if base_learned else None
+        if copy_base:
+            ignore = shutil.ignore_patterns(*_WEIGHTS) if base_trained else None
             shutil.copytree(opened.base, new / BASE_FOLDER, ignore=ignore)
-        if base_learned:
+        if base_trained:
             with progress_bar(shown=False):
                 _plain_base(opened).save_pretrained(new / BASE_FOLDER)
         (new / CARD_FILE).write_text(card, encoding="utf-8")
@@ -229,7 +234,7 @@ def _on_processor(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, T
 
 
 def _plain_base(opened: Opened) -> Any:
-    """The decoder as a library knows it: without adapters and memory tokens."""
+    """The decoder as transformers loads it: without adapters and memory tokens."""
     decoder: Any = opened.model.decoder
     plain = type(decoder)(copy.deepcopy(decoder.config))
     state = {

@@ -1,7 +1,7 @@
-"""Muon in float32, several matrices of one shape in one product.
+"""The optimizer Muon in float32, batched over matrices of the same shape.
 
-torch's own (2.9 and newer) multiplies in bfloat16, which a processor without the instructions emulates: a step of the
-bundled model took 20 to 35 seconds on an AVX2 processor, and takes less than half a second so.
+torch's Muon (2.9 and newer) multiplies in bfloat16, which a CPU without the instructions emulates: a step of the
+bundled model took 20 to 35 seconds with it on an AVX2 CPU, and takes less than half a second with this one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ROUNDS = 5
 
 
 def orthogonal(stack: Tensor) -> Tensor:
-    """Newton-Schulz: matrices ``[n, rows, columns]`` towards the nearest ones whose singular values are one."""
+    """Approximate the nearest orthogonal matrices of ``[n, rows, columns]`` by Newton-Schulz iterations."""
     turned = stack.shape[1] > stack.shape[2]
     x = stack.mT if turned else stack
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
@@ -29,14 +29,14 @@ def orthogonal(stack: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, with steps as long as AdamW's."""
+    """Muon with decoupled weight decay; updates are scaled to the size of AdamW's."""
 
     def __init__(self, weights: Iterable[Tensor], momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(weights, {"lr": 1e-3, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # gives no loss: none takes a closure here
-        """Take a step."""
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # returns no loss: closures are not used here
+        """Take an optimizer step."""
         for group in self.param_groups:
             shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for weight in group["params"]:

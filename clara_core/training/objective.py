@@ -1,6 +1,6 @@
-"""The objective of every stage: a model and a step in, named losses out. One body for every trainer and every test.
+"""The training objective of every stage: computes the named losses of a model on a step.
 
-Letters of shapes: B questions, N candidate windows of a question, W windows of the step, k windows that are read.
+Letters in shapes: B questions, N candidate windows of a question, W windows of the step, k windows that are read.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from clara_core.model.decoder import ClaraModel
     from clara_core.training.memory_cache import MemoryCache
 
-CHUNK = 32  # windows that are compressed in one pass, sorted by length
-HARDEST = 20  # candidates of a question that has none of its own: its gold windows and those that score best
+CHUNK = 32  # windows of a compressor pass
+HARDEST = 20  # windows of a question without candidates: its gold windows and those with the highest scores
 _BELOW_ANY_COSINE = -2.0
 
 
@@ -41,16 +41,16 @@ class Terms:
     """The losses of a stage with their weights.
 
     Attributes:
-        text: The generator reads text, nothing is compressed (the phase of a bare base).
-        frozen: Memories carry no gradient.
-        end_to_end: The generator reads the windows that the query reasoner picks.
-        top_k: How many.
-        top_k_gradient: Whether the answer's loss reaches the query reasoner through the choice.
-        in_batch: Candidates of the other questions of the step are negatives, too.
+        text: Whether the generator reads plain text and nothing is compressed (training of a bare base).
+        frozen: Whether the compressor is frozen, so that memories carry no gradient.
+        end_to_end: Whether the generator reads the windows that the query reasoner picks.
+        top_k: Windows that the query reasoner picks.
+        top_k_gradient: Whether the loss of the answer reaches the query reasoner.
+        in_batch: Whether the candidates of the other questions of the step are negatives, too.
         alignment: Weight of the alignment loss.
-        paraphrase: Weight of the loss of what is said again.
+        paraphrase: Weight of the loss of paraphrases.
         contrastive: Weight of the contrastive loss.
-        pointing: Weight of the loss of attention that goes to the wrong documents.
+        pointing: Weight of the pointing loss (see `pointing_loss`).
         tau: Temperature of the contrastive loss.
     """
 
@@ -69,12 +69,13 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Losses with their gradient, already weighted, and metrics. Each is a mean over what `MEAN_OF` says.
+    """Losses and metrics of a step, each averaged over the unit in `MEAN_OF`.
 
     Attributes:
-        losses: By name.
-        metrics: By name.
-        chosen: ``[B, k]``: which of its candidate windows each question picked, best first; None without end to end.
+        losses: Weighted losses by name, with gradient.
+        metrics: Metrics by name.
+        chosen: ``[B, k]``: indices of the candidate windows that each question picked, best first; None if not
+            `end_to_end`.
     """
 
     losses: dict[str, Tensor]
@@ -83,12 +84,12 @@ class Outcome:
 
 
 class Objective:
-    """Losses of a stage.
+    """Computes the losses of a stage.
 
     Args:
-        model: The model that learns.
+        model: The model to train.
         terms: The losses.
-        memories: Memories that were made before, where the compressor is frozen.
+        memories: Cached memories, if the compressor is frozen.
     """
 
     def __init__(self, model: ClaraModel, terms: Terms, memories: MemoryCache | None = None) -> None:
@@ -97,7 +98,7 @@ class Objective:
         self.memories = memories
 
     def __call__(self, step: Step) -> Outcome:
-        """The losses of a step."""
+        """Compute the losses of a step."""
         terms = self.terms
         losses: dict[str, Tensor] = {}
         metrics: dict[str, float] = {}
@@ -133,9 +134,9 @@ class Objective:
     # --- the parts ---------------------------------------------------------------------------------------
 
     def compress(self, sequences: list[list[int]]) -> tuple[Tensor, Tensor | None]:
-        """Memories ``[W, n_mem, hidden]`` and the alignment loss, in passes over windows of like length.
+        """Memories ``[W, n_mem, hidden]`` and the alignment loss, in passes over windows of similar length.
 
-        A frozen compressor makes memories without gradient and no loss.
+        With a frozen compressor, memories have no gradient and the loss is None.
         """
         if self.terms.frozen:
             if self.memories is not None:
@@ -157,12 +158,12 @@ class Objective:
         return torch.cat(parts)[restore], torch.stack(alignments).sum()
 
     def rank(self, questions: list[list[int]], memories: Tensor) -> Tensor:
-        """Cosines ``[B, W]`` of questions, read by the query reasoner, with memories ``[W, n_mem, hidden]``."""
+        """Cosines ``[B, W]`` of questions, encoded by the query reasoner, with memories ``[W, n_mem, hidden]``."""
         reasoned = self.model.encode(questions, Role.REASONER)  # [B, n_mem, hidden]
         return cosine_scores(reasoned.flatten(1), memories.flatten(1))
 
     def generate(self, rows: RowBatch, memories: Tensor | None) -> tuple[Tensor, float, Tensor | None]:
-        """Answer loss and token accuracy of rows over memories (or over text, in the bare base), and pointing loss."""
+        """Answer loss, token accuracy and pointing loss of rows over memories (None: text rows of the bare base)."""
         role = None if memories is None else Role.GENERATOR
         losses, hits, total = [], 0.0, 0
         pointing: list[Tensor] = []
@@ -186,17 +187,17 @@ class Objective:
         )
 
     def _pointers(self) -> Sequence[nn.Module]:
-        """The layers whose attention is taught where to look: the upper half."""
+        """The attention layers with a pointing loss: the upper half."""
         if not self.terms.pointing:
             return ()
         layers: nn.ModuleList = self.model.trunk.layers  # type: ignore[assignment]
         return [layer.get_submodule("self_attn") for layer in layers[len(layers) // 2 :]]
 
     def end_to_end(self, step: Step, by_window: Tensor, memories: Tensor) -> tuple[Tensor, float, Tensor]:
-        """The answer's loss over the windows that the query reasoner picks: ``by_window [B, W]``.
+        """Answer loss over the windows that the query reasoner picks by their scores ``by_window [B, W]``.
 
         Returns:
-            tuple: Loss, token accuracy, and the picks ``[B, k]`` as positions among the candidates.
+            tuple: Loss, token accuracy, and the picks ``[B, k]`` as indices among the candidates.
         """
         rows = _rows(step.rows)
         candidates, real = _candidate_windows(step, by_window.detach())  # [B, N] each
@@ -216,7 +217,7 @@ class Objective:
 
     def _answer(self, states: Tensor, labels: Tensor) -> tuple[Tensor, float]:
         labels = labels.to(states.device)
-        # The head reads only the positions that carry a loss.
+        # Logits are computed only for the positions with a loss.
         kept = labels[:, 1:] != IGNORE
         logits = self.model.head(states[:, :-1][kept])[None]  # [1, kept, vocab]
         targets = labels[:, 1:][kept][None]
@@ -226,7 +227,7 @@ class Objective:
 
 @contextmanager
 def _attention_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Attention weights ``[rows, heads, length, length]`` of modules, filled in by the pass inside (eager alone)."""
+    """Collect the attention weights ``[rows, heads, length, length]`` of modules in a pass (eager attention only)."""
     paid: list[Tensor] = []
     hooks = [module.register_forward_hook(lambda _module, _args, output: paid.append(output[1])) for module in modules]
     try:
@@ -238,7 +239,7 @@ def _attention_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def compress_frozen(model: ClaraModel, sequences: list[list[int]]) -> Tensor:
-    """Memories ``[W, n_mem, hidden]`` without gradient, in passes over windows of like length."""
+    """Memories ``[W, n_mem, hidden]`` without gradient, in passes over windows of similar length."""
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     parts = [
         model.encode([sequences[index] for index in order[start : start + CHUNK]], Role.COMPRESSOR)
@@ -248,8 +249,8 @@ def compress_frozen(model: ClaraModel, sequences: list[list[int]]) -> Tensor:
 
 
 def _document_scores(step: Step, by_window: Tensor, *, in_batch: bool) -> tuple[Tensor, Tensor]:
-    """Scores ``[B, documents]``, minus infinity where a document is no candidate, and which of them are right."""
-    # A document's score is that of its best window.
+    """Scores ``[B, documents]``, minus infinity for documents that are not candidates, and a mask of the gold ones."""
+    # The score of a document is that of its best window.
     scores = torch.stack([by_window[:, own.start : own.stop].amax(1) for own in step.windows], dim=1)
     positives = torch.zeros_like(scores, dtype=torch.bool)  # [B, documents]
     for index, gold in enumerate(step.gold):
@@ -263,13 +264,13 @@ def _document_scores(step: Step, by_window: Tensor, *, in_batch: bool) -> tuple[
 
 
 def _recall(scores: Tensor, positives: Tensor) -> float:
-    """Share of the questions with a right document that have one in the first place."""
+    """Share of the questions with a gold document that rank one first."""
     hit = positives.gather(1, scores.argmax(-1, keepdim=True))[:, 0]  # [B]
     return float(hit[positives.any(-1)].float().mean())
 
 
 def _candidate_windows(step: Step, by_window: Tensor) -> tuple[Tensor, Tensor]:
-    """For each question the windows it may pick from, ``[B, N]``, and which of them are real."""
+    """The candidate windows of each question, ``[B, N]``, and a mask that is false for padding."""
     if step.candidates is None:
         raised = by_window.clone()
         for index, gold in enumerate(step.gold):
@@ -285,5 +286,5 @@ def _candidate_windows(step: Step, by_window: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rows(rows: RowBatch | None) -> RowBatch:
     if rows is None:
-        raise ValueError("this step has no rows for the generator to learn from")
+        raise ValueError("this step has no rows for the generator")
     return rows

@@ -1,4 +1,4 @@
-"""The curves of a run as a picture: ``python -m clara_core.training.plot RUN CURVE.png``."""
+"""Plots the metrics of a run: ``python -m clara_core.training.plot RUN CURVE.png``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOSSES = {"answer": "answer", "contrastive": "contrastive", "held_out": "held o
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run in order, each with the hours of work up to its step; a step that was repeated counts once."""
+    """The metrics of a run in order, each with the hours of training so far; a repeated step counts once."""
     last = {(line["stage"], line["step"]): dict(line) for line in read_lines(run / METRICS_FILE)}
     hours = 0.0
     for line in last.values():
@@ -25,7 +25,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def plot_run(run: Path, picture: Path) -> None:
-    """Draw what a run learned over its hours: shares that are right, and losses.
+    """Draw accuracies and losses of a run over the hours of training.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -33,8 +33,7 @@ def plot_run(run: Path, picture: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as exc:
-        msg = "a picture needs matplotlib: pip install 'clara-rag[train]'"
-        raise ImportError(msg) from exc
+        raise ImportError("plots need matplotlib: pip install 'clara-rag[train]'") from exc
     lines = read_metrics(run)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     shares, losses = figure.subplots(1, 2)
@@ -46,7 +45,7 @@ def plot_run(run: Path, picture: Path) -> None:
 
 
 def _draw(axes: Any, lines: list[dict[str, Any]], curves: dict[str, str]) -> None:
-    """One curve a metric, broken where a stage ends, and a line with its name where one begins."""
+    """Draw one curve a metric, interrupted between stages, and a labelled line at the beginning of each stage."""
     for number, (name, label) in enumerate(curves.items()):
         shown: str | None = label
         for _, group in groupby(lines, key=lambda line: line["stage"]):

@@ -1,4 +1,4 @@
-"""A training run over files of lines: from a config to a checkpoint folder."""
+"""Runs one stage of training: from a config and data files to a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 STAGE_NAMES = {"contrastive": "stage2_pretrain_retrieval"}
-# Settings that do not decide what is learned: a run may go on with others.
+# Settings that do not influence the weights: a run may be resumed with other values.
 _FREE = {
     "out",
     "save_every",
@@ -49,19 +49,19 @@ _FREE = {
     "device",
     "kv_cache_bytes",
 }
-# Nor do these, which a run that ran out of memory goes on with; the card names them all the same.
+# The same, for a run that ran out of memory; these are listed on the card.
 _FREE_FOR_MEMORY = {"micro_batch_size", "gradient_checkpointing", "memory_room_mb"}
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What came out of a run.
+    """Result of `train`.
 
     Attributes:
         checkpoint: Folder of the checkpoint.
-        metrics: File with a line of metrics for each step.
-        steps: Optimizer steps that were taken.
-        seconds: Time of this call.
+        metrics: File with the metrics of each step.
+        steps: Optimizer steps of the run.
+        seconds: Duration of this call.
     """
 
     checkpoint: Path
@@ -71,17 +71,17 @@ class TrainingResult:
 
 
 def train(config: TrainingConfig, *, progress: bool = False) -> TrainingResult:
-    """Train one stage; a run that was stopped goes on from its last saved state.
+    """Train one stage; a stopped run is resumed from its last saved state.
 
     Args:
-        config: What to do.
-        progress: Draw a bar.
+        config: Configuration of the run.
+        progress: Show a progress bar.
 
     Raises:
-        DataError: A line is not right, or does not fit the model; names file and line.
+        DataError: A line is invalid or does not fit the context of the model; the message names file and line.
         CheckpointError: The model to start from cannot be read.
-        NotEnoughMemory: The passes or the optimizer do not fit the device, with what to lower.
-        TrainingError: A loss was no number, a file could not be written, or `out` holds another run.
+        NotEnoughMemory: The passes or the optimizer do not fit the device; the message names the settings to change.
+        TrainingError: A loss was not finite, a file could not be written, or `out` holds another run.
     """
     started = time.monotonic()
     with memory_errors(config):
@@ -93,9 +93,9 @@ def train(config: TrainingConfig, *, progress: bool = False) -> TrainingResult:
 
 
 def trainer_of(config: TrainingConfig, *, progress: bool = False) -> Trainer:
-    """The trainer of a config, ready to run from where its folder stands; raises what `train` raises."""
-    processes = Processes(_wanted_device(config.device))
-    learned, held_out = _data(config)
+    """The trainer of a config, with the saved state of its folder if there is one; raises the errors of `train`."""
+    processes = Processes(_device_of(config.device))
+    trained, held_out = _data(config)
     files = [DataFile.of(path) for path in (*config.data, *_held_out_files(config))]
     opened = _open(config, processes)
     reader = LineReader(
@@ -106,14 +106,14 @@ def trainer_of(config: TrainingConfig, *, progress: bool = False) -> Trainer:
         answers=config.stage == "stage2",
         mixed=config.mixed,
     )
-    _check_lines(reader, [learned, held_out])
-    phase = _phase(config, opened, reader, learned, held_out, processes)
+    _check_lines(reader, [trained, held_out])
+    phase = _phase(config, opened, reader, trained, held_out, processes)
     config.out.mkdir(parents=True, exist_ok=True)
     return Trainer(
         opened,
         [phase],
         config.out,
-        partial(_export, config, opened, files, (len(learned), len(held_out))),
+        partial(_export, config, opened, files, (len(trained), len(held_out))),
         processes=processes,
         dtype=pass_dtype(config.dtype, processes.device),
         metrics_log=MetricsLog(config.out, active=processes.is_main, progress=progress, tensorboard=config.tensorboard),
@@ -149,16 +149,19 @@ class _Part(Sequence[Line]):
 
 
 def _data(config: TrainingConfig) -> tuple[Sequence[Line], Sequence[Line]]:
-    """The lines that are learned, and those that are held out."""
+    """The lines to train on, and the held-out lines."""
     lines = TrainingSet(config.data, config.stage)
     if not isinstance(config.held_out, float):
         return lines, TrainingSet(config.held_out, config.stage)
     order = list(range(len(lines)))
     random.Random(f"{config.seed} held out").shuffle(order)
-    aside = round(len(lines) * config.held_out)
-    if config.held_out and not 0 < aside < len(lines):
-        raise ValueError(f"held_out={config.held_out} of {len(lines)} lines leaves nothing on one side; give a file")
-    return _Part(lines, sorted(order[aside:])), _Part(lines, sorted(order[:aside]))
+    n = round(len(lines) * config.held_out)
+    if config.held_out and not 0 < n < len(lines):
+        raise ValueError(
+            f"held_out={config.held_out} of {len(lines)} lines leaves no line to train on or none to hold out; give a "
+            "file of held-out lines"
+        )
+    return _Part(lines, sorted(order[n:])), _Part(lines, sorted(order[:n]))
 
 
 def _held_out_files(config: TrainingConfig) -> tuple[Path, ...]:
@@ -166,25 +169,25 @@ def _held_out_files(config: TrainingConfig) -> tuple[Path, ...]:
 
 
 def _check_lines(reader: LineReader, sets: Sequence[Sequence[Line]]) -> None:
-    """Every line fits the context; warns where candidates lack the right passage."""
-    asked = missing = 0
+    """Check that every line fits the context; warn about questions without a gold passage."""
+    questions = missing = 0
     for line in chain(*sets):
         reader.check(line)
         if isinstance(line, RetrievalLine):
-            asked += 1
+            questions += 1
             missing += not line.pos_index
     if missing:
         log.warning(
-            "%d of %d questions (%.1f %%) name no gold passage among their candidates: what they teach about retrieval "
-            "is noise. Put the gold passage in (`clara synthesize` does), or drop these lines",
+            "%d of %d questions (%.1f %%) name no gold passage among their candidates, which makes them noise for "
+            "retrieval. Add the gold passage (`clara synthesize` does), or remove these lines",
             missing,
-            asked,
-            100 * missing / asked,
+            questions,
+            100 * missing / questions,
         )
 
 
 def _run_facts(config: TrainingConfig, files: Sequence[DataFile], processes: Processes) -> dict[str, Any]:
-    """What a saved state belongs to."""
+    """The settings and data that a saved state belongs to."""
     free = _FREE | _FREE_FOR_MEMORY
     if config.in_batch_negatives:
         free -= {"micro_batch_size"}  # the questions of a pass are each other's negatives
@@ -195,13 +198,13 @@ def _run_facts(config: TrainingConfig, files: Sequence[DataFile], processes: Pro
 # --- the model -------------------------------------------------------------------------------------------
 
 
-def _wanted_device(device: str) -> torch.device | None:
+def _device_of(device: str) -> torch.device | None:
     return None if device == "auto" else torch.device(EngineArguments(device=device).resolved().device)
 
 
 def _open(config: TrainingConfig, processes: Processes) -> Opened:
     check_quantization(config.quantization, processes)
-    # A base that will be sharded may be too large for one device.
+    # A base that is to be sharded may be too large for one device.
     place = torch.device("cpu") if processes.shards else None
     on_processor = processes.device.type == "cpu"
     dtype = pass_dtype(config.dtype, processes.device)
@@ -241,12 +244,12 @@ def _phase(
     config: TrainingConfig,
     opened: Opened,
     reader: LineReader,
-    learned: Sequence[Line],
+    trained: Sequence[Line],
     held_out: Sequence[Line],
     processes: Processes,
 ) -> Phase:
     source = LineSteps(
-        learned,
+        trained,
         reader,
         seed=config.seed,
         batch=config.batch_size,
@@ -283,11 +286,11 @@ def _phase(
         dropout=config.dropout,
         eval_every=(config.eval_every or min(steps, source.per_epoch)) if held_out else 0,
         patience=config.patience,
-        memories=_kept_memories(config, opened, reader, [learned, held_out]) if frozen else None,
+        memories=_memory_cache(config, opened, reader, [trained, held_out]) if frozen else None,
     )
 
 
-def _kept_memories(
+def _memory_cache(
     config: TrainingConfig, opened: Opened, reader: LineReader, sets: Sequence[Sequence[Line]]
 ) -> Callable[[], MemoryCache] | None:
     if not config.memory_room_mb:
@@ -295,7 +298,7 @@ def _kept_memories(
 
     def make() -> MemoryCache:
         memories = MemoryCache(opened.model, config.memory_room_mb << 20)
-        known: set[str] = set()  # a text takes a fraction of the room of its memories
+        known: set[str] = set()  # texts are much smaller than their memories
         for line in chain(*sets):
             if memories.full:
                 break
@@ -303,7 +306,7 @@ def _kept_memories(
             known.update(fresh)
             memories.keep(reader.windows(fresh))
         memories.close()
-        log.info("%d windows of documents compressed once", len(memories))
+        log.info("cached the memories of %d windows", len(memories))
         return memories
 
     return make
@@ -320,19 +323,21 @@ def _export(
     phase: Phase,
     state: TrainerState,
 ) -> None:
-    learned, held_out = counts
+    trained, held_out = counts
     stage = STAGE_NAMES.get(config.stage, config.stage)
     metrics = read_lines(config.out / METRICS_FILE)
     if not metrics:
-        raise TrainingError(f"{config.out / METRICS_FILE} is gone; it was written during this run")
+        raise TrainingError(
+            f"{config.out / METRICS_FILE} is empty, although this run wrote it: do not change its files"
+        )
     kept = state.best_step if state.best is not None else len(metrics)
     facts = {
         "stage": stage,
         "trained from": f"`{opened.origin}`",
         "base decoder": f"`{opened.base}`",
-        "what learned": ", ".join(config.learn) + (", memory tokens" if config.memory_tokens else ""),
+        "trained weights": ", ".join(config.learn) + (", memory tokens" if config.memory_tokens else ""),
         "steps": f"{len(metrics):,} of {phase.steps:,} of {config.batch_size} lines each; the weights after {kept:,}",
-        "lines": f"{learned:,} learned" + (f", {held_out:,} held out" if held_out else ""),
+        "lines": f"{trained:,} trained on" + (f", {held_out:,} held out" if held_out else ""),
         "held-out loss": None if state.best is None else f"{state.best:.4f}",
         "time": f"{state.seconds / 60:.1f} minutes on {hardware()}",
         "made with": versions(),
@@ -344,4 +349,4 @@ def _export(
         metrics=metrics,
         settings=config.model_dump(mode="json", exclude=_FREE - {"save_every", "save_minutes"}),
     )
-    write_model(config.out / CHECKPOINT, opened, stage, text, base_learned=False, mixed=config.mixed > 0)
+    write_model(config.out / CHECKPOINT, opened, stage, text, base_trained=False, mixed=config.mixed > 0)

@@ -1,4 +1,4 @@
-"""Learning rates over the steps of a phase."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ Schedule = Literal["cosine", "constant"]
 
 
 def scheduled(schedule: Schedule, rate: float, steps: int, warmup: float, number: int) -> float:
-    """The rate of a step.
+    """The learning rate of a step.
 
     Args:
-        schedule: "cosine" falls to zero at the end; "constant" stays.
-        rate: The greatest rate.
-        steps: Of the phase.
-        warmup: Share of the steps in which a cosine rate climbs in a straight line.
-        number: The step, from 0 on.
+        schedule: "cosine", with linear warm-up and decay to zero, or "constant".
+        rate: Peak learning rate.
+        steps: Steps of the phase.
+        warmup: Share of the steps of the warm-up.
+        number: Number of the step, from 0.
     """
     if schedule == "constant":
         return rate
-    climbing = round(warmup * steps)
-    if number < climbing:
-        return rate * (number + 1) / climbing
-    done = (number - climbing) / max(1, steps - climbing)
+    warm = round(warmup * steps)
+    if number < warm:
+        return rate * (number + 1) / warm
+    done = (number - warm) / max(1, steps - warm)
     return rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def held_then_falling(rates: tuple[float, float], hold: float, steps: int, number: int) -> float:
-    """A warm-up of 50 steps, then the first rate for a share of the steps, then a straight line to the second."""
+    """Warm up for 50 steps, hold the first rate for a share `hold` of the steps, then decay linearly to the second."""
     start, end = rates
     warm = min(1.0, (number + 1) / 50)
     held = hold * steps

@@ -1,4 +1,4 @@
-"""Files of a run, written whole or not at all: a state of tensors and facts, and folders that replace each other."""
+"""Atomic writes of a run: its state (tensors and JSON facts) in one file, and whole folders."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _FACTS = "run"
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write tensors and facts (JSON values) to one file; until it is whole, the file of that name stays.
+    """Write tensors and facts (JSON values) to one file, atomically.
 
     Raises:
-        TrainingError: The file cannot be written (disk full, no permission); the old one is as it was.
+        TrainingError: The file cannot be written (disk full, no permission); an existing one is unchanged.
     """
     new = path.with_name(f".{path.name}.new")
     try:
@@ -36,18 +36,18 @@ def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
         new.replace(path)
     except (OSError, SafetensorError) as exc:
         raise TrainingError(
-            f"{path} cannot be written: {exc}. The state that was saved there before, if any, is whole: make room and "
-            "start the same command again to go on from it"
+            f"{path} cannot be written: {exc}. A state that was saved there before is unchanged: free disk space and "
+            "start the same command again to resume from it"
         ) from exc
     finally:
         new.unlink(missing_ok=True)
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `save_state` wrote, tensors on the processor; None where there is no file.
+    """Read the file of `save_state`, tensors on the CPU; None if it does not exist.
 
     Raises:
-        TrainingError: The file is damaged or foreign.
+        TrainingError: The file is damaged or not a state.
     """
     if not path.exists():
         return None
@@ -57,16 +57,16 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             return {name: file.get_tensor(name) for name in list(file.keys())}, facts
     except (SafetensorError, OSError, ValueError, KeyError) as exc:
         raise TrainingError(
-            f"{path} is no state of a training run, or is damaged ({exc}); delete it to start anew"
+            f"{path} is damaged or not the state of a training run ({exc}); delete it to start anew"
         ) from exc
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside the target, which takes its name and place when the block ends well.
+    """Give an empty folder, which replaces the target when the block ends without an error.
 
     Raises:
-        TrainingError: It cannot be written; what was at the target before is as it was.
+        TrainingError: The folder cannot be written; an existing target is unchanged.
     """
     mark = uuid.uuid4().hex[:8]
     new, old = target.with_name(f".{target.name}.new-{mark}"), target.with_name(f".{target.name}.old-{mark}")
@@ -82,7 +82,7 @@ def new_folder(target: Path) -> Iterator[Path]:
                 old.replace(target)
             raise
     except OSError as exc:
-        raise TrainingError(f"{target} cannot be written: {exc}; what was there before is unchanged") from exc
+        raise TrainingError(f"{target} cannot be written: {exc}; an existing folder there is unchanged") from exc
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

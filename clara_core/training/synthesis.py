@@ -1,9 +1,9 @@
-"""Training sets from your own passages: a language model writes questions and paraphrases and checks their coverage.
+"""Writes training sets about your own passages: a language model writes questions and paraphrases and checks them.
 
-As in the paper (arXiv 2511.18659): from each passage simple questions (one fact each), complex ones (several facts put
-together) and a paraphrase. The same model compares them with the passage; what is missing is asked for again, up to ten
-rounds; what still fails is dropped and counted. `clara_core.training.candidates` makes the sets of the later stages
-from the result.
+As in the paper (arXiv 2511.18659), each passage gets simple questions (one fact each), complex questions (several facts
+combined) and a paraphrase. The same model compares them with the passage and adds missing facts, in up to ten rounds;
+passages that are still not covered are dropped and counted. `clara_core.training.candidates` makes the sets of the
+later stages from the result.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ log = logging.getLogger(__name__)
 
 STAGE1: Final = "stage1.jsonl"
 HELD_OUT: Final = "held_out.jsonl"
-_GIVE_UP = 5  # passages one after the other for which the language model did nothing but fail
+_GIVE_UP = 5  # consecutive passages for which every call of the language model failed
 
 
 @dataclass(frozen=True, slots=True)
 class SynthesisReport:
-    """What came of a run, together with the runs that it went on from.
+    """Result of a run, including earlier runs in the same folder.
 
     Attributes:
-        passages: Different passages that were given.
-        kept: Passages that lines were written for.
+        passages: Distinct passages.
+        kept: Passages for which lines were written.
         resumed: Passages, kept or dropped, that an earlier run had finished.
-        dropped: Why passages or documents were left out, and how many.
-        faults: What was wrong with replies of the language model, and how often.
+        dropped: Number of dropped passages and documents by reason.
+        faults: Number of unusable replies of the language model by fault.
         calls: Replies of the language model about finished passages.
         simple: Questions about one fact.
-        complex: Questions about several.
-        held_out: Questions of both kinds that were kept from training.
-        files: What was written.
+        complex: Questions about several facts.
+        held_out: Held-out questions of both kinds.
+        files: Files that were written.
     """
 
     passages: int
@@ -84,23 +84,22 @@ def synthesize(
 ) -> SynthesisReport:
     """Write a training set of stage 1 about documents, each of which is one passage.
 
-    A run that was killed, or that stopped because the language model failed, goes on where it stood when it is started
-    again with the same folder: at most the passages under way are lost. ``stage1.jsonl`` is written at the end, also
-    when the language model gave out.
+    A run that was stopped or failed is resumed by a call with the same folder; only unfinished passages are repeated.
+    ``stage1.jsonl`` is written at the end, also if the language model fails.
 
     Args:
         documents: LangChain Documents, LlamaIndex nodes or texts; each should fit the compressor's window.
-        llm: A LangChain chat model, a LlamaIndex LLM, or a function from text to text, awaitable or not.
+        llm: A LangChain chat model, a LlamaIndex LLM, or a function from text to text, sync or async.
         out: Folder for ``journal.jsonl``, ``stage1.jsonl`` and, with `held_out`, ``held_out.jsonl``.
         max_rounds: Rounds after which a passage that is not covered is dropped.
-        concurrency: Passages that are worked on at a time; each waits for one reply at a time.
-        timeout: Seconds that a reply may take.
-        held_out: Share of the questions that is kept from training, in the layout of stage 1, to measure with. Which
-            ones follows from their words alone.
-        show_progress: Show a bar.
+        concurrency: Passages in progress at a time, each with one open call of the language model.
+        timeout: Most seconds of a call of the language model.
+        held_out: Share of the questions to hold out for evaluation, chosen by a hash of their words.
+        show_progress: Show a progress bar.
 
     Raises:
-        LLMError: The language model fails every time; what is done is kept.
+        ValueError: An argument is out of range, or there is no passage.
+        LLMError: The language model fails every time; finished passages are kept.
         DataError: The folder cannot be used, or another run uses it.
         RuntimeError: An event loop is running; use `asynthesize`.
     """
@@ -109,7 +108,7 @@ def synthesize(
     except RuntimeError:
         ask = asker(llm, asynchronous=False)
         return asyncio.run(_synthesize(documents, ask, out, max_rounds, concurrency, timeout, held_out, show_progress))
-    raise RuntimeError("an event loop is running, which synthesize() would block; use `await asynthesize(...)`")
+    raise RuntimeError("synthesize() would block the running event loop; use `await asynthesize(...)`")
 
 
 async def asynthesize(
@@ -123,7 +122,7 @@ async def asynthesize(
     held_out: float = 0.0,
     show_progress: bool = False,
 ) -> SynthesisReport:
-    """Awaitable `synthesize`; a model's own asynchronous call is used where it has one."""
+    """Async variant of `synthesize`; it uses the async method of the language model if there is one."""
     ask = asker(llm, asynchronous=True)
     return await _synthesize(documents, ask, out, max_rounds, concurrency, timeout, held_out, show_progress)
 
@@ -144,11 +143,12 @@ async def _synthesize(
             f"got {max_rounds}, {concurrency} and {timeout}"
         )
     if not 0 <= held_out < 1:
-        raise ValueError(f"held_out must be a share from 0 to less than 1, got {held_out}")
+        raise ValueError(f"held_out must be at least 0 and less than 1, got {held_out}")
     dropped: Counter[str] = Counter()
     passages = _passages(documents, dropped)
     if not passages:
-        raise ValueError(f"there is no passage to work on; left out: {dict(dropped) or 'nothing, none was given'}")
+        left_out = f"left out: {dict(dropped)}" if dropped else "no document was given"
+        raise ValueError(f"there is no passage to write questions about; {left_out}")
     folder = Path(out)
     with Journal(folder) as journal:
         todo = {key: text for key, text in passages.items() if not _is_final(journal.outcomes.get(key), max_rounds)}
@@ -157,7 +157,7 @@ async def _synthesize(
             await work.run(todo, concurrency, show_progress)
         finally:
             outcomes = [journal.outcomes[key] for key in passages if key in journal.outcomes]
-            apart, files = _write(folder, outcomes, passages, held_out)
+            n_held_out, files = _write(folder, outcomes, passages, held_out)
     dropped.update(outcome.reason for outcome in outcomes if outcome.reason)
     dropped.update(work.unanswered)
     faults = sum((Counter(outcome.faults) for outcome in outcomes), work.faults)
@@ -171,7 +171,7 @@ async def _synthesize(
         calls=sum(outcome.calls for outcome in outcomes),
         simple=sum(len(outcome.simple) for outcome in kept),
         complex=sum(len(outcome.complex) for outcome in kept),
-        held_out=apart,
+        held_out=n_held_out,
         files=files,
     )
     if dropped:
@@ -180,14 +180,14 @@ async def _synthesize(
 
 
 def _passages(documents: Iterable[object], dropped: Counter[str]) -> dict[str, str]:
-    """Texts by hash, in order; what cannot be a passage is counted."""
+    """Passages by hash, in order; counts documents that are not usable passages."""
     passages: dict[str, str] = {}
     for document in documents:
         text = text_of(document)
         try:
             key = passage_key(text)
         except UnicodeEncodeError:
-            dropped["no Unicode text"] += 1
+            dropped["invalid Unicode"] += 1
             continue
         if not text.strip():
             dropped["empty text"] += 1
@@ -199,16 +199,16 @@ def _passages(documents: Iterable[object], dropped: Counter[str]) -> dict[str, s
 
 
 def _is_final(outcome: Outcome | None, max_rounds: int) -> bool:
-    """Whether a passage need not be asked about any more: kept, or dropped after as many rounds as are wanted now."""
+    """Whether a passage is finished: kept, or dropped after at least `max_rounds` rounds."""
     return outcome is not None and (not outcome.reason or outcome.rounds >= max_rounds)
 
 
 class _Work:
-    """The passages of a run, several at a time.
+    """Works on the passages of a run, several at a time.
 
     Attributes:
-        unanswered: Reasons of passages that the language model only failed for; a later run asks again.
-        faults: What went wrong with them.
+        unanswered: Number of passages without any reply, by reason; a later run tries them again.
+        faults: Faults of these passages.
     """
 
     def __init__(self, ask: Ask, journal: Journal, max_rounds: int, timeout: float) -> None:
@@ -246,8 +246,8 @@ class _Work:
 
     def _give_up(self) -> NoReturn:
         raise LLMError(
-            f"the language model failed for {self._in_a_row} passages in a row, last with {self._last}; what is done "
-            f"is kept in {self.journal.path}: mend the cause and run again with the same folder"
+            f"the language model failed for {self._in_a_row} passages in a row, last with {self._last}; finished "
+            f"passages are kept in {self.journal.path}: fix the cause and run again with the same folder"
         ) from (self._last and self._last.__cause__)
 
     async def _one(self, key: str, text: str) -> None:
@@ -263,34 +263,34 @@ class _Work:
                 self._give_up()
             return
         self._in_a_row = 0
-        made = (draft.simple_pairs, draft.complex_pairs, draft.paraphrase or "") if not reason else ((), (), "")
-        self.journal.add(Outcome(key, reason, rounds, draft.calls, *made, faults=dict(draft.faults)))
+        result = (draft.simple_pairs, draft.complex_pairs, draft.paraphrase or "") if not reason else ((), (), "")
+        self.journal.add(Outcome(key, reason, rounds, draft.calls, *result, faults=dict(draft.faults)))
 
 
-# --- what is written -------------------------------------------------------------------------------------
+# --- output files ----------------------------------------------------------------------------------------
 
 
 def _write(
     folder: Path, outcomes: Sequence[Outcome], passages: dict[str, str], held_out: float
 ) -> tuple[int, tuple[Path, ...]]:
-    """Write lines to train on and lines to measure with; how many questions the latter hold, and the files."""
+    """Write the training lines and the held-out lines; returns the number of held-out questions and the files."""
     train: list[CompressionLine] = []
-    apart: list[CompressionLine] = []
+    evaluation: list[CompressionLine] = []
     for outcome in outcomes:
         if outcome.reason:
             continue
         docs = (passages[outcome.passage],)
         for pairs in (outcome.simple, outcome.complex):
-            kept_out = {pair for pair in pairs if _fraction(same_words(pair[0])) < held_out}
-            train += _qa([pair for pair in pairs if pair not in kept_out], docs)
-            apart += _qa([pair for pair in pairs if pair in kept_out], docs)
+            chosen = {pair for pair in pairs if _fraction(same_words(pair[0])) < held_out}
+            train += _qa([pair for pair in pairs if pair not in chosen], docs)
+            evaluation += _qa([pair for pair in pairs if pair in chosen], docs)
         train.append(CompressionLine("paraphrase", (), (outcome.paraphrase,), docs))
     write_lines(folder / STAGE1, train)
     if not held_out:
-        (folder / HELD_OUT).unlink(missing_ok=True)  # of an earlier run: its questions are trained on now
+        (folder / HELD_OUT).unlink(missing_ok=True)  # written by an earlier run; its questions are training data now
         return 0, (folder / STAGE1,)
-    write_lines(folder / HELD_OUT, apart)
-    return sum(len(line.questions) for line in apart), (folder / STAGE1, folder / HELD_OUT)
+    write_lines(folder / HELD_OUT, evaluation)
+    return sum(len(line.questions) for line in evaluation), (folder / STAGE1, folder / HELD_OUT)
 
 
 def _qa(pairs: Sequence[Pair], docs: tuple[str, ...]) -> Iterator[CompressionLine]:
@@ -300,5 +300,5 @@ def _qa(pairs: Sequence[Pair], docs: tuple[str, ...]) -> Iterator[CompressionLin
 
 
 def _fraction(text: str) -> float:
-    """A number in [0, 1) that follows from a text."""
+    """Hash a text to a number in [0, 1)."""
     return int(passage_key(text)[:8], 16) / 2**32

@@ -1,4 +1,4 @@
-"""The material of one passage while it is being made: what is lacking is asked for, then the whole is compared."""
+"""Makes the questions and the paraphrase of one passage: requests missing parts, then verifies the whole."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from clara_core.training.synthesis_replies import Pair, read_pairs, read_paraphr
 
 __all__ = ["Draft", "Unanswered"]
 
-ATTEMPTS = 3  # to get any reply to a prompt
-WAIT = 1.0  # seconds before the second attempt; twice as long before the next
+ATTEMPTS = 3  # calls of the language model for a prompt, if they fail
+WAIT = 1.0  # seconds before the second attempt; doubled for each further one
 
 
 class Unanswered(Exception):
-    """The language model raised, or gave no reply in time, as often as it was tried; the cause is the last error."""
+    """Every attempt at a prompt failed or timed out; the cause is the last error."""
 
 
 class Draft:
@@ -26,11 +26,11 @@ class Draft:
     Args:
         passage: The text.
         ask: The language model.
-        timeout: Seconds that a reply may take.
+        timeout: Most seconds of a call of the language model.
 
     Attributes:
-        paraphrase: The passage in other words; None until there is a usable one.
-        faults: What was wrong with replies, and how often.
+        paraphrase: Paraphrase of the passage; None until there is a usable one.
+        faults: Number of unusable replies by fault.
         calls: Replies of the language model.
     """
 
@@ -40,9 +40,9 @@ class Draft:
         self.faults: Counter[str] = Counter()
         self.calls = 0
         self._ask = ask
-        self._pairs: dict[str, Pair] = {}  # by the words of the question: simple and complex ones
-        self._complex: set[str] | None = None  # which of them are complex; None until the model said which there are
-        self._rejected: set[Pair] = set()  # unsupported, not to be taken a second time
+        self._pairs: dict[str, Pair] = {}  # simple and complex pairs by the words of the question
+        self._complex: set[str] | None = None  # keys of the complex pairs; None until there is a usable reply
+        self._rejected: set[Pair] = set()  # unsupported by the passage, not to be accepted again
         self._missing: tuple[str, ...] = ()
         self._lost: tuple[str, ...] = ()
         self._compared = False
@@ -58,13 +58,13 @@ class Draft:
         return tuple(pair for words, pair in self._pairs.items() if words in (self._complex or ()))
 
     async def finish(self, max_rounds: int) -> tuple[str, int]:
-        """Go through rounds until the model finds the passage covered.
+        """Run rounds until the language model confirms that the passage is covered.
 
         Returns:
-            tuple: Why the passage is to be dropped, empty where it is covered, and the rounds it took.
+            tuple: The reason to drop the passage (empty if it is covered) and the number of rounds.
 
         Raises:
-            Unanswered: The language model did nothing but fail.
+            Unanswered: Every call of the language model for a prompt failed.
         """
         for number in range(1, max_rounds + 1):
             if await self._round():
@@ -72,7 +72,7 @@ class Draft:
         return self._reason(), max_rounds
 
     async def _round(self) -> bool:
-        """Ask for what is lacking, then for a comparison; whether everything is covered."""
+        """Request missing parts, then a verification; returns whether the passage is covered."""
         if self._missing or not self.simple_pairs:
             self._add(read_pairs(await self._reply(simple_prompt(self.passage, self._missing)), self.faults) or ())
         if self._complex is None:
@@ -100,11 +100,11 @@ class Draft:
         self._missing, self._lost = verdict.missing, verdict.lost
         if self._lost:
             self.paraphrase = None
-        # A fact may have been asked for by nothing but a wrong pair: then the rest is compared once more.
+        # The wrong pairs may have been the only ones about a fact, so the remaining pairs are verified once more.
         return not (wrong or self._missing or self._lost)
 
     def _add(self, pairs: Iterable[Pair]) -> set[str]:
-        """Take in pairs whose question is new; returns which."""
+        """Add pairs with a new question; returns their keys."""
         added = set()
         for pair in pairs:
             words = same_words(pair[0])
@@ -140,5 +140,5 @@ class Draft:
         if self.paraphrase is None and not self._lost:
             return "no usable paraphrase"
         if not self._compared:
-            return "coverage never confirmed"
+            return "coverage was never verified"
         return "facts still missing after the last round"

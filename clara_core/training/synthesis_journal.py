@@ -1,7 +1,7 @@
-"""What has become of each passage, on disk: a run that was killed goes on from here.
+"""A journal of finished passages on disk, from which an interrupted run is resumed.
 
-One line a passage in ``journal.jsonl``, on the disk before the next one is begun. A passage is known by the hash of its
-text, so that a changed text is worked on anew and a moved one is not.
+``journal.jsonl`` has one line a passage, which is synced to disk before `Journal.add` returns. Passages are identified
+by the hash of their text, so that a changed passage is processed again and a moved one is not.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ _HEADER: Final = {"journal": 1, "prompts": VERSION}
 
 
 def passage_key(text: str) -> str:
-    """The hash that a passage is known by."""
+    """The hash that identifies a passage."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What has become of a passage.
+    """Result of one passage.
 
     Attributes:
-        passage: Its hash.
-        reason: Why it was dropped; empty where it was kept.
-        rounds: Rounds it took.
+        passage: Hash of the passage.
+        reason: Why it was dropped; empty if it was kept.
+        rounds: Number of rounds.
         calls: Replies of the language model.
         simple: Pairs about one fact each.
-        complex: Pairs that combine several.
-        paraphrase: The passage in other words.
-        faults: What was wrong with replies, and how often.
+        complex: Pairs that combine several facts.
+        paraphrase: Paraphrase of the passage.
+        faults: Number of unusable replies by fault.
     """
 
     passage: str
@@ -58,13 +58,13 @@ class Outcome:
 
 
 class Journal:
-    """The outcomes of a folder, to be added to by one process at a time.
+    """The outcomes of a folder, locked for one process.
 
     Args:
-        folder: Where the journal lies; made where it is not there.
+        folder: Folder of the journal; it is created if it does not exist.
 
     Raises:
-        DataError: Another process writes to it, it cannot be read, or another version of the project made it.
+        DataError: Another process uses the folder, the journal cannot be read, or its version differs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,14 +78,14 @@ class Journal:
         except OSError as exc:
             raise DataError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
         try:
-            self._writer = LineWriter(self.path)  # cuts off what a killed run left half
+            self._writer = LineWriter(self.path)  # removes an incomplete last line of a killed run
             self.outcomes = self._read()
         except BaseException:
             self._lock.release()
             raise
 
     def add(self, outcome: Outcome) -> None:
-        """Note an outcome; it is on the disk when this returns."""
+        """Append an outcome and sync it to disk."""
         self._writer.write(asdict(outcome))
         self.outcomes[outcome.passage] = outcome
 
@@ -95,7 +95,7 @@ class Journal:
         if header is None:
             self._writer.write(_HEADER)
         elif header != _HEADER:
-            raise DataError(f"{where}: made by another version ({header!r:.80}, here {_HEADER}); choose another folder")
+            raise DataError(f"{where}: expected the header {_HEADER}, got {header!r:.80}; choose another folder")
         return {outcome.passage: outcome for outcome in (_outcome(found, where) for where, found in lines)}
 
     def __enter__(self) -> Self:
@@ -123,7 +123,7 @@ def _outcome(found: dict[str, Any], where: str) -> Outcome:
             Counter({str(name): int(count) for name, count in found["faults"].items()}),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise DataError(f"{where}: no line of a journal of synthesis ({exc!r}); choose another folder") from exc
+        raise DataError(f"{where}: not a line of a synthesis journal ({exc!r}); choose another folder") from exc
 
 
 def _pairs(found: list[list[str]]) -> tuple[Pair, ...]:

@@ -1,7 +1,7 @@
-"""What the language model is asked for in synthesis: our own words. Knows nothing of replies and files.
+"""The prompts of synthesis for the language model.
 
-A passage stands between two tags that are made from its own hash, so no passage can hold the tag that would end it; all
-other text (questions, missing facts) is quoted as JSON. Nothing is ever put into a template by `str.format`.
+A passage is enclosed in two tags made from its own hash, so that it cannot contain its end tag; all other text
+(questions, missing facts) is quoted as JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 __all__ = ["VERSION", "complex_prompt", "paraphrase_prompt", "simple_prompt", "verify_prompt"]
 
-VERSION = 1  # of the wording; replies to another one are not mixed with these
+VERSION = 1  # of the wording; a journal holds replies to prompts of one version
 
 _OPENING = (
     "You prepare material from which a model learns. Below is a passage between two tags that carry its number. All "
@@ -28,11 +28,11 @@ _PAIRS = 'Reply with JSON alone, with these English keys: {"pairs": [{"question"
 
 
 def simple_prompt(passage: str, missing: Sequence[str] = ()) -> str:
-    """Ask for questions about one fact each.
+    """Prompt for questions about one fact each.
 
     Args:
         passage: The text.
-        missing: Facts that earlier questions left out; none for the first time, which asks for all.
+        missing: Facts that earlier questions left out; empty for questions about all facts.
     """
     task = (
         "Write questions that ask for one single fact each. Together they must ask for every fact of the passage: "
@@ -47,7 +47,7 @@ def simple_prompt(passage: str, missing: Sequence[str] = ()) -> str:
 
 
 def complex_prompt(passage: str) -> str:
-    """Ask for questions that need several facts at once."""
+    """Prompt for questions that combine several facts."""
     task = (
         "Write questions whose answers need two or more facts of the passage to be put together: by comparing, by "
         "order in time, by cause, by counting, or because one fact names what the other is about. If the passage is "
@@ -57,7 +57,7 @@ def complex_prompt(passage: str) -> str:
 
 
 def paraphrase_prompt(passage: str, lost: Sequence[str] = ()) -> str:
-    """Ask for the passage in other words.
+    """Prompt for a paraphrase of the passage.
 
     Args:
         passage: The text.
@@ -74,7 +74,7 @@ def paraphrase_prompt(passage: str, lost: Sequence[str] = ()) -> str:
 
 
 def verify_prompt(passage: str, pairs: Sequence[tuple[str, str]], paraphrase: str) -> str:
-    """Ask what the questions and the paraphrase leave out of a passage, and which pairs it does not support."""
+    """Prompt for the facts that questions and paraphrase leave out, and the pairs that the passage does not support."""
     numbered = [
         {"number": number, "question": question, "answer": answer}
         for number, (question, answer) in enumerate(pairs, start=1)
@@ -95,7 +95,7 @@ def verify_prompt(passage: str, pairs: Sequence[tuple[str, str]], paraphrase: st
 
 
 def _tagged(passage: str) -> str:
-    """The passage as it is, between tags that it cannot hold."""
+    """Enclose a passage in tags that it does not contain."""
     name = hashlib.sha256(passage.encode()).hexdigest()[:16]
     while name in passage:
         name = hashlib.sha256(name.encode()).hexdigest()[:16]

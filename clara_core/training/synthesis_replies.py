@@ -1,7 +1,7 @@
-"""What a language model replied, as pairs, a paraphrase or a verdict: read leniently, checked strictly.
+"""Parses the replies of a language model in synthesis to pairs, a paraphrase or a verdict.
 
-Replies are data from outside. They are bounded before they are read, parsed as JSON wherever JSON stands in them (in a
-fence, between remarks, cut off in the middle) and never run. What cannot be used is counted under a fault.
+Replies are untrusted. Their length is limited, JSON is found anywhere in them (in a code fence, between remarks, cut
+off), and its content is checked. Unusable content is counted by fault.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ __all__ = ["LONGEST_REPLY", "Pair", "Verdict", "read_pairs", "read_paraphrase", 
 
 Pair: TypeAlias = tuple[str, str]
 
-LONGEST_REPLY = 32_000  # characters that are read of a reply
+# Lengths are in characters.
+LONGEST_REPLY = 32_000
 MOST_PAIRS = 64  # of one reply
 LONGEST_QUESTION = 600
 LONGEST_ANSWER = 1_200
-MOST_FACTS = 24  # that are asked for again at once
+MOST_FACTS = 24  # of one verdict
 LONGEST_FACT = 300
-_FAILED_STARTS = 100  # brackets that may turn out not to begin JSON, so that "[[[[[…" costs no quadratic time
-_DEEPEST = 6  # wrappings around a pair
+_FAILED_STARTS = 100  # brackets tried that do not begin JSON; bounds the time of a reply like "[[[[[…"
+_DEEPEST = 6  # levels of lists and objects around a pair
 
 _QUESTION_KEYS = frozenset({"question", "q", "query"})
 _ANSWER_KEYS = frozenset({"answer", "a", "response"})
 _QUESTION_MARKS = ("?", "\N{FULLWIDTH QUESTION MARK}", "\N{ARABIC QUESTION MARK}")
-# What models write where there is no answer. Short on purpose: "unknown", "none" and "Na" can be answers.
+# What models write if there is no answer. The list is short because "unknown", "none" and "Na" can be answers.
 _NO_ANSWERS = frozenset({"n/a", "not mentioned", "not specified", "not stated", "not provided", "i don't know"})
-_START = re.compile(r'\{\s*["}]|\[\s*[\[{"\]]')  # of an object or list; not "[1]" or "{you}" in a remark
+_START = re.compile(r'\{\s*["}]|\[\s*[\[{"\]]')  # start of an object or list, but not "[1]" or "{you}" in a remark
 _DECODER = json.JSONDecoder(strict=False)  # models put line breaks into strings
 _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the language model found when it compared its work with the passage.
+    """The language model's verification of pairs and paraphrase against the passage.
 
     Attributes:
         missing: Facts that no pair asks for.
         lost: Facts that the paraphrase leaves out.
-        wrong: Numbers of unsupported pairs, from 1 on.
+        wrong: Numbers of unsupported pairs, from 1.
     """
 
     missing: tuple[str, ...]
@@ -54,14 +55,14 @@ class Verdict:
 
 
 def read_pairs(reply: str, faults: Counter[str]) -> list[Pair] | None:
-    """The pairs of question and answer in a reply that can be used.
+    """Parse the usable pairs of question and answer in a reply.
 
     Args:
-        reply: What the model said.
-        faults: Counts what was wrong.
+        reply: Reply of the model.
+        faults: Counter of faults, which is updated.
 
     Returns:
-        list: Pairs without repetition; empty where the model says that there are none; None where nothing can be used.
+        list: Pairs with distinct questions; empty if the reply is an empty list; None if nothing is usable.
     """
     values = _json_values(reply, faults)
     candidates = [pair for value in values for pair in _pairs(value, _DEEPEST)]
@@ -81,17 +82,17 @@ def read_pairs(reply: str, faults: Counter[str]) -> list[Pair] | None:
     if not candidates and any(_is_empty(value) for value in values):
         return []
     if values and not candidates:
-        faults["JSON without what was asked for"] += 1
+        faults["JSON without the requested fields"] += 1
     return None
 
 
 def read_paraphrase(reply: str, passage: str, faults: Counter[str]) -> str | None:
-    """The paraphrase in a reply, or None where it cannot be used."""
+    """Parse the paraphrase in a reply; None if it is not usable."""
     values = _unwrapped(_json_values(reply, faults))
     texts = [text for value in values if (text := _only_text(value)) is not None]
     if not texts:
         if values:
-            faults["JSON without what was asked for"] += 1
+            faults["JSON without the requested fields"] += 1
         return None
     text = texts[0].strip()
     if not same_words(text) or not _is_unicode(text):
@@ -106,33 +107,33 @@ def read_paraphrase(reply: str, passage: str, faults: Counter[str]) -> str | Non
 
 
 def read_verdict(reply: str, faults: Counter[str]) -> Verdict | None:
-    """The verdict in a reply, or None where there is none."""
+    """Parse the verdict in a reply; None if there is none."""
     values = _unwrapped(_json_values(reply, faults))
     for value in values:
         fields = {_key(name): found for name, found in value.items()} if isinstance(value, dict) else {}
         missing, lost, wrong = fields.get("missing"), fields.get("lost", []), fields.get("wrong", [])
-        # What was cut off in the middle does not parse, and so never says that nothing is missing.
+        # A verdict that was cut off does not parse, so it is never read as one without missing facts.
         if isinstance(missing, list) and isinstance(lost, list) and isinstance(wrong, list):
             return Verdict(_facts(missing), _facts(lost), frozenset(_numbers(wrong)))
     if values:
-        faults["JSON without what was asked for"] += 1
+        faults["JSON without the requested fields"] += 1
     return None
 
 
 def same_words(text: str) -> str:
-    """What two texts must share to count as the same: letters and digits, not case, spaces or ASCII punctuation."""
+    """Normalize a text for comparison: without differences of case, spaces or ASCII punctuation."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_ASCII_PUNCTUATION).split())
 
 
-# --- JSON wherever it stands -----------------------------------------------------------------------------
+# --- finding JSON ----------------------------------------------------------------------------------------
 
 
 def _json_values(reply: str, faults: Counter[str]) -> list[Any]:
-    """The objects and lists of a reply, outermost first; of one that was cut off, the whole parts inside it."""
+    """The outermost complete objects and lists of a reply; if one was cut off, the complete ones inside it."""
     if len(reply) > LONGEST_REPLY:
         faults["reply too long"] += 1
         reply = reply[:LONGEST_REPLY]
-    reply = reply.rpartition("</think>")[2]  # what reasoning models write before
+    reply = reply.rpartition("</think>")[2]  # remove the reasoning of the model
     if not reply.strip():
         faults["empty reply"] += 1
         return []
@@ -151,11 +152,11 @@ def _json_values(reply: str, faults: Counter[str]) -> list[Any]:
     return values
 
 
-# --- what was asked for ----------------------------------------------------------------------------------
+# --- reading values --------------------------------------------------------------------------------------
 
 
 def _pairs(value: Any, depth: int) -> Iterator[Pair]:
-    """Pairs in a value, however they are wrapped; a question without an answer has an empty one."""
+    """The pairs in nested lists and objects; a missing answer is empty."""
     if depth and isinstance(value, list):
         for item in value:
             yield from _pairs(item, depth - 1)
@@ -173,7 +174,7 @@ def _pair(fields: dict[str, Any]) -> Pair | None:
     if isinstance(question, str):
         answers = [found for name, found in by_key.items() if name in _ANSWER_KEYS]
         return question, _plain(answers[0]) if answers else ""
-    # Keys of another language: the question is known by its mark.
+    # The keys are in another language: recognize the question by its mark.
     texts = [_plain(found) for found in fields.values()]
     if len(texts) == 2 and texts[0].rstrip().endswith(_QUESTION_MARKS):
         return texts[0], texts[1]
@@ -181,7 +182,7 @@ def _pair(fields: dict[str, Any]) -> Pair | None:
 
 
 def _plain(value: Any) -> str:
-    """A text, or a number as text; everything else is no answer."""
+    """A text, or a number as text; empty for other values."""
     if isinstance(value, str):
         return value
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
@@ -197,17 +198,17 @@ def _pair_fault(question: str, answer: str) -> str | None:
     if len(question) > LONGEST_QUESTION or len(answer) > LONGEST_ANSWER:
         return "question or answer too long"
     if not _is_unicode(question + answer):
-        return "no Unicode text"
+        return "invalid Unicode"
     return None
 
 
 def _unwrapped(values: list[Any]) -> list[Any]:
-    """Values, those of a list one by one."""
+    """Flatten lists by one level."""
     return [item for value in values for item in (value if isinstance(value, list) else [value])]
 
 
 def _only_text(value: Any) -> str | None:
-    """The one text in an object: under ``paraphrase``, or under a key of another language."""
+    """The only text in an object, under ``paraphrase`` or under a key of another language."""
     if not isinstance(value, dict):
         return None
     named = [found for name, found in value.items() if _key(name) == "paraphrase"]
@@ -216,7 +217,7 @@ def _only_text(value: Any) -> str | None:
 
 
 def _facts(items: list[Any]) -> tuple[str, ...]:
-    """Facts as texts; one that is no text counts all the same: it was found missing."""
+    """Facts as texts; other values are kept as JSON, because they still report a missing fact."""
     texts = [item.strip() if isinstance(item, str) else json.dumps(item) for item in items]
     return tuple(text[:LONGEST_FACT] for text in texts[:MOST_FACTS] if text and _is_unicode(text))
 
@@ -231,7 +232,7 @@ def _numbers(items: list[Any]) -> Iterator[int]:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value says that there is nothing: ``[]`` or ``{"pairs": []}``."""
+    """Whether a value is an empty list, or an object with one: ``[]`` or ``{"pairs": []}``."""
     return value == [] or (isinstance(value, dict) and any(found == [] for found in value.values()))
 
 

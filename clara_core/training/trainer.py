@@ -1,8 +1,8 @@
-"""The loop: phases one after the other, saved so that a run that is killed at any step goes on as if it had not been.
+"""The training loop over phases, which saves its state so that a killed run is resumed with the same result.
 
-Every number of a step follows from the weights, the seed and the number of the step alone: data order, dropout and
-learning rate know no other state. A step's gradient is the one of its whole batch, however it is cut into passes and
-spread over processes: each loss is a mean over the tokens, windows or questions of all of them.
+The data order, dropout and learning rate of a step depend only on the seed and the number of the step. The gradient of
+a step does not depend on how its batch is split into passes and processes: each loss is averaged over the tokens,
+windows or questions of the whole batch.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ BEST_FILE = "best.safetensors"
 
 
 class Source(Protocol):
-    """Where the steps of a phase come from."""
+    """Provides the steps of a phase."""
 
     def __call__(self, number: int) -> list[Step]:
-        """This process's passes of a step; the same at every call."""
+        """This process's passes of a step; every call with a number returns the same."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class Phase:
     """One stage of a run.
 
     Attributes:
-        name: Its name in metrics and messages.
+        name: Name in metrics and messages.
         steps: Optimizer steps.
-        rate: Learning rate of a step.
+        rate: Maps the number of a step to its learning rate.
         terms: The losses.
-        trainable: The weights that learn.
+        trainable: The trainable weights.
         source: The data.
-        held_out: Passes that are not learned, this process's share; they say how well the phase goes.
-        dropout: Of what the adapters read.
-        eval_every: Steps between two looks at the held-out passes.
-        patience: Looks without a better loss after which the phase ends, with the best weights. None: never.
-        memories: Makes the memories of a frozen compressor that are kept; None where they are made at each step.
+        held_out: This process's share of the held-out passes.
+        dropout: Dropout on the input of the adapters.
+        eval_every: Steps between evaluations on the held-out passes; 0 for never.
+        patience: Evaluations without a lower held-out loss after which the phase ends. None: never.
+        memories: Makes the cache of memories for a frozen compressor; None for no cache.
     """
 
     name: str
@@ -76,15 +76,15 @@ class Phase:
 
 @dataclass(slots=True)
 class TrainerState:
-    """Where a run stands; what is saved beside the weights.
+    """The progress of a run, saved with the weights.
 
     Attributes:
         phase: Number of the phase.
-        step: Steps of it that are done.
+        step: Completed steps of the phase.
         best: Lowest held-out loss so far.
-        best_step: After how many steps.
-        worse: Looks since then.
-        seconds: Time that the steps took.
+        best_step: Completed steps at the lowest held-out loss.
+        worse: Evaluations since the lowest held-out loss.
+        seconds: Duration of the completed steps.
     """
 
     phase: int = 0
@@ -97,12 +97,12 @@ class TrainerState:
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """How often the state is saved, and what it belongs to.
+    """How often the state is saved, and the run that it belongs to.
 
     Attributes:
-        steps: Between two states; None for time alone.
-        seconds: Between two states.
-        run: What the run is (its config and data): a state of another one is refused.
+        steps: Steps between saved states; None for by time alone.
+        seconds: Seconds between saved states.
+        run: Config and data of the run; resuming from the state of another run is an error.
     """
 
     steps: int | None = None
@@ -111,21 +111,21 @@ class Saving:
 
 
 class Trainer:
-    """Runs phases over a model.
+    """Trains a model in phases.
 
     Args:
         opened: The model.
-        phases: What it learns, in order.
-        out: Folder of the run; if it holds a state, the run goes on from there.
-        export: Called with a phase that has ended, or cannot go on, to write the checkpoint.
-        processes: This process among the others.
+        phases: The phases, in order.
+        out: Folder of the run; if it holds a state, the run is resumed from it.
+        export: Writes the checkpoint; called when a phase has ended or failed.
+        processes: The processes of the run.
         dtype: Type of the passes.
-        seed: Of dropout.
-        saving: When to save.
-        metrics_log: Where metrics go.
+        metrics_log: Writer of the metrics.
+        seed: Seed of dropout.
+        saving: When to save the state.
 
     Raises:
-        TrainingError: The state in `out` is damaged, or of another run; or the base is trainable and to be sharded.
+        TrainingError: The state in `out` is damaged or belongs to another run, or a trainable base is to be sharded.
     """
 
     def __init__(
@@ -158,11 +158,11 @@ class Trainer:
         self.base = base_of(self.model, processes, [each.trainable for each in phases])
         phase = phases[min(self.state.phase, len(phases) - 1)]
         opened.begin(phase.trainable)
-        self._learned: dict[str, Part] = {}  # what earlier phases changed
+        self._trained: dict[str, Part] = {}  # weights that earlier phases trained
         if saved is not None:
             for earlier in phases[: self.state.phase]:
-                self._learned |= parts_of(self.model, earlier.trainable)
-            write_parts(self._learned, saved[0])
+                self._trained |= parts_of(self.model, earlier.trainable)
+            write_parts(self._trained, saved[0])
         self.master_weights = MasterWeights(self.model, phase.trainable)
         self._weights_phase = min(self.state.phase, len(phases) - 1)
         if self.model.dtype is not dtype:
@@ -170,31 +170,31 @@ class Trainer:
         if saved is not None and self.state.phase < len(phases):
             if phases[saved[1]["weights_phase"]].trainable == phase.trainable:
                 self.master_weights.load(saved[0])
-            log.info("going on from %s, step %d", phase.name, self.state.step)
+            log.info("resuming %s at step %d", phase.name, self.state.step)
 
     # --- the loop ----------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Learn from where the run stands to the end, saving on the way; exports after each phase.
+        """Run the remaining steps, saving the state regularly and exporting after each phase.
 
         Raises:
-            TrainingError: A loss is no number, or the disk is full; the last good state is saved.
-            DataError: A line does not fit the model.
+            TrainingError: A loss is not finite, or the disk is full; the last good state is saved.
+            DataError: A line does not fit the context of the model.
         """
         with self.metrics_log:
             while self.state.phase < len(self.phases):
                 phase = self.phases[self.state.phase]
-                self._learn_phase(phase)
+                self._run_phase(phase)
                 if self.processes.is_main:
                     self.export(phase, self.state)
                 self.processes.wait()
-                self._learned |= parts_of(self.model, phase.trainable)
+                self._trained |= parts_of(self.model, phase.trainable)
                 self.state = TrainerState(phase=self.state.phase + 1)
                 self.save()
                 if self.processes.is_main:
                     (self.out / BEST_FILE).unlink(missing_ok=True)
 
-    def _learn_phase(self, phase: Phase) -> None:
+    def _run_phase(self, phase: Phase) -> None:
         self.opened.begin(phase.trainable)
         if self.master_weights.trainable != phase.trainable:
             self.master_weights = MasterWeights(self.model, phase.trainable)
@@ -207,27 +207,26 @@ class Trainer:
         saved = time.monotonic()
         for number, passes in _ahead(phase.source, state.step, phase.steps):
             started = time.monotonic()
-            line = self._learn(phase, objective, number, passes)
+            line = self._step(phase, objective, number, passes)
             state.step = number + 1
-            looked = self._due(phase)
-            if looked:
-                line |= self._look(phase, objective)
+            if self._evaluation_due(phase):
+                line |= self._evaluate(phase, objective)
             state.seconds += time.monotonic() - started
             line["seconds"] = round(time.monotonic() - started, 2)
             self.metrics_log.write(line)
             if phase.patience is not None and state.worse >= phase.patience:
-                log.info("%s: no better held-out loss for %d looks, ending", phase.name, phase.patience)
+                log.info("%s: stopped after %d evaluations without a lower held-out loss", phase.name, phase.patience)
                 break
             every = self.saving.steps
             if (every and state.step % every == 0) or time.monotonic() - saved > self.saving.seconds:
                 self.save()
                 saved = time.monotonic()
         if state.best is not None:
-            self._take_best()
+            self._restore_best()
         self.metrics_log.end()
 
-    def _learn(self, phase: Phase, objective: Objective, number: int, passes: Sequence[Step]) -> Line:
-        """One optimizer step over this process's passes."""
+    def _step(self, phase: Phase, objective: Objective, number: int, passes: Sequence[Step]) -> Line:
+        """Take one optimizer step over this process's passes."""
         self.model.train()
         totals = self._totals(passes)
         sums: dict[str, float] = {}
@@ -255,7 +254,7 @@ class Trainer:
         return line
 
     def _stop(self, phase: Phase, number: int, passes: Sequence[Step], bad: list[str], norm: float) -> None:
-        """Stop before a step that would spoil the weights, and say of what it is."""
+        """Save the weights from before a step whose gradient is not finite, and raise an error that names its lines."""
         self.master_weights.drop()
         places = self.processes.gather(bad)
         places = places or self.processes.gather([place for step in passes for place in step.places])
@@ -263,21 +262,20 @@ class Trainer:
         if self.processes.is_main and number:
             self.export(phase, self.state)
         raise TrainingError(
-            f"{phase.name}, step {number}: a loss or gradient is no number (gradient norm {norm}) in the batch of "
-            f"{', '.join(places)}. The weights before this step are good: they are saved in "
-            f"{self.out / STATE_FILE} and as a checkpoint. Look at these lines, and start the same command again to go "
-            "on, or anew with a lower lr"
+            f"{phase.name}, step {number}: a loss or gradient is not finite (gradient norm {norm}) in the batch of "
+            f"{', '.join(places)}. The weights from before this step are saved in {self.out / STATE_FILE} and as a "
+            "checkpoint. Check these lines, and start the same command again to resume, or a new run with a lower lr"
         )
 
     # --- held-out passes ---------------------------------------------------------------------------------
 
-    def _due(self, phase: Phase) -> bool:
+    def _evaluation_due(self, phase: Phase) -> bool:
         if not phase.eval_every:
             return False
         return self.state.step % phase.eval_every == 0 or self.state.step == phase.steps
 
-    def _look(self, phase: Phase, objective: Objective) -> Line:
-        """Losses of the held-out passes, and whether they are the best so far."""
+    def _evaluate(self, phase: Phase, objective: Objective) -> Line:
+        """Compute the losses of the held-out passes, and save the weights if they are the best so far."""
         state = self.state
         self.model.eval()
         totals = self._totals(phase.held_out)
@@ -303,18 +301,18 @@ class Trainer:
         line: Line = {"held_out": round(loss, 4)}
         return line | {f"held_out_{name}": round(value, 4) for name, value in sums.items()}
 
-    def _take_best(self) -> None:
-        """Go back to the weights of the lowest held-out loss."""
+    def _restore_best(self) -> None:
+        """Load the weights with the lowest held-out loss."""
         self.processes.wait()
         best = load_state(self.out / BEST_FILE)
         if best is not None and self.state.best_step != self.state.step:
-            log.info("taking the weights after step %d, whose held-out loss is lowest", self.state.best_step)
+            log.info("restored the weights after step %d, which have the lowest held-out loss", self.state.best_step)
             self.master_weights.load(best[0])
 
     # --- sums over passes and processes ------------------------------------------------------------------
 
     def _totals(self, passes: Sequence[Step]) -> dict[str, int]:
-        """Tokens, windows and questions of all passes of all processes."""
+        """The number of each unit of `MEAN_OF` in the passes of all processes."""
         names = sorted(set(MEAN_OF.values()))
         counts = [sum(step.counts[name] for step in passes) for name in names]
         if self.processes.count > 1:
@@ -322,7 +320,7 @@ class Trainer:
         return dict(zip(names, counts, strict=True))
 
     def _summed(self, sums: dict[str, float]) -> dict[str, float]:
-        """Sums over all processes; all of them must have the same names."""
+        """Sum values by name over all processes; names may be missing in some of them."""
         if self.processes.count == 1:
             return sums
         names = sorted({*sums, *self.processes.gather(list(sums))})
@@ -332,17 +330,17 @@ class Trainer:
     # --- states ------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Save where the run stands.
+        """Save the state of the run.
 
         Raises:
-            TrainingError: The disk is full; the state that was saved before is whole.
+            TrainingError: The disk is full; the state that was saved before is unchanged.
         """
         if not self.processes.is_main:
             return
         state = {name: getattr(self.state, name) for name in TrainerState.__slots__}
         facts = {"state": state, "weights_phase": self._weights_phase, "run": self.saving.run}
         finished = self.state.phase == len(self.phases)
-        tensors = {} if finished else read_parts(self._learned) | self.master_weights.state()
+        tensors = {} if finished else read_parts(self._trained) | self.master_weights.state()
         save_state(self.out / STATE_FILE, tensors, facts)
 
     def _check_run(self, run: dict[str, Any]) -> None:
@@ -351,12 +349,12 @@ class Trainer:
         if other:
             shown = "; ".join(f"{name} was {run.get(name)!r}, is {here.get(name)!r}" for name in other)
             raise TrainingError(
-                f"{self.out} holds a run of another kind: {shown}. Give another folder as out, or delete this one"
+                f"{self.out} holds a run with other settings: {shown}. Give another folder as out, or delete this one"
             )
 
 
 def _ahead(source: Source, first: int, steps: int) -> Iterator[tuple[int, list[Step]]]:
-    """Steps with their numbers, the next one made while one is learned from."""
+    """Steps with their numbers; the next one is prepared in a thread meanwhile."""
     if first >= steps:
         return
     with ThreadPoolExecutor(1) as pool:
@@ -369,7 +367,7 @@ def _ahead(source: Source, first: int, steps: int) -> Iterator[tuple[int, list[S
 
 
 def _share(name: str, step: Step, totals: dict[str, int]) -> float:
-    """What part of the mean over the whole batch a pass has."""
+    """The weight of a pass in the mean over the whole batch."""
     kind = MEAN_OF[name]
     return step.counts[kind] / max(totals[kind], 1)
 

@@ -92,9 +92,9 @@ def test_roles_name_their_adapters():
         ("stage2_pretrain_retrieval", tuple(Role)),
     ],
 )
-def test_stage_promises_roles(stage, roles):
+def test_stage_requires_roles(stage, roles):
     config = ClaraConfig(decoder_model_name="a/b", training_stage=stage)
-    assert config.promised_roles == roles
+    assert config.required_roles == roles
 
 
 @given(
@@ -129,10 +129,10 @@ def test_what_is_written_is_read_back(tmp_path_factory, window, rate, lora_r, fl
     [
         ({"doc_max_length": "64"}, "doc_max_length.*integer.*'64'"),
         ({"compr_rate": 0}, "compr_rate.*greater than 0"),
-        ({"compr_rate": 65}, r"compr_rate \(65\) is larger than doc_max_length \(64\)"),
+        ({"compr_rate": 65}, r"compr_rate \(65\) must be at most doc_max_length \(64\)"),
         ({"lora_r": -4}, "lora_r.*greater than 0"),
         ({"sep": "yes"}, "sep.*boolean"),
-        ({"training_stage": "stage9"}, "training_stage is 'stage9'"),
+        ({"training_stage": "stage9"}, "training_stage must be one of .* got 'stage9'"),
         ({"compr_model_name": "bert-base"}, "separate compressor model.*'bert-base'"),
         ({"decoder_model_name": None}, "decoder_model_name.*string"),
     ],

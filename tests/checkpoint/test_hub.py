@@ -48,7 +48,7 @@ def test_a_relative_folder_becomes_absolute(parity_folder, monkeypatch):
 def test_compression_chooses_the_subfolder(release):
     assert resolve(release, compression=16) == release / "compression-16"
     assert resolve(release, compression=8) == release / "compression-8"
-    with pytest.raises(CheckpointError, match=r"no compression-4; it holds 8, 16"):
+    with pytest.raises(CheckpointError, match=r"no compression-4; it has 8, 16"):
         resolve(release, compression=4)
     assert resolve(release) == release / "compression-8"  # the smallest keeps most of a text
     shutil.rmtree(release / "compression-8")
@@ -56,14 +56,14 @@ def test_compression_chooses_the_subfolder(release):
 
 
 def test_another_rate_than_the_folder_holds(parity_folder):
-    with pytest.raises(CheckpointError, match="one checkpoint of rate 8, but compression=16"):
+    with pytest.raises(CheckpointError, match="a single checkpoint of rate 8, but compression=16"):
         resolve(parity_folder / "e2e" / "checkpoint", compression=16)
 
 
 @pytest.mark.parametrize(
     "model, said",
     [
-        ("nothing-here", "no folder 'nothing-here'.*no Hub id"),
+        ("nothing-here", "no folder 'nothing-here'.*not a Hub id"),
         ("../../etc", "no folder '../../etc'"),
         ("a/b/c", "no folder 'a/b/c'"),
         ("org/..", "no folder 'org/..'"),
@@ -159,9 +159,9 @@ def test_the_callers_base_wins(parity_folder, tmp_path, monkeypatch):
     assert resolve_base(named, tmp_path, "org/other") == "org/other"
     monkeypatch.chdir(parity_folder / "e2e")
     assert resolve_base(named, tmp_path, "base") == str(base)
-    with pytest.raises(CheckpointError, match="base_model is 'nowhere': no such folder"):
+    with pytest.raises(CheckpointError, match="base_model is 'nowhere': there is no such folder"):
         resolve_base(named, tmp_path, "nowhere")
-    with pytest.raises(CheckpointError, match=r"the folder holds no config\.json"):
+    with pytest.raises(CheckpointError, match=r"the folder has no config\.json"):
         resolve_base(named, tmp_path, tmp_path)
     with pytest.raises(TypeError, match="base_model must be"):
         resolve_base(named, tmp_path, 3)
@@ -209,7 +209,7 @@ def test_the_smallest_of_several_rates_on_the_hub_is_taken(hub, tmp_path):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ({"model": "org/clara", "compression": 4}, "no compression-4; it holds 8, 16"),
+        ({"model": "org/clara", "compression": 4}, "no compression-4; it has 8, 16"),
         ({"model": "org/absent"}, "no repo org/absent (revision main) on the Hub"),
         ({"model": "org/gated"}, "must be granted first"),
         ({"model": "org/clara", "revision": "v9"}, "no revision 'v9'"),

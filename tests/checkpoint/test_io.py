@@ -151,7 +151,7 @@ def test_truncated_pth(folder, file, share):
     path = folder / file
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    assert file in refused(folder, "is empty|cut short or damaged")
+    assert file in refused(folder, "is empty|truncated or damaged")
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
@@ -160,16 +160,16 @@ def test_truncated_safetensors(e2e, tmp_path, share):
     path = tmp_path / "c" / "adapters.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    refused(tmp_path / "c", r"adapters\.safetensors .*cut short")
+    refused(tmp_path / "c", r"adapters\.safetensors .*truncated")
 
 
 @pytest.mark.parametrize(
     "content, said",
     [
-        (b"<html>not found</html>", "no file of tensors"),
-        (random.Random(7).randbytes(256).replace(b"\x80", b"x"), "no file of tensors"),
+        (b"<html>not found</html>", "not a file of tensors"),
+        (random.Random(7).randbytes(256).replace(b"\x80", b"x"), "not a file of tensors"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
-        (b"PK\x03\x04" + bytes(64), "cut short or damaged"),
+        (b"PK\x03\x04" + bytes(64), "truncated or damaged"),
     ],
 )
 def test_foreign_file(folder, content, said):
@@ -215,9 +215,9 @@ def test_legacy_pth_of_plain_tensors_is_read(folder, e2e):
         ([1, 2], "holds a list, expected a dict"),
         ({"encoder_adapter": 3}, "holds a int under 'encoder_adapter'"),
         ({A0: torch.ones(2, 2)}, "holds a Tensor under"),
-        ({"encoder_adapter": {A0: 3}}, "expected a tensor with a name"),
+        ({"encoder_adapter": {A0: 3}}, "expected a named tensor"),
         ({"other_adapter": {A0: torch.ones(2, 2)}}, "'other_adapter'.*known adapters"),
-        ({}, "promises encoder_adapter .*holds: none"),
+        ({}, "needs encoder_adapter .*has: none"),
     ],
 )
 def test_foreign_content(folder, content, said):
@@ -238,13 +238,13 @@ def test_missing_embeddings(folder):
             del state[EMBED_KEY], state[HEAD_KEY]
 
     edit(folder, drop)
-    refused(folder, "the memory tokens have no embeddings")
+    refused(folder, "hold the embeddings of the memory tokens")
 
 
 @pytest.mark.parametrize("name", [role.adapter for role in Role])
 def test_promised_adapter_is_missing(folder, name):
     edit(folder, lambda content: {key: content[key] for key in content if key != name})
-    refused(folder, f"promises {name}")
+    refused(folder, f"needs {name}")
 
 
 def test_more_adapters_than_promised_are_kept(folder):
@@ -314,7 +314,7 @@ def widen(content):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (resize_rank, r"layer 0 self_attn\.q_proj has rank 2 \(A\) and 2 \(B\).*lora_r 4"),
+        (resize_rank, r"layer 0 self_attn\.q_proj has rank 2 \(A\) and 2 \(B\).*lora_r in config.json is 4"),
         (drop_half, r"decoder_adapter: layer 0 self_attn\.q_proj has lora_A without its other"),
         (drop_module, r"layers 0 and 1 differ in self_attn\.q_proj"),
         (drop_layer, r"covers layers \[1\]"),
@@ -328,7 +328,7 @@ def widen(content):
         (add_key, "unknown key 'model.layers.0.input_layernorm.weight'"),
         (to_int, "torch.int8, expected a float matrix"),
         (to_vector, r"is \(4,\) torch.float32, expected a float matrix"),
-        (widen, "is 64 wide, the adapters are made for hidden size"),
+        (widen, "has 64 columns, but the adapters have hidden size"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -341,9 +341,9 @@ def test_adapters_that_do_not_hold_together(folder, change, said):
     "change, said",
     [
         (lambda c: {HEAD_KEY: c[HEAD_KEY]}, "lacks model.embed_tokens.weight"),
-        (lambda c: c.update({EMBED_KEY: torch.ones(9, 64)}), "9 rows, no more than the 11 added"),
+        (lambda c: c.update({EMBED_KEY: torch.ones(9, 64)}), "9 rows, not more than the 11 added"),
         (lambda c: c.update({HEAD_KEY: torch.ones(640, 64)}), "do not match each other"),
-        (lambda c: c.update({EMBED_KEY: torch.ones(651, 32)}), "32 wide.*hidden size 64"),
+        (lambda c: c.update({EMBED_KEY: torch.ones(651, 32)}), "32 columns.*hidden size 64"),
         (lambda c: c.update({"model.norm.weight": torch.ones(64)}), "unknown keys.*norm"),
         (lambda c: c[HEAD_KEY].data[3, 4:6].fill_(float("nan")), "lm_head.weight holds 2"),
         (lambda c: c.update({EMBED_KEY: "text"}), "holds a str under"),
@@ -364,7 +364,7 @@ def test_a_peft_folder_is_no_checkpoint(e2e, tmp_path):
     export_peft(e2e, Role.GENERATOR, tmp_path / "peft")
     e2e.config.write(tmp_path / "peft")
     (tmp_path / "peft" / "adapter_model.safetensors").rename(tmp_path / "peft" / "adapters.safetensors")
-    refused(tmp_path / "peft", "plain peft folder is one adapter only")
+    refused(tmp_path / "peft", "plain peft folder has only one adapter")
 
 
 # Writing
@@ -423,7 +423,7 @@ def test_rewriting_keeps_what_is_not_of_the_checkpoint(folder, e2e):
 def test_what_would_be_refused_is_not_written(e2e, tmp_path):
     adapters = dict(e2e.adapters)
     del adapters[Role.REASONER]
-    with pytest.raises(CheckpointError, match="promises query_reasoner_adapter"):
+    with pytest.raises(CheckpointError, match="needs query_reasoner_adapter"):
         write_checkpoint(tmp_path / "c", e2e.config, adapters, e2e.embeddings)
     assert list(tmp_path.iterdir()) == []
 
@@ -533,7 +533,7 @@ def test_convert_with_its_base(parity_folder, e2e, tmp_path):
 
 
 def test_convert_cannot_bring_a_base_that_is_not_here(e2e, tmp_path):
-    with pytest.raises(CheckpointError, match="does not lie in a folder here"):
+    with pytest.raises(CheckpointError, match="is not a local folder"):
         convert_checkpoint(e2e, tmp_path / "c", with_base=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -562,7 +562,7 @@ def test_exported_adapter_is_loaded_by_peft_and_equals_merged_weights(parity_fol
 
 def test_export_needs_the_role_and_an_empty_folder(parity_folder, e2e, tmp_path):
     instruct = read_checkpoint(parity_folder / "instruct" / "checkpoint")
-    with pytest.raises(CheckpointError, match="no query reasoner; it holds: compressor, generator"):
+    with pytest.raises(CheckpointError, match="no query reasoner; it has: compressor, generator"):
         export_peft(instruct, Role.REASONER, tmp_path / "a")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note").write_text("mine")

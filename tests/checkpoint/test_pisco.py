@@ -93,7 +93,7 @@ def test_leftover_shards_and_code_are_not_fetched(pisco, tmp_path):
 @pytest.mark.parametrize(
     "facts, said",
     [
-        ({"training_form": "both"}, r"COCOM v1 checkpoint: whole weights in shards"),
+        ({"training_form": "both"}, r"COCOM v1 checkpoint: it has full weights"),
         ({"training_form": "both", "compr_model_name": "google-bert/bert-base-uncased"}, "COCOM v1 checkpoint"),
         ({"model_type": "OSCAR"}, "OSCAR checkpoint: it compresses each passage together with the question"),
         ({"compr_model_name": "mistral_trimmed", "compr_n_layers": 8}, "'mistral_trimmed'.*OSCAR"),

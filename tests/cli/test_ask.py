@@ -182,8 +182,8 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_asked(clara, folder
     assert code == 0
     facts = json.loads(out)
     assert facts["left_out"] == [
-        "gone.txt: a link that leads nowhere (No such file or directory)",
-        "latin.txt: not UTF-8 (byte 2); convert it, or take it out",
+        "gone.txt: a broken link (No such file or directory)",
+        "latin.txt: not UTF-8 (byte 2); convert the file to UTF-8",
     ]
     assert all(f"left out: {line}" in err for line in facts["left_out"])
     assert facts["files"] == 2

@@ -114,7 +114,7 @@ def test_damaged_checkpoint_has_no_traceback_in_a_real_process(parity_folder, tm
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "adapters.pth (34 bytes) is cut short or damaged" in done.stderr
+    assert "adapters.pth (34 bytes) is truncated or damaged" in done.stderr
 
 
 def test_convert_writes_safetensors_of_the_same_identity(clara, parity_folder, tmp_path):
@@ -154,7 +154,7 @@ def test_convert_says_which_role_is_missing(clara, parity_folder, tmp_path):
     source = parity_folder / "instruct" / "checkpoint"
     done = clara("convert", source, tmp_path / "a", "--peft", "reasoner")
     assert done.exit_code == 2
-    assert "holds no query reasoner; it holds: compressor, generator" in done.stderr
+    assert "has no query reasoner; it has: compressor, generator" in done.stderr
     assert not (tmp_path / "a").exists()
 
 

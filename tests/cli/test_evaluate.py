@@ -113,7 +113,7 @@ def test_over_the_corpus_of_the_file(clara, tiny, tmp_path):
 @pytest.mark.parametrize(
     "line, said",
     [
-        ("{broken", "no JSON"),
+        ("{broken", "not valid JSON"),
         ("[1]", "must be a JSON object"),
         (json.dumps({**GOOD, "docs": []}), "'docs' is an empty list"),
         (json.dumps({**GOOD, "pos_index": [2]}), "'pos_index' 2 is out of range: there are 2 candidates"),

@@ -147,11 +147,11 @@ def test_a_byte_order_mark_says_the_encoding(encoding):
         ("a.txt", bytes(range(256)) * 9, "binary, not text"),
         ("a.txt", "Größe".encode("latin-1"), "not UTF-8 (byte 2)"),
         ("a.txt", "plain".encode("utf-16-le"), "UTF-16 without a byte order mark"),
-        ("a.pdf", b"%PDF-1.4 nothing", "no PDF that can be read ("),
-        ("a.pdf", b"", "no PDF that can be read ("),
+        ("a.pdf", b"%PDF-1.4 nothing", "not a readable PDF ("),
+        ("a.pdf", b"", "not a readable PDF ("),
         ("a.pdf", pdf(""), "no page has text (scanned?)"),
-        ("a.docx", b"PK\x03\x04 nothing", "no Word document that can be read ("),
-        ("a.docx", b"\xd0\xcf\x11\xe0", "no Word document that can be read ("),
+        ("a.docx", b"PK\x03\x04 nothing", "not a readable Word document ("),
+        ("a.docx", b"\xd0\xcf\x11\xe0", "not a readable Word document ("),
         ("a.json", b"{", "not JSON ("),
         ("a.json", b"[" * 100_000, "nested too deep"),
         ("a.jsonl", b"x\ny\n", "no line is JSON"),
@@ -172,7 +172,7 @@ def test_a_locked_pdf_is_named():
     writer = pypdf.PdfWriter(clone_from=io.BytesIO(pdf("secret")))
     writer.encrypt("password", algorithm="RC4-128")
     writer.write(out)
-    with pytest.raises(Unreadable, match="locked by a password"):
+    with pytest.raises(Unreadable, match="encrypted with a password"):
         read_content("a.pdf", out.getvalue())
 
 
@@ -243,8 +243,8 @@ def test_every_file_is_read_or_named(folder):
         ".env": "hidden",
         ".git/": "hidden",
         "README": "files without a suffix are not read",
-        "a.md": "a link that leads nowhere (Too many levels of symbolic links)",
-        "b.md": "a link that leads nowhere (Too many levels of symbolic links)",
+        "a.md": "a broken link (Too many levels of symbolic links)",
+        "b.md": "a broken link (Too many levels of symbolic links)",
         "bad.jsonl": "holds no text",
         "bad.jsonl line 2": "not JSON",
         "blank.txt": "holds no text",
@@ -282,7 +282,7 @@ def test_a_huge_file_is_named(folder, monkeypatch):
     monkeypatch.setattr(documents, "LARGEST", 10)
     (folder / "huge.txt").write_text("x" * 11)
     _, left_out = read_folder(folder)
-    assert "huge.txt: 11 bytes; no more than 10 are read: split it" in map(str, left_out)
+    assert "huge.txt: 11 bytes, but at most 10 are read: split the file" in map(str, left_out)
 
 
 def test_one_file_is_read_whatever_its_suffix(folder):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks.pressure import run
 from clara_core import ClaraEngine, ContextOverflow
+from clara_core.engine.sampling import Chunk
 from clara_core.model.kernels import PAGE
 from tests.engines import PASSAGES, Counter, open_engine, wrapped
 from tests.tiny import Tiny, build
@@ -143,3 +145,38 @@ def test_many_requests_in_little_memory_get_what_they_would_get_alone(requests: 
     assert set(outcome.ended) <= {"answered", "left"}
     assert outcome.wrong == []
     assert 0 < outcome.most_bytes <= outcome.bound
+
+
+def test_tokens_that_are_read_late_are_the_same(tiny: Tiny) -> None:
+    """As on a GPU: the next step begins before the host has read the tokens, and who ends has taken one step more."""
+    asked = [
+        ("Where?", {"max_tokens": 30}),
+        ("Who?", {"max_tokens": 1}),
+        ("When was the bridge opened?", {"max_tokens": 25, "stop": ["e", "a"]}),
+        ("How long?", {"max_tokens": 40, "temperature": 0.9, "top_p": 0.9, "seed": 3}),
+        ("Where to?", {"max_tokens": PAGE + 20}),
+        ("By whom?", {"max_tokens": 12, "logprobs": True, "top_logprobs": 2}),
+    ]
+
+    def told(chunk: Chunk) -> tuple[object, ...]:
+        """What does not hang on the size of a batch in its last digits."""
+        logged = [(one.token, [other.token for other in one.top]) for one in chunk.logprobs or ()]
+        return chunk.text, logged, chunk.answer and replace(chunk.answer, logprobs=None)
+
+    def everything(engine: ClaraEngine) -> list[list[object]]:
+        memories = engine.compress(PASSAGES)
+        with ThreadPoolExecutor() as pool:
+            streams = pool.map(
+                lambda pair: list(engine.stream(pair[0], memories[: len(pair[0]) % 4], **pair[1])), asked
+            )
+            return [[told(chunk) for chunk in stream] for stream in streams]
+
+    engine = with_pages(tiny, 40)
+    expected = everything(engine)
+    for pages in (40, 3):  # with room for all, and with so little that answers make room for others
+        late = with_pages(tiny, pages)
+        late.load()
+        late._worker.answers._late = True
+        assert everything(late) == expected
+        stats = late.stats()
+        assert (stats.kv_used_bytes, stats.waiting, stats.running) == (0, 0, 0)

@@ -41,16 +41,29 @@ def fresh(tiny: Tiny, **options: str) -> ClaraEngine:
 
 
 @needs_onednn
-@pytest.mark.parametrize("onednn, packed", [(0.5, {(64, 32), (8, 32)}), (2.0, set()), (0.97, set())])
+@pytest.mark.parametrize(
+    "onednn, by_columns, chosen",
+    [
+        (0.5, 1.0, "packed"),
+        (2.0, 1.0, ""),
+        (0.97, 0.98, ""),
+        (1.0, 0.5, "columns"),
+        (0.5, 0.5, "columns"),
+        (0.5, 0.7, "packed"),
+    ],
+)
 def test_the_faster_kernel_is_chosen_and_a_tie_needs_no_copy(
-    monkeypatch: pytest.MonkeyPatch, onednn: float, packed: set[tuple[int, int]]
+    monkeypatch: pytest.MonkeyPatch, onednn: float, by_columns: float, chosen: str
 ) -> None:
-    """The clock alone is replaced: oneDNN takes ``onednn`` times as long as MKL."""
-    calls = iter([onednn, 1.0] * 100)
+    """The clock alone is replaced: MKL takes 1, the others so many times as long."""
+    calls = iter([1.0, onednn, by_columns] * 6 + [1.0, onednn])  # three passes of two shapes, one of the adapter's
     monkeypatch.setattr(processor, "_best", lambda call, end: (call(), next(calls))[1])
     layers = [nn.Linear(32, 64, bias=False), nn.Linear(32, 8), nn.Linear(32, 64), nn.Identity()]
-    chosen = measure_products(layers, (4, 32))
-    assert (chosen.packed, chosen.adapters) == (packed, bool(packed))
+    kernels = measure_products(layers, (4, 32))
+    both = {(64, 32), (8, 32)}
+    assert kernels.packed == (both if chosen == "packed" else set())
+    assert kernels.columns == (both if chosen == "columns" else set())
+    assert kernels.adapters == (onednn < 0.9)
 
 
 def test_threads_are_chosen_by_the_faster_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +71,7 @@ def test_threads_are_chosen_by_the_faster_step(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     for times, single in (([1, 2, 1, 2, 3, 2], 4), ([2, 1], 0), ([1, 2, 1, 2, 1, 2], 16)):
         clock = iter(times)
-        monkeypatch.setattr(processor, "_best", lambda call, end, clock=clock: (call(), next(clock))[1])
+        monkeypatch.setattr(processor, "_best", lambda call, end, _, clock=clock: (call(), next(clock))[1])
         assert measure_threads(layers, torch.float32) == single
 
 
@@ -66,18 +79,19 @@ def test_a_real_measurement_chooses_among_the_model_s_shapes() -> None:
     layers = [nn.Linear(64, 128, bias=False), nn.Linear(128, 64, bias=False)]
     chosen = measure_products(layers, (16, 64))
     assert chosen.packed is not None
-    assert chosen.packed <= {(128, 64), (64, 128)}
+    assert chosen.packed | chosen.columns <= {(128, 64), (64, 128)}
+    assert not chosen.packed & chosen.columns
     assert measure_threads(layers, torch.float32) in (0, 1, 4, 16)
 
 
 def test_a_choice_is_measured_once_and_shown(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Kernels(frozenset(), adapters=False, single=4)
+    found = Kernels(frozenset(), frozenset({(32, 32)}), adapters=False, single=4)
     asked = []
     monkeypatch.setattr(kernel_choice, "measure_products", lambda *_: asked.append(1) or found)
     monkeypatch.setattr(kernel_choice, "measure_threads", lambda *_: 4)
     first = fresh(tiny)
     assert first.load().model.processor == found
-    assert first.stats().kernels == "MKL; one thread up to 4 answers"
+    assert first.stats().kernels == "MKL; by columns: 32x32; one thread up to 4 answers"
     assert fresh(tiny).load().model.processor == found
     assert len(asked) == 1
     monkeypatch.setattr(kernel_choice, "_processor", lambda: "another")

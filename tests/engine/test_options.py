@@ -228,7 +228,7 @@ def test_a_named_model_says_nothing(said, engine: ClaraEngine) -> None:
 def test_released_models_have_a_default_rate(said) -> None:
     found = ClaraEngine.from_pretrained("apple/CLaRa-7B-E2E", device="cpu")
     assert found.arguments.compression == 16
-    assert "holds the rates 16, 128: 16 is taken" in said()[0]
+    assert "has the rates 16, 128: using 16" in said()[0]
     assert ClaraEngine.from_pretrained("apple/CLaRa-7B-E2E", compression=16, device="cpu") is found
     assert ClaraEngine.from_pretrained("apple/CLaRa-7B-E2E", compression=128, device="cpu") is not found
     assert len(said()) == 1
@@ -239,7 +239,7 @@ def test_a_folder_of_several_rates_has_a_default(said, tiny: Tiny, tmp_path: Pat
         (tmp_path / f"compression-{rate}").symlink_to(tiny.folder)
     found = ClaraEngine.from_pretrained(str(tmp_path), base_model=str(tiny.base), device="cpu", dtype="float32")
     assert found.arguments.compression == RATE
-    assert f"{RATE} is taken" in said()[0]
+    assert f"using {RATE}" in said()[0]
     assert found.compress(["Tolmet Bridge was opened in 1907."])
 
 

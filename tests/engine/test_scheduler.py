@@ -405,3 +405,42 @@ def test_batches_follow_the_token_budget(engine, model) -> None:
         engine.compress(CORPUS)
     assert max(sizes) <= Limits.of(engine.device).tokens
     assert sum(sizes[:-1]) / len(sizes[:-1]) > 0.7 * Limits.of(engine.device).tokens
+
+
+def test_a_question_waits_for_one_piece_of_a_long_prompt(engine, model, memories, monkeypatch) -> None:
+    """Answers go on between the pieces, short prompts pass, and nobody's words change."""
+    calls = [("Where is that bridge?", memories * 5), ("Why?", []), ("Who?", memories[:1]), ("When?", memories * 4)]
+    expected = [engine.answer(*call, max_tokens=20) for call in calls]
+    answers = engine._worker.answers
+    monkeypatch.setattr(answers, "limits", Limits(tokens=48, rows=16))
+    ids = engine.tokenizer.encode_passages(["And then?"])
+    asked: list[EncodeRequest] = []
+    order: list[str] = []
+
+    def read(original, *args):
+        order.append("piece")
+        asked.append(EncodeRequest(ids, Role.REASONER, urgent=True))
+        engine._submit(asked[-1])
+        return original(*args)
+
+    def note(name):
+        return lambda original, *args, **kwargs: (order.append(name), original(*args, **kwargs))[1]
+
+    with (
+        wrapped(model, "read_on", read),
+        wrapped(model, "encode", note("question")),
+        wrapped(model, "prefill", note("prompts")),
+        wrapped(model, "step", note("step")),
+        ThreadPoolExecutor() as pool,
+    ):
+        made = [pool.submit(engine.answer, *call, max_tokens=20) for call in calls]
+        assert [one.result(60) for one in made] == expected
+    lengths = [answer.prompt_tokens + answer.memory_tokens for answer in expected]
+    pieces = [-(-length // 48) for length in lengths if length > 48]
+    assert order.count("piece") == sum(pieces) > 10
+    # A question that came with a piece is served before the next one, and before the next short prompts are read.
+    for at, name in enumerate(order):
+        if name == "piece":
+            behind = order[at + 1 :]
+            assert not {"piece", "prompts"} & set(behind[: behind.index("question")])
+    assert all(request.future.result(20).shape[0] == 1 for request in asked)

@@ -405,9 +405,9 @@ def test_a_report_that_cannot_be_written_is_an_error(engine, lines, tmp_path):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"modes": ("normal", "best")}, "modes: must be of normal, oracle, got 'best'"),
+        ({"modes": ("normal", "best")}, "modes must be one of normal, oracle, got 'best'"),
         ({"modes": ()}, "modes is empty"),
-        ({"ranker": "bge"}, "ranker: must be of memory, bm25, given, got 'bge'"),
+        ({"ranker": "bge"}, "ranker must be one of memory, bm25, given, got 'bge'"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"timed": -1}, "timed must be at least 0, got -1"),
@@ -442,7 +442,7 @@ def test_reading_a_file(tmp_path, lines):
     first, second = read_questions(file, limit=2)
     assert (first.docs, first.references, first.pos_index) == (("a", "b"), ("x",), (1,))
     assert (second.docs, second.references, second.pos_index) == (("c",), ("y", "z"), ())
-    with pytest.raises(DataError, match=rf"{file}:3: no JSON"):
+    with pytest.raises(DataError, match=rf"{file}:3: not valid JSON"):
         read_questions(file)
     file.write_text("\n")
     with pytest.raises(DataError, match="no question"):

@@ -194,7 +194,17 @@ def contiguous(func, args, kwargs):
     return func(*args, **kwargs)
 
 
+def fused_norm(func, args, kwargs):
+    """One kernel (`aten::_fused_rms_norm`) in a torch that is built for CUDA; this one takes it apart before."""
+    if not isinstance(args[0], FakeCuda):
+        return func(*args, **kwargs)
+    STATS.launch("_fused_rms_norm")
+    with torch.no_grad():
+        return FakeCuda(func(*tree_map(plain, args), **tree_map(plain, kwargs)), args[0].device.index)
+
+
 MOVES = {
+    torch.nn.functional.rms_norm: fused_norm,
     T.contiguous: contiguous, T.copy_: copied, T.data.__set__: data_set, T.data.__get__: data,
     T.__getitem__: indexed, T.__setitem__: indexed, T.item: scalar, T.__float__: scalar, T.__int__: scalar,
     T.__bool__: scalar, T.__index__: scalar, T.nonzero: counted, torch.nonzero: counted, T.to: moved, T.cuda: moved,
@@ -258,9 +268,14 @@ def fake_varlen(
             out = PlainKernel().packed(*inner, starts=starts, longest=max_q, scale=scale, window=window)
         else:
             assert key.shape[1] % 256 == 0, "pages are multiples of 256"
-            assert cu_seq_q.inner.tolist() == list(range(len(query) + 1))
             out = PlainKernel().paged(
-                *inner, table=block_table.inner, lengths=seqused_k.inner, longest=max_k, scale=scale, window=window
+                *inner,
+                table=block_table.inner,
+                lengths=seqused_k.inner,
+                starts=cu_seq_q.inner,
+                longest=max_k,
+                scale=scale,
+                window=window,
             )
     return FakeCuda(out.contiguous(), query.device.index)
 
@@ -271,6 +286,15 @@ def install() -> Stats:
     class Properties:
         name, major, minor, total_memory, multi_processor_count = "Fake H200", 9, 0, 141 << 30, 132
         gcnArchName = ""  # noqa: N815 - torch's name
+
+    class Event:
+        """Everything has happened by the time that it is asked."""
+
+        def record(self, stream=None):
+            pass
+
+        def synchronize(self):
+            STATS.sync("event")
 
     def set_device(device):
         _current.index = index_of(device) or 0
@@ -294,6 +318,8 @@ def install() -> Stats:
         "mem_get_info": lambda device=None: ((STATS.limit or (141 << 30)) - STATS.live, STATS.limit or (141 << 30)),
         "memory_allocated": lambda device=None: STATS.live,
         "max_memory_allocated": lambda device=None: STATS.peak,
+        "Event": Event,
+        "current_stream": lambda device=None: None,
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,
     }.items():

@@ -86,7 +86,7 @@ def test_an_answer_crosses_a_page(engine: ClaraEngine, tiny: Tiny) -> None:
 
 
 def test_launches_and_waits_of_a_step_are_bounded(engine: ClaraEngine, stats) -> None:
-    """One wait a token, for the tokens themselves; launches by the layer."""
+    """One wait a token, for the tokens of the step before; launches by the layer."""
     memories = engine.compress(PASSAGES)
     pairs = [(question, memories[:2]) for question in QUESTIONS]
 
@@ -99,8 +99,9 @@ def test_launches_and_waits_of_a_step_are_bounded(engine: ClaraEngine, stats) ->
     cost(2)
     (launches, waits), (more, later) = cost(2), cost(6)
     layers = engine.load().model.decoder.config.num_hidden_layers
-    assert later - waits <= 4 + 1, stats.syncs
-    assert (more - launches) / 4 <= 65 * layers + 40, stats.launches
+    assert later - waits <= 4, stats.syncs
+    # Without a kernel that reads pages, a layer copies its rows together.
+    assert (more - launches) / 4 <= (20 if engine.load().model.packs else 23) * layers + 30, stats.launches
     stats.reset()
     engine.reason(QUESTIONS)
     assert sum(stats.syncs.values()) <= 2, stats.syncs

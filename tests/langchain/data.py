@@ -9,6 +9,7 @@ from pathlib import Path
 from langchain_core.documents import Document
 
 from clara_core.checkpoint.hub import BUNDLED
+from tests.served import served
 from tests.tiny import build
 
 HOSTILE = (
@@ -34,7 +35,7 @@ def make_documents() -> list[Document]:
 @cache
 def bundled_or_tiny() -> str:
     """The bundled model by its name, or a random one where its weights are not there (yet)."""
-    return "pocket" if (BUNDLED["pocket"] / "config.json").exists() else tiny()
+    return served("pocket") if (BUNDLED["pocket"] / "config.json").exists() else tiny()
 
 
 @cache
@@ -42,7 +43,7 @@ def tiny() -> str:
     """A random model, which always says something."""
     folder = tempfile.TemporaryDirectory(prefix="clara-tiny-")
     _kept.append(folder)
-    return str(build(Path(folder.name)).folder)
+    return served(build(Path(folder.name)).folder)
 
 
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # until the tests are over

@@ -17,6 +17,7 @@ from langchain_clara import ChatClara
 from langchain_clara._documents import block_from_document
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
+from tests.served import behind, served
 from tests.tiny import build
 
 QUESTIONS = [f"What is said of town {number}?" for number in range(7)]
@@ -24,7 +25,7 @@ QUESTIONS = [f"What is said of town {number}?" for number in range(7)]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("batch")).folder)
+    return served(build(tmp_path_factory.mktemp("batch")).folder)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ async def test_cancelling_a_batch_stops_the_work(engine, model):
 
     async def writing(expected):
         for _ in range(12_000):  # a minute
-            if bool(engine.stats().running) is expected:
+            if bool(behind(engine).stats().running) is expected:
                 return True
             await asyncio.sleep(0.005)
         return False
@@ -191,7 +192,7 @@ def test_configurable_fields_batch(llm):
 
 
 async def test_a_batch_keeps_the_loop_ticking(engine, llm):
-    model = engine.load().model
+    model = behind(engine).load().model
     with LoopWitness() as witness, wrapped(model, "prefill", witness.around), wrapped(model, "step", witness.around):
         answers = await llm.abatch(QUESTIONS * 4)
     assert len(answers) == 28

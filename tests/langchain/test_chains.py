@@ -27,6 +27,7 @@ from langchain_clara import (
     create_clara_documents_chain,
 )
 from tests.langchain.data import HOSTILE, make_documents
+from tests.served import served
 from tests.tiny import FAMILIES, build
 
 QUESTION = "When was the bridge opened?"
@@ -34,7 +35,7 @@ QUESTION = "When was the bridge opened?"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("chains")).folder)
+    return served(build(tmp_path_factory.mktemp("chains")).folder)
 
 
 @pytest.fixture(scope="module")

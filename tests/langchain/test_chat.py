@@ -21,6 +21,7 @@ from langchain_clara._documents import block_from_document
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
 from tests.langchain.data import HOSTILE, make_documents
+from tests.served import behind, served
 from tests.tiny import FAMILIES, build
 
 QUESTION = "When was the bridge opened?"
@@ -29,7 +30,7 @@ TOKENS = 12
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("chat")).folder)
+    return served(build(tmp_path_factory.mktemp("chat")).folder)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def test_tools_are_refused(llm, name):
 def test_tools_cannot_be_bound(llm):
     with pytest.raises(NotImplementedError, match="cannot call tools"):
         llm.bind_tools([{"type": "function"}])
-    with pytest.raises(NotImplementedError, match="cannot be held to a schema"):
+    with pytest.raises(NotImplementedError, match="cannot return structured output"):
         llm.with_structured_output({"title": "x", "type": "object"})
 
 
@@ -266,19 +267,19 @@ def wait_for(condition, seconds=60.0):
 
 
 def idle(engine):
-    return wait_for(lambda: not engine.stats().running)
+    return wait_for(lambda: not behind(engine).stats().running)
 
 
 async def test_leaving_a_stream_stops_the_work(engine, model):
     long = ChatClara(model=model, max_tokens=3500, temperature=3.0, seed=1)
     stream = long.stream(QUESTION)
     next(stream)
-    assert engine.stats().running
+    assert behind(engine).stats().running
     stream.close()
     assert idle(engine)
     pieces = long.astream(QUESTION)
     await anext(pieces)
-    assert engine.stats().running
+    assert behind(engine).stats().running
     await pieces.aclose()
     assert await asyncio.to_thread(idle, engine)
 
@@ -286,7 +287,7 @@ async def test_leaving_a_stream_stops_the_work(engine, model):
 async def test_cancelling_a_task_stops_the_work(engine, model):
     long = ChatClara(model=model, max_tokens=3500, temperature=3.0, seed=1)
     task = asyncio.create_task(long.ainvoke(QUESTION))
-    assert await asyncio.to_thread(wait_for, lambda: engine.stats().running)
+    assert await asyncio.to_thread(wait_for, lambda: behind(engine).stats().running)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -316,7 +317,7 @@ def test_threads_share_one_engine_and_get_their_own_answers(engine, model):
 async def test_concurrent_calls_keep_the_loop_ticking(engine, model):
     llm = ChatClara(model=model, max_tokens=60, temperature=3.0, seed=1)
     await llm.ainvoke(QUESTION)
-    model = engine.load().model
+    model = behind(engine).load().model
     with LoopWitness() as witness, wrapped(model, "prefill", witness.around), wrapped(model, "step", witness.around):
         answers = await asyncio.gather(*(llm.ainvoke(f"{QUESTION} {number}") for number in range(30)))
     assert len(answers) == 30
@@ -331,6 +332,7 @@ def test_making_one_loads_nothing():
     assert "nowhere" in repr(llm)
 
 
+@pytest.mark.in_process
 def test_cache_tells_models_and_options_apart(model, llm):
     def key(llm, **call):
         return llm._get_llm_string(**call)

@@ -21,6 +21,7 @@ from clara_core.engine import runtime
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever, DocumentsPlaceholder
 from tests.event_loop import LoopWitness
 from tests.langchain.data import HOSTILE, bundled_or_tiny, make_documents
+from tests.served import served
 from tests.tiny import build
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return str(tiny.folder)
+    return served(tiny.folder)
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ def test_components_of_one_model_share_one_engine(model):
         assert component(engine=engine).shared_engine is engine
 
 
+@pytest.mark.in_process
 def test_another_base_or_dtype_is_another_engine(tiny, model):
     for option in (
         {"base_model": str(tiny.base)},

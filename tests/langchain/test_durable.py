@@ -17,6 +17,7 @@ from clara_core import ClaraEngine
 from clara_core.store import MemoryStore
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRetriever, ClaraVectorStore
 from tests.engines import Counter
+from tests.served import served
 from tests.tiny import build
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ METADATAS = [{"n": number, "town": "Aln" if number % 8 == 0 else "Wye"} for numb
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("durable")).folder)
+    return served(build(tmp_path_factory.mktemp("durable")).folder)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ assert not {{"torch", "lance", "pyarrow"}} & sys.modules.keys()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.in_process
 def test_a_text_that_is_there_is_not_compressed_again(store, uri, engine):
     engine.cache.clear()
     engine.load()
@@ -91,6 +93,7 @@ def test_what_is_found_is_read_without_compressing(store, engine, model):
     assert (engine.cache.hits, engine.cache.misses) == (3, 0)
 
 
+@pytest.mark.in_process
 def test_a_more_exact_memory_is_not_replaced(store, engine):
     engine.cache.clear()
     [memory] = engine.remember(TEXTS[:1])

@@ -13,6 +13,7 @@ from langchain_clara import ClaraEmbeddings
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
 from tests.langchain.data import HOSTILE
+from tests.served import behind, served
 from tests.tiny import build
 
 TEXTS = ["Weldenia is a genus of flowering plants.", "The bridge over the Aln was opened in 1907.", "Short note."]
@@ -22,7 +23,7 @@ QUESTION = "When was the bridge opened?"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("embeddings")).folder)
+    return served(build(tmp_path_factory.mktemp("embeddings")).folder)
 
 
 @pytest.fixture(scope="module")
@@ -164,5 +165,5 @@ async def test_embedding_holds_no_thread_and_blocks_no_loop(model):
     embeddings = ClaraEmbeddings(model=model)
     await embeddings.aembed_query(QUESTION)
     texts = [f"Passage {number}: " + "word " * 12 for number in range(120)]
-    with LoopWitness() as witness, wrapped(embeddings.shared_engine.load().model, "encode", witness.around):
+    with LoopWitness() as witness, wrapped(behind(embeddings.shared_engine).load().model, "encode", witness.around):
         await asyncio.gather(*(embeddings.aembed_documents(texts[at : at + 4]) for at in range(0, 120, 4)))

@@ -202,16 +202,16 @@ async def test_tools_and_schemas_are_refused_with_a_way_out(llm, retriever, monk
     tool = create_retriever_tool(retriever, "search", "Search the town's papers.")
     with pytest.raises(NotImplementedError, match=r"cannot call tools.*create_retriever_tool.*ClaraContextMiddleware"):
         llm.bind_tools([tool])
-    with pytest.raises(NotImplementedError, match=r"cannot be held to a schema.*output parser"):
+    with pytest.raises(NotImplementedError, match=r"cannot return structured output.*output parser"):
         llm.with_structured_output(Year)
     asked = {"messages": [("human", QUESTION)]}
     with pytest.raises(NotImplementedError, match="cannot call tools"):
         create_agent(llm, tools=[tool]).invoke(asked)
-    with pytest.raises(NotImplementedError, match="schema"):
+    with pytest.raises(NotImplementedError, match="structured output"):
         await create_agent(llm, tools=[], response_format=Year).ainvoke(asked)
     with pytest.raises(ValueError, match="tools= cannot be used: ChatClara cannot call tools"):
         llm.bind(tools=[{"name": "search"}])
-    with pytest.raises(ValueError, match="response_format= cannot be used: ChatClara cannot be held to a schema"):
+    with pytest.raises(ValueError, match="response_format= cannot be used: ChatClara cannot return structured output"):
         llm.bind(response_format={"type": "json_object"})
     with pytest.raises(TypeError, match=r"max_token.*did you mean 'max_tokens'"):
         llm.bind(max_token=4)
@@ -224,6 +224,7 @@ def test_no_tools_are_no_reason_to_refuse(llm):
 # -- what it says of itself ------------------------------------------------------------------------
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("name", ["bundled", "tiny", "e2e", "instruct", "base"])
 def test_profile_says_what_the_engine_says(name):
     options = {"model": {"bundled": bundled_or_tiny, "tiny": tiny}[name]()} if name in ("bundled", "tiny") else {}
@@ -259,6 +260,7 @@ def test_profile_of_a_hub_model_from_its_cache(tmp_path):
     assert ChatClara(**options).profile["max_input_tokens"] == 32768
 
 
+@pytest.mark.in_process
 def test_a_middleware_that_needs_the_size_of_the_context(llm):
     summarize = SummarizationMiddleware(llm, trigger=("fraction", 0.01), keep=("messages", 1))
     history = [("human", "We spoke of oats, rye and barley. " * 4), ("ai", "Yes."), ("human", QUESTION)]

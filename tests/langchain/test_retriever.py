@@ -16,6 +16,7 @@ from langchain_clara import ClaraRerank, ClaraRetriever
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
 from tests.langchain.data import HOSTILE, make_documents
+from tests.served import behind, served
 from tests.tiny import build
 
 QUESTION = "When was the bridge opened?"
@@ -24,7 +25,7 @@ KEY = "relevance_score"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("retriever")).folder)
+    return served(build(tmp_path_factory.mktemp("retriever")).folder)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ def test_threads_add_and_search_at_once(model):
 async def test_compressing_does_not_block_the_loop(model):
     documents = [Document(" ".join(f"w{number * word}" for word in range(60))) for number in range(150)]
     engine = ClaraEngine.from_pretrained(model)
-    with LoopWitness() as witness, wrapped(engine.load().model, "encode", witness.around):
+    with LoopWitness() as witness, wrapped(behind(engine).load().model, "encode", witness.around):
         retriever = await ClaraRetriever.afrom_documents(documents, model=model)
     assert len(retriever.vectorstore) == 150
 

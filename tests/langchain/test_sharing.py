@@ -28,6 +28,7 @@ from langchain_clara import (
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
 from tests.langchain.data import bundled_or_tiny
+from tests.served import behind
 from tests.tiny import build
 
 ROOT = Path(__file__).parent.parent.parent
@@ -117,7 +118,7 @@ def test_embedding_reranking_and_answering_at_once_mix_nothing_up():
 
 async def test_fifty_callers_keep_the_loop_ticking():
     llm = ChatClara(model=bundled_or_tiny(), max_tokens=24)
-    model = llm.shared_engine.load().model
+    model = behind(llm.shared_engine).load().model
     with LoopWitness() as witness, wrapped(model, "prefill", witness.around), wrapped(model, "step", witness.around):
         single = await asyncio.gather(*(llm.ainvoke(question, documents=DOCUMENTS) for question in QUESTIONS))
         batch = await llm.abatch(QUESTIONS, documents=DOCUMENTS)

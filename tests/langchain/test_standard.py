@@ -14,6 +14,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests, EmbeddingsUnitTests
 
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRetriever, ClaraVectorStore
 from tests.langchain.data import bundled_or_tiny, tiny
+from tests.served import served_options
 
 PASSAGES = (
     "Tolmet Bridge was opened in 1907.",
@@ -92,7 +93,7 @@ class TestVectorStoreOfMemories(VectorStoreIntegrationTests):
 
     @pytest.fixture
     def vectorstore(self):
-        return ClaraVectorStore(model=bundled_or_tiny(), reasoner="encoder")
+        return ClaraVectorStore(**served_options("pocket", reasoner="encoder"))
 
 
 class TestVectorStoreThatLasts(VectorStoreIntegrationTests):
@@ -101,7 +102,7 @@ class TestVectorStoreThatLasts(VectorStoreIntegrationTests):
     @pytest.fixture
     def vectorstore(self, tmp_path):
         pytest.importorskip("lance", reason="the store is not installed: pip install 'clara-rag[store]'")
-        return ClaraVectorStore(uri=tmp_path / "memories", model=bundled_or_tiny(), reasoner="encoder")
+        return ClaraVectorStore(uri=tmp_path / "memories", **served_options("pocket", reasoner="encoder"))
 
 
 class TestRetriever(RetrieversIntegrationTests):

@@ -24,6 +24,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from clara_core import ClaraEngine
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever, ClaraVectorStore, _identity
 from tests.langchain.data import make_documents
+from tests.served import served
 from tests.tiny import build
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,7 +38,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return str(tiny.folder)
+    return served(tiny.folder)
 
 
 @pytest.fixture
@@ -203,6 +204,7 @@ def test_answers_can_be_written_and_read_again(llm):
 # -- quiet, light, safe ----------------------------------------------------------------------------
 
 
+@pytest.mark.in_process
 def test_no_progress_bar_unless_asked_for(model, capfd):
     texts = [f"A text that nobody has seen before, number {number}." for number in range(6)]
     ClaraVectorStore.from_texts(texts, model=model)

@@ -17,6 +17,7 @@ from clara_core import ClaraEngine, FingerprintMismatch, UnknownOption
 from clara_core.retrieval.ranking import diversify
 from langchain_clara import ClaraEmbeddings, ClaraRetriever, ClaraVectorStore, vectorstores
 from tests.langchain.data import HOSTILE, make_documents
+from tests.served import served
 from tests.tiny import build
 
 QUESTION = "When was the bridge opened?"
@@ -24,7 +25,7 @@ QUESTION = "When was the bridge opened?"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build(tmp_path_factory.mktemp("store")).folder)
+    return served(build(tmp_path_factory.mktemp("store")).folder)
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +326,7 @@ def test_memories_come_back_exactly(engine, store):
         store.get_memories(["nowhere"])
 
 
+@pytest.mark.in_process
 def test_half_precision_memories_come_back_exactly(model):
     engine = ClaraEngine.from_pretrained(model, dtype="bfloat16")
     store = ClaraVectorStore.from_texts(["The bridge.", "A plant."], engine=engine, ids=["a", "b"])
@@ -334,6 +336,7 @@ def test_half_precision_memories_come_back_exactly(model):
     assert torch.equal(kept.tokens, memory.tokens)
 
 
+@pytest.mark.in_process
 def test_what_was_compressed_before_is_added_without_computing(engine, model, store, place, rounding):
     memories = engine.compress(texts(make_documents()))
     calls = engine._worker.model.encode

@@ -167,6 +167,7 @@ def test_another_kind_of_store_for_the_retriever():
 # -- from_texts of a retriever ---------------------------------------------------------------------
 
 
+@pytest.mark.in_process
 async def test_a_retriever_of_texts():
     options = {"model": bundled_or_tiny(), "reasoner": "encoder", "k": 1}
     metadatas = [{"n": number} for number in range(3)]

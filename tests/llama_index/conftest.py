@@ -13,6 +13,7 @@ from llama_index.core import Settings
 from clara_core import ClaraEngine
 from clara_core.checkpoint.hub import BUNDLED
 from tests.llama_index.doubles import Recorder
+from tests.served import served
 from tests.tiny import build
 
 
@@ -24,7 +25,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="session")
 def model(tiny):
     """Folder of a random checkpoint: everything works, nothing makes sense."""
-    return str(tiny.folder)
+    return served(tiny.folder)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +36,7 @@ def engine(model):
 @pytest.fixture(scope="session")
 def best_model(model):
     """The bundled model where its weights are there, else the random one."""
-    return "pocket" if (BUNDLED["pocket"] / "config.json").is_file() else model
+    return served("pocket") if (BUNDLED["pocket"] / "config.json").is_file() else model
 
 
 @pytest.fixture(autouse=True)

@@ -79,6 +79,7 @@ def test_the_bundled_model_is_the_default(component):
     assert component().engine is ClaraEngine.from_pretrained("pocket")
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("option", ["base_model", "dtype", "reasoner", "attn_implementation", "local_files_only"])
 def test_options_reach_the_engine(tiny, model, engine, option):
     value = {

@@ -24,6 +24,7 @@ from clara_core.store import MemoryStore
 from llama_index_clara import ClaraEmbedding, ClaraNodeParser, ClaraRerank, ClaraVectorStore
 from tests.engines import Counter
 from tests.llama_index.doubles import QUESTION, TEXTS, documents, nodes, unit
+from tests.served import behind
 from tests.tiny import build
 
 ROOT = Path(__file__).parents[2]
@@ -115,9 +116,10 @@ def test_vectors_that_are_no_memories_are_refused(store, engine):
     assert store.count == 0
 
 
+@pytest.mark.in_process
 def test_embedded_nodes_are_not_compressed_again(store, model, engine):
     given = ClaraEmbedding(model=model)(nodes())
-    with Counter(engine.load().model, "encode") as encoded:
+    with Counter(behind(engine).load().model, "encode") as encoded:
         store.add(given)
         store.add([node.model_copy(update={"id_": f"{node.node_id} again", "embedding": None}) for node in given])
     assert encoded.calls == 0

@@ -71,7 +71,7 @@ def test_fewer_dimensions_keep_cosines(model, engine):
     assert np.allclose(np.linalg.norm(projected, axis=1), 1.0)
     assert len(short.get_query_embedding(QUESTION)) == 128
     assert short.to_dict()["dimensions"] == 128
-    with pytest.raises(ValueError, match="dimensions=513 is more than the 512 numbers"):
+    with pytest.raises(ValueError, match="dimensions=513 must be at most 512"):
         ClaraEmbedding(model=model, dimensions=engine.dimension + 1).get_query_embedding(QUESTION)
 
 

@@ -17,6 +17,7 @@ from clara_core.model.chat_format import alternating
 from llama_index_clara import ClaraLLM
 from tests.engines import Counter
 from tests.llama_index.doubles import QUESTION, TEXTS, nodes
+from tests.served import behind
 
 TURNS = [
     ChatMessage(role="system", content="Be brief."),
@@ -94,7 +95,7 @@ def test_turns_of_odd_shapes():
 
 
 def test_what_cannot_be_read_is_refused(llm):
-    with pytest.raises(ValueError, match="no tools"):
+    with pytest.raises(ValueError, match="cannot call tools"):
         llm.chat([*TURNS, ChatMessage(role=MessageRole.TOOL, content="42")])
     with pytest.raises(ValueError, match="block of type 'image'"):
         llm.chat([ChatMessage(role="user", blocks=[ImageBlock(url="http://example.org/a.png")])])
@@ -135,7 +136,7 @@ def test_token_counting_handler_counts(llm):
 
 
 def test_metadata(llm, engine):
-    assert llm.metadata.context_window == engine.load().model.context
+    assert llm.metadata.context_window == behind(engine).load().model.context
     assert llm.metadata.num_output == 8
     assert llm.metadata.model_name == llm.model
     Settings.tokenizer = llm.tokenizer
@@ -173,7 +174,7 @@ def test_system_prompt_is_a_system_turn(model, engine):
 
 def idle(engine):
     """Whether nobody is writing any more."""
-    worker = engine._worker
+    worker = behind(engine)._worker
     deadline = time.monotonic() + 60
     while worker._has_work() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -184,7 +185,7 @@ LONG = {"max_tokens": 3000, "temperature": 1.5, "seed": 1}  # never ends by itse
 
 
 def test_leaving_a_stream_stops_the_work(llm, engine):
-    with Counter(engine.load().model, "step") as steps:
+    with Counter(behind(engine).load().model, "step") as steps:
         stream = llm.stream_complete(QUESTION, **LONG)
         next(stream)
         stream.close()
@@ -193,7 +194,7 @@ def test_leaving_a_stream_stops_the_work(llm, engine):
 
 
 async def test_leaving_an_async_stream_stops_the_work(llm, engine):
-    with Counter(engine.load().model, "step") as steps:
+    with Counter(behind(engine).load().model, "step") as steps:
         stream = await llm.astream_chat(TURNS, **LONG)
         await anext(stream)
         await stream.aclose()
@@ -202,7 +203,7 @@ async def test_leaving_an_async_stream_stops_the_work(llm, engine):
 
 
 async def test_cancelling_stops_the_work(llm, engine):
-    with Counter(engine.load().model, "step") as steps:
+    with Counter(behind(engine).load().model, "step") as steps:
         task = asyncio.create_task(llm.acomplete(QUESTION, **LONG))
         await asyncio.to_thread(steps.wait_for, 3)
         task.cancel()
@@ -212,6 +213,7 @@ async def test_cancelling_stops_the_work(llm, engine):
         assert steps.calls < 500
 
 
+@pytest.mark.in_process
 async def test_error_in_the_worker_reaches_whoever_listens(llm, engine):
     from tests.engines import wrapped
 

@@ -109,7 +109,7 @@ def test_documents_that_are_no_text_are_refused(llm, wrong, words):
     with pytest.raises(ValueError, match=words):
         llm.chat([ChatMessage(role="user", blocks=[wrong, TextBlock(text=QUESTION)])])
     calls = [ChatMessage(role="user", content="x"), ChatMessage(additional_kwargs={"tool_calls": ["x"]}, content="")]
-    with pytest.raises(ValueError, match="calls no tools"):
+    with pytest.raises(ValueError, match="cannot call tools"):
         llm.chat(calls)
 
 

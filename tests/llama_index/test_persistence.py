@@ -160,7 +160,7 @@ def test_damaged_file_is_noticed(store, model, tmp_path, damage):
     else:
         data[20] ^= 255
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"damaged|is no Clara"):
+    with pytest.raises(CheckpointError, match=r"damaged|is not a Clara"):
         ClaraVectorStore.from_persist_dir(str(tmp_path), model=model)
 
 

@@ -10,6 +10,7 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index_clara import ClaraEmbedding, ClaraLLM, ClaraNodeParser, ClaraRerank, ClaraVectorStore
 from tests.engines import Counter
 from tests.llama_index.doubles import TEXTS, documents
+from tests.served import behind
 
 
 def pipeline(model, **options):
@@ -44,11 +45,12 @@ def test_duplicates(model):
     assert len(stored(store)) == len(TEXTS)
 
 
+@pytest.mark.in_process
 def test_cache_is_hit_and_told_apart_by_what_changes_vectors(model, engine):
     cache = IngestionCache()
     for number, options in enumerate([{}, {}, {"dimensions": 64}, {"dtype": "bfloat16"}]):
         engine.cache.clear()
-        with Counter(engine.load().model, "encode") as encoded:
+        with Counter(behind(engine).load().model, "encode") as encoded:
             pipe = IngestionPipeline(transformations=[ClaraEmbedding(model=model, **options)], cache=cache)
             found = pipe.run(nodes=[document.model_copy() for document in documents()])
         assert len(found[0].embedding) == (64 if "dimensions" in options else engine.dimension)

@@ -9,6 +9,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, Te
 from llama_index_clara import ClaraEmbedding, ClaraRerank, RerankedNode
 from tests.engines import Counter
 from tests.llama_index.doubles import QUESTION, TEXTS, nodes
+from tests.served import behind
 
 
 def candidates(n=5):
@@ -53,11 +54,12 @@ async def test_retrieval_score_is_kept_beside_the_node(model):
     assert not isinstance((await both(ClaraRerank(model=model), given))[0], RerankedNode)
 
 
+@pytest.mark.in_process
 async def test_stale_memories_are_noticed_by_the_text(model, engine):
     given = candidates()
     ClaraEmbedding(model=model)([hit.node for hit in given])
     rerank = ClaraRerank(model=model, top_n=5)
-    with Counter(engine.load().model, "encode") as encoded:
+    with Counter(behind(engine).load().model, "encode") as encoded:
         rerank.postprocess_nodes(given, query_str=QUESTION)
         assert encoded.calls == 1  # the question
         given[3].node.set_content("Another text under the same id and vector.")

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from llama_index_clara import ClaraEmbedding, ClaraLLM, ClaraSynthesizer
 from tests.engines import Counter
 from tests.llama_index.doubles import QUESTION, TEXTS, nodes, unit
+from tests.served import behind
 
 STATES = ("known", "unknown", "stale", "foreign vector")
 WAYS = ("sync", "stream", "async", "async stream")
@@ -47,6 +48,7 @@ async def answered(synthesizer, way, items, **more):
     return response.response, response
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("way", WAYS)
 async def test_nodes_are_read_as_their_text_is_now(synthesizer, model, engine, way, state):
@@ -63,7 +65,7 @@ async def test_nodes_are_read_as_their_text_is_now(synthesizer, model, engine, w
     if state == "known":
         engine.load()
     wanted = engine.answer(QUESTION, engine.compress(texts), max_tokens=8)
-    with Counter(engine.load().model, "encode") as encoded:
+    with Counter(behind(engine).load().model, "encode") as encoded:
         text, response = await answered(synthesizer, way, scored(given))
     assert text == wanted.text
     assert encoded.calls == (0 if state in ("known", "foreign vector") else 1)

@@ -56,6 +56,7 @@ def test_rows_in_pages(kernel: Kernel, heads: int, kv_heads: int, window: int | 
     table = torch.tensor([[7, 7], [2, 5], [0, 0], [8, 8], [3, 3]], dtype=torch.int32, device=DEVICE)
     given = {
         "table": table, "lengths": torch.tensor(LENGTHS, dtype=torch.int32, device=DEVICE), "longest": 2 * PAGE,
+        "starts": torch.arange(len(LENGTHS) + 1, dtype=torch.int32, device=DEVICE), "queries": 1,
         "scale": 128**-0.5, "window": window,
     }  # fmt: skip
     plain = PlainKernel().paged(*(states.float().cpu() for states in (query, keys, values)), **given)

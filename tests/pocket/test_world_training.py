@@ -173,7 +173,7 @@ def test_a_run_of_many_lessons_goes_on_as_if_it_had_not_been_stopped(finished: P
     shutil.copytree(finished / "base", tmp_path / "base")  # its tokenizer need not be trained again
     config = tiny_config(tmp_path, save_every=1)
     trainer = world_trainer(config)
-    learn = trainer._learn
+    learn = trainer._step
     done = 0
 
     def learn_until_killed(*arguments: Any) -> Any:
@@ -183,7 +183,7 @@ def test_a_run_of_many_lessons_goes_on_as_if_it_had_not_been_stopped(finished: P
         done += 1
         return learn(*arguments)
 
-    trainer._learn = learn_until_killed  # type: ignore[method-assign]
+    trainer._step = learn_until_killed  # type: ignore[method-assign]
     with pytest.raises(Killed):
         trainer.run()
     train_world(config)

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from clara_core.serving.config import ServeConfig
+from clara_core.serving.run import server_of
 from tests.serving.servers import PATIENCE
 
 CHAT = {"model": "clara", "messages": [{"role": "user", "content": "Tell me about the bridge"}], "max_tokens": 48}
@@ -28,8 +30,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    port = free_port()
+def process(*arguments: str, port: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    port = port or free_port()
     command = [sys.executable, "-m", "clara_core.cli", "serve", "pocket", "--port", str(port), *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ}) as started:
         url = f"http://127.0.0.1:{port}"
@@ -103,3 +105,10 @@ def test_what_cannot_be_served_is_one_line(clara, arguments, message, monkeypatc
     assert code == 2
     assert message in said.splitlines()[-1]
     assert "Traceback" not in said
+
+
+def test_a_server_that_ends_while_it_starts_ends_in_order(caplog):
+    server = server_of(ServeConfig(port=free_port()))
+    server.state.failed.set()
+    server.run()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -277,11 +277,11 @@ def test_equal_texts_without_ids_are_one_document(arguments, engine, tmp_path):
     [
         (
             ['{"id": "a", "text": "x"}', '{"id": "b", "text": "y"}', '{"id": "a", "text": "z"}'],
-            "the id 'a' comes again",
+            "the id 'a' occurs again",
         ),
         (['{"id": "a", "text": null}'], "column 'text' must hold strings, got None"),
         (['{"id": "a", "text": "x", "n": NaN}'], "must be a finite number"),
-        (['{"id": "a"'], "a line is no JSON"),
+        (['{"id": "a"'], "a line is not JSON"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_compressed(lines, message, arguments, tmp_path, monkeypatch):
@@ -358,7 +358,7 @@ def test_another_job_at_the_same_store_is_refused(source, arguments, tmp_path, m
         patch.setattr(bulk.FragmentWriter, "__call__", lambda self, rows: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError):
             compress_dataset(source, uri, arguments, COLUMNS)
-    with pytest.raises(StoreError, match="another bulk job has done, with other columns: finish that one"):
+    with pytest.raises(StoreError, match="another unfinished bulk job with other columns: finish that one"):
         compress_dataset(source, uri, arguments, Columns(id="id", metadata=("year",)))
     with pytest.raises(StoreError, match="with other shards"):
         compress_dataset(source, uri, arguments, COLUMNS, rows_per_shard=5)

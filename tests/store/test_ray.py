@@ -115,6 +115,6 @@ def test_what_is_wrong_with_a_dataset_stops_the_job_with_its_own_error(cluster, 
 
     twice = tmp_path / "twice.parquet"
     pq.write_table(pa.concat_tables([pq.read_table(source)] * 2), twice)
-    with pytest.raises(DataError, match="the id 'passage 0' comes again"):
+    with pytest.raises(DataError, match="the id 'passage 0' occurs again"):
         compress_dataset(str(twice), str(tmp_path / "store"), arguments(), Columns(id="id"), workers=2)
     assert MemoryStore.open(tmp_path / "store").count() == 0

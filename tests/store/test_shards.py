@@ -144,7 +144,7 @@ def test_what_is_wrong_with_a_dataset_is_said(tmp_path):
     with pytest.raises(DataError, match="has changed"):
         list(read_shard(str(line), shard, Columns()))
     [shard] = plan_shards(str(line), 10)
-    with pytest.raises(DataError, match="a line is no JSON"):
+    with pytest.raises(DataError, match="a line is not JSON"):
         list(read_shard(str(line), shard, Columns()))
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=r"several kinds \(jsonl, parquet\)"):
@@ -159,7 +159,7 @@ def test_what_is_wrong_with_a_row_is_said():
         Columns(id="id").rows(batch)
     with pytest.raises(DataError, match="column 'n' must hold strings, got 1"):
         Columns(text="n").rows(batch)
-    with pytest.raises(DataError, match="no JSON"):
+    with pytest.raises(DataError, match="not JSON"):
         Columns().objects([{"text": "a", "metadata": "{"}])
     with pytest.raises(DataError, match="must hold objects"):
         Columns().objects([{"text": "a", "metadata": "[1]"}])

@@ -364,7 +364,7 @@ BAD = {
     "no text": ({"texts": ["one", None], "memories": GOOD}, TypeError, r"texts\[1\] must be a string, got NoneType"),
     "another text": ({"texts": ["one", "three"], "memories": GOOD}, ValueError, r"memories\[1\].*another text"),
     "lengths": ({"memories": GOOD, "ids": ["a"]}, ValueError, "1 ids, 2 memories"),
-    "twice": ({"memories": GOOD, "ids": ["a", "a"]}, ValueError, r"ids\[1\] comes twice"),
+    "twice": ({"memories": GOOD, "ids": ["a", "a"]}, ValueError, r"ids\[1\] occurs twice"),
     "id": ({"memories": GOOD, "ids": ["a", 7]}, TypeError, r"ids\[1\] must be a string or None, got int"),
     "metadata": ({"memories": GOOD, "metadatas": [{}, ["x"]]}, TypeError, r"metadatas\[1\] must be a dict, got list"),
     "number": ({"memories": GOOD, "metadatas": [{}, {"a": float("nan")}]}, ValueError, r"metadatas\[1\]\['a'\].*nan"),
@@ -575,12 +575,16 @@ pid = os.fork()
 if pid == 0:
     store.add(memories=[made_memory("child")], ids=["child"])
     os._exit(0 if store.search("child", mode="text", k=1)[0].id == "child" else 1)
-assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+if ended < 0:
+    sys.exit(9)
+assert ended == 0
 store.add(memories=[made_memory("after")], ids=["after"])
 print(sorted(record.id for record in store))
 """
     found = ""
-    for attempt in range(3):  # of some 1,500 forks right after a write Lance itself, which warns of forks, hung in 4
+    # Lance, which warns of forks, hung in 4 of some 1,500 children forked right after a write, and crashed in another.
+    for attempt in range(4):
         folder = str(tmp_path / f"store-{attempt}")
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code, folder],
@@ -590,7 +594,8 @@ print(sorted(record.id for record in store))
         )
         try:
             found = process.communicate(timeout=90)[0]
-            break
+            if process.returncode != 9:
+                break
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -680,7 +685,7 @@ def test_many_small_writes_leave_few_files(tmp_path, monkeypatch):
     for number in range(40, 80):
         add(store, str(number))
         store.delete([str(number - 40)])
-        store._backend._upkeep.wait()
+        store._backend._maintenance.wait()
     files = [path for path in Path(store.uri).rglob("*") if path.is_file()]
     assert store.stats().fragments <= 16
     assert len(files) < 80  # of 120 commits

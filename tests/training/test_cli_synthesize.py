@@ -94,14 +94,14 @@ def test_candidates_of_a_store(clara, docs, tmp_path, tiny):
 
 
 WRONG = [
-    (("--llm", "gpt-4"), "a language model is named openai:MODEL"),
+    (("--llm", "gpt-4"), "a language model must be openai:MODEL"),
     (("--llm", "python:no.such.module:llm"), "there is no module 'no.such.module'"),
     (("--llm", "python:none.py:llm"), "there is no file 'none.py'"),
     (("--llm", TEACHER + "er"), "has no 'taughter'"),
     (("--llm", "openai:gpt-4"), "set OPENAI_API_KEY"),
     (("--llm", "python:json:decoder"), "llm must be a LangChain chat model"),
     (("--top-k", 30), "--top-k 30 is more than --n-candidates 20"),
-    (("--held-out", 1), "held_out must be a share"),
+    (("--held-out", 1), "held_out must be at least 0"),
     (("--candidates", "no/such/store"), "no/such/store"),
     (("--model", "no/such/model"), "no/such/model"),
 ]
@@ -123,7 +123,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(clara, docs, tmp_path,
     "lines, message",
     [
         ('{"text": "A."}\n{"title": "B"}\n', ":2: a document must have a text named 'text' or 'page_content'"),
-        ("nothing\n", ":1: no JSON"),
+        ("nothing\n", ":1: not valid JSON"),
         ("\n", "no document in"),
     ],
 )

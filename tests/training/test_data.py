@@ -150,7 +150,7 @@ WRONG = [
     ("stage1", {**QA, "data_type": "chat"}, "'data_type' must be 'qa' or 'paraphrase', got str 'chat'"),
     ("stage1", {**PARAPHRASE, "answers": ["one", "two"]}, "exactly one answer, got 2"),
     ("stage1", {"question": ["Q"], "docs": ["D"]}, "'answers' or .* is missing; the line has 'question', 'docs'"),
-    ("stage1_2", {}, "'docs' or 'context' or 'content' is missing; the line has no field at all"),
+    ("stage1_2", {}, "'docs' or 'context' or 'content' is missing; the line has no fields"),
     ("stage1_2", {**INSTRUCTION, "question": None}, "'question' is missing"),
     ("stage1_2", {**INSTRUCTION, "question": ["a", "b"]}, "'question' must be one text, got 2"),
     ("stage1_2", {**INSTRUCTION, "answer": ""}, "'answer' is empty"),
@@ -179,12 +179,12 @@ def test_a_wrong_line_is_refused_by_file_and_line(tmp_path, stage, line, message
 @pytest.mark.parametrize(
     "raw, message",
     [
-        (b"{not json}", "no JSON: Expecting property name"),
+        (b"{not json}", "not valid JSON: Expecting property name"),
         (b"[1, 2]", r"must be a JSON object, got list \[1, 2\]"),
         (b'"text"', "must be a JSON object"),
         (b'{"question": "\xff"}', r"not UTF-8 \(byte 14 of the line\)"),
-        (b"[" * 200_000, "no JSON"),
-        (b'{"a": ' + b"9" * 10_000 + b"}", "no JSON"),
+        (b"[" * 200_000, "not valid JSON"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "not valid JSON"),
         (b'{"question": "Q", "docs": NaN}', "'docs' must be a list of texts, got float nan"),
     ],
 )
@@ -198,7 +198,7 @@ def test_what_is_no_json_object_is_refused(tmp_path, raw, message):
 def test_a_half_line_at_the_end_is_called_what_it_is(tmp_path):
     path = write(tmp_path / "a.jsonl", INSTRUCTION)
     path.write_bytes(path.read_bytes() + b'{"question": "Wh')
-    with pytest.raises(DataError, match=r":2: no JSON: .* the line has no end: was the file cut off\?"):
+    with pytest.raises(DataError, match=r":2: not valid JSON: .* the line has no line break: was the file cut off\?"):
         TrainingSet(path, "stage1_2")
 
 
@@ -212,7 +212,7 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no parquet PAR1")
     with pytest.raises(DataError, match=r"a.parquet:1: the file cannot be read any further"):
         TrainingSet(tmp_path / "a.parquet", "stage2")
-    with pytest.raises(DataError, match=r"a.csv: data must be in one of .jsonl, .jsonl.gz, .parquet"):
+    with pytest.raises(DataError, match=r"a.csv: a data file must be one of .jsonl, .jsonl.gz, .parquet"):
         TrainingSet(tmp_path / "a.csv", "stage2")
 
 
@@ -278,7 +278,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, name):
     with pytest.raises(RuntimeError, match="the source failed"):
         write_lines(path, failing())
     with (
-        pytest.raises(DataError, match="cannot be written: File too large; what was there before is whole"),
+        pytest.raises(DataError, match="cannot be written: File too large; its earlier content is unchanged"),
         full_disk(500),
     ):
         write_lines(path, ({"noise": os.urandom(100).hex()} for _ in range(500)))
@@ -321,9 +321,9 @@ def test_lines_of_a_killed_writer_are_there(tmp_path):
 
 
 def test_writers_refuse_what_they_cannot_write(tmp_path):
-    with pytest.raises(DataError, match=r"parquet is only read"):
+    with pytest.raises(DataError, match=r"parquet files cannot be written"):
         write_lines(tmp_path / "a.parquet", [])
-    with pytest.raises(DataError, match=r"lines can be added to .jsonl alone"):
+    with pytest.raises(DataError, match=r"lines can only be appended to a .jsonl file"):
         LineWriter(tmp_path / "a.jsonl.gz")
     (tmp_path / "a.jsonl").mkdir()
     for write_there in (lambda: LineWriter(tmp_path / "a.jsonl"), lambda: write_lines(tmp_path / "a.jsonl", [])):

@@ -198,7 +198,7 @@ MENDED = {
     "wrapped in a list": (always(lambda kind, reply: f"[{reply}]" if kind != "verify" else reply), None),
     "broken": (first(lambda kind, reply: reply.replace('": ', '" = ')), "JSON broken or cut off"),
     "refused": (first(lambda kind, reply: "I'm sorry, but I can't help with that."), "no JSON"),
-    "refused in JSON": (first(lambda kind, reply: '{"error": {"refusal": true}}'), "JSON without what was asked for"),
+    "refused in JSON": (first(lambda kind, reply: '{"error": {"refusal": true}}'), "JSON without the requested fields"),
     "empty": (first(lambda kind, reply: " \n"), "empty reply"),
     "half": (
         first(lambda kind, reply: reply[: len(reply) * 3 // 5] if kind != "complex" else reply),
@@ -209,7 +209,7 @@ MENDED = {
     "deeply nested": (first(lambda kind, reply: "[" * 100_000), "reply too long"),
     "raised": (first(raising), "the language model raised ConnectionError"),
     "said twice": (always(twice_each), "question asked twice"),
-    "other keys": (first(german), "JSON without what was asked for"),
+    "other keys": (first(german), "JSON without the requested fields"),
     "invented": (always(invent), "pair not supported"),
     "unanswered": (always(unanswered), "no answer"),
     "copied": (
@@ -259,7 +259,7 @@ DROPPED = {
     "no usable question": empty("simple", "No."),
     "no usable reply about complex questions": empty("complex", '{"pairs": "none"}'),
     "no usable paraphrase": empty("paraphrase", '{"paraphrase": ""}'),
-    "coverage never confirmed": empty("verify", '{"missing": "nothing", "lost": [], "wrong": []}'),
+    "coverage was never verified": empty("verify", '{"missing": "nothing", "lost": [], "wrong": []}'),
     "facts still missing after the last round": empty("verify", '{"missing": [{"fact": "The date."}]}'),
 }
 
@@ -485,7 +485,7 @@ def test_only_new_and_changed_documents_are_asked_about(tmp_path):
 
 
 def test_dropped_passages_are_tried_again_only_with_more_rounds(tmp_path):
-    assert synthesize(TEXTS[:1], Teacher(DROPPED["coverage never confirmed"]), tmp_path, max_rounds=2).kept == 0
+    assert synthesize(TEXTS[:1], Teacher(DROPPED["coverage was never verified"]), tmp_path, max_rounds=2).kept == 0
     teacher = Teacher()
     assert synthesize(TEXTS[:1], teacher, tmp_path, max_rounds=2).kept == 0
     assert teacher.prompts == []
@@ -504,9 +504,9 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
 @pytest.mark.parametrize(
     "lines, message",
     [
-        ('{"journal": 0}\n', "journal.jsonl:1: made by another version"),
-        ("no json\n", "journal.jsonl:1: no JSON"),
-        ('{"journal": 1, "prompts": 1}\n{"passage": 7}\n', "journal.jsonl:2: no line of a journal of synthesis"),
+        ('{"journal": 0}\n', "journal.jsonl:1: expected the header"),
+        ("no json\n", "journal.jsonl:1: not valid JSON"),
+        ('{"journal": 1, "prompts": 1}\n{"passage": 7}\n', "journal.jsonl:2: not a line of a synthesis journal"),
     ],
 )
 def test_a_journal_that_is_none_is_left_alone(tmp_path, lines, message):
@@ -521,9 +521,9 @@ def test_a_journal_that_is_none_is_left_alone(tmp_path, lines, message):
 
 def test_what_cannot_be_a_passage_is_counted(tmp_path, caplog):
     report = synthesize([TEXTS[0], " \n", TEXTS[0], "half \ud83d pair"], Teacher(), tmp_path)
-    assert report.dropped == {"empty text": 1, "same text as another": 1, "no Unicode text": 1}
+    assert report.dropped == {"empty text": 1, "same text as another": 1, "invalid Unicode": 1}
     assert "synthesis left out 3 passages" in caplog.text
-    with pytest.raises(ValueError, match=r"there is no passage to work on; left out: {'empty text': 1}"):
+    with pytest.raises(ValueError, match=r"there is no passage to write questions about; left out: {'empty text': 1}"):
         synthesize([""], Teacher(), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

@@ -132,4 +132,4 @@ def open_random(folder: Path, seed: int) -> Opened:
         for role in Role:
             init_adapter(layer, role, generator)
     vocabulary = len(tokenizer) - len(CONFIG.added_tokens)
-    return Opened(model, tokenizer, str(folder), "random weights", set(Role), vocabulary, bring_base=True)
+    return Opened(model, tokenizer, str(folder), "random weights", set(Role), vocabulary, copy_base=True)

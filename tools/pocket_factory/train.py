@@ -165,7 +165,7 @@ class Run:
         (self.folder / "state.new").rename(self.folder / "state.safetensors")
         (self.folder / "state.json").write_text(json.dumps(vars(self.progress)), encoding="utf-8")
         write_model(
-            self.folder / "checkpoint", self.opened, CONFIG.training_stage, "# in training\n", base_learned=True
+            self.folder / "checkpoint", self.opened, CONFIG.training_stage, "# in training\n", base_trained=True
         )
 
     def step(self, step: Step, done: float) -> tuple[Outcome, float]:

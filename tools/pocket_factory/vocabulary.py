@@ -83,5 +83,5 @@ def transplant(folder: Path, lesson: Lesson, start: str = "pocket") -> Opened:
                 new[place] = mean if first is None else first * before[ids[0]] + (1 - first) * before[ids[1:]].mean(0)
     print(f"{len(words)} pieces: {kept // 2} rows as they were, {spelled // 2} made of several")
     return Opened(
-        model, tokenizer, str(folder), start, set(Role), len(tokenizer) - len(CONFIG.added_tokens), bring_base=True
+        model, tokenizer, str(folder), start, set(Role), len(tokenizer) - len(CONFIG.added_tokens), copy_base=True
     )

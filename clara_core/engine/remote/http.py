@@ -8,13 +8,15 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from numbers import Integral, Real
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import httpx
 
 from clara_core.common.errors import FingerprintMismatch, ServerError, ServerOverloaded, ServerUnreachable
+from clara_core.common.surrogates import replace_surrogates
 from clara_core.engine.remote.wire import CODES, FINGERPRINT
 
 KEY_VARIABLE: Final = "CLARA_API_KEY"
@@ -24,7 +26,11 @@ _PATIENCE: Final = 30.0  # seconds of waiting between tries, in all
 _MOST_BYTES: Final = 1 << 30  # of a reply
 _TIMEOUT: Final = httpx.Timeout(600, connect=5, pool=600)
 _SILENCE: Final = httpx.Timeout(60, connect=5, pool=600)  # between two pieces of a stream; the server pings
-_LIMITS: Final = httpx.Limits(max_connections=32, max_keepalive_connections=32)
+_SETTINGS: Final[Mapping[str, Any]] = {
+    "timeout": _TIMEOUT,
+    "limits": httpx.Limits(max_connections=32, max_keepalive_connections=32),
+    "follow_redirects": False,
+}
 _BUSY: Final = (429, 503)
 _GATEWAY: Final = (502, 504)
 
@@ -42,7 +48,8 @@ class Connection:
         self._headers = {"content-type": "application/json"}
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
-        self._client = httpx.Client(timeout=_TIMEOUT, limits=_LIMITS, follow_redirects=False)
+        self._process = os.getpid()
+        self._client = httpx.Client(**_SETTINGS)
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
         self.fingerprint: str | None = None
         """Of the model, once it is known; a reply of another one is refused."""
@@ -52,8 +59,8 @@ class Connection:
 
     def close(self) -> None:
         """Close what is idle; the next request connects again."""
-        self._client.close()
-        self._client = httpx.Client(timeout=_TIMEOUT, limits=_LIMITS, follow_redirects=False)
+        self._here().close()
+        self._client = httpx.Client(**_SETTINGS)
 
     # --- whole replies -----------------------------------------------------------------------------------
 
@@ -76,59 +83,44 @@ class Connection:
     @contextmanager
     def lines(self, path: str) -> Iterator[Iterator[Any]]:
         """What the server says at a path, as JSON line by line."""
-        with self._client.stream("GET", self.url + path, headers=self._sent(None)) as response:
+        with self._here().stream("GET", self.url + path, headers=self._sent(None)) as response:
             if not response.is_success:
                 raise error_of(response, b"".join(_bounded(response.iter_bytes())), self.url)
             self._check(response)
             yield (_json(line.encode()) for line in response.iter_lines() if line)
 
-    async def aget(self, path: str) -> Any:
-        """Awaitable `get`."""
-        return _json(await self._asend("GET", path, None))
-
-    async def apost(self, path: str, payload: Mapping[str, Any]) -> Any:
+    async def apost(self, path: str, payload: Mapping[str, Any], *, repeatable: bool = True) -> Any:
         """Awaitable `post`."""
-        return _json(await self._asend("POST", path, _body(payload)))
+        return _json(await self._asend(path, _body(payload), repeatable=repeatable))
 
     async def afetch(self, path: str, payload: Mapping[str, Any]) -> bytes:
         """Awaitable `fetch`."""
-        return await self._asend("POST", path, _body(payload))
+        return await self._asend(path, _body(payload), repeatable=True)
 
     def _send(
         self, method: str, path: str, body: bytes | None, *, repeatable: bool, headers: Mapping[str, str] | None = None
     ) -> bytes:
         tries = _Tries(self.url, repeatable=repeatable)
         while True:
-            try:
-                with self._client.stream(
-                    method, self.url + path, content=body, headers=self._sent(headers)
-                ) as response:
-                    reply = b"".join(_bounded(response.iter_bytes()))
-            except httpx.TransportError as exc:
-                pause = tries.pause_after(exc)
-            else:
-                if response.is_success:
+            request = self._here().stream(method, self.url + path, content=body, headers=self._sent(headers))
+            with tries, request as response:
+                reply = b"".join(_bounded(response.iter_bytes()))
+                if tries.succeeded(response, reply):
                     self._check(response)
                     return reply
-                pause = tries.pause_after_reply(response, reply)
-            time.sleep(pause)
+            time.sleep(tries.pause)
 
-    async def _asend(self, method: str, path: str, body: bytes | None) -> bytes:
-        tries = _Tries(self.url, repeatable=True)
+    async def _asend(self, path: str, body: bytes, *, repeatable: bool) -> bytes:
+        tries = _Tries(self.url, repeatable=repeatable)
         while True:
-            try:
-                async with self._here().stream(
-                    method, self.url + path, content=body, headers=self._sent(None)
-                ) as response:
+            request = self._ahere().stream("POST", self.url + path, content=body, headers=self._sent(None))
+            with tries:
+                async with request as response:
                     reply = await _abounded(response.aiter_bytes())
-            except httpx.TransportError as exc:
-                pause = tries.pause_after(exc)
-            else:
-                if response.is_success:
-                    self._check(response)
-                    return reply
-                pause = tries.pause_after_reply(response, reply)
-            await asyncio.sleep(pause)
+                    if tries.succeeded(response, reply):
+                        self._check(response)
+                        return reply
+            await asyncio.sleep(tries.pause)
 
     # --- streams -----------------------------------------------------------------------------------------
 
@@ -136,63 +128,51 @@ class Connection:
     def events(self, path: str, payload: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
         """The events of a stream. Tried again until it begins, and never after that; leaving it closes it."""
         tries = _Tries(self.url, repeatable=False)
-        while True:
-            stream = self._client.stream(
-                "POST", self.url + path, content=_body(payload), headers=self._sent(_STREAM), timeout=_SILENCE
-            )
-            try:
-                response = stream.__enter__()
-            except httpx.TransportError as exc:
-                time.sleep(tries.pause_after(exc))
-                continue
-            if response.is_success:
-                break
-            try:
-                reply = b"".join(_bounded(response.iter_bytes()))
-            finally:
-                stream.__exit__(None, None, None)
-            time.sleep(tries.pause_after_reply(response, reply))
-        try:
+        asked: dict[str, Any] = {"content": _body(payload), "headers": self._sent(_STREAM), "timeout": _SILENCE}
+        with ExitStack() as stack:
+            while True:
+                with tries:
+                    response = stack.enter_context(self._here().stream("POST", self.url + path, **asked))
+                    if response.is_success or tries.succeeded(response, b"".join(_bounded(response.iter_bytes()))):
+                        break
+                stack.close()
+                time.sleep(tries.pause)
             self._check(response)
             yield _said(response.iter_lines(), self.url)
-        finally:
-            stream.__exit__(None, None, None)
 
     @asynccontextmanager
     async def aevents(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """Asynchronous `events`."""
         tries = _Tries(self.url, repeatable=False)
-        while True:
-            stream = self._here().stream(
-                "POST", self.url + path, content=_body(payload), headers=self._sent(_STREAM), timeout=_SILENCE
-            )
-            try:
-                response = await stream.__aenter__()
-            except httpx.TransportError as exc:
-                await asyncio.sleep(tries.pause_after(exc))
-                continue
-            if response.is_success:
-                break
-            try:
-                reply = await _abounded(response.aiter_bytes())
-            finally:
-                await stream.__aexit__(None, None, None)
-            await asyncio.sleep(tries.pause_after_reply(response, reply))
-        try:
+        asked: dict[str, Any] = {"content": _body(payload), "headers": self._sent(_STREAM), "timeout": _SILENCE}
+        async with AsyncExitStack() as stack:
+            while True:
+                with tries:
+                    response = await stack.enter_async_context(self._ahere().stream("POST", self.url + path, **asked))
+                    if response.is_success or tries.succeeded(response, await _abounded(response.aiter_bytes())):
+                        break
+                await stack.aclose()
+                await asyncio.sleep(tries.pause)
             self._check(response)
             yield _asaid(response.aiter_lines(), self.url)
-        finally:
-            await stream.__aexit__(None, None, None)
 
     # --- within ------------------------------------------------------------------------------------------
 
-    def _here(self) -> httpx.AsyncClient:
+    def _here(self) -> httpx.Client:
+        """The client of this process: two processes at one connection would read each other's replies."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._client = httpx.Client(**_SETTINGS)
+            self._clients = WeakKeyDictionary()
+        return self._client
+
+    def _ahere(self) -> httpx.AsyncClient:
         """The client of the event loop that runs: connections belong to the loop that opened them."""
+        self._here()
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
-            client = httpx.AsyncClient(timeout=_TIMEOUT, limits=_LIMITS, follow_redirects=False)
-            self._clients[loop] = client
+            client = self._clients[loop] = httpx.AsyncClient(**_SETTINGS)
         return client
 
     def _sent(self, headers: Mapping[str, str] | None) -> dict[str, str]:
@@ -216,45 +196,53 @@ def key_from_environment() -> str | None:
     return os.environ.get(KEY_VARIABLE) or None
 
 
-class _Tries:
-    """How often a request is made again, and after how long."""
+class _Tries(AbstractContextManager["_Tries"]):
+    """A request that may be made again: entered for each try, and left with `pause` where there is to be another.
+
+    Args:
+        url: Of the server.
+        repeatable: Whether a request may be made again that the server has perhaps begun to answer.
+    """
 
     def __init__(self, url: str, *, repeatable: bool) -> None:
         self._url = url
         self._repeatable = repeatable
         self._left = _TRIES - 1
         self._until = time.monotonic() + _PATIENCE
+        self.pause = 0.0
+        """Seconds to wait before the next try."""
 
-    def pause_after(self, exc: httpx.TransportError) -> float:
-        """Seconds to wait after a failure to talk to the server; raises where it is not tried again."""
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> bool:
+        """Pass over a failure to talk to the server, if there is to be another try."""
+        if not isinstance(exc, httpx.TransportError):
+            return False
         never_sent = isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
         broken = isinstance(exc, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError)
-        pause = self._pause(None) if never_sent or (broken and self._repeatable) else None
-        if pause is None:
+        if not (never_sent or (broken and self._repeatable)) or not self._again(None):
             raise ServerUnreachable(
                 f"the server at {self._url} does not answer ({type(exc).__name__}: {exc}); check the address, and "
                 "whether `clara serve` runs there"
             ) from exc
-        return pause
+        return True
 
-    def pause_after_reply(self, response: httpx.Response, reply: bytes) -> float:
-        """Seconds to wait after an error of the server; raises it where it is not tried again."""
+    def succeeded(self, response: httpx.Response, reply: bytes) -> bool:
+        """Whether this is a good reply; raises an error of the server that another try does not mend."""
         status = response.status_code
+        if response.is_success:
+            return True
         again = status in _BUSY or (status in _GATEWAY and self._repeatable)
-        if response.headers.get("x-should-retry") == "false":
-            again = False
-        pause = self._pause(_seconds(response)) if again else None
-        if pause is None:
+        if response.headers.get("x-should-retry") == "false" or not again or not self._again(_seconds(response)):
             raise error_of(response, reply, self._url)
-        return pause
+        return False
 
-    def _pause(self, told: float | None) -> float | None:
+    def _again(self, told: float | None) -> bool:
+        """Take one more try, after as many seconds as the server said."""
         if self._left == 0:
-            return None
+            return False
         self._left -= 1
         pause = told if told is not None else 0.5 * 2 ** (_TRIES - 2 - self._left)
-        pause *= 1 + random.random() / 4  # so that those who were refused together do not come back together
-        return pause if time.monotonic() + pause < self._until else None
+        self.pause = pause * (1 + random.random() / 4)  # so that those who were refused together do not come back so
+        return time.monotonic() + self.pause < self._until
 
 
 def error_of(response: httpx.Response, reply: bytes, url: str) -> Exception:
@@ -283,7 +271,20 @@ def _seconds(response: httpx.Response) -> float | None:
 
 
 def _body(payload: Mapping[str, Any]) -> bytes:
-    return json.dumps(payload, allow_nan=False, separators=(",", ":")).encode()
+    told = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_number)
+    try:
+        return told.encode()
+    except UnicodeEncodeError:
+        return replace_surrogates(told).encode()  # as the server's model would read them
+
+
+def _number(value: object) -> int | float:
+    """A number of numpy and its like as JSON knows it."""
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"a {type(value).__name__} cannot be sent to a server: {value!r:.60}")
 
 
 def _json(reply: bytes) -> Any:

@@ -25,7 +25,7 @@ from clara_core.common.errors import (
     UnknownOption,
     WindowOverflow,
 )
-from clara_core.engine.evidence import Checks, Citation
+from clara_core.engine.evidence import Attribution, Checks, Citation
 from clara_core.engine.logprobs import TokenLogprob
 from clara_core.engine.sampling import Answer
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clara_core.data.memory import Memory
+    from clara_core.engine.fidelity import Fidelity
 
 TENSORS: Final = "application/vnd.safetensors"
 FINGERPRINT: Final = "x-clara-fingerprint"
@@ -94,7 +95,7 @@ def answer_from_wire(told: Mapping[str, Any]) -> Answer:
         known = {each.name: told[each.name] for each in fields(Answer) if each.name in told}
         known["logprobs"] = logprobs_from_wire(told.get("logprobs"))
         if (citations := told.get("citations")) is not None:
-            known["citations"] = tuple(Citation(**each) for each in citations)
+            known["citations"] = _citations(citations)
         if (attribution := told.get("attribution")) is not None:
             known["attribution"] = tuple(map(float, attribution))
         if (checks := told.get("checks")) is not None:
@@ -102,6 +103,38 @@ def answer_from_wire(told: Mapping[str, Any]) -> Answer:
         return Answer(**known)
     except (TypeError, ValueError, AttributeError) as exc:
         raise ServerError(f"the server sent no answer, but {told!r:.100}") from exc
+
+
+def attribution_from_wire(told: Mapping[str, Any]) -> Attribution:
+    """An attribution that was written field by field.
+
+    Raises:
+        ServerError: It is none.
+    """
+    try:
+        scores = tuple(map(float, told["scores"]))
+        return Attribution(**{**told, "scores": scores, "citations": _citations(told["citations"])})
+    except (TypeError, ValueError, KeyError) as exc:
+        raise ServerError(f"the server sent no attribution, but {told!r:.100}") from exc
+
+
+def fidelity_from_wire(told: Mapping[str, Any]) -> Fidelity:
+    """A fidelity that was written field by field.
+
+    Raises:
+        ServerError: It is none.
+    """
+    from clara_core.engine.fidelity import Fidelity, WeakSpan
+
+    try:
+        spans = tuple(WeakSpan(**each) for each in told["spans"])
+        return Fidelity(tuple(map(float, told["windows"])), float(told["loss"]), spans)
+    except (TypeError, ValueError, KeyError) as exc:
+        raise ServerError(f"the server sent no fidelity, but {told!r:.100}") from exc
+
+
+def _citations(told: Sequence[Mapping[str, Any]]) -> tuple[Citation, ...]:
+    return tuple(Citation(**each) for each in told)
 
 
 def logprobs_to_wire(logprobs: Sequence[TokenLogprob] | None) -> list[dict[str, Any]] | None:

@@ -1,6 +1,6 @@
-"""Whole corpora into a store, by one process or by a job over many devices. Needs the extra ``store``.
+"""Compresses whole corpora into a store, in one process or with a job on many devices. Needs the extra ``store``.
 
-Importing this package loads neither torch nor Lance; a name is resolved at its first use.
+Importing this package loads neither torch nor Lance; names are resolved at first use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from clara_core.store.bulk.job import compress_dataset
     from clara_core.store.bulk.shards import Columns
 
-ROWS_PER_SHARD: Final = 16_384  # documents: minutes of a GPU, which is what a dead worker loses
+ROWS_PER_SHARD: Final = 16_384  # documents: minutes of GPU time, which are lost if a worker dies
 
 __all__ = ["BatchCompressor", "Columns", "FragmentWriter", "commit_written", "compress_dataset", "prepare_store"]
 

@@ -1,4 +1,4 @@
-"""Sets of very many strings as 16 bytes each: which came before, which are among others."""
+"""16-byte digests of strings, for sets of very many strings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-DIGEST: Final = np.dtype("S16")  # of an id or a text: 128 bits
+DIGEST: Final = np.dtype("S16")  # digest of an id or a text: 128 bits
 
 
 def digests(strings: Iterable[str]) -> NDArray[np.bytes_]:
-    """``[n]`` of `DIGEST`."""
+    """Digests ``[n]`` of type `DIGEST`."""
     hashes = (hashlib.blake2b(string.encode("utf-8", "surrogatepass"), digest_size=16).digest() for string in strings)
     return np.frombuffer(b"".join(hashes), DIGEST)
 

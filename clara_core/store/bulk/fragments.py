@@ -1,9 +1,9 @@
-"""Texts to rows of a store and rows to its files, as functions over record batches that any framework can call.
+"""Converts texts to rows of a store and writes rows to its files, as functions over record batches for any framework.
 
     prepare_store -> schema      BatchCompressor: texts -> rows      FragmentWriter: rows -> files      commit_written
 
-The first and the last are called once, where the job is started; the two between in as many processes as there are
-devices. They hold nothing but plain values, so that they can be sent there.
+Call the first and the last once, where the job is started, and the two between in as many processes as there are
+devices. They hold only plain values, so that they can be sent there.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ if TYPE_CHECKING:
 
 WRITTEN: Final = pa.schema(
     [
-        pa.field("files", pa.list_(pa.string())),  # JSON of Lance
-        pa.field("ids", pa.binary()),  # digests, one after the other
+        pa.field("files", pa.list_(pa.string())),  # Lance's fragments as JSON
+        pa.field("ids", pa.binary()),  # concatenated digests
         pa.field("documents", pa.int64()),
     ]
 )
-"""What is known of rows that were written and not committed yet: one row for each part of a dataset."""
+"""Describes rows that are written but not committed: one row for each part of a dataset."""
 
-_BATCH_BYTES: Final = 1 << 25  # of memories in a batch of rows
-_FILE_BYTES: Final = 1 << 30  # of rows in a file, about
+_BATCH_BYTES: Final = 1 << 25  # bytes of memories in a batch of rows
+_FILE_BYTES: Final = 1 << 30  # approximate bytes of a file of rows
 
 
 def prepare_store(
@@ -64,15 +64,14 @@ def prepare_store(
     memory_type: MemoryType = "bfloat16",
     key_length: int = DEFAULT_LENGTH,
 ) -> pa.Schema:
-    """The schema of a store; where there is none yet, an empty one is made.
+    """Return the schema of a store; create an empty store if there is none.
 
     Args:
         uri: Folder, or address of an object store.
-        texts: A few hundred of the corpus: knowing what their memories have in common makes the keys better. A store
-            that is there already needs none.
-        engine: What the store is for.
-        memory_type: How memories are written, in a new store.
-        key_length: Numbers of a key, in a new store.
+        texts: A few hundred texts of the corpus, to fit the keys of a new store; an existing store needs none.
+        engine: Arguments of the engine whose memories the store will hold.
+        memory_type: Number format of memories in a new store.
+        key_length: Numbers of a key in a new store.
     """
     table = Table(uri)
     dataset = table.latest()
@@ -88,17 +87,18 @@ def prepare_store(
 
 @dataclass(frozen=True)
 class BatchCompressor:
-    """Record batches of texts to record batches of a store's rows; may be pickled, and is the same in every process.
+    """Converts record batches of texts to record batches of a store's rows.
 
         compress_batches = BatchCompressor(schema, EngineArguments(model="pocket"), Columns(id="id"))
         rows = compress_batches(iter(table.to_batches()))
 
-    Each process opens one engine, at first use; there, "auto" finds its device.
+    It can be pickled and gives the same result in every process. Each process opens one engine at first use; the device
+    "auto" is resolved there.
 
     Attributes:
-        schema: Of the store, from `prepare_store`; what comes out has it.
-        engine: Arguments of the engine. An access token does not travel: set ``HF_TOKEN`` where the work is done.
-        columns: Where the batches keep text, id and metadata.
+        schema: Schema of the store, from `prepare_store`, and of the result.
+        engine: Arguments of the engine. An access token is not sent to other processes: set ``HF_TOKEN`` there.
+        columns: Columns of the batches with text, id and metadata.
     """
 
     schema: pa.Schema
@@ -109,16 +109,16 @@ class BatchCompressor:
         object.__setattr__(self, "engine", elsewhere(self.engine))
 
     def __call__(self, given: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Compress any number of batches in bounded memory; the rows come in the order of the texts.
+        """Compress any number of batches in bounded memory; the rows have the order of the texts.
 
         Raises:
-            DataError: A row holds no text, or metadata that JSON does not know.
-            FingerprintMismatch: The engine is another than the one that the store is for.
+            DataError: A row has no text, or metadata that JSON cannot represent.
+            FingerprintMismatch: The store is for another engine.
         """
         return self.compress(map(self.columns.rows, given), time.time_ns())
 
     def compress(self, parts: Iterable[Rows], serial: int) -> Iterator[pa.RecordBatch]:
-        """The same, from rows that are taken out of their columns; `serial` is the number of the first of them."""
+        """Compress rows that are already extracted from their columns; `serial` is the number of the first one."""
         engine = ClaraEngine.from_pretrained(**self.engine.public())
         layout = self.layout
         if engine.fingerprint != layout.space.fingerprint:
@@ -139,7 +139,7 @@ class BatchCompressor:
             yield layout.rows(entries, serial)
 
     def _entries(self, engine: ClaraEngine, parts: Iterable[Rows]) -> Iterator[Entry]:
-        """Documents with their memories, in order; a blank one has no window."""
+        """Documents with their memories, in order; a blank document has no windows."""
         waiting: deque[tuple[Document, str]] = deque()
 
         def texts() -> Iterator[str]:
@@ -164,7 +164,7 @@ class BatchCompressor:
 
     @cached_property
     def layout(self) -> Layout:
-        """What the schema says."""
+        """Layout of the schema."""
         return Layout.of(self.schema, "schema=")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -173,16 +173,16 @@ class BatchCompressor:
 
 @dataclass(frozen=True)
 class FragmentWriter:
-    """Record batches of a store's rows into files of the store, which `commit_written` makes part of it.
+    """Writes record batches of a store's rows into files of the store, which `commit_written` adds to it.
 
     Attributes:
-        uri: Of the store.
+        uri: Address of the store.
     """
 
     uri: str
 
     def __call__(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Write all of them; yields one batch of one row with the schema `WRITTEN`."""
+        """Write all rows; yields one batch of one row with the schema `WRITTEN`."""
         dataset = Table(self.uri).latest()
         if dataset is None:
             raise StoreError(f"there is no store at {self.uri}; call prepare_store first")
@@ -199,7 +199,7 @@ def _noted(rows: Iterator[pa.RecordBatch], ids: list[str]) -> Iterator[pa.Record
 
 
 def _write(dataset: LanceDataset, rows: Iterator[pa.RecordBatch]) -> list[FragmentMetadata]:
-    """Write rows to files of a table that belong to no version of it yet; none for none."""
+    """Write rows to files of a table that belong to no version of it yet; no rows give no file."""
     first = next(rows, None)
     if first is None:
         return []
@@ -210,7 +210,7 @@ def _write(dataset: LanceDataset, rows: Iterator[pa.RecordBatch]) -> list[Fragme
             yield first
             yield from rows
         except Exception as exc:
-            failures.append(exc)  # Lance keeps nothing of it but its text
+            failures.append(exc)  # Lance keeps only its text
             raise
 
     reader = pa.RecordBatchReader.from_batches(first.schema, kept())
@@ -224,14 +224,14 @@ def _write(dataset: LanceDataset, rows: Iterator[pa.RecordBatch]) -> list[Fragme
 
 
 def commit_written(uri: str, written: Iterable[pa.RecordBatch]) -> int:
-    """Make rows part of a store, all at once; a document that was there under one of their ids is replaced.
+    """Add written rows to a store in one commit; documents with the same ids are replaced.
 
     Args:
-        uri: Of the store.
-        written: What `FragmentWriter` said of them.
+        uri: Address of the store.
+        written: The batches that `FragmentWriter` returned.
 
     Returns:
-        How many documents they are.
+        Number of documents.
 
     Raises:
         DataError: An id was written twice.
@@ -252,7 +252,7 @@ def commit_written(uri: str, written: Iterable[pa.RecordBatch]) -> int:
 
     before, after = table.change(commit)
     if after != before + 1 and (dataset := table.latest()) is not None:
-        # Others wrote at that moment: of an id that they put in as well, these rows stay.
+        # Others wrote at the same time: of ids that they added as well, the rows of this job stay.
         written = {file.path for fragment in fragments for file in fragment.files}
         others = {
             fragment.fragment_id
@@ -267,7 +267,7 @@ def commit_written(uri: str, written: Iterable[pa.RecordBatch]) -> int:
 
 
 def _rows_of(dataset: LanceDataset, ids: NDArray[np.bytes_], files: set[int]) -> dict[int, list[int]]:
-    """Numbers of the rows of some files that have one of the ids, by file."""
+    """Numbers of the rows with one of the ids in some files, by file."""
     found: dict[int, list[int]] = {}
     for fragment in dataset.get_fragments():
         if fragment.fragment_id in files:
@@ -279,16 +279,16 @@ def _rows_of(dataset: LanceDataset, ids: NDArray[np.bytes_], files: set[int]) ->
 
 
 def elsewhere(engine: EngineArguments) -> EngineArguments:
-    """Arguments that mean the same in another process: whole paths, no access token, "auto" not decided yet."""
+    """Arguments with the same meaning in another process: absolute paths, no access token, "auto" not resolved."""
     whole = engine.model_copy(update={"device": "cpu"}).resolved()
     return whole.model_copy(update={"device": engine.device, "dtype": engine.dtype, "token": None})
 
 
 def described_documents(rows: Rows, fingerprint: str) -> list[tuple[Document, str]]:
-    """Documents of a dataset, checked, and the content of each; one without an id has one that follows from its text.
+    """Checked documents of a dataset with their contents; a document without an id gets one made from its text.
 
     Raises:
-        DataError: Metadata is not JSON.
+        DataError: Metadata cannot be represented in JSON.
     """
     found = []
     for index, (text, metadata) in enumerate(zip(rows.texts, rows.metadatas, strict=True)):

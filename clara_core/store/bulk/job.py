@@ -1,11 +1,11 @@
-"""A whole dataset into a store: in this process, or by a Ray job with an engine on every device.
+"""Compresses a dataset into a store, in this process or with a Ray job that runs an engine on every device.
 
     compress_dataset("corpus.parquet", "store", columns=Columns(id="id"))
     compress_dataset("corpus.parquet", "store", columns=Columns(id="id"), workers=8)    # needs the extra `ray`
     clara bulk corpus.parquet store --id-column id --workers 8
 
-Each worker reads, compresses and writes shards of the dataset; no memory ever travels. One commit at the end makes all
-of them part of the store. A job that was stopped goes on where it was when it is called again.
+Each worker reads, compresses and writes shards of the dataset; memories are not sent between processes. One commit at
+the end adds all rows to the store. To continue an interrupted job, call it again.
 
 `BatchCompressor` and `FragmentWriter` do the same inside other frameworks; `docs/bulk.md` shows Spark.
 """
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
     from clara_core.store.codec import MemoryType
 
 _SAMPLE: Final = FIT_ROWS  # texts that keys are fitted to
-_TRIES: Final = 5  # of a shard whose worker died: Ray by itself would try one that kills every worker for ever
+_TRIES: Final = 5  # attempts for a shard whose worker dies; Ray alone would retry it for ever
 
 
 @dataclass(frozen=True)
 class Task:
-    """A shard that has to be compressed, where in the dataset it begins, and places of its rows that are left out."""
+    """A shard to compress, its first row in the dataset, and the positions of its rows to skip."""
 
     shard: Shard
     start: int
@@ -63,13 +63,15 @@ class Task:
 
 @dataclass(frozen=True)
 class ShardWorker:
-    """Compresses shards and notes what it wrote. Holds plain values, so that it can be sent to other processes.
+    """Compresses shards and records the files that it wrote.
+
+    It holds only plain values, so that it can be sent to other processes.
 
     Attributes:
         source: The dataset.
-        uri: Of the store.
-        compress: Texts to rows.
-        run: Tells this call of the job from others.
+        uri: Address of the store.
+        compress: Converts texts to rows.
+        run: Identifies this call of the job.
         serial: Number of the first row of the dataset.
     """
 
@@ -80,13 +82,13 @@ class ShardWorker:
     serial: int
 
     def __call__(self, task: Task) -> int:
-        """Write a shard, unless it is written already; returns how many documents it has."""
+        """Write a shard, unless it is written already; returns its number of documents."""
         progress = Progress(self.uri)
         written = progress.written(task.shard.name)
         if written is None:
             if progress.tried(task.shard.name, self.run) >= _TRIES:
                 raise StoreError(
-                    f"{_TRIES} workers died of {task.shard}; have its rows looked at, or give them more memory"
+                    f"{_TRIES} workers died of {task.shard}; check its rows, or give the workers more memory"
                 )
             parts = read_shard(self.source, task.shard, self.compress.columns)
             rows = self.compress.compress(_without(parts, set(task.left_out)), self.serial + task.start)
@@ -108,40 +110,40 @@ def compress_dataset(
     rows_per_shard: int = ROWS_PER_SHARD,
     show_progress: bool = False,
 ) -> int:
-    """Compress a dataset into a store. Nothing of it is seen in the store before all of it is there.
+    """Compress a dataset into a store. The documents become visible in the store together, at the end.
 
-    Documents that are in the store as they are in the dataset are left alone; others under the same ids are replaced.
+    Documents that the store holds unchanged are skipped; others with the same ids are replaced.
 
     Args:
         source: Parquet, JSON lines or Lance: a file, a folder, or an address of an object store.
-        uri: Of the store: a folder or an address of an object store.
+        uri: Address of the store: a folder or an address of an object store.
         engine: Arguments of the engine.
-        columns: Where the dataset keeps text, id and metadata. Without ids, equal texts are one document.
-        workers: Processes of a Ray job, each with an engine and, where Ray knows of GPUs, one of those. 0 does all
-            of it in this process.
-        memory_type: How memories are written, in a new store.
-        key_length: Numbers of a key, in a new store.
-        rows_per_shard: Documents of a shard, about: the work that is lost when a worker dies.
+        columns: Columns of the dataset with text, id and metadata. Without ids, equal texts are one document.
+        workers: Processes of a Ray job, each with its own engine and, if Ray finds GPUs, its own GPU. 0 does
+            everything in this process.
+        memory_type: Number format of memories in a new store.
+        key_length: Numbers of a key in a new store.
+        rows_per_shard: Approximate documents of a shard: the work that is lost when a worker dies.
         show_progress: Draw a progress bar.
 
     Returns:
-        How many documents were written.
+        Number of documents written.
 
     Raises:
-        DataError: Something in the dataset is not what it should be, or an id comes twice.
+        DataError: A value in the dataset is invalid, or an id occurs twice.
         FingerprintMismatch: The store is for another model.
-        StoreError: Another job was begun at this store and not finished.
+        StoreError: Another job for this store is unfinished.
     """
     from tqdm.auto import tqdm
 
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
     if engine is not None and engine.token is not None:
-        # The token does not travel to the workers; in this process the engine is known by it.
+        # The token is not sent to the workers; in this process it is part of the engine's identity.
         from clara_core.engine.engine import ClaraEngine
 
         ClaraEngine.from_pretrained(**option_values(engine))
-    # Workers may stand in other folders, and on machines with other devices.
+    # Workers may run in other folders, and on machines with other devices.
     source, uri, engine = definite(source), definite(uri), elsewhere(engine or EngineArguments())
     columns = columns or Columns()
     progress = Progress(uri)
@@ -170,10 +172,10 @@ def compress_dataset(
 
 
 def _plan(source: str, uri: str, shards: Sequence[Shard], columns: Columns, fingerprint: str) -> tuple[list[Task], int]:
-    """The shards with something to compress, and how many documents that is. Reads the dataset once.
+    """The shards to compress, and their number of documents. Reads the dataset once.
 
     Raises:
-        DataError: An id comes twice.
+        DataError: An id occurs twice.
     """
     found = [_digests_of(source, shard, columns, fingerprint) for shard in shards]
     ids = np.concatenate([ids for ids, _ in found] or [np.empty(0, DIGEST)])
@@ -187,14 +189,14 @@ def _plan(source: str, uri: str, shards: Sequence[Shard], columns: Columns, fing
     for shard, (part, _) in zip(shards, found, strict=True):
         keep = wanted[start : start + len(part)]
         start += len(part)
-        # A shard that is written already belongs to the job, whatever is in the store by now.
+        # A shard that is already written belongs to the job, whatever the store holds by now.
         if keep.any() or Progress(uri).written(shard.name) is not None:
             tasks.append(Task(shard, start - len(part), tuple(np.flatnonzero(~keep).tolist())))
     return tasks, int(wanted.sum())
 
 
 def _digests_of(source: str, shard: Shard, columns: Columns, fingerprint: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Of the ids of a shard, and of all that a document is."""
+    """Digests of the ids of a shard, and of its whole documents."""
     found = [each for rows in read_shard(source, shard, columns) for each in described_documents(rows, fingerprint)]
     return digests(document.id for document, _ in found), digests(
         _state(document.id, content, document.metadata) for document, content in found
@@ -202,7 +204,7 @@ def _digests_of(source: str, shard: Shard, columns: Columns, fingerprint: str) -
 
 
 def _states_in(uri: str) -> NDArray[Any]:
-    """The same of all documents of the store."""
+    """The same digests for all documents of the store."""
     dataset = Table(uri).latest()
     if dataset is None:
         return np.empty(0, DIGEST)
@@ -221,7 +223,7 @@ def _twice(source: str, shards: Sequence[Shard], columns: Columns, place: int, s
     for shard, size in zip(shards, sizes, strict=True):
         if place < size:
             ids = [id_ for rows in read_shard(source, shard, columns) for id_ in rows.ids or ()]
-            return f"the id {ids[place]!r:.80} comes again in {shard.path}; give each document its own"
+            return f"the id {ids[place]!r:.80} occurs again in {shard.path}; give each document its own id"
         place -= size
     raise IndexError(place)
 
@@ -232,7 +234,7 @@ def _sample(source: str, shards: Sequence[Shard], columns: Columns) -> list[str]
 
 
 def _without(parts: Iterable[Rows], left_out: set[int]) -> Iterator[Rows]:
-    """Rows but for those at some places."""
+    """Rows without those at some positions."""
     start = 0
     for rows in parts:
         kept = [index for index in range(len(rows.texts)) if start + index not in left_out]
@@ -245,31 +247,31 @@ def _without(parts: Iterable[Rows], left_out: set[int]) -> Iterator[Rows]:
 
 
 class _Here:
-    """This process."""
+    """Runs tasks in this process."""
 
     @staticmethod
     def prepare(work: Callable[[], pa.Schema]) -> pa.Schema:
-        """Do what needs an engine."""
+        """Call a function that needs an engine."""
         return work()
 
     @staticmethod
     def run(worker: ShardWorker, tasks: Sequence[Task]) -> Iterator[int]:
-        """Do the tasks; yields the documents of each."""
+        """Run the tasks; yields the number of documents of each."""
         yield from map(worker, tasks)
 
 
 class _Ray:
-    """Actors of Ray, each with one device: a GPU where the cluster has any, else a processor core.
+    """Runs tasks in Ray actors, each with one GPU if the cluster has any, else a processor core.
 
     Args:
-        workers: How many.
+        workers: Number of actors.
     """
 
     def __init__(self, workers: int) -> None:
         try:
             import ray.data
         except ImportError as exc:
-            raise ImportError(f"workers={workers} is a job of Ray: pip install 'clara-rag[store,ray]'") from exc
+            raise ImportError(f"workers={workers} needs Ray: pip install 'clara-rag[store,ray]'") from exc
         if not ray.is_initialized():
             ray.init()
         self.workers = workers
@@ -277,14 +279,14 @@ class _Ray:
         self.cpus = 1 - self.gpus
 
     def prepare(self, work: Callable[[], pa.Schema]) -> pa.Schema:
-        """Do what needs an engine, where a device is."""
+        """Call a function that needs an engine, in a worker."""
         import ray
 
         there = ray.remote(num_gpus=self.gpus, num_cpus=self.cpus)(_done)
         return ray.get(there.remote(work))
 
     def run(self, worker: ShardWorker, tasks: Sequence[Task]) -> Iterator[int]:
-        """Do the tasks; yields the documents of each, in any order. A worker that dies is replaced."""
+        """Run the tasks; yields the number of documents of each, in any order. A dead worker is replaced."""
         import ray.data
 
         if not tasks:
@@ -311,7 +313,7 @@ def _done(work: Callable[[], pa.Schema]) -> pa.Schema:
 
 
 class _Actor:
-    """A worker as Ray wants it: batches of columns in and out."""
+    """A worker in the form that Ray expects: batches of columns in and out."""
 
     def __init__(self, worker: ShardWorker) -> None:
         self.worker = worker

@@ -1,7 +1,7 @@
-"""What a bulk job has done so far: a folder beside the table, from which the job goes on after any end.
+"""The progress of a bulk job: a folder beside the table, from which an interrupted job continues.
 
-Each finished shard is one file there, which names the files of rows that were written for it. They belong to no version
-of the table until the job commits all of them at once.
+For each finished shard, the folder has one file with the names of the row files written for it. The row files belong to
+no version of the table until the job commits all of them at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Progress:
     """The finished shards of one job.
 
     Args:
-        uri: Of the store.
+        uri: Address of the store.
     """
 
     def __init__(self, uri: str) -> None:
@@ -36,7 +36,7 @@ class Progress:
         self._folder = f"{path.rstrip('/')}/{FOLDER}"
 
     def begin(self, plan: dict[str, Any]) -> bool:
-        """Begin a job, or go on with it (then True).
+        """Begin a job, or return True if it continues one.
 
         Raises:
             StoreError: Another job was begun here and not finished.
@@ -48,32 +48,32 @@ class Progress:
         found = json.loads(begun)
         if other := sorted(name for name in plan.keys() | found.keys() if plan.get(name) != found.get(name)):
             raise StoreError(
-                f"{self._folder} holds what another bulk job has done, with other {', '.join(other)}: finish that one "
-                "by the same command, or delete that folder to begin anew"
+                f"{self._folder} belongs to another unfinished bulk job with other {', '.join(other)}: finish that one "
+                "with the same command, or delete that folder to start over"
             )
         return True
 
     def written(self, shard: str) -> pa.RecordBatch | None:
-        """What was written for a shard; None while it is not finished."""
+        """The files written for a shard; None if the shard is not finished."""
         content = self._read(f"{shard}.arrow")
         return None if content is None else _batch(content)
 
     def finish(self, shard: str, written: pa.RecordBatch) -> None:
-        """Note that a shard is finished."""
+        """Record that a shard is finished."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, WRITTEN) as writer:
             writer.write_batch(written)
         self._write(f"{shard}.arrow", sink.getvalue().to_pybytes())
 
     def tried(self, shard: str, run: str) -> int:
-        """How often a shard was tried before in a call of the job; counts this time."""
+        """The number of earlier attempts at a shard in one call of the job; counts this attempt."""
         name = f"{shard}.{run}.tries"
         tries = len(self._read(name) or b"")
         self._write(name, b"." * (tries + 1))
         return tries
 
     def end(self) -> None:
-        """Forget the job."""
+        """Delete the record of the job."""
         self._filesystem.delete_dir(self._folder)
 
     def _read(self, name: str) -> bytes | None:
@@ -84,7 +84,7 @@ class Progress:
             return None
 
     def _write(self, name: str, content: bytes) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file atomically."""
         path = f"{self._folder}/{name}"
         self._filesystem.create_dir(self._folder)
         unfinished = f"{self._folder}/.{uuid4().hex}"
@@ -94,7 +94,7 @@ class Progress:
 
 
 def _batch(content: bytes) -> pa.RecordBatch | None:
-    """The one batch of a file; None where it is not whole (the machine stopped before it was on the disk)."""
+    """The single batch of a file; None if the file is incomplete (the machine stopped before it was on disk)."""
     try:
         with pa.ipc.open_stream(content) as reader:
             batches: Iterator[pa.RecordBatch] = iter(reader)

@@ -1,7 +1,7 @@
-"""A dataset as shards: parts that are read, compressed and written one by one, cut the same way every time.
+"""Cuts a dataset into shards, the same way every time, and reads their rows.
 
-Knows files and rows, neither models nor the store. A dataset is a file or a folder (or an object-store address) of
-Parquet or JSON lines, or a Lance dataset.
+This module handles files and rows only, not models or stores. A dataset is a file or a folder (or an address of an
+object store) of Parquet or JSON lines, or a Lance dataset.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from clara_core.common.errors import DataError
 Format = Literal["parquet", "jsonl", "lance"]
 SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".lance": "lance"}
 
-_READ = 1 << 24  # bytes of a file that are looked through at a time
-_ROWS = 1024  # rows of a batch
+_READ = 1 << 24  # bytes of a file scanned at a time
+_ROWS = 1024  # rows in a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class Shard:
     """A part of a dataset.
 
     Attributes:
-        path: The file (or Lance dataset) it lies in.
-        format: Of the file.
+        path: The file (or Lance dataset) that contains it.
+        format: Format of the file.
         start: First row group (Parquet), byte (JSON lines) or row (Lance).
         stop: The one after the last.
-        rows: How many rows there are; empty lines count.
-        version: What would be another if the file had changed: its size, or the version of a Lance dataset.
+        rows: Number of rows, including empty lines.
+        version: Changes if the file changes: its size, or the version of a Lance dataset.
     """
 
     path: str
@@ -48,13 +48,13 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """The same for the same shard, and for no other; fit for a file name."""
+        """A unique name of the shard that can be a file name; always the same for the same shard."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
         return digest.hexdigest()[:24]
 
 
 class Rows(NamedTuple):
-    """Some rows of a dataset; `ids` is None where they are to be made from the texts."""
+    """Some rows of a dataset; `ids` is None if ids are made from the texts."""
 
     texts: list[str]
     ids: list[str] | None
@@ -63,13 +63,13 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where a dataset keeps what the store needs.
+    """The columns of a dataset that the store needs.
 
     Attributes:
         text: Column of the texts.
-        id: Column of the ids; None where ids are to be made from the texts.
-        metadata: Columns that become metadata under their own names. None takes the column ``metadata`` (objects, or
-            JSON in strings) where there is one, else every column but the two above.
+        id: Column of the ids; None to make ids from the texts.
+        metadata: Columns that become metadata under their own names. None takes the column ``metadata`` (objects,
+            or JSON strings) if it exists, else every column except the two above.
     """
 
     text: str = "text"
@@ -80,7 +80,7 @@ class Columns:
         """The columns to read.
 
         Raises:
-            ValueError: One is not there.
+            ValueError: A column is missing.
         """
         wanted = [self.text, *([] if self.id is None else [self.id]), *self._extra(present)]
         if missing := [name for name in wanted if name not in present]:
@@ -88,17 +88,17 @@ class Columns:
         return wanted
 
     def rows(self, batch: pa.RecordBatch) -> Rows:
-        """What the columns of a batch hold.
+        """The rows of a batch.
 
         Raises:
             ValueError: A column is missing.
-            DataError: A value is not what it should be.
+            DataError: A value has the wrong type.
         """
         self.names(batch.schema.names)
         return self._rows(batch.to_pylist(maps_as_pydicts="strict"), batch.schema.names)
 
     def objects(self, found: Sequence[dict[str, Any]]) -> Rows:
-        """The same of JSON objects, which need not all have the same keys; only text and id are needed."""
+        """The rows of JSON objects, which may have different keys; only text and id are required."""
         return self._rows(found, list(dict.fromkeys(name for row in found for name in row)))
 
     def _rows(self, found: Sequence[dict[str, Any]], present: Sequence[str]) -> Rows:
@@ -128,20 +128,20 @@ def _mapping(value: object) -> dict[str, Any]:
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as exc:
-        raise DataError(f"column 'metadata' holds a string that is no JSON ({exc}): {value!r:.60}") from exc
+        raise DataError(f"column 'metadata' holds a string that is not JSON ({exc}): {value!r:.60}") from exc
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise DataError(f"column 'metadata' must hold objects, or JSON objects in strings, got {value!r:.60}")
+        raise DataError(f"column 'metadata' must hold objects or JSON strings of objects, got {value!r:.60}")
     return found
 
 
 def plan_shards(source: str, rows: int) -> list[Shard]:
-    """Cut a dataset into shards of about so many rows. A row group of a Parquet file is never cut.
+    """Cut a dataset into shards of about this many rows. A row group of a Parquet file is never cut.
 
     Raises:
-        ValueError: `source` holds no file of a known kind, or files of several kinds.
-        FileNotFoundError: There is nothing.
+        ValueError: `source` holds no file of a supported kind, or files of several kinds.
+        FileNotFoundError: `source` does not exist.
     """
     if rows < 1:
         raise ValueError(f"a shard needs at least one row, got {rows}")
@@ -158,11 +158,11 @@ def plan_shards(source: str, rows: int) -> list[Shard]:
 
 
 def read_shard(source: str, shard: Shard, columns: Columns) -> Iterator[Rows]:
-    """The rows of a shard, some at a time.
+    """The rows of a shard, in batches.
 
     Raises:
         ValueError: A column is missing.
-        DataError: The file has changed since it was cut, or a row is not what it should be.
+        DataError: The file has changed since it was cut, or a value has the wrong type.
     """
     if shard.format == "lance":
         import lance
@@ -220,7 +220,7 @@ def _line_shards(filesystem: pafs.FileSystem, path: str, rows: int) -> Iterator[
     with filesystem.open_input_file(path) as file:
         size = file.size()
         while block := file.read(_READ):
-            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1 + place  # after each line
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1 + place  # ends of lines
             for end in ends[rows - held - 1 :: rows].tolist():
                 yield Shard(path, "jsonl", start, end, rows, size)
                 start = end
@@ -252,14 +252,14 @@ def _object(line: bytes, path: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except ValueError as exc:
-        raise DataError(f"{path}: a line is no JSON ({exc}): {line[:60]!r}") from exc
+        raise DataError(f"{path}: a line is not JSON ({exc}): {line[:60]!r}") from exc
     if not isinstance(found, dict):
         raise DataError(f"{path}: a line must be a JSON object, got {line[:60]!r}")
     return found
 
 
 def _files(source: str) -> tuple[pafs.FileSystem, list[str]]:
-    """The files of a dataset in order, hidden ones and those of other kinds left out."""
+    """The files of a dataset in order, without hidden files and files of other kinds."""
     filesystem, path = pafs.FileSystem.from_uri(_uri(source))
     info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
@@ -277,10 +277,10 @@ def _suffix(path: str) -> str:
 
 
 def definite(source: str) -> str:
-    """An address that means the same in any folder."""
+    """An address with the same meaning in any working directory."""
     return source if "://" in source else str(Path(source).resolve())
 
 
 def _uri(source: str) -> str:
-    """An address that names its file system; a path of this machine becomes one."""
+    """An address with a file system; a local path becomes a file address."""
     return source if "://" in source else Path(source).resolve().as_uri()

@@ -121,7 +121,7 @@ def _export(config: WorldConfig, opened: Opened, lesson: Phase, state: TrainerSt
         settings=config.model_dump(mode="json", exclude={"out", "tensorboard"}),
     )
     stage = CONFIG.training_stage  # every lesson teaches all roles
-    write_model(config.out / "checkpoints" / lesson.name, opened, stage, text, base_learned=True)
+    write_model(config.out / "checkpoints" / lesson.name, opened, stage, text, base_trained=True)
 
 
 def main(

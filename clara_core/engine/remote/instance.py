@@ -1,0 +1,238 @@
+"""What a client knows of a server's engine, and the documents that it remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from clara_core.checkpoint.config import Role
+from clara_core.common.errors import ServerError
+from clara_core.data.memory import Memory, MemoryCache
+from clara_core.engine.checks import Overflow, check_overflow, checked_memories, checked_texts
+from clara_core.engine.options import EngineArguments
+from clara_core.engine.protocol import Engine
+from clara_core.engine.remote.http import Connection
+from clara_core.engine.remote.memory import Facts, Fetched, RemoteMemory
+from clara_core.engine.remote.tokens import RemoteTokenizer
+from clara_core.engine.remote.wire import memories_from_wire
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK: Final = 64  # texts of a request
+_BODY_SHARE: Final = 0.5  # of the server's limit: JSON writes some characters as two and more
+
+
+class RemoteInstance(Engine):
+    """What the calls of a `RemoteEngine` stand on."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self.arguments = EngineArguments(model=url)
+        self.cache = _LocalCache()
+        self.connection = Connection(url, key)
+        self._told: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+
+    # --- what it is --------------------------------------------------------------------------------------
+
+    def load(self, *, show_progress: bool = False) -> dict[str, Any]:
+        """Ask the server what it runs, once."""
+        with self._lock:
+            if self._told is None:
+                told = self.connection.get("/v1/clara/info")
+                try:
+                    self.connection.fingerprint = str(told["fingerprint"])
+                    self._told = dict(told)
+                except (TypeError, KeyError) as exc:
+                    raise ServerError(f"{self.connection.url} is no server of clara: it said {told!r:.100}") from exc
+            return self._told
+
+    def unload(self) -> None:
+        """Forget what the server said, and close connections; the server's model stays where it is."""
+        with self._lock:
+            self._told = self.connection.fingerprint = None
+        self.cache.clear()
+        self.connection.close()
+
+    async def _aload(self) -> dict[str, Any]:
+        return self._told if self._told is not None else await asyncio.to_thread(self.load)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the server's weights and rate."""
+        return str(self.load()["fingerprint"])
+
+    @property
+    def n_mem(self) -> int:
+        """Memory tokens of one window."""
+        return int(self.load()["n_mem"])
+
+    @property
+    def hidden(self) -> int:
+        """Width of a memory token."""
+        return int(self.load()["hidden"])
+
+    @property
+    def dimension(self) -> int:
+        """Length of a flattened memory."""
+        return self.n_mem * self.hidden
+
+    @property
+    def window(self) -> int:
+        """Most text tokens that one window holds."""
+        return int(self.load()["window"])
+
+    @property
+    def context(self) -> int:
+        """Most positions that a prompt and its answer may take together."""
+        return int(self.load()["context"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the server's memory tokens."""
+        import torch
+
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.load()["dtype"]]
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles that the server's checkpoint holds."""
+        return tuple(Role[name] for name in self.load()["roles"])
+
+    @property
+    def tokenizer(self) -> RemoteTokenizer:
+        """Of the server; each call is a request."""
+        return RemoteTokenizer(self.connection)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return self.tokenizer.count_plain(text)
+
+    # --- documents ---------------------------------------------------------------------------------------
+
+    def compress(
+        self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
+    ) -> list[Memory]:
+        """See `ClaraEngine.compress`; the tensors are fetched."""
+        return list(self.compress_stream(texts, overflow, show_progress=show_progress))
+
+    def compress_stream(
+        self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
+    ) -> Iterator[Memory]:
+        """See `ClaraEngine.compress_stream`."""
+        check_overflow(overflow)
+        given = checked_texts(texts)
+        total = len(texts) if isinstance(texts, Sequence) else None
+        bar = _bar(total) if show_progress else None
+        try:
+            while block := list(islice(given, BLOCK)):
+                for part in self._slices(map(weight_of, block)):
+                    few = block[part]
+                    body = self.connection.fetch("/v1/clara/compress", _compression(few, overflow))
+                    for memory in self._memories(body, few, overflow):
+                        yield memory
+                        if bar is not None:
+                            bar.update()
+        finally:
+            if bar is not None:
+                bar.close()
+
+    async def acompress(self, texts: Iterable[str], overflow: Overflow = "split") -> list[Memory]:
+        """Awaitable `compress`."""
+        check_overflow(overflow)
+        given = list(checked_texts(texts))
+        await self._aload()
+        memories: list[Memory] = []
+        for part in self._slices(map(weight_of, given)) if given else ():
+            few = given[part]
+            body = await self.connection.afetch("/v1/clara/compress", _compression(few, overflow))
+            memories += await asyncio.to_thread(self._memories, body, few, overflow)
+        return memories
+
+    def remember(self, texts: Iterable[str], *, show_progress: bool = False) -> list[Memory]:
+        """Memories of documents that the server makes when they are ranked or read; no request is made for them."""
+        given = list(checked_texts(texts))
+        fingerprint = self.fingerprint
+        known = self.cache.lookup(given, fingerprint)
+        fetched = Fetched([text for text, memory in known.items() if memory is None], self._facts, self._whole)
+        return [known[text] or RemoteMemory(text, fingerprint, fetched) for text in given]
+
+    async def aremember(self, texts: Iterable[str]) -> list[Memory]:
+        """Awaitable `remember`."""
+        given = list(checked_texts(texts))
+        await self._aload()
+        return self.remember(given)
+
+    def _memories(self, body: bytes, texts: Sequence[str], overflow: Overflow) -> list[Memory]:
+        memories = memories_from_wire(body, texts, (self.n_mem, self.hidden), self.fingerprint)
+        for memory in memories if overflow == "truncate" else ():
+            if (end := memory.spans[-1][1]) < len(memory.text):
+                warnings.warn(f"truncated a text of {len(memory.text)} characters to its first {end}", stacklevel=2)
+        return memories
+
+    def _whole(self, texts: Sequence[str]) -> list[Memory]:
+        made = self.compress(texts)
+        for memory in made:
+            self.cache.put(memory)
+        return made
+
+    def _facts(self, texts: Sequence[str]) -> list[Facts]:
+        facts: list[Facts] = []
+        for part in self._slices(map(weight_of, texts)):
+            payload = {"texts": texts[part], "return": "keys"}
+            for told in self.connection.post("/v1/clara/compress", payload)["memories"]:
+                spans = tuple((int(begin), int(end)) for begin, end in told["spans"])
+                facts.append((spans, int(told["source_tokens"])))
+        return facts
+
+    # --- what is sent ------------------------------------------------------------------------------------
+
+    def _slices(self, weights: Iterable[int], most: int = BLOCK) -> list[slice]:
+        """What goes together into a request: at most `most`, and of bytes what a request holds; at least one slice."""
+        size = int(self.load()["limits"]["body_bytes"] * _BODY_SHARE)
+        found: list[slice] = []
+        start, end, held = 0, 0, 0
+        for weight in weights:
+            if end > start and (end - start >= most or held + weight > size):
+                found.append(slice(start, end))
+                start, held = end, 0
+            held += weight
+            end += 1
+        return [*found, slice(start, end)]
+
+    def _sent(self, memories: Iterable[object]) -> list[dict[str, str]]:
+        """Memories as documents of a request."""
+        return [_document(memory) for memory in checked_memories(memories, lambda: self.fingerprint)]
+
+
+def weight_of(text: str) -> int:
+    """Bytes of a text as it is sent."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+class _LocalCache(MemoryCache):
+    """Keeps tensors that are here; what lies on the server is kept there."""
+
+    def put(self, memory: Memory, *, replace: bool = True) -> None:
+        if not isinstance(memory, RemoteMemory):
+            super().put(memory, replace=replace)
+
+
+def _document(memory: Memory) -> dict[str, str]:
+    """What the server makes the same memory of."""
+    truncated = not isinstance(memory, RemoteMemory) and memory.spans[-1][1] < len(memory.text)
+    return {"text": memory.text, **({"overflow": "truncate"} if truncated else {})}
+
+
+def _compression(texts: Sequence[str], overflow: Overflow) -> dict[str, Any]:
+    return {"texts": list(texts), "overflow": overflow, "return": "tensors"}
+
+
+def _bar(total: int | None) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="compressing", unit="doc")

@@ -1,0 +1,193 @@
+"""The decoder for one position a row, over the same weights: what a layer does in few, large operations.
+
+Linear layers that read the same numbers are one product, with the adapter's small matrix among its rows; norms and
+rotary positions are one and three operations; keys and values are written by one. The twin is the decoder's own
+forward, which reads prompts and passages, and takes the steps of every decoder that is built otherwise.
+
+Letters of shapes: ``rows`` answers, ``heads`` query heads, ``kv_heads`` key and value heads of width ``dim``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clara_core.checkpoint.config import Role
+from clara_core.model.attention import Ragged
+from clara_core.model.kv_cache import KVCache
+from clara_core.model.lora import RoutedLinear
+from clara_core.model.packed_linear import product
+
+# Decoders whose layers are what `_Layer` computes, by the names of transformers.
+_TRUNKS: Final = frozenset({"MistralModel", "LlamaModel", "Qwen2Model"})
+_STATIC_ROPE: Final = frozenset({"default", "linear", "llama3", "yarn"})  # the others follow the length of a prompt
+
+
+class FusedLinear:
+    """Routed linear layers that read the same numbers, as one, with the adapter of one role.
+
+    Plain weights are put together, and the layers keep views of them: nothing is held twice but the adapter. Weights
+    that are packed or quantized stay where they are, and are multiplied one after the other.
+
+    Args:
+        layers: Of the same inputs.
+        role: Whose adapter.
+    """
+
+    def __init__(self, layers: Sequence[RoutedLinear], role: Role) -> None:
+        block, first = layers[0].block(role), layers[0]
+        self._layers = layers
+        self._scale = first.scale
+        self._onednn = first.onednn
+        self._out: int = sum(layer.out_features for layer in layers)
+        self._shrink = torch.cat([layer.lora_A[block] for layer in layers])  # [parts * rank, in]
+        self._expand = torch.block_diag(*[layer.lora_B[block] for layer in layers])  # [parts * rank, out]
+        self._weight: Tensor | None = None
+        self._bias: Tensor | None = None
+        if all(type(layer.base) is nn.Linear and layer.base.weight.dtype is first.lora_A.dtype for layer in layers):
+            self._fuse([layer.base for layer in layers])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes beside the weights of the layers."""
+        return int(self._shrink.nbytes + self._expand.nbytes)
+
+    def _fuse(self, bases: Sequence[nn.Module]) -> None:
+        weights: list[Tensor] = [base.weight for base in bases]  # type: ignore[misc]  # plain linear layers
+        parts = [*(weight.detach() for weight in weights), self._shrink]
+        if weights[0].stride(0) == 1 < weights[0].stride(1):  # by columns: see `processor`
+            self._weight = torch.cat([part.t() for part in parts], dim=1).t()
+        else:
+            self._weight = torch.cat(parts)  # [out + parts * rank, in]
+        sizes = [len(part) for part in parts]
+        *views, self._shrink = self._weight.split(sizes)
+        for base, view in zip(bases, views, strict=True):
+            base.weight = nn.Parameter(view, requires_grad=False)
+        biases: list[Tensor | None] = [base.bias for base in bases]  # type: ignore[misc]
+        if any(bias is not None for bias in biases):
+            given = [
+                self._weight.new_zeros(size) if bias is None else bias.detach()
+                for size, bias in zip(sizes, [*biases, None], strict=True)
+            ]
+            self._bias = torch.cat(given)
+
+    def __call__(self, x: Tensor, adapted: bool) -> Tensor:
+        """``x [rows, in]`` -> ``[rows, out]``, the outputs of the layers side by side; whose rows may lie apart."""
+        if self._weight is not None:
+            both = F.linear(x, self._weight, self._bias)  # [rows, out + parts * rank]
+            y = both[:, : self._out]
+            return y.addmm_(both[:, self._out :], self._expand, alpha=self._scale) if adapted else y
+        several: list[Tensor] = [layer.base(x) for layer in self._layers]
+        y = several[0] if len(several) == 1 else torch.cat(several, dim=1)
+        if not adapted:
+            return y
+        shrunk = product(x, self._shrink, onednn=self._onednn)
+        if y.dtype is not self._expand.dtype:
+            return torch.addmm(y.to(self._expand.dtype), shrunk, self._expand, alpha=self._scale)
+        return y.addmm_(shrunk, self._expand, alpha=self._scale)
+
+
+class _Layer:
+    """One block of the decoder."""
+
+    def __init__(self, block: Any, role: Role, heads: int, kv_heads: int, dim: int) -> None:
+        attention, mlp = block.self_attn, block.mlp
+        self.inputs = FusedLinear([attention.q_proj, attention.k_proj, attention.v_proj], role)
+        self.outputs = FusedLinear([attention.o_proj], role)
+        self.wide = FusedLinear([mlp.gate_proj, mlp.up_proj], role)
+        self.narrow = FusedLinear([mlp.down_proj], role)
+        self.activation: nn.Module = mlp.act_fn
+        self.norms = [_Norm(block.input_layernorm), _Norm(block.post_attention_layernorm)]
+        self.scale = float(attention.scaling)
+        self.heads, self.kv_heads, self.dim = heads, kv_heads, dim
+
+    def __call__(
+        self, states: Tensor, index: int, cache: KVCache, rotary: tuple[Tensor, Tensor], ragged: Ragged, adapted: bool
+    ) -> Tensor:
+        """``states [rows, hidden]``, changed in place."""
+        rows, turned = len(states), self.heads + self.kv_heads
+        read = self.inputs(self.norms[0](states), adapted).view(rows, -1, self.dim)  # [rows, heads + 2 kv_heads, dim]
+        _rotate(read[:, :turned], *rotary)
+        written = read[:, self.heads :].view(rows, 2, self.kv_heads, self.dim)
+        keys, values = cache.put(index, written)
+        query = read[:, : self.heads, None]  # [rows, heads, 1, dim]
+        mixed = ragged.attend(query, keys, values, self.scale, None)
+        states.add_(self.outputs(mixed.reshape(rows, -1), adapted))
+        gate, up = self.wide(self.norms[1](states), adapted).chunk(2, dim=1)
+        return states.add_(self.narrow(self.activation(gate).mul_(up), adapted))
+
+
+class _Norm:
+    """A root-mean-square norm as one operation."""
+
+    def __init__(self, norm: Any) -> None:
+        self._weight: Tensor = norm.weight
+        self._epsilon = float(norm.variance_epsilon)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return F.rms_norm(states, self._weight.shape, self._weight, self._epsilon)
+
+
+def _rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> None:
+    """Turn ``states [rows, heads, dim]`` in place by the table's rows for their positions, ``[rows, 1, dim]`` each."""
+    half = states.shape[-1] // 2
+    swapped = torch.cat([states[..., half:], states[..., :half]], dim=-1)
+    states.mul_(cosine).addcmul_(swapped, sine)
+
+
+class DecodeStep:
+    """Steps of one decoder.
+
+    Args:
+        trunk: Frozen, with routed linear layers; its plain weights are put together.
+        role: Whose adapter steps can have.
+        positions: As many as a row may have.
+        shape: ``(heads, kv_heads, dim)``.
+    """
+
+    def __init__(self, trunk: Any, role: Role, positions: int, shape: tuple[int, int, int]) -> None:
+        self.role = role
+        self._layers = [_Layer(block, role, *shape) for block in trunk.layers]
+        self._norm = _Norm(trunk.norm)
+        weight: Tensor = trunk.norm.weight
+        at = torch.arange(positions, device=weight.device)[None]
+        cosine, sine = trunk.rotary_emb(weight.new_empty(1, 1, 1), at)  # [1, positions, dim] each
+        first = sine.shape[-1] // 2
+        sine = torch.cat([-sine[..., :first], sine[..., first:]], dim=-1)  # of the halves swapped, the first is negated
+        self._table = torch.cat([cosine, sine], dim=-1)[0]  # [positions, 2 dim]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes beside the weights of the decoder."""
+        fused = (one for layer in self._layers for one in (layer.inputs, layer.outputs, layer.wide, layer.narrow))
+        return self._table.nbytes + sum(one.nbytes for one in fused)
+
+    def __call__(self, states: Tensor, positions: Tensor, cache: KVCache, ragged: Ragged) -> Tensor:
+        """Last hidden states ``[rows, hidden]`` of one more position a row.
+
+        Args:
+            states: Embeddings ``[rows, hidden]``; they are overwritten.
+            positions: Rotary positions ``[rows]``.
+            cache: Takes keys and values; its role is `role` or None.
+            ragged: How to attend.
+        """
+        cosine, sine = self._table.index_select(0, positions)[:, None].chunk(2, dim=-1)  # [rows, 1, dim] each
+        for index, layer in enumerate(self._layers):
+            states = layer(states, index, cache, (cosine, sine), ragged, cache.role is not None)
+        return self._norm(states)
+
+
+def fits(trunk: nn.Module, config: Any, routed: Mapping[str, RoutedLinear]) -> bool:
+    """Whether a decoder is built as `DecodeStep` computes it."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    names = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    return (
+        type(trunk).__name__ in _TRUNKS
+        and type(trunk).__module__.startswith("transformers.")
+        and rope.get("rope_type") in _STATIC_ROPE
+        and {name.rpartition(".")[2] for name in routed} == names
+    )
