@@ -141,8 +141,9 @@ class ChatClara(BaseChatModel, EngineFields):
     """Whether `response_metadata` has the log-probabilities of the tokens written."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     """Number of alternatives for each token; needs `logprobs`."""
-    citations: bool = False
-    """Whether to score the answer again with each document hidden, to find the documents that support it."""
+    citations: bool | Literal["attention"] = False
+    """Whether the answer is judged with each document hidden, to find what supports it. "attention" costs nearly
+    nothing instead, but misleads for up to a quarter of the wrong answers."""
     min_confidence: float | None = Field(default=None, ge=0, le=1)
     """Confidence below which the text is withheld; 0 withholds nothing but computes the confidence."""
     read: Literal["memory", "again", "text", "auto"] = "memory"

@@ -277,12 +277,13 @@ class ClaraVectorStore(VectorStore):
             return []
         with self._complete(documents, ids) as keys:
             chosen = sorted({key: index for index, key in enumerate(keys)}.values())
+            own: dict[str, Any] = {name: [values[index] for index in chosen] for name, values in ready.items()}
             self.store.add(
                 [documents[index].page_content for index in chosen],
                 [documents[index].metadata for index in chosen],
                 [keys[index] for index in chosen],
                 show_progress=self._show_progress,
-                **{name: [values[index] for index in chosen] for name, values in ready.items()},
+                **own,
             )
             return keys
 

@@ -75,8 +75,10 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     stop: list[str] | None = Field(default=None, description="Strings that end an answer.")
     logprobs: bool = Field(default=False, description="Log-probabilities of the tokens written.")
     top_logprobs: int = Field(default=0, ge=0, le=20, description="Alternatives at each place.")
-    citations: bool = Field(
-        default=False, description="Score answers with each document hidden, to find those that support them."
+    citations: bool | Literal["attention"] = Field(
+        default=False,
+        description="Judge answers with each document hidden, to find what supports them. 'attention' costs nearly "
+        "nothing instead, but misleads for up to a quarter of the wrong answers.",
     )
     min_confidence: float | None = Field(
         default=None, ge=0, le=1, description="Confidence below which the text is withheld; 0 only computes it."

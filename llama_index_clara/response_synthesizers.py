@@ -72,7 +72,7 @@ class ClaraSynthesizer(BaseSynthesizer):
         streaming: bool = False,
         text_qa_template: BasePromptTemplate | None = None,
         empty_response: str | None = None,
-        citations: bool = False,
+        citations: bool | Literal["attention"] = False,
         sources: Literal["all", "cited"] = "all",
         inline_citations: bool = False,
         metadata_mode: MetadataMode = MetadataMode.EMBED,

@@ -97,6 +97,7 @@ class ClaraConfig(BaseModel):
         training_stage: `stage1`, `stage1_2`, `stage2`, `stage2_pretrain_retrieval`, ...
         quantization: quantization of the base in training ("no" in every release).
         kbtc_training: whether a further token `<KBTC>` was added.
+        mixed: whether the generator was trained to read documents as text beside memories of others.
         family: model family; `model_type` in a config.json that this project wrote.
     """
 
@@ -113,6 +114,7 @@ class ClaraConfig(BaseModel):
     training_stage: str = "stage2"
     quantization: str = "no"
     kbtc_training: bool = False
+    mixed: bool = False
     family: Literal["CLaRa", "PISCO"] = "CLaRa"
 
     @model_validator(mode="after")
@@ -197,7 +199,8 @@ class ClaraConfig(BaseModel):
 
     def write(self, folder: str | Path) -> None:
         """Write `config.json` to an existing folder, with the released names."""
-        content = {"model_type": self.family, "compr_model_name": None, **self.model_dump(exclude={"family"})}
+        ours = {"family"} if self.mixed else {"family", "mixed"}  # releases do not know the field
+        content = {"model_type": self.family, "compr_model_name": None, **self.model_dump(exclude=ours)}
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         (Path(folder) / CONFIG_FILE).write_text(text, encoding="utf-8")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,35 +12,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.text import Text
 
 from clara_core.cli.options import engine_of, load_watched, with_options
+from clara_core.cli.shown import (
+    Source,
+    evidence_facts,
+    plain,
+    show_cited,
+    show_confidence,
+    show_sources,
+    source_of,
+    write_json,
+)
 from clara_core.data.documents import SUFFIXES, Passage, TextFile, cut_passages, group_left_out, read_folder
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
 
 if TYPE_CHECKING:
     from clara_core import Answer, Engine, Memory
-    from clara_core.store import Hit, MemoryStore
+    from clara_core.store import MemoryStore
     from clara_core.store.codec import MemoryType
-
-_BEGINNING = 60  # characters of a source that are shown
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A passage that an answer is read from.
-
-    Attributes:
-        file: Name of its file; the id where a store does not know it.
-        start: Where it begins in the file, in characters.
-        score: How well it answers the question.
-        text: The passage.
-    """
-
-    file: str
-    start: int
-    score: float
-    text: str
 
 
 @dataclass(slots=True)
@@ -73,6 +62,9 @@ def ask(
     store: Annotated[str | None, typer.Option(help="Ask the store that `clara index` wrote here.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Passages that the answer is read from.")] = 5,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
+    cite: Annotated[
+        bool, typer.Option("--cite", help="Show the sentence that the answer stands on, and how sure it is.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     *,
     options: EngineOptions,
@@ -98,11 +90,11 @@ def ask(
         facts["store"] = store
         reading = _read_store(engine, store, question, top_k)
     with reading.timed("answer"):
-        answer = engine.answer(question, reading.memories, max_tokens=max_tokens)
+        answer = engine.answer(question, reading.memories, max_tokens=max_tokens, citations=cite)
     if as_json:
-        write_json(_facts(question, answer, reading) | facts)
+        write_json(_facts(question, answer, reading) | (evidence_facts(answer) if cite else {}) | facts)
         return
-    _show(answer, reading)
+    _show(answer, reading, cite=cite)
 
 
 def read_files(folder: Path, notes: Console) -> tuple[list[TextFile], list[str]]:
@@ -174,14 +166,6 @@ def written_store(uri: str, engine: Engine | None) -> MemoryStore:
     return store
 
 
-def source_of(hit: Hit) -> Source:
-    """What a search found, as `clara index` wrote it or as somebody else did."""
-    file, start = hit.metadata.get("file"), hit.metadata.get("start")
-    if isinstance(file, str) and isinstance(start, int):
-        return Source(file, start, hit.score, hit.text)
-    return Source(hit.id, 0, hit.score, hit.text)
-
-
 def _compress(engine: Engine, passages: Sequence[Passage], notes: Console) -> list[Memory]:
     """Memories of the passages, with a progress bar where somebody can see it."""
     texts = [passage.text for passage in passages]
@@ -208,11 +192,15 @@ def _facts(question: str, answer: Answer, reading: _Reading) -> dict[str, object
     }
 
 
-def _show(answer: Answer, reading: _Reading) -> None:
+def _show(answer: Answer, reading: _Reading, *, cite: bool) -> None:
     console = Console(highlight=False)
     console.print(plain(answer.text.strip()) or "(the model answered nothing)", style="bold", soft_wrap=True)
     if answer.finish_reason == "length":
         console.print("(cut at --max-tokens)", style="yellow")
+    if cite:
+        show_confidence(console, answer)
+        console.print()
+        show_cited(console, answer, reading.sources)
     console.print()
     show_sources(console, reading.sources)
     seconds = dict(reading.seconds)
@@ -225,23 +213,3 @@ def _show(answer: Answer, reading: _Reading) -> None:
         style="dim",
         soft_wrap=True,
     )
-
-
-def show_sources(console: Console, sources: Sequence[Source]) -> None:
-    """A line for each: score, file, beginning."""
-    for source in sources:
-        words = " ".join(source.text.split())
-        beginning = words[:_BEGINNING] + ("…" if len(words) > _BEGINNING else "")
-        line = Text.assemble((f"{source.score:6.3f}  ", "cyan"), plain(source.file), ("  " + plain(beginning), "dim"))
-        console.print(line, soft_wrap=True)
-
-
-def write_json(facts: dict[str, object]) -> None:
-    """One JSON object; a name or question that is no Unicode is written as its JSON escape."""
-    typer.echo(json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-
-
-def plain(text: str) -> str:
-    """Text that a terminal shows and does not obey."""
-    shown = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in shown)

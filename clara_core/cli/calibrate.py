@@ -48,7 +48,7 @@ def calibrate_model(
     table = Table("level", title=f"{made.questions:,} answers, {unanswerable:.0%} unanswerable", title_justify="left")
     for error in _SHOWN:
         table.add_column(f"error <= {error:g}", justify="right")
-    for name in made.levels:
+    for name in (name for name, level in made.levels.items() if level.table):
         cells = []
         for error in _SHOWN:
             try:

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from clara_core.cli.ask import plain, read_files, write_json, written_store
+from clara_core.cli.ask import read_files, written_store
 from clara_core.cli.options import load_watched, local_engine_of, with_options
+from clara_core.cli.shown import plain, write_json
 from clara_core.data.documents import cut_passages
 from clara_core.engine.options import EngineOptions
 

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from clara_core.cli.ask import open_store, plain, read_files, show_sources, source_of, write_json, written_store
+from clara_core.cli.ask import open_store, read_files, written_store
 from clara_core.cli.options import engine_of, load_watched, with_options
+from clara_core.cli.shown import plain, show_sources, source_of, write_json
 from clara_core.data.documents import Passage, TextFile, cut_passages
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
 

@@ -148,4 +148,4 @@ class AsyncCalls(EvidenceCalls):
         sampling, wanted = read_options(options)
         if wanted.afterwards:
             return examined_stream(self, lambda: self._ask(messages, memories, sampling, wanted), wanted)
-        return stream_async(lambda: self._chat_request(messages, memories, sampling), self._submit)
+        return stream_async(lambda: self._ask(messages, memories, sampling, wanted).request, self._submit)

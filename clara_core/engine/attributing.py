@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,13 +14,14 @@ from clara_core.engine.evidence import (
     Attribution,
     Citation,
     Part,
+    attended_parts,
     find_parts,
     score,
     token_spans,
     unexplained,
     whole_parts,
 )
-from clara_core.engine.quotes import Span, find_quote
+from clara_core.engine.quotes import Span, find_quote, split_words, stands_in
 from clara_core.engine.requests import GenerateRequest, JudgeRequest
 from clara_core.engine.steps import Steps
 from clara_core.model.tokenizer import ClaraTokenizer
@@ -37,12 +38,14 @@ class Said:
         ids: Tokens of what is said.
         text: What is said.
         question: What was asked.
+        logprobs: Of the tokens, where they were recorded while they were written: one row less to judge.
     """
 
     prompt: GenerateRequest
     ids: list[int]
     text: str
     question: str
+    logprobs: Sequence[float] = ()
 
     def judged(self, tokenizer: ClaraTokenizer, hidden: Sequence[frozenset[int]]) -> JudgeRequest:
         """The request that judges it, with each of some sets of windows hidden."""
@@ -61,12 +64,14 @@ def attribute(said: Said, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
     documents = said.prompt.documents
     windows = _windows_of(documents)
     everything = frozenset[int]().union(*windows)
-    hidden = [frozenset[int](), *(windows if len(windows) > 1 else []), everything]
+    recorded = len(said.logprobs) == len(said.ids)
+    hidden = [*([] if recorded else [frozenset[int]()]), *(windows if len(windows) > 1 else []), everything]
     first = said.judged(tokenizer, hidden)
     [logs] = yield [first]
     spent = _positions(first)
-    full, nothing = logs[0], logs[-1]  # [tokens] each
-    drops = full - (logs[1:-1] if len(windows) > 1 else logs[1:])  # [docs, tokens]
+    full, rows = (torch.tensor(said.logprobs), logs) if recorded else (logs[0], logs[1:])
+    nothing = rows[-1]  # [tokens], as `full`
+    drops = full - (rows[:-1] if len(windows) > 1 else rows)  # [docs, tokens]
     lost = full - nothing
     spans = token_spans(tokenizer.token_bytes.join(said.ids), said.text)
     grounded = float(lost.sum()) > GROUNDED
@@ -81,6 +86,7 @@ def attribute(said: Said, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
         if not {part.document for part in parts} & keeping:  # else what is cited explains these tokens as well
             gains = (alone[:, loose] - nothing[loose]).sum(1).tolist()
             parts += whole_parts(said.text, spans, {one: score(gains[one]) for one in sorted(keeping)}, loose)
+    parts = [_without_joint(part, parts, said.text, documents[part.document].text) for part in parts]
     quoted = [_cited(part, said, documents[part.document]) for part in parts]
     citations, more = yield from _with_windows(quoted, parts, said, tokenizer, full, windows)
     return Attribution(
@@ -90,6 +96,37 @@ def attribute(said: Said, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
         grounded=grounded,
         citations=_best_first(citations),
         judged_tokens=spent + more,
+    )
+
+
+def attribute_by_attention(said: Said, paid: Tensor, tokenizer: ClaraTokenizer, logprob: float) -> Attribution:
+    """What something that was written seems to stand on by the attention that was paid: no pass, and no certainty.
+
+    Args:
+        said: What was written.
+        paid: ``[tokens, windows]``: shares of the attention of each token.
+        tokenizer: Of the model.
+        logprob: Of all tokens together.
+    """
+    documents = said.prompt.documents
+    windows = _windows_of(documents)
+    shares = torch.stack([paid[:, sorted(own)].sum(1) for own in windows])  # [docs, tokens]
+    shares /= shares.sum(0).clamp_min(torch.finfo(shares.dtype).tiny)
+    spans = token_spans(tokenizer.token_bytes.join(said.ids), said.text)
+    citations = []
+    for part in attended_parts(said.text, spans, shares):
+        document = documents[part.document]
+        own = sorted(windows[part.document])
+        most = int(paid[list(part.tokens)][:, own].sum(0).argmax())
+        by_attention = _citation(part, document, most, document.spans[most], verbatim=False)
+        citations.append(_cited(part, said, document) or by_attention)
+    return Attribution(
+        text=said.text,
+        logprob=logprob,
+        scores=tuple(shares.mean(1).tolist()),
+        grounded=None,
+        citations=_best_first(citations),
+        judged_tokens=0,
     )
 
 
@@ -111,6 +148,21 @@ def _keeping(missing: Sequence[float], documents: Sequence[Memory]) -> set[int]:
     """
     texts = {document.text for document, nats in zip(documents, missing, strict=True) if nats <= GROUNDED}
     return {at for at, document in enumerate(documents) if document.text in texts}
+
+
+def _without_joint(part: Part, parts: Sequence[Part], text: str, source: str) -> Part:
+    """A part without the word that joins it to the next one, such as "and", if it stands in its document without it."""
+    words = split_words(text[part.start : part.end])
+    if len(words) < 2 or stands_in(text[part.start : part.end], source):
+        return part
+    before, behind = (
+        any(not split_words(text[end:start]) for start, end in gaps if end <= start)
+        for gaps in ([(part.start, one.end) for one in parts], [(one.start, part.end) for one in parts])
+    )
+    cuts = [(part.start, part.start + words[-2].end)] * behind + [(part.start + words[1].start, part.end)] * before
+    kept = (cut for cut in cuts if stands_in(text[slice(*cut)], source))
+    start, end = next(kept, (part.start, part.end))
+    return replace(part, start=start, end=end)
 
 
 def _cited(part: Part, said: Said, document: Memory) -> Citation | None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from clara_core.data.examples import RetrievalLine
 from clara_core.engine.answer_options import Wanted
-from clara_core.engine.calibration import FEATURES, Calibration, Level, LevelName, Signals, fit_level
-from clara_core.engine.examining import examine
+from clara_core.engine.calibration import Calibration, Signals, fit_levels
+from clara_core.engine.examining import weigh
 from clara_core.engine.quotes import stands_in
 from clara_core.engine.sampling import Sampling
 from clara_core.engine.steps import together
@@ -40,6 +40,8 @@ class Judged:
 def without_gold(lines: Sequence[RetrievalLine], share: float, seed: int = 0) -> list[RetrievalLine]:
     """The same questions, a share of them without the documents that answer them.
 
+    Of their accepted answers those stay that another document says: any other would be right by chance, as "yes" is.
+
     Args:
         lines: Those that say which document answers them, and others (which stay as they are).
         share: In [0, 1).
@@ -52,12 +54,13 @@ def without_gold(lines: Sequence[RetrievalLine], share: float, seed: int = 0) ->
         raise ValueError(f"unanswerable must be at least 0 and below 1, got {share:g}")
     possible = [at for at, line in enumerate(lines) if line.pos_index and len(line.docs) > len(line.pos_index)]
     chosen = set(random.Random(seed).sample(possible, round(share * len(possible))))
-    return [
-        replace(line, docs=tuple(d for n, d in enumerate(line.docs) if n not in line.pos_index), pos_index=())
-        if at in chosen
-        else line
-        for at, line in enumerate(lines)
-    ]
+    return [_unanswerable(line) if at in chosen else line for at, line in enumerate(lines)]
+
+
+def _unanswerable(line: RetrievalLine) -> RetrievalLine:
+    docs = tuple(text for at, text in enumerate(line.docs) if at not in line.pos_index)
+    references = tuple(one for one in line.references if any(stands_in(one, text) for text in docs))
+    return replace(line, docs=docs, references=references, pos_index=())
 
 
 def judge_answers(engine: ClaraEngine, lines: Sequence[RetrievalLine], top_k: int) -> Iterator[list[Judged]]:
@@ -76,12 +79,12 @@ def judge_answers(engine: ClaraEngine, lines: Sequence[RetrievalLine], top_k: in
             messages = [{"role": "user", "content": line.question}]
             asked.append(engine._ask(messages, memories[:top_k], sampling, wanted))  # noqa: SLF001 - a part of it
         answers = engine._wait([one.request for one in asked])  # noqa: SLF001
-        work = [examine(engine, one, answer, wanted) for one, answer in zip(asked, answers, strict=True)]
-        examined = engine._drive(together(work))  # noqa: SLF001
+        work = [weigh(engine, one, answer, wanted) for one, answer in zip(asked, answers, strict=True)]
+        weighed = engine._drive(together(work))  # noqa: SLF001
         yield [
-            Judged(one.signals, any(stands_in(reference, one.answer.text) for reference in line.references))
-            for one, line in zip(examined, some, strict=True)
-            if one.signals is not None
+            Judged(signals, any(stands_in(reference, reading.answer.text) for reference in line.references))
+            for (reading, signals), line in zip(weighed, some, strict=True)
+            if signals is not None
         ]
 
 
@@ -97,14 +100,9 @@ def fit_calibration(engine: ClaraEngine, judged: Sequence[Judged], unanswerable:
     Raises:
         ValueError: Too few answers, or nearly all of them right, or wrong.
     """
-    levels: dict[LevelName, Level] = {}
-    right = [one.right for one in judged]
-    for name in FEATURES:
-        if name == "bare" or all(one.signals.best_cosine is not None for one in judged):
-            levels[name] = fit_level([one.signals.vector(name) for one in judged], right)
     return Calibration(
         fingerprint=engine.fingerprint,
-        levels=levels,
+        levels=fit_levels([one.signals for one in judged], [one.right for one in judged]),
         questions=len(judged),
         unanswerable=unanswerable,
         documents=documents,

@@ -1,9 +1,11 @@
 """From signals about an answer to the probability that it is right: logistic regression, fitted on questions whose
 answers are known.
 
-What is known of an answer decides the *level*: ``bare`` (its log-probability), ``fast`` (and the cosine of the document
-that the search ranks best), ``checked`` (and the cosine of the document that it stands on, and whether it stands in its
-text). A calibration holds for one model at one rate, and for documents and questions like those that it was fitted on.
+What is known of an answer decides the *level*: ``bare`` (its log-probability), ``fast`` (and how the documents that the
+search ranks best compare with the question), ``checked`` (and the document that it stands on). Answers that are no
+extract of one document with all names of the question (a choice, yes or no, values of two documents) have a regression
+of their own, ``joined``: what makes an extract sure says little of them. A calibration holds for one model at one rate,
+and for documents and questions like those that it was fitted on.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
@@ -21,11 +23,13 @@ from torch import Tensor
 from clara_core.common.errors import CheckpointError, FingerprintMismatch
 
 CALIBRATION_FILE: Final = "calibration.json"
-LevelName: TypeAlias = Literal["bare", "fast", "checked"]
+LevelName: TypeAlias = Literal["bare", "fast", "checked", "joined"]
+_CHECKED: Final = ("logprob", "cited_cosine", "cosine_gap", "lead", "verbatim", "named", "present")
 FEATURES: Final[dict[LevelName, tuple[str, ...]]] = {
     "bare": ("logprob",),
-    "fast": ("logprob", "best_cosine"),
-    "checked": ("logprob", "cited_cosine", "cosine_gap", "verbatim"),
+    "fast": ("logprob", "best_cosine", "lead", "present"),
+    "checked": _CHECKED,
+    "joined": _CHECKED,
 }
 
 _LEAST = -8.0  # log-probabilities are cut here: below, all answers are equally bad
@@ -43,21 +47,31 @@ class Signals:
     Attributes:
         logprob: Sum of its tokens' log-probabilities.
         best_cosine: Of the question with the best ranked document.
+        lead: By how much that is more than the next one's.
+        present: Share of the question's names and numbers that stand in one of the documents.
         cited_cosine: With the document that the answer stands on; with the worst one where it stands on none.
         verbatim: Whether it stands in that document's text.
+        named: Share of the question's names and numbers that stand in that document.
+        joined: Whether it is no extract of one document: it stands on several, says yes or no, or repeats the question.
     """
 
     logprob: float
     best_cosine: float | None = None
+    lead: float = 0.0
+    present: float = 1.0
     cited_cosine: float | None = None
     verbatim: bool = True
+    named: float = 1.0
+    joined: bool = False
 
     @property
     def level(self) -> LevelName:
         """The richest level that it has all signals of."""
         if self.best_cosine is None:
             return "bare"
-        return "fast" if self.cited_cosine is None else "checked"
+        if self.cited_cosine is None:
+            return "fast"
+        return "joined" if self.joined or self.named < 1 else "checked"
 
     def vector(self, level: LevelName) -> list[float]:
         """The features of a level."""
@@ -67,7 +81,10 @@ class Signals:
             "best_cosine": best,
             "cited_cosine": cited,
             "cosine_gap": best - cited,
+            "lead": self.lead,
             "verbatim": float(self.verbatim),
+            "named": self.named,
+            "present": self.present,
         }
         return [values[name] for name in FEATURES[level]]
 
@@ -118,7 +135,7 @@ class Calibration:
 
     Attributes:
         fingerprint: Of the model.
-        levels: By name.
+        levels: By name. Without ``joined``, ``checked`` is for all answers; the table of ``checked`` is of both.
         questions: How many it was fitted on.
         unanswerable: Share of them that no document answered.
         documents: Most documents that an answer was read from.
@@ -136,8 +153,11 @@ class Calibration:
 
     def confidence(self, signals: Signals) -> float | None:
         """Probability that an answer is right; None where the level of these signals was not fitted."""
-        level = self.levels.get(signals.level)
-        return None if level is None else level.probability(signals.vector(signals.level))
+        name = signals.level
+        if name == "joined" and name not in self.levels:
+            name = "checked"
+        level = self.levels.get(name)
+        return None if level is None else level.probability(signals.vector(name))
 
     def threshold(self, max_error: float = 0.02, level: LevelName = "checked") -> float:
         """The lowest confidence above which at most this share of the answers is wrong, with a probability of 0.95.
@@ -145,8 +165,9 @@ class Calibration:
         Raises:
             ValueError: No threshold keeps the promise, or the level was not fitted.
         """
-        if level not in self.levels:
-            raise ValueError(f"level must be one of {', '.join(map(repr, self.levels))}, got {level!r}")
+        counted = [name for name, one in self.levels.items() if one.table]
+        if level not in counted:
+            raise ValueError(f"level must be one of {', '.join(map(repr, counted))}, got {level!r}")
         kept = [row for row in self.levels[level].table if row.bound <= max_error]
         if not kept:
             least = min((row.bound for row in self.levels[level].table), default=1.0)
@@ -175,7 +196,7 @@ class Calibration:
             return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            levels = {name: _level(found["levels"][name]) for name in FEATURES if name in found["levels"]}
+            levels = {name: _level(name, found["levels"][name]) for name in FEATURES if name in found["levels"]}
             made = cls(**{**found, "levels": levels})
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise CheckpointError(f"{path} is no calibration ({exc}); make one with `clara calibrate`") from exc
@@ -205,21 +226,45 @@ def fit_level(vectors: Sequence[Sequence[float]], right: Sequence[bool]) -> Leve
     Raises:
         ValueError: Too few answers, or nearly all of them right, or wrong.
     """
-    few = min(sum(right), len(right) - sum(right))
-    if len(right) < _FEWEST or few < _FOLDS:
+    if not enough(right):
         raise ValueError(
             f"a calibration needs at least {_FEWEST} answers, {_FOLDS} of them right and {_FOLDS} wrong; got "
             f"{len(right)}, {sum(right)} of them right"
         )
-    fitted = _fit(vectors, right)
-    # What a threshold does is counted on answers that the regression has not seen.
+    return replace(_fit(vectors, right), table=_table(_predicted(vectors, right), right))
+
+
+def enough(right: Sequence[bool]) -> bool:
+    """Whether a regression can be fitted to so many answers."""
+    return len(right) >= _FEWEST and min(sum(right), len(right) - sum(right)) >= _FOLDS
+
+
+def fit_levels(signals: Sequence[Signals], right: Sequence[bool]) -> dict[LevelName, Level]:
+    """The regressions of all levels that the answers have the signals of.
+
+    Raises:
+        ValueError: Too few answers, or nearly all of them right, or wrong.
+    """
+    levels: dict[LevelName, Level] = {"bare": fit_level([one.vector("bare") for one in signals], right)}
+    if any(one.best_cosine is None for one in signals):
+        return levels
+    levels["fast"] = fit_level([one.vector("fast") for one in signals], right)
+    if any(one.cited_cosine is None for one in signals):
+        return levels
+    sorts: dict[LevelName, list[int]] = {"checked": [], "joined": []}
+    for at, one in enumerate(signals):
+        sorts[one.level].append(at)
+    if not all(enough([right[at] for at in own]) for own in sorts.values()):
+        levels["checked"] = fit_level([one.vector("checked") for one in signals], right)
+        return levels
     predicted = [0.0] * len(right)
-    for fold in range(_FOLDS):
-        others = [at for at in range(len(right)) if at % _FOLDS != fold]
-        part = _fit([vectors[at] for at in others], [right[at] for at in others])
-        for at in range(fold, len(right), _FOLDS):
-            predicted[at] = part.probability(vectors[at])
-    return Level(fitted.means, fitted.scales, fitted.weights, _table(predicted, right))
+    for name, own in sorts.items():
+        vectors, truth = [signals[at].vector(name) for at in own], [right[at] for at in own]
+        levels[name] = _fit(vectors, truth)
+        for at, chance in zip(own, _predicted(vectors, truth), strict=True):
+            predicted[at] = chance
+    levels["checked"] = replace(levels["checked"], table=_table(predicted, right))
+    return levels
 
 
 def upper_bound(wrong: int, count: int, chance: float = _SURE) -> float:
@@ -258,6 +303,17 @@ def _fit(vectors: Sequence[Sequence[float]], right: Sequence[bool]) -> Level:
     return Level(_numbers(means), _numbers(scales), _numbers(weights))
 
 
+def _predicted(vectors: Sequence[Sequence[float]], right: Sequence[bool]) -> list[float]:
+    """What regressions say that have not seen the answer: what a threshold does is counted on these."""
+    predicted = [0.0] * len(right)
+    for fold in range(_FOLDS):
+        others = [at for at in range(len(right)) if at % _FOLDS != fold]
+        part = _fit([vectors[at] for at in others], [right[at] for at in others])
+        for at in range(fold, len(right), _FOLDS):
+            predicted[at] = part.probability(vectors[at])
+    return predicted
+
+
 def _table(predicted: Sequence[float], right: Sequence[bool]) -> tuple[Threshold, ...]:
     ordered = sorted(zip(predicted, right, strict=True), reverse=True)
     rows = []
@@ -283,8 +339,11 @@ def _at_most(wrong: int, count: int, share: float) -> float:
     return min(sum(terms), 1.0)
 
 
-def _level(found: dict[str, Any]) -> Level:
-    numbers = {name: tuple(map(float, found[name])) for name in ("means", "scales", "weights")}
+def _level(name: LevelName, found: dict[str, Any]) -> Level:
+    numbers = {each: tuple(map(float, found[each])) for each in ("means", "scales", "weights")}
+    count = len(FEATURES[name])
+    if [len(numbers[each]) for each in ("means", "scales", "weights")] != [count, count, count + 1]:
+        raise ValueError(f"the level {name!r} is not one of {count} signals")
     return Level(**numbers, table=tuple(Threshold(**row) for row in found["table"]))
 
 

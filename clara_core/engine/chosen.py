@@ -62,14 +62,17 @@ class Chosen:
     Args:
         part: The rows.
         logits: ``[rows, vocab]``.
+        queries: ``[rows, layers, heads, dim]`` that the tokens follow from, where attention is watched.
 
     Attributes:
         part: The rows.
         tokens: ``[rows]``, on the device.
+        queries: As given.
     """
 
-    def __init__(self, part: Sequence[Running], logits: Tensor) -> None:
+    def __init__(self, part: Sequence[Running], logits: Tensor, queries: Tensor | None = None) -> None:
         self.part = part
+        self.queries = queries
         best = logits.max(-1)  # NaN counts as the largest, so that it shows
         self.tokens = _drawn(part, logits, best.indices)
         numbers = torch.stack([self.tokens, best.values.isfinite().long()], dim=1)

@@ -29,6 +29,7 @@ from clara_core.model.devices import attempt, in_halves, is_out_of_memory, relea
 from clara_core.model.kernels import PAGE
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory, KVRow
+from clara_core.model.paid_attention import paid_attention
 
 log = logging.getLogger(__name__)
 
@@ -246,12 +247,16 @@ class Answers:
         self.running.sort(key=lambda one: one.row.pages[0])
 
     def _prefill(self, part: Sequence[Running]) -> None:
-        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
+        cache = self._cache(part)
         logits = read_prompts(self.model, part, cache, self.limits.tokens, self._pause)
         if logits is None:
             cache.commit()
         else:
             self._take(part, logits, cache)
+
+    def _cache(self, part: Sequence[Running]) -> KVCache:
+        queries = self.model.queries() if any(one.request.watched for one in part) else None
+        return KVCache(self._memory, [one.row for one in part], part[0].request.role, queries)
 
     def _waits(self, one: Running, exc: Exception) -> bool:
         """Whether a row that failed alone is tried again, with more memory than it had."""
@@ -298,7 +303,7 @@ class Answers:
         part = [one for one in part if not one.gone]  # after another part had failed
         if not part:
             return
-        cache = KVCache(self._memory, [one.row for one in part], part[0].request.role)
+        cache = self._cache(part)
         tokens = self._tokens().index_select(0, self._slots(part))
         with self._threads.step(len(part)):
             logits = self.model.step(tokens, cache)
@@ -318,7 +323,8 @@ class Answers:
 
     def _take(self, part: Sequence[Running], logits: Tensor, cache: KVCache) -> None:
         """Choose the next token of each row by ``logits [rows, vocab]``; `_settle` hears of it."""
-        chosen, slots = Chosen(part, logits), self._slots(part)
+        queries = None if cache.queries is None else cache.queries.rows()  # [rows, layers, heads, dim]
+        chosen, slots = Chosen(part, logits, queries), self._slots(part)
         self._tokens().index_copy_(0, slots, chosen.tokens)
         cache.commit()  # from here on the pass has been: nothing of it runs again
         self._chosen.append(chosen)
@@ -359,6 +365,8 @@ class Answers:
             token, measured = chosen.token(row)
             if measured is not None:
                 writer.record(token, measured)
+            if chosen.queries is not None and one.request.watched:
+                one.request.queries.append(chosen.queries[row])
             say(one.request, writer.feed(token))
         except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
             self._leave(one, exc)
@@ -370,10 +378,26 @@ class Answers:
         for one in [one for one in self.running if one.request.cancelled or one.request.future.done()]:
             self._leave(one)
 
+    def _show_attention(self, one: Running) -> Exception | None:
+        """What the tokens of a finished answer paid attention to, while its keys are there; returns what went wrong."""
+        request, said = one.request, len(one.request.writer.ids)
+        queries, request.queries = request.queries[:said], []
+        if request.writer.finish_reason is None or not queries:
+            return None
+        try:
+            request.paid = paid_attention(
+                self._memory, one.row, torch.stack(queries), request.watched, len(request.ids)
+            )  # fmt: skip
+        except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
+            return exc
+        return None
+
     def _leave(self, one: Running, exc: Exception | None = None) -> None:
         """An answer ends: whoever waits hears of it before anything else can go wrong."""
         self.running.remove(one)
         one.gone = True
+        if exc is None and one.request.watched:
+            exc = self._show_attention(one)
         if exc is None:
             finish(one.request)
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from clara_core.engine.quotes import Span, split_sentences, split_words
@@ -75,7 +75,7 @@ class Attribution:
         text: The text.
         logprob: Sum of its tokens' log-probabilities, behind the question and the documents.
         scores: One a document: ``1 - p(without it) / p``. Documents that say the same hide each other here.
-        grounded: Whether it came from the documents.
+        grounded: Whether it came from the documents; None where only attention was looked at.
         citations: Those of the highest score first; none where the text is not grounded.
         judged_tokens: Positions that this took.
     """
@@ -83,7 +83,7 @@ class Attribution:
     text: str
     logprob: float
     scores: tuple[float, ...]
-    grounded: bool
+    grounded: bool | None
     citations: tuple[Citation, ...]
     judged_tokens: int
 
@@ -151,6 +151,24 @@ def find_parts(text: str, spans: Sequence[Span], drops: Tensor) -> list[Part]:
         if drop >= _CITED_DROP and document not in cited
     ]
     return found
+
+
+def attended_parts(text: str, spans: Sequence[Span], shares: Tensor) -> list[Part]:
+    """Parts of an answer by the document that each word paid most attention to; their scores are mean shares.
+
+    Args:
+        text: The answer.
+        spans: Characters of its tokens.
+        shares: ``[docs, tokens]``: of the attention that each token paid to documents.
+    """
+    strongest = shares.new_zeros(shares.shape)
+    for word in split_words(text):
+        own = [at for at, span in enumerate(spans) if _overlap(span, (word.start, word.end))]
+        if own:
+            document = int(shares[:, own].sum(1).argmax())
+            strongest[document, own] = shares[document, own]
+    parts = find_parts(text, spans, strongest)
+    return [replace(part, score=float(shares[part.document, list(part.tokens)].mean())) for part in parts]
 
 
 def whole_parts(text: str, spans: Sequence[Span], scores: dict[int, float], tokens: Sequence[int]) -> list[Part]:

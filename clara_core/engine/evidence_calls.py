@@ -110,13 +110,15 @@ class EvidenceCalls(EngineInstance):
         memories = self._checked(memories)
         if wanted.scores is not None and len(wanted.scores) != len(memories):
             raise ValueError(f"scores must have one number a document: got {len(wanted.scores)} for {len(memories)}")
-        return Asked(messages, memories, sampling, self._chat_request(messages, memories, sampling))
+        request = self._chat_request(messages, memories, sampling, wanted.as_text)
+        if wanted.attends:
+            self._watch(request)
+        return Asked(messages, memories, sampling, request)
 
     def _examined(self, several: Sequence[Asked], answers: Sequence[Answer], wanted: Wanted) -> Steps[list[Answer]]:
         """Answers with all that is wanted of them."""
         work = [examine(self, one, answer, wanted) for one, answer in zip(several, answers, strict=True)]
-        examined = yield from together(work)
-        return [one.answer for one in examined]
+        return (yield from together(work))
 
     def _drive(self, steps: Steps[T]) -> T:
         return drive(steps, self._wait)

@@ -16,7 +16,7 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -24,11 +24,11 @@ from torch import Tensor
 from clara_core.common.errors import ContextOverflow
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import Wanted
-from clara_core.engine.attributing import Said, attribute
+from clara_core.engine.attributing import Said, attribute, attribute_by_attention
 from clara_core.engine.calibration import Signals
 from clara_core.engine.checks import Message
 from clara_core.engine.evidence import Attribution, Checks, Citation
-from clara_core.engine.quotes import says_yes_or_no, stands_in
+from clara_core.engine.quotes import says_yes_or_no, share_of_names, stands_in
 from clara_core.engine.requests import GenerateRequest, Request
 from clara_core.engine.sampling import Answer, Sampling
 from clara_core.engine.steps import Steps
@@ -68,20 +68,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
-    """An answer with all that is known of it.
-
-    Attributes:
-        answer: The answer.
-        signals: What its confidence is made of; None where it is empty or unfinished.
-    """
-
-    answer: Answer
-    signals: Signals | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
+class Reading:
     """One reading and what speaks for it.
 
     Attributes:
@@ -91,8 +78,8 @@ class _Reading:
     """
 
     answer: Answer
-    evidence: Attribution | None
-    checks: Checks
+    evidence: Attribution | None = None
+    checks: Checks = field(default_factory=Checks)
 
     @property
     def logprob(self) -> float:
@@ -106,7 +93,7 @@ class _Reading:
         return False in (checks.cited_first, checks.verbatim, checks.grounded)
 
 
-def examine(engine: EngineInstance, asked: Asked, answer: Answer, wanted: Wanted) -> Steps[Examined]:
+def examine(engine: EngineInstance, asked: Asked, answer: Answer, wanted: Wanted) -> Steps[Answer]:
     """All that is wanted of an answer beside its text.
 
     Args:
@@ -116,15 +103,29 @@ def examine(engine: EngineInstance, asked: Asked, answer: Answer, wanted: Wanted
         wanted: What is wanted.
     """
     if answer.finish_reason == "cancelled":
-        return Examined(_told(answer, wanted), None)
+        return _told(answer, wanted)
+    reading, signals = yield from weigh(engine, asked, answer, wanted)
+    return _finished(engine, reading, signals, wanted)
+
+
+def weigh(
+    engine: EngineInstance, asked: Asked, answer: Answer, wanted: Wanted
+) -> Steps[tuple[Reading, Signals | None]]:
+    """The reading that gives the answer, and what its confidence is made of: None where it is empty or unfinished.
+
+    Args:
+        engine: Whose answer it is; its calibration only says whether text helps.
+        asked: What was asked.
+        answer: What the first reading gave, with its log-probabilities.
+        wanted: What is wanted.
+    """
     cosines = yield from _cosines(engine, asked, wanted)
-    reading = yield from _weigh(engine, asked, asked.request, answer, range(len(asked.memories)), cosines, wanted)
+    reading = yield from _evidence_of(engine, asked, asked.request, answer, range(len(asked.memories)), cosines, wanted)
     if wanted.read in ("again", "auto") and reading.doubtful and cosines is not None:
         reading = yield from _again(engine, asked, reading, cosines, wanted)
     if reading.doubtful and cosines is not None and (wanted.read == "text" or _text_helps(engine, wanted)):
         reading = yield from _as_text(engine, asked, reading, cosines)
-    signals = _signals(reading, cosines)
-    return Examined(_finished(engine, reading, signals, wanted), signals)
+    return reading, _signals(asked, reading, cosines)
 
 
 def _cosines(engine: EngineInstance, asked: Asked, wanted: Wanted) -> Steps[list[float] | None]:
@@ -139,7 +140,7 @@ def _cosines(engine: EngineInstance, asked: Asked, wanted: Wanted) -> Steps[list
     return list(map(float, score_memories(results[0], asked.memories)[0].tolist()))
 
 
-def _weigh(
+def _evidence_of(
     engine: EngineInstance,
     asked: Asked,
     request: GenerateRequest,
@@ -147,7 +148,7 @@ def _weigh(
     numbers: Sequence[int],
     cosines: Sequence[float] | None,
     wanted: Wanted,
-) -> Steps[_Reading]:
+) -> Steps[Reading]:
     """A reading with its evidence.
 
     Args:
@@ -160,16 +161,22 @@ def _weigh(
         wanted: What is wanted.
     """
     if not wanted.judges or not request.documents or not request.writer.ids:
-        return _Reading(answer, None, Checks())
-    said = Said(request, request.writer.ids, answer.text, asked.question)
-    found = yield from attribute(said, engine.tokenizer)
+        return Reading(answer)
+    logprobs = [token.logprob for token in answer.logprobs or ()]
+    said = Said(request, request.writer.ids, answer.text, asked.question, logprobs)
+    if not wanted.attends:
+        found = yield from attribute(said, engine.tokenizer)
+    elif request.paid is not None:
+        found = attribute_by_attention(said, request.paid, engine.tokenizer, Reading(answer).logprob)
+    else:
+        return Reading(answer)
     scores = [0.0] * len(asked.memories)
     for number, value in zip(numbers, found.scores, strict=True):
         scores[number] = value
     citations = tuple(_renumbered(one, request.documents, numbers, asked.memories) for one in found.citations)
     evidence = replace(found, scores=tuple(scores), citations=citations)
     checked = replace(answer, judged_tokens=answer.judged_tokens + found.judged_tokens)
-    return _Reading(checked, evidence, check(evidence, cosines))
+    return Reading(checked, evidence, check(evidence, cosines))
 
 
 def check(evidence: Attribution, cosines: Sequence[float] | None) -> Checks:
@@ -195,23 +202,25 @@ def _renumbered(
 
 
 def _again(
-    engine: EngineInstance, asked: Asked, first: _Reading, cosines: Sequence[float], wanted: Wanted
-) -> Steps[_Reading]:
+    engine: EngineInstance, asked: Asked, first: Reading, cosines: Sequence[float], wanted: Wanted
+) -> Steps[Reading]:
     """The best ranked document alone, read again, if its answer is the better one."""
     if len(asked.memories) < 2:
         return first
     best = max(range(len(cosines)), key=cosines.__getitem__)
     document = asked.memories[best]
     request = engine._chat_request(asked.messages, [document], asked.sampling)  # noqa: SLF001
+    if wanted.attends:
+        engine._watch(request)  # noqa: SLF001
     [answer] = yield [request]
-    second = _Reading(answer, None, Checks())
+    second = Reading(answer)
     spent = first.answer.judged_tokens
     if answer.finish_reason == "cancelled":
         return first
     if not stands_in(answer.text, document.text) or second.logprob <= first.logprob:
         return replace(first, answer=replace(first.answer, judged_tokens=spent + _positions(answer)))
     taken = replace(answer, reading="again", judged_tokens=spent + _positions(first.answer))
-    return (yield from _weigh(engine, asked, request, taken, [best], cosines, wanted))
+    return (yield from _evidence_of(engine, asked, request, taken, [best], cosines, wanted))
 
 
 def _text_helps(engine: EngineInstance, wanted: Wanted) -> bool:
@@ -219,27 +228,27 @@ def _text_helps(engine: EngineInstance, wanted: Wanted) -> bool:
     return calibration is not None and bool(calibration.text_helps)
 
 
-def _as_text(engine: EngineInstance, asked: Asked, first: _Reading, cosines: Sequence[float]) -> Steps[_Reading]:
+def _as_text(engine: EngineInstance, asked: Asked, first: Reading, cosines: Sequence[float]) -> Steps[Reading]:
     """The best ranked documents as text, read by the bare base, if its answer is the better one.
 
-    Nothing is judged here: there is no memory that could be hidden. That it stands in a text is all that is known.
+    A checkpoint that was taught to reads the best one as text beside the memories of the others instead. Nothing is
+    judged here: there is no memory that could be hidden. That it stands in a text is all that is known.
     """
-    order = sorted(range(len(cosines)), key=lambda at: -cosines[at])[:_AS_TEXT]
+    mixed = engine.config.mixed and len(asked.memories) > 1
+    order = sorted(range(len(cosines)), key=lambda at: -cosines[at])[: 1 if mixed else _AS_TEXT]
     texts = [asked.memories[at].text for at in order]
-    turns = alternating(asked.messages)
-    question = turns[-1]["content"]
-    content = "Background:\n" + "\n\n".join(texts) + f"\n\nQuestion:{question}"
-    system = [] if turns[0]["role"] == "system" else [{"role": "system", "content": ANSWER_SYSTEM}]
-    messages = [*system, *turns[:-1], {"role": "user", "content": content}]
     try:
-        request = engine._chat_request(messages, [], asked.sampling)  # noqa: SLF001
+        if mixed:
+            request = engine._chat_request(asked.messages, asked.memories, asked.sampling, order)  # noqa: SLF001
+        else:
+            request = engine._chat_request(_with_texts(asked, texts), [], asked.sampling)  # noqa: SLF001
+            request.role = None
     except ContextOverflow:
         return first  # memories fit where texts do not
-    request.role = None
     [answer] = yield [request]
     if answer.finish_reason == "cancelled":
         return first
-    second = _Reading(answer, None, Checks(verbatim=True))
+    second = Reading(answer, checks=Checks(verbatim=True))
     spent = first.answer.judged_tokens
     if not any(stands_in(answer.text, text) for text in texts) or second.logprob <= first.logprob:
         return replace(first, answer=replace(first.answer, judged_tokens=spent + _positions(answer)))
@@ -247,24 +256,47 @@ def _as_text(engine: EngineInstance, asked: Asked, first: _Reading, cosines: Seq
     return replace(second, answer=taken)
 
 
+def _with_texts(asked: Asked, texts: Sequence[str]) -> list[Message]:
+    """The conversation with texts where the memories were."""
+    turns = alternating(asked.messages)
+    question = turns[-1]["content"]
+    content = "Background:\n" + "\n\n".join(texts) + f"\n\nQuestion:{question}"
+    system = [] if turns[0]["role"] == "system" else [{"role": "system", "content": ANSWER_SYSTEM}]
+    return [*system, *turns[:-1], {"role": "user", "content": content}]
+
+
 def _positions(answer: Answer) -> int:
     return answer.prompt_tokens + answer.memory_tokens + answer.completion_tokens
 
 
-def _signals(reading: _Reading, cosines: Sequence[float] | None) -> Signals | None:
+def _signals(asked: Asked, reading: Reading, cosines: Sequence[float] | None) -> Signals | None:
     """What the confidence is made of; None for an answer that is empty or unfinished."""
     if not reading.answer.logprobs or reading.answer.finish_reason != "stop":
         return None
     if not cosines:
         return Signals(reading.logprob)
-    if reading.evidence is None:
-        return Signals(reading.logprob, max(cosines))
-    citations = reading.evidence.citations
-    cited = cosines[citations[0].document] if citations else min(cosines)
-    return Signals(reading.logprob, max(cosines), cited, bool(citations) and reading.checks.verbatim is not False)
+    best = max(cosines)
+    texts = [memory.text for memory in asked.memories]
+    known = Signals(
+        logprob=reading.logprob,
+        best_cosine=best,
+        lead=best - max((one for one in cosines if one < best - _SAME), default=0.0),
+        present=share_of_names(asked.question, texts),
+    )
+    if reading.evidence is None or reading.evidence.grounded is None:
+        return known  # confidence is fitted on citations by hiding
+    citations, said = reading.evidence.citations, reading.answer.text
+    cited = citations[0].document if citations else min(range(len(cosines)), key=cosines.__getitem__)
+    return replace(
+        known,
+        cited_cosine=cosines[cited],
+        verbatim=bool(citations) and reading.checks.verbatim is not False,
+        named=share_of_names(asked.question, [texts[cited]]),
+        joined=len({one.document for one in citations}) > 1 or says_yes_or_no(said) or stands_in(said, asked.question),
+    )
 
 
-def _finished(engine: EngineInstance, reading: _Reading, signals: Signals | None, wanted: Wanted) -> Answer:
+def _finished(engine: EngineInstance, reading: Reading, signals: Signals | None, wanted: Wanted) -> Answer:
     """The answer with its evidence and its confidence, withheld where that is too low."""
     answer = reading.answer
     evidence = reading.evidence

@@ -73,6 +73,11 @@ class Fidelity:
         return tuple(sorted((one for one in self.spans if one.risk > max_risk), key=lambda one: -one.risk))
 
     @property
+    def kept(self) -> float:
+        """Share of the spans that are not weak; 1 without any span."""
+        return 1 - len(self.weak()) / len(self.spans) if self.spans else 1.0
+
+    @property
     def keep_text(self) -> bool:
         """Whether more than a tenth of the spans is weak: such a document is better read as text."""
         return len(self.weak()) > _MUCH * len(self.spans)

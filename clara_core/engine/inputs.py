@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clara_core.checkpoint.config import Role
-from clara_core.common.errors import ContextOverflow, WindowOverflow
+from clara_core.checkpoint.config import ClaraConfig, Role
+from clara_core.common.errors import CheckpointError, ContextOverflow, WindowOverflow
 from clara_core.data.memory import Memory
 from clara_core.engine.checks import Message, Overflow, check_messages, check_overflow
 from clara_core.engine.logprobs import TokenLog
@@ -19,7 +19,7 @@ from clara_core.engine.long_documents import context_overflow, count_windows, ke
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Sampling, Writer
 from clara_core.model.chat_format import alternating
-from clara_core.model.tokenizer import ClaraTokenizer
+from clara_core.model.tokenizer import ClaraTokenizer, Windows
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ def prepare_chat(
     context: int,
     ends: frozenset[int],
     reason: Callable[[str], Tensor] | None = None,
+    as_text: Collection[int] = (),
 ) -> GenerateRequest:
     """The prompt of a conversation over compressed documents.
 
@@ -128,26 +129,60 @@ def prepare_chat(
         context: Most positions that prompt and answer may take.
         ends: Tokens that end an answer by the model's own account, besides the tokenizer's.
         reason: Memory tokens ``[n_mem, hidden]`` of a question; None where there is no reasoner.
+        as_text: Numbers of the documents that are read as text, in their place among the others.
 
     Raises:
+        CheckpointError: The checkpoint was not taught to read text beside memories.
         ContextOverflow: It does not fit; names both numbers.
         ValueError: The last turn is not one that can be answered.
     """
     check_messages(messages)
     turns = alternating(messages)
-    ids = tokenizer.chat_prompt(turns, count_windows(memories))
+    if as_text:
+        check_as_text(as_text, len(memories), tokenizer.config)
+    ids = tokenizer.chat_prompt(turns, _layout(memories, as_text))
     read = memories
     room = min(sampling.max_tokens, context // _ANSWER_SHARE)
     if context - len(ids) < room and reason is not None and _any_long(memories, tokenizer):
         read = keep_best_windows(reason(turns[-1]["content"]), memories, tokenizer)
-        ids = tokenizer.chat_prompt(turns, count_windows(read))
-    request = prepare_generation(ids, read, sampling, tokenizer=tokenizer, context=context, ends=ends)
+        ids = tokenizer.chat_prompt(turns, _layout(read, as_text))
+    compressed = [memory for at, memory in enumerate(read) if at not in as_text]
+    request = prepare_generation(ids, compressed, sampling, tokenizer=tokenizer, context=context, ends=ends)
     if read is not memories:
         request.windows_left_out = count_windows(memories) - count_windows(read)
         msg = windows_left_out(memories, read)
         warnings.warn(msg, stacklevel=2)
         log.warning("%s", msg)
     return request
+
+
+def check_as_text(as_text: Collection[int], documents: int, config: ClaraConfig) -> None:
+    """Refuse a prompt of text and memories that cannot be read.
+
+    Raises:
+        CheckpointError: The checkpoint was not taught to.
+        ValueError: There is no such document, or no memory would be left.
+    """
+    if not config.mixed:
+        raise CheckpointError(
+            "as_text: this checkpoint was not taught to read text beside memories (its config.json does not say "
+            '"mixed": true), and reads such prompts worse than either: leave as_text out, use read="text", or teach it '
+            "with clara train stage1_2 and mixed = 0.2"
+        )
+    if not set(as_text) <= set(range(documents)):
+        raise ValueError(f"as_text must name documents from 0 to {documents - 1}, got {sorted(as_text)}")
+    if len(set(as_text)) == documents:
+        raise ValueError(f"as_text names all {documents} documents: at least one must be read from its memory")
+
+
+def _layout(memories: Sequence[Memory], as_text: Collection[int]) -> Windows:
+    if not as_text:
+        return count_windows(memories)
+    return [
+        memory.text[start:end] if at in as_text else None
+        for at, memory in enumerate(memories)
+        for start, end in memory.spans
+    ]
 
 
 def _any_long(memories: Sequence[Memory], tokenizer: ClaraTokenizer) -> bool:

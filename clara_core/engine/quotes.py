@@ -68,6 +68,22 @@ def says_yes_or_no(text: str) -> bool:
     return len(words) == 1 and words[0] in _YES_NO
 
 
+def share_of_names(question: str, texts: Iterable[str]) -> float:
+    """Which share of the names and numbers of a question stands in texts; 1 where it has none.
+
+    A name is a word with a capital letter that does not open a sentence, but for the word I.
+    """
+    openings = {start for start, _ in split_sentences(question)}
+    asked = {
+        word.text
+        for word in split_words(question)
+        if any(char.isdigit() for char in word.text)
+        or (question[word.start].isupper() and word.start not in openings and word.text != "i")
+    }
+    found = {word.text for text in texts for word in split_words(text)} if asked else set()
+    return len(asked & found) / len(asked) if asked else 1.0
+
+
 def stands_in(said: str, text: str) -> bool:
     """Whether the words of an answer stand in a text, in this order, but for their case."""
     wanted = [word.text for word in split_words(said)]

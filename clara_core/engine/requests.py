@@ -72,6 +72,9 @@ class GenerateRequest:
         windows_left_out: Windows of long documents that the prompt has no room for.
         documents: Whose memories fill the slots, in their order.
         role: Whose adapter reads and writes; None: the bare base.
+        watched: Spans of the windows in the prompt, if the attention that is paid to them is asked for.
+        queries: ``[layers, heads, dim]`` of each token that was written, where it is.
+        paid: ``[tokens, windows]``: shares of the attention of the finished answer.
     """
 
     ids: list[int]
@@ -85,6 +88,9 @@ class GenerateRequest:
     windows_left_out: int = 0
     documents: Sequence[Memory] = ()
     role: Role | None = Role.GENERATOR
+    watched: Sequence[Span] = ()
+    queries: list[Tensor] = field(default_factory=list)
+    paid: Tensor | None = None
 
     def cancel(self) -> None:
         """Nobody waits any more: the work stops before its next step."""

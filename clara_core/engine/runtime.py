@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -242,15 +242,32 @@ class EngineInstance(Engine):
         return torch.zeros(0, self.n_mem, self.hidden, dtype=self.dtype)
 
     def _chat_request(
-        self, messages: Sequence[Message], memories: Sequence[Memory], sampling: Sampling
+        self,
+        messages: Sequence[Message],
+        memories: Sequence[Memory],
+        sampling: Sampling,
+        as_text: Collection[int] = (),
     ) -> GenerateRequest:
         self._require(Role.GENERATOR)
         memories = self._checked(memories)
         model = self.load().model
         return prepare_chat(
             messages, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.eos_ids,
-            reason=self._question_tokens if self._question_role in self.roles else None,
+            reason=self._question_tokens if self._question_role in self.roles else None, as_text=as_text,
         )  # fmt: skip
+
+    def _watch(self, request: GenerateRequest) -> None:
+        """Have the attention to the windows of a request's prompt noted.
+
+        Raises:
+            ValueError: The attention of this engine cannot be seen.
+        """
+        if not self.load().model.shows_attention:
+            raise ValueError(
+                f"citations='attention' needs attention of this package, not attn_implementation="
+                f"{self.arguments.attn_implementation!r}: leave that option out, or ask with citations=True"
+            )
+        request.watched = self.tokenizer.window_spans(request.ids)
 
     def _question_tokens(self, question: str) -> Tensor:
         """Memory tokens ``[n_mem, hidden]`` of one question."""

@@ -10,13 +10,16 @@ Letters of shapes: ``group`` query heads share a key/value head; ``used`` column
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from clara_core.model.devices import upload
 from clara_core.model.kernels import PAGE, Kernel
+
+if TYPE_CHECKING:
+    from clara_core.model.paid_attention import Queries
 
 # transformers keeps for itself every name that contains "flash", "flex_attention" or "sdpa", begins with "paged|", or
 # looks like a repository.
@@ -52,13 +55,16 @@ def attend(
     attention_mask: Tensor | None,
     *,
     ragged: Ragged | None = None,
+    queries: Queries | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of a layer: ``query [rows, heads, length, dim]`` -> ``[rows, length, heads, dim]``."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if queries is not None:
+        queries.note(int(module.layer_idx), query, scale)  # type: ignore[arg-type]
     if ragged is not None:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return ragged.attend(query, key, value, scale, sliding_window), None
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

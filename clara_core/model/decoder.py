@@ -27,6 +27,7 @@ from clara_core.model.kernels import Kernel
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory
 from clara_core.model.lora import routed
+from clara_core.model.paid_attention import Queries
 from clara_core.model.weights import RoutedDecoder
 
 if TYPE_CHECKING:
@@ -132,10 +133,12 @@ class ClaraModel(RoutedDecoder):
         if self.packs:
             ids, filled = [list(chain(*ids))], [list(chain(*filled))]
         embeddings = self.embed(upload(ids, self.device), memories, upload(filled, self.device))
-        rows = lengths if self.packs else None
-        states = self._run(embeddings, cache.role, cache=cache, lengths=rows, pause=pause)
         starts = [0, *accumulate(lengths)] if self.packs else [width * row for row in range(len(lengths))]
         last = upload([start + length - 1 for start, length in zip(starts, lengths, strict=False)], self.device)
+        if cache.queries is not None:
+            cache.queries.at = last
+        rows = lengths if self.packs else None
+        states = self._run(embeddings, cache.role, cache=cache, lengths=rows, pause=pause)
         return self.head(states.flatten(0, 1).index_select(0, last))
 
     def read_on(
@@ -160,6 +163,8 @@ class ClaraModel(RoutedDecoder):
             Tensor: Logits of the next token ``[1, vocab]``.
         """
         positions, ragged = cache.begin_chunk(len(ids), self.kernel, gather=not self._ours)
+        if cache.queries is not None:
+            cache.queries.at = upload([len(ids) - 1], self.device)
         embeddings = self.embed(upload([ids], self.device), memories, upload([slots], self.device))
         states = self._run(embeddings, cache.role, cache=cache, positions=positions[None], ragged=ragged, pause=pause)
         return self.head(states[:, -1])
@@ -168,7 +173,8 @@ class ClaraModel(RoutedDecoder):
         """Append one token to each row of the cache, which is to be committed: logits ``[rows, vocab]``."""
         ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self._ours)
         embeddings: Tensor = self.decoder.get_input_embeddings()(ids)  # [rows, hidden]
-        if self.fused is not None and self._ours and cache.role in (self.fused.role, None):
+        plain = cache.queries is not None  # the fused step does not show its queries
+        if self.fused is not None and self._ours and cache.role in (self.fused.role, None) and not plain:
             return self.head(self.fused(embeddings, positions, cache, ragged))
         states = self._run(embeddings[:, None], cache.role, cache=cache, positions=positions[:, None], ragged=ragged)
         return self.head(states[:, -1])
@@ -223,6 +229,15 @@ class ClaraModel(RoutedDecoder):
             return embeddings
         return embeddings.masked_scatter(slots[:, :, None], memories.to(embeddings))
 
+    def queries(self) -> Queries:
+        """Takes queries of the upper half of the layers in a pass over a cache."""
+        return Queries(self.kv_shape().layers // 2)
+
+    @property
+    def shows_attention(self) -> bool:
+        """Whether what an answer paid attention to can be told."""
+        return self._ours
+
     @property
     def _ours(self) -> bool:
         """Whether attention goes through `attention.attend`, and not through a function of transformers."""
@@ -268,6 +283,8 @@ class ClaraModel(RoutedDecoder):
             positions = torch.arange(length, device=device).expand(rows, length)
         if ragged is not None and self._ours:
             options["ragged"] = ragged
+        if cache is not None and cache.queries is not None:
+            options["queries"] = cache.queries
         # Attention of transformers' own takes a mask: over copies of the rows, or over all positions of forked prompts.
         mask = ragged.mask if isinstance(ragged, Gathered | Forked) and not self._ours else None
         with routed(

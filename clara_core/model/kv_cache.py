@@ -19,6 +19,7 @@ from clara_core.model.attention import Gathered, InPages, Products, Ragged
 from clara_core.model.devices import upload
 from clara_core.model.kernels import PAGE, Kernel
 from clara_core.model.kv_memory import KVMemory, KVRow
+from clara_core.model.paid_attention import Queries
 
 
 def _refused(name: str) -> Callable[..., None]:
@@ -36,11 +37,19 @@ class KVCache(Cache):
         memory: Where their pages are.
         rows: Each with room for what the pass adds to it.
         role: Whose adapter reads and writes all of them; None: the bare base.
+        queries: Takes what the upper layers ask with at the last position of each row.
     """
 
-    def __init__(self, memory: KVMemory, rows: Sequence[KVRow], role: Role | None = Role.GENERATOR) -> None:
+    def __init__(
+        self,
+        memory: KVMemory,
+        rows: Sequence[KVRow],
+        role: Role | None = Role.GENERATOR,
+        queries: Queries | None = None,
+    ) -> None:
         super().__init__(layers=[])
         self.role = role
+        self.queries = queries
         self.memory = memory
         self.rows = rows
         self._write: Callable[[Tensor, Tensor], None] = _unset

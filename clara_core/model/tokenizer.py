@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clara_core.checkpoint.config import ClaraConfig
 from clara_core.common.errors import CheckpointError
@@ -38,6 +38,10 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _CHARS_PER_TOKEN = 8  # generous: slices of a long text are cut to window * this many characters before encoding
 _WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _EDGES = 4  # tokens by which a text alone and the same text between BOS and EOS may differ
+
+
+Windows: TypeAlias = int | Sequence[str | None]
+"""So many windows of memory; or one entry a window: None for its memory, or the text that is read in its place."""
 
 
 @dataclass
@@ -263,8 +267,10 @@ class ClaraTokenizer:
         user = shield(before) + self.slots * n_windows + shield(after)
         return self._encode_chat([_turn("system", PARAPHRASE_SYSTEM), _turn("user", user)], shield)
 
-    def chat_prompt(self, messages: Sequence[dict[str, str]], n_windows: int) -> list[int]:
+    def chat_prompt(self, messages: Sequence[dict[str, str]], n_windows: Windows) -> list[int]:
         """Ids of a conversation whose last user turn reads `n_windows` compressed windows (or none).
+
+        Where windows are text, that and the separator stand in the place of the slots: ``text<SEP>``.
 
         Turns are merged first as templates want them (`merge_turns`). The memory slots stand in front of the last
         user turn, in the form the checkpoints were trained on. With documents and no system message the published one
@@ -273,7 +279,7 @@ class ClaraTokenizer:
         return self._chat_turns(messages, n_windows, Shield(self._pattern))[0]
 
     def _chat_turns(
-        self, messages: Sequence[dict[str, str]], n_windows: int, shield: Shield
+        self, messages: Sequence[dict[str, str]], n_windows: Windows, shield: Shield
     ) -> tuple[list[int], list[dict[str, str]]]:
         """Ids of a conversation, and its turns with the memory slots in their place."""
         turns = [_turn(turn["role"], shield(turn["content"])) for turn in merge_turns(messages)]
@@ -281,17 +287,24 @@ class ClaraTokenizer:
             if turns[0]["role"] != "system":
                 turns.insert(0, _turn("system", ANSWER_SYSTEM))
             last = max(index for index, turn in enumerate(turns) if turn["role"] == "user")
-            content = f"Background:\n{self.slots * n_windows}\n\nQuestion:{turns[last]['content']}"
+            content = f"Background:\n{self._background(n_windows, shield)}\n\nQuestion:{turns[last]['content']}"
             turns[last] = _turn("user", content)
         return self._encode_chat(turns, shield), turns
 
-    def taught(self, system: str, user: str, n_windows: int, answer: str) -> tuple[list[int], int]:
+    def _background(self, windows: Windows, shield: Shield) -> str:
+        """What stands in the place of the documents."""
+        if isinstance(windows, int):
+            return self.slots * windows
+        end = "<SEP>" if self.config.sep else "\n"
+        return "".join(self.slots if text is None else shield(text) + end for text in windows)
+
+    def taught(self, system: str, user: str, n_windows: Windows, answer: str) -> tuple[list[int], int]:
         """Ids of a conversation that ends in the answer to be learned, and where the answer begins in them.
 
         Args:
             system: System message, ours.
             user: User message; its first ``{docs}`` is the place of the memory slots, everything else is outside text.
-            n_windows: Compressed windows that are read.
+            n_windows: Compressed windows that are read, some of them as text (see `chat_prompt`).
             answer: What the assistant says, outside text.
 
         Returns:
@@ -299,7 +312,8 @@ class ClaraTokenizer:
         """
         shield = Shield(self._pattern)
         before, _, after = user.partition("{docs}")
-        turns = [_turn("system", system), _turn("user", shield(before) + self.slots * n_windows + shield(after))]
+        background = self._background(n_windows, shield)
+        turns = [_turn("system", system), _turn("user", shield(before) + background + shield(after))]
         prompt = self._encode_chat(turns, shield)
         said = shield(answer)
         whole = self._encode_chat([*turns, _turn("assistant", said)], shield, answered=True)

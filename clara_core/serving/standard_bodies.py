@@ -89,7 +89,7 @@ class ChatBody(Strict):
     stop: str | list[str] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    citations: bool | None = None
+    citations: bool | Literal["attention"] | None = None
     min_confidence: float | None = None
     read: Literal["memory", "again", "text", "auto"] | None = None
     stream: bool | None = False

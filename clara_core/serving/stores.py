@@ -127,7 +127,7 @@ def store_routes(state: ServerState) -> APIRouter:
         return StreamingResponse(lines(), media_type=NDJSON)
 
     @router.post("/{name}/documents")
-    async def add(name: str, request: Request) -> Response:
+    async def add(name: str, request: Request, fidelity: bool = False) -> Response:
         store = writable(name, request)
         documents = await asyncio.to_thread(_documents, await request.body())
         check_texts([document.text for document in documents], limits.inputs, limits.characters, "documents")
@@ -136,6 +136,7 @@ def store_routes(state: ServerState) -> APIRouter:
             [document.text for document in documents],
             [_plain(document.metadata) for document in documents],
             [document.id for document in documents],
+            fidelity=fidelity,
         )
         return await json_response({"ids": ids})
 

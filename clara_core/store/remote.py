@@ -72,6 +72,7 @@ class RemoteStore(MemoryStore):
         memories: Iterable[Memory] | None = None,
         *,
         vectors: Iterable[Any] | None = None,
+        fidelity: bool = False,
         show_progress: bool = False,
     ) -> list[str]:
         """See `MemoryStore.add`. Of memories only the texts are sent. Vectors of other embeddings are refused."""
@@ -85,10 +86,11 @@ class RemoteStore(MemoryStore):
         documents = list(given) if all(part is None or isinstance(part, Sequence) for part in parts) else given
         total = len(documents) if isinstance(documents, list) else None
         written: list[str] = []
+        path = f"{self._path}/documents" + ("?fidelity=true" if fidelity else "")
         with tqdm(total=total, desc="storing", unit="doc", disable=not show_progress) as bar:
             for batch in _batches(iter(documents)):
                 body = b"".join(map(_line, batch))
-                self._server.connection.send(f"{self._path}/documents", body, {"content-type": "application/x-ndjson"})
+                self._server.connection.send(path, body, {"content-type": "application/x-ndjson"})
                 written += [document.id for document in batch]
                 bar.update(len(batch))
         return written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,10 +27,12 @@ _BATCH_BYTES: Final = 1 << 26  # bytes of given memories written together
 _BATCH_MOST: Final = 1 << 13  # given memories written together; Lance keeps the order of so many
 _AHEAD: Final = 2  # batches that are compressed while one is written
 VECTORS: Final = "vectors"  # fingerprint of vectors that are not memories
+FIDELITY: Final = "fidelity"  # metadata field: how much of its text a memory has kept
 
 _MISSING: Final = object()
 
 Compress = Callable[[list[str]], Sequence[Memory]]
+Measure = Callable[[list[Memory]], Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,15 +176,22 @@ class Writer:
         fingerprint: Fingerprint of the memories.
         shape: Returns ``(n_mem, hidden)``; called if all documents are blank.
         compress: Compresses texts; None if every document has its memory.
+        measure: Measures how much memories have kept; None: not measured.
     """
 
     def __init__(
-        self, backend: Backend, fingerprint: str, shape: Callable[[], tuple[int, int]], compress: Compress | None
+        self,
+        backend: Backend,
+        fingerprint: str,
+        shape: Callable[[], tuple[int, int]],
+        compress: Compress | None,
+        measure: Measure | None = None,
     ) -> None:
         self._backend = backend
         self._fingerprint = fingerprint
         self._shape = shape
         self._compress = compress
+        self._measure = measure
 
     def write(self, documents: Iterable[Document]) -> Iterator[int]:
         """Write documents; yields after each batch how many of its documents are now safe.
@@ -220,13 +230,29 @@ class Writer:
         changed = [
             (document, content)
             for document, content in zip(batch, contents, strict=True)
-            if known.get(document.id) != (content, document.metadata)
+            if not self._is_there(known.get(document.id), content, document.metadata)
         ]
         memories = self._memories(changed)
+        metadatas = self._measured([document.metadata for document, _ in changed], memories)
         return [
-            Entry(document.id, document.text, document.metadata, content, memory)
-            for (document, content), memory in zip(changed, memories, strict=True)
+            Entry(document.id, document.text, metadata, content, memory)
+            for (document, content), metadata, memory in zip(changed, metadatas, memories, strict=True)
         ]
+
+    def _is_there(self, known: tuple[str, str] | None, content: str, metadata: str) -> bool:
+        """Whether nothing has to be written; what was measured of the same text need not be measured again."""
+        if known is None or self._measure is None:
+            return known == (content, metadata)
+        there = json.loads(known[1])
+        return FIDELITY in there and (known[0], there) == (content, {**json.loads(metadata), FIDELITY: there[FIDELITY]})
+
+    def _measured(self, metadatas: list[str], memories: Sequence[Memory]) -> list[str]:
+        """The metadata with what is measured of the memories."""
+        if self._measure is None:
+            return metadatas
+        kept = self._measure(list(memories))
+        pairs = zip(metadatas, kept, strict=True)
+        return [json.dumps({**json.loads(one), FIDELITY: value}, separators=(",", ":")) for one, value in pairs]
 
     def _content(self, document: Document) -> str:
         """Identifies what a document contains, to find unchanged ones; a vector does not follow from its text."""

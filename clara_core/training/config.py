@@ -90,6 +90,9 @@ class TrainingConfig(EngineOptions, Settings):
         memory_tokens: Whether the embeddings of the memory tokens are trained. None: if the compressor is trained.
         dropout: Dropout on the input of the adapters.
         overflow: "split" a document that is longer than a window into several, or "truncate" it as in the paper.
+        mixed: Share of the documents that the generator reads as text beside the memories of the others (stage1_2), so
+            that the checkpoint may be given such prompts; its config says so. 0.2 is a good share, with a frozen
+            compressor (``learn = ["generator"]``), so that memories stay valid.
         top_k: Windows that the generator reads in stage2. None: as in the checkpoint.
         top_k_gradient: Whether the loss of the answer reaches the query reasoner (stage2).
         alignment: Weight of the alignment loss (stage1, stage1_2).
@@ -124,6 +127,7 @@ class TrainingConfig(EngineOptions, Settings):
     memory_tokens: bool | None = None
     dropout: float = Field(default=0.1, ge=0, lt=1)
     overflow: Literal["split", "truncate"] = "split"
+    mixed: float = Field(default=0.0, ge=0, lt=1)
     top_k: int | None = Field(default=None, gt=0)
     top_k_gradient: bool = True
     alignment: float = Field(default=0.1, ge=0)
@@ -170,6 +174,8 @@ class TrainingConfig(EngineOptions, Settings):
             )
         if not self.learn or not self.batch_size or not self.lr:
             raise ValueError("learn, batch_size and lr must not be empty or 0")
+        if self.mixed and self.stage != "stage1_2":
+            raise ValueError(f"mixed is for stage1_2, whose lines say which documents are read; got {self.stage}")
         if self.dtype == "float16":
             raise ValueError("dtype: training in float16 loses small gradients; give bfloat16 or float32")
         if self.reasoner != "auto":

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clara_core.common.errors import DataError
-from clara_core.data.examples import CompressionLine, Line, RetrievalLine
-from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_INSTRUCTION, PARAPHRASE_SYSTEM, ClaraTokenizer
+from clara_core.data.examples import CompressionLine, InstructionLine, Line, RetrievalLine
+from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_INSTRUCTION, PARAPHRASE_SYSTEM, ClaraTokenizer, Windows
 from clara_core.training.batch import RowBatch, Step, row_batch
 from clara_core.training.losses import IGNORE
 
@@ -19,6 +19,7 @@ SCP_SYSTEM = (
 )
 _SCP_USER = "Background:\n{docs}"
 _TEMPLATE = 200  # positions
+_EDGE = 2  # tokens by which a text may be longer among others than by itself
 _ANSWER_USER = "Background:\n{docs}\n\nQuestion:"
 
 Overflow = Literal["split", "truncate"]
@@ -58,6 +59,7 @@ class LineReader:
         overflow: "split" a document that is longer than a window into several, as the engine does, or "truncate" it,
             as the published code does.
         answers: Whether the generator is trained on the answers of lines with candidates.
+        mixed: Share of the documents of stage 1_2 that are read as text.
     """
 
     def __init__(
@@ -68,15 +70,21 @@ class LineReader:
         overflow: Overflow = "split",
         *,
         answers: bool = True,
+        mixed: float = 0.0,
     ) -> None:
         self.tokenizer = tokenizer
         self.context = context
         self.top_k = top_k
         self.overflow: Overflow = overflow
         self.answers = answers
+        self.mixed = mixed
 
-    def step(self, lines: Sequence[Line]) -> Step:
+    def step(self, lines: Sequence[Line], rng: random.Random | None = None) -> Step:
         """Make one step of lines of one stage.
+
+        Args:
+            lines: The lines.
+            rng: Draws which documents are read as text; without one, none is.
 
         Raises:
             DataError: A prompt with its answer is longer than the context; the message names file and line.
@@ -89,13 +97,19 @@ class LineReader:
         candidates = [tuple(dict.fromkeys(own)) for own in listed]
         if self.answers:
             pairs = zip(retrieval, candidates, strict=True)
-            rows = [self._row(line, min(self.top_k, len(documents.of(own)))) for line, own in pairs]
+            rows = [self._row(line, min(self.top_k, len(documents.of(numbers)))) for line, numbers in pairs]
         for line in lines:
             if not isinstance(line, RetrievalLine):
-                read.append(documents.of([documents.add(text, once=False) for text in line.docs]))
-                rows.append(self._row(line, len(read[-1])))
+                as_text = self._drawn(line, rng)
+                own = {at: documents.add(text, once=False) for at, text in enumerate(line.docs) if at not in as_text}
+                read.append(documents.of(own.values()))
+                layout: list[str | None] = []
+                for at, text in enumerate(line.docs):
+                    layout += [None] * len(documents.windows[own[at]]) if at in own else self._pieces(text)
+                rows.append(self._row(line, layout))
         gold = [
-            tuple(own[position] for position in line.pos_index) for line, own in zip(retrieval, listed, strict=True)
+            tuple(numbers[position] for position in line.pos_index)
+            for line, numbers in zip(retrieval, listed, strict=True)
         ]
         return Step(
             sequences=self.tokenizer.encode_passages(documents.pieces),
@@ -130,10 +144,36 @@ class LineReader:
             most += len(line.docs) * slots
         else:
             most = self.context + 1
-        if most > self.context:
-            self.step([line])
+        if most > self.context or self.mixed:
+            self._check_longest(line, self.step([line]))
 
-    def _row(self, line: Line, n_windows: int) -> tuple[list[int], int]:
+    def _check_longest(self, line: Line, step: Step) -> None:
+        if not self.mixed or not isinstance(line, InstructionLine) or step.rows is None:
+            return
+        pieces = [piece for text in line.docs for piece in self._pieces(text)]
+        slots = len(self.tokenizer.memory_ids)
+        more = [max(0, self.tokenizer.count_plain(one) + _EDGE - slots) for one in pieces]
+        longest = len(step.rows.ids[0]) + sum(more)
+        if longest > self.context:
+            raise DataError(
+                f"{line.where}: with its documents as text (mixed), prompt and answer take {longest} positions, but "
+                f"the context of the model is {self.context}: give fewer or shorter documents"
+            )
+
+    def _drawn(self, line: Line, rng: random.Random | None) -> set[int]:
+        """Documents of a line that are read as text; never all of them."""
+        count = len(line.docs)
+        if rng is None or not self.mixed or not isinstance(line, InstructionLine):
+            return set()
+        drawn = {at for at in range(count) if rng.random() < self.mixed}
+        return drawn - {rng.randrange(count)} if len(drawn) == count else drawn
+
+    def _pieces(self, text: str) -> list[str]:
+        """A document as text, in pieces of a window."""
+        spans = self.tokenizer.windows(text, first_only=self.overflow != "split")
+        return [text[start:end] for start, end in spans]
+
+    def _row(self, line: Line, n_windows: Windows) -> tuple[list[int], int]:
         """Ids of prompt and answer, and the position at which the answer begins."""
         if isinstance(line, CompressionLine):
             if line.kind == "qa":
@@ -147,7 +187,7 @@ class LineReader:
         ids, start = row
         if len(ids) > self.context:
             raise DataError(
-                f"{line.where}: the prompt takes {start} positions ({n_windows} windows of memory) and the answer "
+                f"{line.where}: the prompt takes {start} positions ({_count(n_windows)}) and the answer "
                 f"{len(ids) - start}, but the context of the model is {self.context}: shorten the answer or the "
                 "documents, or give fewer documents"
             )
@@ -157,6 +197,12 @@ class LineReader:
         ids = [row for row, _ in rows]
         labels = [[IGNORE] * start + row[start:] for row, start in rows]
         return row_batch(ids, labels, [self.tokenizer.is_slot(row) for row in ids], read)
+
+
+def _count(windows: Windows) -> str:
+    texts = 0 if isinstance(windows, int) else sum(text is not None for text in windows)
+    memories = windows if isinstance(windows, int) else len(windows) - texts
+    return f"{memories} windows of memory" + (f", {texts} of text" if texts else "")
 
 
 def _texts(line: Line) -> list[str]:
@@ -211,12 +257,13 @@ class LineSteps:
             random.Random(f"{self.seed} epoch {epoch}").shuffle(order)
             self._order = (epoch, order)
         batch = self._order[1][place * self.batch : (place + 1) * self.batch]
-        return list(self.passes([self.lines[index] for index in batch[self.process :: self.processes]]))
+        rng = random.Random(f"{self.seed} mixed {number} {self.process}")
+        return list(self.passes([self.lines[index] for index in batch[self.process :: self.processes]], rng))
 
-    def passes(self, lines: Sequence[Line]) -> Iterator[Step]:
-        """Split lines into passes."""
+    def passes(self, lines: Sequence[Line], rng: random.Random | None = None) -> Iterator[Step]:
+        """Split lines into passes; `rng` as in `LineReader.step`."""
         for start in range(0, len(lines), self.micro):
-            yield self.reader.step(lines[start : start + self.micro])
+            yield self.reader.step(lines[start : start + self.micro], rng)
 
 
 def without_gold(lines: Iterable[Line]) -> tuple[int, int]:

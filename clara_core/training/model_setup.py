@@ -191,7 +191,9 @@ def checkpoint_gradients(model: ClaraModel) -> None:
 # --- writing ---------------------------------------------------------------------------------------------
 
 
-def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_trained: bool) -> Checkpoint:
+def write_model(
+    folder: Path, opened: Opened, stage: str, card: str, *, base_trained: bool, mixed: bool = False
+) -> Checkpoint:
     """Write a checkpoint with its card, atomically.
 
     Args:
@@ -200,6 +202,7 @@ def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_tra
         stage: `training_stage` of the config.
         card: Text of README.md.
         base_trained: Whether the base was trained, so that its weights are written, too.
+        mixed: Whether the generator was trained to read text beside memories; an earlier "yes" stays.
 
     Raises:
         TrainingError: The folder cannot be written; an existing one is unchanged.
@@ -207,7 +210,9 @@ def write_model(folder: Path, opened: Opened, stage: str, card: str, *, base_tra
     """
     copy_base = base_trained or opened.copy_base
     name = BASE_FOLDER if copy_base else opened.base
-    config = opened.model.config.model_copy(update={"decoder_model_name": name, "training_stage": stage})
+    config = opened.model.config
+    changes = {"decoder_model_name": name, "training_stage": stage, "mixed": mixed or config.mixed}
+    config = config.model_copy(update=changes)
     dtype = opened.model.dtype
     roles = sorted(opened.roles)
     adapters = {role: _on_processor(opened.model.export_adapter(role), dtype) for role in roles}

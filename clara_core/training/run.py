@@ -104,6 +104,7 @@ def trainer_of(config: TrainingConfig, *, progress: bool = False) -> Trainer:
         opened.model.config.generation_top_k,
         config.overflow,
         answers=config.stage == "stage2",
+        mixed=config.mixed,
     )
     _check_lines(reader, [trained, held_out])
     phase = _phase(config, opened, reader, trained, held_out, processes)
@@ -348,4 +349,4 @@ def _export(
         metrics=metrics,
         settings=config.model_dump(mode="json", exclude=_FREE - {"save_every", "save_minutes"}),
     )
-    write_model(config.out / CHECKPOINT, opened, stage, text, base_trained=False)
+    write_model(config.out / CHECKPOINT, opened, stage, text, base_trained=False, mixed=config.mixed > 0)

@@ -88,6 +88,31 @@ def test_shows_answer_sources_and_what_was_saved(clara, folder, model):
     assert f"{answer['memory_tokens']} memory tokens instead of {answer['source_tokens']}" in out
 
 
+def test_cited_sentence_and_confidence(clara):
+    asked = ("ask", DATA, "When was Mount Masar first climbed?", "--model", "pocket", "--cite")
+    facts = json.loads(clara(*asked, "--json")[1])
+    [cited] = facts["citations"]
+    source = facts["sources"][cited["document"]]
+    assert source["text"][cited["text_start"] : cited["text_end"]] == cited["text"]
+    file = (DATA / source["file"]).read_text(encoding="utf-8")
+    assert cited["verbatim"]
+    assert facts["answer"] in cited["text"]
+    assert facts["checks"] == {"cited_first": True, "verbatim": True, "grounded": True}
+    assert len(facts["attribution"]) == len(facts["sources"])
+    code, out, _ = clara(*asked)
+    place = source["start"] + cited["text_start"]
+    assert code == 0
+    assert f"{cited['score']:6.3f}  {source['file']}:{place}\n        {cited['text']}\n" in out
+    assert file[place:].startswith(cited["text"])
+    assert f"{facts['confidence']:.0%} sure\n" in out
+
+
+def test_an_uncalibrated_model_says_so(clara, folder, model):
+    code, out, _ = clara("ask", folder, QUESTION, "--model", model, "--max-tokens", 8, "--cite")
+    assert code == 0
+    assert "confidence not known" in out or "`clara calibrate`" in out
+
+
 def test_long_files_of_the_examples(clara, model):
     code, out, _ = clara("ask", DATA, QUESTION, "--model", model, "--max-tokens", 4, "--json")
     facts = json.loads(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from clara_core import CheckpointError, ClaraEngine, FingerprintMismatch
 from clara_core.data.examples import RetrievalLine
 from clara_core.engine.calibrating import without_gold
-from clara_core.engine.calibration import Calibration, Signals, fit_level, upper_bound
+from clara_core.engine.calibration import Calibration, Level, Signals, fit_level, fit_levels, upper_bound
 from tests.engines import PASSAGES, open_engine
 from tests.tiny import build
 
@@ -66,12 +67,38 @@ def test_a_threshold_keeps_its_promise_on_other_answers() -> None:
 def test_the_level_is_the_richest_that_is_known() -> None:
     assert Signals(-1.0).level == "bare"
     assert Signals(-1.0, 0.5).level == "fast"
-    assert Signals(-1.0, 0.5, 0.4, verbatim=False).level == "checked"
-    assert Signals(-100.0, 0.5, 0.4, verbatim=False).vector("checked") == pytest.approx([-8.0, 0.4, 0.1, 0.0])
+    checked = Signals(-100.0, 0.5, 0.2, 0.9, 0.4, verbatim=False)
+    assert checked.level == "checked"
+    assert checked.vector("checked") == pytest.approx([-8.0, 0.4, 0.1, 0.2, 0.0, 1.0, 0.9])
+    assert checked.vector("fast") == pytest.approx([-8.0, 0.5, 0.2, 0.9])
+    assert replace(checked, joined=True).level == replace(checked, named=0.5).level == "joined"
+
+
+def test_extracts_and_other_answers_have_a_regression_each() -> None:
+    rng = random.Random(2)
+    signals = [Signals(rng.gauss(-1, 1), 0.5, cited_cosine=0.5, joined=n % 2 == 1) for n in range(2000)]
+    right = [one.logprob > -1 if not one.joined else rng.random() < 0.5 for one in signals]
+    made = Calibration("f", fit_levels(signals, right), questions=2000)
+    sure, unsure = Signals(0.0, 0.5, cited_cosine=0.5), Signals(0.0, 0.5, cited_cosine=0.5, joined=True)
+    assert made.confidence(sure) > 0.95
+    assert made.confidence(unsure) == pytest.approx(0.5, abs=0.05)
+    assert len(made.levels["checked"].table) > 0 == len(made.levels["joined"].table)
+    # What a threshold keeps is counted over both.
+    assert made.levels["checked"].table[0].error == pytest.approx(1 - sum(right) / 2000)
+    with pytest.raises(ValueError, match="level must be one of 'bare', 'fast', 'checked', got 'joined'"):
+        made.threshold(0.1, "joined")
+    few = fit_levels(signals[::2] + signals[1:20:2], right[::2] + right[1:20:2])
+    assert set(few) == {"bare", "fast", "checked"}
+    assert Calibration("f", few).confidence(unsure) == Calibration("f", few).confidence(sure)
+
+
+def fast_level() -> Level:
+    vectors, right = sample(200)
+    return fit_level([[*vector, 0.0, 1.0] for vector in vectors], right)
 
 
 def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    calibration = Calibration("f" * 64, {"fast": fit_level(*sample(200))}, 200, 0.3, 5, "float32")
+    calibration = Calibration("f" * 64, {"fast": fast_level()}, 200, 0.3, 5, "float32")
     calibration.write(tmp_path)
     assert Calibration.read(tmp_path, "f" * 64) == calibration
     assert Calibration.read(tmp_path / "nowhere", "f" * 64) is None
@@ -81,6 +108,9 @@ def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         (tmp_path / "calibration.json").write_text(broken)
         with pytest.raises(CheckpointError, match="is no calibration"):
             Calibration.read(tmp_path, "f" * 64)
+    Calibration("f" * 64, {"fast": fit_level(*sample(200))}).write(tmp_path)
+    with pytest.raises(CheckpointError, match="the level 'fast' is not one of 4 signals"):
+        Calibration.read(tmp_path, "f" * 64)
 
 
 def lines(count: int) -> list[RetrievalLine]:
@@ -96,6 +126,7 @@ def test_gold_is_taken_away_from_a_share() -> None:
     for at, line in enumerate(some):
         if at in gone:
             assert line.docs == tuple(doc for n, doc in enumerate(PASSAGES[:3]) if n != at % 3)
+            assert line.references == ()  # nobody else says it
         else:
             assert line == given[at]
     with pytest.raises(ValueError, match="at least 0 and below 1, got 1"):
@@ -117,8 +148,7 @@ def test_what_is_set_is_used_and_checked(engine: ClaraEngine) -> None:
     memories = engine.remember(PASSAGES[:2])
     with pytest.raises(FingerprintMismatch):
         engine.calibration = Calibration("f" * 64, {})
-    vectors, right = sample(200)
-    engine.calibration = Calibration(engine.fingerprint, {"fast": fit_level(vectors, right)})
+    engine.calibration = Calibration(engine.fingerprint, {"fast": fast_level()})
     answer = engine.answer("Where?", memories, max_tokens=3, min_confidence=0.0)
     assert (answer.confidence is not None) == (answer.finish_reason == "stop")
     engine.calibration = None
@@ -127,11 +157,11 @@ def test_what_is_set_is_used_and_checked(engine: ClaraEngine) -> None:
 
 def test_a_file_of_other_weights_is_said_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tiny = build(tmp_path, "mistral", seed=6)
-    Calibration("f" * 64, {"fast": fit_level(*sample(200))}).write(tiny.folder)
+    Calibration("f" * 64, {"fast": fast_level()}).write(tiny.folder)
     engine = open_engine(tiny)
     assert engine.calibration is None
     assert "lies beside other weights and is not used" in caplog.text
-    Calibration(engine.fingerprint, {"fast": fit_level(*sample(200))}).write(tiny.folder)
+    Calibration(engine.fingerprint, {"fast": fast_level()}).write(tiny.folder)
     engine.unload()
     assert engine.calibration is None  # asked once
     again = open_engine(tiny, dtype="bfloat16")

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from clara_core import Answer, ClaraEngine
-from clara_core.engine.evidence import find_parts, score, token_spans, unexplained
+from clara_core.engine.attributing import _without_joint
+from clara_core.engine.evidence import Part, find_parts, score, token_spans, unexplained
 from tests.engines import PASSAGES, open_engine, wrapped
 from tests.known import Known
 from tests.tiny import Tiny, build
@@ -46,6 +47,18 @@ def test_one_document_has_the_whole_answer() -> None:
 
 def test_two_documents_have_a_half_each_and_the_word_between_belongs_to_none() -> None:
     assert parts("Sarn and Matar", [[3.0, 0.0, 0.0], [0.0, 0.0, 4.0]]) == [(0, "Sarn"), (1, "Matar")]
+
+
+@pytest.mark.parametrize(
+    "text, cut, parts", [("Mila and Vefa", 8, ["Mila", "Vefa"]), ("Mila, und Vefa", 4, ["Mila", "Vefa"])]
+)
+def test_the_word_that_joins_two_parts_belongs_to_none(text: str, cut: int, parts: list[str]) -> None:
+    found = [Part(0, 1.0, 0, cut, (0,)), Part(1, 1.0, cut + 1, len(text), (1,))]
+    sources = ["It lies in Mila.", "It lies in Vefa."]
+    cut_off = [_without_joint(part, found, text, source) for part, source in zip(found, sources, strict=True)]
+    assert [text[part.start : part.end].strip(" ,") for part in cut_off] == parts
+    whole = [_without_joint(part, found, text, text) for part in found]  # it stands there with the word
+    assert whole == found
 
 
 def test_a_document_that_matters_without_a_part_of_its_own_has_the_sentence() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clara_core.engine.quotes import find_quote, says_yes_or_no, split_sentences, stands_in
+from clara_core.engine.quotes import find_quote, says_yes_or_no, share_of_names, split_sentences, stands_in
 
 TEXT = (
     "The Aln bridge was opened on 4 May 1907. Dr. J. Moss designed it, as St. Mary's records say. It is 3,776 m long!"
@@ -46,6 +46,21 @@ def test_verbatim_is_the_sentence_around(said: str, expected: str):
     assert sentence(said) == expected
     assert find_quote(said, TEXT, WHOLE).verbatim
     assert stands_in(said, TEXT)
+
+
+@pytest.mark.parametrize(
+    "question, share",
+    [
+        ("Who designed St. Mary's bridge in 1907?", 1.0),
+        ("Who met J. Moss and Ada Quill in 1950?", 0.4),
+        ("When did the mill close?", 1.0),  # no name
+        ("Where was I? Tolmet knows.", 1.0),  # what opens a sentence
+        ("is the mill 12 m long", 0.0),
+    ],
+)
+def test_which_names_of_a_question_a_text_has(question: str, share: float):
+    assert share_of_names(question, ["Nothing.", TEXT]) == pytest.approx(share)
+    assert share_of_names(question, []) == (0.0 if share != 1.0 or "1907" in question else 1.0)
 
 
 def test_of_several_sentences_the_one_that_is_asked_for():

@@ -93,7 +93,10 @@ async def test_a_stream_has_its_evidence_once(pocket: ClaraEngine, known: Known,
     assert merged.response_metadata == whole.response_metadata
     assert merged.content_blocks == whole.content_blocks
     batch = await llm.abatch([known.question] * 2, documents=documents)
-    assert [one.response_metadata["citations"] for one in batch] == [whole.response_metadata["citations"]] * 2
+    [cited] = whole.response_metadata["citations"]
+    # The last digits of a log-probability depend on the size of the batch.
+    expected = [{**cited, "score": pytest.approx(cited["score"], abs=1e-4)}]
+    assert [one.response_metadata["citations"] for one in batch] == [expected] * 2
 
 
 def test_what_is_withheld_is_a_draft(pocket: ClaraEngine, known: Known, documents: list[Document]) -> None:

@@ -24,7 +24,15 @@ def load(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["langchain_mixed", "langchain_store", "langchain_durable", "langchain_agent", "langchain_other_store"]
+    "name",
+    [
+        "langchain_mixed",
+        "langchain_store",
+        "langchain_durable",
+        "langchain_agent",
+        "langchain_other_store",
+        "langchain_citations",
+    ],
 )
 def test_example(name, capsys):
     module = load(name)

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("llama_index_*.py"))
 SAYS = {
     "llama_index_chat": "4 messages so far",
+    "llama_index_citations": "withheld: ",
     "llama_index_durable": "0 nodes were new or changed; the folder holds ",
     "llama_index_query_engine": "together:",
     "llama_index_rerank": "(was ",

@@ -9,10 +9,13 @@ import pytest
 
 from benchmarks import evaluate_typed
 from benchmarks.evaluate_typed import is_refusal
-from benchmarks.typed_tasks import TYPED, TypedSet, typed_set
+from benchmarks.trust_typed import measure
+from benchmarks.typed_tasks import FACTS, TYPED, TypedSet, typed_set
+from clara_core import ClaraEngine
 
 HALVES = json.loads(TYPED.read_text(encoding="utf-8"))
 ENTRIES = [entry for half in HALVES.values() for entry in half]
+OF_ITS_KIND = json.loads(FACTS.read_text(encoding="utf-8"))["open"]
 
 
 def test_there_are_enough_of_all_kinds():
@@ -31,7 +34,7 @@ def test_each_passage_and_question_stands_once():
     assert len(set(asked)) == len(asked)
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["text"][:30])
+@pytest.mark.parametrize("entry", [*ENTRIES, *OF_ITS_KIND], ids=lambda entry: entry["text"][:30])
 def test_answers_are_words_of_their_passage(entry: dict):
     for question in entry["questions"]:
         answers = question["answers"]
@@ -85,3 +88,13 @@ def test_the_program_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 def test_another_half_is_refused():
     with pytest.raises(SystemExit, match="open or closed"):
         evaluate_typed.main(["pocket"], half="both")
+
+
+def test_evidence_of_the_bundled_model_on_facts_of_its_kind(pocket: ClaraEngine):
+    found = measure(pocket, typed_set("open", FACTS))
+    assert found.answerable >= 40
+    assert found.unanswerable >= 15
+    assert found.exact >= 0.5  # enough right answers to say something of
+    assert found.cited >= 0.95
+    assert found.offsets == 1.0
+    assert found.auroc >= 0.85

@@ -118,6 +118,9 @@ def test_writing(stores, local):
     assert remote.count() == len(TEXTS)
     assert remote.get(["id-1"])[0].metadata == METADATAS[1]
     assert remote.add(memories=local.compress(["A new note."]), ids=["new"]) == ["new"]
+    [kept] = local.fidelity(local.compress(["A new note."]))
+    remote.add(["A new note."], ids=["new"], fidelity=True)
+    assert remote.get(["new"])[0].metadata == {"fidelity": kept.kept}
     assert remote.delete(["new", "unknown"]) == 1
     assert remote.delete(filter={"n": {"$gte": 4}}) == 2
     assert remote.count() == 4

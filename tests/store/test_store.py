@@ -240,6 +240,39 @@ def test_equal_texts_of_a_call_are_compressed_once_and_are_two_documents(tmp_pat
     assert torch.equal(first.tokens, second.tokens)
 
 
+@pytest.mark.parametrize("place", ["folder", "memory://"])
+def test_fidelity_is_measured_once_where_it_is_asked_for(tmp_path, engine, monkeypatch, place):
+    asked = []
+    real = engine.fidelity
+    monkeypatch.setattr(engine, "fidelity", lambda memories: asked.append(len(memories)) or real(memories))
+    uri = place if place == "memory://" else tmp_path / place
+    store = MemoryStore.open(uri, engine, memory_type="float32")
+    texts, ids, metadatas = [PASSAGES[0], LONG, " "], ["a", "b", "blank"], [{"n": 1}, None, None]
+    store.add(texts, metadatas, ids)
+    assert [record.metadata for record in store] == [{"n": 1}, {}, {}]
+    assert not asked
+    for _ in range(2):  # the second time nothing is new
+        store.add(texts, metadatas, ids, fidelity=True)
+        kept = [one.kept for one in real(store.memories(ids))]
+        assert [record.metadata for record in store.get(ids)] == [
+            {"n": 1, "fidelity": kept[0]},
+            {"fidelity": kept[1]},
+            {"fidelity": 1.0},
+        ]
+        assert asked == [3, 0][: len(asked)]
+    assert store.count({"fidelity": {"$lte": kept[1]}}) >= 1
+    store.add(texts[:1], [{"n": 2}], ids[:1])  # not asked for: the metadata are what is given
+    assert store.get(["a"])[0].metadata == {"n": 2}
+
+
+def test_fidelity_needs_the_model(store, engine, tmp_path):
+    with pytest.raises(ValueError, match="fidelity=True reads memories back with their model"):
+        add(store, "a", fidelity=True)
+    with pytest.raises(ValueError, match="got vectors of other embeddings"):
+        MemoryStore.open(tmp_path / "vectors", engine).add(["a"], vectors=[[1.0]], fidelity=True)
+    assert store.count() == 0
+
+
 def test_the_generator_reads_what_comes_out(tmp_path, engine):
     store = MemoryStore.open(tmp_path / "store", engine)
     ids = store.add(list(PASSAGES))

@@ -13,6 +13,7 @@ import torch
 
 from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.io import Checkpoint, export_peft, read_checkpoint
+from clara_core.common.errors import DataError
 from clara_core.data.examples import STAGES, Stage, check_line
 from clara_core.engine.options import EngineArguments
 from clara_core.training import train
@@ -186,6 +187,44 @@ def test_candidates_of_different_numbers_are_read_as_far_as_they_go(tiny: Tiny) 
     counts = [reader.step([line]).counts["answer tokens"] for line in lines]
     wanted = sum(float(one.losses["answer"].detach()) * count for one, count in zip(alone, counts, strict=True))
     assert float(both.losses["answer"].detach()) == pytest.approx(wanted / sum(counts), abs=1e-4)
+
+
+def test_a_mixed_lesson_reads_some_documents_as_text(tiny: Tiny, tmp_path: Path) -> None:
+    result = train(config_for(tiny, tmp_path, "stage1_2", mixed=0.5, learn=("generator",)))
+    before, after = read_checkpoint(tiny.folder), read_checkpoint(result.checkpoint)
+    assert (before.config.mixed, after.config.mixed) == (False, True)
+    assert moved(before, after) == {Role.GENERATOR}  # memories stay what they were
+    opened = open_checkpoint(arguments(tiny))
+    lines = [check_line(line, "stage1_2", "") for line in lines_of("stage1_2")]
+    reader = LineReader(opened.tokenizer, opened.model.context, 2, mixed=0.5)
+    source = LineSteps(lines, reader, seed=1, batch=12, micro=12)
+    texts = memories = 0
+    for number in range(4):
+        [step], [again] = source(number), source(number)
+        assert step.rows.ids == again.rows.ids
+        for ids, windows in zip(step.rows.ids, step.rows.windows, strict=True):
+            assert windows  # never all of them
+            shown = opened.tokenizer.decode(ids)
+            [line] = [line for line in lines if line.question in shown]
+            as_text = [text for text in line.docs if text in shown]
+            assert sum(opened.tokenizer.is_slot(ids)) == len(windows) * opened.model.config.n_mem
+            assert len(as_text) < 2
+            texts, memories = texts + len(as_text), memories + len(line.docs) - len(as_text)
+    assert 0.2 < texts / (texts + memories) < 0.5
+    for step in (reader.step(lines), *source.passes(lines)):  # what is held out is read from memories
+        assert all(len(own) >= 2 for own in step.rows.windows)
+    with pytest.raises(ValueError, match="mixed is for stage1_2"):
+        config_for(tiny, tmp_path, "stage2", mixed=0.2)
+
+
+def test_a_line_whose_texts_do_not_fit_is_refused_before_it_is_drawn(tiny: Tiny) -> None:
+    opened = open_checkpoint(arguments(tiny))
+    found = lines_of("stage1_2")[0]
+    line = check_line(found | {"docs": [" ".join(found["docs"]) * 2, "Short."]}, "stage1_2", "lines.jsonl:1")
+    [row] = LineReader(opened.tokenizer, opened.model.context, 2).step([line]).rows.ids
+    LineReader(opened.tokenizer, len(row), 2).check(line)
+    with pytest.raises(DataError, match=r"lines.jsonl:1: with its documents as text \(mixed\)"):
+        LineReader(opened.tokenizer, len(row), 2, mixed=0.2).check(line)
 
 
 def test_early_stop_takes_the_best_weights(tiny: Tiny, tmp_path: Path) -> None:
