@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -193,7 +194,13 @@ async def test_awaited_it_is_the_same(pocket: ClaraEngine, known: Known) -> None
     assert await pocket.aattribute(*asked, whole) == pocket.attribute(*asked, whole)
     assert await pocket.alogprob(*asked, known.answer) == pocket.logprob(*asked, known.answer)
     several = await pocket.aanswer_batch([asked, ("How many people does it seat?", [])], citations=True)
-    assert several[0].citations == whole.citations
+    # The last digits of a log-probability depend on the size of the batch.
+    assert [replace(one, score=0.0) for one in several[0].citations] == [
+        replace(one, score=0.0) for one in whole.citations
+    ]
+    assert [one.score for one in several[0].citations] == pytest.approx(
+        [one.score for one in whole.citations], abs=1e-4
+    )
     assert (several[1].citations, several[1].attribution) == ((), None)
 
 
