@@ -102,7 +102,7 @@ def test_bytes_of_a_log_joined_are_the_text_whatever_the_tokens(engine: ClaraEng
         ({"read": "agian"}, ValueError, "did you mean 'again'"),
         ({"min_confidence": 2}, ValueError, "between 0 and 1, got 2"),
         ({"min_confidence": "high"}, TypeError, "min_confidence must be a number or None"),
-        ({"citations": "attention"}, TypeError, "citations must be True or False"),
+        ({"citations": "atention"}, TypeError, "citations must be True, False or 'attention'"),
         ({"scores": "high"}, TypeError, "scores must be numbers"),
         ({"scores": [0.5, float("nan")]}, ValueError, "scores must be finite"),
         ({"scores": [0.5]}, ValueError, "one number a document: got 1 for 2"),

@@ -125,9 +125,9 @@ def test_a_doubted_answer_reads_the_best_document_as_text_beside_the_others(engi
     doubted = Reading(answer, checks=Checks(cited_first=False))
     seen: list[tuple[Role | None, int, str]] = []
 
-    def look(original, sequences, tokens, slots, cache):
+    def look(original, sequences, tokens, slots, cache, **others):
         seen.append((cache.role, sum(slots[0]), engine.tokenizer.decode(list(sequences[0]))))
-        return original(sequences, tokens, slots, cache)
+        return original(sequences, tokens, slots, cache, **others)
 
     with wrapped(engine.load().model, "prefill", look):
         drive(_as_text(engine, Asked(messages, memories, sampling, request), doubted, [0.1, 0.9, 0.2]), engine._wait)

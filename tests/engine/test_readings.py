@@ -43,9 +43,9 @@ def test_doubt_leads_to_the_best_ranked_document(engine: ClaraEngine) -> None:
     assert False in (once.checks.cited_first, once.checks.verbatim, once.checks.grounded)
     prompts: list[int] = []
 
-    def seen(original, sequences, tokens, slots, cache):
+    def seen(original, sequences, tokens, slots, cache, **others):
         prompts.extend(sum(row) for row in slots)
-        return original(sequences, tokens, slots, cache)
+        return original(sequences, tokens, slots, cache, **others)
 
     with wrapped(engine.load().model, "prefill", seen):
         again = engine.answer(QUESTION, memories, max_tokens=6, read="again")
@@ -96,10 +96,10 @@ def test_the_bare_base_reads_text(tiny: Tiny, engine: ClaraEngine) -> None:
     roles: list[Role | None] = []
     prompts: list[list[int]] = []
 
-    def seen(original, sequences, tokens, slots, cache):
+    def seen(original, sequences, tokens, slots, cache, **others):
         roles.append(cache.role)
         prompts.extend(list(map(list, sequences)))
-        return original(sequences, tokens, slots, cache)
+        return original(sequences, tokens, slots, cache, **others)
 
     with wrapped(engine.load().model, "prefill", seen):
         answer = engine.answer(QUESTION, memories, max_tokens=6, read="text")
