@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, read_options
-from clara_core.engine.checks import Message, Overflow, asked, asked_all, check_overflow, checked_texts
+from clara_core.engine.checks import Message, Overflow, as_conversations, check_overflow, checked_texts, user_turn
 from clara_core.engine.evidence_calls import EvidenceCalls
 from clara_core.engine.evidence_streams import examined_stream
 from clara_core.engine.examining import Asked
@@ -90,7 +90,7 @@ class AsyncCalls(EvidenceCalls):
         **options: Unpack[AnswerOptions],
     ) -> Answer:
         """Awaitable `answer`."""
-        return await self.achat(asked(question), memories, **options)
+        return await self.achat(user_turn(question), memories, **options)
 
     async def aanswer_batch(
         self,
@@ -98,7 +98,7 @@ class AsyncCalls(EvidenceCalls):
         **options: Unpack[AnswerOptions],
     ) -> list[Answer]:
         """Awaitable `answer_batch`."""
-        return await self.achat_batch(asked_all(items), **options)
+        return await self.achat_batch(as_conversations(items), **options)
 
     async def achat(
         self,
@@ -136,7 +136,7 @@ class AsyncCalls(EvidenceCalls):
         **options: Unpack[AnswerOptions],
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream`; leaving the loop over it early stops the work."""
-        return self.astream_chat(asked(question), memories, **options)
+        return self.astream_chat(user_turn(question), memories, **options)
 
     def astream_chat(
         self,

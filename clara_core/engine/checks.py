@@ -74,7 +74,7 @@ def checked_memories(memories: Iterable[object], fingerprint: Callable[[], str])
     return checked
 
 
-def asked(question: object, name: str = "question") -> list[Message]:
+def user_turn(question: object, name: str = "question") -> list[Message]:
     """A question as a conversation of one turn.
 
     Raises:
@@ -86,7 +86,7 @@ def asked(question: object, name: str = "question") -> list[Message]:
     return [{"role": "user", "content": question}]
 
 
-def asked_all(items: Iterable[object]) -> list[tuple[list[Message], Sequence[Memory]]]:
+def as_conversations(items: Iterable[object]) -> list[tuple[list[Message], Sequence[Memory]]]:
     """Questions with their documents as conversations of one turn.
 
     Raises:
@@ -97,7 +97,7 @@ def asked_all(items: Iterable[object]) -> list[tuple[list[Message], Sequence[Mem
         if not isinstance(item, tuple | list) or len(item) != 2:
             msg = f"items[{index}] must be a pair (question, memories), got {type(item).__name__}: {item!r:.60}"
             raise TypeError(msg)
-        conversations.append((asked(item[0], f"items[{index}][0]"), item[1]))
+        conversations.append((user_turn(item[0], f"items[{index}][0]"), item[1]))
     return conversations
 
 

@@ -48,12 +48,12 @@ class Running:
     @property
     def prompt(self) -> int:
         """Positions to be read: the prompt, and what was written before the answer made room for another."""
-        return len(self.request.ids) + len(self.request.writer.ids)
+        return len(self.request.ids) + len(self.request.sequence.ids)
 
     @property
     def written(self) -> int:
         """Tokens of the answer, those on their way counted."""
-        return len(self.request.writer.ids) + self.ahead
+        return len(self.request.sequence.ids) + self.ahead
 
 
 class Chosen:
@@ -76,7 +76,7 @@ class Chosen:
         best = logits.max(-1)  # NaN counts as the largest, so that it shows
         self.tokens = _drawn(part, logits, best.indices)
         numbers = torch.stack([self.tokens, best.values.isfinite().long()], dim=1)
-        self._measured = measure(logits, [one.request.writer.log for one in part], self.tokens)
+        self._measured = measure(logits, [one.request.sequence.log for one in part], self.tokens)
         self._numbers = download(numbers)
         self._read: list[list[int]] = []
         self._recorded: dict[int, Measured] = {}
@@ -106,7 +106,7 @@ def _drawn(part: Sequence[Running], logits: Tensor, best: Tensor) -> Tensor:
     draws = [
         (row, one)
         for row, running in enumerate(part)
-        if (one := running.request.writer.draw(running.ahead)) is not None
+        if (one := running.request.sequence.draw(running.ahead)) is not None
     ]
     if not draws:
         return best

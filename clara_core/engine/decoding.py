@@ -22,7 +22,7 @@ from torch import Tensor
 from clara_core.engine.chosen import Chosen, Running, not_finite
 from clara_core.engine.kv_space import allocate, too_large
 from clara_core.engine.prompts import choose_prompts, read_prompts
-from clara_core.engine.requests import GenerateRequest, Limits, fail, finish, say
+from clara_core.engine.requests import GenerateRequest, Limits, emit, fail, finish
 from clara_core.engine.threads import DecodeThreads
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import attempt, in_halves, is_out_of_memory, release_memory, upload
@@ -163,7 +163,7 @@ class Answers:
                 return None
             if request.cancelled or request.future.done():
                 refusal = None
-            elif self.memory is not None and len(request.ids) + request.writer.limit > self.memory.columns:
+            elif self.memory is not None and len(request.ids) + request.sequence.limit > self.memory.columns:
                 if self._all_pages_again():  # it may fit all the same where others did not
                     return None
                 refusal = too_large(request, self.memory)
@@ -178,8 +178,8 @@ class Answers:
 
     def _place(self, request: GenerateRequest) -> KVRow | None:
         """Pages for a request; None: it waits."""
-        written = len(request.ids) + len(request.writer.ids)
-        return self._memory.open(min(len(request.ids) + request.writer.limit, written + PAGE))
+        written = len(request.ids) + len(request.sequence.ids)
+        return self._memory.open(min(len(request.ids) + request.sequence.limit, written + PAGE))
 
     def _allocated(self) -> bool:
         """Make the KV memory; where that fails, whoever waits longest gets the error."""
@@ -209,13 +209,13 @@ class Answers:
     @staticmethod
     def _ended(one: Running) -> bool:
         """Whether the last token of an answer has been chosen, as far as its length goes."""
-        return one.written >= one.request.writer.limit
+        return one.written >= one.request.sequence.limit
 
     def _preempt(self, one: Running) -> None:
         self._settle()
         if one.gone:
             return
-        log.debug("no free page: an answer of %d tokens waits", len(one.request.writer.ids))
+        log.debug("no free page: an answer of %d tokens waits", len(one.request.sequence.ids))
         self.preempted += 1
         self._memory.close(one.row)
         with self._lock:
@@ -268,7 +268,7 @@ class Answers:
         if self._draining:
             return True
         half = self._memory.pages // 2
-        if half * PAGE < len(one.request.ids) + one.request.writer.limit:
+        if half * PAGE < len(one.request.ids) + one.request.sequence.limit:
             self._all_pages_again()  # the KV memory was not in the way
             return False
         log.warning("out of memory with a single row: going on with %d pages for keys and values", half)
@@ -358,20 +358,20 @@ class Answers:
                     self._memory.close(one.row, wipe=one.spoiled)
 
     def _feed(self, one: Running, chosen: Chosen, row: int, fault: Exception | None) -> None:
-        writer = one.request.writer
+        sequence = one.request.sequence
         try:
             if one.spoiled:
                 raise fault or not_finite("logits", self.model.dtype)  # noqa: TRY301 - like any other fault of this row
             token, measured = chosen.token(row)
             if measured is not None:
-                writer.record(token, measured)
+                sequence.record(token, measured)
             if chosen.queries is not None and one.request.watched:
                 one.request.queries.append(chosen.queries[row])
-            say(one.request, writer.feed(token))
+            emit(one.request, sequence.feed(token))
         except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
             self._leave(one, exc)
         else:
-            if writer.finish_reason is not None:
+            if sequence.finish_reason is not None:
                 self._leave(one)
 
     def _drop_cancelled(self) -> None:
@@ -380,9 +380,9 @@ class Answers:
 
     def _show_attention(self, one: Running) -> Exception | None:
         """What the tokens of a finished answer paid attention to, while its keys are there; returns what went wrong."""
-        request, said = one.request, len(one.request.writer.ids)
+        request, said = one.request, len(one.request.sequence.ids)
         queries, request.queries = request.queries[:said], []
-        if request.writer.finish_reason is None or not queries:
+        if request.sequence.finish_reason is None or not queries:
             return None
         try:
             request.paid = paid_attention(

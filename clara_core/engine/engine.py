@@ -15,7 +15,7 @@ from clara_core.engine.answer_options import AnswerOptions, read_options
 from clara_core.engine.async_engine import AsyncCalls
 from clara_core.engine.calibrating import Judged, fit_calibration, judge_answers, without_gold
 from clara_core.engine.calibration import Calibration
-from clara_core.engine.checks import Message, Overflow, asked, asked_all, check_overflow, checked_texts
+from clara_core.engine.checks import Message, Overflow, as_conversations, check_overflow, checked_texts, user_turn
 from clara_core.engine.door import connect, is_server
 from clara_core.engine.evidence_streams import ExaminedStream
 from clara_core.engine.inputs import Documents
@@ -213,17 +213,17 @@ class ClaraEngine(AsyncCalls):
                 question, with a warning and a count in ``Answer.windows_left_out``.
             FingerprintMismatch: A memory was made by another model.
         """
-        return self.chat(asked(question), memories, **options)
+        return self.chat(user_turn(question), memories, **options)
 
     def answer_batch(
         self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Answer many questions together, each from its own documents (any number for each)."""
-        return self.chat_batch(asked_all(items), **options)
+        return self.chat_batch(as_conversations(items), **options)
 
     def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> AnswerStream:
         """The answer in pieces, as it is written. Closing the stream stops the work."""
-        return self.stream_chat(asked(question), memories, **options)
+        return self.stream_chat(user_turn(question), memories, **options)
 
     def chat(
         self,

@@ -9,7 +9,7 @@ from clara_core.checkpoint.config import Role
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import Wanted
 from clara_core.engine.attributing import Said, attribute
-from clara_core.engine.checks import Message, asked
+from clara_core.engine.checks import Message, user_turn
 from clara_core.engine.evidence import Attribution
 from clara_core.engine.examining import Asked, examine
 from clara_core.engine.fidelity import Fidelity, measure_fidelity
@@ -96,7 +96,7 @@ class EvidenceCalls(EngineInstance):
     def _said(self, question: str, memories: Sequence[Memory], text: object) -> Said:
         if not isinstance(text, str):
             raise TypeError(f"the answer must be a string or an Answer, got {type(text).__name__}: {text!r:.60}")
-        messages = asked(question)
+        messages = user_turn(question)
         prompt = self._chat_request(messages, memories, Sampling(max_tokens=1))
         windows = sum(memory.n_windows for memory in prompt.documents)
         ids = self.tokenizer.said_ids(messages, windows, text)

@@ -160,10 +160,10 @@ def _evidence_of(
         cosines: Of all documents that were given.
         wanted: What is wanted.
     """
-    if not wanted.judges or not request.documents or not request.writer.ids:
+    if not wanted.judges or not request.documents or not request.sequence.ids:
         return Reading(answer)
     logprobs = [token.logprob for token in answer.logprobs or ()]
-    said = Said(request, request.writer.ids, answer.text, asked.question, logprobs)
+    said = Said(request, request.sequence.ids, answer.text, asked.question, logprobs)
     if not wanted.attends:
         found = yield from attribute(said, engine.tokenizer)
     elif request.paid is not None:

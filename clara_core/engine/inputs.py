@@ -17,14 +17,16 @@ from clara_core.engine.checks import Message, Overflow, check_messages, check_ov
 from clara_core.engine.logprobs import TokenLog
 from clara_core.engine.long_documents import context_overflow, count_windows, keep_best_windows, windows_left_out
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
-from clara_core.engine.sampling import Sampling, Writer
+from clara_core.engine.sampling import Sampling, SequenceState
 from clara_core.model.chat_format import alternating
 from clara_core.model.tokenizer import ClaraTokenizer, Windows
 
 log = logging.getLogger(__name__)
 
 _ANSWER_SHARE = 4  # of the context, at most, that is kept free for an answer before a long document is shortened
-SHORT = 512  # tokens: a compression of no more than this goes with the questions instead of behind a corpus
+URGENT_TOKEN_LIMIT = (
+    512  # tokens: a compression of no more than this goes with the questions instead of behind a corpus
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Documents:
 
     def request(self) -> EncodeRequest:
         """The work to be done."""
-        urgent = sum(map(len, self.sequences)) <= SHORT
+        urgent = sum(map(len, self.sequences)) <= URGENT_TOKEN_LIMIT
         return EncodeRequest(self.sequences, Role.COMPRESSOR, urgent=urgent)
 
     def memories(self, tokens: Tensor, fingerprint: str) -> list[Memory]:
@@ -226,6 +228,6 @@ def prepare_generation(
         slots=slots,
         memories=filled,
         source_tokens=sum(memory.source_tokens for memory in memories),
-        writer=Writer(tokenizer.decode, sampling, tokenizer.eos_ids | ends, room, tokenizer.byte_ids, log),
+        sequence=SequenceState(tokenizer.decode, sampling, tokenizer.eos_ids | ends, room, tokenizer.byte_ids, log),
         documents=memories,
     )

@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 
 from clara_core.common.errors import ClaraError
-from clara_core.engine.requests import JudgeRow, fail, settle
+from clara_core.engine.requests import JudgeRow, fail, resolve
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import upload
 
@@ -39,4 +39,4 @@ def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow], not_finite: Callable
         for row, values in zip(some, part.view(len(some), -1), strict=True):
             request.rows[row.index] = values
         if len(request.rows) == len(request.hidden):
-            settle(request.future, torch.stack([request.rows[index] for index in range(len(request.hidden))]))
+            resolve(request.future, torch.stack([request.rows[index] for index in range(len(request.hidden))]))

@@ -50,7 +50,7 @@ def allocate(model: ClaraModel, limits: Limits, kv_bytes: int | None, most_pages
 
 def too_large(request: GenerateRequest, memory: KVMemory) -> ContextOverflow:
     """The error of a request that takes more than all of it."""
-    prompt, limit = len(request.ids), request.writer.limit
+    prompt, limit = len(request.ids), request.sequence.limit
     return ContextOverflow(
         f"the prompt of {prompt} positions and an answer of up to {limit} tokens take {prompt + limit} positions, but "
         f"the KV memory holds {memory.columns} ({memory.total_bytes:,} bytes); lower max_tokens, give fewer documents, "

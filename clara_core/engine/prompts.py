@@ -53,7 +53,7 @@ def read_prompts(
     """
     requests = [one.request for one in part]
     # An answer that had to make room comes back with what it has written so far.
-    sequences = [request.ids + request.writer.ids for request in requests]
+    sequences = [request.ids + request.sequence.ids for request in requests]
     if part[0].prompt <= budget:
         memories = _filled(model, [request.memories for request in requests])
         return model.prefill(sequences, memories, [request.slots for request in requests], cache, pause=pause)

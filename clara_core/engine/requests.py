@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clara_core.checkpoint.config import Role
 from clara_core.data.memory import Memory
-from clara_core.engine.sampling import Answer, Chunk, Writer
+from clara_core.engine.sampling import Answer, Chunk, SequenceState
 from clara_core.model.forked import ForkedPrompt, Span
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class GenerateRequest:
         slots: Which of them are memory slots.
         memories: ``[n_slots, hidden]``.
         source_tokens: For the usage of the answer.
-        writer: Text and end of the answer.
+        sequence: Text and end of the answer.
         on_chunk: Called in the worker's thread with each piece of text.
         future: Gives the answer.
         cancelled: Set by whoever no longer waits; the answer so far is then the answer.
@@ -81,7 +81,7 @@ class GenerateRequest:
     slots: list[bool]
     memories: Tensor
     source_tokens: int
-    writer: Writer
+    sequence: SequenceState
     on_chunk: Callable[[Chunk], None] | None = None
     future: Future[Answer] = field(default_factory=Future)
     cancelled: bool = False
@@ -100,14 +100,14 @@ class GenerateRequest:
         """The finished answer."""
         memory_tokens = sum(self.slots)
         return Answer(
-            text=self.writer.text,
-            finish_reason=self.writer.finish_reason or "cancelled",
+            text=self.sequence.text,
+            finish_reason=self.sequence.finish_reason or "cancelled",
             prompt_tokens=len(self.ids) - memory_tokens,
             memory_tokens=memory_tokens,
             source_tokens=self.source_tokens,
-            completion_tokens=len(self.writer.ids),
+            completion_tokens=len(self.sequence.ids),
             windows_left_out=self.windows_left_out,
-            logprobs=None if self.writer.log is None else tuple(self.writer.log.entries),
+            logprobs=None if self.sequence.log is None else tuple(self.sequence.log.entries),
         )
 
 
@@ -180,7 +180,7 @@ class SequenceRow:
         rows = self.request.rows
         rows[self.index] = tokens
         if len(rows) == len(self.request.sequences):
-            settle(self.request.future, torch.stack([rows[index] for index in range(len(rows))]))
+            resolve(self.request.future, torch.stack([rows[index] for index in range(len(rows))]))
 
 
 def fill_batch(rows: Sequence[SequenceRow], budget: int, *, packed: bool = False) -> list[SequenceRow]:
@@ -250,12 +250,12 @@ def take_rows(rows: Sequence[JudgeRow], budget: int) -> list[JudgeRow]:
     return taken
 
 
-def say(request: GenerateRequest, text: str, answer: Answer | None = None) -> None:
+def emit(request: GenerateRequest, text: str, answer: Answer | None = None) -> None:
     """Tell the listener of a stream, if there is one and something to tell."""
     if request.on_chunk is None or (not text and answer is None):
         return
     try:
-        logged = request.writer.log
+        logged = request.sequence.log
         request.on_chunk(Chunk(text, answer, None if logged is None else logged.untold()))
     except Exception:  # the listener is gone (a closed event loop): nobody waits any more
         log.debug("a listener of a streamed answer failed", exc_info=True)
@@ -266,14 +266,14 @@ def finish(request: GenerateRequest) -> None:
     """Hand out the answer as far as it got, unless it failed or nobody waits any more."""
     if request.future.done():
         return
-    if request.writer.finish_reason is None:
-        say(request, request.writer.finish("cancelled"))
+    if request.sequence.finish_reason is None:
+        emit(request, request.sequence.finish("cancelled"))
     answer = request.answer()
-    say(request, "", answer)
-    settle(request.future, answer)
+    emit(request, "", answer)
+    resolve(request.future, answer)
 
 
-def settle(future: Future[T], result: T) -> None:
+def resolve(future: Future[T], result: T) -> None:
     """Give a result, unless nobody waits for it any more."""
     with suppress(InvalidStateError):  # cancelled in the meantime
         future.set_result(result)

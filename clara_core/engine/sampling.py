@@ -151,7 +151,7 @@ class Sampling:
         _check(all(self.stop), "stop", self.stop, "strings that are not empty")
 
 
-class Writer:
+class SequenceState:
     """Turns chosen tokens into text and knows when the answer ends.
 
     Args:

@@ -43,7 +43,7 @@ def plainly(plain: ClaraEngine, request) -> torch.Tensor:
         layer.self_attn.register_forward_hook(lambda _module, _args, output: paid.append(output[1]))
         for layer in layers[len(layers) // 2 :]
     ]
-    ids = request.ids + request.writer.ids[:-1]
+    ids = request.ids + request.sequence.ids[:-1]
     slots = torch.tensor([request.slots + [False] * (len(ids) - len(request.slots))])
     with torch.no_grad():
         model.hidden_states([ids], Role.GENERATOR, memories=request.memories, slots=slots)
@@ -61,7 +61,7 @@ def test_shares_are_those_of_a_plain_pass(tiny: Tiny, kernel: PlainKernel | None
     engine._wait(requests)
     for request in requests:
         expected = plainly(plain, request)
-        assert request.paid.shape == (len(request.writer.ids), len(request.watched)) == expected.shape
+        assert request.paid.shape == (len(request.sequence.ids), len(request.watched)) == expected.shape
         torch.testing.assert_close(request.paid, expected, atol=1e-5, rtol=0)
         assert not request.queries
     engine.unload()

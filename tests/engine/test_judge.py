@@ -122,7 +122,7 @@ def test_what_was_written_is_as_probable_as_when_it_was_written(engine: ClaraEng
     asked = engine._chat_request(messages, memories, Sampling(max_tokens=12, recorded=0))
     [answer] = engine._wait([asked])
     request = make(engine, hidden=[frozenset()])
-    request.said = asked.writer.ids
+    request.said = asked.sequence.ids
     [found] = judged(engine, request)
     assert_alike(found[0], torch.tensor([token.logprob for token in answer.logprobs]))
 

@@ -40,7 +40,7 @@ def written(engine: ClaraEngine, **options) -> tuple[list[int], object]:
 def test_they_are_of_the_models_own_distribution(tiny: Tiny, engine: ClaraEngine, temperature: float) -> None:
     options = {"max_tokens": 12, "temperature": temperature, "top_p": 0.9 if temperature else 1.0, "seed": 3}
     request, answer = written(engine, logprobs=True, top_logprobs=3, **options)
-    plain = tiny.reference().judge(request.ids, request.memories, request.writer.ids)
+    plain = tiny.reference().judge(request.ids, request.memories, request.sequence.ids)
     found = torch.tensor([token.logprob for token in answer.logprobs])
     torch.testing.assert_close(found, plain, atol=1e-4, rtol=0)
     for token in answer.logprobs:

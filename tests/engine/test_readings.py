@@ -129,4 +129,4 @@ def test_rows_of_the_base_and_of_the_generator_step_side_by_side(tiny: Tiny, eng
     request = requests()[0]
     logits = tiny.reference().bare(torch.tensor([request.ids])).logits[0, -1]
     engine._wait([request])
-    assert request.writer.ids[0] == int(logits.argmax())
+    assert request.sequence.ids[0] == int(logits.argmax())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, UnknownOption
-from clara_core.engine.sampling import Sampling, Writer
+from clara_core.engine.sampling import Sampling, SequenceState
 from clara_core.model.sampler import Draw
 from tests.engines import PASSAGES, open_engine
 from tests.model.test_tokenizer import tokenizer_of
@@ -23,14 +23,14 @@ def letters(ids: list[int]) -> str:
 
 
 def write(ids: list[int], sampling: Sampling, decode=letters, byte_ids: frozenset[int] = frozenset(), room=1000):
-    """The pieces that a writer gives for these tokens, and the writer."""
-    writer = Writer(decode, sampling, frozenset({EOS}), room, byte_ids)
+    """The pieces of text that a sequence gives for these tokens, and the sequence."""
+    sequence = SequenceState(decode, sampling, frozenset({EOS}), room, byte_ids)
     pieces = []
     for token in ids:
-        pieces.append(writer.feed(token))
-        if writer.finish_reason is not None:
+        pieces.append(sequence.feed(token))
+        if sequence.finish_reason is not None:
             break
-    return pieces, writer
+    return pieces, sequence
 
 
 # -- options ---------------------------------------------------------------------------------------
@@ -91,8 +91,8 @@ def test_options_have_the_documented_defaults() -> None:
     ],
 )
 def test_stop_strings(ids, stop, text) -> None:
-    pieces, writer = write(ids, Sampling(max_tokens=len(ids), stop=tuple(stop)))
-    assert writer.text == text
+    pieces, sequence = write(ids, Sampling(max_tokens=len(ids), stop=tuple(stop)))
+    assert sequence.text == text
     assert "".join(pieces) == text
 
 
@@ -102,16 +102,16 @@ def test_stop_strings(ids, stop, text) -> None:
 )
 @settings(max_examples=400, deadline=None)
 def test_a_stream_is_its_answer_whatever_stops_it(ids: list[int], stops: list[str]) -> None:
-    pieces, writer = write(ids, Sampling(max_tokens=len(ids), stop=tuple(stops)))
-    assert "".join(pieces) == writer.text
+    pieces, sequence = write(ids, Sampling(max_tokens=len(ids), stop=tuple(stops)))
+    assert "".join(pieces) == sequence.text
     whole = letters(ids)
     hits = [at for stop in stops if (at := whole.find(stop)) >= 0]
     if not hits:
-        assert (writer.text, writer.finish_reason) == (whole, "length")
+        assert (sequence.text, sequence.finish_reason) == (whole, "length")
     else:
-        assert writer.finish_reason == "stop"
-        assert whole.startswith(writer.text)
-        assert not any(stop in writer.text for stop in stops)
+        assert sequence.finish_reason == "stop"
+        assert whole.startswith(sequence.text)
+        assert not any(stop in sequence.text for stop in stops)
 
 
 @pytest.mark.parametrize("family", ["llama2", "llama3"])
@@ -133,30 +133,32 @@ def test_streams_of_bytes_never_show_half_a_character(family: str, data: st.Data
         ids.insert(data.draw(st.integers(0, len(ids))), data.draw(st.sampled_from(wrong)))
     ids = ids or wrong[:1]
     stop = data.draw(st.sampled_from([(), ("士",), ("b the",), ("ab富",), ("🙂é", "山")]))
-    writer = Writer(tokens.decode, Sampling(max_tokens=len(ids), stop=stop), frozenset(), 1000, tokens.byte_ids)
+    sequence = SequenceState(
+        tokens.decode, Sampling(max_tokens=len(ids), stop=stop), frozenset(), 1000, tokens.byte_ids
+    )
     pieces = []
     for token in ids:
-        pieces.append(writer.feed(token))
-        if writer.finish_reason:
+        pieces.append(sequence.feed(token))
+        if sequence.finish_reason:
             break
         assert n_wrong or "\ufffd" not in pieces[-1]
-    assert "".join(pieces) == writer.text
-    if not any(mark in tokens.decode(ids) for mark in stop) and writer.finish_reason == "length":
-        assert writer.text == tokens.decode(ids)
+    assert "".join(pieces) == sequence.text
+    if not any(mark in tokens.decode(ids) for mark in stop) and sequence.finish_reason == "length":
+        assert sequence.text == tokens.decode(ids)
 
 
 def test_an_unfinished_character_cannot_hide_the_beginning_of_a_stop() -> None:
     tokens = tokenizer_of("llama3")
     ids = tokens._plain.encode("ab富x").ids
-    pieces, writer = write(ids, Sampling(stop=("ab富",)), tokens.decode)
-    assert (writer.text, pieces) == ("", [""] * len(pieces))
+    pieces, sequence = write(ids, Sampling(stop=("ab富",)), tokens.decode)
+    assert (sequence.text, pieces) == ("", [""] * len(pieces))
 
 
 def test_ends_and_limits() -> None:
     assert write([1, 2, EOS, 1], Sampling())[1].finish_reason == "stop"
     assert write([EOS], Sampling())[1].text == ""
-    _, writer = write([1, 2, 1, 1], Sampling(max_tokens=3))
-    assert (writer.text, writer.finish_reason, len(writer.ids)) == ("aba", "length", 3)
+    _, sequence = write([1, 2, 1, 1], Sampling(max_tokens=3))
+    assert (sequence.text, sequence.finish_reason, len(sequence.ids)) == ("aba", "length", 3)
     assert write([1, 2, 1, 1], Sampling(max_tokens=3), room=2)[1].text == "ab"
 
 
@@ -165,8 +167,8 @@ def test_ends_and_limits() -> None:
 
 def test_an_answer_says_how_its_next_token_is_drawn() -> None:
     assert write([1], Sampling())[1].draw() is None
-    _, writer = write([1, 2, 6], Sampling(temperature=0.5, top_p=0.9, seed=-1))
-    assert writer.draw() == Draw(0.5, 0.9, seed=-1, position=3)
+    _, sequence = write([1, 2, 6], Sampling(temperature=0.5, top_p=0.9, seed=-1))
+    assert sequence.draw() == Draw(0.5, 0.9, seed=-1, position=3)
     fresh = {write([1], Sampling(temperature=1.0))[1].draw().seed for _ in range(3)}
     assert len(fresh) == 3
 

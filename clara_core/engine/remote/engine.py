@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from clara_core.common.errors import ServerError
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, read_options
-from clara_core.engine.checks import Message, asked, asked_all, check_messages, checked_texts
+from clara_core.engine.checks import Message, as_conversations, check_messages, checked_texts, user_turn
 from clara_core.engine.remote.evidence import RemoteEvidence
 from clara_core.engine.remote.http import key_from_environment
 from clara_core.engine.remote.instance import weight_of
@@ -135,17 +135,17 @@ class RemoteEngine(RemoteEvidence):
 
     def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
         """See `ClaraEngine.answer`."""
-        return self.chat(asked(question), memories, **options)
+        return self.chat(user_turn(question), memories, **options)
 
     def answer_batch(
         self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """See `ClaraEngine.answer_batch`."""
-        return self.chat_batch(asked_all(items), **options)
+        return self.chat_batch(as_conversations(items), **options)
 
     def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> RemoteStream:
         """See `ClaraEngine.stream`."""
-        return self.stream_chat(asked(question), memories, **options)
+        return self.stream_chat(user_turn(question), memories, **options)
 
     def chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
@@ -173,13 +173,13 @@ class RemoteEngine(RemoteEvidence):
 
     async def aanswer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
         """Awaitable `answer`."""
-        return await self.achat(asked(question), memories, **options)
+        return await self.achat(user_turn(question), memories, **options)
 
     async def aanswer_batch(
         self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Awaitable `answer_batch`."""
-        return await self.achat_batch(asked_all(items), **options)
+        return await self.achat_batch(as_conversations(items), **options)
 
     async def achat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
@@ -202,7 +202,7 @@ class RemoteEngine(RemoteEvidence):
         self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream`."""
-        return self.astream_chat(asked(question), memories, **options)
+        return self.astream_chat(user_turn(question), memories, **options)
 
     async def astream_chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]

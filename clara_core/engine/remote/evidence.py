@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from clara_core.data.memory import Memory
-from clara_core.engine.checks import asked
+from clara_core.engine.checks import user_turn
 from clara_core.engine.remote.instance import RemoteInstance, weight_of
 from clara_core.engine.remote.wire import attribution_from_wire, fidelity_from_wire
 from clara_core.engine.sampling import Answer
@@ -54,7 +54,7 @@ class RemoteEvidence(RemoteInstance):
         return [fidelity_from_wire(each) for part in told for each in part["results"]]
 
     def _said(self, question: str, memories: Sequence[Memory], answer: object) -> dict[str, Any]:
-        asked(question)
+        user_turn(question)
         text = answer.draft or answer.text if isinstance(answer, Answer) else answer
         if not isinstance(text, str):
             raise TypeError(f"the answer must be a string or an Answer, got {type(text).__name__}: {text!r:.60}")
