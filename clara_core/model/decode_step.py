@@ -181,13 +181,12 @@ class DecodeStep:
         return self._norm(states)
 
 
-def fits(trunk: nn.Module, config: Any, routed: Mapping[str, RoutedLinear]) -> bool:
+def fits(trunk: nn.Module, routed: Mapping[str, RoutedLinear]) -> bool:
     """Whether a decoder is built as `DecodeStep` computes it."""
-    rope = getattr(config, "rope_parameters", None) or {}
     names = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     return (
         type(trunk).__name__ in _TRUNKS
         and type(trunk).__module__.startswith("transformers.")
-        and rope.get("rope_type") in _STATIC_ROPE
+        and getattr(trunk.rotary_emb, "rope_type", None) in _STATIC_ROPE
         and {name.rpartition(".")[2] for name in routed} == names
     )

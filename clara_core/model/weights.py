@@ -130,7 +130,7 @@ class RoutedDecoder(nn.Module):
         self.decoder.set_output_embeddings(self._kept(self.decoder.get_output_embeddings()))
         if self.processor.int8:
             self.to(self.dtype)  # what is left of the type that the files have
-        if fits(self.trunk, self.decoder.config, self.routed):
+        if fits(self.trunk, self.routed):
             shape = self.kv_shape()
             heads = (int(self.decoder.config.num_attention_heads), shape.kv_heads, shape.dim)
             self.fused = DecodeStep(self.trunk, Role.GENERATOR, self.context, heads)
