@@ -149,7 +149,7 @@ def test_mounted_folders_are_those_that_are_used():
     pod = loaded("kubernetes/cpu/deployment.yaml")["spec"]["template"]["spec"]
     mounts = {mount["name"]: mount["mountPath"] for mount in container("cpu")["volumeMounts"]}
     assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
-    assert str(served(container("cpu")["args"])["key_file"].parent) == mounts["keys"]
+    assert str(Path(served(container("cpu")["args"])["key_file"]).parent) == mounts["keys"]
     assert f"HF_HOME={mounts['models']} " in DOCKERFILE.replace("\\\n", " ")
     claims = loaded("kubernetes/gpu/models.yaml")["metadata"]["name"]
     [models] = loaded("kubernetes/gpu/deployment.yaml")["spec"]["template"]["spec"]["volumes"]

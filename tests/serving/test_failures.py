@@ -182,10 +182,10 @@ def test_a_server_that_is_killed_loses_nothing_that_it_acknowledged(tmp_path, ki
             if kill == kills:
                 break
             writer = Writer(store, str(kill), known)
-            stream = engine.stream("Tell me everything.", max_tokens=1500, temperature=1.5, seed=1)
-            next(stream)
             writer.start()
             assert writer.acknowledged.wait(PATIENCE)
+            stream = engine.stream("Tell me everything.", max_tokens=1500, temperature=1.5, seed=1)
+            next(stream)
             server.process.send_signal(signal.SIGKILL)
             with pytest.raises(ServerUnreachable, match="broke off"):
                 list(stream)
