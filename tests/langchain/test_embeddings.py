@@ -120,7 +120,7 @@ def test_cosines_are_kept(engine, model):
 def test_impossible_dimensions(engine, model):
     with pytest.raises(ValueError, match="dimensions"):
         ClaraEmbeddings(model=model, dimensions=0)
-    with pytest.raises(ValueError, match=f"more than the {engine.dimension} numbers"):
+    with pytest.raises(ValueError, match=f"must be at most {engine.dimension}, "):
         ClaraEmbeddings(model=model, dimensions=engine.dimension + 1).embed_query(QUESTION)
 
 
