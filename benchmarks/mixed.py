@@ -10,7 +10,6 @@ hits all of them. Beside them: passages a second, with and without the answers.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import threading
 import time
@@ -29,6 +28,7 @@ from benchmarks.engine import open_engine
 from benchmarks.report import Row, hardware, show
 from benchmarks.workload import SHAPES, Language, prepare
 from clara_core import ClaraEngine, Memory
+from clara_core.evaluation.cost import percentile
 
 MOST_P50, MOST_P95 = 1.5, 3.0  # times the latency alone, beside a corpus
 TURNS = 5
@@ -141,12 +141,7 @@ def row_of(name: str, load: Load, alone: Load, share: int, most: float) -> Row:
     here, there = percentile(load.times, share), percentile(alone.times, share)
     target = most if name == "beside a corpus" else None
     measure = f"a question {name}, p{share}"
-    return Row(measure, f"{here * 1e3:.1f} ms", f"{there * 1e3:.1f} ms", here / there, target, at_most=True)
-
-
-def percentile(times: list[float], share: int) -> float:
-    """Of so many per cent."""
-    return statistics.quantiles(times, n=100, method="inclusive")[share - 1]
+    return Row(measure, f"{here:.1f} ms", f"{there:.1f} ms", here / there, target, at_most=True)
 
 
 def main(

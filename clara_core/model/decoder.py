@@ -287,9 +287,8 @@ class ClaraModel(RoutedDecoder):
             options["queries"] = cache.queries
         # Attention of transformers' own takes a mask: over copies of the rows, or over all positions of forked prompts.
         mask = ragged.mask if isinstance(ragged, Gathered | Forked) and not self._ours else None
-        with routed(
-            roles, self.config.lora_r, lengths=lengths, device=device, dtype=embeddings.dtype, pause=pause
-        ):  # fmt: skip
+        routing = routed(roles, self.config.lora_r, lengths=lengths, device=device, dtype=embeddings.dtype, pause=pause)
+        with routing:
             output = self.trunk(
                 inputs_embeds=embeddings,
                 attention_mask=mask,
