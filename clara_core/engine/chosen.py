@@ -18,7 +18,7 @@ from clara_core.engine.logprobs import Measured, measure
 from clara_core.engine.requests import GenerateRequest
 from clara_core.model.devices import download, upload
 from clara_core.model.kv_memory import KVRow
-from clara_core.model.sampler import draw
+from clara_core.model.sampler import draw, without_ends
 
 
 @dataclass(eq=False, slots=True)
@@ -73,8 +73,9 @@ class Chosen:
     def __init__(self, part: Sequence[Running], logits: Tensor, queries: Tensor | None = None) -> None:
         self.part = part
         self.queries = queries
-        best = logits.max(-1)  # NaN counts as the largest, so that it shows
-        self.tokens = _drawn(part, logits, best.indices)
+        allowed = without_ends(logits, {row: one.request.sequence.barred(one.ahead) for row, one in enumerate(part)})
+        best = allowed.max(-1)  # NaN counts as the largest, so that it shows
+        self.tokens = _drawn(part, allowed, best.indices)
         numbers = torch.stack([self.tokens, best.values.isfinite().long()], dim=1)
         self._measured = measure(logits, [one.request.sequence.log for one in part], self.tokens)
         self._numbers = download(numbers)

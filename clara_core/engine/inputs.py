@@ -19,6 +19,7 @@ from clara_core.engine.long_documents import context_overflow, count_windows, ke
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Sampling, SequenceState
 from clara_core.model.chat_format import alternating
+from clara_core.model.sampler import Ends
 from clara_core.model.tokenizer import ClaraTokenizer, Windows
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def prepare_chat(
     *,
     tokenizer: ClaraTokenizer,
     context: int,
-    ends: frozenset[int],
+    ends: Ends,
     reason: Callable[[str], Tensor] | None = None,
     as_text: Collection[int] = (),
 ) -> GenerateRequest:
@@ -129,7 +130,7 @@ def prepare_chat(
         sampling: Options.
         tokenizer: Of the checkpoint.
         context: Most positions that prompt and answer may take.
-        ends: Tokens that end an answer by the model's own account, besides the tokenizer's.
+        ends: What ends an answer by the model's own account, besides the end token of the tokenizer.
         reason: Memory tokens ``[n_mem, hidden]`` of a question; None where there is no reasoner.
         as_text: Numbers of the documents that are read as text, in their place among the others.
 
@@ -198,7 +199,7 @@ def prepare_generation(
     *,
     tokenizer: ClaraTokenizer,
     context: int,
-    ends: frozenset[int],
+    ends: Ends,
 ) -> GenerateRequest:
     """A request from the ids of a prompt and the memories that fill its slots.
 
@@ -208,7 +209,7 @@ def prepare_generation(
         sampling: Options.
         tokenizer: Of the same checkpoint.
         context: Most positions that prompt and answer may take.
-        ends: Tokens that end an answer by the model's own account, besides the tokenizer's.
+        ends: What ends an answer by the model's own account, besides the end token of the tokenizer.
 
     Raises:
         ContextOverflow: The prompt does not fit; names both numbers.
@@ -223,11 +224,12 @@ def prepare_generation(
         msg = f"the chat template kept {sum(slots)} memory slots of {len(filled)}: it alters user messages"
         raise ContextOverflow(msg)
     log = None if sampling.recorded is None else TokenLog(tokenizer.token_bytes, sampling.recorded)
+    ends = Ends(ends.ids | tokenizer.eos_ids, ends.after)
     return GenerateRequest(
         ids=ids,
         slots=slots,
         memories=filled,
         source_tokens=sum(memory.source_tokens for memory in memories),
-        sequence=SequenceState(tokenizer.decode, sampling, tokenizer.eos_ids | ends, room, tokenizer.byte_ids, log),
+        sequence=SequenceState(tokenizer.decode, sampling, ends, room, tokenizer.byte_ids, log),
         documents=memories,
     )

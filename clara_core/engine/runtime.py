@@ -252,7 +252,7 @@ class EngineInstance(Engine):
         memories = self._checked(memories)
         model = self.load().model
         return prepare_chat(
-            messages, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.eos_ids,
+            messages, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.ends,
             reason=self._question_tokens if self._question_role in self.roles else None, as_text=as_text,
         )  # fmt: skip
 
@@ -279,7 +279,7 @@ class EngineInstance(Engine):
         self._require(Role.GENERATOR)
         model = self.load().model
         return prepare_generation(
-            ids, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.eos_ids
+            ids, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.ends
         )
 
     def _checked(self, memories: Iterable[object]) -> list[Memory]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -15,7 +15,7 @@ from clara_core.engine.evidence import Checks, Citation
 from clara_core.engine.logprobs import Measured, TokenLog, TokenLogprob
 
 if TYPE_CHECKING:
-    from clara_core.model.sampler import Draw
+    from clara_core.model.sampler import Draw, Ends
 
 FinishReason = Literal["stop", "length", "cancelled"]
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
@@ -157,7 +157,7 @@ class SequenceState:
     Args:
         decode: Token ids to text.
         sampling: Options.
-        eos_ids: Tokens that end the answer.
+        ends: What ends the answer.
         room: Positions that the context leaves behind the prompt.
         byte_ids: Tokens that are single bytes; the text of a run of them is certain when the run has ended.
         log: Takes the log-probabilities of the tokens.
@@ -170,7 +170,7 @@ class SequenceState:
         self,
         decode: Callable[[Sequence[int]], str],
         sampling: Sampling,
-        eos_ids: frozenset[int],
+        ends: Ends,
         room: int,
         byte_ids: frozenset[int] = frozenset(),
         log: TokenLog | None = None,
@@ -181,7 +181,7 @@ class SequenceState:
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self._decode = decode
-        self._eos_ids = eos_ids
+        self._ends = ends
         self._byte_ids = byte_ids
         self.limit = min(sampling.max_tokens, room)
         self._emitted = 0
@@ -189,7 +189,7 @@ class SequenceState:
 
     def feed(self, token: int) -> str:
         """Take one more token; returns the text that is now certain to belong to the answer."""
-        if token in self._eos_ids:
+        if token in self._ends.ids:
             return self.finish("stop")
         self.ids.append(token)
         self.text = self._decode(self.ids)
@@ -203,13 +203,17 @@ class SequenceState:
 
     def record(self, token: int, measured: Measured) -> None:
         """Note how probable the next token is, unless it ends the answer; to be called before `feed`."""
-        if self.log is not None and token not in self._eos_ids:
+        if self.log is not None and token not in self._ends.ids:
             self.log.record(token, measured.logprob, measured.top)
 
     def finish(self, reason: FinishReason) -> str:
         """End the answer; returns what was held back."""
         self.finish_reason = reason
         return self._emit(len(self.text))
+
+    def barred(self, ahead: int = 0) -> Collection[int]:
+        """Tokens that may not come next, behind so many that were chosen and not fed: the answer is still too short."""
+        return self._ends.ids if len(self.ids) + ahead < self._ends.after else ()
 
     def draw(self, ahead: int = 0) -> Draw | None:
         """How the next token is drawn, behind so many that were chosen and not fed; None: it is the best one."""

@@ -8,7 +8,7 @@ Letters of shapes: ``vocab`` logits of each of the ``rows`` that are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,6 +41,33 @@ class Draw:
     top_p: float
     seed: int
     position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What ends an answer.
+
+    Attributes:
+        ids: The tokens that do.
+        after: Fewest tokens of an answer (``min_new_tokens`` of a generation config): before, it cannot end.
+    """
+
+    ids: frozenset[int]
+    after: int = 0
+
+
+def without_ends(logits: Tensor, ends: Mapping[int, Collection[int]]) -> Tensor:
+    """The logits ``[rows, vocab]`` with the tokens that may not come next at minus infinity.
+
+    Args:
+        logits: Left as they are.
+        ends: For each row that has some, these tokens.
+    """
+    places = [(row, token) for row, tokens in ends.items() for token in tokens]
+    if not places:
+        return logits
+    rows, tokens = upload(places, logits.device).unbind(1)
+    return logits.index_put((rows, tokens), logits.new_tensor(-torch.inf))
 
 
 def draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:

@@ -15,6 +15,7 @@ from clara_core.model.kv_memory import KVShape
 from clara_core.model.lora import RoutedLinear, current_routing, route_linears
 from clara_core.model.packed_linear import PackedLinear, packed
 from clara_core.model.processor import Kernels, by_columns
+from clara_core.model.sampler import Ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,10 +76,20 @@ class RoutedDecoder(nn.Module):
         return min(limit, sliding) if sliding else limit
 
     @property
-    def eos_ids(self) -> frozenset[int]:
-        """Tokens that end an answer by the generation config of the base (chat models have several)."""
-        ends = getattr(self.decoder.generation_config, "eos_token_id", None)
-        return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    def ends(self) -> Ends:
+        """What ends an answer by the generation config of the base (chat models have several such tokens).
+
+        Raises:
+            CheckpointError: The config's least length is none.
+        """
+        config = self.decoder.generation_config
+        ids = getattr(config, "eos_token_id", None)
+        after = getattr(config, "min_new_tokens", None)
+        after = 0 if after is None else after
+        if type(after) is not int or after < 0:
+            msg = f"min_new_tokens in generation_config.json must be a whole number of at least 0, got {after!r}"
+            raise CheckpointError(msg)
+        return Ends(frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids]), after)
 
     def kv_shape(self) -> KVShape:
         """What a position of a prompt or an answer takes in the key/value memory."""

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_core import ClaraEngine, UnknownOption
+from clara_core import CheckpointError, ClaraEngine, UnknownOption
 from clara_core.engine.sampling import Sampling, SequenceState
-from clara_core.model.sampler import Draw
+from clara_core.model.sampler import Draw, Ends
 from tests.engines import PASSAGES, open_engine
 from tests.model.test_tokenizer import tokenizer_of
 from tests.tiny import build
@@ -24,7 +24,7 @@ def letters(ids: list[int]) -> str:
 
 def write(ids: list[int], sampling: Sampling, decode=letters, byte_ids: frozenset[int] = frozenset(), room=1000):
     """The pieces of text that a sequence gives for these tokens, and the sequence."""
-    sequence = SequenceState(decode, sampling, frozenset({EOS}), room, byte_ids)
+    sequence = SequenceState(decode, sampling, Ends(frozenset({EOS})), room, byte_ids)
     pieces = []
     for token in ids:
         pieces.append(sequence.feed(token))
@@ -134,7 +134,7 @@ def test_streams_of_bytes_never_show_half_a_character(family: str, data: st.Data
     ids = ids or wrong[:1]
     stop = data.draw(st.sampled_from([(), ("士",), ("b the",), ("ab富",), ("🙂é", "山")]))
     sequence = SequenceState(
-        tokens.decode, Sampling(max_tokens=len(ids), stop=stop), frozenset(), 1000, tokens.byte_ids
+        tokens.decode, Sampling(max_tokens=len(ids), stop=stop), Ends(frozenset()), 1000, tokens.byte_ids
     )
     pieces = []
     for token in ids:
@@ -231,7 +231,7 @@ def test_usage_counts(engine: ClaraEngine, memories) -> None:
 def test_every_end_token_of_the_base_ends_an_answer(engine: ClaraEngine, memories) -> None:
     """The base of this checkpoint names two end tokens in its generation config."""
     model = engine.load().model
-    ends = model.eos_ids | engine.tokenizer.eos_ids
+    ends = model.ends.ids | engine.tokenizer.eos_ids
     assert len(ends) == 2
     head = model.head
     for end in ends:
@@ -245,3 +245,31 @@ def test_every_end_token_of_the_base_ends_an_answer(engine: ClaraEngine, memorie
         finally:
             del model.head
         assert (answer.text, answer.finish_reason, answer.completion_tokens) == ("", "stop", 0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_no_answer_ends_before_the_min_new_tokens_of_the_generation_config(
+    engine: ClaraEngine, memories, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = engine.load().model
+    head, ends = model.head, torch.tensor(sorted(model.ends.ids | engine.tokenizer.eos_ids))
+    monkeypatch.setattr(model, "head", lambda states: head(states).index_fill(-1, ends, 50.0))
+    options = {"temperature": temperature, "seed": 3, "max_tokens": 6}
+    assert engine.answer("Where?", memories[:1], **options).completion_tokens == 0
+    for fewest, written in ((1, 1), (3, 3), (9, 6)):
+        monkeypatch.setattr(model.decoder.generation_config, "min_new_tokens", fewest)
+        pairs = [("Where?", memories[:1]), ("Who sailed?", memories[:2])]
+        answers = engine.answer_batch(pairs, **options)
+        assert [answer.completion_tokens for answer in answers] == [written, written]
+        assert [answer.finish_reason for answer in answers] == ["stop" if fewest < 6 else "length"] * 2
+        assert [engine.answer(*pair, **options) for pair in pairs] == answers
+        assert not any(mark in answer.text for answer in answers for mark in ("</s>", "<unk>"))
+
+
+@pytest.mark.parametrize("fewest", [-1, 1.5, "2", True])
+def test_min_new_tokens_must_be_a_number_of_tokens(
+    engine: ClaraEngine, memories, fewest: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.load().model.decoder.generation_config, "min_new_tokens", fewest)
+    with pytest.raises(CheckpointError, match=r"min_new_tokens.*generation_config\.json.*whole number of at least 0"):
+        engine.answer("Where?", memories[:1])

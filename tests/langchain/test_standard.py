@@ -13,7 +13,7 @@ from langchain_tests.integration_tests import (
 from langchain_tests.unit_tests import ChatModelUnitTests, EmbeddingsUnitTests
 
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRetriever, ClaraVectorStore
-from tests.langchain.data import bundled_or_tiny, tiny
+from tests.langchain.data import bundled_or_tiny
 from tests.served import served_options
 
 PASSAGES = (
@@ -50,8 +50,7 @@ class TestChatModelIntegration(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self):
-        # The suite says "hello", to which the bundled model, whose world has no greetings, may say nothing.
-        return {"model": tiny(), "max_tokens": 24}
+        return {"model": bundled_or_tiny(), "max_tokens": 24}
 
 
 class TestEmbeddingsUnit(EmbeddingsUnitTests):

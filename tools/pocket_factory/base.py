@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.model.decoder import ClaraModel
@@ -109,7 +109,11 @@ def random_base(vocab_size: int, seed: int) -> MistralForCausalLM:
         eos_token_id=2,
         attn_implementation="eager",  # on a processor the backward pass of the fused one is several times slower
     )
-    return MistralForCausalLM(config)
+    model = MistralForCausalLM(config)
+    # What nothing was taught of, a greeting, gets words all the same.
+    model.generation_config = GenerationConfig.from_model_config(config)
+    model.generation_config.min_new_tokens = 1
+    return model
 
 
 def write_base(folder: Path, model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
