@@ -1,6 +1,6 @@
-"""`clara serve`: one process that holds a model, and HTTP for everyone who wants to use it.
+"""The HTTP server of `clara serve`: one process holds a model, and any number of clients use it.
 
-Needs the extra ``serve``. A name is resolved at its first use.
+Needs the extra ``serve``. Names are resolved at first use.
 """
 
 from __future__ import annotations

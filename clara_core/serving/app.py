@@ -1,4 +1,4 @@
-"""The application of a server, made by one function, so that any ASGI server (uvicorn, Ray Serve) can run it."""
+"""Builds the ASGI application of a server, which uvicorn or Ray Serve runs."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from clara_core.serving.stores import store_routes
 
 
 def build_app(config: ServeConfig | None = None) -> FastAPI:
-    """The application of one server. The model loads when the application starts, in the background.
+    """Build the application of one server. The model loads in the background when the application starts.
 
     Args:
-        config: None is a `ServeConfig` without anything said.
+        config: Configuration of the server; None is a `ServeConfig` with the defaults.
 
     Returns:
-        FastAPI: ``app.state.server`` is its `ServerState`.
+        FastAPI: The application; ``app.state.server`` is its `ServerState`.
 
     Raises:
-        ValueError: The model is another server's, or a key file cannot be read.
+        ValueError: The model is the address of another server, or a key file cannot be read.
     """
     from clara_core import ClaraEngine
     from clara_core.engine.door import is_server
 
     config = config or ServeConfig()
     if is_server(config.options.model):
-        raise ValueError(f"a server holds a model itself; {config.options.model} is another server")
+        raise ValueError(f"a server loads its own model; {config.options.model} is another server's address")
     engine = ClaraEngine.from_pretrained(**option_values(config.options))
     return app_of(ServerState(config, engine))
 
 
 def app_of(state: ServerState) -> FastAPI:
-    """The application over a state."""
+    """Build the application of a server with the given state."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -74,20 +74,20 @@ def app_of(state: ServerState) -> FastAPI:
 
 
 def _health(app: FastAPI, state: ServerState) -> None:
-    def told(why: str | None) -> Response:
+    def status(why: str | None) -> Response:
         return JSONResponse({"status": "ok" if why is None else why}, 200 if why is None else 503)
 
     @app.get("/health/live", tags=["health"])
     async def live() -> Response:
-        return told(state.why_not_alive())
+        return status(state.why_not_alive())
 
     @app.get("/health/ready", tags=["health"])
     async def ready() -> Response:
-        return told(state.why_not_ready())
+        return status(state.why_not_ready())
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:
-        return told(state.why_not_ready())
+        return status(state.why_not_ready())
 
     @app.get("/metrics", tags=["health"])
     async def metrics() -> Response:

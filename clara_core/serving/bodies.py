@@ -1,4 +1,4 @@
-"""The bodies of requests as they are written in JSON, and how they are read: in a thread where they are large."""
+"""Request bodies of the server's own routes, and the reading of JSON, which happens in a thread for large bodies."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from clara_core.serving.failures import Refused
 
 Body = TypeVar("Body", bound=BaseModel)
 
-_LARGE: Final = 1 << 16  # bytes that are read in a thread
+_LARGE: Final = 1 << 16  # bytes from which a body is parsed in a thread
 
 
 class Strict(BaseModel):
-    """A body without names that nobody reads."""
+    """A body that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 class DocumentBody(Strict):
-    """A document by its text, or by the id that it has in a store of the server; with "truncate" its first window."""
+    """A document, given by its text or by its id in a store of the server. "truncate" keeps the first window only."""
 
     text: str | None = None
     overflow: Literal["split", "truncate"] = "split"
@@ -40,19 +40,19 @@ class DocumentBody(Strict):
     @model_validator(mode="after")
     def _named(self) -> DocumentBody:
         if self.text is None and (self.id is None or self.store is None):
-            raise ValueError("a document is given by its text, or by id and store")
+            raise ValueError("a document needs text, or id and store")
         return self
 
 
 class TurnBody(Strict):
-    """A turn of a conversation."""
+    """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
 class RankBody(Strict):
-    """A question and the documents to be ranked."""
+    """A question and the documents to rank."""
 
     question: str
     documents: list[DocumentBody]
@@ -67,14 +67,14 @@ class QuestionBody(Strict):
 
 
 class AnswerBody(Strict):
-    """Conversations to be answered together, and how."""
+    """Conversations to answer in one batch, and the options of the answers."""
 
     questions: list[QuestionBody]
     options: dict[str, Any] = {}
 
 
 class ParaphraseBody(Strict):
-    """A document to be said again."""
+    """A document to paraphrase."""
 
     document: DocumentBody
     instruction: str | None = None
@@ -82,7 +82,7 @@ class ParaphraseBody(Strict):
 
 
 class SaidBody(Strict):
-    """A text as the answer to a question."""
+    """A question, its documents, and a text to evaluate as the answer."""
 
     question: str
     documents: list[DocumentBody] = []
@@ -90,14 +90,14 @@ class SaidBody(Strict):
 
 
 class FidelityBody(Strict):
-    """Documents to be said again by their own memories."""
+    """Documents whose memories are tested by paraphrasing them."""
 
     documents: list[DocumentBody]
     instruction: str | None = None
 
 
 class CompressBody(Strict):
-    """Texts to be compressed."""
+    """Texts to compress."""
 
     texts: list[str]
     overflow: Literal["split", "error", "truncate"] = "split"
@@ -111,7 +111,7 @@ class ReasonBody(Strict):
 
 
 class TokensBody(Strict):
-    """Texts, or a conversation, to be counted or cut."""
+    """Texts or a conversation for the tokenizer."""
 
     what: Literal["count", "count_plain", "ids", "windows", "prompt"]
     texts: list[str] = []
@@ -122,7 +122,7 @@ class TokensBody(Strict):
 
 
 def reader(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:
-    """What reads the body of a request, for `Depends`."""
+    """A dependency, for `Depends`, that parses the body of a request."""
 
     async def read(request: Request) -> Body:
         raw = await request.body()
@@ -136,14 +136,14 @@ def reader(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:
 
 
 def described(kind: type[BaseModel]) -> dict[str, Any]:
-    """What the description of the routes says of a body."""
+    """The OpenAPI description of a body."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 async def json_response(value: Any) -> Response:
-    """A response in JSON, written in a thread: numbers of many vectors take their time."""
+    """A JSON response. It is serialized in a thread, because many vectors take long."""
     import json
 
     body = await asyncio.to_thread(lambda: json.dumps(value, separators=(",", ":"), allow_nan=False).encode())
@@ -151,10 +151,10 @@ async def json_response(value: Any) -> Response:
 
 
 def check_texts(texts: list[str], most: int, characters: int, name: str) -> None:
-    """Refuse more than the server takes.
+    """Check the number and the length of texts.
 
     Raises:
-        Refused: Says which limit it is.
+        Refused: A limit is exceeded; the message names it.
     """
     if len(texts) > most:
         raise Refused("invalid_request", f"{name} has {len(texts)} entries; at most {most} are taken", param=name)

@@ -1,4 +1,4 @@
-"""What a server is told once: its model, where it listens, who may use it, and how much it takes at a time."""
+"""Configuration of a server: its model, address, keys and limits."""
 
 from __future__ import annotations
 
@@ -23,45 +23,48 @@ _READ_ONLY: Final = "read-only"
 
 
 class Limits(BaseModel):
-    """How much a server takes. What is above a limit is refused before any work is done."""
+    """Limits of a server. A request above a limit is refused before any work is done."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    body_bytes: int = Field(default=16 * MIB, ge=1024, description="Bytes of a request.")
-    inputs: int = Field(default=2048, ge=1, description="Texts of a request to compress or embed.")
-    documents: int = Field(default=1000, ge=1, description="Documents of a request to rank.")
-    read: int = Field(default=256, ge=1, description="Documents of a question.")
-    characters: int = Field(default=1_000_000, ge=1, description="Characters of a text.")
-    requests: int = Field(default=256, ge=1, description="Requests at a time.")
-    waiting_bytes: int = Field(default=64 * MIB, ge=1024, description="Bytes of all requests at a time.")
+    body_bytes: int = Field(default=16 * MIB, ge=1024, description="Maximum bytes of a request.")
+    inputs: int = Field(default=2048, ge=1, description="Maximum number of texts to compress or embed in a request.")
+    documents: int = Field(default=1000, ge=1, description="Maximum number of documents to rank in a request.")
+    read: int = Field(default=256, ge=1, description="Maximum number of documents of a question.")
+    characters: int = Field(default=1_000_000, ge=1, description="Maximum characters of a text.")
+    requests: int = Field(default=256, ge=1, description="Maximum number of concurrent requests.")
+    waiting_bytes: int = Field(default=64 * MIB, ge=1024, description="Maximum bytes of all concurrent requests.")
     waiting_answers: int | None = Field(
-        default=None, ge=0, description="Answers that may wait for the device; None: four times what it writes at once."
+        default=None, ge=0, description="Maximum number of waiting answers; None is four times the batch size."
     )
-    body_seconds: float = Field(default=30, gt=0, description="In which the body of a request has to arrive.")
-    seconds: float = Field(default=600, gt=0, description="In which a request has to be answered.")
+    body_seconds: float = Field(default=30, gt=0, description="Seconds in which the body of a request must arrive.")
+    seconds: float = Field(default=600, gt=0, description="Seconds in which a request must be answered.")
     turn_seconds: float = Field(
-        default=120, gt=0, description="After which a turn of the model counts as hanging, and the server as not alive."
+        default=120,
+        gt=0,
+        description="Seconds after which a turn of the model counts as hung and the server as not alive.",
     )
 
 
 class ServeConfig(BaseModel):
-    """A server. Values are checked when it is made.
+    """Configuration of a server. The values are checked when it is created.
 
     Args:
-        options: Of the engine: which model, and how it is run.
-        host: Address to listen at. Another one than this machine's own (loopback) needs a key.
-        port: Port; 0: one that is free.
-        keys: Keys of clients; a line may end with the word ``read-only``, and such a key writes to no store.
-        insecure: Listen on another address without a key.
-        allowed_hosts: Names by which clients may call the server, besides localhost.
+        options: Options of the engine, which name the model.
+        host: Address to listen at. Any address other than loopback needs a key.
+        port: Port; 0 chooses a free one.
+        keys: Keys of clients. A key followed by the word ``read-only`` cannot write to stores.
+        key_file: File with more keys, one on each line; it is read again on SIGHUP.
+        insecure: Allow an address other than loopback without a key.
+        allowed_hosts: Names accepted in the Host header, besides localhost.
         stores: Folders or addresses of stores, by the name that clients use.
         writable: Names of stores that clients may write to.
-        any_model: Answer whatever model a request names.
-        open_metrics: Show metrics to those who have no key.
-        docs: Show the description of the routes at ``/docs``.
-        drain_delay: Seconds between the signal to end and the moment when no new connection is taken.
+        any_model: Accept any model name in requests.
+        open_metrics: Serve metrics without a key.
+        docs: Serve the description of the routes at ``/docs``.
+        drain_delay: Seconds between the signal to stop and the moment when new connections are refused.
         drain_seconds: Seconds that requests have to finish after that.
-        limits: How much it takes.
+        limits: Limits of requests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,11 +118,11 @@ class ServeConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Who is asking.
+    """A client's key, without its secret.
 
     Attributes:
-        label: Its name in the log; says nothing of the key itself.
-        read_only: Whether it may write to stores.
+        label: Name in the log, which does not reveal the secret.
+        read_only: Whether the key may only read stores.
     """
 
     label: str
@@ -127,10 +130,10 @@ class Key:
 
 
 class Keys:
-    """The keys of a server; those of a file can be read again.
+    """The keys of a server. A key file can be read again while the server runs.
 
     Raises:
-        ValueError: The file cannot be read or holds no key, or a key is too short to keep anybody out.
+        ValueError: The file cannot be read or has no key, or a key is too short.
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -143,16 +146,16 @@ class Keys:
         return bool(self._known)
 
     def reload(self) -> None:
-        """Read the file again."""
+        """Read the key file again."""
         lines = [*self._given, *self._lines()]
         self._known = [_key(line, index) for index, line in enumerate(lines, start=1)]
 
     def find(self, secret: str) -> Key | None:
-        """The key that a client sent, if it is one. Takes the same time for every wrong one."""
-        told = _digest(secret)
+        """The key with this secret, or None. The time taken does not depend on the secret."""
+        wanted = _digest(secret)
         found = None
         for digest, key in self._known:
-            if hmac.compare_digest(digest, told):
+            if hmac.compare_digest(digest, wanted):
                 found = key
         return found
 
@@ -166,29 +169,29 @@ class Keys:
         lines = [line.strip() for line in text.splitlines()]
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
-            raise ValueError(f"the key file {self._file} holds no key; write one on a line")
+            raise ValueError(f"the key file {self._file} holds no key; write one key on each line")
         return keys
 
 
 def _key(line: str, number: int) -> tuple[bytes, Key]:
     secret, _, role = line.partition(" ")
     if role.strip() not in ("", _READ_ONLY):
-        raise ValueError(f"behind key {number} stands {role.strip()!r}; only {_READ_ONLY!r} can stand there")
+        raise ValueError(f"key {number} is followed by {role.strip()!r}; only {_READ_ONLY!r} may follow a key")
     if len(secret) < 16:
         raise ValueError(f"key {number} has {len(secret)} characters; at least 16 are needed")
     return _digest(secret), Key(f"key-{number}", role.strip() == _READ_ONLY)
 
 
 def _digest(secret: str) -> bytes:
-    # Of one length, so that a comparison does not tell how long a key is.
+    # Digests have one length, so the comparison does not reveal the length of a key.
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 def checked_config(values: Mapping[str, Any]) -> ServeConfig:
-    """The config of these values.
+    """Create a config from values.
 
     Raises:
-        ValueError: One that cannot be, in one sentence each.
+        ValueError: A value is invalid; the message has one sentence for each.
     """
     from pydantic import ValidationError
 

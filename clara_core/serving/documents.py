@@ -1,4 +1,4 @@
-"""From the documents of a request to their memories: by their texts, or out of a store of the server."""
+"""Finds or makes the memories of a request's documents."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 async def memories_of(state: ServerState, documents: Sequence[DocumentBody], *, read: bool) -> list[Memory]:
-    """The memory of each document. One that has a text and an id is looked up by the id, and else made of the text.
+    """The memory of each document: the stored one if the document has an id, else made from its text.
 
     Args:
-        state: Of the server.
-        documents: Of the request.
-        read: Whether the generator reads them, which takes fewer.
+        state: State of the server.
+        documents: Documents of the request.
+        read: Whether the generator reads them, for which the limit is lower.
 
     Raises:
-        Refused: There are too many, or one is in no store.
+        Refused: There are too many documents, or a store does not have one of them.
     """
     limits = state.config.limits
     if read and len(documents) > limits.read:
@@ -54,7 +54,7 @@ async def memories_of(state: ServerState, documents: Sequence[DocumentBody], *, 
 
 
 def _stored(state: ServerState, documents: Sequence[DocumentBody]) -> list[Memory | None]:
-    """Memories of those that name a store; what has a text of its own must be the same there."""
+    """The stored memory of each document, or None if the store has none or has one of another text."""
     wanted: dict[str, list[str]] = {}
     for document in documents:
         if document.store is not None and document.id is not None:

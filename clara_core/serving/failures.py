@@ -1,4 +1,4 @@
-"""Errors as every client reads them: OpenAI's envelope, and beside it `detail` for those who look there."""
+"""Error responses: OpenAI's envelope, and the same message under `detail` for other clients."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ from clara_core.engine.remote.wire import CODES, code_of
 
 log = logging.getLogger(__name__)
 
-_FINAL: Final = ("fingerprint_mismatch", "internal", "out_of_memory", "store_error")  # asking again changes nothing
+_FINAL: Final = (
+    "fingerprint_mismatch",
+    "internal",
+    "out_of_memory",
+    "store_error",
+)  # a retry does not help
 _OF_STATUS: Final = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 _TYPES: Final = {4: "invalid_request_error", 5: "server_error"}
 
 
 class Refused(Exception):
-    """What the server refuses, with its code.
+    """A request is refused.
 
     Args:
         code: One of `CODES`.
-        message: What is wrong, and what to do.
-        param: The part of the request that is meant.
-        retry_after: Seconds after which to ask again.
+        message: What is wrong and what to do.
+        param: Name of the field that is wrong.
+        retry_after: Seconds after which the client should retry.
     """
 
     def __init__(self, code: str, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
@@ -39,13 +44,13 @@ class Refused(Exception):
 
 
 def envelope(code: str, message: str, param: str | None = None) -> dict[str, Any]:
-    """The JSON of an error."""
+    """JSON object of an error."""
     kind = _TYPES[CODES[code][0] // 100]
     return {"error": {"message": message, "type": kind, "param": param, "code": code}, "detail": message}
 
 
 def failure(refused: Refused) -> Response:
-    """The response of an error."""
+    """HTTP response of an error."""
     headers: dict[str, str] = {}
     if refused.retry_after is not None:
         headers["retry-after"] = str(refused.retry_after)
@@ -56,7 +61,7 @@ def failure(refused: Refused) -> Response:
 
 
 def refused_of(exc: BaseException, request_id: str) -> Refused:
-    """What an exception is to a client: its own message where it is one of ours, and nothing of our insides else."""
+    """The error that a client gets for an exception. Messages of foreign exceptions go to the log only."""
     if isinstance(exc, Refused):
         return exc
     if isinstance(exc, ValidationError):
@@ -69,7 +74,7 @@ def refused_of(exc: BaseException, request_id: str) -> Refused:
 
 
 def invalid(exc: ValidationError | RequestValidationError) -> Refused:
-    """What is wrong with a body, in one sentence each, and where."""
+    """The error for an invalid body, with one sentence for each of the first five faults."""
     faults = exc.errors()
     said = [_fault(fault) for fault in faults[:5]]
     return Refused("invalid_request", "; ".join(dict.fromkeys(said)), param=_place(faults[0]))
@@ -78,7 +83,7 @@ def invalid(exc: ValidationError | RequestValidationError) -> Refused:
 def _fault(fault: Mapping[str, Any]) -> str:
     place = _place(fault)
     if fault["type"] == "extra_forbidden":
-        return f"{place} is not known here; leave it out"
+        return f"{place} is not a known field; leave it out"
     if fault["type"] == "missing":
         return f"{place} is missing"
     text = sentence(fault)
@@ -90,7 +95,7 @@ def _place(fault: Mapping[str, Any]) -> str | None:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of an app one of ours."""
+    """Install handlers that turn every exception of an app into an error response."""
 
     async def of_framework(request: Request, exc: Exception) -> Response:
         status = exc.status_code if isinstance(exc, HTTPException) else 500

@@ -1,6 +1,6 @@
-"""What every request passes before any route: who asks, how much, for how long.
+"""Middleware for every request: checks the host, the key, the size and the time limit, and writes the log line.
 
-Plain ASGI, so that a client that leaves is seen, and its work stops.
+It is plain ASGI, so that it sees when a client disconnects and can cancel the work.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _GONE: Final = 499
 
 
 class Gate:
-    """Lets requests through to an app, one after the other check.
+    """Checks requests before an application answers them.
 
     Args:
-        app: What answers.
-        state: Of the server.
+        app: The application behind the checks.
+        state: State of the server.
     """
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
@@ -65,27 +65,28 @@ class Gate:
             await send({"type": "websocket.close", "code": 1008})
 
     def check(self, scope: Scope, headers: Headers) -> str | None:
-        """Who asks; None where everybody may.
+        """Check the headers of a request, and return the label of its key; None if no key is needed.
 
         Raises:
-            Refused: The request is not let through.
+            Refused: A check fails.
         """
         if self._checks_hosts and _host(headers) not in self._hosts:
             self.state.metrics.refused.labels("host").inc()
             raise Refused(
-                "forbidden", f"the host {_host(headers)[:100]!r} is not this server's; it is named by --allowed-host"
+                "forbidden",
+                f"the host {_host(headers)[:100]!r} is not allowed; allow it with --allowed-host",
             )
         label = self._known(scope, headers)
         if scope["method"] == "POST":
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-            # A page of another site can send a form without asking, but not this.
+            # A page of another site can send a form without a CORS preflight, but not JSON.
             if kind not in (JSON, NDJSON):
                 raise Refused("unsupported_media_type", f"send the header Content-Type: {JSON}, got {kind[:60]!r}")
-        told = headers.get(FINGERPRINT)
+        expected = headers.get(FINGERPRINT)
         own = self.state.fingerprint
-        if told is not None and own is not None and told != own:
+        if expected is not None and own is not None and expected != own:
             raise Refused(
-                "fingerprint_mismatch", f"the client expects the model {told[:12]}, the server runs {own[:12]}"
+                "fingerprint_mismatch", f"the client expects the model {expected[:12]}, the server runs {own[:12]}"
             )
         return label
 
@@ -105,7 +106,7 @@ class Gate:
 
 
 class _Passage:
-    """One request on its way."""
+    """One request, from its headers to the end of its response."""
 
     def __init__(self, gate: Gate, scope: Scope, receive: Receive, send: Send) -> None:
         self.gate, self.state = gate, gate.state
@@ -122,7 +123,7 @@ class _Passage:
         self.began = time.monotonic()
 
     async def pass_through(self) -> None:
-        """Answer the request, whatever comes of it."""
+        """Check and answer the request, then log it."""
         try:
             try:
                 self.label = self.gate.check(self.scope, self.headers)
@@ -139,14 +140,14 @@ class _Passage:
             self._note()
 
     async def _body(self) -> bytes:
-        """The whole body, which may be neither too large nor too slow.
+        """Read the whole body.
 
         Raises:
-            Refused: It is.
+            Refused: The body is too large or too slow, or the client disconnected.
         """
         limits = self.state.config.limits
-        told = self.headers.get("content-length", "")
-        if told.isdecimal() and int(told) > limits.body_bytes:
+        length = self.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limits.body_bytes:
             raise self._too_large()
         parts: list[bytes] = []
         size = 0
@@ -176,7 +177,7 @@ class _Passage:
         )
 
     async def _answer(self, body: bytes) -> None:
-        """Run the app until it has answered, the client has left, or the time is over."""
+        """Run the app until it has answered, the client disconnects, or the time limit is reached."""
         task = asyncio.ensure_future(self.gate.app(self.scope, _replay(body), self._sent))
         watch = asyncio.create_task(self._gone())
         try:
@@ -208,29 +209,29 @@ class _Passage:
     async def _sent(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [(name.encode(), value.encode()) for name, value in self._told(message["headers"]).items()]
+            headers = [(name.encode(), value.encode()) for name, value in self._own_headers(message["headers"]).items()]
             self.kind = Headers(raw=message["headers"]).get("content-type", "").partition(";")[0]
             message = {**message, "headers": [*message["headers"], *headers]}
         await self.send(message)
 
-    def _told(self, given: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
-        """Headers of every response."""
+    def _own_headers(self, given: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
+        """Headers that are added to every response."""
         own = {REQUEST_ID: self.id, "x-content-type-options": "nosniff"}
         if not any(name == b"content-security-policy" for name, _ in given):
             own["content-security-policy"] = _CSP
         if not self.whole:
-            # Else a client that goes on sending is read for ever.
+            # Otherwise the server would go on reading from a client that keeps sending.
             own["connection"] = "close"
         if self.state.fingerprint is not None:
             own[FINGERPRINT] = self.state.fingerprint
         if self.status == 401:
-            # A browser asks its user for the key when it is to show the page; programs know what to send.
+            # Basic authentication makes a browser ask its user for the key; programs send a bearer token.
             of_page = self.scope["path"] == "/" or self.scope["path"].startswith("/static/")
             own["www-authenticate"] = 'Basic realm="clara"' if of_page else "Bearer"
         return own
 
     async def _refuse(self, refused: Refused) -> None:
-        """Say what is wrong: as the response, or, where one has begun, as the last event of its stream."""
+        """Send an error: as the response, or as the last event of a stream that has begun."""
         if self.status == 0:
             await failure(refused)(self.scope, self.receive, self._sent)
             return
@@ -258,12 +259,12 @@ class _Passage:
 
 
 def template(scope: Scope) -> str:
-    """The route of a request as it stands in the program; with paths of clients there would be series without end."""
+    """The route pattern of a request. Paths would give metrics an unbounded number of label values."""
     return str(getattr(scope.get("route"), "path", "unknown"))
 
 
 async def _ended(task: asyncio.Future[Any]) -> BaseException | None:
-    """Make sure that a task has ended, and say what ended it."""
+    """Cancel a task unless it is done, wait for it, and return its exception."""
     task.cancel()
     try:
         await task
@@ -272,27 +273,27 @@ async def _ended(task: asyncio.Future[Any]) -> BaseException | None:
         if current is not None and current.cancelling():
             raise
         return None
-    except Exception as exc:  # noqa: BLE001 - it is answered
+    except Exception as exc:  # noqa: BLE001 - the client gets it as a response
         return exc
     return None
 
 
 def _replay(body: bytes) -> Receive:
-    """The body again, then nothing: that the client leaves is seen by the gate."""
-    told = False
+    """A receive channel that gives the body once. The gate itself watches for a disconnect."""
+    given = False
 
     async def receive() -> Message:
-        nonlocal told
-        if told:
+        nonlocal given
+        if given:
             await asyncio.Event().wait()
-        told = True
+        given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receive
 
 
 def _host(headers: Headers) -> str:
-    """The name in the Host header, without the port."""
+    """Name in the Host header, without the port."""
     host = headers.get("host", "").strip().lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]
@@ -300,13 +301,13 @@ def _host(headers: Headers) -> str:
 
 
 def _secret(headers: Headers) -> str:
-    """The key that a client sent, as a bearer token, as the password of basic authentication, or in its own header."""
-    scheme, _, told = headers.get("authorization", "").partition(" ")
+    """The key of a request: a bearer token, the password of basic authentication, or the header x-api-key."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
-        return told.strip()
+        return value.strip()
     if scheme.lower() == "basic":
         try:
-            return base64.b64decode(told.strip(), validate=True).decode().partition(":")[2]
+            return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
         except (binascii.Error, UnicodeDecodeError):
             return ""
     return headers.get("x-api-key", "")

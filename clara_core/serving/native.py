@@ -1,4 +1,4 @@
-"""The routes under ``/v1/clara``: every call of an engine, for `RemoteEngine` and for whoever wants all of it."""
+"""The routes under ``/v1/clara``: every call of an engine, for `RemoteEngine` and other clients."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def facts_of(state: ServerState) -> dict[str, Any]:
-    """What a client has to know of the model."""
+    """Properties of the model and the server that a client needs."""
     engine, limits = state.engine, state.config.limits
     return {
         "model": engine.arguments.model,
@@ -64,21 +64,21 @@ def facts_of(state: ServerState) -> dict[str, Any]:
 
 
 def options_of(options: dict[str, Any]) -> AnswerOptions:
-    """The options of an answer, once they are known to be some."""
-    told = cast("AnswerOptions", options)
-    read_options(told)
-    return told
+    """The options of an answer, after checking them."""
+    checked = cast("AnswerOptions", options)
+    read_options(checked)
+    return checked
 
 
 def native_routes(state: ServerState) -> APIRouter:
-    """The routes of one server."""
+    """Routes of a server."""
     router = APIRouter(prefix="/v1/clara", tags=["clara"])
     engine, limits = state.engine, state.config.limits
 
     @router.get("/info")
     async def info() -> dict[str, Any]:
         if not state.ready:
-            raise Refused("loading", "the model is being loaded; ask again", retry_after=5)
+            raise Refused("loading", "the model is being loaded; try again", retry_after=5)
         return facts_of(state)
 
     @router.post("/rank", openapi_extra=described(RankBody))

@@ -1,4 +1,4 @@
-"""What a server tells of itself: metrics for Prometheus, and one line of JSON a request, without any text of it."""
+"""Metrics for Prometheus, and one JSON log line for each request, without the text of requests."""
 
 from __future__ import annotations
 
@@ -24,23 +24,30 @@ _WHY_CANCELLED: Final = ("disconnect", "deadline", "shutdown")
 
 
 class Metrics:
-    """The metrics of one server. Every series is there from the beginning, at 0."""
+    """Metrics of one server. Every series starts at 0."""
 
     def __init__(self, state: ServerState) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("clara_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self.seconds = Histogram(
-            "clara_request_seconds", "From request to answer.", ["route"], buckets=_SECONDS, registry=self.registry
+            "clara_request_seconds",
+            "Seconds of a request.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.first_token = Histogram(
-            "clara_time_to_first_token_seconds", "Of streams.", buckets=_SECONDS, registry=self.registry
+            "clara_time_to_first_token_seconds",
+            "Seconds to the first piece.",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.between_tokens = Histogram(
-            "clara_inter_token_seconds", "Between pieces of streams.", buckets=_SECONDS, registry=self.registry
+            "clara_inter_token_seconds", "Seconds between pieces of a stream.", buckets=_SECONDS, registry=self.registry
         )
         self.tokens = Counter("clara_tokens", "Tokens read and written.", ["kind"], registry=self.registry)
         self.refused = Counter("clara_refused", "Requests refused.", ["why"], registry=self.registry)
-        self.cancelled = Counter("clara_cancelled", "Requests given up.", ["why"], registry=self.registry)
+        self.cancelled = Counter("clara_cancelled", "Requests cancelled.", ["why"], registry=self.registry)
         for counter, labels in ((self.tokens, _KINDS), (self.refused, _WHY_REFUSED), (self.cancelled, _WHY_CANCELLED)):
             for label in labels:
                 counter.labels(label)
@@ -52,12 +59,12 @@ class Metrics:
             self.tokens.labels(kind).inc(getattr(answer, f"{kind}_tokens"))
 
     def page(self) -> bytes:
-        """What Prometheus reads."""
+        """The metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
 class _OfEngine(Collector):
-    """What the engine counts itself, read when it is asked for."""
+    """The engine's own counters, read when Prometheus collects."""
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
@@ -68,30 +75,30 @@ class _OfEngine(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         state, stats, cache = self._state, self._state.engine.stats(), self._state.engine.cache
         gauges = {
-            "clara_ready": ("Whether requests are taken.", state.why_not_ready() is None),
+            "clara_ready": ("1 if the server is ready for requests, else 0.", state.why_not_ready() is None),
             "clara_requests_in_flight": ("Requests being answered.", state.in_flight),
-            "clara_worker_waiting_answers": ("Answers that wait for a place.", stats.waiting),
+            "clara_worker_waiting_answers": ("Answers that wait for a place in the batch.", stats.waiting),
             "clara_worker_waiting_questions": ("Questions and short texts that wait.", stats.questions),
             "clara_worker_waiting_passages": ("Passages of larger jobs that wait.", stats.passages),
             "clara_batch_rows": ("Answers being written.", stats.running),
-            "clara_worker_turn_seconds": ("How long the worker's turn has lasted.", stats.turn_seconds),
-            "clara_kv_used_bytes": ("Keys and values that answers hold.", stats.kv_used_bytes),
-            "clara_kv_total_bytes": ("Keys and values there is room for.", stats.kv_total_bytes),
-            "clara_cache_bytes": ("Memories in the cache.", stats.cached_bytes),
+            "clara_worker_turn_seconds": ("Seconds since the worker's turn began.", stats.turn_seconds),
+            "clara_kv_used_bytes": ("Bytes of the KV cache in use.", stats.kv_used_bytes),
+            "clara_kv_total_bytes": ("Bytes of the KV cache.", stats.kv_total_bytes),
+            "clara_cache_bytes": ("Bytes of memories in the cache.", stats.cached_bytes),
         }
-        for name, (said, value) in gauges.items():
-            yield GaugeMetricFamily(name, said, value=float(value))
+        for name, (meaning, value) in gauges.items():
+            yield GaugeMetricFamily(name, meaning, value=float(value))
         counters = {
             "clara_cache_hits": ("Texts whose memory was in the cache.", cache.hits),
-            "clara_cache_misses": ("Texts whose memory was not.", cache.misses),
+            "clara_cache_misses": ("Texts whose memory was not in the cache.", cache.misses),
             "clara_compressed": ("Questions and passages turned into memory tokens.", stats.compressed),
-            "clara_preempted": ("Answers that made room for older ones.", stats.preempted),
+            "clara_preempted": ("Answers interrupted to free KV cache for older ones.", stats.preempted),
         }
-        for name, (said, value) in counters.items():
-            yield CounterMetricFamily(name, said, value=float(value))
+        for name, (meaning, value) in counters.items():
+            yield CounterMetricFamily(name, meaning, value=float(value))
 
 
 def log_request(**facts: object) -> None:
-    """One line of JSON about a request."""
+    """Log one JSON line about a request."""
     if access.isEnabledFor(logging.INFO):
         access.info("%s", json.dumps({name: value for name, value in facts.items() if value is not None}))

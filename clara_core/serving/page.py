@@ -1,4 +1,4 @@
-"""One page on which a person asks a question: files of this package, without anything from elsewhere."""
+"""The web page on which a person asks a question. All of its files are in this package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clara_core.serving.failures import Refused
 
 _FOLDER: Final = Path(__file__).parent / "static"
 _TYPES: Final = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
-# What a script writes into the page is text: a browser that knows trusted types refuses everything else.
+# Trusted types make a browser refuse scripts that write HTML instead of text into the page.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -20,7 +20,7 @@ _POLICY: Final = (
 
 
 def page_routes() -> APIRouter:
-    """The page at ``/`` and its parts, read once."""
+    """Routes of the page at ``/`` and its files, which are read once."""
     router = APIRouter(tags=["page"])
     files = {path.name: _response(path) for path in sorted(_FOLDER.iterdir()) if path.suffix in _TYPES}
     index = files.pop("index.html")
@@ -32,7 +32,7 @@ def page_routes() -> APIRouter:
     @router.get("/static/{name}", include_in_schema=False)
     async def part(name: str) -> Response:
         if name not in files:
-            raise Refused("not_found", f"the page has no part {name[:64]!r}")
+            raise Refused("not_found", f"the page has no file {name[:64]!r}")
         return files[name]
 
     return router

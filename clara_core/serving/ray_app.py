@@ -1,8 +1,8 @@
-"""Several replicas of a server behind one address, on Ray Serve: the same application, one engine a replica.
+"""Replicas of a server on Ray Serve, each with an engine of its own.
 
-Ray starts the replicas, spreads requests over them and replaces one that fails. There is no second hop and no second
-batcher: a request goes to the replica that answers it, and its scheduler batches. What replicas share is the stores, by
-an address that all of them reach. Needs the extras ``serve`` and ``ray``.
+Ray starts the replicas, distributes requests over them and replaces one that fails. Each replica answers its requests
+itself, and its scheduler batches them. Replicas share stores by an address that all of them can reach. Needs the extras
+``serve`` and ``ray``.
 """
 
 from __future__ import annotations
@@ -25,29 +25,27 @@ except ImportError as exc:
     raise ImportError(f"replicas need Ray Serve ({exc}): pip install 'clara-rag[serve,ray]'") from exc
 
 REPLICA: Final = "x-clara-replica"
-"""The header of a response that names the replica."""
+"""Response header with the id of the replica."""
 
-_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - replicas do not know where Ray's proxy listens, so a key is needed
-_ROOM: Final = (
-    4  # requests that Ray hands over for each that the gate takes: the gate is to refuse, not to be waited for
-)
-_PATIENCE: Final = 5  # seconds that Ray waits after the time in which requests have to finish
+_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - a key is needed, because replicas do not know where Ray's proxy listens
+_ROOM: Final = 4  # requests passed on by Ray for each that the gate accepts, so that the gate refuses and none queue
+_PATIENCE: Final = 5  # seconds that Ray waits beyond `drain_seconds`
 
 
 def application(values: Mapping[str, Any]) -> serve.Application:
-    """The application for ``serve run`` and ``serve deploy``; its replicas are set beside it, as for every deployment.
+    """The application for ``serve run`` and ``serve deploy``. Ray's own settings give the number of replicas.
 
     Args:
-        values: Fields of `ServeConfig`, without ``host`` and ``port``, which are Ray's, and ``keys``, which each
+        values: Fields of `ServeConfig`, except ``host`` and ``port``, which Ray sets, and ``keys``, which each
             replica reads from ``key_file`` or the environment variable ``CLARA_API_KEY``.
 
     Raises:
-        ValueError: A field cannot be.
+        ValueError: A field is invalid.
     """
     own = {"host", "port", "keys"} & values.keys()
     if own:
-        raise ValueError(f"{min(own)} is not set here: Ray's http_options say where it listens, key_file has the keys")
-    # Keys are known on the replicas alone.
+        raise ValueError(f"{min(own)} cannot be set here: use Ray's http_options for the address and key_file for keys")
+    # Only the replicas know the keys.
     config = checked_config({**values, "insecure": True})
     options = {
         "max_ongoing_requests": config.limits.requests * _ROOM,
@@ -59,14 +57,14 @@ def application(values: Mapping[str, Any]) -> serve.Application:
 
 
 class Replica:
-    """One server of several.
+    """One replica.
 
     Raises:
-        ValueError: There is no key, and ``insecure`` was not said.
+        ValueError: There is no key, and ``insecure`` is not set.
         ClaraError: The model cannot be loaded.
     """
 
-    async def __init__(self, values: Mapping[str, Any]) -> None:  # type: ignore[misc]  # as Ray wants it
+    async def __init__(self, values: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Ray awaits the constructor
         key = os.environ.get(KEY_VARIABLE)
         keys = [key] if key and not values.get("key_file") else []
         self._server = build_app(checked_config({**values, "host": _EVERYWHERE, "keys": keys}))
@@ -76,15 +74,15 @@ class Replica:
             raise state.failure
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Of Ray."""
+        """Called by Ray to get the ASGI application."""
         self._server.add_middleware(Named, name=serve.get_replica_context().replica_id.unique_id)
         return self._server
 
     def check_health(self) -> None:
-        """Ray replaces a replica whose check fails.
+        """Called by Ray, which replaces the replica if this raises.
 
         Raises:
-            RuntimeError: It is of no use any more.
+            RuntimeError: The replica cannot answer any more.
         """
         why = self._server.state.server.why_not_alive()
         if why is not None:
@@ -92,11 +90,11 @@ class Replica:
 
 
 class Named:
-    """Puts the name of a replica on every response.
+    """Adds the id of a replica to every response.
 
     Args:
-        app: What answers.
-        name: Of the replica.
+        app: The application.
+        name: Id of the replica.
     """
 
     def __init__(self, app: ASGIApp, name: str) -> None:

@@ -1,4 +1,4 @@
-"""A server as a process: it listens, drains when it is told to end, and reads its keys again when it is told to."""
+"""Runs a server: it listens, drains on the first signal to stop, and reads its key file again on SIGHUP."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from clara_core.serving.state import ServerState
 
 log = logging.getLogger(__name__)
 
-_KEEP_ALIVE = 75  # seconds; more than the idle time of common balancers, which else meet closed connections
+_KEEP_ALIVE = 75  # seconds; longer than load balancers keep idle connections, so that none reuses a closed one
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's protocol over h11, which bounds the size of headers, and here their time.
+    """uvicorn's h11 protocol with a time limit for the headers of a request.
 
-    A connection that says nothing for a while, or sends its headers one letter at a time, is closed.
+    It closes connections that stay silent, or that send their headers too slowly.
     """
 
     seconds: ClassVar[float] = 30.0
-    """In which the headers of a request have to arrive."""
+    """Time in which the headers of a request must arrive."""
 
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Of asyncio."""
+        """Called by asyncio."""
         super().connection_made(transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Of asyncio."""
+        """Called by asyncio."""
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Of asyncio."""
+        """Called by asyncio."""
         self._rest()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            self._rest()  # a request is being answered; its body is the gate's to wait for
+            self._rest()  # a request is being answered; the gate limits the time of its body
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.seconds, self._give_up)
 
@@ -67,11 +67,11 @@ class PatientProtocol(H11Protocol):
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which tells that it ends before it takes no more connections.
+    """uvicorn's server, which reports that it is not ready before it stops accepting connections.
 
     Args:
-        config: Of uvicorn.
-        state: Of the server.
+        config: Configuration of uvicorn.
+        state: State of the server.
     """
 
     def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
@@ -79,16 +79,16 @@ class DrainingServer(uvicorn.Server):
         self.state = state
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second one ends at once."""
+        """Drain at the first signal, and stop at once at the second."""
         if self.state.draining:
             self.should_exit = self.force_exit = True
             return
         self.drain()
 
     def drain(self) -> None:
-        """Say that the server is not ready any more; stop taking connections after the delay of the configuration."""
+        """Report not ready, and stop accepting connections after `drain_delay` seconds."""
         self.state.draining = True
-        log.info("ending: requests have %g s to finish", self.state.config.drain_seconds)
+        log.info("stopping: requests have %g s to finish", self.state.config.drain_seconds)
         delay = self.state.config.drain_delay
         if delay == 0:
             self.should_exit = True
@@ -97,7 +97,7 @@ class DrainingServer(uvicorn.Server):
         loop.call_later(delay, lambda: setattr(self, "should_exit", True))
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until a signal, or until the model turns out not to load."""
+        """Serve until a signal arrives or loading the model fails."""
         watch = asyncio.create_task(self._watch_failure())
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError, AttributeError):
             # Not on Windows, and not in a thread.
@@ -108,7 +108,7 @@ class DrainingServer(uvicorn.Server):
             watch.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start; shut down in order if the server was stopped meanwhile, as older versions of uvicorn do not."""
+        """Start, and shut down in order if the server was stopped meanwhile. Older versions of uvicorn do not do so."""
         await super().startup(sockets)
         if self.started and self.should_exit:
             await self.shutdown(sockets)
@@ -122,13 +122,13 @@ class DrainingServer(uvicorn.Server):
         try:
             self.state.keys.reload()
         except ValueError as exc:
-            log.error("the keys stay as they are: %s", exc)  # noqa: TRY400 - the message says it all
+            log.error("the keys were not changed: %s", exc)  # noqa: TRY400 - the message says it all
         else:
             log.info("the keys were read again")
 
 
 def server_of(config: ServeConfig) -> DrainingServer:
-    """The server of a configuration, not yet running."""
+    """Create the server of a configuration; it does not run yet."""
     app = build_app(config)
     limits = config.limits
     settings = uvicorn.Config(
@@ -156,7 +156,7 @@ def serve(config: ServeConfig) -> None:
     Raises:
         ClaraError: The model cannot be loaded.
     """
-    warnings.filterwarnings("ignore", "truncated ")  # shows the text; the client that asked for it warns its own user
+    warnings.filterwarnings("ignore", "truncated ")  # the warning shows the text, and the client warns its own user
     server = server_of(config)
     server.run()
     if server.state.failure is not None:

@@ -1,4 +1,4 @@
-"""The shapes that the field's clients speak: OpenAI's chat, embeddings and models, everybody's rerank, TEI's bodies."""
+"""Routes for other clients: OpenAI's chat, embeddings and models, rerank (Cohere, Jina, vLLM) and TEI."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from clara_core.serving.state import ServerState
 
 ALIAS: Final = "clara"
-"""A name by which every server answers to its model."""
+"""A model name that every server accepts for its model."""
 
 
 def standard_routes(state: ServerState) -> APIRouter:
-    """The routes of one server."""
+    """Routes of a server."""
     router = APIRouter()
     engine, limits = state.engine, state.config.limits
 
@@ -60,7 +60,7 @@ def standard_routes(state: ServerState) -> APIRouter:
     # --- vectors -----------------------------------------------------------------------------------------
 
     async def vectors(texts: list[str], length: int | None, *, query: bool, name: str) -> tuple[Array, int]:
-        """Vectors of texts, and the tokens that were read."""
+        """Vectors of texts, and the number of tokens read."""
         check_texts(texts, limits.inputs, limits.characters, name)
         if not texts or not all(texts):
             raise Refused("invalid_request", f"{name} holds no text, or an empty one", param=name)
@@ -103,7 +103,7 @@ def standard_routes(state: ServerState) -> APIRouter:
 
     async def rerank(request: Request) -> Response:
         raw = await request.body()
-        # TEI says "texts" where everybody else says "documents".
+        # TEI calls the field "texts", others call it "documents".
         if b'"texts"' in raw and b'"documents"' not in raw:
             return await rerank_tei(await reader(TeiRerankBody)(request))
         body = await reader(RerankBody)(request)
@@ -187,10 +187,10 @@ def standard_routes(state: ServerState) -> APIRouter:
 
 
 def check_model(state: ServerState, name: str) -> str:
-    """The name by which a client calls the model.
+    """Return the model name of a request, after checking it.
 
     Raises:
-        Refused: Another model is meant.
+        Refused: It is the name of another model.
     """
     served = state.engine.arguments.model
     if state.config.any_model or name in (served, ALIAS):
@@ -199,7 +199,7 @@ def check_model(state: ServerState, name: str) -> str:
 
 
 async def _found(state: ServerState, body: ChatBody) -> tuple[list[DocumentBody], list[tuple[float, int] | None]]:
-    """The documents of a question: its own, then those that a store finds for it, with score and window."""
+    """The documents of a request and those that retrieval found, with the score and window of each found one."""
     own: list[tuple[float, int] | None] = [None] * len(body.documents)
     if body.retrieval is None:
         return body.documents, own
@@ -218,13 +218,13 @@ async def _found(state: ServerState, body: ChatBody) -> tuple[list[DocumentBody]
 
 
 def _title(metadata: dict[str, Any]) -> str | None:
-    """What a person calls a document; `clara index` keeps the folder as its source, and the file beside it."""
+    """A title for people, from metadata; `clara index` writes the folder as ``source`` and the file as ``file``."""
     named = (metadata.get(name) for name in ("title", "file", "file_name", "source"))
     return next((name for name in named if isinstance(name, str)), None)
 
 
 def _sources(documents: Sequence[DocumentBody], scores: Sequence[tuple[float, int] | None]) -> list[dict[str, Any]]:
-    """What was read, in order, in so far as it has a name."""
+    """The sources that the response lists, in the order in which they were read."""
     told = []
     for index, (document, score) in enumerate(zip(documents, scores, strict=True)):
         facts: dict[str, Any] = {"index": index, "id": document.id, "store": document.store, "title": document.title}
@@ -235,7 +235,7 @@ def _sources(documents: Sequence[DocumentBody], scores: Sequence[tuple[float, in
 
 
 class _Completion:
-    """Writes one answer as OpenAI's clients read it."""
+    """Formats one answer as OpenAI's chat completion."""
 
     def __init__(self, model: str, sources: list[dict[str, Any]], fingerprint: str) -> None:
         self._sources = sources
@@ -247,7 +247,7 @@ class _Completion:
         }
 
     def whole(self, answer: Answer) -> dict[str, Any]:
-        """The answer as one object."""
+        """The answer as one JSON object."""
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer.text},
@@ -283,7 +283,7 @@ def _logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
 
 
 def _evidence(answer: Answer) -> dict[str, Any]:
-    """What was asked for beside the text: what it stands on, and how sure it is."""
+    """Requested evidence of an answer: citations, attribution, confidence and the reading that gave it."""
     told = answer_to_wire(answer)
     names = ("citations", "attribution", "confidence", "checks", "draft")
     facts = {name: told[name] for name in names if told[name] is not None}

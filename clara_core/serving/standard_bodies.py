@@ -1,4 +1,4 @@
-"""The bodies of requests as OpenAI's, Cohere's, Jina's and TEI's clients write them."""
+"""Request bodies of OpenAI, Cohere, Jina and TEI clients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from clara_core.serving.bodies import DocumentBody, Strict
 
-# Said by clients and without meaning here; nothing of the answer depends on them.
+# Fields that clients send and that do not change the answer.
 _IGNORED: Final = frozenset({"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"})
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "n": (1,),
@@ -22,11 +22,11 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "parallel_tool_calls": (True, False),
     "modalities": (["text"],),
 }
-"""Options whose neutral values are accepted; every other value asks for something that this server does not do."""
+"""Options that are accepted with a neutral value only, because the server does not support them."""
 
 
 class ChatMessage(Strict):
-    """A message; of content in parts, the texts are read."""
+    """A message; content in parts must be text."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
@@ -39,14 +39,14 @@ class ChatMessage(Strict):
         if not isinstance(value, dict):
             return value
         if value.get("tool_calls"):
-            raise ValueError("a message holds tool calls, and CLaRa has no tools; leave them out")
+            raise ValueError("a message holds tool calls, which CLaRa does not support; leave them out")
         content = value.get("content")
         if isinstance(content, list):
             return {**value, "content": "".join(map(_text_of, content))}
         return value
 
     def turn(self) -> dict[str, str]:
-        """The turn as the engine reads it."""
+        """The message in the engine's format."""
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
@@ -58,7 +58,7 @@ def _text_of(part: Any) -> str:
 
 
 class Retrieval(Strict):
-    """Documents that the server finds for the last message of the user."""
+    """Retrieval from a store for the last user message."""
 
     store: str
     k: Annotated[int, Field(ge=1, le=256)] = 4
@@ -67,7 +67,7 @@ class Retrieval(Strict):
 
 
 class StreamOptions(Strict):
-    """What a stream tells besides."""
+    """OpenAI's options of a stream."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -101,36 +101,36 @@ class ChatBody(Strict):
         return without_neutral(value)
 
     def options(self) -> dict[str, Any]:
-        """The engine's options; what is not said stays as it is there."""
+        """The engine's options; omitted ones keep the engine's defaults."""
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        said: dict[str, Any] = {"max_tokens": most}
+        given: dict[str, Any] = {"max_tokens": most}
         named = ("temperature", "top_p", "seed", "logprobs", "top_logprobs", "citations", "min_confidence", "read")
-        said |= {name: getattr(self, name) for name in named}
-        return {name: told for name, told in {**said, "stop": self.stop or None}.items() if told is not None}
+        given |= {name: getattr(self, name) for name in named}
+        return {name: value for name, value in {**given, "stop": self.stop or None}.items() if value is not None}
 
 
 def without_neutral(value: Any) -> Any:
-    """A body without the options that say nothing here.
+    """A body without ignored fields and neutral options.
 
     Raises:
-        ValueError: One says something.
+        ValueError: An unsupported option has a value that is not neutral.
     """
     if not isinstance(value, dict):
         return value
     kept = {}
-    for name, told in value.items():
+    for name, given in value.items():
         if name in _IGNORED:
             continue
         if name in _NEUTRAL:
-            if told is not None and told not in _NEUTRAL[name]:
-                raise ValueError(f"{name}={told!r:.60} is not supported by this server; leave it out")
+            if given is not None and given not in _NEUTRAL[name]:
+                raise ValueError(f"{name}={given!r:.60} is not supported by this server; leave it out")
             continue
-        kept[name] = told
+        kept[name] = given
     return kept
 
 
 class EmbeddingBody(Strict):
-    """OpenAI's embeddings."""
+    """OpenAI's request for embeddings."""
 
     model: str
     input: str | list[str]
@@ -152,7 +152,7 @@ class EmbeddingBody(Strict):
 
 
 class RerankBody(Strict):
-    """Cohere's, Jina's and vLLM's rerank."""
+    """The rerank request of Cohere, Jina and vLLM."""
 
     model: str | None = None
     query: str
@@ -167,7 +167,7 @@ class RerankBody(Strict):
 
 
 class TeiRerankBody(Strict):
-    """TEI's rerank."""
+    """TEI's rerank request."""
 
     query: str
     texts: list[str]
@@ -178,7 +178,7 @@ class TeiRerankBody(Strict):
 
 
 class TeiEmbedBody(Strict):
-    """TEI's embed."""
+    """TEI's embed request."""
 
     inputs: str | list[str]
     truncate: bool | None = None

@@ -1,4 +1,4 @@
-"""What a running server knows of itself: its engine, its stores, its keys, and how far it has come."""
+"""State of a running server: engine, stores, keys, health, and the requests in progress."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ROWS: Final = 4  # answers that may wait for each that the device writes at once
-_RECENT: Final = 64  # finished requests from which the pace is taken
+_ROWS: Final = 4  # answers that may wait, for each row of the batch
+_RECENT: Final = 64  # finished requests from which the rate is estimated
 _ANSWERS: Final = "clara.answers"
 
 
 class ServerState:
-    """One server's state; made with the app, before the model is loaded."""
+    """State of one server, created before the model is loaded."""
 
     def __init__(self, config: ServeConfig, engine: ClaraEngine) -> None:
         self.config = config
@@ -36,7 +36,7 @@ class ServerState:
         self.keys = Keys(config)
         self.metrics = Metrics(self)
         self.ready = False
-        self.fingerprint: str | None = None  # as it was loaded: asking the engine would load it again once it has died
+        self.fingerprint: str | None = None  # kept after loading, because a dead engine would load the model again
         self.draining = False
         self.failure: BaseException | None = None
         self.failed = asyncio.Event()
@@ -58,8 +58,8 @@ class ServerState:
             await self.engine.achat([{"role": "user", "content": "-"}], max_tokens=1)
         except asyncio.CancelledError:
             raise
-        except Exception as exc:  # noqa: BLE001 - whoever started the server is told
-            log.error("the server cannot start: %s", exc)  # noqa: TRY400 - the message says it all
+        except Exception as exc:  # noqa: BLE001 - `serve` raises it
+            log.error("the server cannot start: %s", exc)  # noqa: TRY400 - the message is enough
             self.failure = exc
             self.failed.set()
             return
@@ -68,10 +68,10 @@ class ServerState:
         log.info("ready: %r", self.engine)
 
     def store(self, name: str) -> MemoryStore:
-        """An open store of the configuration.
+        """A store of the configuration, opened at first use.
 
         Raises:
-            Refused: There is none of this name.
+            Refused: The configuration has no store with this name.
         """
         if name not in self.config.stores:
             known = ", ".join(self.config.stores) or "none"
@@ -85,7 +85,7 @@ class ServerState:
     # --- health ------------------------------------------------------------------------------------------
 
     def why_not_alive(self) -> str | None:
-        """Why this process is of no use any more."""
+        """The reason why this process must be replaced, or None."""
         stats = self.engine.stats()
         if self.failure is not None:
             return f"the model could not be loaded: {self.failure}"
@@ -96,9 +96,9 @@ class ServerState:
         return None
 
     def why_not_ready(self) -> str | None:
-        """Why no request should be sent here now."""
+        """The reason why the server does not accept requests now, or None."""
         if self.draining:
-            return "the server is ending"
+            return "the server is stopping"
         if self.failure is None and not self.ready:
             return "the model is being loaded"
         return self.why_not_alive()
@@ -106,14 +106,14 @@ class ServerState:
     # --- admission ---------------------------------------------------------------------------------------
 
     def admit(self, size: int) -> None:
-        """Take a request of so many bytes.
+        """Admit a request of `size` bytes.
 
         Raises:
-            Refused: There is too much to do.
+            Refused: The model is loading, or a limit is reached.
         """
         limits = self.config.limits
         if not self.ready:
-            raise Refused("loading", "the model is being loaded; ask again", retry_after=5)
+            raise Refused("loading", "the model is being loaded; try again", retry_after=5)
         if self.in_flight >= limits.requests:
             raise self.overloaded("requests", f"{self.in_flight} requests are being answered")
         if self.in_flight and self.bytes_in_flight + size > limits.waiting_bytes:
@@ -122,10 +122,10 @@ class ServerState:
         self.bytes_in_flight += size
 
     def admit_answers(self, scope: Scope, count: int = 1) -> None:
-        """Take answers to be written; they count until the request is released. What comes alone is always taken.
+        """Admit answers, which count until the request is released. A request is always admitted if there is no other.
 
         Raises:
-            Refused: Too many wait for the device.
+            Refused: Too many answers wait for the device.
         """
         rows, waiting = DeviceLimits.of(self.engine.device).rows, self.config.limits.waiting_answers
         most = rows + (_ROWS * rows if waiting is None else waiting)
@@ -135,17 +135,19 @@ class ServerState:
         scope[_ANSWERS] = count
 
     def release(self, scope: Scope, size: int) -> None:
-        """A request was answered, or given up."""
+        """Count a request as finished or cancelled."""
         self.in_flight -= 1
         self.bytes_in_flight -= size
         self.answers -= scope.get(_ANSWERS, 0)
         self._finished.append(time.monotonic())
 
     def overloaded(self, why: str, said: str) -> Refused:
-        """The refusal of what is too much, with the time after which there is room at today's pace."""
+        """The refusal of a request above a limit, with an estimate of the time until there is room."""
         self.metrics.refused.labels(why).inc()
         return Refused(
-            "overloaded", f"the server is full: {said}; ask again, or start another one", retry_after=self._pause()
+            "overloaded",
+            f"the server is full: {said}; try again, or start another server",
+            retry_after=self._pause(),
         )
 
     def _pause(self) -> int:

@@ -1,4 +1,4 @@
-"""The stores of a server by their names: searched, read and, where the server allows it, written."""
+"""The routes under ``/v1/stores``: search, read and, if the server allows it, write stores by name."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from clara_core.store.records import metadata_from_json, metadata_json
 if TYPE_CHECKING:
     from clara_core.serving.state import ServerState
 
-_MOST: Final = 1000  # documents of a search
+_MOST: Final = 1000  # maximum number of documents of a search
 
 
 class Diverse(Strict):
-    """Of `fetch_k` documents those that do not repeat each other."""
+    """Maximal marginal relevance over the best `fetch_k` documents."""
 
     fetch_k: Annotated[int, Field(ge=1, le=_MOST)] = 20
     lambda_mult: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
 class SearchBody(Strict):
-    """Questions to a store: words, or what the query reasoner made of them."""
+    """Questions to a store, as texts or as vectors of the query reasoner."""
 
     query: str | list[str] | None = None
     vectors: list[list[float]] | None = None
@@ -52,7 +52,7 @@ class SearchBody(Strict):
 
 
 class StoredBody(Strict):
-    """A document to be kept; without an id it gets one that is made from its text."""
+    """A document to store; without an id it gets one made from its text."""
 
     text: str
     id: str | None = None
@@ -60,33 +60,33 @@ class StoredBody(Strict):
 
 
 class IdsBody(Strict):
-    """Documents by their ids."""
+    """Ids of documents."""
 
     ids: list[str]
 
 
 class DeleteBody(Strict):
-    """Documents to be taken out: by ids, by a filter, or what is in both."""
+    """Documents to delete, by ids, by a filter, or by both, which deletes those that meet both."""
 
     ids: list[str] | None = None
     filter: dict[str, Any] | None = None
 
 
 class CountBody(Strict):
-    """Documents to be counted."""
+    """A filter of the documents to count."""
 
     filter: dict[str, Any] | None = None
 
 
 def store_routes(state: ServerState) -> APIRouter:
-    """The routes of one server."""
+    """Routes of a server."""
     router = APIRouter(prefix="/v1/stores", tags=["stores"])
     limits = state.config.limits
 
     def writable(name: str, request: Request) -> MemoryStore:
         store = state.store(name)
         if name not in state.config.writable:
-            raise Refused("forbidden", f"the store {name!r} is not written through this server (--writable {name})")
+            raise Refused("forbidden", f"the store {name!r} is read-only on this server (--writable {name})")
         if request.scope.get("clara.read_only"):
             raise Refused("forbidden", "this key is read-only")
         return store
@@ -110,7 +110,7 @@ def store_routes(state: ServerState) -> APIRouter:
         cache = state.engine.cache
         for hit in (hit for hits in found for hit in hits):
             if hit.memory is not None and hit.memory.fingerprint == state.engine.fingerprint:
-                cache.put(hit.memory, replace=False)  # it is ranked and read next
+                cache.put(hit.memory, replace=False)  # a client often ranks and reads it next
         told = [[_hit(hit) for hit in hits] for hits in found]
         if isinstance(body.query, str):
             return await json_response({"hits": told[0]})
@@ -189,7 +189,7 @@ def _searched(store: MemoryStore, body: SearchBody) -> Sequence[Sequence[Hit]]:
 
 
 def _documents(body: bytes) -> list[StoredBody]:
-    """The documents of a body, one a line."""
+    """The documents of a body, one on each line."""
     documents = []
     for number, line in enumerate(body.splitlines(), start=1):
         if not line.strip():
@@ -198,17 +198,19 @@ def _documents(body: bytes) -> list[StoredBody]:
             documents.append(StoredBody.model_validate_json(line))
         except ValueError as exc:
             first = str(exc).splitlines()[-1].strip()
-            raise Refused("invalid_request", f"line {number} is no document: {first[:200]}", param="documents") from exc
+            raise Refused(
+                "invalid_request", f"line {number} is not a document: {first:.200}", param="documents"
+            ) from exc
     return documents
 
 
-def _plain(told: dict[str, Any]) -> dict[str, Any]:
-    """Metadata as it was before it was written as JSON: dates are dates again."""
-    return metadata_from_json(json.dumps(told))
+def _plain(written: dict[str, Any]) -> dict[str, Any]:
+    """Metadata from JSON; dates are restored."""
+    return metadata_from_json(json.dumps(written))
 
 
-def _filter(told: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if told is None else _plain(told)
+def _filter(written: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if written is None else _plain(written)
 
 
 def _hit(hit: Hit) -> dict[str, Any]:

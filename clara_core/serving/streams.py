@@ -1,4 +1,4 @@
-"""Answers as server-sent events: errors before the first piece are a response of their own, silence is filled."""
+"""Sends answers as server-sent events, with comments that keep a silent connection open."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clara_core.serving.state import ServerState
 
 PING_SECONDS: Final = 15.0
-FIRST_SECONDS: Final = 10.0  # of waiting for the first piece, in which an error is still a response with its status
+FIRST_SECONDS: Final = 10.0  # maximum wait for the first piece; an error within it has its own HTTP status
 _HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 Event = dict[str, Any] | None
@@ -25,13 +25,13 @@ Events = Callable[[AsyncIterator[Chunk]], AsyncIterator[dict[str, Any]]]
 
 
 class EventStream:
-    """One answer on its way to a client. Whoever leaves it stops the work.
+    """One answer that is streamed to a client. The answer is cancelled when the client disconnects.
 
     Args:
-        state: Of the server.
-        chunks: The answer.
-        request_id: For the log.
-        ending: What stands behind the last event of a whole answer.
+        state: State of the server.
+        chunks: Pieces of the answer.
+        request_id: Id of the request, for the log.
+        ending: Text after the last event of a complete answer.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class EventStream:
         self._began = self._last = time.monotonic()
 
     async def response(self, events: Events) -> StreamingResponse:
-        """The response; waits for the first piece, so that what is wrong with the question has a status of its own."""
+        """Create the response. It waits for the first piece, so that an invalid request gets an error status."""
         told = events(self._counted())
         first = asyncio.ensure_future(_next(told))
         try:
@@ -70,7 +70,7 @@ class EventStream:
                 task = asyncio.ensure_future(_next(told))
             if self._ending:
                 yield self._ending
-        except Exception as exc:  # noqa: BLE001 - the client is told
+        except Exception as exc:  # noqa: BLE001 - the client gets it as an event
             refused = refused_of(exc, self._id)
             yield f"data: {json.dumps(envelope(refused.code, refused.message))}\n\n"
         finally:
@@ -80,7 +80,7 @@ class EventStream:
         task.cancel()
         await asyncio.wait({task})  # a generator that still runs cannot be closed
         if not task.cancelled():
-            task.exception()  # it was told, or nobody is there to be told
+            task.exception()  # retrieved, so that asyncio does not log it
         await self._chunks.aclose()
 
     async def _counted(self) -> AsyncIterator[Chunk]:

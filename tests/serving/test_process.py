@@ -51,7 +51,7 @@ def test_the_end_under_load_loses_no_request_that_was_taken():
     assert len(answered) == len(replies)
     assert all(each["status"] == 200 and each["ms"] > 0 and each["id"] for each in answered)
     assert "bridge" not in "".join(lines)
-    assert any(line.startswith("ending:") for line in lines)
+    assert any(line.startswith("stopping:") for line in lines)
 
 
 @pytest.mark.parametrize(

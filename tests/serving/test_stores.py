@@ -151,7 +151,7 @@ def test_lines_as_anybody_sends_them(stores):
     for wrong in (b'{"text": 1}', b"{", b'{"text": "a", "metadata": {"x": [1, {"y": 2}]}, "more": 1}', b'{"id": "a"}'):
         response = stores.http.post("/v1/stores/handbook/documents", content=lines + b"\n" + wrong, headers=headers)
         assert response.status_code == 400
-        assert "line 4 is no document" in response.json()["detail"]
+        assert "line 4 is not a document" in response.json()["detail"]
     hits = stores.post("/v1/stores/handbook/search", {"query": "Two?", "k": 1}).json()["hits"]
     assert set(hits[0]) == {"id", "text", "metadata", "score", "relevance", "window"}
     for wrong in ({}, {"query": "a", "vectors": [[1.0]]}, {"query": "a", "k": 0}, {"query": "a", "mode": "x"},

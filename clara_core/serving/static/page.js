@@ -1,10 +1,10 @@
-// The page: a question, the answer as it is written, and what it stands on. Text enters it as text nodes only.
+// The page: a question, the streamed answer, and its sources. Text is inserted as text nodes only.
 import { answer, facts, readiness, Refusal, useKey } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
-const POLL = 2000; // ms between two looks at a server that is not ready
-const SHOWN = 600; // characters of a source before it is shortened
-const AROUND = 240; // characters that are left around what is cited
+const POLL = 2000; // ms between two requests to a server that is not ready
+const SHOWN = 600; // characters from which a source is shortened
+const AROUND = 240; // characters shown around a citation
 
 const EXAMPLE = {
   question: "What does Galsena Instruments produce?",
@@ -16,7 +16,7 @@ const EXAMPLE = {
 };
 
 let running = null; // the AbortController of the answer that is being written
-let looking = 0; // the timer of the next look at the server
+let looking = 0; // timer of the next request to the server
 
 // --- the document ------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ async function write(events, documents) {
   $("state").replaceChildren(...closing(usage, evidence, read.length));
 }
 
-/** What is to be known of an answer: first why to doubt it, then what was read. */
+/** Notes about an answer: first reasons to doubt it, then the number of tokens that were read. */
 function closing(usage, { reason, citations = [] }, count) {
   const doubts = [];
   if (!$("answer").textContent) doubts.push("The answer is empty.");
@@ -188,7 +188,7 @@ function closing(usage, { reason, citations = [] }, count) {
 
 // --- citations ---------------------------------------------------------------------------------------------
 
-/** Parts of a text between the given ends, each with what covers it. Python counts code points, JavaScript does not. */
+/** Cuts a text at the ends of spans; each part has its covering spans. Spans count code points, as in Python. */
 function parts(text, spans) {
   const points = [...text];
   const ends = new Set([0, points.length, ...spans.flatMap(({ start, end }) => [start, end])]);
@@ -200,7 +200,7 @@ function parts(text, spans) {
   }));
 }
 
-/** Underline what is cited in the answer, with the number of the source behind it. */
+/** Underlines the cited parts of the answer, each followed by the number of its source. */
 function cite(text, citations) {
   const nodes = parts(text, citations).flatMap(({ text: part, covering, ending }) => {
     if (!covering.length) return [part];
@@ -218,7 +218,7 @@ function cite(text, citations) {
   $("answer").replaceChildren(...nodes);
 }
 
-/** The sources, those that the answer stands on first. */
+/** Lists the sources, the cited ones first. */
 function list(sources, citations) {
   const items = sources.map((source, index) => {
     const own = citations.filter(({ document: cited }) => cited === index);
@@ -247,7 +247,7 @@ function sourceItem(source, index, citations) {
   return element("li", { id: `source-${index + 1}` }, number, body);
 }
 
-/** A text with what is cited marked; a long one is shortened around that, until its reader wants all of it. */
+/** A source text with its citations marked. A long text is shortened around them, with a button that shows all. */
 function excerpt(text, spans) {
   const whole = parts(text, spans).map(({ text: part, covering }) => (covering.length ? element("mark", { text: part }) : part));
   const length = [...text].length;
@@ -271,7 +271,7 @@ function excerpt(text, spans) {
   return [shown, more];
 }
 
-// --- what the reader does ----------------------------------------------------------------------------------
+// --- events of the page ------------------------------------------------------------------------------------
 
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();

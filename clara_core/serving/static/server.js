@@ -1,6 +1,6 @@
-// What the page asks of its server: state, facts, and an answer as it is written. Knows nothing of the document shown.
+// Requests of the page to its server: readiness, facts, and streamed answers. It does not touch the document.
 
-/** A request that was not answered; `message` is for the reader. */
+/** A request that failed; `message` is shown to the user. */
 export class Refusal extends Error {
   constructor(message, { status = 0, retryAfter = 0 } = {}) {
     super(message);
@@ -15,16 +15,16 @@ const SAID = {
   504: "The answer took longer than this server allows.",
 };
 
-// In memory alone: it is gone with the page.
+// Kept in memory only, until the page is closed.
 let authorization = null;
 
-/** Send a key with every request, as a password, so that it may have any characters. */
+/** Sends a key with every request, as a password, which may contain any characters. */
 export function useKey(key) {
   const bytes = new TextEncoder().encode(`:${key}`);
   authorization = { Authorization: `Basic ${btoa(String.fromCharCode(...bytes))}` };
 }
 
-/** Whether the server takes questions, and if not, why. */
+/** Whether the server accepts questions, and if not, why. */
 export async function readiness() {
   const response = await request("health/ready");
   const { status } = await response.json();
@@ -85,7 +85,7 @@ async function* lines(body) {
 }
 
 async function request(path, options = {}) {
-  // Beside the page, wherever a proxy shows it; an address that holds a password is one that fetch refuses.
+  // Relative to the page, for proxies that serve it under a prefix; fetch refuses an address with a password.
   const url = new URL(path, document.baseURI);
   url.username = url.password = "";
   const headers = { ...options.headers, ...authorization };
@@ -104,7 +104,7 @@ async function refusalOf(response) {
   try {
     said = String((await response.json()).error.message);
   } catch {
-    // Something between this page and the server answered in its own way.
+    // A proxy answered with a body of its own.
   }
   let message = SAID[status] ?? (said || `The server answered with status ${status}.`);
   if (status === 503 && retryAfter) {
