@@ -1,7 +1,7 @@
 """A plain baseline: the model as the published code runs it, on transformers and peft.
 
-Not a straw man but the shape of that code, in our own words and with the same results as the
-engine: every passage and every question is padded on the left to the window, the whole causal LM
+It follows the steps of that code, is written anew, and gives the same results as the
+engine. Every passage and every question is padded on the left to the window, the whole causal LM
 runs over it (output head on all positions, the states of all layers kept), the active peft adapter
 is switched for each role, the candidates of a question are compressed again for every question,
 memory tokens are put into the prompt row by row in a Python loop, and answers come from
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 COMPRESSOR = "encoder_adapter"
 REASONER = "query_reasoner_adapter"
 GENERATOR = "decoder_adapter"
-BATCH = 16  # passages a forward pass
+BATCH = 16  # passages of a forward pass
 
 SYSTEM = (
     "You are a helpful assistant. Your task is to extract relevant information from provided "
@@ -36,8 +36,8 @@ class Baseline:
     Args:
         checkpoint: Folder with ``config.json`` and the two ``.pth`` files.
         base: Folder of the base decoder.
-        device: Where to run.
-        dtype: Of all weights.
+        device: Device to run on.
+        dtype: Number format of all weights.
     """
 
     def __init__(self, checkpoint: Path, base: Path, device: str, dtype: torch.dtype) -> None:
@@ -106,7 +106,7 @@ class Baseline:
         return self._encode(REASONER, questions)
 
     def rank(self, question: str, texts: Sequence[str]) -> list[int]:
-        """Order of the candidates, best first; they are compressed anew."""
+        """Rank the candidates, best first; they are compressed for each call."""
         memories = self.compress(texts).flatten(1).float()
         query = self.reason([question]).flatten(1).float()
         scores = torch.nn.functional.cosine_similarity(query, memories)

@@ -1,4 +1,4 @@
-"""How fast a device could be at best: its arithmetic and its memory, nothing else in the way."""
+"""Lower bounds of times on a device, from its arithmetic and its memory bandwidth."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from benchmarks.workload import Shape
 
 @dataclass(frozen=True)
 class Device:
-    """What the hardware can do in bfloat16.
+    """Throughput of a device in bfloat16.
 
     Attributes:
-        flops: Dense products a second, as measured, in floating-point operations.
-        bandwidth: Bytes a second from its memory.
+        flops: Measured floating-point operations per second of dense products.
+        bandwidth: Bytes per second read from its memory.
     """
 
     flops: float
@@ -25,14 +25,14 @@ BYTES = 2  # of a bfloat16 number
 
 
 def known_device(name: str) -> Device | None:
-    """The device whose name appears in ``name``, where its figures are known."""
+    """The device whose name is part of ``name``, or None if its figures are unknown."""
     return next((device for key, device in DEVICES.items() if key in name), None)
 
 
 def compress_seconds(shape: Shape, tokens: float, passages: int, device: Device) -> float:
     """Least time for passages of ``tokens`` tokens each, special and memory tokens included.
 
-    A large batch is bound by arithmetic: two operations a weight and token, and attention.
+    A large batch is bound by arithmetic: two operations for each weight and token, and attention.
     """
     attention = 2 * shape.layers * shape.hidden * tokens
     per_token = 2 * (shape.trunk + shape.adapter) + attention
@@ -50,7 +50,7 @@ def answer_seconds(shape: Shape, prompts: list[int], new_tokens: int, device: De
     weights = BYTES * (shape.trunk + shape.adapter + shape.head) / device.bandwidth
     prefill = max(weights, sum(compress_seconds(shape, n, 1, device) for n in prompts))
     head = shape.hidden // shape.heads
-    kv = BYTES * 2 * shape.layers * shape.kv_heads * head  # bytes a token
+    kv = BYTES * 2 * shape.layers * shape.kv_heads * head  # bytes of a token
     context = sum(prompts) + len(prompts) * new_tokens / 2
     memory = weights + context * kv / device.bandwidth
     arithmetic = len(prompts) * 2 * (shape.trunk + shape.adapter + shape.head) / device.flops

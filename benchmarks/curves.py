@@ -1,4 +1,4 @@
-"""How many of the true neighbours are among the candidates of short keys: by length of the key and oversampling."""
+"""Recall of short keys: the share of the true neighbours among their candidates, by key length and oversampling."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 from clara_core.store.keys import Key
 
 OVERSAMPLES = (1, 2, 5, 10, 20)
-_FITTED = 512  # windows that keys are fitted to, as in a store
+_FITTED = 512  # windows to which keys are fitted, as in a store
 
 Rows = list[np.ndarray]
 
 
 @dataclass
 class KeyCurve:
-    """Keys of several lengths over a corpus that streams by.
+    """Keys of several lengths for a corpus that is added batch by batch.
 
     Attributes:
-        dimension: Of the memories.
-        lengths: Of the keys; those that are not shorter than a memory are left out.
-        keys: By length, the keys so far.
-        owners: The document of each window so far.
+        dimension: Dimension of the memories.
+        lengths: Lengths of the keys; those that are not shorter than a memory are left out.
+        keys: The keys added so far, by length.
+        owners: The document of each window added so far.
     """
 
     dimension: int
@@ -36,7 +36,7 @@ class KeyCurve:
     _makers: dict[int, Key] = field(default_factory=dict)
 
     def add(self, tokens: Tensor, owners: Iterable[str]) -> None:
-        """Windows ``[n, n_mem, hidden]`` and the documents they belong to."""
+        """Add windows ``[n, n_mem, hidden]`` and their documents."""
         for length in self.lengths:
             if length >= self.dimension:
                 continue
@@ -46,11 +46,11 @@ class KeyCurve:
         self.owners += owners
 
     def recall(self, questions: Tensor, nearest: Sequence[Sequence[str]]) -> dict[int, dict[int, float]]:
-        """Share of each question's true neighbours that are among its candidates: by length, by oversampling.
+        """Share of each question's true neighbours among its candidates, by length and oversampling.
 
         Args:
             questions: ``[Q, n_mem, hidden]``.
-            nearest: The true neighbours of each, k documents.
+            nearest: The k true neighbours of each question.
         """
         owners = np.array(self.owners)
         curves: dict[int, dict[int, float]] = {}
@@ -70,14 +70,14 @@ class KeyCurve:
 
 
 def plot_curves(curves: dict[int, dict[int, float]], title: str, picture: Path) -> None:
-    """Draw recall over oversampling, a line for each length of key."""
+    """Plot recall over oversampling, one line for each key length."""
     figure, axes = make_figure(1)
     draw_curves(axes[0], curves, title)
     figure.savefig(picture, dpi=120)
 
 
 def draw_curves(axes: object, curves: dict[int, dict[int, float]], title: str) -> None:
-    """The lines of `plot_curves` on axes of matplotlib."""
+    """Draw the lines of `plot_curves` on matplotlib axes."""
     for length, curve in curves.items():
         axes.plot(list(curve), list(curve.values()), marker="o", markersize=3, label=f"{length} numbers")
     axes.axhline(0.99, color="0.8", linewidth=0.8, zorder=0)
@@ -89,7 +89,7 @@ def draw_curves(axes: object, curves: dict[int, dict[int, float]], title: str) -
 
 
 def make_figure(panels: int) -> tuple[object, list]:
-    """A figure of matplotlib with its axes side by side.
+    """A matplotlib figure with its axes side by side.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -1,13 +1,13 @@
-"""What the gradient through the top-k is worth: the end-to-end stage with and without it, over several seeds.
+"""Compares the end-to-end stage with and without the gradient through the top-k, over several seeds.
 
     python benchmarks/end_to_end_gain.py                      after `make domain-demo`, whose run it starts from
     python benchmarks/end_to_end_gain.py --start stage1_2     from before the contrastive stage
 
 Both arms start from the same checkpoint and see the same lines in the same order for the same number of steps, with
-the same learning rate. In both the generator learns from the passages that the query reasoner picks; in the one arm
-the answer's loss also reaches the query reasoner through the choice (straight-through top-k), in the other it stops
-there. No contrastive loss takes part. Measured on the held-out questions of the domain. Prints a table and one JSON
-line; a run that was stopped goes on where it stood.
+the same learning rate. In both arms the generator learns from the passages that the query reasoner picks. In one arm
+the answer's loss also reaches the query reasoner through the choice (straight-through top-k), in the other it does not.
+There is no contrastive loss. The arms are measured on the held-out questions of the domain. The program prints a table
+and one JSON line, and resumes a run that was stopped.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ MEASURES = ("recall@1", "recall@5", "exact match")
 
 def main(
     domain: Annotated[Path | None, typer.Option(help="Folder of a run of `make domain-demo`.")] = None,
-    start: Annotated[str, typer.Option(help="Its stage to start from: contrastive or stage1_2.")] = "contrastive",
+    start: Annotated[str, typer.Option(help="Stage to start from: contrastive or stage1_2.")] = "contrastive",
     seeds: Annotated[int, typer.Option(min=2, help="Runs of each arm.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 40,
-    every: Annotated[int, typer.Option(min=1, help="Ask one of so many held-out questions.")] = 2,
+    every: Annotated[int, typer.Option(min=1, help="Ask every n-th held-out question.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs (default: beside those of the demo).")] = None,
 ) -> None:
-    """Run both arms with every seed, and compare."""
+    """Train both arms with every seed and compare them."""
     domain = domain or _newest_demo()
     out = out or domain / f"end-to-end-gain-{start}"
     checkpoint = domain / start / "checkpoint"
@@ -66,7 +66,7 @@ def _newest_demo() -> Path:
 
 
 def _train(domain: Path, checkpoint: Path, out: Path, seed: int, steps: int, *, gradient: bool) -> Path:
-    """One arm with one seed; returns the checkpoint."""
+    """Train one arm with one seed; returns the checkpoint."""
     config = TrainingConfig.read(
         HERE / "stage2.toml",
         stage="stage2",

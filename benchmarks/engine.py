@@ -1,11 +1,11 @@
-"""The engine beside a plain baseline, on the same random weights, in one run (``make bench``).
+"""Compares the engine with a plain baseline on the same random weights in one run (``make bench``).
 
     python -m benchmarks.engine                 # a Mistral of 60 M parameters on this machine
-    python -m benchmarks.engine --quick         # a tiny one: does the benchmark itself work?
+    python -m benchmarks.engine --quick         # a tiny model, to test the benchmark itself
     python -m benchmarks.engine --shape 7b      # 7B-shaped in bfloat16, for a large GPU
 
 Times are the shortest of a few runs. The results of both sides are compared as they are measured;
-where they differ the program says so and ends with an error.
+if they differ, the program reports it and ends with an error.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ RAGGED = (1, 2, 3, 4, 5, 5, 3, 1)  # documents of the eight questions asked toge
 
 @dataclass
 class Bench:
-    """Both sides, the texts, and what one measurement leaves for the next."""
+    """Both sides, the texts, and results that later measurements use."""
 
     work: Workload
     engine: ClaraEngine
     baseline: Baseline
     passages: list[str]
     questions: list[str]
-    measured: int  # passages that the baseline compresses too
+    measured: int  # passages that the baseline also compresses
     new_tokens: int
     repeats: int
     device: bounds.Device | None
@@ -49,12 +49,12 @@ class Bench:
         self.memories: list[Memory] = self.engine.compress(self.passages)
         few = self.passages[: self.measured]
         self.plain = self.baseline.compress(few)  # [measured, n_mem, hidden]
-        self.speed = 0.0  # passages a second, once `compression` has measured it
+        self.speed = 0.0  # passages per second, measured by `compression`
 
     # -- the rows --------------------------------------------------------------------------------
 
     def compression(self) -> Row:
-        """Passages a second; the baseline's cost does not depend on their lengths."""
+        """Passages per second; the baseline's cost does not depend on their lengths."""
         few = self.passages[: self.measured]
         ours = len(self.passages) / seconds(lambda: self.engine.compress(self.passages), self.repeats)
         self.speed = ours
@@ -68,7 +68,7 @@ class Bench:
         return Row("compress passages", f"{ours:.1f}/s", f"{plain:.1f}/s", ours / plain, 3.2, bound=bound)
 
     def reranking(self) -> Row:
-        """One question over candidates that are known."""
+        """One question over known candidates."""
         texts, ready = self.passages[:CANDIDATES], self.memories[:CANDIDATES]
         question = self.questions[0]
         ours = seconds(lambda: self.engine.rank(question, ready), 5 * self.repeats)
@@ -82,7 +82,7 @@ class Bench:
         return Row(measure, ms(ours), ms(plain), plain / ours, 50, bound=bound)
 
     def one_answer(self) -> Row:
-        """One answer from five memories that are ready on both sides."""
+        """One answer from five memories that both sides have ready."""
         question, k = self.questions[0], 5
         ours = seconds(lambda: self._answer(question, k), self.repeats)
         plain = seconds(lambda: self.baseline.answer(question, self.plain[:k], self.new_tokens), self.repeats)
@@ -91,7 +91,7 @@ class Bench:
         return Row(measure, ms(ours), ms(plain), plain / ours, 1.5, bound=bound)
 
     def whole_question(self) -> Row:
-        """What the published call does: rank the candidates, answer from the best five."""
+        """Like the published call: rank the candidates and answer from the best five."""
         question, texts = self.questions[0], self.passages[:CANDIDATES]
 
         def ours() -> None:
@@ -108,7 +108,7 @@ class Bench:
         return Row(measure, ms(fast), ms(slow), slow / fast)
 
     def eight_answers(self) -> list[Row]:
-        """Eight questions with different numbers of documents, together and in a row."""
+        """Eight questions with different numbers of documents, in one batch and one by one."""
         asked = list(zip(self.questions, RAGGED, strict=False))
         pairs = [(question, self.memories[:k]) for question, k in asked]
         together = seconds(lambda: self.engine.answer_batch(pairs, max_tokens=self.new_tokens), self.repeats)
@@ -134,7 +134,7 @@ class Bench:
         ]
 
     def role_switch(self) -> Row:
-        """The same calls, role by role and alternating: the difference is what a switch costs."""
+        """The same calls, grouped by role and alternating; the difference is the cost of a switch."""
         texts = [question for question in self.questions[:8] for _ in range(2)]
         ours, whole = switch_seconds(self.engine, texts, self.repeats)
         plain, _ = switch_seconds(self.baseline, texts, 1)
@@ -148,7 +148,7 @@ class Bench:
         )
 
     def bfloat16(self, engine: ClaraEngine) -> list[Row]:
-        """What the shorter numbers give and what they cost: overlap of the ten best."""
+        """Speed of quantized weights, and the overlap of the ten best results."""
         here = engine.compress(self.passages)
         fast = len(self.passages) / seconds(lambda: engine.compress(self.passages), self.repeats)
         k = min(10, len(self.passages))
@@ -166,10 +166,10 @@ class Bench:
             Row(f"recall@{k} of bfloat16 against float32", f"{recall:.3f}", value=recall),
         ]
 
-    # -- the same results? -----------------------------------------------------------------------
+    # -- comparing results -----------------------------------------------------------------------
 
     def parity(self) -> dict[str, Any]:
-        """Largest difference of a memory, and whether rankings and greedy answers are the same."""
+        """Largest difference of a memory, and whether rankings and greedy answers are equal."""
         ready = torch.stack([memory.tokens[0] for memory in self.memories[: self.measured]])
         difference = (ready.float().cpu() - self.plain.float().cpu()).abs().max().item()
         question, texts = self.questions[0], self.passages[:CANDIDATES]
@@ -205,7 +205,7 @@ class Bench:
 
 
 def ms(duration: float) -> str:
-    """Seconds as milliseconds, three figures."""
+    """Seconds formatted as milliseconds with three significant digits."""
     return f"{duration * 1e3:.3g} ms" if duration < 1 else f"{duration * 1e3:.0f} ms"
 
 
@@ -225,7 +225,7 @@ def switch_seconds(side: ClaraEngine | Baseline, texts: list[str], repeats: int)
 
     calls = 2 * len(texts)
     apart, mixed = [], []
-    for _ in range(repeats):  # taken in turn, so that a slow moment of the machine hits both
+    for _ in range(repeats):  # alternating, so that a slow moment of the machine affects both
         apart.append(seconds(sorted_by_role, 1))
         mixed.append(seconds(alternating, 1))
     return (min(mixed) - min(apart)) / calls, min(apart) / calls

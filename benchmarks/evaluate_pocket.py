@@ -1,14 +1,14 @@
-"""How well the bundled model searches and reads names it has never seen (``make eval``).
+"""Measures retrieval and reading of the bundled model on names it has never seen (``make eval``).
 
     python benchmarks/evaluate_pocket.py                  # 1,000 passages, 1,000 + 500 questions
-    python benchmarks/evaluate_pocket.py --quick --check  # a small slice; fails where it is far off
+    python benchmarks/evaluate_pocket.py --quick --check  # a small part; fails if a figure is far too low
     python benchmarks/evaluate_pocket.py --model FOLDER --json figures.json
 
-One held-out corpus from a fixed seed, everything through the public engine. Retrieval is measured over all passages
-of the corpus, beside BM25 on the same questions. For reading, each question comes with five documents: what it needs,
-and of the rest those that the model itself ranks highest for the question. They stand in the order of that ranking
-("best first": so the model is used and was trained) or in a random one ("any order"). "End to end" reads the five that
-the model itself retrieved, right or not. Answers are greedy.
+The held-out corpus comes from a fixed seed, and all calls go through the public engine. Retrieval is measured over all
+passages of the corpus and compared with BM25 on the same questions. For reading, each question has five documents: the
+ones it needs, and the others that the model ranks highest. They are in the order of that ranking ("best first", as in
+use and in training) or in a random order ("any order"). "End to end" reads the five documents that the model itself
+retrieved, right or wrong. Answers are greedy.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from benchmarks.report import hardware
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import recall_at_k, score_answers, score_rankings
 
-RERANKED = 50  # candidates of BM25 that the engine puts in order
-ASKED_ALONE = 21  # questions whose time is taken one by one
+RERANKED = 50  # candidates of BM25 that the engine reranks
+ASKED_ALONE = 21  # questions that are timed one by one
 
 Ranking = list[list[int]]  # passages for each question, best first
 
@@ -60,9 +60,9 @@ class Figure:
     Attributes:
         name: What was measured.
         value: The figure.
-        target: What it should be at least; None for no target.
-        floor: What ``--check`` asks for; None for nothing.
-        beside: Other figures of the same line, by their column.
+        target: Minimum to be reached; None for no target.
+        floor: Minimum for ``--check``; None for no minimum.
+        beside: Other figures of the same line, by column.
     """
 
     name: str
@@ -166,12 +166,12 @@ def _answered(name: str, reading: Reading, target: float | None = None, floor: f
 
 
 def below_floor(figures: Sequence[Figure]) -> list[Figure]:
-    """The figures that ``--check`` does not let pass."""
+    """The figures below their floor."""
     return [figure for figure in figures if figure.floor is not None and figure.value < figure.floor]
 
 
 def show(title: str, value: str, figures: Sequence[Figure]) -> None:
-    """One table: the figure, what stands beside it, target and verdict."""
+    """A table with each figure, its comparisons, its target and whether that was reached."""
     columns = list(dict.fromkeys(name for figure in figures for name in figure.beside))
     table = Table(title=title)
     for column in ("", value, *columns, "target", "reached"):
@@ -201,11 +201,11 @@ def _print(table: Table) -> None:
 def main(
     model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
     quick: Annotated[bool, typer.Option("--quick", help="200 passages instead of 1,000.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Fail where a figure is below its floor.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail if a figure is below its floor.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures and wrong answers here.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the held-out corpus.")] = SEED,
+    seed: Annotated[int, typer.Option(help="Seed of the held-out corpus.")] = SEED,
 ) -> None:
-    """Measure how well a checkpoint searches and reads the held-out part of its world."""
+    """Measure retrieval and reading of a checkpoint on the held-out part of its world."""
     world = make_world(200 if quick else 1000, seed)
     engine = ClaraEngine.from_pretrained(model)
     engine.load()

@@ -1,13 +1,13 @@
-"""How well a corpus is searched from a store: by memory, by words, by both (``make eval-retrieval``).
+"""Measures search of a store by memory, by words and by both (``make eval-retrieval``).
 
     python -m benchmarks.evaluate_retrieval                        # 1,000, 10,000 and 50,000 passages
     python -m benchmarks.evaluate_retrieval --sizes 1000           # minutes instead of an hour
     python -m benchmarks.evaluate_retrieval --json figures.json --plot docs/retrieval.png
 
-Each corpus is of the held-out world of `benchmarks.pocket_tasks`, compressed once into a `MemoryStore` in bfloat16 and
-one in int8 below ``--run``; another run finds them there. Every ranking comes from the public calls of the store, but
-for plain BM25, which is bm25s over the same passages. Milliseconds are those of questions asked one by one, the query
-reasoner included.
+Each corpus is from the held-out world of `benchmarks.pocket_tasks`. It is compressed once into a `MemoryStore` in
+bfloat16 and one in int8 below ``--run``, which later runs use again. Every ranking comes from the public calls of the
+store, except plain BM25, which is bm25s over the same passages. Milliseconds are of questions asked one by one,
+including the query reasoner.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from clara_core.retrieval.ranking import fuse_ranks, rank_memories
 from clara_core.store import MemoryStore
 from tools.pocket_factory.world import Question
 
-DEPTH = 50  # documents of a ranking, and of BM25 that memory puts in order
+DEPTH = 50  # documents of a ranking, and of BM25's candidates that memory reranks
 TIMED = 21  # questions that are asked one by one
-NEAREST = 10  # true neighbours, of which short keys should keep all
-WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)  # of the words in a fused ranking
+NEAREST = 10  # true neighbours, all of which short keys should find
+WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)  # weights of the word ranking in a fused ranking
 KEY_LENGTHS = (128, 256, 512, 1024, 2048)
 SHOWN = ("recall@1", "recall@5", "recall@20", "mrr", "ndcg@10")
 
@@ -51,9 +51,9 @@ class Corpus:
 
     Attributes:
         texts: Passages; the id of each in the stores is its number.
-        questions: What is asked, of one and of two passages.
-        stores: By the type of their memories.
-        vectors: Of the questions, ``[Q, n_mem, hidden]``.
+        questions: Questions over one and over two passages.
+        stores: Stores by the type of their memories.
+        vectors: Vectors of the questions, ``[Q, n_mem, hidden]``.
     """
 
     engine: ClaraEngine
@@ -64,7 +64,7 @@ class Corpus:
 
     @classmethod
     def make(cls, engine: ClaraEngine, size: int, asked: int, run: Path) -> Corpus:
-        """Draw passages and questions, and compress what is not below `run` yet."""
+        """Draw passages and questions, and compress the passages unless `run` has them already."""
         world = make_world(size)
         double = world.double[: asked // 3]
         questions = [*world.single[: asked - len(double)], *double]
@@ -85,19 +85,19 @@ class Corpus:
 
     @property
     def store(self) -> MemoryStore:
-        """In bfloat16."""
+        """The store in bfloat16."""
         return self.stores["bfloat16"]
 
 
 @dataclass
 class Method:
-    """A way to rank the passages for a question.
+    """A method of ranking the passages for a question.
 
     Attributes:
-        name: Of it.
-        rankings: For each question, best first.
-        ms: Of a question, the median of some.
-        bytes: A document takes in what this way needs; None where it is not told.
+        name: Name of the method.
+        rankings: Ranking for each question, best first.
+        ms: Median milliseconds of a question.
+        bytes: Bytes that the method needs for each document; None if unknown.
     """
 
     name: str
@@ -139,13 +139,13 @@ class Words:
 
 @dataclass
 class Evaluation:
-    """One corpus, searched in every way."""
+    """One corpus, searched with every method."""
 
     corpus: Corpus
     methods: list[Method] = field(default_factory=list)
 
     def run(self) -> None:
-        """Rank all questions in every way."""
+        """Rank all questions with every method."""
         corpus, store = self.corpus, self.corpus.store
         texts = [question.text for question in corpus.questions]
         words = Words(corpus.texts)
@@ -184,7 +184,7 @@ class Evaluation:
         return [[hit.id for hit in hits] for hits in found]
 
     def curves(self) -> dict[int, dict[int, float]]:
-        """Recall of true neighbours by length of key and oversampling."""
+        """Recall of true neighbours by key length and oversampling."""
         store = self.corpus.store
         dimension = self.corpus.vectors[0].numel()
         curve = KeyCurve(dimension, KEY_LENGTHS)
@@ -197,7 +197,7 @@ class Evaluation:
         return curve.recall(self.corpus.vectors, self.nearest())
 
     def same_answers(self, count: int) -> dict[str, float]:
-        """Share of questions that are answered alike from bfloat16 and from int8, each from its five best documents."""
+        """Share of questions with equal answers from bfloat16 and from int8, each from its five best documents."""
         asked = self.corpus.questions[:: max(1, len(self.corpus.questions) // count)][:count]
         places = [self.corpus.questions.index(question) for question in asked]
         best = self.corpus.store.search(self.corpus.vectors[places], DOCUMENTS, mode="memory")
@@ -238,7 +238,7 @@ class Evaluation:
 
 
 def _by_ranks(memory: Rankings, words: Rankings) -> Rankings:
-    """Both rankings by their ranks alone, to compare the store's fusion of scores with."""
+    """Both rankings fused by rank only, for comparison with the store's fusion of scores."""
     return [[item for item, _ in fuse_ranks(both)] for both in zip(memory, words, strict=True)]
 
 
@@ -251,7 +251,7 @@ def table(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def markdown(lines: Sequence[dict[str, Any]]) -> str:
-    """A table as it stands in the docs."""
+    """The table of the docs."""
     columns = list(lines[0])
     rows = [[_cell(name, line.get(name)) for name in columns] for line in lines]
     heads = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
@@ -265,7 +265,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def plot(tables: dict[int, list[dict[str, Any]]], curves: dict[int, dict[int, float]], picture: Path) -> None:
-    """Recall@1 over the size of the corpus, and recall of short keys."""
+    """Plot recall@1 over the size of the corpus, and recall of short keys."""
     figure, (left, right) = make_figure(2)
     shown = ("memory", "BM25 (bm25s)", "hybrid mode of the store", f"BM25 top {DEPTH} by memory")
     for name in shown:
@@ -280,15 +280,15 @@ def plot(tables: dict[int, list[dict[str, Any]]], curves: dict[int, dict[int, fl
 
 
 def main(
-    sizes: Annotated[str, typer.Option(help="Passages of each corpus, with commas.")] = "1000,10000,50000",
-    questions: Annotated[int, typer.Option(help="Over each corpus, a third of them over two passages.")] = 1500,
-    answers: Annotated[int, typer.Option(help="Answered from bfloat16 and from int8; 0 leaves it out.")] = 1500,
+    sizes: Annotated[str, typer.Option(help="Passages of each corpus, separated by commas.")] = "1000,10000,50000",
+    questions: Annotated[int, typer.Option(help="Questions on each corpus, a third over two passages.")] = 1500,
+    answers: Annotated[int, typer.Option(help="Questions answered from bfloat16 and from int8; 0 skips this.")] = 1500,
     model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
-    run: Annotated[Path, typer.Option(help="Where compressed corpora are kept.")] = Path("runs/retrieval"),
+    run: Annotated[Path, typer.Option(help="Folder of the compressed corpora.")] = Path("runs/retrieval"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw them here.")] = None,
 ) -> None:
-    """Measure how well stores of a held-out world are searched."""
+    """Measure search in stores of a held-out world."""
     engine = ClaraEngine.from_pretrained(model)
     engine.load()
     tables: dict[int, list[dict[str, Any]]] = {}

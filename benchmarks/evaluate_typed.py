@@ -1,14 +1,15 @@
-"""How well a model reads what people write: passages and everyday questions typed by hand.
+"""Measures reading of passages and everyday questions typed by hand.
 
     python benchmarks/evaluate_typed.py                          # the bundled model on the open half
     python benchmarks/evaluate_typed.py --half closed            # final figures
     python benchmarks/evaluate_typed.py --model pocket --model FOLDER
 
-Everything through the public engine; answers are greedy. A question is searched among all passages of both halves,
-beside BM25 on the same questions. It is answered from its passage alone, from its passage and the four others that the
-model ranks highest ("best first", in the order of the ranking), and from the five that were retrieved ("end to end").
-A refusal is the answer "The documents do not say.": right for the questions that nothing answers and for those whose
-passage was taken away, wrong for the others.
+All calls go through the public engine; answers are greedy. A question is searched among all passages of both halves
+and compared with BM25 on the same questions. It is answered from its passage alone, from its passage and the four
+others that the model ranks highest ("best first", in the order of the ranking), and from the five that were retrieved
+("end to end").
+A refusal is the answer "The documents do not say." It is right for questions that no passage answers and for those
+whose passage was taken away, and wrong for the others.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ Ranking = list[list[int]]
 
 @dataclass
 class TypedFigures:
-    """What one model scores.
+    """Scores of one model.
 
     Attributes:
-        model: As it was given.
-        figures: By name, each in [0, 1].
+        model: Name of the model as given.
+        figures: Figures by name, each in [0, 1].
         kinds: Exact match from the passage alone, by kind of question, with the number of questions.
         wrong: Every wrong answer from the passage alone.
     """
@@ -50,7 +51,7 @@ class TypedFigures:
 
 
 def is_refusal(answer: str) -> bool:
-    """Whether an answer says that there is none."""
+    """Whether an answer is a refusal."""
     return exact_match(answer, REFUSAL) == 1.0
 
 

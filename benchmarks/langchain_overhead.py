@@ -1,9 +1,9 @@
-"""What the LangChain components cost beside the engine calls that they make.
+"""Measures the overhead of the LangChain components over their engine calls.
 
     python -m benchmarks.langchain_overhead            # a Mistral of 60 M parameters on this machine
-    python -m benchmarks.langchain_overhead --quick    # a tiny one: the overhead weighs most there
+    python -m benchmarks.langchain_overhead --quick    # a tiny model, where the overhead weighs most
 
-The two sides take turns, and the shortest of their runs count. Their results are compared; where they differ the
+The two sides are measured in turns, and the shortest runs count. Their results are compared; if they differ, the
 program ends with an error.
 """
 
@@ -75,7 +75,7 @@ class Bench:
         return self.row("ClaraRerank.compress_documents", plain, component, MOST)
 
     def search(self) -> Row:
-        """A search of the store beside ranking all memories, which stacks them first."""
+        """A search of the store, compared with ranking all memories, which stacks them first."""
         question = self.questions[2]
 
         def plain() -> list[str]:
@@ -100,7 +100,7 @@ class Bench:
         )
 
     def batch(self) -> Row:
-        """`batch` beside the engine's own batch."""
+        """`batch`, compared with the engine's own batch."""
         asked = self.questions[:10]
         few = self.documents[:DOCUMENTS]
 
@@ -115,7 +115,7 @@ class Bench:
         return self.row(f"ChatClara.batch of {len(asked)}", plain, component)
 
     def callers(self) -> Row:
-        """Many single calls at once beside one `abatch`."""
+        """Many concurrent single calls, compared with one `abatch`."""
         few = self.documents[:DOCUMENTS]
 
         async def together() -> list[Any]:

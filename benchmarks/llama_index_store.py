@@ -1,11 +1,11 @@
-"""ClaraVectorStore against LlamaIndex's SimpleVectorStore, at the length of a 7B model's memories.
+"""Compares ClaraVectorStore with LlamaIndex's SimpleVectorStore at the length of a 7B model's memories.
 
     python benchmarks/llama_index_store.py            1,000 nodes of 65,536 numbers
     python benchmarks/llama_index_store.py --nodes 200
 
-Memories are synthetic: random numbers, as many and as long as real ones. The model behind them is a tiny one with
-1,024 memory tokens of 64 numbers, since a store asks its model only how long a memory is. Each measurement runs in a
-process of its own, so that peaks of memory do not hide in each other.
+Memories are random numbers in the shape of real ones. The model is a tiny one with 1,024 memory tokens of 64 numbers,
+because a store needs only the length of a memory from its model. Each measurement runs in a process of its own, so that
+its peak memory is measured alone.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ QUERIES = 5
 
 
 def main() -> None:
-    """Measure in processes, print a table and a line of JSON."""
+    """Run each measurement in a process, print a table and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, default=1_000)
-    parser.add_argument("--simple-nodes", type=int, default=100, help="for LlamaIndex's store, which takes its time")
+    parser.add_argument("--simple-nodes", type=int, default=100, help="nodes for LlamaIndex's store, which is slow")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="append the line to a file")
     options = parser.parse_args()
@@ -78,7 +78,7 @@ def show(results: dict[str, dict[str, float]]) -> None:
 
 
 def measure_memories(n: int) -> dict[str, float]:
-    """Memories come one after the other, as from `compress_stream`."""
+    """Add memories one after the other, as from `compress_stream`."""
     from llama_index.core.schema import TextNode
 
     engine = wide_engine()
@@ -89,7 +89,7 @@ def measure_memories(n: int) -> dict[str, float]:
 
 
 def measure_vectors(n: int) -> dict[str, float]:
-    """Vectors come as lists, as LlamaIndex passes them, in batches of an index with ``insert_batch_size=64``."""
+    """Add vectors as lists, as LlamaIndex passes them, in batches of an index with ``insert_batch_size=64``."""
     store = new_store(wide_engine())
 
     def insert() -> None:
@@ -116,7 +116,7 @@ MEASURE = {"memories": measure_memories, "vectors": measure_vectors, "simple": m
 
 
 def measured(store: object, n: int, insert: Callable[[], object]) -> dict[str, float]:
-    """Seconds and peak memory of an insertion, milliseconds of a query (the shortest of some)."""
+    """Seconds and peak memory of an insertion, and milliseconds of a query (the shortest of several)."""
     import numpy as np
     from llama_index.core.vector_stores.types import VectorStoreQuery
 
@@ -139,7 +139,7 @@ def measured(store: object, n: int, insert: Callable[[], object]) -> dict[str, f
 
 
 class Peak:
-    """The most memory that the process has, beyond what it began with, while this is on."""
+    """Measures the peak memory of the process above its memory at the start."""
 
     bytes = 0
 
@@ -161,7 +161,7 @@ class Peak:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now."""
+    """Resident bytes of this process now."""
     with Path("/proc/self/statm").open(encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 

@@ -1,11 +1,11 @@
-"""Questions, answers and a corpus at once: how long does a question wait, and what do the others lose?
+"""Measures the latency of questions while a corpus is compressed and answers are written.
 
     python -m benchmarks.mixed                 # 60 M parameters
     python -m benchmarks.mixed --quick         # a tiny model, a few questions
 
-The latency of a question over ready memories, one asked after the other: alone; beside a corpus that is being
-compressed; beside the corpus and answers that are being written. Loads take turns, so that a slow moment of the machine
-hits all of them. Beside them: passages a second, with and without the answers.
+Questions over ready memories are asked one after the other: alone, while a corpus is compressed, and while a corpus is
+compressed and answers are written. The loads take turns, so that a slow moment of the machine affects all of them. The
+program also prints passages per second with and without the answers.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from benchmarks.workload import SHAPES, Language, prepare
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation.cost import percentile
 
-MOST_P50, MOST_P95 = 1.5, 3.0  # times the latency alone, beside a corpus
+MOST_P50, MOST_P95 = 1.5, 3.0  # times the latency alone, while a corpus is compressed
 TURNS = 5
 WRITERS = 2
-PAUSE = 0.01  # seconds between two questions: a person asks, not a loop
+PAUSE = 0.01  # seconds between two questions
 
 
 Work = Callable[[threading.Event], None]
@@ -41,13 +41,13 @@ Work = Callable[[threading.Event], None]
 
 @dataclass
 class Load:
-    """Work that goes on beside the questions, and what came of it.
+    """Work that runs concurrently with the questions, and its figures.
 
     Attributes:
-        work: Each in a thread of its own, until its event is set.
-        times: Seconds of each question beside it.
-        seconds: It has gone on.
-        passages: Compressed meanwhile.
+        work: Functions, each run in a thread of its own until its event is set.
+        times: Seconds of each question asked meanwhile.
+        seconds: Total running time.
+        passages: Number of passages compressed meanwhile.
     """
 
     work: list[Work]
@@ -56,12 +56,12 @@ class Load:
     passages: int = 0
 
     def beside(self, engine: ClaraEngine, questions: list[str], memories: list[Memory]) -> None:
-        """Ask questions while it goes on."""
+        """Ask questions while the work runs."""
         stop = threading.Event()
         with ThreadPoolExecutor(max(1, len(self.work))) as pool:
             before, start = engine.stats().compressed, time.perf_counter()
             working = [pool.submit(one, stop) for one in self.work]
-            time.sleep(0.3)  # until it is on the device
+            time.sleep(0.3)  # until the work is on the device
             try:
                 self.times += latencies(engine, questions, memories)
             finally:
@@ -69,11 +69,11 @@ class Load:
                 self.passages += engine.stats().compressed - before - len(questions)
                 stop.set()
         for one in working:
-            one.result()  # what failed is told
+            one.result()  # raises the error of a thread that failed
 
 
 def corpus(engine: ClaraEngine, texts: list[str]) -> Work:
-    """Compress texts again and again."""
+    """Compress texts in a loop."""
 
     def work(stop: threading.Event) -> None:
         while not stop.is_set():
@@ -86,7 +86,7 @@ def corpus(engine: ClaraEngine, texts: list[str]) -> Work:
 
 
 def answers(engine: ClaraEngine, questions: list[str], memories: list[Memory], tokens: int) -> Work:
-    """Answer questions, one after the other."""
+    """Answer questions one after the other."""
 
     def work(stop: threading.Event) -> None:
         for question in cycle(questions):
@@ -109,7 +109,7 @@ def latencies(engine: ClaraEngine, questions: list[str], memories: list[Memory])
 
 
 def run(engine: ClaraEngine, language: Language, asked: int, tokens: int) -> list[Row]:
-    """All loads in turns."""
+    """Run all loads in turns."""
     memories = engine.compress(language.passages(100))
     questions = language.questions(asked)
     read = corpus(engine, language.passages(64))
@@ -137,7 +137,7 @@ def run(engine: ClaraEngine, language: Language, asked: int, tokens: int) -> lis
 
 
 def row_of(name: str, load: Load, alone: Load, share: int, most: float) -> Row:
-    """A percentile of a load beside that of the questions alone."""
+    """A percentile of a load relative to that of the questions alone."""
     here, there = percentile(load.times, share), percentile(alone.times, share)
     target = most if name == "beside a corpus" else None
     measure = f"a question {name}, p{share}"
@@ -149,7 +149,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A tiny model, a few questions.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Take the latency of a question beside other work."""
+    """Measure the latency of a question during other work."""
     shape = "tiny" if quick else shape
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(SHAPES[shape], Path(folder), device, torch.float32)

@@ -1,4 +1,4 @@
-"""What the bundled model is measured on: a held-out corpus, rankings of it, and documents to read with a question."""
+"""Tasks for measuring the bundled model: a held-out corpus, rankings of it, and documents to read for a question."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clara_core.evaluation import exact_match
 from tools.pocket_factory.world import RELATIONS, Question, make_corpus
 
 SEED = 2024
-DOCUMENTS = 5  # that a question is read with
+DOCUMENTS = 5  # documents read for a question
 MAX_TOKENS = 64
 
 
@@ -23,7 +23,7 @@ class World:
     Attributes:
         texts: Passages.
         single: Questions that one passage answers.
-        double: Questions that need two.
+        double: Questions that need two passages.
     """
 
     texts: list[str]
@@ -32,7 +32,7 @@ class World:
 
 
 def make_world(passages: int, seed: int = SEED) -> World:
-    """A corpus of names that no training ever sees: a question for each passage, a two-passage one for every second."""
+    """A corpus of names that no training contains: one question for each passage, and one over two for every second."""
     corpus = make_corpus(
         random.Random(seed),
         passages,
@@ -70,7 +70,7 @@ def bm25_ranking(questions: Sequence[Question], texts: Sequence[str]) -> list[li
 
 
 def rerank(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], depth: int) -> list[list[int]]:
-    """For each question the top `depth` of the first ranking in the order of the second, then the first's rest."""
+    """For each question the top `depth` of the first ranking, reordered by the second, then the rest of the first."""
     ranking = []
     for one, other in zip(first, second, strict=True):
         top = set(one[:depth])
@@ -84,7 +84,7 @@ def rerank(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], dept
 def with_gold(
     questions: Sequence[Question], others: Sequence[Sequence[int]], seed: int = SEED, count: int = DOCUMENTS
 ) -> list[list[int]]:
-    """Documents for each question: what it needs and the first of the others, so many in all, in any order."""
+    """Documents for each question: the gold ones and the best of the others, in random order."""
     rng = random.Random(seed)
     chosen = []
     for question, ranked in zip(questions, others, strict=True):
@@ -95,7 +95,7 @@ def with_gold(
 
 
 def best_first(documents: Sequence[Sequence[int]], rankings: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The same documents in the order in which the engine ranks them: how CLaRa's generator is given them."""
+    """The same documents as ranked by the engine, which is the order in which CLaRa's generator reads them."""
     ordered = []
     for few, ranking in zip(documents, rankings, strict=True):
         place = {index: rank for rank, index in enumerate(ranking)}
@@ -105,13 +105,13 @@ def best_first(documents: Sequence[Sequence[int]], rankings: Sequence[Sequence[i
 
 @dataclass(frozen=True)
 class Reading:
-    """Questions and what was answered, each from its own documents."""
+    """Questions and their answers, each from its own documents."""
 
     questions: Sequence[Question]
     answers: list[str]
 
     def right(self) -> list[float]:
-        """Exact match of each."""
+        """Exact match of each answer."""
         return [exact_match(said, q.answer) for q, said in zip(self.questions, self.answers, strict=True)]
 
     def by(self, key: Callable[[Question], str]) -> dict[str, float]:
@@ -119,7 +119,7 @@ class Reading:
         return by(self.questions, self.right(), key)
 
     def wrong(self) -> list[dict[str, str]]:
-        """Every answer that is not right."""
+        """All wrong answers."""
         return [
             {"kind": q.kind, "question": q.text, "right": q.answer, "answer": said}
             for q, said, right in zip(self.questions, self.answers, self.right(), strict=True)
@@ -142,7 +142,7 @@ def read(
 
 
 def by(questions: Sequence[Question], values: Sequence[float], key: Callable[[Question], str]) -> dict[str, float]:
-    """Means of groups of questions, in order of the groups' names."""
+    """Mean of each group of questions, ordered by name."""
     groups: dict[str, list[float]] = defaultdict(list)
     for question, value in zip(questions, values, strict=True):
         groups[key(question)].append(value)
@@ -150,15 +150,15 @@ def by(questions: Sequence[Question], values: Sequence[float], key: Callable[[Qu
 
 
 def family_of(question: Question) -> str:
-    """Pair, compare, same or bridge; for a question over one passage "single"."""
+    """Type of a question: pair, compare, same or bridge; "single" for a question over one passage."""
     return question.kind.partition(":")[0] if ":" in question.kind else "single"
 
 
 def relation_of(question: Question) -> str:
-    """The relation that is asked for, with the family before it where two passages are needed."""
+    """The relation that a question asks for, preceded by its type if two passages are needed."""
     return question.kind
 
 
 def value_of(question: Question) -> str:
-    """What sort of value a question over one passage asks for: a year, a person, a list, ..."""
+    """The sort of value that a question over one passage asks for: a year, a person, a list, ..."""
     return RELATIONS[question.kind].draw.kind

@@ -1,11 +1,11 @@
-"""Many requests of all lengths in a KV memory for a few of them: does everyone get what they would get alone?
+"""Tests that many requests in a small KV cache get the same answers as each request alone.
 
     python -m benchmarks.pressure                 # 2,000 requests from 16 threads, a random tiny model
     python -m benchmarks.pressure --requests 100
 
 A request is drawn from a pool: a question over 1 to 60 documents, an answer of 1 to 900 tokens, greedy or by a seed,
-some 50 to 2,000 positions together. Each of the pool is first answered alone, in an engine with memory for all. Some
-callers leave in the middle. The bytes that answers hold are read at each pass of the model, so that no peak is missed.
+about 50 to 2,000 positions together. Each request of the pool is first answered alone, in an engine with a KV cache for
+all of them. Some callers cancel. The used bytes are read at each pass of the model, so that no peak is missed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from clara_core.model.kv_cache import KVCache
 
 LONGEST = 2_000  # positions of a request
 DOCUMENTS = 60
-LEAVES = 0.1  # share of callers that leave after a few pieces
+LEAVES = 0.1  # share of callers that cancel after a few pieces
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Asked:
 
 @dataclass
 class Outcome:
-    """What came of all requests."""
+    """Results of all requests."""
 
     ended: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     preempted: int = 0
-    lengths: list[int] = field(default_factory=list)  # positions of those of the pool
+    lengths: list[int] = field(default_factory=list)  # positions of the requests of the pool
     passes: int = 0
     most_rows: int = 0
     most_bytes: int = 0
@@ -61,7 +61,7 @@ class Outcome:
 
     @property
     def faults(self) -> list[str]:
-        """What is not as it should be."""
+        """Failed checks."""
         faults = list(self.wrong)
         if self.most_bytes > self.bound or self.total_bytes > self.bound:
             faults.append(f"{self.most_bytes:,} bytes used, {self.total_bytes:,} allocated, {self.bound:,} allowed")
@@ -71,7 +71,7 @@ class Outcome:
 
 
 def pool_of(words: list[str], size: int, seed: int) -> list[Asked]:
-    """Requests of up to `LONGEST` positions, short ones more often, as in life."""
+    """Requests of up to `LONGEST` positions; short ones are more frequent."""
     rng = random.Random(seed)
     pool = []
     for number in range(size):
@@ -84,7 +84,7 @@ def pool_of(words: list[str], size: int, seed: int) -> list[Asked]:
 
 
 def watch(model: ClaraModel, outcome: Outcome) -> None:
-    """Look at the KV memory in each pass: rows get and give back pages only between two of them."""
+    """Read the used bytes of the KV cache in each pass; pages change only between passes."""
 
     def look(cache: KVCache) -> None:
         outcome.passes += 1
@@ -108,7 +108,7 @@ def watch(model: ClaraModel, outcome: Outcome) -> None:
 def press(
     engine: ClaraEngine, pool: list[Asked], memories: list[Memory], alone: list[Answer], requests: int, threads: int
 ) -> Outcome:
-    """Ask from many threads at once."""
+    """Send requests from many threads."""
     outcome, lock = Outcome(), threading.Lock()
     watch(engine.load().model, outcome)
 
@@ -132,7 +132,7 @@ def press(
         for _ in range(seed, requests, threads):
             try:
                 how, wrong = one(rng)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is an outcome
+            except Exception as error:  # noqa: BLE001 - every error is a result
                 how, wrong = type(error).__name__, str(error)
             with lock:
                 outcome.ended[how] += 1
@@ -150,7 +150,7 @@ def press(
 
 
 def run(requests: int, threads: int, pool_size: int, places: int, seed: int = 0) -> Outcome:
-    """Everything on a random tiny model: the pool alone, then all together in a memory of `places` longest requests."""
+    """Run a random tiny model: the pool alone, then all requests in a KV cache for `places` of the longest ones."""
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(SHAPES["tiny"], Path(folder), "cpu", torch.float32)
@@ -170,7 +170,7 @@ def run(requests: int, threads: int, pool_size: int, places: int, seed: int = 0)
         alone = [engine.answer(one.question, memories[: one.documents], **one.options) for one in pool]
         bound = places * -(-LONGEST // PAGE) * engine.load().model.kv_shape().page_bytes
         engine.unload()
-        engine_with(bound)  # the same engine, with less from now on
+        engine_with(bound)  # the same engine, with a smaller KV cache from now on
         outcome = press(engine, pool, memories, alone, requests, threads)
         outcome.bound = bound
         outcome.lengths = [one.prompt_tokens + one.memory_tokens + one.completion_tokens for one in alone]
@@ -179,12 +179,12 @@ def run(requests: int, threads: int, pool_size: int, places: int, seed: int = 0)
 
 
 def main(
-    requests: Annotated[int, typer.Option(help="How many.")] = 2_000,
-    threads: Annotated[int, typer.Option(help="Who ask at the same time.")] = 16,
-    pool: Annotated[int, typer.Option(help="Different requests.")] = 150,
-    places: Annotated[int, typer.Option(help="Longest requests that fit the KV memory together.")] = 6,
+    requests: Annotated[int, typer.Option(help="Number of requests.")] = 2_000,
+    threads: Annotated[int, typer.Option(help="Number of threads.")] = 16,
+    pool: Annotated[int, typer.Option(help="Number of different requests.")] = 150,
+    places: Annotated[int, typer.Option(help="Longest requests that fit the KV cache together.")] = 6,
 ) -> None:
-    """Press many requests through a small KV memory."""
+    """Run many requests in a small KV cache."""
     outcome = run(requests, threads, pool, places)
     print(f"{sum(outcome.ended.values())} of {requests} ended in {outcome.seconds:.0f} s: {dict(outcome.ended)}")
     print(f"{len(outcome.lengths)} different requests of {min(outcome.lengths)} to {max(outcome.lengths)} positions")

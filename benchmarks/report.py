@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock, a description of the hardware, one table, one JSON line."""
+"""Shared parts of the benchmarks: a timer, a description of the hardware, a table and a JSON line."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Row:
     Attributes:
         measure: What was measured.
         engine: The engine's figure, with its unit.
-        other: The figure it stands beside, with its unit; "" where there is none.
-        value: The number the target speaks of: mostly how many times better than ``other``.
-        target: What ``value`` should be at least (with ``at_most``, at most); None for no target.
-        at_most: Smaller is better.
-        bound: The fraction of the physical bound that was reached, where one is known.
+        other: The figure to compare with, and its unit; "" for none.
+        value: The number compared with the target, mostly the ratio to ``other``.
+        target: Minimum of ``value``, or its maximum with ``at_most``; None for no target.
+        at_most: Whether smaller is better.
+        bound: Fraction of the physical bound that was reached, if one is known.
     """
 
     measure: str
@@ -39,20 +39,20 @@ class Row:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the target is reached; None without one."""
+        """Whether the target is reached; None without a target."""
         if self.value is None or self.target is None:
             return None
         return self.value <= self.target if self.at_most else self.value >= self.target
 
 
 def synchronize() -> None:
-    """Wait until the device has done what was asked of it."""
+    """Wait until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    """The shortest of some runs: other work on the machine only ever makes one longer."""
+    """The shortest of several runs, because other work on the machine only makes runs longer."""
     times = []
     for _ in range(repeats):
         synchronize()
@@ -64,7 +64,7 @@ def seconds(call: Callable[[], object], repeats: int = 3) -> float:
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets the processor names (empty where the system does not tell)."""
+    """Instruction sets of the processor; empty if the system does not report them."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return set()
@@ -80,7 +80,7 @@ def has_bfloat16(device: str) -> bool:
 
 
 def hardware(device: str) -> str:
-    """The device in words."""
+    """Description of the device."""
     if device != "cpu":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -94,7 +94,7 @@ def hardware(device: str) -> str:
 
 
 def show(title: str, rows: Sequence[Row], facts: dict[str, object], other: str) -> None:
-    """Print the table and, below it, the same as one JSON line."""
+    """Print the table, and its content as one JSON line."""
     with_bound = any(row.bound is not None for row in rows)
     table = Table(title=title)
     for column in ("", "engine", other, "value", "target", "reached"):

@@ -1,12 +1,12 @@
-"""A server under more load than it takes: who is refused and how fast, who leaves, and who is there at the end.
+"""Measures a server above its limits: refusals and their latency, cancelled requests, and shutdown.
 
-    python -m benchmarks.serve_load            # 1,000 clients that leave; some minutes
+    python -m benchmarks.serve_load            # 1,000 clients that disconnect; some minutes
     python -m benchmarks.serve_load --quick    # small numbers
 
-* Three times as many answers as the server takes, at once: how fast the refused are told, whether the others finish.
-* Clients that leave: while their answer waits, while its prompt is read, while it is written, and out of a ranking.
-  Afterwards nothing may be left to do, and the process may not have grown.
-* SIGTERM while answers are written: every request that was taken is answered.
+* Three times as many concurrent answers as the server accepts: the latency of refusals, and whether the others finish.
+* Clients that disconnect while their answer waits, while its prompt is read, while it is written, or during a ranking.
+  Afterwards no work may be left, and the process may not have grown.
+* SIGTERM while answers are written: every accepted request is answered.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import typer
 from benchmarks.report import Row, hardware, show
 from benchmarks.server_process import PATIENCE, Server, serving
 
-REQUESTS = 64  # that the server takes at a time in this program
+REQUESTS = 64  # concurrent requests that the server accepts in this program
 REFUSED_MS = 50.0
 GROWTH_MIB = 16.0
 CHAT = {
@@ -47,7 +47,7 @@ _LEFT = 'clara_cancelled_total{why="disconnect"}'
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back, and after how long; status 0: the connection was refused or broke."""
+    """Status of a response and its latency; status 0 is a refused or broken connection."""
 
     status: int
     seconds: float
@@ -55,7 +55,7 @@ class Reply:
 
 
 async def ask(http: httpx.AsyncClient, body: dict[str, Any]) -> Reply:
-    """One answer."""
+    """Request one answer."""
     start = time.perf_counter()
     try:
         reply = await http.post("/v1/chat/completions", json=body)
@@ -65,10 +65,10 @@ async def ask(http: httpx.AsyncClient, body: dict[str, Any]) -> Reply:
 
 
 async def overload(url: str, taken: int) -> Sequence[Reply]:
-    """Three times as many answers as the server takes.
+    """Request three times as many answers as the server accepts.
 
-    The server takes `taken` requests first; then the others come, each on a connection that is there already, so that
-    what is measured is the refusal.
+    The server accepts `taken` requests first. The others use connections that are already open, so that only the
+    refusal is measured.
     """
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits) as http:
@@ -79,12 +79,12 @@ async def overload(url: str, taken: int) -> Sequence[Reply]:
 
 
 def gauge(reply: httpx.Response, name: str) -> float:
-    """A number of the page of metrics."""
+    """One value of the metrics page."""
     return float(dict(_GAUGE.findall(reply.text))[name])
 
 
 def begun(url: str, count: int) -> None:
-    """Return when the server has taken so many requests."""
+    """Wait until the server has accepted this many requests."""
     while gauge(httpx.get(f"{url}/metrics", timeout=PATIENCE), "clara_requests_in_flight") < count:
         time.sleep(0.01)
 
@@ -103,13 +103,13 @@ def leave(url: str, count: int) -> None:
         with socket.create_connection((host, int(port)), PATIENCE) as raw:
             raw.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
             if number % 4 == 2:
-                raw.recv(65536)  # its stream has begun
+                raw.recv(65536)  # the stream has begun
             elif number % 4:
                 time.sleep(rng.uniform(0, 0.02))
 
 
 def settled(url: str) -> bool:
-    """Whether the server comes to have nothing to do."""
+    """Whether the server becomes idle."""
     names = ("requests_in_flight", "worker_waiting_answers", "worker_waiting_questions", "worker_waiting_passages")
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
@@ -121,7 +121,7 @@ def settled(url: str) -> bool:
 
 
 async def ended(server: Server, count: int) -> tuple[Counter[int], int]:
-    """SIGTERM while answers are written: what came back, and the exit status."""
+    """Send SIGTERM while answers are written; returns the responses and the exit status."""
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
         asked = [asyncio.create_task(ask(http, {**CHAT, "max_tokens": 256})) for _ in range(count)]
         await asyncio.to_thread(begun, server.url, count)
@@ -140,7 +140,7 @@ def main(
         replies = asyncio.run(overload(server.url, taken))
         refused = [reply for reply in replies if reply.status == 503]
         accepted = [reply for reply in replies if reply.status == 200]
-        leave(server.url, leaving // 4)  # fills what is filled once: caches, pools
+        leave(server.url, leaving // 4)  # fills caches and pools before the process is measured
         idle = settled(server.url)
         watched = psutil.Process(server.process.pid)
         before = watched.memory_info().rss

@@ -1,11 +1,11 @@
-"""What HTTP costs beside the engine in the same process.
+"""Measures the overhead of HTTP over the engine in the same process.
 
-    python -m benchmarks.serve_overhead            # the bundled model: short work, beside which HTTP weighs most
+    python -m benchmarks.serve_overhead            # the bundled model, whose calls are short, so that HTTP weighs most
     python -m benchmarks.serve_overhead --quick    # few runs
 
-The server is a process of its own on the same machine, so that both sides share its processor. One client makes a call
-at a time, here and there in turns, and the median counts. Then sixteen threads call at once. Results are compared:
-where they differ the program ends with an error.
+The server is another process on the same machine, so both sides share its processor. First one client makes one call at
+a time, on both sides in turns, and the median counts. Then sixteen threads call concurrently. Results are compared; if
+they differ, the program ends with an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.report import Row, hardware, show
 from benchmarks.server_process import serving
 from clara_core import ClaraEngine, Engine, open_engine
 
-MOST_MS = 10.0  # that ranking twenty known documents may take longer over HTTP
+MOST_MS = 10.0  # maximum overhead of HTTP when ranking twenty known documents
 CLIENTS = 16
 TEXTS = [
     f"The lighthouse of Port {n} was built in {1700 + n} by Ada Quill {n}, is {20 + n} metres high and shows a light "
@@ -35,14 +35,14 @@ TEXTS = [
 
 @dataclass(frozen=True)
 class Call:
-    """Something to ask, by a number that makes each time another question."""
+    """A call, whose number makes each question different."""
 
     name: str
     ask: Callable[[Engine, int], Any]
 
 
 def question(number: int) -> str:
-    """A question that nobody has asked before."""
+    """A question that was not asked before."""
     return f"When was the lighthouse of Port {number % 20} built, asked for the time number {number}?"
 
 
@@ -66,7 +66,7 @@ CALLS = [
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Equal but for the last digits of numbers."""
+    """Whether results are equal up to the last digits of numbers."""
     if isinstance(one, torch.Tensor):
         return torch.allclose(one, other, atol=1e-5)
     if isinstance(one, float):
@@ -77,9 +77,9 @@ def alike(one: Any, other: Any) -> bool:
 
 
 def one_client(call: Call, here: Engine, there: Engine, repeats: int) -> Row:
-    """One call at a time, here and there in turns."""
+    """One call at a time, on both sides in turns."""
     times: tuple[list[float], list[float]] = ([], [])
-    for number in range(-2, repeats):  # the first two find caches and connections empty
+    for number in range(-2, repeats):  # the first two fill caches and open connections
         results = []
         for engine, spent in zip((here, there), times, strict=True):
             start = time.perf_counter()
@@ -93,7 +93,7 @@ def one_client(call: Call, here: Engine, there: Engine, repeats: int) -> Row:
 
 
 def many_clients(call: Call, here: Engine, there: Engine, each: int) -> Row:
-    """Sixteen threads that call at once: calls a second."""
+    """Calls per second of sixteen concurrent threads."""
 
     def rate(engine: Engine) -> float:
         with ThreadPoolExecutor(CLIENTS) as pool:
@@ -109,7 +109,7 @@ def many_clients(call: Call, here: Engine, there: Engine, each: int) -> Row:
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few runs.")] = False,
 ) -> None:
-    """Compare an engine in this process with the same one behind a server."""
+    """Compare an engine in this process with the same model behind a server."""
     here = ClaraEngine.from_pretrained("pocket")
     repeats, each = (3, 1) if quick else (40, 8)
     with serving() as server:

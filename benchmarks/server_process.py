@@ -1,4 +1,4 @@
-"""`clara serve` as a process of its own, for the programs that measure it and for the tests."""
+"""Runs `clara serve` as a separate process, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import httpx
 
-PATIENCE = 300.0  # seconds; a server that is not ready then will not be
+PATIENCE = 300.0  # seconds to wait until the server is ready
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """A free port of this machine."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
@@ -26,12 +26,12 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs.
+    """A running server.
 
     Attributes:
         process: Its process.
         url: Its address.
-        log: What it writes to standard error; a file, since a pipe that nobody reads would bring it to a stand.
+        log: File with its standard error. A pipe that is not read would block the server.
     """
 
     process: subprocess.Popen[bytes]
@@ -39,17 +39,17 @@ class Server:
     log: Path
 
     def lines(self) -> list[str]:
-        """What it has said."""
+        """The log so far."""
         return self.log.read_text(encoding="utf-8").splitlines()
 
 
 @contextmanager
 def serving(*arguments: str, port: int | None = None) -> Iterator[Server]:
-    """A server of the bundled model that is ready; killed at the end unless it has ended.
+    """Start a server of the bundled model and wait until it is ready; it is killed at the end if it still runs.
 
     Args:
-        arguments: Of ``clara serve pocket``.
-        port: To listen at; None: one that is free.
+        arguments: Arguments of ``clara serve pocket``.
+        port: Port to listen at; None chooses a free one.
     """
     port = port or free_port()
     command = [sys.executable, "-m", "clara_core.cli", "serve", "pocket", "--port", str(port), *arguments]

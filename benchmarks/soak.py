@@ -1,4 +1,4 @@
-"""Many threads on one engine: are the results those of one thread?
+"""Tests that many threads on one engine get the same results as one thread.
 
     python -m benchmarks.soak                  # sixteen threads for a minute, on 60 M parameters
     python -m benchmarks.soak --quick          # a tiny model for a few seconds
@@ -36,7 +36,7 @@ Result = Tensor | str
 
 @dataclass(frozen=True)
 class Call:
-    """One thing to ask of the engine, its result as a tensor or a text."""
+    """One call of the engine, whose result is a tensor or a text."""
 
     name: str
     ask: Callable[[], Result]
@@ -44,7 +44,7 @@ class Call:
 
 @dataclass
 class Findings:
-    """What the threads saw, filled under a lock."""
+    """Results of the threads, collected under a lock."""
 
     calls: Counter[str] = field(default_factory=Counter)
     worst: dict[str, float] = field(default_factory=dict)
@@ -67,13 +67,13 @@ class Findings:
                 self.faults.append(note)
 
     def fail(self, call: Call, error: BaseException) -> None:
-        """Note a call that raised."""
+        """Record a call that raised an error."""
         with self.lock:
             self.faults.append(f"{call.name}: {type(error).__name__}: {error}")
 
 
 def every_call(engine: ClaraEngine, language: Language, tokens: int) -> list[Call]:
-    """Every public way into the engine, each with a few arguments."""
+    """Every public call of the engine, each with several arguments."""
     passages = language.passages(24)
     questions = language.questions(6)
     memories = engine.compress(passages)
@@ -140,7 +140,7 @@ def _atext(engine: ClaraEngine, question: str, memories: list, tokens: int) -> s
 
 
 def mix(calls: list[Call], serial: list[Result], threads: int, duration: float) -> Findings:
-    """Let ``threads`` threads make random calls for ``duration`` seconds."""
+    """Make random calls in ``threads`` threads for ``duration`` seconds."""
     findings = Findings()
     end = time.monotonic() + duration
 
@@ -150,7 +150,7 @@ def mix(calls: list[Call], serial: list[Result], threads: int, duration: float) 
             at = rng.randrange(len(calls))
             try:
                 findings.add(calls[at], calls[at].ask(), serial[at])
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+            except Exception as error:  # noqa: BLE001 - every error is reported
                 findings.fail(calls[at], error)
 
     with ThreadPoolExecutor(threads) as pool:
@@ -160,12 +160,12 @@ def mix(calls: list[Call], serial: list[Result], threads: int, duration: float) 
 
 def main(
     seconds: Annotated[float, typer.Option(help="How long the threads run.")] = 60,
-    threads: Annotated[int, typer.Option(help="How many there are.")] = 16,
+    threads: Annotated[int, typer.Option(help="Number of threads.")] = 16,
     shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "60m",
     quick: Annotated[bool, typer.Option("--quick", help="A tiny model, a few seconds.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Mix every call on many threads."""
+    """Make all calls from many threads."""
     if quick:
         shape, seconds = "tiny", min(seconds, 5)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,12 @@
-"""What a store of 7B-shaped memories costs: writing, asking, space, and what its shortcuts lose (``make bench-store``).
+"""Measures a store of 7B-shaped memories: writing, search, disk space, and recall (``make bench-store``).
 
     python -m benchmarks.store                                # 20,000 memories (2.6 GB) and 1,000,000 keys
     python -m benchmarks.store --documents 5000 --keys 0      # smaller, without the second part
     python -m benchmarks.store --quick                        # a few hundred, for a minute
 
-The memories are synthetic (`benchmarks.synthetic_memories`), stream by and are never all in the process. Two-step
-search is compared with the exact cosine over everything, through the same public call. The second part asks a million
-vectors that are as long as a key, whose memories are nothing but that: what is left is the scan of the keys, and the
-index over them.
+The memories are synthetic (`benchmarks.synthetic_memories`) and streamed, so they are never all in memory. Two-step
+search is compared with the exact cosine over all memories, through the same public call. The second part searches a
+million vectors of the length of a key, which measures the scan of the keys and the index over them.
 """
 
 from __future__ import annotations
@@ -52,11 +51,11 @@ class Part:
     """One corpus in one store.
 
     Attributes:
-        corpus: What is written.
-        store: Where to.
-        seconds: Spent in `MemoryStore.add`.
-        work: Processor time of that, in seconds: what it would take if nothing else ran.
-        milliseconds: Of each question that was asked alone.
+        corpus: Corpus that is written.
+        store: Store that it is written to.
+        seconds: Time spent in `MemoryStore.add`.
+        work: Processor time of `MemoryStore.add` in seconds.
+        milliseconds: Time of each question that was asked alone.
         question_work: Milliseconds of processor time of a question, on average.
         found: The neighbours of each question by two-step search.
         exact: The true neighbours of each question.
@@ -89,8 +88,8 @@ class Part:
                 bar.update(len(tokens))
 
     def ask(self, questions: Tensor) -> None:
-        """Ask each question alone."""
-        self.store.search(questions[:1].flatten(1)[0], K)  # what is read once
+        """Search each question alone."""
+        self.store.search(questions[:1].flatten(1)[0], K)  # reads what is cached afterwards
         self.found, self.milliseconds = [], []
         work = time.process_time()
         for question in questions.flatten(1):
@@ -101,22 +100,22 @@ class Part:
         self.question_work = (time.process_time() - work) * 1e3 / len(questions)
 
     def compare(self, questions: Tensor) -> None:
-        """Ask everything exactly, for what should have been found."""
+        """Search all questions exactly, for the true neighbours."""
         self.exact = [[hit.id for hit in hits] for hits in self.store.search(questions, K, exact=True)]
 
     @property
     def recall(self) -> float:
-        """Of two-step search against exact."""
+        """Recall of two-step search."""
         pairs = zip(self.found, self.exact, strict=True)
         return statistics.fmean(len(set(one) & set(other)) / K for one, other in pairs)
 
     def percentile(self, share: float) -> float:
-        """Of the milliseconds of a question."""
+        """Percentile of the milliseconds of a question."""
         return sorted(self.milliseconds)[int(share * (len(self.milliseconds) - 1))]
 
     @property
     def megabytes(self) -> float:
-        """Of the memories in bfloat16."""
+        """Bytes of the memories in bfloat16."""
         return self.corpus.count * self.corpus.dimension * 2 / 1e6
 
     def _batches(self) -> Iterator[tuple[int, Tensor]]:
@@ -129,7 +128,7 @@ class Part:
 
 
 def memories_part(folder: Path, documents: int, picture: Path | None) -> tuple[list[Row], dict[str, object]]:
-    """Whole memories: writing, asking, recall, space, memory of the process, loss of int8."""
+    """Measure whole memories: writing, search, recall, disk space, memory of the process, loss of int8."""
     corpus = SyntheticMemories(documents, topics=max(1, documents // 200))
     part = Part(corpus, MemoryStore.open(folder / "memories"), text_words=150)
     curve = KeyCurve(corpus.dimension, KEY_LENGTHS)
@@ -167,7 +166,7 @@ def memories_part(folder: Path, documents: int, picture: Path | None) -> tuple[l
 
 
 def keys_part(folder: Path, keys: int) -> list[Row]:
-    """Many keys: the scan, and the index where the store makes one of so many."""
+    """Measure many keys: the scan, and the index if the store creates one for this number."""
     corpus = SyntheticMemories(keys, n_mem=1, hidden=DEFAULT_LENGTH, topics=max(1, keys // 1000))
     part = Part(corpus, MemoryStore.open(folder / "keys", memory_type="int8", key=DEFAULT_LENGTH), text_words=0)
     part.fill()
@@ -198,12 +197,12 @@ def keys_part(folder: Path, keys: int) -> list[Row]:
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """That many documents, evenly over all."""
+    """This number of documents, evenly distributed."""
     return sorted({index * count // wanted for index in range(min(count, wanted))})
 
 
 def asking_bytes(uri: str, questions: Tensor) -> int:
-    """Memory that a process of its own takes to open a store and ask."""
+    """Memory of a separate process that opens a store and searches it."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_asked, uri, questions.float().numpy()).result()
 
@@ -217,7 +216,7 @@ def _asked(uri: str, questions: np.ndarray) -> int:
 
 
 def private_bytes() -> int:
-    """Memory of the process that is no file's: what the system cannot take back. Without Linux, the largest so far."""
+    """Anonymous memory of the process, which the system cannot reclaim. Without Linux, the peak so far."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -226,7 +225,7 @@ def private_bytes() -> int:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Stop before a disk is full."""
+    """Raise an error before the disk is full."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SystemExit(f"{folder} has {free / 1e9:.1f} GB free, this needs {needed / 1e9:.1f} GB: give --folder")
@@ -234,17 +233,17 @@ def check_room(folder: Path, needed: int) -> None:
 
 def main(
     documents: Annotated[int, typer.Option(min=QUESTIONS, help="Memories of 65,536 numbers.")] = 20_000,
-    keys: Annotated[int, typer.Option(min=0, help="Keys without memories; 0 leaves that part out.")] = 1_000_000,
+    keys: Annotated[int, typer.Option(min=0, help="Keys without memories; 0 skips that part.")] = 1_000_000,
     quick: Annotated[bool, typer.Option("--quick", help="400 memories and 4,000 keys.")] = False,
-    folder: Annotated[Path | None, typer.Option(help="Where to write; taken away afterwards.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder to write to; removed afterwards.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw recall over key length and oversampling here.")] = None,
 ) -> None:
-    """Measure a store over synthetic memories."""
+    """Measure a store of synthetic memories."""
     if quick:
         documents, keys = 400, 4_000
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        # Compacting writes everything a second time before the first goes.
+        # Compacting writes a second copy of all files before it deletes the first.
         check_room(Path(place), 2 * documents * 140_000 + 2 * keys * 4 * DEFAULT_LENGTH)
         rows, facts = memories_part(Path(place), documents, plot)
         rows += keys_part(Path(place), keys) if keys else []

@@ -1,11 +1,11 @@
-"""The store of one commit against that of another: small adds, bulk writes, search, filters, and a store in memory.
+"""Compares the stores of two commits: small adds, bulk writes, search, filters, and a store in memory.
 
     git worktree add /tmp/before COMMIT
     python -m benchmarks.store_against /tmp/before . --documents 20000
 
-Each part runs in a process of its own, in one tree after the other, so that both meet the same machine. The parts use
-only what both trees have: `MemoryStore` and LangChain's `ClaraVectorStore`. Prints a line for each figure and a line of
-JSON; what is measured in milliseconds is a median.
+Each part runs in a process of its own, in one tree after the other, so that both have the same conditions. The parts
+use `MemoryStore` and LangChain's `ClaraVectorStore`, which both trees have. The program prints a line for each figure
+and a JSON line. Milliseconds are medians.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trees", nargs="+", help="Folders of the two commits; with --part that of this process.")
     parser.add_argument("--documents", type=int, default=20_000, help="Memories of 65,536 numbers.")
-    parser.add_argument("--rows", type=int, default=200_000, help="Documents that are filtered.")
-    parser.add_argument("--parts", default=",".join(PARTS), help="Which to measure.")
-    parser.add_argument("--folder", default=None, help="Where to write; taken away afterwards.")
+    parser.add_argument("--rows", type=int, default=200_000, help="Documents to filter.")
+    parser.add_argument("--parts", default=",".join(PARTS), help="Parts to measure.")
+    parser.add_argument("--folder", default=None, help="Folder to write to; removed afterwards.")
     parser.add_argument("--part", default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part is not None:
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measured(part: str, tree: str, folder: Path, given: argparse.Namespace) -> dict[str, float]:
-    """A part, by a process that imports the tree."""
+    """Run a part in a process that imports the tree."""
     command = [sys.executable, __file__, tree, "--part", part, "--folder", str(folder)]
     command += ["--documents", str(given.documents), "--rows", str(given.rows)]
     environment = os.environ | {"PYTHONPATH": str(Path(tree).resolve())}
@@ -74,7 +74,7 @@ def measured(part: str, tree: str, folder: Path, given: argparse.Namespace) -> d
 
 
 def write_memories(folder: Path, documents: int) -> None:
-    """Memories for both trees, in bfloat16, as a file."""
+    """Write memories in bfloat16 to a file for both trees."""
     from benchmarks.synthetic_memories import SyntheticMemories
 
     corpus = SyntheticMemories(documents, topics=max(1, documents // 200))
@@ -86,7 +86,7 @@ def write_memories(folder: Path, documents: int) -> None:
 
 
 def milliseconds(work: Callable[[], object], times: int) -> float:
-    """The median of some calls."""
+    """Median of several calls."""
     taken = []
     for _ in range(times):
         start = time.perf_counter()
@@ -103,7 +103,7 @@ def memory_of(tokens: torch.Tensor, text: str) -> Any:
 
 
 def single_adds(folder: Path, given: argparse.Namespace) -> dict[str, float]:
-    """A thousand documents of 8 KB, one by one."""
+    """Add a thousand documents of 8 KB one by one."""
     from clara_core.store import MemoryStore
 
     store = MemoryStore.open(folder / "store")
@@ -122,7 +122,7 @@ def single_adds(folder: Path, given: argparse.Namespace) -> dict[str, float]:
 
 
 def large(folder: Path, given: argparse.Namespace) -> dict[str, float]:
-    """Memories of a 7B model: written in batches, searched one question at a time."""
+    """Write memories of a 7B model in batches, and search one question at a time."""
     from clara_core.store import MemoryStore
 
     numbers = np.memmap(folder.parent / "memories", np.int16, "r").reshape(-1, N_MEM, HIDDEN)
@@ -158,7 +158,7 @@ def large(folder: Path, given: argparse.Namespace) -> dict[str, float]:
 
 
 def filters(folder: Path, given: argparse.Namespace) -> dict[str, float]:
-    """Documents that pass filters, without and with indexes."""
+    """Count documents that pass filters, without and with indexes."""
     from clara_core.store import MemoryStore
 
     store = MemoryStore.open(folder / "store")

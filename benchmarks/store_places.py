@@ -1,11 +1,11 @@
-"""One corpus in both places and at three doors: the same ids, in the same order, with the same scores?
+"""Compares ids, order and scores of one corpus in memory and in a folder, through the core, LangChain and LlamaIndex.
 
     python -m benchmarks.store_places --documents 10000 --questions 200
 
-Passages are those of `make eval-retrieval`, compressed by the bundled model and kept in float32 in both places unless
-``--memory-type`` says otherwise (a folder writes bfloat16 by default). A folder compares the best candidates by their
-keys, memory compares all, so a document that the keys miss would show here. Prints a line for each mode and filter, and
-a line of JSON.
+Passages are those of `make eval-retrieval`, compressed by the bundled model and stored in float32 in both places unless
+``--memory-type`` is given (a folder writes bfloat16 by default). A store in a folder compares the best candidates by
+their keys, and one in memory compares all documents, so a document that the keys miss would show as a difference. The
+program prints a line for each mode and filter, and a JSON line.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _BATCH = 256
 
 
 def main() -> None:
-    """Fill the stores, ask them, and compare."""
+    """Fill the stores, search them, and compare the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--memory-type", default="float32", choices=("float32", "bfloat16", "int8"))
     parser.add_argument("--k", type=int, default=10)
-    parser.add_argument("--drawn", action="store_true", help="Draw the memories instead of compressing: minutes less.")
+    parser.add_argument("--drawn", action="store_true", help="Draw random memories instead of compressing.")
     given = parser.parse_args()
     engine = ClaraEngine.from_pretrained("pocket")
     engine.load()
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def fill(doors: dict[str, Any], engine: ClaraEngine, texts: Sequence[str], *, drawn: bool) -> None:
-    """Put the same nodes into both places, through LlamaIndex, whose documents all doors can read."""
+    """Add the same nodes to both places through LlamaIndex, whose documents the other adapters can read."""
     for start in tqdm(range(0, len(texts), _BATCH), desc="compressing", unit="batch"):
         batch = texts[start : start + _BATCH]
         nodes = [
@@ -74,7 +74,7 @@ def fill(doors: dict[str, Any], engine: ClaraEngine, texts: Sequence[str], *, dr
 
 
 def draw(engine: ClaraEngine, texts: Sequence[str], seed: int) -> list[Memory]:
-    """Memories that have as much in common with each other as those of the model; every fourth has two windows."""
+    """Random memories that are as similar to each other as those of the model; every fourth has two windows."""
     generator = torch.Generator().manual_seed(seed)
     common = torch.randn(engine.n_mem, engine.hidden, generator=torch.Generator().manual_seed(0))
     found = []
@@ -88,7 +88,7 @@ def draw(engine: ClaraEngine, texts: Sequence[str], seed: int) -> list[Memory]:
 def ask(
     door: Any, question: str, vector: torch.Tensor, k: int, mode: str, group: int | None
 ) -> list[tuple[str, float]]:
-    """Ids and scores."""
+    """Ids and scores of a search."""
     condition = None if group is None else {"group": group}
     if isinstance(door, MemoryStore):
         hits = door.search(vector, k, filter=condition) if mode == "memory" else door.search(
@@ -107,7 +107,7 @@ def ask(
 
 
 def compare(doors: dict[str, Any], engine: ClaraEngine, questions: Sequence[str], given: argparse.Namespace) -> bool:
-    """Whether every door answers as the first one does."""
+    """Whether all results equal the first one."""
     vectors = engine.reason(questions).flatten(1)
     report = []
     for mode in MODES:

@@ -1,12 +1,12 @@
-"""Memories like those of a 7B model, made without one: for measuring a store, not for reading.
+"""Synthetic memories with the statistics of a 7B model's memories, for measuring a store. A generator cannot read them.
 
-What is known of such memories and matters to a search is imitated: they have much in common (the cosine of any two is
-about 0.57), they differ along many directions of which few matter most (a spectrum that falls as ``1 / (i + 5)``
-over all 65,536; the cosines of strangers then have a standard deviation of about 0.02), and documents lie in topics.
-A question is nearer to its document than to the others of the topic, and these are nearer than strangers.
+They imitate the properties that matter to search. Memories have a large common part (the cosine of any two is about
+0.57). Their differences have a spectrum that falls as ``1 / (i + 5)`` over all 65,536 directions, so that cosines of
+unrelated memories have a standard deviation of about 0.02. Documents are grouped into topics: a question is nearer to
+its document than to others of the topic, and these are nearer than documents of other topics.
 
-Everything follows from the seed and the number of a document or topic; nothing needs what came before it.
-Letters of shapes: n memories, D = n_mem * hidden, S = sqrt(D).
+Each memory depends only on the seed and the number of its document or topic.
+Dimensions: n memories, D = n_mem * hidden, S = sqrt(D).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 _COMMON = 0.57  # share of the squared length that all memories have in common
 _TOPIC = 0.5  # share of the rest that a topic has in common
 _QUESTION = 0.5  # share of a question's rest that is its document's
-_HEAD = 5  # of the spectrum 1 / (i + _HEAD)
+_HEAD = 5  # offset of the spectrum 1 / (i + _HEAD)
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class SyntheticMemories:
     """A corpus of any size.
 
     Attributes:
-        count: Documents, each of one window.
+        count: Number of documents, each of one window.
         n_mem: Memory tokens of a document.
         hidden: Numbers of a token; ``n_mem * hidden`` is a power of four.
-        topics: What documents fall into, evenly.
-        seed: Of everything.
+        topics: Number of topics, of equal size.
+        seed: Seed of the corpus.
     """
 
     count: int
@@ -50,7 +50,7 @@ class SyntheticMemories:
 
     @property
     def dimension(self) -> int:
-        """D."""
+        """Length D of a memory."""
         return self.n_mem * self.hidden
 
     def documents(self, start: int, stop: int) -> Tensor:
@@ -69,7 +69,7 @@ class SyntheticMemories:
         return self._placed(math.sqrt(_QUESTION) * about + math.sqrt(1 - _QUESTION) * own)
 
     def _document(self, index: int) -> Tensor:
-        topic = self._topics[index * 7919 % self.topics]  # neighbours in order are no neighbours in topic
+        topic = self._topics[index * 7919 % self.topics]  # consecutive documents have different topics
         return math.sqrt(_TOPIC) * topic + math.sqrt(1 - _TOPIC) * self._noise("document", index)
 
     def _noise(self, kind: str, index: int) -> Tensor:
@@ -94,7 +94,7 @@ class SyntheticMemories:
 
     @cached_property
     def _transform(self) -> tuple[Tensor, Tensor]:
-        """Hadamard matrix ``[S, S]`` and signs ``[D]``: together they hide the axes of the spectrum."""
+        """Hadamard matrix ``[S, S]`` and signs ``[D]``: together they rotate the axes of the spectrum."""
         side = math.isqrt(self.dimension)
         matrix = torch.ones(1, 1)
         while len(matrix) < side:
@@ -109,6 +109,6 @@ class SyntheticMemories:
         return (matrix @ (squares @ matrix)).view(len(vectors), -1) * signs
 
     def _placed(self, rest: Tensor) -> Tensor:
-        """The part that all have in common, and the rest ``[n, D]`` around it."""
+        """The common part of all memories, and the remaining parts ``[n, D]``."""
         vectors = self._common + math.sqrt(1 - _COMMON) * self._rotated(rest)
         return vectors.view(-1, self.n_mem, self.hidden).bfloat16()

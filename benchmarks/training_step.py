@@ -1,11 +1,12 @@
-"""What a training step costs: seconds, tokens and arithmetic of each stage, with the memories of frozen documents kept
-and made anew.
+"""Measures a training step of each stage: seconds, tokens and arithmetic, with memories of frozen documents cached and
+computed.
 
     python -m benchmarks.training_step [--model pocket] [--dtype bfloat16] [--steps 6]
 
-The lines are made of the generated world: 20 passages a question end to end, as in the paper. A token is a position
-that goes through the decoder; the arithmetic counted is 2 operations a weight for a pass forwards and 2 more for one
-backwards (the base is frozen: no gradients of its weights), attention left out. Prints a table and one JSON line.
+The lines are from the generated world, with 20 passages for each question in the end-to-end stage, as in the paper. A
+token is a position that passes through the decoder. The arithmetic is 2 operations for each weight in a forward pass
+and 2 more in a backward pass (the base is frozen, so its weights have no gradients), without attention. The program
+prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Cost:
 def main(
     model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
     dtype: Annotated[str, typer.Option(help="'bfloat16' or 'float32'.")] = "bfloat16",
-    steps: Annotated[int, typer.Option(min=2, help="Steps that are timed, after one that is not.")] = 6,
+    steps: Annotated[int, typer.Option(min=2, help="Timed steps, after one that is not timed.")] = 6,
     batch: Annotated[int, typer.Option(min=1, help="Lines of a step.")] = 8,
 ) -> None:
     """Time the steps of each stage."""
@@ -100,7 +101,7 @@ def _measure(config: TrainingConfig, *, kept: bool) -> Cost:
 
 
 def _tokens(passes: Sequence[Step], *, frozen: bool, kept: bool) -> tuple[int, int]:
-    """Positions that are passed forwards and backwards, and forwards alone."""
+    """Positions in forward and backward passes, and in forward passes only."""
     compressed = sum(len(ids) for step in passes for ids in step.sequences)
     learned = sum(len(ids) for step in passes for ids in step.questions)
     learned += sum(len(ids) for step in passes if step.rows is not None for ids in step.rows.ids)

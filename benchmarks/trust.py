@@ -1,14 +1,14 @@
-"""How far the bundled model's evidence and confidence can be trusted (``make bench-trust``).
+"""Measures the citations, the confidence and the second reading of the bundled model (``make bench-trust``).
 
     python -m benchmarks.trust                             # 1,000 passages, 300 questions of each sort
     python -m benchmarks.trust --passages 300 --questions 100
-    python -m benchmarks.trust --calibrate FOLDER          # fits calibration.json on another world, and stops
+    python -m benchmarks.trust --calibrate FOLDER          # only fits calibration.json on another world
 
-Everything through the public engine on a held-out world of a fixed seed; confidence and its thresholds come from
-another one. Each question is read with five passages: what it needs and the hardest others. Beside each figure stands a
-plain baseline of the same run: the query score as citation, the log-probability or the best cosine as confidence, one
-reading as policy. The world is extractive and invented, with one right string for each answer: figures of free answers
-differ.
+All calls go through the public engine, on a held-out world with a fixed seed; confidence and its thresholds come from
+another world. Each question is read with five passages: the gold ones and the hardest others. Each figure is compared
+with a plain baseline of the same run: the query score as citation, the log-probability or the best cosine as
+confidence, a single reading. The world is invented and extractive, with one right string for each answer; figures of
+free answers differ.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from clara_core.evaluation.trust import (
     risk_coverage,
 )
 
-_TIMED = 40  # questions whose time is taken one by one
-_UNANSWERABLE = 0.4  # share of the questions that confidence is fitted on
+_TIMED = 40  # questions that are timed one by one
+_UNANSWERABLE = 0.4  # share of unanswerable questions in the fit of confidence
 Pairs = list[tuple[float, bool]]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions and what came of them.
+    """Questions and their answers.
 
     Attributes:
         lines: The questions.
-        answers: With evidence.
-        cosines: Of each question with its documents.
+        answers: Answers with evidence.
+        cosines: Cosines of each question with its documents.
     """
 
     lines: Sequence[RetrievalLine]
@@ -62,16 +62,16 @@ class Asked:
 
     @property
     def right(self) -> list[bool]:
-        """Whether each answer is right; none is where nothing answers."""
+        """Whether each answer is right; an answer to an unanswerable question is wrong."""
         pairs = zip(self.answers, self.lines, strict=True)
         return [bool(line.pos_index) and exact_match(one.text, line.answer) == 1.0 for one, line in pairs]
 
     def confidences(self) -> Pairs:
-        """Confidence and truth."""
+        """Confidence, and whether the answer is right."""
         return [(one.confidence or 0.0, hit) for one, hit in zip(self.answers, self.right, strict=True)]
 
     def logprobs(self) -> Pairs:
-        """The baseline: log-probability and truth."""
+        """The baseline: log-probability, and whether the answer is right."""
         sums = [sum(token.logprob for token in one.logprobs or ()) for one in self.answers]
         return list(zip(sums, self.right, strict=True))
 
@@ -79,7 +79,7 @@ class Asked:
 def ask(
     engine: ClaraEngine, lines: Sequence[RetrievalLine], read: Reading = "memory", citations: Cited = True
 ) -> Asked:
-    """Ask questions over all of their documents."""
+    """Answer questions from all of their documents."""
     items = [(line.question, engine.remember(line.docs)) for line in lines]
     answers = engine.answer_batch(
         items, max_tokens=MAX_TOKENS, citations=citations, logprobs=True, min_confidence=0.0, read=read
@@ -89,12 +89,12 @@ def ask(
 
 
 def cited(answer: Answer) -> int | None:
-    """The document that an answer stands on first."""
+    """The first cited document of an answer."""
     return answer.citations[0].document if answer.citations else None
 
 
 def citation_rows(engine: ClaraEngine, best: Asked, mixed: Asked, double: Asked, families: Sequence[str]) -> list[Row]:
-    """Rows 1 to 4."""
+    """Rows 1 to 4 of the table."""
     rows, wrong = [], []
     for name, some in (("best first", best), ("any order", mixed)):
         attended = ask(engine, some.lines, citations="attention").answers
@@ -125,7 +125,7 @@ def citation_rows(engine: ClaraEngine, best: Asked, mixed: Asked, double: Asked,
 
 
 def mixtures_of(best: Asked, none: Asked, double: Asked) -> dict[str, tuple[Pairs, Pairs]]:
-    """Confidences and, as a baseline, log-probabilities of three mixtures of questions."""
+    """Confidence and, as a baseline, log-probability for three mixtures of questions."""
     mixtures = {
         "best first": [best],
         "half unanswerable": [best, none],
@@ -138,7 +138,7 @@ def mixtures_of(best: Asked, none: Asked, double: Asked) -> dict[str, tuple[Pair
 
 
 def plot(mixtures: dict[str, tuple[Pairs, Pairs]], picture: Path) -> None:
-    """Draw reliability, and error over coverage, of each mixture."""
+    """Plot reliability, and error over coverage, of each mixture."""
     figure, (left, right) = make_figure(2)
     left.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
     for name, (sure, plain) in mixtures.items():
@@ -154,7 +154,7 @@ def plot(mixtures: dict[str, tuple[Pairs, Pairs]], picture: Path) -> None:
 
 
 def confidence_rows(mixtures: dict[str, tuple[Pairs, Pairs]], best: Asked, none: Asked) -> list[Row]:
-    """Rows 6 to 9."""
+    """Rows 6 to 9 of the table."""
     rows = []
     for (name, (sure, plain)), target in zip(mixtures.items(), (0.95, 0.96, 0.90), strict=True):
         low, high = bootstrap(sure, auroc, rounds=300)
@@ -174,7 +174,7 @@ def confidence_rows(mixtures: dict[str, tuple[Pairs, Pairs]], best: Asked, none:
 
 
 def reading_rows(engine: ClaraEngine, best: Asked, double: Asked) -> list[Row]:
-    """Rows 10 and 11."""
+    """Rows 10 and 11 of the table."""
     rows = []
     for name, once, target in (("one passage", best, 0.95), ("two passages", double, None)):
         again = ask(engine, once.lines, "again")
@@ -192,7 +192,7 @@ def reading_rows(engine: ClaraEngine, best: Asked, double: Asked) -> list[Row]:
 
 
 def time_row(engine: ClaraEngine, best: Asked) -> Row:
-    """Row 5: processor time, so that others on the machine matter less; a search has made the cosines."""
+    """Row 5 of the table: processor time, which other work on the machine affects less. The cosines are given."""
     kinds: tuple[Cited, ...] = (False, True, "attention")
     times: dict[Cited, list[float]] = {kind: [] for kind in kinds}
     for line, scores in list(zip(best.lines, best.cosines, strict=True))[:_TIMED]:
@@ -254,13 +254,13 @@ def calibrate(engine: ClaraEngine, passages: int, questions: int, folder: Path) 
 
 def main(
     model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
-    passages: Annotated[int, typer.Option(min=50, help="Of the world.")] = 1000,
-    questions: Annotated[int, typer.Option(min=20, help="Of each sort.")] = 300,
+    passages: Annotated[int, typer.Option(min=50, help="Passages of the world.")] = 1000,
+    questions: Annotated[int, typer.Option(min=20, help="Questions of each sort.")] = 300,
     calibrate_to: Annotated[
-        Path | None, typer.Option("--calibrate", help="Write calibration.json there, and stop.")
+        Path | None, typer.Option("--calibrate", help="Only write calibration.json to this folder.")
     ] = None,
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw reliability, and error over coverage.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Fail where a target is missed.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail if a target is missed.")] = False,
 ) -> None:
     """Measure citations, confidence and the second reading."""
     engine = ClaraEngine.from_pretrained(model)

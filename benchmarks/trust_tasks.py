@@ -1,4 +1,4 @@
-"""Questions of the invented world as lines: what an answer should stand on is known, and whether anything answers."""
+"""Questions of the invented world with known gold passages, including unanswerable ones."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from benchmarks.pocket_tasks import DOCUMENTS, best_first, make_world, memory_ra
 from clara_core import ClaraEngine
 from clara_core.data.examples import RetrievalLine
 
-CALIBRATED = 77  # seed of the world that confidence is fitted on; the benchmark's is another
+CALIBRATED = 77  # seed of the world for fitting confidence; the benchmark uses another
 
 
 @dataclass(frozen=True)
 class TrustSet:
-    """Questions as lines, their candidates best first: what they need, and the hardest others; one more than is read.
+    """Questions with their candidates, best first: the gold passages and the hardest others, one more than is read.
 
     Attributes:
-        single: Over one passage.
-        double: Over two.
-        families: Of each of these: pair, compare, same or bridge.
+        single: Questions over one passage.
+        double: Questions over two passages.
+        families: Type of each question over two: pair, compare, same or bridge.
     """
 
     single: list[RetrievalLine]
@@ -29,7 +29,7 @@ class TrustSet:
 
 
 def make_lines(engine: ClaraEngine, passages: int, seed: int, questions: int | None = None) -> TrustSet:
-    """Questions about a world of so many passages, all of which the engine ranks for each question."""
+    """Questions about a world of `passages` passages, all of which the engine ranks for each question."""
     world = make_world(passages, seed)
     memories = engine.compress(world.texts)
     made = []
@@ -52,7 +52,7 @@ def make_lines(engine: ClaraEngine, passages: int, seed: int, questions: int | N
 
 
 def answerable(lines: Sequence[RetrievalLine], *, shuffled: int | None = None) -> list[RetrievalLine]:
-    """As many candidates as are read, all gold ones among them; best first, or in an order drawn by a seed."""
+    """The candidates that are read, including all gold ones; best first, or in an order drawn by a seed."""
     rng = random.Random(shuffled)
     found = []
     for line in lines:

@@ -1,10 +1,10 @@
-"""How far the bundled model's evidence can be trusted on passages typed by hand, of the kinds of facts that it knows.
+"""Measures citations and confidence of the bundled model on passages typed by hand, with facts of the kinds it knows.
 
     python -m benchmarks.trust_typed                                       # tests/data/typed_facts.json
-    python -m benchmarks.trust_typed --data tests/data/typed.json --half open   # everyday text, which it hardly reads
+    python -m benchmarks.trust_typed --data tests/data/typed.json --half open   # everyday text, which it reads poorly
 
-No generator made the passages, and no training or calibration has seen them. Each question is searched among all of
-them and read with the five that are ranked best; nothing in them answers some of the questions.
+The passages were not generated and are not in any training or calibration data. Each question is searched among all of
+them and read with the five that rank best. Some of the questions are unanswerable.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from clara_core.evaluation.trust import auroc
 
 @dataclass(frozen=True)
 class TypedTrust:
-    """What came of the typed questions.
+    """Figures of the typed questions.
 
     Attributes:
         answerable: Questions that a passage answers.
-        unanswerable: The others.
+        unanswerable: Number of the others.
         exact: Share of the answerable ones that are answered right.
         cited: Share of right answers whose first cited document is the right one.
-        offsets: Share of citations whose text stands at its offsets, and, where it says so, holds the words.
-        citations: How many there are.
-        auroc: Of confidence for right answers, over all questions.
-        logprob: The same of the log-probability.
+        offsets: Share of citations whose text is at its offsets and, if marked verbatim, contains the words.
+        citations: Number of citations.
+        auroc: AUROC of confidence for right answers, over all questions.
+        logprob: AUROC of the log-probability.
     """
 
     answerable: int
@@ -50,7 +50,7 @@ class TypedTrust:
 
 
 def measure(engine: ClaraEngine, typed: TypedSet) -> TypedTrust:
-    """Ask all questions, with evidence."""
+    """Answer all questions with evidence."""
     memories = engine.remember(typed.texts)
     asked = [*typed.answerable, *typed.unanswerable]
     ranked = [[hit.index for hit in engine.rank(one.text, memories, DOCUMENTS)] for one in asked]
@@ -85,7 +85,7 @@ def measure(engine: ClaraEngine, typed: TypedSet) -> TypedTrust:
 
 
 def _sound(texts: list[str], answer: Answer) -> list[bool]:
-    """Of each citation whether its text stands at its offsets, with the words of the answer if it says that."""
+    """For each citation whether its text is at its offsets and, if verbatim, contains the words of the answer."""
     return [
         texts[one.document][one.text_start : one.text_end] == one.text
         and (not one.verbatim or answer.text[one.start : one.end].strip(" .,").casefold() in one.text.casefold())

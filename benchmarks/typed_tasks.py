@@ -1,6 +1,6 @@
-"""Passages and questions typed by hand (``tests/data/typed.json``): no generator made them, no training has seen them.
+"""Passages and questions typed by hand (``tests/data/typed.json``): not generated, and not in training data.
 
-One half is for looking at while a model is made. The other is opened for final figures only.
+One half is used during development, the other for final figures only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 TYPED = Path(__file__).parents[1] / "tests" / "data" / "typed.json"
-FACTS = TYPED.with_name("typed_facts.json")  # of the kinds that the bundled model was taught
+FACTS = TYPED.with_name("typed_facts.json")  # facts of the kinds that the bundled model was taught
 REFUSAL = "The documents do not say."
 
 Half = Literal["open", "closed"]
@@ -23,8 +23,8 @@ class Typed:
 
     Attributes:
         text: Question.
-        answers: All that count as right; none where the passage does not answer it.
-        gold: Its passage, by number.
+        answers: All answers that count as right; empty if the passage does not answer it.
+        gold: Number of its passage.
         kind: Its question word ("howmany", "why", …), "keyword", "yesno" or "none".
         form: The sort of its passage (recipe, lease, chat, …).
     """
@@ -41,9 +41,9 @@ class TypedSet:
     """The passages of both halves, and the questions of one.
 
     Attributes:
-        texts: Every passage: a question is searched among all of them.
+        texts: All passages; a question is searched among all of them.
         answerable: Questions that their passage answers.
-        unanswerable: Questions near a passage that nothing in it answers.
+        unanswerable: Questions about a passage that does not answer them.
     """
 
     texts: list[str]

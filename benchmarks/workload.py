@@ -1,7 +1,7 @@
-"""What the benchmarks run on: a random model of a chosen shape, saved as a checkpoint, and texts.
+"""Workload of the benchmarks: a random model of a chosen shape, saved as a checkpoint, and texts.
 
-Speed does not depend on what the weights are, so they are random, and so is the language: words of
-random syllables with the frequencies of natural text. The tokenizer is a real one, trained on it.
+Speed does not depend on the values of the weights, so they are random. The language is random too: words
+of random syllables with the frequencies of natural text. The tokenizer is trained on it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Language:
     def text(self, tokens: int) -> str:
         """Words of about ``tokens`` tokens together, never more."""
         words: list[str] = []
-        left = tokens - 2  # the first word has no space before it and may cost more
+        left = tokens - 2  # the first word has no space before it and may take more tokens
         while left > 0:
             [word] = self.random.choices(self.words, self._weights)
             left -= self._lengths[word]
@@ -112,7 +112,7 @@ class Language:
 
     def passages(self, count: int, mean: float = 96, longest: int = 256) -> list[str]:
         """Passages of log-normal length: ``mean`` tokens on average, at most ``longest``."""
-        # The cut at the top and whole words take a little off the mean; the factor gives it back.
+        # The upper limit and whole words lower the mean a little; the factor compensates for it.
         centre, spread = 1.075 * mean, 0.6
         mu = torch.tensor(centre).log().item() - spread**2 / 2
         return [self.text(max(8, min(longest, round(self.random.lognormvariate(mu, spread))))) for _ in range(count)]
