@@ -15,6 +15,7 @@ from clara_core.engine.attributing import _without_joint
 from clara_core.engine.evidence import Part, find_parts, score, token_spans, unexplained
 from tests.engines import PASSAGES, open_engine, wrapped
 from tests.known import Known
+from tests.parity_data import PARITY
 from tests.tiny import Tiny, build
 
 
@@ -226,6 +227,24 @@ def test_an_empty_answer_is_sure_of_nothing(engine: ClaraEngine) -> None:
             assert engine.attribute("Where?", memories, text).citations == ()
         except ValueError as exc:
             assert "the answer is empty" in str(exc)  # noqa: PT017 - either is right: a space may be a token
+
+
+@pytest.mark.parametrize("name", ["instruct", "base"])
+def test_without_a_query_reasoner_nothing_is_known_of_ranks(name: str) -> None:
+    folder = PARITY / name
+    engine = ClaraEngine.from_pretrained(
+        str(folder / "checkpoint"), base_model=str(folder / "base"), dtype="float32", device="cpu"
+    )
+    memories = engine.remember(["Ann lives in Oslo.", "Bob bought 3 boats in 1999."])
+    for read in ("memory", "again"):
+        answer = engine.answer("Where does Ann live?", memories, max_tokens=4, citations=True, read=read)
+        assert answer.checks is not None
+        assert (answer.checks.cited_first, answer.reading) == (None, "memory")
+        assert answer.checks.grounded is not None
+        assert len(answer.attribution) == 2
+    given = engine.answer("Where does Ann live?", memories, max_tokens=4, citations=True, scores=[0.1, 0.9])
+    assert given.checks.cited_first is not None  # a search of another kind has ranked them
+    engine.unload()
 
 
 def test_an_answer_that_was_cut_has_no_confidence(engine: ClaraEngine) -> None:
