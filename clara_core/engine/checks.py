@@ -44,8 +44,7 @@ def checked_texts(texts: Iterable[object], name: str = "texts") -> Iterator[str]
     _check_several(texts, Iterable, name, "strings")
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            msg = f"{name}[{index}] must be a string, got {type(text).__name__}: {text!r:.60}"
-            raise TypeError(msg)
+            raise TypeError(f"{name}[{index}] must be a string, got {type(text).__name__}: {text!r:.60}")
         yield text
 
 
@@ -65,11 +64,10 @@ def checked_memories(memories: Iterable[object], fingerprint: Callable[[], str])
             raise TypeError(msg)
         own = own or fingerprint()
         if memory.fingerprint != own:
-            msg = (
+            raise FingerprintMismatch(
                 f"memories[{index}] was made by the model {memory.fingerprint[:12]}, this engine is {own[:12]}; "
                 "compress its text again with this engine"
             )
-            raise FingerprintMismatch(msg)
         checked.append(memory)
     return checked
 
@@ -81,8 +79,7 @@ def user_turn(question: object, name: str = "question") -> list[Message]:
         TypeError: It is no string.
     """
     if not isinstance(question, str):
-        msg = f"{name} must be a string, got {type(question).__name__}: {question!r:.60}"
-        raise TypeError(msg)
+        raise TypeError(f"{name} must be a string, got {type(question).__name__}: {question!r:.60}")
     return [{"role": "user", "content": question}]
 
 
@@ -124,5 +121,4 @@ def check_messages(messages: Sequence[object]) -> None:
 def _check_several(values: object, kind: type, name: str, what: str) -> None:
     if isinstance(values, Memory | str | bytes) or not isinstance(values, kind):
         one = "Memory" if isinstance(values, Memory) else type(values).__name__
-        msg = f"{name} must be several {what}, got one {one}; put it into a list"
-        raise TypeError(msg)
+        raise TypeError(f"{name} must be several {what}, got one {one}; put it into a list")

@@ -225,8 +225,7 @@ class Answers:
     @property
     def _memory(self) -> KVMemory:
         if self.memory is None:
-            msg = "answers that are being written have a KV memory"
-            raise RuntimeError(msg)
+            raise RuntimeError("answers that are being written have a KV memory")
         return self.memory
 
     # --- passes ------------------------------------------------------------------------------------------

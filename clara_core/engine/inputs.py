@@ -82,11 +82,10 @@ def _spans(text: str, tokenizer: ClaraTokenizer, overflow: Overflow) -> tuple[tu
     limit = tokenizer.config.doc_max_length
     beginning = text[:60] + ("…" if len(text) > 60 else "")
     if overflow == "error":
-        msg = (
+        raise WindowOverflow(
             f"a text of {len(text)} characters ({tokenizer.count(text)} tokens) does not fit the window of {limit} "
             f"tokens: {beginning!r}; use overflow='split', or split it before"
         )
-        raise WindowOverflow(msg)
     # The published tokenization cuts at a token, not at a boundary, and so does this.
     end = tokenizer.truncation(text)
     msg = f"truncated a text of {len(text)} characters to its first {end} (a window of {limit} tokens): {beginning!r}"

@@ -240,11 +240,10 @@ def _base_errors(base: str, folder: Path) -> Iterator[None]:
         if is_out_of_memory(exc):
             raise
         first = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-        msg = (
+        raise CheckpointError(
             f"the base decoder {base!r} of the checkpoint in {folder} could not be loaded: {first}. Check the name, "
             "the network or the access token, or give another with base_model="
-        )
-        raise CheckpointError(msg) from exc
+        ) from exc
 
 
 @contextmanager

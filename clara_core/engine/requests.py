@@ -141,8 +141,7 @@ class JudgeRequest:
             raise ValueError(msg)
         missing = frozenset().union(*self.hidden) - set(range(len(self.windows)))
         if missing:
-            msg = f"windows {sorted(missing)} cannot be hidden: the prompt has {len(self.windows)}"
-            raise ValueError(msg)
+            raise ValueError(f"windows {sorted(missing)} cannot be hidden: the prompt has {len(self.windows)}")
 
     @property
     def head(self) -> int:

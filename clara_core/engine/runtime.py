@@ -304,8 +304,7 @@ class EngineInstance(Engine):
         with self._lock:
             self.load()
             if self._worker is None:
-                msg = "an engine that is loaded has a worker"
-                raise RuntimeError(msg)
+                raise RuntimeError("an engine that is loaded has a worker")
             self._worker.submit(request)
 
     def _submit_all(self, requests: Sequence[Request]) -> None:

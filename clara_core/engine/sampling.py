@@ -253,11 +253,9 @@ def _several(stop: Sequence[str]) -> tuple[str, ...]:
     try:
         return tuple(stop)
     except TypeError as exc:
-        msg = f"stop must be a string or several, got {type(stop).__name__}: {stop!r:.60}"
-        raise TypeError(msg) from exc
+        raise TypeError(f"stop must be a string or several, got {type(stop).__name__}: {stop!r:.60}") from exc
 
 
 def _check(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
-        msg = f"{name} must be {expected}, got {value!r}"
-        raise ValueError(msg)
+        raise ValueError(f"{name} must be {expected}, got {value!r}")

@@ -108,15 +108,13 @@ class Worker:
         """
         with self._wake:
             if self._closed is not None:
-                msg = f"the engine was closed: {self._closed}"
-                raise EngineClosed(msg) from self._closed
+                raise EngineClosed(f"the engine was closed: {self._closed}") from self._closed
             if isinstance(request, GenerateRequest):
                 self.answers.submit(request)
             elif isinstance(request, JudgeRequest):
                 self._judged.extend(rows_of(request))
             elif not request.sequences:
-                msg = "an encode request needs at least one sequence"
-                raise ValueError(msg)
+                raise ValueError("an encode request needs at least one sequence")
             else:
                 queue = self._urgent if request.urgent else self._bulk
                 queue.extend(SequenceRow(request, index) for index in range(len(request.sequences)))

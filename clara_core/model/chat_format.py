@@ -42,12 +42,10 @@ def alternating(turns: Sequence[Mapping[str, str]]) -> list[Turn]:
         ValueError: There is nothing to answer.
     """
     if not turns:
-        msg = "there is no message to answer"
-        raise ValueError(msg)
+        raise ValueError("there is no message to answer")
     merged = merge_turns(turns)
     if merged[-1]["role"] == "assistant":
-        msg = "the last message is the model's own; a message of the user can be answered"
-        raise ValueError(msg)
+        raise ValueError("the last message is the model's own; a message of the user can be answered")
     return merged
 
 

@@ -275,8 +275,7 @@ class ClaraModel(RoutedDecoder):
         options: dict[str, object] = {}
         if lengths is not None:
             if self.kernel is None:
-                msg = "rows are packed only where there is a kernel for them"
-                raise RuntimeError(msg)
+                raise RuntimeError("rows are packed only where there is a kernel for them")
             ragged = Packed(self.kernel, lengths, device)
             positions = upload([at for one in lengths for at in range(one)], device)[None]  # [1, total]
         elif positions is None:

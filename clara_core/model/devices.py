@@ -70,8 +70,7 @@ def definite_device(wanted: str | torch.device) -> torch.device:
     index = _current_cuda() if device.index is None else device.index
     if index >= count:
         seen = "no CUDA device" if not count else "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        msg = f"device={str(wanted)!r} was asked for, but torch {torch.__version__} sees {seen} here"
-        raise ValueError(msg)
+        raise ValueError(f"device={str(wanted)!r} was asked for, but torch {torch.__version__} sees {seen} here")
     return torch.device("cuda", index)
 
 
@@ -82,11 +81,10 @@ def check_forked(device: torch.device) -> None:
         RuntimeError: It was.
     """
     if device.type == "cuda" and torch.cuda._is_in_bad_fork():  # noqa: SLF001
-        msg = (
+        raise RuntimeError(
             f"{device} cannot be used: CUDA was initialised in the process that this one was forked from. Do that in "
             "the children only, or start processes with the method 'spawn'"
         )
-        raise RuntimeError(msg)
 
 
 def _current_cuda() -> int:
@@ -112,8 +110,7 @@ def _capability_by_driver(index: int) -> tuple[int, int]:
         library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)),
     ):
         if status:
-            msg = f"NVML answered {status}"
-            raise OSError(msg)
+            raise OSError(f"NVML answered {status}")
     return major.value, minor.value
 
 
@@ -226,11 +223,10 @@ def attempt(run: Callable[[R], None], part: R, device: torch.device) -> Exceptio
     except Exception as exc:
         traceback.clear_frames(exc.__traceback__)
         if is_lost(exc, device):
-            msg = (
+            raise DeviceLost(
                 f"the CUDA context of {device} is broken ({type(exc).__name__}: {str(exc).strip().splitlines()[0]}): "
                 "nothing on it can be used by this process any more; restart the process"
-            )
-            raise DeviceLost(msg) from exc
+            ) from exc
         return exc
     return None
 

@@ -92,11 +92,10 @@ def check_int8() -> None:
         if not wrong < 0.05:
             raise RuntimeError(f"FBGEMM gave wrong numbers on a small example (off by {wrong:.3g})")  # noqa: TRY301
     except (RuntimeError, NotImplementedError, AttributeError) as exc:
-        msg = (
+        raise ValueError(
             f"quantization='int8' cannot be used on this processor: {str(exc).splitlines()[0]}. Take "
             "quantization='nf4' (pip install 'clara-rag[quantization]'), dtype='bfloat16' or none of them"
-        )
-        raise ValueError(msg) from exc
+        ) from exc
 
 
 def _pack(weight: Tensor) -> object:

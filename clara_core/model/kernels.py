@@ -254,11 +254,10 @@ def find_kernel(
             return kernel
         problem = "; ".join(reasons)
     if wanted == "flash_attention_2":
-        msg = (
+        raise ValueError(
             f"attn_implementation='flash_attention_2' cannot be used here: {problem}. It needs a GPU of the Ampere "
             "generation or newer, bfloat16 or float16, and pip install 'clara-rag[flash-attn]'; 'auto' takes what works"
         )
-        raise ValueError(msg)
     log.debug("attention: torch's scaled_dot_product_attention (%s)", problem)
     return None
 
@@ -297,8 +296,7 @@ def _try_out(kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: in
         )
     for result in results:
         if not bool((result == 2.0).all()):
-            msg = "it gave wrong numbers on a small example"
-            raise RuntimeError(msg)
+            raise RuntimeError("it gave wrong numbers on a small example")
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:

@@ -212,8 +212,7 @@ class KVCache(Cache):
 
 
 def _unset(_target: Tensor, _states: Tensor) -> None:
-    msg = "a KVCache takes keys only after begin_prompts or begin_step"
-    raise RuntimeError(msg)
+    raise RuntimeError("a KVCache takes keys only after begin_prompts or begin_step")
 
 
 def _blocks(row: KVRow, length: int) -> list[tuple[int, int, int]]:

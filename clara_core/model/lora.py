@@ -47,8 +47,7 @@ def current_routing() -> Routing:
     """The routing of the forward pass that is running in this thread."""
     routing = _routing.get()
     if routing is None:
-        msg = "a role-routed layer was called outside of routed(...): give every forward pass its roles"
-        raise RuntimeError(msg)
+        raise RuntimeError("a role-routed layer was called outside of routed(...): give every forward pass its roles")
     return routing
 
 

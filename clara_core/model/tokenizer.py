@@ -127,8 +127,7 @@ class ClaraTokenizer:
         """Id of a token that must exist."""
         found = self._trusted.token_to_id(token)
         if found is None:
-            msg = f"the tokenizer has no token {token!r}"
-            raise CheckpointError(msg)
+            raise CheckpointError(f"the tokenizer has no token {token!r}")
         return int(found)
 
     def _special_contents(self) -> set[str]:
@@ -260,8 +259,7 @@ class ClaraTokenizer:
     def paraphrase_prompt(self, instruction: str, n_windows: int) -> list[int]:
         """Ids of the prompt that asks to say a document again; ``{docs}`` in the instruction is its place."""
         if "{docs}" not in instruction:
-            msg = f"the instruction must hold {{docs}} where the document belongs, got {instruction!r}"
-            raise ValueError(msg)
+            raise ValueError(f"the instruction must hold {{docs}} where the document belongs, got {instruction!r}")
         shield = Shield(self._pattern)
         before, _, after = instruction.partition("{docs}")
         user = shield(before) + self.slots * n_windows + shield(after)

@@ -172,11 +172,10 @@ class RoutedDecoder(nn.Module):
             if saved is None:
                 continue
             if saved.shape != target.shape:
-                msg = (
+                raise CheckpointError(
                     f"{checkpoint.folder}: {key} is {list(saved.shape)}, but the base decoder with its memory tokens "
                     f"needs {list(target.shape)}; give the base it was trained on with base_model="
                 )
-                raise CheckpointError(msg)
             with torch.no_grad():
                 target.copy_(saved)
 
@@ -189,12 +188,11 @@ class RoutedDecoder(nn.Module):
         found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         if found != expected:
             key = min(key for key in found.keys() | expected if found.get(key) != expected.get(key))
-            msg = (
+            raise CheckpointError(
                 f"{checkpoint.folder}: {role.adapter} does not fit the base decoder at {key}: the file has "
                 f"{_shape(found.get(key))}, the decoder needs {_shape(expected.get(key))}; give the base it was "
                 "trained on with base_model="
             )
-            raise CheckpointError(msg)
         for name, layer in self.routed.items():
             stem = f"{self.prefix}{name}"
             layer.load(role, tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"])
