@@ -229,7 +229,7 @@ class SequenceState:
         return min(found, default=None)
 
     def _certain(self) -> int:
-        """Length of the text that later tokens cannot change: no incomplete character, no beginning of a stop string."""
+        """Length of the text that later tokens cannot change: no incomplete character or beginning of a stop."""
         certain = self.text.rstrip(REPLACEMENT)
         if self.ids[-1] in self._byte_ids:
             # One invalid byte at the end of a run of bytes invalidates all characters of the run.
