@@ -71,7 +71,7 @@ def ask(
 ) -> None:
     """Answer a question from the texts of a folder or of a store."""
     if len(words) != (2 if store is None else 1):
-        wanted = "a folder and a question" if store is None else "only a question with --store"
+        wanted = "a folder and a question" if store is None else "a question alone, because --store names the texts"
         raise ValueError(f"give {wanted}; got {len(words)} arguments")
     question = words[-1]
     if not question.strip():

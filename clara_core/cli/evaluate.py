@@ -53,7 +53,7 @@ def evaluate_file(
     text_llm: Annotated[
         str | None,
         typer.Option(
-            help="LLM that reads the same documents as text: openai:MODEL[@URL], python:MODULE:NAME or python:FILE.py:NAME."
+            help="LLM that reads the documents as text: openai:MODEL[@URL], python:MODULE:NAME or python:FILE.py:NAME."
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,

@@ -287,7 +287,7 @@ def test_a_missing_store(clara, uri, model, command):
 
 
 @pytest.mark.parametrize(
-    "condition, says", [("{", "no JSON"), ("[1]", "must be a dict"), ('{"a": {"$gtt": 1}}', "did you mean '$gt'")]
+    "condition, says", [("{", "is not JSON"), ("[1]", "must be a dict"), ('{"a": {"$gtt": 1}}', "did you mean '$gt'")]
 )
 def test_a_filter_that_is_none(index, clara, folder, uri, model, condition, says):
     index(folder)
