@@ -1,4 +1,4 @@
-"""The command `clara ask`: a question to a folder of texts, or to a store of them; an answer with its sources."""
+"""The command `clara ask`: answers a question from a folder of texts or from a store, and shows the sources."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
 
 
 class ModeName(StrEnum):
-    """How to search, as a word of the command line."""
+    """Search modes as values of ``--mode``."""
 
     MEMORY = "memory"
     TEXT = "text"
     HYBRID = "hybrid"
 
 
-Mode = Annotated[ModeName, typer.Option(help="Search by memory, by words, or by both.")]
+Mode = Annotated[ModeName, typer.Option(help="Search by memory, by words (text), or by both.")]
 
 
 @dataclass(slots=True)
 class _Reading:
-    """What is read for an answer, from which store, and how long each step took."""
+    """The passages that an answer is read from, the store they were found in, and the seconds of each step."""
 
     store: MemoryStore
     seconds: dict[str, float] = field(default_factory=dict)
@@ -68,25 +68,25 @@ def ask(
         list[str],
         typer.Argument(
             metavar="[FOLDER] QUESTION",
-            help="A folder of files, or one file (not with --store), and what to ask them.",
+            help="A folder of files, or one file (not with --store), and the question.",
             show_default=False,
         ),
     ],
-    store: Annotated[str | None, typer.Option(help="Ask the store that `clara index` wrote here.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Passages that the answer is read from.")] = 5,
+    store: Annotated[str | None, typer.Option(help="Folder or address of a store to ask.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Passages to read for the answer.")] = 5,
     mode: Mode = ModeName.HYBRID,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
-    cite: Annotated[bool, typer.Option("--cite", help="Show the sentence that the answer stands on.")] = False,
+    cite: Annotated[bool, typer.Option("--cite", help="Show the sentences that support the answer.")] = False,
     min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Withhold an answer that is less sure than this.")
+        float, typer.Option(min=0, max=1, help="Withhold an answer with a lower confidence.")
     ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     *,
     options: EngineOptions,
 ) -> None:
-    """Answers a question from the texts of a folder or of a store."""
+    """Answer a question from the texts of a folder or of a store."""
     if len(words) != (2 if store is None else 1):
-        wanted = "a folder and a question" if store is None else "a question alone, since --store says what to ask"
+        wanted = "a folder and a question" if store is None else "a question alone, because --store names the texts"
         raise ValueError(f"give {wanted}; got {len(words)} arguments")
     question = words[-1]
     if not question.strip():
@@ -119,16 +119,16 @@ def ask(
 
 
 def read_files(folder: Path, notes: Console) -> tuple[list[TextFile], list[str]]:
-    """The texts of a folder, and a line for each file that was left out; these are shown, those of a kind together.
+    """Read the texts of a folder; also returns a line for each file left out, and prints these by kind.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no file that can be read.
     """
     files, left_out = read_folder(folder)
     for line in group_left_out(left_out):
         notes.print(plain(f"left out: {line}"), style="yellow", soft_wrap=True)
     if not files:
-        raise ValueError(f"no file in {str(folder)!r} that can be read; kinds that are: {', '.join(SUFFIXES)}")
+        raise ValueError(f"no file in {str(folder)!r} can be read; supported kinds: {', '.join(SUFFIXES)}")
     return files, list(map(str, left_out))
 
 
@@ -159,10 +159,10 @@ def _search(reading: _Reading, question: str, top_k: int, mode: ModeName) -> Non
 
 
 def open_store(uri: str, engine: Engine | None, memory_type: MemoryType = "bfloat16") -> MemoryStore:
-    """A `MemoryStore`, which need not be there yet.
+    """Open a `MemoryStore`, which need not exist yet.
 
     Raises:
-        ValueError: The extra that it needs is not installed.
+        ValueError: A package of an extra is not installed.
     """
     try:
         from clara_core.store import MemoryStore
@@ -172,10 +172,10 @@ def open_store(uri: str, engine: Engine | None, memory_type: MemoryType = "bfloa
 
 
 def written_store(uri: str, engine: Engine | None) -> MemoryStore:
-    """A `MemoryStore` to be read.
+    """Open a `MemoryStore` that exists.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no store.
     """
     store = open_store(uri, engine)
     if store.fingerprint is None:
@@ -184,7 +184,7 @@ def written_store(uri: str, engine: Engine | None) -> MemoryStore:
 
 
 def _compress(engine: Engine, passages: Sequence[Passage], notes: Console) -> list[Memory]:
-    """Memories of the passages, with a progress bar where somebody can see it."""
+    """Compress the passages, with a progress bar on a terminal."""
     texts = [passage.text for passage in passages]
     if not notes.is_terminal:
         return engine.compress(texts)

@@ -1,6 +1,6 @@
-"""The engine's calls, awaitable: the same requests, and no call blocks the event loop.
+"""The engine's calls for asyncio: they submit the same requests and never block the event loop.
 
-Tokenizing and loading happen in a thread; cancelling a task, or a timeout around it, stops the work on the device.
+Tokenizing and loading run in a thread. Cancelling a task, or a timeout around it, stops the work on the device.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from clara_core.engine.sampling import Answer, Chunk
 from clara_core.engine.streams import off_loop, results, stream_async
 from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
 
-BLOCK = 64  # texts that are tokenized at a time; a cancelled task stops between blocks
+BLOCK = 64  # texts to tokenize at a time; a cancelled task stops between blocks
 
 
 class AsyncCalls(EvidenceCalls):
-    """Awaitable twins of the calls of `ClaraEngine`, which see for what they do."""
+    """Awaitable versions of the calls of `ClaraEngine`, with the same arguments and results."""
 
     async def acompress(self, texts: Iterable[str], overflow: Overflow = "split") -> list[Memory]:
         """Awaitable `compress`."""
@@ -57,7 +57,7 @@ class AsyncCalls(EvidenceCalls):
         return self.cache.complete(given, known, made)
 
     async def afetch(self, memories: Sequence[Memory]) -> None:
-        """See `Engine.afetch`; here they are in this process anyway."""
+        """Does nothing: the tensors are in this process already."""
 
     async def areason(self, questions: Sequence[str]) -> Tensor:
         """Awaitable `reason`."""

@@ -1,4 +1,4 @@
-"""The calls of an engine that ask what a text stands on, how sure an answer is, and what a memory has lost."""
+"""Engine calls about existing texts: attribution to documents, log-probability, fidelity of memories."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ T = TypeVar("T")
 
 
 class EvidenceCalls(EngineInstance):
-    """Calls about answers that are there already."""
+    """Calls about texts that were generated or written before."""
 
     def attribute(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Attribution:
-        """What an answer to a question stands on, whoever wrote it.
+        """Attribute an answer of any origin to the documents.
 
         Args:
             question: The question.
-            memories: The documents, in the order in which they are read.
+            memories: The documents, in the order in which they were read.
             answer: An answer of this engine, or any text.
 
         Raises:
-            ValueError: There is no document, or no answer.
+            ValueError: There is no document, or the answer is empty.
         """
         return self._drive(self._attributed(question, memories, answer))
 
@@ -44,11 +44,11 @@ class EvidenceCalls(EngineInstance):
         return await self._adrive(lambda: self._attributed(question, memories, answer))
 
     def logprob(self, question: str, memories: Sequence[Memory], text: str) -> float:
-        """Log-probability of a text as the answer to a question: that of all its tokens, but for the end of the answer.
+        """Log-probability of a text as the answer to a question, in nats, without the token that ends the answer.
 
         Args:
             question: The question.
-            memories: The documents; none are allowed.
+            memories: The documents; may be empty.
             text: Any text.
 
         Raises:
@@ -61,13 +61,14 @@ class EvidenceCalls(EngineInstance):
         return await self._adrive(lambda: self._logprob(question, memories, text))
 
     def fidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
-        """What memories have kept of their texts: how well names, numbers and code can be read back from each.
+        """Measure how well names, numbers and code can be read back from memories.
 
-        Costs one pass a window, about as much as compressing it.
+        It takes one pass a window, which costs about as much as compressing it.
 
         Args:
             memories: Documents.
-            instruction: Asks to say the text again, ``{docs}`` being its place; that of the published training if None.
+            instruction: Prompt that asks to repeat the text, with ``{docs}`` in the place of the memory; None: the one
+                of the published training.
         """
         return self._drive(self._fidelity(memories, instruction))
 
@@ -75,7 +76,7 @@ class EvidenceCalls(EngineInstance):
         """Awaitable `fidelity`."""
         return await self._adrive(lambda: self._fidelity(memories, instruction))
 
-    # --- the work, for callers that block and for those that do not --------------------------------------
+    # --- steps, for blocking and asynchronous calls ------------------------------------------------------
 
     def _attributed(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Steps[Attribution]:
         text = answer.draft or answer.text if isinstance(answer, Answer) else answer
@@ -101,7 +102,7 @@ class EvidenceCalls(EngineInstance):
         windows = sum(memory.n_windows for memory in prompt.documents)
         ids = self.tokenizer.said_ids(messages, windows, text)
         if not ids:
-            raise ValueError(f"the answer is empty, so nothing can be said of it: {text!r}")
+            raise ValueError(f"the answer is empty: {text!r}; it must have at least one token")
         return Said(prompt, ids, text, question)
 
     def _ask(
@@ -116,7 +117,7 @@ class EvidenceCalls(EngineInstance):
         return Asked(messages, memories, sampling, request)
 
     def _examined(self, several: Sequence[Asked], answers: Sequence[Answer], wanted: Wanted) -> Steps[list[Answer]]:
-        """Answers with all that is wanted of them."""
+        """Examine answers together."""
         work = [examine(self, one, answer, wanted) for one, answer in zip(several, answers, strict=True)]
         return (yield from together(work))
 
@@ -124,12 +125,12 @@ class EvidenceCalls(EngineInstance):
         return drive(steps, self._wait)
 
     async def _adrive(self, make: Callable[[], Steps[T]]) -> T:
-        """The same work without blocking the event loop: what is computed between two waits runs in a thread."""
+        """Run steps without blocking the event loop: the code between two waits runs in a thread."""
         given: list[Any] | None = None
         steps: Steps[T] | None = None
         found: list[T] = []
 
-        def go() -> list[Request]:
+        def advance() -> list[Request]:
             nonlocal steps
             try:
                 if steps is None:
@@ -142,14 +143,14 @@ class EvidenceCalls(EngineInstance):
             return requests
 
         while True:
-            requests = await off_loop(go)
+            requests = await off_loop(advance)
             if found:
                 return found[0]
             given = await results(requests)
 
 
 def drive(steps: Steps[T], wait: Callable[[list[Request]], list[Any]]) -> T:
-    """Run steps to their end; `wait` submits requests and gives their results."""
+    """Run steps to their end; `wait` submits requests and returns their results."""
     try:
         requests = next(steps)
         while True:

@@ -1,4 +1,4 @@
-"""Streams of answers that are examined when they are written: the evidence comes with the last piece."""
+"""Streams of answers that are examined after generation; the last piece carries the evidence."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 class ExaminedStream(AnswerStream):
     """The pieces of one answer; the last one carries the answer with its evidence.
 
-    A text that may still be withheld, or replaced by that of a second reading, comes as one piece when it is certain.
-    Cancelled while it is examined, the answer comes without evidence.
+    A text that may still be withheld or replaced comes as one piece once it is final. If the stream is cancelled during
+    the examination, the answer has no evidence.
 
     Args:
-        engine: Whose answer it is.
-        asked: What was asked.
-        wanted: What is wanted beside the text.
+        engine: The engine that generates the answer.
+        asked: The question and its first request.
+        wanted: The options of the answer.
     """
 
     def __init__(self, engine: EvidenceCalls, asked: Asked, wanted: Wanted) -> None:
@@ -47,14 +47,14 @@ class ExaminedStream(AnswerStream):
                 return chunk if self._wanted.logprobs else replace(chunk, logprobs=None)
 
     def cancel(self) -> None:
-        """Stop writing or examining; the last piece has the answer as far as it got."""
+        """Stop generation or examination; the last piece carries the answer so far."""
         self._cancelled = True
         super().cancel()
         for request in self._open:
             request.cancel()
 
     def close(self) -> None:
-        """Stop writing, examining and listening."""
+        """Stop generation and examination, and end the stream."""
         self.cancel()
         super().close()
 
@@ -67,7 +67,7 @@ class ExaminedStream(AnswerStream):
 
     def _wait(self, requests: list[Request]) -> list[Any]:
         self._open = requests
-        if self._cancelled:  # set before the requests were there to be cancelled
+        if self._cancelled:  # before the requests existed
             raise CancelledError
         results = self._engine._wait(requests)  # noqa: SLF001
         if self._cancelled:
@@ -76,7 +76,7 @@ class ExaminedStream(AnswerStream):
 
 
 async def examined_stream(engine: EvidenceCalls, ask: Callable[[], Asked], wanted: Wanted) -> AsyncIterator[Chunk]:
-    """`ExaminedStream` on an event loop that is never blocked."""
+    """Asynchronous version of `ExaminedStream`."""
     made: list[Asked] = []
 
     def prepare() -> GenerateRequest:
@@ -96,7 +96,7 @@ async def examined_stream(engine: EvidenceCalls, ask: Callable[[], Asked], wante
 
 
 def _last(chunk: Chunk, answer: Answer, wanted: Wanted) -> Chunk:
-    """The last piece: with the whole text, where none of it was shown before."""
+    """The last piece; it has the whole text if the stream held the text back."""
     text = answer.text if wanted.withholds else chunk.text
     logprobs = answer.logprobs if wanted.withholds else chunk.logprobs
     return Chunk(text, answer, logprobs if wanted.logprobs else None)

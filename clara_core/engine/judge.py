@@ -1,7 +1,7 @@
-"""What an answer is judged by: how probable given words are while parts of what is read are hidden.
+"""Passes that judge an answer: log-probabilities of given tokens while windows of the prompt are hidden.
 
-A judge request is short work, like a question: it is served between the steps of answers and between the layers of a
-corpus. Its rows share the beginning of their prompt (`clara_core.model.forked`), whatever pass they are in.
+A judge request is short work, like a question: it runs between decode steps and between the layers of a corpus batch.
+Its rows share the beginning of their prompt within a pass (`clara_core.model.forked`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from clara_core.model.devices import upload
 
 
 def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow], not_finite: Callable[[], ClaraError]) -> None:
-    """Compute rows in one pass and hand them in; the last row of a request completes it.
+    """Compute rows in one pass and store them in their requests; the last row of a request resolves its future.
 
     Args:
         model: The model.
-        rows: Those of a request together.
-        not_finite: Makes the error of a row whose numbers are none.
+        rows: The rows, those of a request next to each other.
+        not_finite: Makes the error of rows whose log-probabilities are not finite.
     """
     groups = [(request, list(some)) for request, some in groupby(rows, key=lambda row: row.request)]
     prompts = [request.forked(row.index for row in some) for request, some in groups]

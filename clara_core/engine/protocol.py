@@ -1,4 +1,4 @@
-"""What an engine is to everyone who uses one: a model in this process, or one behind a server. Loads nothing itself."""
+"""The interface of an engine, which holds a model in this process or asks a server for it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class EngineTokenizer(Protocol):
-    """What others may ask the tokenizer of an engine."""
+    """The tokenizer of an engine, as far as other modules use it."""
 
     def count(self, text: str) -> int:
-        """Tokens of a text as a passage."""
+        """Number of tokens of a text as a passage."""
         ...
 
     def windows(self, text: str, *, first_only: bool = False, reserve: int = 0) -> list[tuple[int, int]]:
@@ -35,27 +35,27 @@ class EngineTokenizer(Protocol):
         ...
 
     def count_plain(self, text: str) -> int:
-        """Tokens of a text by itself."""
+        """Number of tokens of a text, without special tokens."""
         ...
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of a text by itself."""
+        """Token ids of a text, without special tokens."""
         ...
 
     def chat_prompt(self, messages: Sequence[Message], n_windows: int) -> list[int]:
-        """Ids of a conversation over so many windows of documents."""
+        """Token ids of a conversation over `n_windows` windows of documents."""
         ...
 
 
 class Pieces(Iterator["Chunk"], Protocol):
-    """The pieces of one answer; the last one carries the whole `Answer`. Closing it stops the work."""
+    """The pieces of one answer as they are generated; the last one carries the `Answer`. Closing it stops the work."""
 
     def cancel(self) -> None:
-        """Stop writing; the pieces so far can still be read, and the last one says "cancelled"."""
+        """Stop generation; pieces so far can still be read, and the last one has the finish reason "cancelled"."""
         ...
 
     def close(self) -> None:
-        """Stop writing and listening."""
+        """Stop generation and end the stream."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -68,19 +68,23 @@ class Pieces(Iterator["Chunk"], Protocol):
 class Engine(ABC):
     """One CLaRa model: text in, memories, rankings and answers out.
 
-    `ClaraEngine` holds it in this process, `RemoteEngine` asks a server for it. Components use these calls alone and do
-    not ask which of the two they hold. What the calls mean is written at `ClaraEngine`.
+    `ClaraEngine` holds it in this process, `RemoteEngine` asks a server for it. Components use only these calls, so
+    they work with either. `ClaraEngine` documents arguments, shapes and errors.
+
+    Attributes:
+        arguments: Options of the engine.
+        cache: Memories of documents by text, used by `remember`.
     """
 
     arguments: EngineArguments
     cache: MemoryCache
 
-    # --- what it is --------------------------------------------------------------------------------------
+    # --- facts of the model ------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of weights and rate; memories carry it."""
+        """Hash of weights and rate, stored in each memory."""
 
     @property
     @abstractmethod
@@ -124,15 +128,15 @@ class Engine(ABC):
 
     @abstractmethod
     def count_tokens(self, text: str) -> int:
-        """Tokens of a text by itself."""
+        """Number of tokens of a text, without special tokens."""
 
     @abstractmethod
     def load(self, *, show_progress: bool = False) -> object:
-        """Get ready now instead of at first use."""
+        """Load the model, or connect to the server, now instead of at first use."""
 
     @abstractmethod
     def unload(self) -> None:
-        """Let go of what is held; the next use gets ready again."""
+        """Free the model, or forget the server's facts; the next use loads again."""
 
     # --- documents and questions -------------------------------------------------------------------------
 
@@ -146,29 +150,29 @@ class Engine(ABC):
     def compress_stream(
         self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
     ) -> Iterator[Memory]:
-        """`compress`, one by one."""
+        """Like `compress`, but yields each memory once it is ready."""
 
     @abstractmethod
     def remember(self, texts: Iterable[str], *, show_progress: bool = False) -> list[Memory]:
-        """Memories of documents; a text that was compressed before costs nothing."""
+        """Like `compress`, but texts in `cache` are not compressed again."""
 
     @abstractmethod
     def reason(self, questions: Sequence[str]) -> Tensor:
-        """Memory tokens of questions, ``[n, n_mem, hidden]``, on the processor."""
+        """Memory tokens of questions, ``[n_questions, n_mem, hidden]``, on the CPU."""
 
     @abstractmethod
     def score(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
-        """Cosine of each question with each document's best window: ``[n_questions, n_memories]``."""
+        """Cosine of each question with the best window of each document: ``[n_questions, n_memories]``."""
 
     @abstractmethod
     def rank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
-        """The documents for a question, best first."""
+        """Rank documents for a question, best first."""
 
     # --- answers -----------------------------------------------------------------------------------------
 
     @abstractmethod
     def paraphrase(self, memory: Memory, instruction: str | None = None, max_tokens: int = 128) -> Answer:
-        """Say a document again from its memory alone."""
+        """Write a paraphrase of a document from its memory alone."""
 
     @abstractmethod
     def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
@@ -178,17 +182,17 @@ class Engine(ABC):
     def answer_batch(
         self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
-        """Answer many questions together, each from its own documents."""
+        """Answer many questions in one batch, each from its own documents."""
 
     @abstractmethod
     def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Pieces:
-        """The answer in pieces, as it is written."""
+        """Answer a question in pieces of text as they are generated."""
 
     @abstractmethod
     def chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Answer:
-        """Go on with a conversation; the last user turn may read compressed documents."""
+        """Answer the last user turn of a conversation, which may read compressed documents."""
 
     @abstractmethod
     def chat_batch(
@@ -196,27 +200,27 @@ class Engine(ABC):
         conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
         **options: Unpack[AnswerOptions],
     ) -> list[Answer]:
-        """Go on with many conversations together."""
+        """Like `chat`, for many conversations in one batch."""
 
     @abstractmethod
     def stream_chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Pieces:
-        """`chat`, in pieces."""
+        """Like `chat`, in pieces of text as they are generated."""
 
-    # --- what texts stand on -----------------------------------------------------------------------------
+    # --- evidence ----------------------------------------------------------------------------------------
 
     @abstractmethod
     def attribute(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Attribution:
-        """What an answer to a question stands on, whoever wrote it."""
+        """Attribute an answer of any origin to the documents."""
 
     @abstractmethod
     def logprob(self, question: str, memories: Sequence[Memory], text: str) -> float:
-        """Log-probability of a text as the answer to a question."""
+        """Log-probability of a text as the answer to a question, in nats."""
 
     @abstractmethod
     def fidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
-        """What memories have kept of their texts."""
+        """Measure how well names, numbers and code can be read back from memories."""
 
     # --- awaitable ---------------------------------------------------------------------------------------
 
@@ -230,7 +234,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def afetch(self, memories: Sequence[Memory]) -> None:
-        """Have the tensors of memories in this process, where reading them would else wait for a server."""
+        """Fetch the tensors of memories that are on a server, so that reading `Memory.tokens` does not block."""
 
     @abstractmethod
     async def areason(self, questions: Sequence[str]) -> Tensor:

@@ -146,7 +146,7 @@ def test_cited_sentence_and_confidence(clara):
 def test_an_uncalibrated_model_says_so(clara, folder, model):
     code, out, _ = clara("ask", folder, QUESTION, "--model", model, "--max-tokens", 8, "--cite")
     assert code == 0
-    assert "confidence not known" in out or "`clara calibrate`" in out
+    assert "confidence unknown" in out or "`clara calibrate`" in out
 
 
 def test_long_files_of_the_examples(clara, model):

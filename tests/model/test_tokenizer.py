@@ -224,7 +224,9 @@ def test_windows_cover_the_text_and_fit(family: str, data: st.DataObject) -> Non
 
 @pytest.mark.parametrize("reserve", [-1, WINDOW, 99])
 def test_a_reserve_has_to_leave_a_window(reserve: int) -> None:
-    with pytest.raises(ValueError, match=f"window of {WINDOW} tokens, got {reserve}"):
+    with pytest.raises(
+        ValueError, match=f"between 0 and {WINDOW - 1}, which leaves a token of a window, got {reserve}"
+    ):
         tokenizer_of("mistral").windows("text", reserve=reserve)
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a server: numbers, spans and ids, each for one request."""
+"""The tokenizer of a server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOKENS = "/v1/clara/tokens"
 
 
 class RemoteTokenizer:
-    """The calls of `EngineTokenizer`, answered by a server."""
+    """The calls of `EngineTokenizer`; each is a request to the server."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
