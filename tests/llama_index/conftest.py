@@ -9,10 +9,13 @@ import pytest
 pytest.importorskip("llama_index.core", reason="LlamaIndex is not installed: pip install 'clara-rag[llama-index]'")
 
 from llama_index.core import Settings
+from llama_index.core.vector_stores import SimpleVectorStore
+from llama_index.core.vector_stores.types import VectorStoreQuery
 
-from clara_core import ClaraEngine
+from clara_core import ClaraEngine, MemoryStore
 from clara_core.checkpoint.hub import BUNDLED
-from tests.llama_index.doubles import Recorder
+from llama_index_clara import ClaraEmbedding, ClaraQueryEngine, ClaraRetriever, ClaraVectorStore
+from tests.llama_index.doubles import QUESTION, TEXTS, Recorder, documents, nodes, unit
 from tests.served import served
 from tests.tiny import build
 
@@ -55,3 +58,94 @@ def recorder():
     """Names of LlamaIndex's events while it is on."""
     with Recorder() as recorder:
         yield recorder
+
+
+# -- vector stores ---------------------------------------------------------------------------------
+
+METADATA = (
+    {"year": 1907, "place": "Aln", "tags": ["bridge", "river"], "ratio": 0.5, "open": True},
+    {"year": 1950, "place": "Bristol", "tags": [], "note": ""},
+    {"year": "1907", "place": "aln valley", "tags": ["bridge"], "when": None},
+    {},
+)
+
+
+@pytest.fixture(scope="module")
+def length(engine):
+    return engine.dimension
+
+
+@pytest.fixture(params=["memory", "durable"])
+def store(request, model, engine, tmp_path):
+    """A store in this process, and one in a folder."""
+    if request.param == "memory":
+        yield ClaraVectorStore(model=model)
+    else:
+        yield ClaraVectorStore(model=model, uri=tmp_path / "memories")
+        engine.cache.clear()  # of memories that were written in fewer bits and read again
+
+
+@pytest.fixture
+def plain(model):
+    """A store of vectors of any embedding."""
+    return ClaraVectorStore(model=model, dimensions=ClaraVectorStore(model=model).engine.dimension)
+
+
+@pytest.fixture
+def pair(store, model, length):
+    """Our store and LlamaIndex's, with the same eight nodes under the same vectors."""
+    return filled(store, model, length)
+
+
+@pytest.fixture
+def plain_pair(plain, model, length):
+    return filled(plain, model, length)
+
+
+def filled(store, model, length):
+    """The vectors are made up where the store keeps any vector."""
+    simple = SimpleVectorStore()
+    given = nodes(8)
+    for number, node in enumerate(given):
+        node.metadata = dict(METADATA[number % len(METADATA)])
+        node.excluded_embed_metadata_keys = list(node.metadata)
+        node.embedding = unit(node.node_id, length)
+    given = given if store.dimensions is not None else ClaraEmbedding(model=model)(given)
+    for each in (store, simple):
+        assert each.add(given) == [node.node_id for node in given]
+    return store, simple
+
+
+def rounding(store):
+    """What a cosine may differ by: a store in a folder writes bfloat16."""
+    return 1e-5 if store.uri is None else 4e-3
+
+
+def ask(store, length, **fields):
+    return store.query(VectorStoreQuery(query_embedding=unit(QUESTION, length), **fields))
+
+
+# -- query engines ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def retriever(model):
+    return ClaraRetriever.from_documents(documents(), model=model, similarity_top_k=3)
+
+
+@pytest.fixture
+def query_engine(retriever):
+    return ClaraQueryEngine(retriever, max_tokens=8)
+
+
+@pytest.fixture
+def expected(engine):
+    """What a question is answered over our three best texts, by the core alone."""
+    store = MemoryStore.open("memory://", engine=engine)
+    store.add(list(TEXTS))
+
+    def answer(question):
+        best = store.memories([hit.id for hit in store.search(question, k=3)])
+        return engine.answer(question, best, max_tokens=8).text
+
+    return answer

@@ -1,4 +1,4 @@
-"""The vector store with `uri=`: what is so only there. The rest is tested for both kinds in `test_store`."""
+"""The vector store with `uri=`: what is so only there. `test_store` and `test_queries` test the rest for both kinds."""
 
 from __future__ import annotations
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from clara_core import ClaraEngine, Memory
+from clara_core import ClaraEngine, Memory, MemoryStore
 from tests.engines import open_engine
 from tests.tiny import build
 
@@ -29,6 +31,16 @@ def made_memory(text: str, windows: int = 1, fingerprint: str = FINGERPRINT, sha
 def told(hits):
     """Hits as pairs of id and score, which rounding may change."""
     return [(hit.id, pytest.approx(hit.score, abs=1e-5)) for hit in hits]
+
+
+def add(store: MemoryStore, *names: str, windows: int = 1, **given: Any) -> list[str]:
+    """Add a made memory for each name, which is its id."""
+    return store.add(memories=[made_memory(f"text of {name}", windows) for name in names], ids=names, **given)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MemoryStore:
+    return MemoryStore.open(tmp_path / "store")
 
 
 @pytest.fixture(scope="session")

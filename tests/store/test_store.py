@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import json
-import os
-import pickle
-import signal
 import subprocess
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from datetime import timedelta
-from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clara_core import FingerprintMismatch, Memory, MemoryStore, Record, StoreError
-from clara_core.data.memory import content_key
-from clara_core.store import maintenance, writing
-from clara_core.store import table as table_module
-from clara_core.store.backend import Entry
-from clara_core.store.keys import Key
+from clara_core.store import writing
 from clara_core.store.records import escape, made_id, unescape
-from clara_core.store.schema import FIT_ROWS, Layout
-from clara_core.store.table import Table
 from tests.engines import PASSAGES, Counter
-from tests.store.conftest import FINGERPRINT, HIDDEN, N_MEM, made_memory, told
+from tests.store.conftest import FINGERPRINT, HIDDEN, N_MEM, add, made_memory
 
 LONG = " ".join(f"{text} ({index})" for index in range(6) for text in PASSAGES)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return MemoryStore.open(tmp_path / "store")
-
-
-def add(store, *names, windows=1, **given):
-    return store.add(memories=[made_memory(f"text of {name}", windows) for name in names], ids=names, **given)
 
 
 # --- round trips -------------------------------------------------------------------------------------------
@@ -194,6 +167,48 @@ def test_guarded_strings_are_plain_and_different(one, other):
         assert unescape(escape(text)) == text
         assert "\0" not in escape(text).encode("utf-8").decode()
     assert (escape(one) == escape(other)) == (one == other)
+
+
+def test_a_blank_page_is_kept_and_not_found(tmp_path, engine):
+    store = MemoryStore.open(tmp_path / "store", engine)
+    ids = store.add(["", PASSAGES[0], " \n\t"], ids=["empty", "full", "blank"])
+    assert [(record.id, record.text, record.spans) for record in store if record.id != "full"] == [
+        ("empty", "", ()),
+        ("blank", " \n\t", ()),
+    ]
+    assert [len(memory.tokens) for memory in store.memories(ids)] == [0, 1, 0]
+    for mode in ("memory", "text", "hybrid"):
+        assert [hit.id for hit in store.search("Weldenia", mode=mode)] == ["full"]
+    assert [hit.id for hit in store.search("Weldenia", mode="memory", exact=True)] == ["full"]
+    store.add([PASSAGES[1]], ids=["blank"])
+    assert len(store.search("Which?", mode="memory")) == 2
+
+
+def test_vectors_of_another_embedding(tmp_path):
+    store = MemoryStore.open(tmp_path / "store", memory_type="float32")
+    vectors = torch.randn(4, 7, generator=torch.Generator().manual_seed(1))
+    store.add(["a", "b", "c"], ids=["a", "b", "c"], vectors=[vectors[0].tolist(), vectors[1].numpy(), vectors[2:]])
+    assert [hit.id for hit in store.search(vectors[1], k=1)] == ["b"]
+    assert store.search(vectors[3], k=1)[0].window == 1
+    assert torch.equal(store.memories(["c"])[0].tokens.flatten(1), vectors[2:])
+    assert store.search("b", k=1, vectors=vectors[0], mode="hybrid", text_weight=1.0)[0].id == "b"
+    store.add(["a"], ids=["a"], vectors=[-vectors[0]])
+    assert store.search(vectors[0], k=3)[-1].id == "a"
+    for wrong, message in (([0.0] * 7, "zero"), ([float("nan")] * 7, "NaN"), ("text", "numbers"), ([[[1.0]]], "shape")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            store.add(["d"], vectors=[wrong])
+    with pytest.raises(ValueError, match="1 x 7"):
+        store.add(["d"], vectors=[[1.0]])
+
+
+def test_the_home_folder_and_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = MemoryStore.open("~/store")
+    add(store, "a")
+    assert (tmp_path / "store" / "memories.lance").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="is a file"):
+        MemoryStore.open(tmp_path / "file")
 
 
 # --- compressing -------------------------------------------------------------------------------------------
@@ -442,269 +457,3 @@ def test_what_open_does_not_know(tmp_path, engine):
         MemoryStore.open(tmp_path, memory_type="float8")
     with pytest.raises(ValueError, match="length"):
         add(MemoryStore.open(tmp_path, key=1), "a")
-
-
-# --- others beside -----------------------------------------------------------------------------------------
-
-
-def test_many_threads_write_and_read_at_once(store):
-    add(store, "start")
-    stop = threading.Event()
-
-    def read():
-        question = made_memory("text of start").tokens.flatten()
-        while not stop.is_set():
-            assert store.search(question, k=1)[0].id == "start"
-            assert all(record.text == f"text of {record.id}" for record in store)
-
-    def write(writer):
-        for number in range(6):
-            add(store, f"{writer} {number}", "shared", windows=2)
-
-    with ThreadPoolExecutor(6) as pool:
-        reader = pool.submit(read)
-        list(pool.map(write, range(4)))
-        stop.set()
-        reader.result()
-    assert store.count() == 4 * 6 + 2
-    assert len(store.get(["shared"])) == 1
-
-
-def test_what_many_writers_add_at_once_is_there_once(tmp_path):
-    """In lock step, each with a store of its own: new ids and known ones, in a folder that nobody made yet."""
-    stores = [MemoryStore.open(tmp_path / "store") for _ in range(3)]
-    barrier = threading.Barrier(3)
-
-    def write(writer):
-        for step in range(6):
-            barrier.wait()
-            names = [f"same {step}", "always", f"{writer} {step}"]
-            stores[writer].add(ids=names, memories=[made_memory(f"{name} by {writer}", 1 + writer) for name in names])
-
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(write, range(3)))
-    records = list(MemoryStore.open(tmp_path / "store"))
-    ids = [record.id for record in records]
-    assert len(ids) == len(set(ids)) == 6 + 1 + 3 * 6
-    assert all(len(record.spans) == 1 + int(record.text[-1]) for record in records)
-
-
-def test_a_writer_that_others_overtake_for_too_long_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(table_module, "_PATIENCE", 0.05)
-    store = MemoryStore.open(tmp_path / "store")
-    add(store, "a")
-    count = itertools.count()
-
-    def overtaken(own):
-        add(store, "a", metadatas=[{"n": next(count)}])
-        own.delete("id = 'a'", conflict_retries=0)
-
-    with pytest.raises(StoreError, match="others have been writing"):
-        Table(store.uri).change(overtaken)
-    add(store, "b")
-    assert store.count() == 2
-
-
-def test_a_blank_page_is_kept_and_not_found(tmp_path, engine):
-    store = MemoryStore.open(tmp_path / "store", engine)
-    ids = store.add(["", PASSAGES[0], " \n\t"], ids=["empty", "full", "blank"])
-    assert [(record.id, record.text, record.spans) for record in store if record.id != "full"] == [
-        ("empty", "", ()),
-        ("blank", " \n\t", ()),
-    ]
-    assert [len(memory.tokens) for memory in store.memories(ids)] == [0, 1, 0]
-    for mode in ("memory", "text", "hybrid"):
-        assert [hit.id for hit in store.search("Weldenia", mode=mode)] == ["full"]
-    assert [hit.id for hit in store.search("Weldenia", mode="memory", exact=True)] == ["full"]
-    store.add([PASSAGES[1]], ids=["blank"])
-    assert len(store.search("Which?", mode="memory")) == 2
-
-
-def test_vectors_of_another_embedding(tmp_path):
-    store = MemoryStore.open(tmp_path / "store", memory_type="float32")
-    vectors = torch.randn(4, 7, generator=torch.Generator().manual_seed(1))
-    store.add(["a", "b", "c"], ids=["a", "b", "c"], vectors=[vectors[0].tolist(), vectors[1].numpy(), vectors[2:]])
-    assert [hit.id for hit in store.search(vectors[1], k=1)] == ["b"]
-    assert store.search(vectors[3], k=1)[0].window == 1
-    assert torch.equal(store.memories(["c"])[0].tokens.flatten(1), vectors[2:])
-    assert store.search("b", k=1, vectors=vectors[0], mode="hybrid", text_weight=1.0)[0].id == "b"
-    store.add(["a"], ids=["a"], vectors=[-vectors[0]])
-    assert store.search(vectors[0], k=3)[-1].id == "a"
-    for wrong, message in (([0.0] * 7, "zero"), ([float("nan")] * 7, "NaN"), ("text", "numbers"), ([[[1.0]]], "shape")):
-        with pytest.raises((TypeError, ValueError), match=message):
-            store.add(["d"], vectors=[wrong])
-    with pytest.raises(ValueError, match="1 x 7"):
-        store.add(["d"], vectors=[[1.0]])
-
-
-# --- copies, forks, addresses ------------------------------------------------------------------------------
-
-
-def test_a_store_may_be_pickled_and_copied(store, engine):
-    add(store, "a")
-    for again in (pickle.loads(pickle.dumps(store)), copy.deepcopy(store), copy.copy(store)):  # noqa: S301
-        assert (again.uri, list(again)) == (store.uri, list(store))
-    add(pickle.loads(pickle.dumps(store)), "b")  # noqa: S301
-    assert store.count() == 2
-    read_only = pickle.loads(pickle.dumps(MemoryStore.open(store.uri, engine, read_only=True)))  # noqa: S301
-    assert read_only.engine is engine
-    with pytest.raises(StoreError, match="read_only"):
-        read_only.delete(["a"])
-
-
-def test_the_home_folder_and_a_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    store = MemoryStore.open("~/store")
-    add(store, "a")
-    assert (tmp_path / "store" / "memories.lance").is_dir()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="is a file"):
-        MemoryStore.open(tmp_path / "file")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_store_that_was_made_before_a_fork_is_written_after_it(tmp_path):
-    """In a process of its own, since a fork takes all threads but one away."""
-    code = """
-import os, sys, threading
-from clara_core import MemoryStore
-from tests.store.conftest import made_memory
-store = MemoryStore.open(sys.argv[1])
-store.add(memories=[made_memory("parent")], ids=["parent"])
-pid = os.fork()
-if pid == 0:
-    store.add(memories=[made_memory("child")], ids=["child"])
-    os._exit(0 if store.search("child", mode="text", k=1)[0].id == "child" else 1)
-ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-if ended < 0:
-    sys.exit(9)
-assert ended == 0
-store.add(memories=[made_memory("after")], ids=["after"])
-print(sorted(record.id for record in store))
-"""
-    found = ""
-    # Lance, which warns of forks, hung in 4 of some 1,500 children forked right after a write, and crashed in another.
-    for attempt in range(4):
-        folder = str(tmp_path / f"store-{attempt}")
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, folder],
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            found = process.communicate(timeout=90)[0]
-            if process.returncode != 9:
-                break
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    assert found.strip() == "['after', 'child', 'parent']"
-
-
-# --- upkeep ------------------------------------------------------------------------------------------------
-
-
-def test_compacting_leaves_everything_in_order_in_one_file(store):
-    for number in range(12):
-        add(store, f"{number}", windows=1 + number % 2)
-    store.delete(["3", "4"])
-    add(store, "5", metadatas=[{"new": True}])
-    before, size = list(store), store.stats().bytes
-    assert store.stats().fragments > 5
-    store.compact()
-    stats = store.stats()
-    assert (stats.fragments, stats.documents) == (1, 10)
-    assert stats.bytes < size
-    assert list(store) == list(MemoryStore.open(store.uri)) == before
-    assert [record.id for record in before][-1] == "5"
-
-
-def test_keys_are_fitted_again_once_there_are_enough(tmp_path):
-    store = MemoryStore.open(tmp_path / "store", key=128)
-    reader = MemoryStore.open(tmp_path / "store")
-    question = made_memory("text of 7").tokens.flatten()
-    for start in range(0, FIT_ROWS + 40, 40):
-        add(store, *(str(number) for number in range(start, start + 40)))
-        assert reader.search(question, k=1)[0].id == "7" if start else True
-    table = Table(store.uri)
-    layout = Layout.of(table.latest().schema, store.uri)
-    assert layout.fitted_to >= FIT_ROWS
-    assert set(table.latest().to_table(columns=["key_version"])["key_version"].to_pylist()) == {layout.key_version}
-    assert [record.id for record in store] == [str(number) for number in range(FIT_ROWS + 64)]
-    exact = told(reader.search(question, k=5, exact=True))
-    assert told(reader.search(question, k=5)) == exact
-    # A writer that had not seen the new settings: readers make the keys of its rows anew, optimize writes them.
-    old = replace(layout, key=Key(N_MEM * HIDDEN, 128))
-    late = entry("late", made_memory("text of 7", 2))
-    table.merge(pa.Table.from_batches([old.rows([late], serial=time.time_ns())]))
-    assert {hit.id for hit in reader.search(question, k=2)} == {"7", "late"}
-    before = list(store)
-    store.optimize()
-    assert set(table.latest().to_table(columns=["key_version"])["key_version"].to_pylist()) == {layout.key_version}
-    assert list(store) == before
-    assert {hit.id for hit in reader.search(question, k=2)} == {"7", "late"}
-
-
-def entry(id_, memory):
-    return Entry(id_, memory.text, "{}", content_key(memory.text, FINGERPRINT), memory)
-
-
-def test_optimize_makes_indexes_that_what_comes_later_does_not_need(store, monkeypatch):
-    monkeypatch.setattr(maintenance, "INDEX_ROWS", 20)
-    add(store, *(str(number) for number in range(30)))
-    assert (store.stats().word_index_rows, store.stats().key_index_rows) == (None, None)
-    before = [(hit.id, hit.score) for hit in store.search("text of 7", mode="text", k=40)]
-    store.optimize()
-    assert store.stats().word_index_rows == 30
-    assert {hit.id for hit in store.search("text of 7", mode="text", k=40)} == {id_ for id_, _ in before}
-    assert store.search("text of 7", mode="text")[0].id == "7"
-    add(store, "new", windows=2)
-    store.add(ids=["3"], memories=[made_memory("other words", 2)])
-    assert store.stats().word_index_rows == 29  # of those that are still there
-    assert store.search("text of new", mode="text", k=1)[0].id == "new"
-    assert [hit.id for hit in store.search("other", mode="text")] == ["3"]
-    assert "3" not in [hit.id for hit in store.search("text 3", mode="text", k=40)]
-    store.delete(["5"])
-    assert "5" not in [hit.id for hit in store.search("text of 5", mode="text", k=40)]
-    store.optimize()
-    store.compact()
-    assert store.stats().word_index_rows == store.count() == 30
-    assert [hit.id for hit in store.search("other", mode="text")] == ["3"]
-
-
-def test_many_small_writes_leave_few_files(tmp_path, monkeypatch):
-    """Files of rows are merged, and old versions are dropped, while documents come; what a reader holds stays."""
-    monkeypatch.setattr(maintenance, "EVERY", 4)
-    monkeypatch.setattr(maintenance, "_SUPERSEDED", timedelta(0))
-    store = MemoryStore.open(tmp_path / "store")
-    for number in range(40):
-        add(store, str(number))
-    reader = iter(MemoryStore.open(tmp_path / "store"))
-    seen = [next(reader).id]
-    for number in range(40, 80):
-        add(store, str(number))
-        store.delete([str(number - 40)])
-        store._backend._maintenance.wait()
-    files = [path for path in Path(store.uri).rglob("*") if path.is_file()]
-    assert store.stats().fragments <= 16
-    assert len(files) < 80  # of 120 commits
-    assert [record.id for record in store] == [str(number) for number in range(40, 80)]
-    assert seen + [record.id for record in reader] == [str(number) for number in range(40)]
-
-
-def test_statistics_say_what_is_there(store):
-    add(store, "a", "b", windows=2)
-    stats = store.stats()
-    assert (stats.documents, stats.fragments) == (2, 1)
-    assert stats.fingerprint == store.fingerprint == FINGERPRINT
-    assert stats.bytes == 2 * stats.bytes_per_document > 4 * N_MEM * HIDDEN * 2
-    assert (stats.memory_type, stats.key_length) == ("bfloat16", N_MEM * HIDDEN)
-
-
-def test_lancedb_opens_the_table(store):
-    lancedb = pytest.importorskip("lancedb")
-    add(store, "a", "b", metadatas=[{"x": 1}, {}])
-    table = lancedb.connect(store.uri).open_table("memories")
-    assert table.count_rows() == 2
-    assert table.search().where("id = 'a'").to_list()[0]["metadata"] == '{"x":1}'
