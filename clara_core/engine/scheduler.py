@@ -30,7 +30,6 @@ from clara_core.engine.requests import (
     SequenceRow,
     fail,
     fill_batch,
-    rows_of,
     take_rows,
 )
 from clara_core.engine.stats import EngineStats
@@ -111,7 +110,7 @@ class Worker:
             if isinstance(request, GenerateRequest):
                 self.answers.submit(request)
             elif isinstance(request, JudgeRequest):
-                self._judged.extend(rows_of(request))
+                self._judged.extend(JudgeRow(request, index) for index in range(len(request.hidden)))
             elif not request.sequences:
                 raise ValueError("an encode request needs at least one sequence")
             else:

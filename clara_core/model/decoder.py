@@ -186,7 +186,7 @@ class ClaraModel(RoutedDecoder):
             memories: ``[n_slots, hidden]``: the memory tokens of all slots, prompt after prompt.
 
         Returns:
-            list: One tensor ``[rows, said]`` a prompt, float32, natural logarithms.
+            list: One tensor ``[rows, continuation]`` a prompt, float32, natural logarithms.
         """
         ids, slots, positions = (
             upload([list(chain(*parts))], self.device)  # [1, total]
@@ -200,14 +200,14 @@ class ClaraModel(RoutedDecoder):
         embeddings = self.embed(ids, memories, slots)
         states = self._run(embeddings, Role.GENERATOR, positions=positions, ragged=ragged)[0]  # [total, hidden]
         starts = [0, *accumulate(prompt.positions for prompt in prompts)]
-        places = [prompt.said_at(start) for prompt, start in zip(prompts, starts, strict=False)]
-        said = [token for prompt in prompts for token in prompt.said * len(prompt.hidden)]
+        places = [prompt.predicting_positions(start) for prompt, start in zip(prompts, starts, strict=False)]
+        targets = [token for prompt in prompts for token in prompt.continuation * len(prompt.hidden)]
         rows = states.index_select(0, upload(list(chain(*places)), states.device))
-        pieces = zip(rows.split(_LOGIT_ROWS), upload(said, states.device).split(_LOGIT_ROWS), strict=True)
+        pieces = zip(rows.split(_LOGIT_ROWS), upload(targets, states.device).split(_LOGIT_ROWS), strict=True)
         found = torch.cat([_log_probability(self.head(part), tokens) for part, tokens in pieces])
-        sizes = [len(prompt.hidden) * len(prompt.said) for prompt in prompts]
+        sizes = [len(prompt.hidden) * len(prompt.continuation) for prompt in prompts]
         return [
-            part.view(len(prompt.hidden), len(prompt.said))
+            part.view(len(prompt.hidden), len(prompt.continuation))
             for prompt, part in zip(prompts, found.split(sizes), strict=True)
         ]
 
