@@ -119,7 +119,7 @@ class JudgeRequest:
         ids: The prompt.
         slots: Which of its positions are memory slots.
         memories: ``[n_slots, hidden]``.
-        windows: Span of each window in the prompt: its slots and the separator behind them.
+        windows: Span of each window in the prompt: its slots and the separator after them.
         continuation: Token ids of the continuation; at least one.
         hidden: For each row the indexes of the windows that positions after the last window do not see.
         future: Gives the log-probabilities ``[rows, continuation]``, float32 on the CPU.
