@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,7 @@ from clara_core.cli.shown import (
     write_json,
 )
 from clara_core.data.documents import SUFFIXES, Passage, TextFile, cut_passages, group_left_out, read_folder
+from clara_core.engine.answer_options import confidence_account
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
 
 if TYPE_CHECKING:
@@ -33,11 +35,22 @@ if TYPE_CHECKING:
     from clara_core.store.codec import MemoryType
 
 
+class ModeName(StrEnum):
+    """Search modes as values of ``--mode``."""
+
+    MEMORY = "memory"
+    TEXT = "text"
+    HYBRID = "hybrid"
+
+
+Mode = Annotated[ModeName, typer.Option(help="Search by memory, by words (text), or by both.")]
+
+
 @dataclass(slots=True)
 class _Reading:
-    """The passages that an answer is read from, the number of passages searched, and the seconds of each step."""
+    """The passages that an answer is read from, the store they were found in, and the seconds of each step."""
 
-    passages: int
+    store: MemoryStore
     seconds: dict[str, float] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
     memories: list[Memory] = field(default_factory=list)
@@ -61,10 +74,12 @@ def ask(
     ],
     store: Annotated[str | None, typer.Option(help="Folder or address of a store to ask.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Passages to read for the answer.")] = 5,
+    mode: Mode = ModeName.HYBRID,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
-    cite: Annotated[
-        bool, typer.Option("--cite", help="Show the sentences that support the answer, and its confidence.")
-    ] = False,
+    cite: Annotated[bool, typer.Option("--cite", help="Show the sentences that support the answer.")] = False,
+    min_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Withhold an answer with a lower confidence.")
+    ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     *,
     options: EngineOptions,
@@ -85,14 +100,20 @@ def ask(
 
     engine = engine_of(options)
     if store is None:
-        reading = _read_files(engine, files, words[0], question, top_k, notes)
+        reading = _in_memory(engine, files, words[0], notes)
     else:
         facts["store"] = store
-        reading = _read_store(engine, store, question, top_k)
+        opened = written_store(store, engine)
+        load_watched(engine)
+        reading = _Reading(opened)
+    _search(reading, question, top_k, mode)
     with reading.timed("answer"):
-        answer = engine.answer(question, reading.memories, max_tokens=max_tokens, citations=cite)
+        answer = engine.answer(
+            question, reading.memories, max_tokens=max_tokens, citations=cite, min_confidence=min_confidence
+        )
     if as_json:
-        write_json(_facts(question, answer, reading) | (evidence_facts(answer) if cite else {}) | facts)
+        evidence = evidence_facts(answer) if cite else confidence_account(answer)
+        write_json(_facts(question, answer, reading) | evidence | facts)
         return
     _show(answer, reading, cite=cite)
 
@@ -111,34 +132,30 @@ def read_files(folder: Path, notes: Console) -> tuple[list[TextFile], list[str]]
     return files, list(map(str, left_out))
 
 
-def _read_files(
-    engine: Engine, files: Sequence[TextFile], folder: str, question: str, top_k: int, notes: Console
-) -> _Reading:
+def _in_memory(engine: Engine, files: Sequence[TextFile], folder: str, notes: Console) -> _Reading:
+    """A store in memory of the passages of files."""
+    from clara_core.store.store import MemoryStore  # a store in memory works without the extra
+
     passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
     if not passages:
         raise ValueError(f"the {len(files)} files in {folder!r} hold no text")
     load_watched(engine)
-    reading = _Reading(len(passages))
+    reading = _Reading(MemoryStore.open("memory://", engine))
     with reading.timed("compress"):
-        memories = _compress(engine, passages, notes)
-    with reading.timed("rank"):
-        ranked = engine.rank(question, memories, top_k=top_k)
-    for hit in ranked:
-        passage = passages[hit.index]
-        reading.sources.append(Source(passage.file, passage.start, hit.score, passage.text))
-        reading.memories.append(memories[hit.index])
+        reading.store.add(
+            [passage.text for passage in passages],
+            [{"file": passage.file, "start": passage.start} for passage in passages],
+            [str(number) for number in range(len(passages))],
+            _compress(engine, passages, notes),
+        )
     return reading
 
 
-def _read_store(engine: Engine, uri: str, question: str, top_k: int) -> _Reading:
-    store = written_store(uri, engine)
-    load_watched(engine)
-    reading = _Reading(store.count())
+def _search(reading: _Reading, question: str, top_k: int, mode: ModeName) -> None:
     with reading.timed("search"):
-        hits = store.search(question, top_k)
-        reading.memories = store.memories([hit.id for hit in hits])
+        hits = reading.store.search(question, top_k, mode=mode.value)
+        reading.memories = reading.store.memories([hit.id for hit in hits])
     reading.sources = [source_of(hit) for hit in hits]
-    return reading
 
 
 def open_store(uri: str, engine: Engine | None, memory_type: MemoryType = "bfloat16") -> MemoryStore:
@@ -182,7 +199,7 @@ def _facts(question: str, answer: Answer, reading: _Reading) -> dict[str, object
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "sources": [asdict(source) for source in reading.sources],
-        "passages": reading.passages,
+        "passages": reading.store.count(),
         "prompt_tokens": answer.prompt_tokens,
         "memory_tokens": answer.memory_tokens,
         "source_tokens": answer.source_tokens,
@@ -197,8 +214,11 @@ def _show(answer: Answer, reading: _Reading, *, cite: bool) -> None:
     console.print(plain(answer.text.strip()) or "(the model answered nothing)", style="bold", soft_wrap=True)
     if answer.finish_reason == "length":
         console.print("(cut at --max-tokens)", style="yellow")
-    if cite:
+    if answer.abstained and answer.draft:
+        console.print(plain(f"withheld: {answer.draft.strip()}"), style="dim", soft_wrap=True)
+    if cite or answer.calibrated:
         show_confidence(console, answer)
+    if cite:
         console.print()
         show_cited(console, answer, reading.sources)
     console.print()
@@ -209,7 +229,7 @@ def _show(answer: Answer, reading: _Reading, *, cite: bool) -> None:
     spent = "" if compressed is None else f" in {compressed:.1f} s"
     console.print(
         f"\nread {answer.memory_tokens:,} memory tokens instead of {answer.source_tokens:,} of text; "
-        f"{before} {reading.passages:,} passages{spent}, answered in {sum(seconds.values()):.1f} s",
+        f"{before} {reading.store.count():,} passages{spent}, answered in {sum(seconds.values()):.1f} s",
         style="dim",
         soft_wrap=True,
     )

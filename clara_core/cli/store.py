@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from clara_core.cli.ask import open_store, read_files, written_store
+from clara_core.cli.ask import Mode, ModeName, open_store, read_files, written_store
 from clara_core.cli.options import engine_of, load_watched, with_options
 from clara_core.cli.shown import plain, show_sources, source_of, write_json
 from clara_core.data.documents import Passage, TextFile, cut_passages
@@ -41,14 +41,6 @@ class MemoryTypeName(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     INT8 = "int8"
-
-
-class ModeName(StrEnum):
-    """Search modes as values of ``--mode``."""
-
-    MEMORY = "memory"
-    TEXT = "text"
-    HYBRID = "hybrid"
 
 
 @dataclass(slots=True)
@@ -184,7 +176,7 @@ def search_store(
     question: Annotated[str, typer.Argument(help="The question.")],
     store: Store,
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Most documents to show.")] = 5,
-    mode: Annotated[ModeName, typer.Option(help="Search by memory, by words (text), or by both.")] = ModeName.HYBRID,
+    mode: Mode = ModeName.HYBRID,
     condition: Annotated[
         str | None, typer.Option("--filter", help='Metadata filter as JSON, such as {"file": "notes.md"}.')
     ] = None,

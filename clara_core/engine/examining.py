@@ -132,10 +132,13 @@ def _cosines(engine: EngineInstance, asked: Asked, wanted: Wanted) -> Steps[list
         return list(wanted.scores) or None
     if not asked.memories or not engine.ranks:
         return None
-    request = engine._question_request([asked.question])  # noqa: SLF001 - a part of the engine
-    requests: list[Request] = [] if request is None else [request]
-    results: list[Tensor] = yield requests
-    return list(map(float, score_memories(results[0], asked.memories)[0].tolist()))
+    tokens = engine._recent_tokens(asked.question)  # noqa: SLF001 - a part of the engine
+    if tokens is None:
+        request = engine._question_request([asked.question])  # noqa: SLF001
+        requests: list[Request] = [] if request is None else [request]
+        results: list[Tensor] = yield requests
+        tokens = results[0][0]
+    return list(map(float, score_memories(tokens[None], asked.memories)[0].tolist()))
 
 
 def _evidence_of(

@@ -30,6 +30,7 @@ from clara_core.engine.inputs import (
 from clara_core.engine.loader import DTYPES, Loaded, Plan, load_model, plan_engine
 from clara_core.engine.options import EngineArguments
 from clara_core.engine.protocol import Engine
+from clara_core.engine.recent import RecentQuestions
 from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
 from clara_core.engine.sampling import Sampling
 from clara_core.engine.scheduler import Worker
@@ -46,6 +47,7 @@ class EngineInstance(Engine):
     def __init__(self, arguments: EngineArguments) -> None:
         self.arguments = arguments
         self.cache = MemoryCache()
+        self._recent = RecentQuestions()
         self._lock = threading.RLock()
         self._plan: Plan | None = None
         self._loaded: Loaded | None = None
@@ -227,7 +229,13 @@ class EngineInstance(Engine):
         self._require(role)
         if not questions:
             return None
-        return EncodeRequest(prepare_questions(questions, self.tokenizer), role, urgent=True)
+        request = EncodeRequest(prepare_questions(questions, self.tokenizer), role, urgent=True)
+        self._recent.note(questions, role, request.future)
+        return request
+
+    def _recent_tokens(self, question: str) -> Tensor | None:
+        """Memory tokens ``[n_mem, hidden]`` of a question; None if it was not encoded recently."""
+        return self._recent.get(question, self._question_role)
 
     def _no_questions(self) -> Tensor:
         return torch.zeros(0, self.n_mem, self.hidden, dtype=self.dtype)
@@ -262,9 +270,8 @@ class EngineInstance(Engine):
 
     def _question_tokens(self, question: str) -> Tensor:
         """Memory tokens ``[n_mem, hidden]`` of one question."""
-        request = EncodeRequest(prepare_questions([question], self.tokenizer), self._question_role, urgent=True)
-        tokens: Tensor = self._wait([request])[0][0]
-        return tokens
+        known = self._recent_tokens(question)
+        return self.reason([question])[0] if known is None else known
 
     def _prompt_request(self, ids: list[int], memories: Sequence[Memory], sampling: Sampling) -> GenerateRequest:
         self._require(Role.GENERATOR)
@@ -326,6 +333,7 @@ def _forked(engine: EngineInstance | None) -> None:
     worker, engine._worker = engine._worker, None  # noqa: SLF001 - this is a part of the class
     engine._lock = threading.RLock()  # noqa: SLF001
     engine.cache.unlock()
+    engine._recent = RecentQuestions()  # noqa: SLF001
     if engine._loaded is not None:  # noqa: SLF001
         # The OpenMP threads of the forking thread do not exist here, and it would wait for them for ever. A new
         # thread, such as the worker's, starts new ones.
