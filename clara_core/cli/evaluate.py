@@ -139,11 +139,11 @@ def _show_trust(console: Console, found: dict[str, Any]) -> None:
         "best ranked document is gold (right answers)": found["first_ranked"],
         "AUROC of the log-probability": found["logprob_auroc"],
         **{f"{name} of confidence": value for name, value in (found["confidence"] or {}).items()},
-        "answers that pass all checks": found["passed"]["share"],
+        "answers that pass all checks (share)": found["passed"]["share"],
         "accuracy of these answers": found["passed"]["accuracy"],
         "exact match": found["exact_match"],
         "exact match with read='again'": found["again"]["exact_match"],
-        "second readings taken": found["again"]["taken"],
+        "answers from the second reading (share)": found["again"]["taken"],
     }
     title = "trust" if found["calibrated"] else "trust (not calibrated: `clara calibrate`)"
     table = Table("", title=title, title_justify="left", show_header=False)

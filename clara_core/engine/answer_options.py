@@ -1,4 +1,4 @@
-"""Options of answers beside sampling: log-probabilities, citations, confidence, a second reading."""
+"""Options of answers besides sampling: log-probabilities, citations, confidence, a second reading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READINGS = get_args(Reading)
 Cited: TypeAlias = bool | Literal["attention"]
 UNSURE = "I am not sure enough to answer."
 EVIDENCE: Final = ("logprobs", "top_logprobs", "citations", "min_confidence", "read")
-"""Options beside those of sampling that the chat models of LangChain and LlamaIndex take."""
+"""Options besides those of sampling that the chat models of LangChain and LlamaIndex take."""
 
 
 class AnswerOptions(SamplingOptions, total=False):
@@ -35,7 +35,7 @@ class AnswerOptions(SamplingOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The options of an answer beside sampling.
+    """The options of an answer besides sampling.
 
     Attributes:
         logprobs: Whether to fill `Answer.logprobs`, with the model's own distribution at any temperature.

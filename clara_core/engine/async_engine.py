@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, read_options
-from clara_core.engine.checks import Message, Overflow, as_conversations, check_overflow, checked_texts, user_turn
+from clara_core.engine.checks import Message, Overflow, check_overflow, checked_texts
 from clara_core.engine.evidence_calls import EvidenceCalls
 from clara_core.engine.evidence_streams import examined_stream
 from clara_core.engine.examining import Asked
@@ -83,36 +83,8 @@ class AsyncCalls(EvidenceCalls):
         tokens = await self.areason([question])
         return await asyncio.to_thread(rank_memories, tokens[0], memories, top_k)
 
-    async def aanswer(
-        self,
-        question: str,
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
-    ) -> Answer:
-        """Awaitable `answer`."""
-        return await self.achat(user_turn(question), memories, **options)
-
-    async def aanswer_batch(
-        self,
-        items: Sequence[tuple[str, Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
-    ) -> list[Answer]:
-        """Awaitable `answer_batch`."""
-        return await self.achat_batch(as_conversations(items), **options)
-
-    async def achat(
-        self,
-        messages: Sequence[Message],
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
-    ) -> Answer:
-        """Awaitable `chat`."""
-        return (await self.achat_batch([(messages, memories)], **options))[0]
-
     async def achat_batch(
-        self,
-        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Awaitable `chat_batch`."""
         sampling, wanted = read_options(options)
@@ -129,20 +101,8 @@ class AsyncCalls(EvidenceCalls):
             return answers
         return await self._adrive(lambda: self._examined(several, answers, wanted))
 
-    def astream(
-        self,
-        question: str,
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
-    ) -> AsyncIterator[Chunk]:
-        """Asynchronous `stream`; leaving the loop over it early stops the work."""
-        return self.astream_chat(user_turn(question), memories, **options)
-
     def astream_chat(
-        self,
-        messages: Sequence[Message],
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream_chat`."""
         sampling, wanted = read_options(options)

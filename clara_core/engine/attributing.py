@@ -30,7 +30,7 @@ _MOST_WINDOWS = 16  # of a document, hidden one by one to find the window that s
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Continuation:
     """A text as the continuation of a prompt.
 
     Attributes:
@@ -54,43 +54,43 @@ class Said:
         return JudgeRequest(prompt.ids, prompt.slots, prompt.memories, windows, self.ids, hidden)
 
 
-def attribute(said: Said, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
+def attribute(continuation: Continuation, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
     """Attribute a text to the documents of its prompt; it needs at least one document and one token.
 
     Each document is hidden alone. If tokens lose probability without all documents but not without any single one,
     several documents have the same content, and each is read alone. The window of a long document is found by the words
     of the text or, if the document does not contain them, by hiding each window.
     """
-    documents = said.prompt.documents
+    documents = continuation.prompt.documents
     windows = _windows_of(documents)
     everything = frozenset[int]().union(*windows)
-    recorded = len(said.logprobs) == len(said.ids)
+    recorded = len(continuation.logprobs) == len(continuation.ids)
     hidden = [*([] if recorded else [frozenset[int]()]), *(windows if len(windows) > 1 else []), everything]
-    first = said.judged(tokenizer, hidden)
+    first = continuation.judged(tokenizer, hidden)
     [logs] = yield [first]
     spent = _positions(first)
-    full, rows = (torch.tensor(said.logprobs), logs) if recorded else (logs[0], logs[1:])
+    full, rows = (torch.tensor(continuation.logprobs), logs) if recorded else (logs[0], logs[1:])
     nothing = rows[-1]  # [tokens], as `full`
     drops = full - (rows[:-1] if len(windows) > 1 else rows)  # [docs, tokens]
     lost = full - nothing
-    spans = token_spans(tokenizer.token_bytes.join(said.ids), said.text)
+    spans = token_spans(tokenizer.token_bytes.join(continuation.ids), continuation.text)
     grounded = float(lost.sum()) > GROUNDED
-    parts = find_parts(said.text, spans, drops) if grounded else []
-    loose = unexplained(said.text, spans, drops, lost) if parts else list(range(len(said.ids)))
+    parts = find_parts(continuation.text, spans, drops) if grounded else []
+    loose = unexplained(continuation.text, spans, drops, lost) if parts else list(range(len(continuation.ids)))
     if grounded and loose and len(windows) > 1:
-        request = said.judged(tokenizer, [everything - own for own in windows])
+        request = continuation.judged(tokenizer, [everything - own for own in windows])
         [alone] = yield [request]
         spent += _positions(request)
         missing = (full[loose] - alone[:, loose]).sum(1).tolist()  # [docs]
         keeping = _keeping(missing, documents)
         if not {part.document for part in parts} & keeping:  # otherwise a cited document explains these tokens
             gains = (alone[:, loose] - nothing[loose]).sum(1).tolist()
-            parts += whole_parts(said.text, spans, {one: score(gains[one]) for one in sorted(keeping)}, loose)
-    parts = [_without_joint(part, parts, said.text, documents[part.document].text) for part in parts]
-    quoted = [_cited(part, said, documents[part.document]) for part in parts]
-    citations, more = yield from _with_windows(quoted, parts, said, tokenizer, full, windows)
+            parts += whole_parts(continuation.text, spans, {one: score(gains[one]) for one in sorted(keeping)}, loose)
+    parts = [_without_joint(part, parts, continuation.text, documents[part.document].text) for part in parts]
+    quoted = [_cited(part, continuation, documents[part.document]) for part in parts]
+    citations, more = yield from _with_windows(quoted, parts, continuation, tokenizer, full, windows)
     return Attribution(
-        text=said.text,
+        text=continuation.text,
         logprob=float(full.sum()),
         scores=tuple(score(drop) for drop in drops.sum(1).tolist()),
         grounded=grounded,
@@ -99,29 +99,31 @@ def attribute(said: Said, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
     )
 
 
-def attribute_by_attention(said: Said, paid: Tensor, tokenizer: ClaraTokenizer, logprob: float) -> Attribution:
+def attribute_by_attention(
+    continuation: Continuation, paid: Tensor, tokenizer: ClaraTokenizer, logprob: float
+) -> Attribution:
     """Attribute a text to documents by the attention of its tokens: an estimate that needs no pass.
 
     Args:
-        said: The text.
+        continuation: The text.
         paid: ``[tokens, windows]``: share of the attention of each token.
         tokenizer: Tokenizer of the model.
         logprob: Log-probability of the text.
     """
-    documents = said.prompt.documents
+    documents = continuation.prompt.documents
     windows = _windows_of(documents)
     shares = torch.stack([paid[:, sorted(own)].sum(1) for own in windows])  # [docs, tokens]
     shares /= shares.sum(0).clamp_min(torch.finfo(shares.dtype).tiny)
-    spans = token_spans(tokenizer.token_bytes.join(said.ids), said.text)
+    spans = token_spans(tokenizer.token_bytes.join(continuation.ids), continuation.text)
     citations = []
-    for part in attended_parts(said.text, spans, shares):
+    for part in attended_parts(continuation.text, spans, shares):
         document = documents[part.document]
         own = sorted(windows[part.document])
         most = int(paid[list(part.tokens)][:, own].sum(0).argmax())
         by_attention = _citation(part, document, most, document.spans[most], verbatim=False)
-        citations.append(_cited(part, said, document) or by_attention)
+        citations.append(_cited(part, continuation, document) or by_attention)
     return Attribution(
-        text=said.text,
+        text=continuation.text,
         logprob=logprob,
         scores=tuple(shares.mean(1).tolist()),
         grounded=None,
@@ -167,9 +169,9 @@ def _without_joint(part: Part, parts: Sequence[Part], text: str, source: str) ->
     return replace(part, start=start, end=end)
 
 
-def _cited(part: Part, said: Said, document: Memory) -> Citation | None:
+def _cited(part: Part, continuation: Continuation, document: Memory) -> Citation | None:
     """The citation of a part by its words in the document; None if they do not tell which window it was."""
-    quote = find_quote(said.text[part.start : part.end], document.text, document.spans, said.question)
+    quote = find_quote(continuation.text[part.start : part.end], document.text, document.spans, continuation.question)
     if quote is None:
         return None if document.n_windows > 1 else _citation(part, document, 0, document.spans[0], verbatim=False)
     middle = (quote.start + quote.end) // 2
@@ -194,7 +196,7 @@ def _citation(part: Part, document: Memory, window: int, span: Span, *, verbatim
 def _with_windows(
     citations: Sequence[Citation | None],
     parts: Sequence[Part],
-    said: Said,
+    continuation: Continuation,
     tokenizer: ClaraTokenizer,
     full: Tensor,
     windows: Sequence[frozenset[int]],
@@ -204,14 +206,14 @@ def _with_windows(
     if not unknown:
         return [one for one in citations if one is not None], 0
     rows = {at: sorted(windows[parts[at].document])[:_MOST_WINDOWS] for at in unknown}
-    request = said.judged(tokenizer, [frozenset({window}) for some in rows.values() for window in some])
+    request = continuation.judged(tokenizer, [frozenset({window}) for some in rows.values() for window in some])
     [logs] = yield [request]
     pieces = dict(zip(rows, logs.split([len(some) for some in rows.values()]), strict=True))
 
     def by_hiding(at: int, part: Part) -> Citation:
         tokens = torch.tensor(part.tokens)
         window = int((full[tokens] - pieces[at][:, tokens]).sum(1).argmax())
-        document = said.prompt.documents[part.document]
+        document = continuation.prompt.documents[part.document]
         return _citation(part, document, window, document.spans[window], verbatim=False)
 
     found = [one or by_hiding(at, parts[at]) for at, one in enumerate(citations)]

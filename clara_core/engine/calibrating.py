@@ -35,7 +35,7 @@ class Judged:
     right: bool
 
 
-def without_gold(lines: Sequence[RetrievalLine], share: float, seed: int = 0) -> list[RetrievalLine]:
+def without_gold(lines: Sequence[RetrievalLine], share: float) -> list[RetrievalLine]:
     """Remove the gold documents of a share of the questions.
 
     These questions keep the accepted answers that another document contains; any other answer, such as "yes", would be
@@ -43,8 +43,7 @@ def without_gold(lines: Sequence[RetrievalLine], share: float, seed: int = 0) ->
 
     Args:
         lines: Questions; those without known gold documents stay as they are.
-        share: Share of the questions, in [0, 1).
-        seed: Seed of the choice.
+        share: Share of the questions, in [0, 1); the choice is the same in each call.
 
     Raises:
         ValueError: `share` is out of range.
@@ -52,7 +51,7 @@ def without_gold(lines: Sequence[RetrievalLine], share: float, seed: int = 0) ->
     if not 0 <= share < 1:
         raise ValueError(f"unanswerable must be at least 0 and below 1, got {share:g}")
     possible = [at for at, line in enumerate(lines) if line.pos_index and len(line.docs) > len(line.pos_index)]
-    chosen = set(random.Random(seed).sample(possible, round(share * len(possible))))
+    chosen = set(random.Random(0).sample(possible, round(share * len(possible))))
     return [_unanswerable(line) if at in chosen else line for at, line in enumerate(lines)]
 
 

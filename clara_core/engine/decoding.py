@@ -44,6 +44,15 @@ class Answers:
         kv_bytes: Most bytes of the KV cache; None: a share of the free memory.
         hurry: Tells whether shorter work waits for the device.
         pause: Runs that work; called between the layers of a prompt.
+
+    Attributes:
+        model: The model.
+        limits: Sizes of batches.
+        memory: The KV cache; None before the first answer and after it was freed.
+        waiting: Requests that wait for pages, oldest first.
+        running: Admitted answers.
+        preempted: Number of preemptions so far.
+        draining: Whether no request is admitted until the running answers have ended and the KV cache is freed.
     """
 
     def __init__(
@@ -74,7 +83,7 @@ class Answers:
         self._chosen: deque[Chosen] = deque()  # oldest first
         self._beside = False  # whether a corpus batch is on the device
         self._fits = True
-        self._draining = False  # no request is admitted until the KV cache has been freed
+        self.draining = False
         self._most_pages: int | None = None  # most pages of the next KV cache, after passes ran out of memory
 
     def submit(self, request: GenerateRequest) -> None:
@@ -97,7 +106,7 @@ class Answers:
         """
         self._beside, self._fits = between_layers, True
         self._drop_cancelled()
-        if not self._draining:
+        if not self.draining:
             self._admit()
         writing = any(one.read for one in self.running)
         while prompts := choose_prompts(self.running, self.limits.tokens, self._long_next, packed=self.model.packs):
@@ -114,22 +123,17 @@ class Answers:
         self._free_if_drained()
         return self._fits
 
-    @property
-    def draining(self) -> bool:
-        """Whether the KV cache will be freed as soon as the running answers have ended."""
-        return self._draining
-
     def drain(self) -> bool:
         """Free the KV cache now or once no answer uses it; returns whether there is one."""
         if self.memory is None:
             return False
-        self._draining = True
+        self.draining = True
         self._free_if_drained()
         return True
 
     def _free_if_drained(self) -> None:
-        if self._draining and not self.running:
-            self.memory, self._draining = None, False
+        if self.draining and not self.running:
+            self.memory, self.draining = None, False
             release_memory()
 
     def take_all(self) -> list[GenerateRequest]:
@@ -264,7 +268,7 @@ class Answers:
         if self._beside:
             self._fits = False
             return True
-        if self._draining:
+        if self.draining:
             return True
         half = self._memory.pages // 2
         if half * PAGE < len(one.request.ids) + one.request.sequence.limit:

@@ -15,7 +15,7 @@ from clara_core.engine.answer_options import AnswerOptions, read_options
 from clara_core.engine.async_engine import AsyncCalls
 from clara_core.engine.calibrating import BATCH, Judged, fit_calibration, judge_answers, without_gold
 from clara_core.engine.calibration import Calibration
-from clara_core.engine.checks import Message, Overflow, as_conversations, check_overflow, checked_texts, user_turn
+from clara_core.engine.checks import Message, Overflow, check_overflow, checked_texts
 from clara_core.engine.door import connect, is_server
 from clara_core.engine.evidence_streams import ExaminedStream
 from clara_core.engine.inputs import Documents
@@ -109,23 +109,6 @@ class ClaraEngine(AsyncCalls):
 
     # --- documents ---------------------------------------------------------------------------------------
 
-    def compress(
-        self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
-    ) -> list[Memory]:
-        """Compress documents, each into one memory, in the order given.
-
-        Args:
-            texts: Any number of documents.
-            overflow: Treatment of a text longer than the window: ``split`` it at sentence or word boundaries into
-                several windows, raise an ``error``, or ``truncate`` it with a warning.
-            show_progress: Draw a progress bar.
-
-        Raises:
-            TypeError: `texts` is a single string, or an item is not a string.
-            WindowOverflow: A text is too long and ``overflow="error"``.
-        """
-        return list(self.compress_stream(texts, overflow, show_progress=show_progress))
-
     def compress_stream(
         self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
     ) -> Iterator[Memory]:
@@ -133,22 +116,17 @@ class ClaraEngine(AsyncCalls):
         from tqdm.auto import tqdm
 
         check_overflow(overflow)
-        total = len(texts) if isinstance(texts, Sequence) else None
+        given, total = checked_texts(texts), len(texts) if isinstance(texts, Sequence) else None
         with tqdm(total=total, desc="compressing", unit="doc", disable=not show_progress) as bar:
             pending: list[tuple[Documents, EncodeRequest]] = []
             try:
-                for block in _blocks(checked_texts(texts)):
-                    # This block is tokenized while the device works on the one before.
-                    pending.append(self._submit_documents(block, overflow))
-                    if len(pending) > 1:
-                        memories = self._collect(*pending[0])
-                        del pending[0]  # only now: an interrupted wait has to cancel this request, too
-                        for memory in memories:
-                            yield memory
-                            bar.update()
-                while pending:
+                while (block := list(islice(given, BLOCK))) or pending:
+                    if block:
+                        pending.append(self._submit_documents(block, overflow))
+                        if len(pending) == 1:
+                            continue  # the next block is tokenized while the device works on this one
                     memories = self._collect(*pending[0])
-                    del pending[0]
+                    del pending[0]  # only now: an interrupted wait has to cancel this request, too
                     for memory in memories:
                         yield memory
                         bar.update()
@@ -204,54 +182,8 @@ class ClaraEngine(AsyncCalls):
 
     # --- answers -----------------------------------------------------------------------------------------
 
-    def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
-        """Answer a question from compressed documents, read in the order given; without any, from the model alone.
-
-        Args:
-            question: The question.
-            memories: Documents.
-            **options: ``max_tokens=128``, ``stop=None``, ``temperature=0.0``, ``top_p=1.0``, ``seed=None``: see
-                `Sampling`. ``logprobs=False``, ``top_logprobs=0``, ``citations=False``, ``min_confidence=None``,
-                ``read="memory"``, ``scores=None``, ``as_text=()``, ``unsure_text=...``: see `answer_options.Wanted`.
-
-        Raises:
-            ContextOverflow: The documents do not fit the context. If there is a query reasoner, a document with more
-                windows than the generator was trained to read is shortened first, to its best windows for the
-                question, with a warning and a count in ``Answer.windows_left_out``.
-            FingerprintMismatch: A memory was made by another model.
-        """
-        return self.chat(user_turn(question), memories, **options)
-
-    def answer_batch(
-        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
-    ) -> list[Answer]:
-        """Answer many questions in one batch, each from its own documents (any number for each)."""
-        return self.chat_batch(as_conversations(items), **options)
-
-    def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> AnswerStream:
-        """Answer a question in pieces of text as they are generated. Closing the stream stops the work."""
-        return self.stream_chat(user_turn(question), memories, **options)
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
-    ) -> Answer:
-        """Answer the last user turn of a conversation, which may read compressed documents.
-
-        Args:
-            messages: ``{"role": "system" | "user" | "assistant", "content": text}``, in any order that ends with the
-                user; turns are merged as chat templates require (`clara_core.model.chat_format.merge_turns`).
-            memories: Documents.
-            **options: As in `answer`.
-        """
-        return self.chat_batch([(messages, memories)], **options)[0]
-
     def chat_batch(
-        self,
-        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Like `chat`, for many conversations in one batch, each with its own documents."""
         sampling, wanted = read_options(options)
@@ -260,10 +192,7 @@ class ClaraEngine(AsyncCalls):
         return self._drive(self._examined(several, answers, wanted)) if wanted.afterwards else answers
 
     def stream_chat(
-        self,
-        messages: Sequence[Message],
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AnswerStream:
         """Like `chat`, in pieces of text as they are generated."""
         sampling, wanted = read_options(options)
@@ -302,11 +231,6 @@ class ClaraEngine(AsyncCalls):
                 judged += some
                 bar.update(min(len(lines) - bar.n, BATCH))
         return fit_calibration(self, judged, unanswerable, top_k)
-
-
-def _blocks(texts: Iterator[str]) -> Iterator[list[str]]:
-    while block := list(islice(texts, BLOCK)):
-        yield block
 
 
 def _from_arguments(arguments: dict[str, Any]) -> ClaraEngine:

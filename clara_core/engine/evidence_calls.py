@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from clara_core.checkpoint.config import Role
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import Wanted
-from clara_core.engine.attributing import Said, attribute
+from clara_core.engine.attributing import Continuation, attribute
 from clara_core.engine.checks import Message, user_turn
 from clara_core.engine.evidence import Attribution
 from clara_core.engine.examining import Asked, examine
@@ -80,30 +80,30 @@ class EvidenceCalls(EngineInstance):
 
     def _attributed(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Steps[Attribution]:
         text = answer.draft or answer.text if isinstance(answer, Answer) else answer
-        said = self._said(question, memories, text)
-        if not said.prompt.documents:
+        continuation = self._as_continuation(question, memories, text)
+        if not continuation.prompt.documents:
             raise ValueError("memories is empty: an answer is attributed to documents, give at least one")
-        return attribute(said, self.tokenizer)
+        return attribute(continuation, self.tokenizer)
 
     def _fidelity(self, memories: Sequence[Memory], instruction: str | None) -> Steps[list[Fidelity]]:
         self._require(Role.GENERATOR)
         return measure_fidelity(self._checked(memories), instruction or PARAPHRASE_INSTRUCTION, self.tokenizer)
 
     def _logprob(self, question: str, memories: Sequence[Memory], text: str) -> Steps[float]:
-        request = self._said(question, memories, text).judged(self.tokenizer, [frozenset()])
+        request = self._as_continuation(question, memories, text).judged(self.tokenizer, [frozenset()])
         [logs] = yield [request]
         return float(logs.sum())
 
-    def _said(self, question: str, memories: Sequence[Memory], text: object) -> Said:
+    def _as_continuation(self, question: str, memories: Sequence[Memory], text: object) -> Continuation:
         if not isinstance(text, str):
             raise TypeError(f"the answer must be a string or an Answer, got {type(text).__name__}: {text!r:.60}")
         messages = user_turn(question)
         prompt = self._chat_request(messages, memories, Sampling(max_tokens=1))
         windows = sum(memory.n_windows for memory in prompt.documents)
-        ids = self.tokenizer.said_ids(messages, windows, text)
+        ids = self.tokenizer.continuation_ids(messages, windows, text)
         if not ids:
             raise ValueError(f"the answer is empty: {text!r}; it must have at least one token")
-        return Said(prompt, ids, text, question)
+        return Continuation(prompt, ids, text, question)
 
     def _ask(
         self, messages: Sequence[Message], memories: Sequence[Memory], sampling: Sampling, wanted: Wanted

@@ -22,7 +22,7 @@ from torch import Tensor
 from clara_core.common.errors import ContextOverflow
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import Wanted
-from clara_core.engine.attributing import Said, attribute, attribute_by_attention
+from clara_core.engine.attributing import Continuation, attribute, attribute_by_attention
 from clara_core.engine.calibration import Signals
 from clara_core.engine.checks import Message
 from clara_core.engine.evidence import Attribution, Checks, Citation
@@ -164,11 +164,11 @@ def _evidence_of(
     if not wanted.judges or not request.documents or not request.sequence.ids:
         return Reading(answer)
     logprobs = [token.logprob for token in answer.logprobs or ()]
-    said = Said(request, request.sequence.ids, answer.text, asked.question, logprobs)
+    continuation = Continuation(request, request.sequence.ids, answer.text, asked.question, logprobs)
     if not wanted.attends:
-        found = yield from attribute(said, engine.tokenizer)
+        found = yield from attribute(continuation, engine.tokenizer)
     elif request.paid is not None:
-        found = attribute_by_attention(said, request.paid, engine.tokenizer, Reading(answer).logprob)
+        found = attribute_by_attention(continuation, request.paid, engine.tokenizer, Reading(answer).logprob)
     else:
         return Reading(answer)
     scores = [0.0] * len(asked.memories)

@@ -110,11 +110,11 @@ def measure_fidelity(memories: Sequence[Memory], instruction: str, tokenizer: Cl
 
     prompt = tokenizer.paraphrase_prompt(instruction, 1)
     slots, windows = tokenizer.is_slot(prompt), tokenizer.window_spans(prompt)
-    said: list[list[list[int]]] = []
+    window_ids: list[list[list[int]]] = []
     requests: list[JudgeRequest] = []
     for memory in memories:
         ids = [tokenizer.encode_plain(memory.text[start:end]) for start, end in memory.spans]
-        said.append(ids)
+        window_ids.append(ids)
         requests += [
             JudgeRequest(prompt, slots, memory.tokens[at], windows, own, [frozenset()])
             for at, own in enumerate(ids)
@@ -123,7 +123,7 @@ def measure_fidelity(memories: Sequence[Memory], instruction: str, tokenizer: Cl
     results: list[Tensor] = yield [*requests]
     logs = iter(results)
     found = []
-    for memory, ids in zip(memories, said, strict=True):
+    for memory, ids in zip(memories, window_ids, strict=True):
         pieces = [(-next(logs)[0]).tolist() if own else [] for own in ids]
         found.append(_fidelity(memory, ids, pieces, tokenizer))
     return found

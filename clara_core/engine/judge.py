@@ -6,24 +6,23 @@ Its rows share the beginning of their prompt within a pass (`clara_core.model.fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
 
-from clara_core.common.errors import ClaraError
+from clara_core.engine.chosen import not_finite
 from clara_core.engine.requests import JudgeRow, fail, resolve
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import upload
 
 
-def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow], not_finite: Callable[[], ClaraError]) -> None:
+def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow]) -> None:
     """Compute rows in one pass and store them in their requests; the last row of a request resolves its future.
 
     Args:
         model: The model.
         rows: The rows, those of a request next to each other.
-        not_finite: Makes the error of rows whose log-probabilities are not finite.
     """
     groups = [(request, list(some)) for request, some in groupby(rows, key=lambda row: row.request)]
     prompts = [request.forked(row.index for row in some) for request, some in groups]
@@ -34,7 +33,7 @@ def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow], not_finite: Callable
     numbers = torch.cat([part.flatten() for part in found]).cpu()  # waits for the device, once
     for (request, some), part in zip(groups, numbers.split(sizes), strict=True):
         if not bool(part.isfinite().all()):
-            fail(request.future, not_finite())
+            fail(request.future, not_finite("log-probabilities", model.dtype))
             continue
         for row, values in zip(some, part.view(len(some), -1), strict=True):
             request.rows[row.index] = values

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, Unpack
 
-from clara_core.engine.checks import Message, Overflow
+from clara_core.engine.checks import Message, Overflow, as_conversations, user_turn
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ class Engine(ABC):
     """One CLaRa model: text in, memories, rankings and answers out.
 
     `ClaraEngine` holds it in this process, `RemoteEngine` asks a server for it. Components use only these calls, so
-    they work with either. `ClaraEngine` documents arguments, shapes and errors.
+    they work with either. Arguments, shapes and errors of the abstract calls are documented at `ClaraEngine`.
 
     Attributes:
         arguments: Options of the engine.
@@ -97,9 +97,9 @@ class Engine(ABC):
         """Width of a memory token."""
 
     @property
-    @abstractmethod
     def dimension(self) -> int:
         """Length of a flattened memory: ``n_mem * hidden``."""
+        return self.n_mem * self.hidden
 
     @property
     @abstractmethod
@@ -126,9 +126,9 @@ class Engine(ABC):
     def tokenizer(self) -> EngineTokenizer:
         """Counts tokens and cuts texts into windows."""
 
-    @abstractmethod
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, without special tokens."""
+        return self.tokenizer.count_plain(text)
 
     @abstractmethod
     def load(self, *, show_progress: bool = False) -> object:
@@ -140,11 +140,22 @@ class Engine(ABC):
 
     # --- documents and questions -------------------------------------------------------------------------
 
-    @abstractmethod
     def compress(
         self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
     ) -> list[Memory]:
-        """Compress documents, each into one memory, in the order given."""
+        """Compress documents, each into one memory, in the order given.
+
+        Args:
+            texts: Any number of documents.
+            overflow: Treatment of a text longer than the window: ``split`` it at sentence or word boundaries into
+                several windows, raise an ``error``, or ``truncate`` it with a warning.
+            show_progress: Draw a progress bar.
+
+        Raises:
+            TypeError: `texts` is a single string, or an item is not a string.
+            WindowOverflow: A text is too long and ``overflow="error"``.
+        """
+        return list(self.compress_stream(texts, overflow, show_progress=show_progress))
 
     @abstractmethod
     def compress_stream(
@@ -174,31 +185,50 @@ class Engine(ABC):
     def paraphrase(self, memory: Memory, instruction: str | None = None, max_tokens: int = 128) -> Answer:
         """Write a paraphrase of a document from its memory alone."""
 
-    @abstractmethod
     def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
-        """Answer a question from compressed documents."""
+        """Answer a question from compressed documents, read in the order given; without any, from the model alone.
 
-    @abstractmethod
+        Args:
+            question: The question.
+            memories: Documents.
+            **options: ``max_tokens=128``, ``stop=None``, ``temperature=0.0``, ``top_p=1.0``, ``seed=None``: see
+                `Sampling`. ``logprobs=False``, ``top_logprobs=0``, ``citations=False``, ``min_confidence=None``,
+                ``read="memory"``, ``scores=None``, ``as_text=()``, ``unsure_text=...``: see `answer_options.Wanted`.
+
+        Raises:
+            ContextOverflow: The documents do not fit the context. If there is a query reasoner, a document with more
+                windows than the generator was trained to read is shortened first, to its best windows for the
+                question, with a warning and a count in ``Answer.windows_left_out``.
+            FingerprintMismatch: A memory was made by another model.
+        """
+        return self.chat(user_turn(question), memories, **options)
+
     def answer_batch(
         self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
-        """Answer many questions in one batch, each from its own documents."""
+        """Answer many questions in one batch, each from its own documents (any number for each)."""
+        return self.chat_batch(as_conversations(items), **options)
 
-    @abstractmethod
     def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Pieces:
-        """Answer a question in pieces of text as they are generated."""
+        """Answer a question in pieces of text as they are generated. Closing the stream stops the work."""
+        return self.stream_chat(user_turn(question), memories, **options)
 
-    @abstractmethod
     def chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Answer:
-        """Answer the last user turn of a conversation, which may read compressed documents."""
+        """Answer the last user turn of a conversation, which may read compressed documents.
+
+        Args:
+            messages: ``{"role": "system" | "user" | "assistant", "content": text}``, in any order that ends with the
+                user; turns are merged as chat templates require (`clara_core.model.chat_format.merge_turns`).
+            memories: Documents.
+            **options: As in `answer`.
+        """
+        return self.chat_batch([(messages, memories)], **options)[0]
 
     @abstractmethod
     def chat_batch(
-        self,
-        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Like `chat`, for many conversations in one batch."""
 
@@ -248,27 +278,25 @@ class Engine(ABC):
     async def arank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
         """Awaitable `rank`."""
 
-    @abstractmethod
     async def aanswer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
         """Awaitable `answer`."""
+        return await self.achat(user_turn(question), memories, **options)
 
-    @abstractmethod
     async def aanswer_batch(
         self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Awaitable `answer_batch`."""
+        return await self.achat_batch(as_conversations(items), **options)
 
-    @abstractmethod
     async def achat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Answer:
         """Awaitable `chat`."""
+        return (await self.achat_batch([(messages, memories)], **options))[0]
 
     @abstractmethod
     async def achat_batch(
-        self,
-        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Awaitable `chat_batch`."""
 
@@ -284,11 +312,11 @@ class Engine(ABC):
     async def afidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
         """Awaitable `fidelity`."""
 
-    @abstractmethod
     def astream(
         self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream`; leaving the loop over it early stops the work."""
+        return self.astream_chat(user_turn(question), memories, **options)
 
     @abstractmethod
     def astream_chat(

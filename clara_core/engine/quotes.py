@@ -84,17 +84,17 @@ def share_of_names(question: str, texts: Iterable[str]) -> float:
     return len(names & found) / len(names) if names else 1.0
 
 
-def stands_in(said: str, text: str) -> bool:
+def stands_in(answer: str, text: str) -> bool:
     """Whether a text contains the words of an answer in this order, ignoring case."""
-    wanted = [word.text for word in split_words(said)]
+    wanted = [word.text for word in split_words(answer)]
     return bool(wanted) and bool(_runs(wanted, split_words(text)))
 
 
-def find_quote(said: str, text: str, windows: Sequence[Span], question: str = "") -> Quote | None:
+def find_quote(part: str, text: str, windows: Sequence[Span], question: str = "") -> Quote | None:
     """Find the sentence of a document with the words of an answer, or the most similar run of words.
 
     Args:
-        said: A part of an answer.
+        part: A part of an answer.
         text: The document.
         windows: Character spans of the document that were read; only these are searched.
         question: If several sentences have the words, the one that shares most words with this is taken.
@@ -102,7 +102,7 @@ def find_quote(said: str, text: str, windows: Sequence[Span], question: str = ""
     Returns:
         Quote | None: None if no run of words is similar.
     """
-    wanted = [word.text for word in split_words(said)]
+    wanted = [word.text for word in split_words(part)]
     if not wanted:
         return None
     words = split_words(text)

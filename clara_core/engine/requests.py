@@ -119,10 +119,10 @@ class JudgeRequest:
         ids: The prompt.
         slots: Which of its positions are memory slots.
         memories: ``[n_slots, hidden]``.
-        windows: Span of each window in the prompt: its slots and the separator behind them.
-        said: Token ids of the continuation; at least one.
+        windows: Span of each window in the prompt: its slots and the separator after them.
+        continuation: Token ids of the continuation; at least one.
         hidden: For each row the indexes of the windows that positions after the last window do not see.
-        future: Gives the log-probabilities ``[rows, said]``, float32 on the CPU.
+        future: Gives the log-probabilities ``[rows, continuation]``, float32 on the CPU.
         rows: The rows that have been computed.
     """
 
@@ -130,15 +130,15 @@ class JudgeRequest:
     slots: list[bool]
     memories: Tensor
     windows: Sequence[Span]
-    said: list[int]
+    continuation: list[int]
     hidden: Sequence[frozenset[int]]
     future: Future[Tensor] = field(default_factory=Future)
     rows: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.said or not self.hidden:
-            msg = f"a judge request needs tokens and rows, got {len(self.said)} tokens and {len(self.hidden)} rows"
-            raise ValueError(msg)
+        if not self.continuation or not self.hidden:
+            tokens, rows = len(self.continuation), len(self.hidden)
+            raise ValueError(f"a judge request needs tokens and rows, got {tokens} tokens and {rows} rows")
         missing = frozenset().union(*self.hidden) - set(range(len(self.windows)))
         if missing:
             raise ValueError(f"windows {sorted(missing)} cannot be hidden: the prompt has {len(self.windows)}")
@@ -154,10 +154,10 @@ class JudgeRequest:
 
     def forked(self, rows: Iterable[int]) -> ForkedPrompt:
         """Some of the rows as one prompt."""
-        continuation = self.said[:-1]  # the last token predicts nothing that is asked for
+        read = self.continuation[:-1]  # the last token predicts nothing that is asked for
         spans = [sorted(self.windows[window] for window in self.hidden[row]) for row in rows]
-        slots = self.slots + [False] * len(continuation)
-        return ForkedPrompt(self.ids + continuation, slots, self.head, self.said, spans)
+        slots = self.slots + [False] * len(read)
+        return ForkedPrompt(self.ids + read, slots, self.head, self.continuation, spans)
 
 
 Request: TypeAlias = EncodeRequest | GenerateRequest | JudgeRequest
@@ -221,12 +221,7 @@ class JudgeRow:
     @property
     def positions(self) -> int:
         """Positions of the row after the shared head."""
-        return len(self.request.ids) - self.request.head + len(self.request.said) - 1
-
-
-def rows_of(request: JudgeRequest) -> list[JudgeRow]:
-    """All rows of a request, in order."""
-    return [JudgeRow(request, index) for index in range(len(request.hidden))]
+        return len(self.request.ids) - self.request.head + len(self.request.continuation) - 1
 
 
 def take_rows(rows: Sequence[JudgeRow], budget: int) -> list[JudgeRow]:

@@ -91,11 +91,6 @@ class EngineInstance(Engine):
         return self.plan.hidden
 
     @property
-    def dimension(self) -> int:
-        """Length of a flattened memory: ``n_mem * hidden``."""
-        return self.n_mem * self.hidden
-
-    @property
     def window(self) -> int:
         """Most text tokens that one window holds."""
         return self.config.doc_max_length
@@ -156,10 +151,6 @@ class EngineInstance(Engine):
             calibration.check(self.fingerprint)
         self._calibration, self._calibration_known = calibration, True
 
-    def count_tokens(self, text: str) -> int:
-        """Number of tokens of a text, without special tokens."""
-        return self.tokenizer.count_plain(text)
-
     # --- loading -----------------------------------------------------------------------------------------
 
     def load(self, *, show_progress: bool = False) -> Loaded:
@@ -185,7 +176,7 @@ class EngineInstance(Engine):
                     self._plan = None  # the next try reads files again that were repaired
                     raise
             if self._worker is None or not self._worker.alive:
-                self._worker = Worker(self._loaded.model, kv_bytes=self.arguments.kv_cache_bytes)
+                self._worker = Worker(self._loaded.model, self.arguments.kv_cache_bytes)
             return self._loaded
 
     def unload(self) -> None:
@@ -243,7 +234,7 @@ class EngineInstance(Engine):
         return request
 
     def _recent_tokens(self, question: str) -> Tensor | None:
-        """Memory tokens ``[n_mem, hidden]`` of a question, if it was read a short time ago."""
+        """Memory tokens ``[n_mem, hidden]`` of a question; None if it was not encoded recently."""
         return self._recent.get(question, self._question_role)
 
     def _no_questions(self) -> Tensor:
@@ -270,7 +261,7 @@ class EngineInstance(Engine):
         Raises:
             ValueError: The attention implementation of this engine does not show it.
         """
-        if not self.load().model.shows_attention:
+        if not self.load().model.own_attention:
             raise ValueError(
                 f"citations='attention' needs the attention of this package, not attn_implementation="
                 f"{self.arguments.attn_implementation!r}: leave that option out, or ask with citations=True"

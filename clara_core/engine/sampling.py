@@ -102,7 +102,7 @@ class Sampling:
         temperature: Temperature of the softmax; 0 is greedy decoding.
         top_p: Probability mass of the tokens to sample from (nucleus sampling).
         seed: Seed that makes sampling reproducible; None: a random one.
-        recorded: Alternatives to record beside the log-probability of each token; None: record no log-probability.
+        recorded: Alternatives to record with the log-probability of each token; None: record no log-probability.
 
     In float32 on a CPU the same call gives the same answer in any batch. In bfloat16 or float16 the last digits of the
     logits depend on the size of the batch, so if two tokens are almost equally likely, another one may be chosen.

@@ -30,7 +30,6 @@ from clara_core.engine.requests import (
     SequenceRow,
     fail,
     fill_batch,
-    rows_of,
     take_rows,
 )
 from clara_core.engine.stats import EngineStats
@@ -49,18 +48,18 @@ class Worker:
 
     Args:
         model: The model, which only this thread uses from now on.
-        limits: Sizes of batches; None: those of the model's device.
         kv_bytes: Most bytes of the KV cache; None: a share of the free memory.
 
     Attributes:
+        limits: Sizes of batches.
         answers: Waiting and running answers.
         compressed: Number of questions and passages that were encoded so far.
         lost: Why this process can no longer use the device; None while it can.
     """
 
-    def __init__(self, model: ClaraModel, limits: Limits | None = None, kv_bytes: int | None = None) -> None:
+    def __init__(self, model: ClaraModel, kv_bytes: int | None = None) -> None:
         self.model = model
-        self.limits = limits or Limits.of(model.device)
+        self.limits = Limits.of(model.device)
         self.compressed = 0
         self.lost: str | None = None
         self._wake = threading.Condition()
@@ -111,7 +110,7 @@ class Worker:
             if isinstance(request, GenerateRequest):
                 self.answers.submit(request)
             elif isinstance(request, JudgeRequest):
-                self._judged.extend(rows_of(request))
+                self._judged.extend(JudgeRow(request, index) for index in range(len(request.hidden)))
             elif not request.sequences:
                 raise ValueError("an encode request needs at least one sequence")
             else:
@@ -138,7 +137,7 @@ class Worker:
                     self._crowded = False
                     self._serve_questions()
                     self.answers.turn()
-                    self._compress()
+                    self._encode_some(self._bulk, pause=self._pause)
         except BaseException as exc:  # every error that ends this thread has to reach the waiting callers
             traceback.clear_frames(exc.__traceback__)
             if isinstance(exc, DeviceLost):
@@ -203,10 +202,7 @@ class Worker:
 
     def _serve_questions(self) -> None:
         self._encode_some(self._urgent, pause=None)
-        self._run_some(self._judged, take_rows, self._judge, "judged answers")
-
-    def _compress(self) -> None:
-        self._encode_some(self._bulk, pause=self._pause)
+        self._run_some(self._judged, take_rows, lambda part: judge_rows(self.model, part), "judged answers")
 
     def _encode_some(self, queue: list[SequenceRow], pause: Callable[[], None] | None) -> None:
         def fill(rows: Sequence[SequenceRow], budget: int) -> list[SequenceRow]:
@@ -278,6 +274,3 @@ class Worker:
             else:
                 fail(row.request.future, not_finite("memory tokens", self.model.dtype))
         self.compressed += len(rows)
-
-    def _judge(self, rows: Sequence[JudgeRow]) -> None:
-        judge_rows(self.model, rows, lambda: not_finite("log-probabilities", self.model.dtype))

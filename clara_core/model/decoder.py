@@ -161,7 +161,7 @@ class ClaraModel(RoutedDecoder):
         Returns:
             Tensor: Logits of the next token ``[1, vocab]``.
         """
-        positions, ragged = cache.begin_chunk(len(ids), self.kernel, gather=not self._ours)
+        positions, ragged = cache.begin_chunk(len(ids), self.kernel, gather=not self.own_attention)
         if cache.queries is not None:
             cache.queries.at = upload([len(ids) - 1], self.device)
         embeddings = self.embed(upload([ids], self.device), memories, upload([slots], self.device))
@@ -170,10 +170,10 @@ class ClaraModel(RoutedDecoder):
 
     def step(self, tokens: Sequence[int] | Tensor, cache: KVCache) -> Tensor:
         """Append one token to each row of the cache, which the caller commits: logits of the next ``[rows, vocab]``."""
-        ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self._ours)
+        ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self.own_attention)
         embeddings: Tensor = self.decoder.get_input_embeddings()(ids)  # [rows, hidden]
         plain = cache.queries is not None  # the fused step does not record its queries
-        if self.fused is not None and self._ours and cache.role in (self.fused.role, None) and not plain:
+        if self.fused is not None and self.own_attention and cache.role in (self.fused.role, None) and not plain:
             return self.head(self.fused(embeddings, positions, cache, ragged))
         states = self._run(embeddings[:, None], cache.role, cache=cache, positions=positions[:, None], ragged=ragged)
         return self.head(states[:, -1])
@@ -186,7 +186,7 @@ class ClaraModel(RoutedDecoder):
             memories: ``[n_slots, hidden]``: the memory tokens of all slots, prompt after prompt.
 
         Returns:
-            list: One tensor ``[rows, said]`` a prompt, float32, natural logarithms.
+            list: One tensor ``[rows, continuation]`` a prompt, float32, natural logarithms.
         """
         ids, slots, positions = (
             upload([list(chain(*parts))], self.device)  # [1, total]
@@ -200,14 +200,14 @@ class ClaraModel(RoutedDecoder):
         embeddings = self.embed(ids, memories, slots)
         states = self._run(embeddings, Role.GENERATOR, positions=positions, ragged=ragged)[0]  # [total, hidden]
         starts = [0, *accumulate(prompt.positions for prompt in prompts)]
-        places = [prompt.said_at(start) for prompt, start in zip(prompts, starts, strict=False)]
-        said = [token for prompt in prompts for token in prompt.said * len(prompt.hidden)]
+        places = [prompt.predicting_positions(start) for prompt, start in zip(prompts, starts, strict=False)]
+        targets = [token for prompt in prompts for token in prompt.continuation * len(prompt.hidden)]
         rows = states.index_select(0, upload(list(chain(*places)), states.device))
-        pieces = zip(rows.split(_LOGIT_ROWS), upload(said, states.device).split(_LOGIT_ROWS), strict=True)
+        pieces = zip(rows.split(_LOGIT_ROWS), upload(targets, states.device).split(_LOGIT_ROWS), strict=True)
         found = torch.cat([_log_probability(self.head(part), tokens) for part, tokens in pieces])
-        sizes = [len(prompt.hidden) * len(prompt.said) for prompt in prompts]
+        sizes = [len(prompt.hidden) * len(prompt.continuation) for prompt in prompts]
         return [
-            part.view(len(prompt.hidden), len(prompt.said))
+            part.view(len(prompt.hidden), len(prompt.continuation))
             for prompt, part in zip(prompts, found.split(sizes), strict=True)
         ]
 
@@ -233,19 +233,14 @@ class ClaraModel(RoutedDecoder):
         return Queries(self.kv_shape().layers // 2)
 
     @property
-    def shows_attention(self) -> bool:
-        """Whether the attention of an answer can be recorded."""
-        return self._ours
-
-    @property
-    def _ours(self) -> bool:
-        """Whether attention goes through `attention.attend`, and not through a function of transformers."""
+    def own_attention(self) -> bool:
+        """Whether attention goes through `attention.attend` instead of a function of transformers."""
         return bool(self.decoder.config._attn_implementation == ATTENTION)  # noqa: SLF001 - there is no public name
 
     @property
     def packs(self) -> bool:
         """Whether the rows of a batch are packed one after the other instead of padded."""
-        return self.kernel is not None and self._ours
+        return self.kernel is not None and self.own_attention
 
     def _run(
         self,
@@ -279,12 +274,12 @@ class ClaraModel(RoutedDecoder):
             positions = upload([at for one in lengths for at in range(one)], device)[None]  # [1, total]
         elif positions is None:
             positions = torch.arange(length, device=device).expand(rows, length)
-        if ragged is not None and self._ours:
+        if ragged is not None and self.own_attention:
             options["ragged"] = ragged
         if cache is not None and cache.queries is not None:
             options["queries"] = cache.queries
         # The attention functions of transformers need a mask, over copies of the rows or over forked prompts.
-        mask = ragged.mask if isinstance(ragged, Gathered | Forked) and not self._ours else None
+        mask = ragged.mask if isinstance(ragged, Gathered | Forked) and not self.own_attention else None
         routing = routed(roles, self.config.lora_r, lengths=lengths, device=device, dtype=embeddings.dtype, pause=pause)
         with routing:
             output = self.trunk(

@@ -92,7 +92,7 @@ def _current_cuda() -> int:
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a CUDA device, by NVML; if NVML fails, by CUDA, which is initialised then."""
+    """Compute capability of a CUDA device: by NVML while CUDA is not initialised; if that fails, initialises CUDA."""
     if not torch.cuda.is_initialized():
         with suppress(Exception):  # the private function of torch or the library may be missing
             return _capability_by_driver(device.index or 0)
@@ -115,7 +115,7 @@ def _capability_by_driver(index: int) -> tuple[int, int]:
 
 
 def default_dtype(device: torch.device) -> str:
-    """The dtype for ``auto``: bfloat16 on a GPU with instructions for it (not T4 or V100), float16 on other GPUs."""
+    """The dtype for ``auto``: bfloat16 on CUDA GPUs with instructions for it, float16 on others, float32 elsewhere."""
     if device.type == "cuda":
         return "bfloat16" if capability(device)[0] >= AMPERE else "float16"
     return "float32"

@@ -30,14 +30,14 @@ class ForkedPrompt:
         ids: Token ids of the prompt and of the continuation without its last token.
         slots: Which of them are memory slots.
         head: Number of shared positions; only these can be hidden.
-        said: Token ids of the continuation, whose log-probabilities are computed.
+        continuation: Token ids of the continuation, whose log-probabilities are computed.
         hidden: For each row the spans of the head that its tail does not see.
     """
 
     ids: list[int]
     slots: list[bool]
     head: int
-    said: list[int]
+    continuation: list[int]
     hidden: Sequence[Sequence[Span]]
 
     @property
@@ -71,10 +71,10 @@ class ForkedPrompt:
         """Which positions of the head and of all tails are memory slots."""
         return self.slots[: self.head] + self.slots[self.head :] * len(self.hidden)
 
-    def said_at(self, start: int) -> list[int]:
+    def predicting_positions(self, start: int) -> list[int]:
         """Positions that predict the continuation, row after row, if the head begins at position `start`."""
-        first = start + self.head + self.tail - len(self.said)
-        return [first + row * self.tail + at for row in range(len(self.hidden)) for at in range(len(self.said))]
+        first = start + self.head + self.tail - len(self.continuation)
+        return [first + row * self.tail + at for row in range(len(self.hidden)) for at in range(len(self.continuation))]
 
 
 class Forked:
@@ -124,8 +124,8 @@ class Forked:
                 torch.cat([shared.expand(len(asks), -1, -1, -1), tails], dim=2)  # [rows, heads, head + tail, dim]
                 for shared, tails in zip((keys, values), own, strict=True)
             )
-            said = F.scaled_dot_product_attention(asks, keys, values, seen, scale=scale)  # [rows, heads, tail, dim]
-            read.append(said.transpose(0, 1).flatten(1, 2))  # [heads, rows * tail, dim]
+            attended = F.scaled_dot_product_attention(asks, keys, values, seen, scale=scale)  # [rows, heads, tail, dim]
+            read.append(attended.transpose(0, 1).flatten(1, 2))  # [heads, rows * tail, dim]
             start = end
         return torch.cat(read, dim=1).transpose(0, 1)[None]  # [1, total, heads, dim]
 

@@ -223,7 +223,7 @@ def find_kernel(
     Args:
         wanted: ``auto``: any kernel; ``flash_attention_2``: the package flash-attn.
         device: Device of the model.
-        dtype: Of queries, keys and values.
+        dtype: Type of queries, keys and values.
         heads: Query heads.
         kv_heads: Key and value heads.
         dim: Width of a head.

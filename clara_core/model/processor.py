@@ -60,13 +60,13 @@ class Kernels:
 
     def __str__(self) -> str:
         if self.int8:
-            said = "FBGEMM, 8 bits"
+            text = "FBGEMM, 8 bits"
         else:
-            packed = "all" if self.packed is None else _said(self.packed)
+            packed = "all" if self.packed is None else _listed(self.packed)
             parts = [f"oneDNN: {packed}" if packed else "MKL"]
-            parts += [f"by columns: {_said(self.columns)}"] if self.columns else []
-            said = "; ".join(parts)
-        return f"{said}; one thread up to {self.single} answers" if self.single else f"{said}; all threads"
+            parts += [f"by columns: {_listed(self.columns)}"] if self.columns else []
+            text = "; ".join(parts)
+        return f"{text}; one thread up to {self.single} answers" if self.single else f"{text}; all threads"
 
 
 PLAIN: Final = Kernels(packed=frozenset(), adapters=False)
@@ -246,5 +246,5 @@ def _shapes(pairs: Iterable[Sequence[int]]) -> frozenset[Shape]:
     return frozenset((int(out), int(into)) for out, into in pairs)
 
 
-def _said(shapes: Iterable[Shape]) -> str:
+def _listed(shapes: Iterable[Shape]) -> str:
     return ", ".join(f"{out}x{into}" for out, into in sorted(shapes))

@@ -323,12 +323,12 @@ class ClaraTokenizer:
         background = self._background(n_windows, shield)
         turns = [_turn("system", system), _turn("user", shield(before) + background + shield(after))]
         prompt = self._encode_chat(turns, shield)
-        said = shield(answer)
-        whole = self._encode_chat([*turns, _turn("assistant", said)], shield, answered=True)
+        shielded = shield(answer)
+        whole = self._encode_chat([*turns, _turn("assistant", shielded)], shield, answered=True)
         if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
             return whole, len(prompt)
         # The template renders a past answer differently from the prompt of a new one; train on the latter.
-        return prompt + self._encode_markup(said + self._eos, shield), len(prompt)
+        return prompt + self._encode_markup(shielded + self._eos, shield), len(prompt)
 
     def count_plain(self, text: str) -> int:
         """Number of tokens of a text without special tokens; those that it spells are encoded as text."""
@@ -353,15 +353,15 @@ class ClaraTokenizer:
         size = self.config.n_mem
         return [(slots[at], slots[at + size - 1] + 1 + self.config.sep) for at in range(0, len(slots), size)]
 
-    def said_ids(self, messages: Sequence[dict[str, str]], n_windows: int, text: str) -> list[int]:
+    def continuation_ids(self, messages: Sequence[dict[str, str]], n_windows: int, text: str) -> list[int]:
         """Ids of an answer after a `chat_prompt`, without end token; special tokens in it are encoded as text."""
         if not text:
             return []
         shield = Shield(self._pattern)
         prompt, turns = self._chat_turns(messages, n_windows, shield)
-        said = shield(text)
-        whole = self._encode_chat([*turns, _turn("assistant", said)], shield, answered=True)
-        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode_markup(said, shield)
+        shielded = shield(text)
+        whole = self._encode_chat([*turns, _turn("assistant", shielded)], shield, answered=True)
+        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode_markup(shielded, shield)
         end = next((at for at, token in enumerate(ids) if token in self.eos_ids), len(ids))
         return ids[:end]
 

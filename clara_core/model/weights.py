@@ -12,7 +12,7 @@ from clara_core.common.errors import CheckpointError
 from clara_core.model.decode_step import DecodeStep, fits
 from clara_core.model.int8_linear import Int8Linear, int8_linear
 from clara_core.model.kv_memory import KVShape
-from clara_core.model.lora import RoutedLinear, current_routing, route_linears
+from clara_core.model.lora import current_routing, route_linears
 from clara_core.model.packed_linear import PackedLinear, packed
 from clara_core.model.processor import Kernels, by_columns
 from clara_core.model.sampler import Ends
@@ -181,9 +181,9 @@ class RoutedDecoder(nn.Module):
 
     def _load_adapter(self, role: Role, tensors: dict[str, Tensor], checkpoint: Checkpoint) -> None:
         expected = {
-            f"{self.prefix}{name}.lora_{part}.weight": self._adapter_shape(layer, part)
+            f"{self.prefix}{name}.lora_{part}.weight": shape
             for name, layer in self.routed.items()
-            for part in "AB"
+            for part, shape in (("A", (layer.rank, layer.in_features)), ("B", (layer.out_features, layer.rank)))
         }
         found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         if found != expected:
@@ -196,12 +196,6 @@ class RoutedDecoder(nn.Module):
         for name, layer in self.routed.items():
             stem = f"{self.prefix}{name}"
             layer.load(role, tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"])
-
-    @staticmethod
-    def _adapter_shape(layer: RoutedLinear, part: str) -> tuple[int, int]:
-        if part == "A":
-            return (layer.rank, layer.in_features)
-        return (layer.out_features, layer.rank)
 
 
 def _pause_between_layers(_module: nn.Module, _args: object) -> None:

@@ -104,7 +104,7 @@ def test_attribution_is_the_lost_probability(tiny: Tiny, engine: ClaraEngine) ->
     found = engine.attribute("Where?", memories, "in Lisbon")
     messages = [{"role": "user", "content": "Where?"}]
     prompt = engine.tokenizer.chat_prompt(messages, 3)
-    said = engine.tokenizer.said_ids(messages, 3, "in Lisbon")
+    said = engine.tokenizer.continuation_ids(messages, 3, "in Lisbon")
     tokens = torch.cat([memory.tokens for memory in memories])
     reference = tiny.reference()
     full = float(reference.judge(prompt, tokens, said).sum())

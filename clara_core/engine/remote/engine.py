@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from clara_core.common.errors import ServerError
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, read_options
-from clara_core.engine.checks import Message, as_conversations, check_messages, checked_texts, user_turn
+from clara_core.engine.checks import Message, check_messages, checked_texts
 from clara_core.engine.remote.evidence import RemoteEvidence
 from clara_core.engine.remote.http import key_from_environment
 from clara_core.engine.remote.instance import weight_of
@@ -129,26 +129,8 @@ class RemoteEngine(RemoteEvidence):
         payload = {"document": document, "instruction": instruction, "max_tokens": max_tokens}
         return answer_from_wire(self.connection.post("/v1/clara/paraphrase", payload, repeatable=False))
 
-    def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
-        return self.chat(user_turn(question), memories, **options)
-
-    def answer_batch(
-        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
-    ) -> list[Answer]:
-        return self.chat_batch(as_conversations(items), **options)
-
-    def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> RemoteStream:
-        return self.stream_chat(user_turn(question), memories, **options)
-
-    def chat(
-        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
-    ) -> Answer:
-        return self.chat_batch([(messages, memories)], **options)[0]
-
     def chat_batch(
-        self,
-        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         parts = self._question_payloads(conversations, options)
         replies = [self.connection.post(_ANSWER, each, repeatable=False) for each in parts]
@@ -160,33 +142,13 @@ class RemoteEngine(RemoteEvidence):
         [payload] = self._question_payloads([(messages, memories)], options)
         return RemoteStream(self.connection, _ANSWER, payload)
 
-    async def aanswer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
-        return await self.achat(user_turn(question), memories, **options)
-
-    async def aanswer_batch(
-        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
-    ) -> list[Answer]:
-        return await self.achat_batch(as_conversations(items), **options)
-
-    async def achat(
-        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
-    ) -> Answer:
-        return (await self.achat_batch([(messages, memories)], **options))[0]
-
     async def achat_batch(
-        self,
-        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         await self._aload()
         parts = self._question_payloads(conversations, options)
         replies = [await self.connection.apost(_ANSWER, each, repeatable=False) for each in parts]
         return _answers(replies, len(conversations))
-
-    def astream(
-        self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
-    ) -> AsyncIterator[Chunk]:
-        return self.astream_chat(user_turn(question), memories, **options)
 
     async def astream_chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]

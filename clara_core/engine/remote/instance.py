@@ -73,27 +73,18 @@ class RemoteInstance(Engine):
 
     @property
     def n_mem(self) -> int:
-        """Memory tokens of one window."""
         return int(self.load()["n_mem"])
 
     @property
     def hidden(self) -> int:
-        """Width of a memory token."""
         return int(self.load()["hidden"])
 
     @property
-    def dimension(self) -> int:
-        """Length of a flattened memory."""
-        return self.n_mem * self.hidden
-
-    @property
     def window(self) -> int:
-        """Most text tokens that one window holds."""
         return int(self.load()["window"])
 
     @property
     def context(self) -> int:
-        """Most positions that a prompt and its answer may take together."""
         return int(self.load()["context"])
 
     @property
@@ -113,16 +104,7 @@ class RemoteInstance(Engine):
         """The server's tokenizer; each call is a request."""
         return RemoteTokenizer(self.connection)
 
-    def count_tokens(self, text: str) -> int:
-        """Number of tokens of a text, without special tokens."""
-        return self.tokenizer.count_plain(text)
-
     # --- documents ---------------------------------------------------------------------------------------
-
-    def compress(
-        self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
-    ) -> list[Memory]:
-        return list(self.compress_stream(texts, overflow, show_progress=show_progress))
 
     def compress_stream(
         self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False

@@ -16,7 +16,7 @@ Facts = tuple[tuple[tuple[int, int], ...], int]
 
 
 class Fetched:
-    """Fetches the memories of one call, all of them in one request when the first one is read.
+    """Fetches the memories of one call, all of them together when the first one is read.
 
     Args:
         texts: Texts of the memories.
@@ -65,8 +65,8 @@ class Fetched:
 class RemoteMemory(Memory):
     """A `Memory` of a server's engine. Ranking and answering send only its text.
 
-    Reading `tokens` fetches the tensors of all memories of the same call in one request; reading `spans`, `n_windows`
-    or `source_tokens` fetches only these numbers.
+    Reading `tokens` fetches the tensors of all memories of the same call; reading `spans`, `n_windows` or
+    `source_tokens` fetches only these numbers, also for all of them.
     """
 
     __slots__ = ("_fetched",)

@@ -44,7 +44,7 @@ class RemoteStream(Iterator[Chunk]):
         return chunk
 
     def cancel(self) -> None:
-        """Stop generation. The last piece has the finish reason "cancelled", the text so far, and counts of 0."""
+        """Stop generation at the next read, which gives the last piece: "cancelled", the text so far, counts of 0."""
         self._cancelled = True
 
     def close(self) -> None:
