@@ -1,6 +1,6 @@
 """The choice of matrix kernels for a model on a CPU, cached from one load to the next.
 
-The cache file is keyed by all that the choice depends on: weights, dtype, quantization, CPU, threads, torch. If it
+The cache file is keyed by all that the choice depends on: weights, dtype, quantization, CPU, threads, torch, and the version of the kernels. If it
 cannot be read or written, the kernels are measured again at each load.
 """
 
@@ -19,7 +19,16 @@ import torch
 
 from clara_core.engine.options import EngineArguments
 from clara_core.model.decoder import ClaraModel
-from clara_core.model.processor import PLAIN, SMALL, Kernels, facts, from_facts, measure_products, measure_threads
+from clara_core.model.processor import (
+    PLAIN,
+    SMALL,
+    VERSION,
+    Kernels,
+    facts,
+    from_facts,
+    measure_products,
+    measure_threads,
+)
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +73,7 @@ def cache_file() -> Path:
 
 def _key(arguments: EngineArguments, fingerprint: str) -> str:
     facts_of_choice = (
-        fingerprint, arguments.dtype, arguments.quantization, torch.__version__, torch.get_num_threads(),
+        VERSION, fingerprint, arguments.dtype, arguments.quantization, torch.__version__, torch.get_num_threads(),
         torch.backends.cpu.get_cpu_capability(), _processor(),
     )  # fmt: skip
     return hashlib.sha256(repr(facts_of_choice).encode()).hexdigest()
