@@ -1,7 +1,7 @@
 """The choice of matrix kernels for a model on a CPU, cached from one load to the next.
 
-The cache file is keyed by all that the choice depends on: weights, dtype, quantization, CPU, threads, torch, and the version of the kernels. If it
-cannot be read or written, the kernels are measured again at each load.
+The cache file is keyed by all that the choice depends on: weights, dtype, quantization, CPU, threads, torch, and the
+version of the kernels. If it cannot be read or written, the kernels are measured again at each load.
 """
 
 from __future__ import annotations
