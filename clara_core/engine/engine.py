@@ -196,10 +196,10 @@ class ClaraEngine(AsyncCalls):
     ) -> AnswerStream:
         """Like `chat`, in pieces of text as they are generated."""
         sampling, wanted = read_options(options)
-        asked = self._ask(messages, memories, sampling, wanted)
+        chat = self._ask(messages, memories, sampling, wanted)
         if wanted.afterwards:
-            return ExaminedStream(self, asked, wanted)
-        return AnswerStream(asked.request, self._submit)
+            return ExaminedStream(self, chat, wanted)
+        return AnswerStream(chat.request, self._submit)
 
     # --- confidence --------------------------------------------------------------------------------------
 
