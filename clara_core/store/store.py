@@ -14,7 +14,6 @@ from clara_core.common.suggest import parameters, refuse_unknown
 from clara_core.data.memory import Memory
 from clara_core.engine.door import is_server
 from clara_core.engine.options import OPTIONS, given_options
-from clara_core.store.accepting import accepted_ids
 from clara_core.store.backend import Backend
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
 from clara_core.store.explaining import explaining
@@ -202,7 +201,8 @@ class MemoryStore(StoreSearch):
         wanted = None if ids is None else checked_ids(ids)
         check_condition(filter)
         if callable(filter):
-            return self._backend.delete(accepted_ids(iter(self) if wanted is None else self.get(wanted), filter), None)
+            records = self if wanted is None else self.get(wanted)
+            return self._backend.delete([record.id for record in records if filter(record)], None)
         return self._backend.delete(wanted, filter)
 
     def compact(self, older_than: timedelta = _KEEP) -> None:
@@ -287,7 +287,7 @@ class MemoryStore(StoreSearch):
         if snapshot is None:
             return 0
         if callable(filter):
-            return len(accepted_ids(iter(snapshot), filter))
+            return sum(1 for record in snapshot if filter(record))
         return snapshot.count() if filter is None else len(snapshot.passing(filter))
 
     def __contains__(self, id_: object) -> bool:
