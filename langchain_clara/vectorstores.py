@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from clara_core import Memory
     from clara_core.retrieval.vectors import Array
     from clara_core.store import Hit, MemoryStore
+    from clara_core.store.search import Mode
 
 
 class ClaraVectorStore(VectorStore):
@@ -473,13 +474,14 @@ class ClaraVectorStore(VectorStore):
         return await asyncio.to_thread(lambda: self._read(self.store.search(query, vectors=vector, **how)))
 
     def _options(
-        self, k: int, filter: Filter | None = None, mode: str | None = None, **more: Any  # noqa: A002
+        self, k: int, filter: Filter | None = None, mode: Mode | None = None, **more: Any  # noqa: A002
     ) -> dict[str, Any]:  # fmt: skip
         """Options of a search, checked before a question is read."""
         _no_more("similarity_search", more)
-        rules = _checked_filter(k, filter)
-        if mode not in (None, *_MODES):
-            raise ValueError(f"mode must be one of {', '.join(_MODES)}, got {mode!r}")
+        from clara_core.store.search import DEFAULT_MODE, Search
+
+        Search(k, mode or DEFAULT_MODE)
+        rules = stored_filter(checked(filter))
         return {"k": k, "filter": rules, "mode": mode, "with_memories": self._vectors.are_memories}
 
     def _diverse(self, question: Array, how: Mapping[str, Any]) -> list[Document]:
@@ -507,9 +509,7 @@ class ClaraVectorStore(VectorStore):
         **kwargs: Any,
     ) -> Self:
         """Create a store of texts, which are compressed now; ``**kwargs`` are those of the class."""
-        store = cls(embedding, **kwargs)
-        store.add_texts(texts, metadatas, ids=ids)
-        return store
+        return cls.from_documents(with_texts(texts, metadatas), embedding, ids=ids, **kwargs)
 
     @classmethod
     async def afrom_texts(
@@ -522,9 +522,7 @@ class ClaraVectorStore(VectorStore):
         **kwargs: Any,
     ) -> Self:
         """`from_texts`, awaitable."""
-        store = cls(embedding, **kwargs)
-        await store.aadd_texts(texts, metadatas, ids=ids)
-        return store
+        return await cls.afrom_documents(with_texts(texts, metadatas), embedding, ids=ids, **kwargs)
 
     @classmethod
     def from_documents(
@@ -555,9 +553,6 @@ class ClaraVectorStore(VectorStore):
         return store
 
 
-_MODES = ("memory", "text", "hybrid")
-
-
 def _documents(hits: Iterable[Hit]) -> list[Document]:
     return list(map(document_of, hits))
 
@@ -573,23 +568,18 @@ def _check_embedding(embedding: object) -> None:
     raise TypeError(f"embedding must be an Embeddings object, got {got}; make one{hint}")
 
 
-def _checked_filter(k: int, condition: Filter | None) -> Any:
-    """The filter in the form of the store, after checking it and the number of documents."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    return stored_filter(checked(condition))
-
-
 def _mmr_options(
     k: int, fetch_k: int, lambda_mult: float, filter: Filter | None = None, **more: Any  # noqa: A002
 ) -> dict[str, Any]:  # fmt: skip
     """Options of a search by maximal marginal relevance, checked before a question is read."""
     _no_more("max_marginal_relevance_search", more)
+    from clara_core.store.search import Search
+
     if fetch_k < 1:
         raise ValueError(f"fetch_k must be at least 1, got {fetch_k}")
-    if not 0 <= lambda_mult <= 1:
-        raise ValueError(f"lambda_mult must lie in [0, 1], got {lambda_mult}")
-    return {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, "filter": _checked_filter(k, filter)}
+    Search(k, "memory", lambda_mult=lambda_mult)
+    rules = stored_filter(checked(filter))
+    return {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, "filter": rules}
 
 
 def _no_more(method: str, kwargs: Mapping[str, Any]) -> None:

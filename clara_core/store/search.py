@@ -43,8 +43,8 @@ class Search:
 
     k: int
     mode: Mode
-    exact: bool
-    oversample: int
+    exact: bool = False
+    oversample: int = DEFAULT_OVERSAMPLE
     text_weight: float = DEFAULT_TEXT_WEIGHT
     fetch_k: int | None = None  # documents that maximal marginal relevance chooses from; None: it is not applied
     lambda_mult: float = 0.5
