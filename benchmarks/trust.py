@@ -278,7 +278,7 @@ def _row(name: str, value: float, other: str, target: float) -> Row:
 def calibrate(engine: ClaraEngine, passages: int, questions: int, folder: Path) -> Path:
     """Fit a calibration on a world of another seed, questions over two passages and unanswerable ones among them."""
     made: TrustSet = make_lines(engine, passages, CALIBRATED, questions)
-    return engine.calibrate([*made.single, *made.double], progress=True, unanswerable=_UNANSWERABLE).write(folder)
+    return engine.calibrate([*made.single, *made.double], show_progress=True, unanswerable=_UNANSWERABLE).write(folder)
 
 
 def main(

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from clara_core.cli.options import engine_of, load_watched, with_options
+from clara_core.cli.options import Mode, ModeName, engine_of, load_watched, with_options
 from clara_core.cli.shown import (
     Source,
     evidence_facts,
@@ -33,17 +32,6 @@ if TYPE_CHECKING:
     from clara_core import Answer, Engine, Memory
     from clara_core.store import MemoryStore
     from clara_core.store.codec import MemoryType
-
-
-class ModeName(StrEnum):
-    """Search modes as values of ``--mode``."""
-
-    MEMORY = "memory"
-    TEXT = "text"
-    HYBRID = "hybrid"
-
-
-Mode = Annotated[ModeName, typer.Option(help="Search by memory, by words (text), or by both.")]
 
 
 @dataclass(slots=True)

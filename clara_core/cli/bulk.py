@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
-from clara_core.cli.options import arguments_of, with_options
+from clara_core.cli.options import MemoryTypeName, arguments_of, with_options
 from clara_core.common.errors import DataError
 from clara_core.engine.options import EngineOptions
 from clara_core.store.bulk import ROWS_PER_SHARD
-
-if TYPE_CHECKING:
-    from clara_core.store.codec import MemoryType
 
 
 @with_options
@@ -29,8 +26,8 @@ def compress_into_store(
         list[str] | None, typer.Option(help="Column to keep as metadata; may be repeated; default: all other columns.")
     ] = None,
     memory_type: Annotated[
-        str, typer.Option(help="Type of the memories in a new store: float32, bfloat16 or int8.")
-    ] = "bfloat16",
+        MemoryTypeName, typer.Option(help="Type of the memories in a new store.")
+    ] = MemoryTypeName.BFLOAT16,
     workers: Annotated[int, typer.Option(help="Processes of a Ray job; 0: this process alone.")] = 0,
     rows_per_shard: Annotated[
         int, typer.Option(help="Documents of a shard, the work lost when a worker dies.")
@@ -49,7 +46,7 @@ def compress_into_store(
             arguments_of(options),
             Columns(text_column, id_column, metadata),
             workers=workers,
-            memory_type=cast("MemoryType", memory_type),
+            memory_type=memory_type.value,
             rows_per_shard=rows_per_shard,
             show_progress=True,
         )

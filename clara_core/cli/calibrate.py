@@ -39,7 +39,7 @@ def calibrate_model(
     engine = local_engine_of(options)
     lines = read_questions(data, limit)
     load_watched(engine)
-    made = engine.calibrate(lines, progress=sys.stderr.isatty(), top_k=top_k, unanswerable=unanswerable)
+    made = engine.calibrate(lines, show_progress=sys.stderr.isatty(), top_k=top_k, unanswerable=unanswerable)
     folder = engine.load().checkpoint.folder if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     path = made.write(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,25 @@ if TYPE_CHECKING:
     from clara_core import ClaraEngine, Engine
 
 _PANEL = "Model"
+
+
+class MemoryTypeName(StrEnum):
+    """Types of memories as values of ``--memory-type``."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
+class ModeName(StrEnum):
+    """Search modes as values of ``--mode``."""
+
+    MEMORY = "memory"
+    TEXT = "text"
+    HYBRID = "hybrid"
+
+
+Mode = Annotated[ModeName, typer.Option(help="Search by memory, by words (text), or by both.")]
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

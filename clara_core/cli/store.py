@@ -12,15 +12,14 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from clara_core.cli.ask import Mode, ModeName, open_store, read_files, written_store
-from clara_core.cli.options import engine_of, load_watched, with_options
+from clara_core.cli.ask import open_store, read_files, written_store
+from clara_core.cli.options import MemoryTypeName, Mode, ModeName, engine_of, load_watched, with_options
 from clara_core.cli.shown import plain, show_sources, source_of, write_json
 from clara_core.data.documents import Passage, TextFile, cut_passages
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
@@ -33,14 +32,6 @@ _LONGEST_NAME = 200  # characters of an id; a longer one is replaced by its hash
 
 Store = Annotated[str, typer.Option("--store", help="Folder of the store, or its address on object storage.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
-
-
-class MemoryTypeName(StrEnum):
-    """Types of memories as values of ``--memory-type``."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    INT8 = "int8"
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from clara_core.engine.answer_options import AnswerOptions, read_options
 from clara_core.engine.checks import Message, Overflow, check_overflow, checked_texts
 from clara_core.engine.evidence_calls import EvidenceCalls
 from clara_core.engine.evidence_streams import examined_stream
-from clara_core.engine.examining import Asked
+from clara_core.engine.examining import Chat
 from clara_core.engine.inputs import Documents
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Answer, Chunk
@@ -88,7 +88,7 @@ class AsyncCalls(EvidenceCalls):
     ) -> list[Answer]:
         """Awaitable `chat_batch`."""
         sampling, wanted = read_options(options)
-        several: list[Asked] = []
+        several: list[Chat] = []
 
         def submit() -> list[GenerateRequest]:
             several.extend(self._ask(messages, memories, sampling, wanted) for messages, memories in conversations)

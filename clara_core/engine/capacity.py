@@ -150,9 +150,18 @@ def _container_bytes(swap: int, root: Path = Path("/sys/fs/cgroup")) -> Iterator
             limit = int((group / "memory.max").read_text(encoding="ascii"))  # "max" is none
             used = int((group / "memory.current").read_text(encoding="ascii"))
             stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-            yield limit - used + int(stat["inactive_file"]) + int(stat["active_file"]) + swap
+            yield limit - used + int(stat["inactive_file"]) + int(stat["active_file"]) + _swap(group, swap)
         except (OSError, ValueError, KeyError):
             continue
+
+
+def _swap(group: Path, free: int) -> int:
+    """Bytes of free swap that a control group may use."""
+    try:
+        limit = int((group / "memory.swap.max").read_text(encoding="ascii"))
+        return min(free, max(0, limit - int((group / "memory.swap.current").read_text(encoding="ascii"))))
+    except (OSError, ValueError):  # no such files, or "max"
+        return free
 
 
 @dataclass(frozen=True, slots=True)

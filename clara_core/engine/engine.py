@@ -196,15 +196,15 @@ class ClaraEngine(AsyncCalls):
     ) -> AnswerStream:
         """Like `chat`, in pieces of text as they are generated."""
         sampling, wanted = read_options(options)
-        asked = self._ask(messages, memories, sampling, wanted)
+        chat = self._ask(messages, memories, sampling, wanted)
         if wanted.afterwards:
-            return ExaminedStream(self, asked, wanted)
-        return AnswerStream(asked.request, self._submit)
+            return ExaminedStream(self, chat, wanted)
+        return AnswerStream(chat.request, self._submit)
 
     # --- confidence --------------------------------------------------------------------------------------
 
     def calibrate(
-        self, lines: Sequence[RetrievalLine], progress: bool = False, *, top_k: int = 5, unanswerable: float = 0.3
+        self, lines: Sequence[RetrievalLine], *, top_k: int = 5, unanswerable: float = 0.3, show_progress: bool = False
     ) -> Calibration:
         """Fit the confidence of this model's answers to questions with known answers; neither writes nor sets it.
 
@@ -214,10 +214,10 @@ class ClaraEngine(AsyncCalls):
         Args:
             lines: Questions with candidates, as returned by `clara_core.evaluation.read_questions`: 300 or more, with
                 questions and documents like those in use.
-            progress: Draw a progress bar.
             top_k: Documents to read for a question.
             unanswerable: Share of the questions whose gold documents are removed, so that the fit also sees answers
                 that no document supports.
+            show_progress: Draw a progress bar.
 
         Raises:
             ValueError: There are too few lines, or nearly all answers are right, or nearly all are wrong.
@@ -226,7 +226,7 @@ class ClaraEngine(AsyncCalls):
 
         lines = without_gold(lines, unanswerable)
         judged: list[Judged] = []
-        with tqdm(total=len(lines), desc="calibrating", unit="question", disable=not progress) as bar:
+        with tqdm(total=len(lines), desc="calibrating", unit="question", disable=not show_progress) as bar:
             for some in judge_answers(self, lines, top_k):
                 judged += some
                 bar.update(min(len(lines) - bar.n, BATCH))

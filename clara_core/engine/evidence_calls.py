@@ -11,7 +11,7 @@ from clara_core.engine.answer_options import Wanted
 from clara_core.engine.attributing import Continuation, attribute
 from clara_core.engine.checks import Message, user_turn
 from clara_core.engine.evidence import Attribution
-from clara_core.engine.examining import Asked, examine
+from clara_core.engine.examining import Chat, examine
 from clara_core.engine.fidelity import Fidelity, measure_fidelity
 from clara_core.engine.requests import Request
 from clara_core.engine.runtime import EngineInstance
@@ -105,18 +105,16 @@ class EvidenceCalls(EngineInstance):
             raise ValueError(f"the answer is empty: {text!r}; it must have at least one token")
         return Continuation(prompt, ids, text, question)
 
-    def _ask(
-        self, messages: Sequence[Message], memories: Sequence[Memory], sampling: Sampling, wanted: Wanted
-    ) -> Asked:
+    def _ask(self, messages: Sequence[Message], memories: Sequence[Memory], sampling: Sampling, wanted: Wanted) -> Chat:
         memories = self._checked(memories)
         if wanted.scores is not None and len(wanted.scores) != len(memories):
             raise ValueError(f"scores must have one number a document: got {len(wanted.scores)} for {len(memories)}")
         request = self._chat_request(messages, memories, sampling, wanted.as_text)
         if wanted.attends:
             self._watch(request)
-        return Asked(messages, memories, sampling, request)
+        return Chat(messages, memories, sampling, request)
 
-    def _examined(self, several: Sequence[Asked], answers: Sequence[Answer], wanted: Wanted) -> Steps[list[Answer]]:
+    def _examined(self, several: Sequence[Chat], answers: Sequence[Answer], wanted: Wanted) -> Steps[list[Answer]]:
         """Examine answers together."""
         work = [examine(self, one, answer, wanted) for one, answer in zip(several, answers, strict=True)]
         return (yield from together(work))

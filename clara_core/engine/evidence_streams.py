@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from clara_core.engine.evidence_calls import EvidenceCalls, drive
-from clara_core.engine.examining import Asked
+from clara_core.engine.examining import Chat
 from clara_core.engine.requests import GenerateRequest, Request
 from clara_core.engine.sampling import Answer, Chunk
 from clara_core.engine.streams import AnswerStream, stream_async
@@ -28,15 +28,15 @@ class ExaminedStream(AnswerStream):
 
     Args:
         engine: The engine that generates the answer.
-        asked: The question and its first request.
+        chat: The conversation and its first request.
         wanted: The options of the answer.
     """
 
-    def __init__(self, engine: EvidenceCalls, asked: Asked, wanted: Wanted) -> None:
-        self._engine, self._asked, self._wanted = engine, asked, wanted
+    def __init__(self, engine: EvidenceCalls, chat: Chat, wanted: Wanted) -> None:
+        self._engine, self._chat, self._wanted = engine, chat, wanted
         self._cancelled = False
         self._open: list[Request] = []
-        super().__init__(asked.request, engine._submit)  # noqa: SLF001 - a part of the engine
+        super().__init__(chat.request, engine._submit)  # noqa: SLF001 - a part of the engine
 
     def __next__(self) -> Chunk:
         while True:
@@ -59,7 +59,7 @@ class ExaminedStream(AnswerStream):
         super().close()
 
     def _examine(self, answer: Answer) -> Answer:
-        steps = self._engine._examined([self._asked], [answer], self._wanted)  # noqa: SLF001
+        steps = self._engine._examined([self._chat], [answer], self._wanted)  # noqa: SLF001
         try:
             return drive(steps, self._wait)[0]
         except CancelledError:
@@ -75,9 +75,9 @@ class ExaminedStream(AnswerStream):
         return results
 
 
-async def examined_stream(engine: EvidenceCalls, ask: Callable[[], Asked], wanted: Wanted) -> AsyncIterator[Chunk]:
+async def examined_stream(engine: EvidenceCalls, ask: Callable[[], Chat], wanted: Wanted) -> AsyncIterator[Chunk]:
     """Asynchronous version of `ExaminedStream`."""
-    made: list[Asked] = []
+    made: list[Chat] = []
 
     def prepare() -> GenerateRequest:
         made.append(ask())

@@ -44,7 +44,7 @@ _SAME = 1e-5  # documents whose cosines differ by less are taken as equal
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Chat:
     """A conversation and the request of its first reading.
 
     Attributes:
@@ -91,59 +91,57 @@ class Reading:
         return False in (checks.cited_first, checks.verbatim, checks.grounded)
 
 
-def examine(engine: EngineInstance, asked: Asked, answer: Answer, wanted: Wanted) -> Steps[Answer]:
+def examine(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) -> Steps[Answer]:
     """Complete an answer with its evidence and confidence, read again or withhold it, as the options say.
 
     Args:
         engine: The engine that gave the answer.
-        asked: The question.
+        chat: The conversation with its documents.
         answer: Answer of the first reading, with its log-probabilities.
         wanted: The options of the answer.
     """
     if answer.finish_reason == "cancelled":
         return _without_unasked(answer, wanted)
-    reading, signals = yield from weigh(engine, asked, answer, wanted)
+    reading, signals = yield from weigh(engine, chat, answer, wanted)
     return _finished(engine, reading, signals, wanted)
 
 
-def weigh(
-    engine: EngineInstance, asked: Asked, answer: Answer, wanted: Wanted
-) -> Steps[tuple[Reading, Signals | None]]:
+def weigh(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) -> Steps[tuple[Reading, Signals | None]]:
     """The final reading and the signals of its confidence, which are None if the answer is empty or was cut.
 
     Args:
         engine: The engine that gave the answer; its calibration only decides whether text is read.
-        asked: The question.
+        chat: The conversation with its documents.
         answer: Answer of the first reading, with its log-probabilities.
         wanted: The options of the answer.
     """
-    cosines = yield from _cosines(engine, asked, wanted)
-    reading = yield from _evidence_of(engine, asked, asked.request, answer, range(len(asked.memories)), cosines, wanted)
+    cosines = yield from _cosines(engine, chat, wanted)
+    reading = yield from _evidence_of(engine, chat, chat.request, answer, range(len(chat.memories)), cosines, wanted)
     if wanted.read in ("again", "auto") and reading.doubtful and cosines is not None:
-        reading = yield from _again(engine, asked, reading, cosines, wanted)
+        reading = yield from _again(engine, chat, reading, cosines, wanted)
     if reading.doubtful and cosines is not None and (wanted.read == "text" or _text_helps(engine, wanted)):
-        reading = yield from _as_text(engine, asked, reading, cosines)
-    return reading, _signals(asked, reading, cosines)
+        reading = yield from _as_text(engine, chat, reading, cosines)
+    return reading, _signals(chat, reading, cosines)
 
 
-def _cosines(engine: EngineInstance, asked: Asked, wanted: Wanted) -> Steps[list[float] | None]:
+def _cosines(engine: EngineInstance, chat: Chat, wanted: Wanted) -> Steps[list[float] | None]:
     """Cosine of the question with each document; None if there is no query reasoner or no document."""
     if wanted.scores is not None:
         return list(wanted.scores) or None
-    if not asked.memories or not engine.ranks:
+    if not chat.memories or not engine.ranks:
         return None
-    tokens = engine._recent_tokens(asked.question)  # noqa: SLF001 - a part of the engine
+    tokens = engine._recent_tokens(chat.question)  # noqa: SLF001 - a part of the engine
     if tokens is None:
-        request = engine._question_request([asked.question])  # noqa: SLF001
+        request = engine._question_request([chat.question])  # noqa: SLF001
         requests: list[Request] = [] if request is None else [request]
         results: list[Tensor] = yield requests
         tokens = results[0][0]
-    return list(map(float, score_memories(tokens[None], asked.memories)[0].tolist()))
+    return list(map(float, score_memories(tokens[None], chat.memories)[0].tolist()))
 
 
 def _evidence_of(
     engine: EngineInstance,
-    asked: Asked,
+    chat: Chat,
     request: GenerateRequest,
     answer: Answer,
     numbers: Sequence[int],
@@ -154,7 +152,7 @@ def _evidence_of(
 
     Args:
         engine: The engine.
-        asked: The question.
+        chat: The conversation with its documents.
         request: The finished request of the reading.
         answer: Its answer.
         numbers: Index of each document of the reading in the caller's order.
@@ -164,17 +162,17 @@ def _evidence_of(
     if not wanted.judges or not request.documents or not request.sequence.ids:
         return Reading(answer)
     logprobs = [token.logprob for token in answer.logprobs or ()]
-    continuation = Continuation(request, request.sequence.ids, answer.text, asked.question, logprobs)
+    continuation = Continuation(request, request.sequence.ids, answer.text, chat.question, logprobs)
     if not wanted.attends:
         found = yield from attribute(continuation, engine.tokenizer)
     elif request.paid is not None:
         found = attribute_by_attention(continuation, request.paid, engine.tokenizer, Reading(answer).logprob)
     else:
         return Reading(answer)
-    scores = [0.0] * len(asked.memories)
+    scores = [0.0] * len(chat.memories)
     for number, value in zip(numbers, found.scores, strict=True):
         scores[number] = value
-    citations = tuple(_renumbered(one, request.documents, numbers, asked.memories) for one in found.citations)
+    citations = tuple(_renumbered(one, request.documents, numbers, chat.memories) for one in found.citations)
     evidence = replace(found, scores=tuple(scores), citations=citations)
     checked = replace(answer, judged_tokens=answer.judged_tokens + found.judged_tokens)
     return Reading(checked, evidence, check(evidence, cosines))
@@ -203,14 +201,14 @@ def _renumbered(
 
 
 def _again(
-    engine: EngineInstance, asked: Asked, first: Reading, cosines: Sequence[float], wanted: Wanted
+    engine: EngineInstance, chat: Chat, first: Reading, cosines: Sequence[float], wanted: Wanted
 ) -> Steps[Reading]:
     """Read the best ranked document alone; returns that reading if its answer is better, otherwise `first`."""
-    if len(asked.memories) < 2:
+    if len(chat.memories) < 2:
         return first
     best = max(range(len(cosines)), key=cosines.__getitem__)
-    document = asked.memories[best]
-    request = engine._chat_request(asked.messages, [document], asked.sampling)  # noqa: SLF001
+    document = chat.memories[best]
+    request = engine._chat_request(chat.messages, [document], chat.sampling)  # noqa: SLF001
     if wanted.attends:
         engine._watch(request)  # noqa: SLF001
     [answer] = yield [request]
@@ -221,7 +219,7 @@ def _again(
     if not stands_in(answer.text, document.text) or second.logprob <= first.logprob:
         return replace(first, answer=replace(first.answer, judged_tokens=spent + _positions(answer)))
     taken = replace(answer, reading="again", judged_tokens=spent + _positions(first.answer))
-    return (yield from _evidence_of(engine, asked, request, taken, [best], cosines, wanted))
+    return (yield from _evidence_of(engine, chat, request, taken, [best], cosines, wanted))
 
 
 def _text_helps(engine: EngineInstance, wanted: Wanted) -> bool:
@@ -229,20 +227,20 @@ def _text_helps(engine: EngineInstance, wanted: Wanted) -> bool:
     return calibration is not None and bool(calibration.text_helps)
 
 
-def _as_text(engine: EngineInstance, asked: Asked, first: Reading, cosines: Sequence[float]) -> Steps[Reading]:
+def _as_text(engine: EngineInstance, chat: Chat, first: Reading, cosines: Sequence[float]) -> Steps[Reading]:
     """Read the best ranked documents as text, without adapters; returns that reading if its answer is better.
 
     A checkpoint that was trained for it reads the best one as text beside the memories of the others. Text cannot be
     hidden, so the only check of the answer is that a document contains it.
     """
-    mixed = engine.config.mixed and len(asked.memories) > 1
+    mixed = engine.config.mixed and len(chat.memories) > 1
     order = sorted(range(len(cosines)), key=lambda at: -cosines[at])[: 1 if mixed else _AS_TEXT]
-    texts = [asked.memories[at].text for at in order]
+    texts = [chat.memories[at].text for at in order]
     try:
         if mixed:
-            request = engine._chat_request(asked.messages, asked.memories, asked.sampling, order)  # noqa: SLF001
+            request = engine._chat_request(chat.messages, chat.memories, chat.sampling, order)  # noqa: SLF001
         else:
-            request = engine._chat_request(_with_texts(asked, texts), [], asked.sampling)  # noqa: SLF001
+            request = engine._chat_request(_with_texts(chat, texts), [], chat.sampling)  # noqa: SLF001
             request.role = None
     except ContextOverflow:
         return first  # the memories fit the context, but the texts do not
@@ -257,9 +255,9 @@ def _as_text(engine: EngineInstance, asked: Asked, first: Reading, cosines: Sequ
     return replace(second, answer=taken)
 
 
-def _with_texts(asked: Asked, texts: Sequence[str]) -> list[Message]:
+def _with_texts(chat: Chat, texts: Sequence[str]) -> list[Message]:
     """The conversation with texts in the place of the memories."""
-    turns = alternating(asked.messages)
+    turns = alternating(chat.messages)
     question = turns[-1]["content"]
     content = "Background:\n" + "\n\n".join(texts) + f"\n\nQuestion:{question}"
     system = [] if turns[0]["role"] == "system" else [{"role": "system", "content": ANSWER_SYSTEM}]
@@ -270,19 +268,19 @@ def _positions(answer: Answer) -> int:
     return answer.prompt_tokens + answer.memory_tokens + answer.completion_tokens
 
 
-def _signals(asked: Asked, reading: Reading, cosines: Sequence[float] | None) -> Signals | None:
+def _signals(chat: Chat, reading: Reading, cosines: Sequence[float] | None) -> Signals | None:
     """The signals of an answer; None if it is empty or was cut."""
     if not reading.answer.logprobs or reading.answer.finish_reason != "stop":
         return None
     if not cosines:
         return Signals(reading.logprob)
     best = max(cosines)
-    texts = [memory.text for memory in asked.memories]
+    texts = [memory.text for memory in chat.memories]
     known = Signals(
         logprob=reading.logprob,
         best_cosine=best,
         lead=best - max((one for one in cosines if one < best - _SAME), default=0.0),
-        present=share_of_names(asked.question, texts),
+        present=share_of_names(chat.question, texts),
     )
     if reading.evidence is None or reading.evidence.grounded is None:
         return known  # the levels with citations are fitted on attribution by hiding
@@ -292,8 +290,8 @@ def _signals(asked: Asked, reading: Reading, cosines: Sequence[float] | None) ->
         known,
         cited_cosine=cosines[cited],
         verbatim=bool(citations) and reading.checks.verbatim is not False,
-        named=share_of_names(asked.question, [texts[cited]]),
-        joined=len({one.document for one in citations}) > 1 or says_yes_or_no(text) or stands_in(text, asked.question),
+        named=share_of_names(chat.question, [texts[cited]]),
+        joined=len({one.document for one in citations}) > 1 or says_yes_or_no(text) or stands_in(text, chat.question),
     )
 
 

@@ -183,6 +183,7 @@ class EngineInstance(Engine):
         """Free the device before returning; the next use loads again. Calls that still wait raise `EngineClosed`."""
         with self._lock:
             worker, self._worker, self._loaded = self._worker, None, None
+            self._recent = RecentQuestions()  # the next load may find other weights
         if worker is not None:
             worker.close()
             del worker

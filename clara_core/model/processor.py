@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clara_core.model.packed_linear import PackedLinear, packs
 
-VERSION: Final = 2  # of the kernels and their measurement; a new one makes cached choices void
+VERSION: Final = 2  # version of the kernels and their measurement; raise it to invalidate cached choices
 BUDGET: Final = 0.3  # seconds of CPU time of the measuring thread
 SMALL: Final = 8_000_000  # models of no more parameters are not measured: products take microseconds by any kernel
 _SAMPLE: Final = 4_000_000  # weights of one shape to multiply; in three layouts they exceed most CPU caches

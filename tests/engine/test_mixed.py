@@ -11,7 +11,7 @@ from clara_core import CheckpointError, ClaraEngine
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.engine.evidence import Checks
 from clara_core.engine.evidence_calls import drive
-from clara_core.engine.examining import Asked, Reading, _as_text
+from clara_core.engine.examining import Chat, Reading, _as_text
 from clara_core.engine.sampling import Sampling
 from clara_core.model.tokenizer import ANSWER_SYSTEM
 from tests.engines import PASSAGES, open_engine, wrapped
@@ -130,7 +130,7 @@ def test_a_doubted_answer_reads_the_best_document_as_text_beside_the_others(engi
         return original(sequences, tokens, slots, cache, **others)
 
     with wrapped(engine.load().model, "prefill", look):
-        drive(_as_text(engine, Asked(messages, memories, sampling, request), doubted, [0.1, 0.9, 0.2]), engine._wait)
+        drive(_as_text(engine, Chat(messages, memories, sampling, request), doubted, [0.1, 0.9, 0.2]), engine._wait)
     [(role, slots, text)] = seen
     assert role is Role.GENERATOR
     assert slots == 2 * engine.n_mem

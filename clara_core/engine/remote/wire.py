@@ -85,40 +85,40 @@ def answer_to_wire(answer: Answer) -> dict[str, Any]:
     return {**asdict(answer), "logprobs": logprobs_to_wire(answer.logprobs)}
 
 
-def answer_from_wire(told: Mapping[str, Any]) -> Answer:
+def answer_from_wire(data: Mapping[str, Any]) -> Answer:
     """Parse the result of `answer_to_wire`; unknown fields, which a newer server may send, are ignored.
 
     Raises:
         ServerError: It is not an answer.
     """
     try:
-        known = {each.name: told[each.name] for each in fields(Answer) if each.name in told}
-        known["logprobs"] = logprobs_from_wire(told.get("logprobs"))
-        if (citations := told.get("citations")) is not None:
+        known = {each.name: data[each.name] for each in fields(Answer) if each.name in data}
+        known["logprobs"] = logprobs_from_wire(data.get("logprobs"))
+        if (citations := data.get("citations")) is not None:
             known["citations"] = _citations(citations)
-        if (attribution := told.get("attribution")) is not None:
+        if (attribution := data.get("attribution")) is not None:
             known["attribution"] = tuple(map(float, attribution))
-        if (checks := told.get("checks")) is not None:
+        if (checks := data.get("checks")) is not None:
             known["checks"] = Checks(**checks)
         return Answer(**known)
     except (TypeError, ValueError, AttributeError) as exc:
-        raise ServerError(f"the server sent an invalid answer: {told!r:.100}") from exc
+        raise ServerError(f"the server sent an invalid answer: {data!r:.100}") from exc
 
 
-def attribution_from_wire(told: Mapping[str, Any]) -> Attribution:
+def attribution_from_wire(data: Mapping[str, Any]) -> Attribution:
     """Parse an attribution.
 
     Raises:
         ServerError: A field is missing or invalid.
     """
     try:
-        scores = tuple(map(float, told["scores"]))
-        return Attribution(**{**told, "scores": scores, "citations": _citations(told["citations"])})
+        scores = tuple(map(float, data["scores"]))
+        return Attribution(**{**data, "scores": scores, "citations": _citations(data["citations"])})
     except (TypeError, ValueError, KeyError) as exc:
-        raise ServerError(f"the server sent an invalid attribution: {told!r:.100}") from exc
+        raise ServerError(f"the server sent an invalid attribution: {data!r:.100}") from exc
 
 
-def fidelity_from_wire(told: Mapping[str, Any]) -> Fidelity:
+def fidelity_from_wire(data: Mapping[str, Any]) -> Fidelity:
     """Parse a fidelity.
 
     Raises:
@@ -127,14 +127,14 @@ def fidelity_from_wire(told: Mapping[str, Any]) -> Fidelity:
     from clara_core.engine.fidelity import Fidelity, WeakSpan
 
     try:
-        spans = tuple(WeakSpan(**each) for each in told["spans"])
-        return Fidelity(tuple(map(float, told["windows"])), float(told["loss"]), spans)
+        spans = tuple(WeakSpan(**each) for each in data["spans"])
+        return Fidelity(tuple(map(float, data["windows"])), float(data["loss"]), spans)
     except (TypeError, ValueError, KeyError) as exc:
-        raise ServerError(f"the server sent an invalid fidelity: {told!r:.100}") from exc
+        raise ServerError(f"the server sent an invalid fidelity: {data!r:.100}") from exc
 
 
-def _citations(told: Sequence[Mapping[str, Any]]) -> tuple[Citation, ...]:
-    return tuple(Citation(**each) for each in told)
+def _citations(data: Sequence[Mapping[str, Any]]) -> tuple[Citation, ...]:
+    return tuple(Citation(**each) for each in data)
 
 
 def logprobs_to_wire(logprobs: Sequence[TokenLogprob] | None) -> list[dict[str, Any]] | None:
@@ -142,14 +142,14 @@ def logprobs_to_wire(logprobs: Sequence[TokenLogprob] | None) -> list[dict[str, 
     return None if logprobs is None else logprobs_account(logprobs)["content"]
 
 
-def logprobs_from_wire(told: Sequence[Mapping[str, Any]] | None) -> tuple[TokenLogprob, ...] | None:
+def logprobs_from_wire(data: Sequence[Mapping[str, Any]] | None) -> tuple[TokenLogprob, ...] | None:
     """Parse the result of `logprobs_to_wire`."""
-    return None if told is None else tuple(map(_logprob_from_wire, told))
+    return None if data is None else tuple(map(_logprob_from_wire, data))
 
 
-def _logprob_from_wire(told: Mapping[str, Any]) -> TokenLogprob:
-    top = logprobs_from_wire(told.get("top_logprobs")) or ()
-    return TokenLogprob(str(told["token"]), float(told["logprob"]), bytes(told["bytes"]), top)
+def _logprob_from_wire(data: Mapping[str, Any]) -> TokenLogprob:
+    top = logprobs_from_wire(data.get("top_logprobs")) or ()
+    return TokenLogprob(str(data["token"]), float(data["logprob"]), bytes(data["bytes"]), top)
 
 
 # --- tensors ---------------------------------------------------------------------------------------------
