@@ -7,7 +7,7 @@
 All calls go through the public engine; answers are greedy. A question is searched among all passages of both halves
 and compared with BM25 on the same questions. It is answered from its passage alone, from its passage and the four
 others that the model ranks highest ("best first", in the order of the ranking), and from the five that were retrieved
-("end to end").
+("end to end"), by memory alone and, as in `clara ask` and the adapters, by memory and words ("hybrid").
 A refusal is the answer "The documents do not say." It is right for questions that no passage answers and for those
 whose passage was taken away, and wrong for the others.
 """
@@ -29,6 +29,7 @@ from benchmarks.report import hardware
 from benchmarks.typed_tasks import REFUSAL, Half, Typed, TypedSet, typed_set
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import exact_match, f1, score_rankings
+from clara_core.store import MemoryStore
 
 Ranking = list[list[int]]
 
@@ -62,6 +63,13 @@ def memory_ranking(engine: ClaraEngine, questions: Sequence[Typed], memories: Se
     return ranking
 
 
+def hybrid_ranking(engine: ClaraEngine, questions: Sequence[Typed], texts: Sequence[str]) -> Ranking:
+    """All passages as `clara ask` and the adapters search by default, for each question: by memory and by words."""
+    store = MemoryStore.open("memory://", engine)
+    store.add(texts, ids=[str(at) for at in range(len(texts))])
+    return [[int(hit.id) for hit in store.search(q.text, len(texts), mode="hybrid")] for q in questions]
+
+
 def evaluate(model: str, typed: TypedSet) -> TypedFigures:
     """All figures of a model."""
     engine = ClaraEngine.from_pretrained(model)
@@ -75,8 +83,9 @@ def evaluate(model: str, typed: TypedSet) -> TypedFigures:
 
     found = TypedFigures(model)
     by_words = bm25_ranking(asked, typed.texts)  # type: ignore[arg-type]  # only the texts are read
+    by_both = hybrid_ranking(engine, asked, typed.texts)
     gold = [question.gold for question in asked]
-    for name, ranking in (("", ranked), ("BM25 ", by_words)):
+    for name, ranking in (("", ranked), ("hybrid ", by_both), ("BM25 ", by_words)):
         scores = score_rankings(ranking, gold, ks=(1, 5))
         found.figures |= {f"{name}recall@1": scores["recall@1"], f"{name}recall@5": scores["recall@5"]}
     alone = say(asked, [list(q.gold) for q in asked])
@@ -89,6 +98,7 @@ def evaluate(model: str, typed: TypedSet) -> TypedFigures:
     for name, said in (
         (f"of {DOCUMENTS}, best first", of_five),
         (f"of {DOCUMENTS}, end to end", say(asked, [ranking[:DOCUMENTS] for ranking in ranked])),
+        (f"hybrid of {DOCUMENTS}, end to end", say(asked, [ranking[:DOCUMENTS] for ranking in by_both])),
     ):
         found.figures[f"{name}, exact"] = _mean([exact_match(a, q.answers) for a, q in zip(said, asked, strict=True)])
     for name, said in (

@@ -42,6 +42,7 @@ from clara_core.evaluation.trust import (
 )
 
 _TIMED = 40  # questions that are timed one by one
+_WORST = 0.1  # share of the values whose memories have lost most
 _UNANSWERABLE = 0.4  # share of unanswerable questions in the fit of confidence
 Pairs = list[tuple[float, bool]]
 
@@ -191,6 +192,34 @@ def reading_rows(engine: ClaraEngine, best: Asked, double: Asked) -> list[Row]:
     return rows
 
 
+def fidelity_rows(engine: ClaraEngine, lines: Sequence[RetrievalLine]) -> list[Row]:
+    """Row 12: does a name or a number that is improbable in its memory get read wrongly, from its passage alone?"""
+    texts = [line.docs[line.pos_index[0]] for line in lines]
+    memories = engine.remember(texts)
+    items = [(line.question, [memory]) for line, memory in zip(lines, memories, strict=True)]
+    answers = engine.answer_batch(items, max_tokens=MAX_TOKENS)
+    measured: Pairs = []  # minus the loss of the value, and whether it was read rightly
+    for line, text, answer, fidelity in zip(lines, texts, answers, engine.fidelity(memories), strict=True):
+        start = text.find(line.answer)
+        losses = [one.loss for one in fidelity.spans if one.start < start + len(line.answer) and start < one.end]
+        if start >= 0 and losses:
+            measured.append((-sum(losses), exact_match(answer.text, line.answer) == 1.0))
+    if all(ok for _, ok in measured):
+        return []
+    measured.sort()
+    worst = round(_WORST * len(measured))
+    errors = sum(not ok for _, ok in measured)
+    found = sum(not ok for _, ok in measured[:worst]) / errors
+    low, high = bootstrap(measured, auroc, rounds=300)
+    area = auroc(measured)
+    kind = f"{len(measured)} names and numbers, {errors} read wrongly"
+    return [
+        Row("12 AUROC of a value's loss in its memory", f"{area:.3f} ({low:.3f} to {high:.3f})", kind, area, 0.96),
+        _row(f"12 reading errors among the worst {_WORST:.0%}", found, "", 0.85),
+        _row("12 exact match of the rest", _share([ok for _, ok in measured[worst:]]), "", 0.995),
+    ]
+
+
 def time_row(engine: ClaraEngine, best: Asked) -> Row:
     """Row 5 of the table: processor time, which other work on the machine affects less. The cosines are given."""
     kinds: tuple[Cited, ...] = (False, True, "attention")
@@ -249,7 +278,7 @@ def _row(name: str, value: float, other: str, target: float) -> Row:
 def calibrate(engine: ClaraEngine, passages: int, questions: int, folder: Path) -> Path:
     """Fit a calibration on a world of another seed, questions over two passages and unanswerable ones among them."""
     made: TrustSet = make_lines(engine, passages, CALIBRATED, questions)
-    return engine.calibrate([*made.single, *made.double], progress=True, unanswerable=_UNANSWERABLE).write(folder)
+    return engine.calibrate([*made.single, *made.double], show_progress=True, unanswerable=_UNANSWERABLE).write(folder)
 
 
 def main(
@@ -280,6 +309,7 @@ def main(
         time_row(engine, best),
         *confidence_rows(mixtures, best, none),
         *reading_rows(engine, best, double),
+        *fidelity_rows(engine, best.lines),
     ]
     facts: dict[str, object] = {"benchmark": "trust", "passages": passages, "hardware": hardware("cpu")}
     facts |= {"questions": len(best.lines), "double": len(double.lines), "calibrated on": engine.calibration.questions}

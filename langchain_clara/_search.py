@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
@@ -16,8 +16,7 @@ from langchain_clara._vectors import Vectors, vector_of
 if TYPE_CHECKING:
     from clara_core.retrieval.vectors import Array
     from clara_core.store import Hit, MemoryStore
-
-_MODES: Final = ("memory", "text", "hybrid")
+    from clara_core.store.search import Mode
 
 
 class StoreSearch(VectorStore):
@@ -163,13 +162,14 @@ class StoreSearch(VectorStore):
         return await asyncio.to_thread(lambda: self._read(self.store.search(query, vectors=vector, **how)))
 
     def _options(
-        self, k: int, filter: Filter | None = None, mode: str | None = None, **more: Any  # noqa: A002
+        self, k: int, filter: Filter | None = None, mode: Mode | None = None, **more: Any  # noqa: A002
     ) -> dict[str, Any]:  # fmt: skip
         """Options of a search, checked before a question is read."""
         _no_more("similarity_search", more)
-        rules = _checked_filter(k, filter)
-        if mode not in (None, *_MODES):
-            raise ValueError(f"mode must be one of {', '.join(_MODES)}, got {mode!r}")
+        from clara_core.store.search import DEFAULT_MODE, Search
+
+        Search(k, mode or DEFAULT_MODE)
+        rules = stored_filter(checked(filter))
         return {"k": k, "filter": rules, "mode": mode, "with_memories": self._vectors.are_memories}
 
     def _diverse(self, question: Array, how: Mapping[str, Any]) -> list[Document]:
@@ -189,23 +189,18 @@ def _documents(hits: Iterable[Hit]) -> list[Document]:
     return list(map(document_of, hits))
 
 
-def _checked_filter(k: int, condition: Filter | None) -> Any:
-    """The filter in the form of the store, after checking it and the number of documents."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    return stored_filter(checked(condition))
-
-
 def _mmr_options(
     k: int, fetch_k: int, lambda_mult: float, filter: Filter | None = None, **more: Any  # noqa: A002
 ) -> dict[str, Any]:  # fmt: skip
     """Options of a search by maximal marginal relevance, checked before a question is read."""
     _no_more("max_marginal_relevance_search", more)
+    from clara_core.store.search import Search
+
     if fetch_k < 1:
         raise ValueError(f"fetch_k must be at least 1, got {fetch_k}")
-    if not 0 <= lambda_mult <= 1:
-        raise ValueError(f"lambda_mult must lie in [0, 1], got {lambda_mult}")
-    return {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, "filter": _checked_filter(k, filter)}
+    Search(k, "memory", lambda_mult=lambda_mult)
+    rules = stored_filter(checked(filter))
+    return {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, "filter": rules}
 
 
 def _no_more(method: str, kwargs: Mapping[str, Any]) -> None:

@@ -350,9 +350,7 @@ class ClaraVectorStore(StoreSearch):
         **kwargs: Any,
     ) -> Self:
         """Create a store of texts, which are compressed now; ``**kwargs`` are those of the class."""
-        store = cls(embedding, **kwargs)
-        store.add_texts(texts, metadatas, ids=ids)
-        return store
+        return cls.from_documents(with_texts(texts, metadatas), embedding, ids=ids, **kwargs)
 
     @classmethod
     async def afrom_texts(
@@ -365,9 +363,7 @@ class ClaraVectorStore(StoreSearch):
         **kwargs: Any,
     ) -> Self:
         """`from_texts`, awaitable."""
-        store = cls(embedding, **kwargs)
-        await store.aadd_texts(texts, metadatas, ids=ids)
-        return store
+        return await cls.afrom_documents(with_texts(texts, metadatas), embedding, ids=ids, **kwargs)
 
     @classmethod
     def from_documents(

@@ -180,8 +180,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         elif self.dimensions is None:
             self._check_vectors([given[index] for index in last], texts)
         if self.dimensions is not None:
-            embedded = [given[index].embedding for index in last]
-            ready = {"vectors": self._vectors(kept, texts, embedded, ready.get("memories"))}
+            ready = {"vectors": self._vectors([given[index] for index in last], texts, ready.get("memories"))}
         self.client.add(texts, list(map(metadata_of, kept)), [node.node_id for node in kept], **ready)
         return [node.node_id for node in given]
 
@@ -193,8 +192,11 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         whole = node.get_content(metadata_mode=MetadataMode.EMBED)
         if node.embedding is None or whole == text_of(node):
             return node
-        vector = vector_of(node.embedding, self.space.length, f"node {node.node_id!r}", self.model)
+        vector = self._vector(node)
         return copy_of(node) if _same(self.space, self.engine.remember([whole])[0], vector) else node
+
+    def _vector(self, node: BaseNode) -> Array:
+        return vector_of(node.embedding or [], self.space.length, f"node {node.node_id!r}", self.model)
 
     def _given(self, nodes: Sequence[BaseNode], memories: Sequence[Memory]) -> list[Memory]:
         """Check the memories given for nodes."""
@@ -213,10 +215,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         pairs = [(node, text) for node, text in zip(nodes, texts, strict=True) if node.embedding is not None]
         for start in range(0, len(pairs), _BATCH):
             batch = pairs[start : start + _BATCH]
-            vectors = [
-                vector_of(node.embedding or [], self.space.length, f"node {node.node_id!r}", self.model)
-                for node, _ in batch
-            ]
+            vectors = [self._vector(node) for node, _ in batch]
             memories = self.engine.remember([text for _, text in batch])
             for (node, _), vector, memory in zip(batch, vectors, memories, strict=True):
                 if not _same(self.space, memory, vector):
@@ -227,23 +226,19 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
                     )
 
     def _vectors(
-        self,
-        nodes: Sequence[BaseNode],
-        texts: Sequence[str],
-        embedded: Sequence[list[float] | None],
-        memories: Sequence[Memory] | None,
+        self, nodes: Sequence[BaseNode], texts: Sequence[str], memories: Sequence[Memory] | None
     ) -> list[Array]:
         """The vectors kept for each node in a store of vectors, ``[W, dimensions]``: given or computed."""
-        bare = [text for text, numbers in zip(texts, embedded, strict=True) if numbers is None and text.strip()]
+        bare = [text for node, text in zip(nodes, texts, strict=True) if node.embedding is None and text.strip()]
         if memories is None:
             made = dict(zip(bare, self.engine.remember(bare), strict=True)) if bare else {}
         else:
             made = {memory.text: memory for memory in memories}
         found = []
-        for node, text, numbers in zip(nodes, texts, embedded, strict=True):
+        for node, text in zip(nodes, texts, strict=True):
             memory = made.get(text)
-            if numbers is not None:
-                vector = vector_of(numbers, self.space.length, f"node {node.node_id!r}", self.model)
+            if node.embedding is not None:
+                vector = self._vector(node)
                 if memory is None and self._engine is not None and len(self.engine.cache):
                     memory = self.engine.cache.get(text, self.engine.fingerprint)
                 if memory is None or not _same(self.space, memory, vector):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported. The models of the tests are tiny, so that a second thread costs more than it gives; and on
@@ -15,6 +18,18 @@ import pytest
 
 from tests.parity_data import PARITY
 from tests.served import SERVED, kept
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Unloads the engines of checkpoints that a module of tests has built: engines live as long as their process."""
+    yield
+    module = sys.modules.get("clara_core.engine.engine")
+    for arguments, engine in list(module._engines.items() if module else ()):
+        if arguments.model.startswith(str(tmp_path_factory.getbasetemp())):
+            engine.unload()
+            del module._engines[arguments]
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The command `clara ask`: a question to a folder of texts, or to a store of them; an answer with its sources."""
+"""The command `clara ask`: answers a question from a folder of texts or from a store, and shows the sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from clara_core.cli.options import engine_of, load_watched, with_options
+from clara_core.cli.options import Mode, ModeName, engine_of, load_watched, with_options
 from clara_core.cli.shown import (
     Source,
     evidence_facts,
@@ -25,6 +25,7 @@ from clara_core.cli.shown import (
     write_json,
 )
 from clara_core.data.documents import SUFFIXES, Passage, TextFile, cut_passages, group_left_out, read_folder
+from clara_core.engine.answer_options import confidence_account
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Reading:
-    """What is read for an answer, out of how many passages, and how long each step took."""
+    """The passages that an answer is read from, the store they were found in, and the seconds of each step."""
 
-    passages: int
+    store: MemoryStore
     seconds: dict[str, float] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
     memories: list[Memory] = field(default_factory=list)
@@ -55,23 +56,25 @@ def ask(
         list[str],
         typer.Argument(
             metavar="[FOLDER] QUESTION",
-            help="A folder of files, or one file (not with --store), and what to ask them.",
+            help="A folder of files, or one file (not with --store), and the question.",
             show_default=False,
         ),
     ],
-    store: Annotated[str | None, typer.Option(help="Ask the store that `clara index` wrote here.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Passages that the answer is read from.")] = 5,
+    store: Annotated[str | None, typer.Option(help="Folder or address of a store to ask.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Passages to read for the answer.")] = 5,
+    mode: Mode = ModeName.HYBRID,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
-    cite: Annotated[
-        bool, typer.Option("--cite", help="Show the sentence that the answer stands on, and how sure it is.")
-    ] = False,
+    cite: Annotated[bool, typer.Option("--cite", help="Show the sentences that support the answer.")] = False,
+    min_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Withhold an answer with a lower confidence.")
+    ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     *,
     options: EngineOptions,
 ) -> None:
-    """Answers a question from the texts of a folder or of a store."""
+    """Answer a question from the texts of a folder or of a store."""
     if len(words) != (2 if store is None else 1):
-        wanted = "a folder and a question" if store is None else "a question alone, since --store says what to ask"
+        wanted = "a folder and a question" if store is None else "a question alone, because --store names the texts"
         raise ValueError(f"give {wanted}; got {len(words)} arguments")
     question = words[-1]
     if not question.strip():
@@ -85,67 +88,69 @@ def ask(
 
     engine = engine_of(options)
     if store is None:
-        reading = _read_files(engine, files, words[0], question, top_k, notes)
+        reading = _in_memory(engine, files, words[0], notes)
     else:
         facts["store"] = store
-        reading = _read_store(engine, store, question, top_k)
+        opened = written_store(store, engine)
+        load_watched(engine)
+        reading = _Reading(opened)
+    _search(reading, question, top_k, mode)
     with reading.timed("answer"):
-        answer = engine.answer(question, reading.memories, max_tokens=max_tokens, citations=cite)
+        answer = engine.answer(
+            question, reading.memories, max_tokens=max_tokens, citations=cite, min_confidence=min_confidence
+        )
     if as_json:
-        write_json(_facts(question, answer, reading) | (evidence_facts(answer) if cite else {}) | facts)
+        evidence = evidence_facts(answer) if cite else confidence_account(answer)
+        write_json(_facts(question, answer, reading) | evidence | facts)
         return
     _show(answer, reading, cite=cite)
 
 
 def read_files(folder: Path, notes: Console) -> tuple[list[TextFile], list[str]]:
-    """The texts of a folder, and a line for each file that was left out; these are shown, those of a kind together.
+    """Read the texts of a folder; also returns a line for each file left out, and prints these by kind.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no file that can be read.
     """
     files, left_out = read_folder(folder)
     for line in group_left_out(left_out):
         notes.print(plain(f"left out: {line}"), style="yellow", soft_wrap=True)
     if not files:
-        raise ValueError(f"no file in {str(folder)!r} that can be read; kinds that are: {', '.join(SUFFIXES)}")
+        raise ValueError(f"no file in {str(folder)!r} can be read; supported kinds: {', '.join(SUFFIXES)}")
     return files, list(map(str, left_out))
 
 
-def _read_files(
-    engine: Engine, files: Sequence[TextFile], folder: str, question: str, top_k: int, notes: Console
-) -> _Reading:
+def _in_memory(engine: Engine, files: Sequence[TextFile], folder: str, notes: Console) -> _Reading:
+    """A store in memory of the passages of files."""
+    from clara_core.store.store import MemoryStore  # a store in memory works without the extra
+
     passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
     if not passages:
         raise ValueError(f"the {len(files)} files in {folder!r} hold no text")
     load_watched(engine)
-    reading = _Reading(len(passages))
+    reading = _Reading(MemoryStore.open("memory://", engine))
     with reading.timed("compress"):
-        memories = _compress(engine, passages, notes)
-    with reading.timed("rank"):
-        ranked = engine.rank(question, memories, top_k=top_k)
-    for hit in ranked:
-        passage = passages[hit.index]
-        reading.sources.append(Source(passage.file, passage.start, hit.score, passage.text))
-        reading.memories.append(memories[hit.index])
+        reading.store.add(
+            [passage.text for passage in passages],
+            [{"file": passage.file, "start": passage.start} for passage in passages],
+            [str(number) for number in range(len(passages))],
+            _compress(engine, passages, notes),
+        )
     return reading
 
 
-def _read_store(engine: Engine, uri: str, question: str, top_k: int) -> _Reading:
-    store = written_store(uri, engine)
-    load_watched(engine)
-    reading = _Reading(store.count())
+def _search(reading: _Reading, question: str, top_k: int, mode: ModeName) -> None:
     with reading.timed("search"):
-        hits = store.search(question, top_k)
-        reading.memories = store.memories([hit.id for hit in hits])
+        hits = reading.store.search(question, top_k, mode=mode.value)
+        reading.memories = reading.store.memories([hit.id for hit in hits])
     reading.sources = [source_of(hit) for hit in hits]
-    return reading
 
 
 def open_store(uri: str, engine: Engine | None, memory_type: MemoryType = "bfloat16") -> MemoryStore:
-    """A `MemoryStore`, which need not be there yet.
+    """Open a `MemoryStore`, which need not exist yet.
 
     Raises:
-        ValueError: The extra that it needs is not installed.
+        ValueError: A package of an extra is not installed.
     """
     try:
         from clara_core.store import MemoryStore
@@ -155,10 +160,10 @@ def open_store(uri: str, engine: Engine | None, memory_type: MemoryType = "bfloa
 
 
 def written_store(uri: str, engine: Engine | None) -> MemoryStore:
-    """A `MemoryStore` to be read.
+    """Open a `MemoryStore` that exists.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no store.
     """
     store = open_store(uri, engine)
     if store.fingerprint is None:
@@ -167,7 +172,7 @@ def written_store(uri: str, engine: Engine | None) -> MemoryStore:
 
 
 def _compress(engine: Engine, passages: Sequence[Passage], notes: Console) -> list[Memory]:
-    """Memories of the passages, with a progress bar where somebody can see it."""
+    """Compress the passages, with a progress bar on a terminal."""
     texts = [passage.text for passage in passages]
     if not notes.is_terminal:
         return engine.compress(texts)
@@ -182,7 +187,7 @@ def _facts(question: str, answer: Answer, reading: _Reading) -> dict[str, object
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "sources": [asdict(source) for source in reading.sources],
-        "passages": reading.passages,
+        "passages": reading.store.count(),
         "prompt_tokens": answer.prompt_tokens,
         "memory_tokens": answer.memory_tokens,
         "source_tokens": answer.source_tokens,
@@ -197,8 +202,11 @@ def _show(answer: Answer, reading: _Reading, *, cite: bool) -> None:
     console.print(plain(answer.text.strip()) or "(the model answered nothing)", style="bold", soft_wrap=True)
     if answer.finish_reason == "length":
         console.print("(cut at --max-tokens)", style="yellow")
-    if cite:
+    if answer.abstained and answer.draft:
+        console.print(plain(f"withheld: {answer.draft.strip()}"), style="dim", soft_wrap=True)
+    if cite or answer.calibrated:
         show_confidence(console, answer)
+    if cite:
         console.print()
         show_cited(console, answer, reading.sources)
     console.print()
@@ -209,7 +217,7 @@ def _show(answer: Answer, reading: _Reading, *, cite: bool) -> None:
     spent = "" if compressed is None else f" in {compressed:.1f} s"
     console.print(
         f"\nread {answer.memory_tokens:,} memory tokens instead of {answer.source_tokens:,} of text; "
-        f"{before} {reading.passages:,} passages{spent}, answered in {sum(seconds.values()):.1f} s",
+        f"{before} {reading.store.count():,} passages{spent}, answered in {sum(seconds.values()):.1f} s",
         style="dim",
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""The command `clara calibrate`: how sure the answers of a model may be, written beside its checkpoint."""
+"""The command `clara calibrate`: fits the confidence of a model's answers and writes it beside the checkpoint."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from rich.table import Table
 from clara_core.cli.options import load_watched, local_engine_of, with_options
 from clara_core.engine.options import EngineOptions
 
-_SHOWN = (0.01, 0.02, 0.05, 0.1)  # errors whose thresholds are shown
+_SHOWN = (0.01, 0.02, 0.05, 0.1)  # errors whose thresholds are printed
 
 
 @with_options
 def calibrate_model(
     data: Annotated[Path, typer.Argument(help="Questions with candidates and answers: .jsonl, .jsonl.gz or .parquet.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the file, if not the checkpoint's own.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Documents that are read for a question.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of calibration.json; default: that of the checkpoint.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Documents to read for a question.")] = 5,
     unanswerable: Annotated[
-        float, typer.Option(min=0.0, max=0.9, help="Share of the questions whose gold documents are taken away.")
+        float, typer.Option(min=0.0, max=0.9, help="Share of the questions whose gold documents are removed.")
     ] = 0.3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first so many questions.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     *,
     options: EngineOptions,
 ) -> None:
-    """Fits how sure answers may be on questions with known answers; writes calibration.json."""
+    """Fit the confidence of answers to questions with known answers; writes calibration.json."""
     from clara_core.evaluation import read_questions
 
     engine = local_engine_of(options)
     lines = read_questions(data, limit)
     load_watched(engine)
-    made = engine.calibrate(lines, progress=sys.stderr.isatty(), top_k=top_k, unanswerable=unanswerable)
+    made = engine.calibrate(lines, show_progress=sys.stderr.isatty(), top_k=top_k, unanswerable=unanswerable)
     folder = engine.load().checkpoint.folder if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     path = made.write(folder)
@@ -57,5 +59,5 @@ def calibrate_model(
                 cells.append("-")
         table.add_row(name, *cells)
     console.print(table)
-    console.print("min_confidence that keeps the error below, with a probability of 0.95", style="dim", soft_wrap=True)
+    console.print("min_confidence for each error, kept with a probability of 0.95", style="dim", soft_wrap=True)
     console.print(str(path), style="bold", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The command `clara eval`: a model over a file of questions, and a report of it."""
+"""The command `clara eval`: evaluates a model on a file of questions and writes a report."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class ModeName(StrEnum):
-    """What is read, as a word of the command line."""
+    """Modes of evaluation as values of ``--mode``."""
 
     NORMAL = "normal"
     ORACLE = "oracle"
 
 
 class RankerName(StrEnum):
-    """Who ranks, as a word of the command line."""
+    """Rankers as values of ``--ranker``."""
 
     MEMORY = "memory"
     BM25 = "bm25"
@@ -38,36 +38,38 @@ class RankerName(StrEnum):
 def evaluate_file(
     data: Annotated[Path, typer.Argument(help="Questions with candidates and answers: .jsonl, .jsonl.gz or .parquet.")],
     mode: Annotated[
-        list[ModeName] | None, typer.Option(help="'oracle' puts the gold passages among what is read; may be repeated.")
+        list[ModeName] | None,
+        typer.Option(help="'oracle' adds the gold passages to the documents that are read; may be repeated."),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Documents that are read for a question.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Documents to read for a question.")] = 5,
     ranker: Annotated[
-        RankerName, typer.Option(help="Whose order is read; 'given' needs no query reasoner.")
+        RankerName,
+        typer.Option(help="What ranks the candidates; 'given' keeps their order and needs no query reasoner."),
     ] = RankerName.MEMORY,
     corpus: Annotated[
         bool, typer.Option("--corpus", help="Search all passages of the file for each question.")
     ] = False,
-    bm25: Annotated[bool, typer.Option(help="Rank by BM25 as well.")] = True,
+    bm25: Annotated[bool, typer.Option(help="Also rank by BM25, for comparison.")] = True,
     text_llm: Annotated[
         str | None,
-        typer.Option(help="Reads the same as text: openai:MODEL[@URL], python:MODULE:NAME or python:FILE.py:NAME."),
+        typer.Option(
+            help="LLM that reads the documents as text: openai:MODEL[@URL], python:MODULE:NAME or python:FILE.py:NAME."
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first so many questions.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions (and prompts of the text LLM) at a time.")] = 16,
-    timed: Annotated[int, typer.Option(min=0, help="Questions that are timed one by one.")] = 20,
-    paraphrases: Annotated[int, typer.Option(min=0, help="Passages that are said again from memory.")] = 20,
+    timed: Annotated[int, typer.Option(min=0, help="Questions to time one by one.")] = 20,
+    paraphrases: Annotated[int, typer.Option(min=0, help="Passages to paraphrase from their memories.")] = 20,
     trust: Annotated[
         bool, typer.Option("--trust", help="Also measure citations, confidence and a second reading.")
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the report; a run that was interrupted goes on there.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; an interrupted run resumes from it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     *,
     options: EngineOptions,
 ) -> None:
-    """Measures what a model finds and answers, and what that costs."""
+    """Measure retrieval, answers and latency of a model."""
     from clara_core.evaluation import evaluate, over_corpus, read_questions
     from clara_core.evaluation.plots import load_figure
     from clara_core.evaluation.trust_run import measure_trust
@@ -77,7 +79,7 @@ def evaluate_file(
     try:
         lines = read_questions(data, limit)
         if out is not None:
-            load_figure()  # what the report will need
+            load_figure()  # raises now if a package of the report is missing
         load_watched(engine)
         report = evaluate(
             engine,
@@ -95,7 +97,7 @@ def evaluate_file(
             folder=out,
             show_progress=sys.stderr.isatty(),
         )
-    except ImportError as exc:  # a package of an extra; the message says which, and how to install it
+    except ImportError as exc:  # the message names the package of an extra
         raise ValueError(str(exc)) from exc
     if trust:
         report.metrics["trust"] = measure_trust(engine, lines, top_k=top_k, max_tokens=max_tokens)
@@ -133,15 +135,15 @@ def _show(report: Report, out: Path | None) -> None:
 
 def _show_trust(console: Console, found: dict[str, Any]) -> None:
     shown = {
-        "first cited document is a gold one (right answers)": found["citations"],
-        "best ranked document is a gold one (the same)": found["first_ranked"],
+        "first cited document is gold (right answers)": found["citations"],
+        "best ranked document is gold (right answers)": found["first_ranked"],
         "AUROC of the log-probability": found["logprob_auroc"],
         **{f"{name} of confidence": value for name, value in (found["confidence"] or {}).items()},
-        "answers that pass all checks": found["passed"]["share"],
-        "accuracy of these": found["passed"]["accuracy"],
+        "answers that pass all checks (share)": found["passed"]["share"],
+        "accuracy of these answers": found["passed"]["accuracy"],
         "exact match": found["exact_match"],
         "exact match with read='again'": found["again"]["exact_match"],
-        "second readings taken": found["again"]["taken"],
+        "answers from the second reading (share)": found["again"]["taken"],
     }
     title = "trust" if found["calibrated"] else "trust (not calibrated: `clara calibrate`)"
     table = Table("", title=title, title_justify="left", show_header=False)

@@ -1,4 +1,4 @@
-"""The command `clara inspect`: which passages a model cannot read back from their memories."""
+"""The command `clara inspect`: shows the passages whose memories have lost names, numbers or code."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from clara_core.store import Hit
 
 _BATCH = 64  # passages at a time
-_COLOURS = ((0.9, "bold red"), (0.5, "yellow"))  # of spans with at least this risk
+_COLOURS = ((0.9, "bold red"), (0.5, "yellow"))  # colours of spans with at least this risk
 
 
 @dataclass(frozen=True, slots=True)
 class _Passage:
-    """A passage and what its memory has kept."""
+    """A passage with the fidelity of its memory."""
 
     source: str
     memory: Memory
@@ -43,15 +43,15 @@ class _Passage:
 @with_options
 def inspect_memories(
     folder: Annotated[Path | None, typer.Argument(help="A folder of files, or one file (not with --store).")] = None,
-    store: Annotated[str | None, typer.Option(help="Inspect the store that `clara index` wrote here.")] = None,
-    most: Annotated[int, typer.Option(min=1, help="Passages that are shown, the worst first.")] = 10,
+    store: Annotated[str | None, typer.Option(help="Folder or address of a store to inspect.")] = None,
+    most: Annotated[int, typer.Option(min=1, help="Passages to show, the worst first.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     *,
     options: EngineOptions,
 ) -> None:
-    """Says which names and numbers cannot be read back from the memories of passages."""
+    """Show the names and numbers that cannot be read back from the memories of passages."""
     if (folder is None) == (store is None):
-        raise ValueError("give a folder, or --store and the store's place")
+        raise ValueError("give either a folder or --store")
     notes = Console(stderr=True)
     engine = local_engine_of(options)
     memories = _of_files(engine, folder, notes) if folder is not None else _of_store(engine, str(store))
@@ -97,7 +97,7 @@ def _of_files(engine: ClaraEngine, folder: Path, notes: Console) -> list[tuple[s
 def _of_store(engine: ClaraEngine, uri: str) -> list[tuple[str, Memory]]:
     store = written_store(uri, engine)
     load_watched(engine)
-    [anything] = engine.compress(["anything"])  # all are wanted, in whatever order
+    [anything] = engine.compress(["anything"])  # a query vector; all documents are returned in any order
     vectors = anything.tokens[0].flatten()[None]  # [1, D]
     [hits] = cast("list[list[Hit]]", store.search(vectors, store.count(), exact=True, with_memories=True))
     return [(hit.id, hit.memory) for hit in hits if hit.memory is not None]

@@ -1,7 +1,7 @@
 """The command `clara`.
 
-A command is a plain function with typer annotations, registered on `app`. What is wrong with the
-user's files or arguments becomes one line on standard error and exit code 2, never a traceback.
+A command is a plain function with typer annotations, registered on `app`. Errors in the user's files or arguments
+become one line on standard error and exit code 2, without a traceback.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from clara_core.cli.store import index_folder, search_store, store_app
 from clara_core.cli.synthesize import synthesize_documents
 from clara_core.cli.train import train_stage
 from clara_core.common.announce import announce_again
-from clara_core.common.announce import log as said
+from clara_core.common.announce import log as announcements
 from clara_core.common.errors import CheckpointError, ClaraError
 from clara_core.common.version import __version__
 from clara_core.engine.options import DEFAULT_MODEL, CheckpointOptions, EngineOptions, engine_arguments, option_values
@@ -46,11 +46,11 @@ _APPLE_LICENCE = "weights under Apple's research licence; read it on the model's
 
 
 class _Group(TyperGroup):
-    """Turns the errors a user can mend into one line."""
+    """Prints errors that the user can correct as one line, with exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _notes():
+            with _log_warnings():
                 return super().invoke(ctx)
         except (ClaraError, ValueError) as exc:
             message = " ".join(str(exc).split())
@@ -58,20 +58,20 @@ class _Group(TyperGroup):
             raise typer.Exit(EXIT_FAILED) from exc
 
 
-class _Notes(logging.Handler):
-    """What is said to the user, on standard error, whoever reads that."""
+class _StderrHandler(logging.Handler):
+    """Writes log records to the current standard error, with the prefix ``clara:``."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(f"clara: {record.getMessage()}\n")
 
 
 @contextmanager
-def _notes() -> Iterator[None]:
-    """What the library logs as a warning is a line for the user; Python warnings are for who writes programs.
+def _log_warnings() -> Iterator[None]:
+    """Show warnings in the library's log as lines for the user, and hide Python warnings.
 
-    Warnings of this library are logged, too. `python -W` and PYTHONWARNINGS bring all of them back.
+    The library logs its Python warnings, too. `python -W` and PYTHONWARNINGS show all Python warnings again.
     """
-    notes = _Notes(logging.WARNING)
+    notes = _StderrHandler(logging.WARNING)
     logger = logging.getLogger("clara_core")
     with warnings.catch_warnings():
         if not sys.warnoptions:
@@ -93,7 +93,7 @@ app = typer.Typer(
 
 
 class RoleName(StrEnum):
-    """The roles as words of the command line."""
+    """Roles as values of ``--peft``."""
 
     COMPRESSOR = "compressor"
     REASONER = "reasoner"
@@ -101,7 +101,7 @@ class RoleName(StrEnum):
 
     @property
     def role(self) -> Role:
-        """The role that the word stands for."""
+        """The role of this name."""
         return Role[self.name]
 
 
@@ -117,12 +117,12 @@ def main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Holds the commands together, also while there is only one."""
+    """Options before the command, and its notes on standard error."""
     announce_again()
-    if not any(isinstance(handler, _Notes) for handler in said.handlers):
-        said.addHandler(_Notes())
-    said.setLevel(logging.INFO)
-    said.propagate = False  # said once, also where a command sets up a log of its own
+    if not any(isinstance(handler, _StderrHandler) for handler in announcements.handlers):
+        announcements.addHandler(_StderrHandler())
+    announcements.setLevel(logging.INFO)
+    announcements.propagate = False  # shown once, even if a command configures logging
 
 
 app.command()(ask)
@@ -146,7 +146,7 @@ def info(
     *,
     options: EngineOptions,
 ) -> None:
-    """Says what a checkpoint holds, after proving that it is whole."""
+    """Validate a checkpoint and show its contents."""
     from clara_core.checkpoint.io import read_checkpoint
 
     arguments = engine_arguments("clara info", option_values(options))
@@ -171,15 +171,15 @@ def convert(
     dst: Annotated[Path, typer.Argument(help="Folder to write.")],
     peft: Annotated[
         RoleName | None,
-        typer.Option(help="Write the adapter of this role alone, as a plain peft folder."),
+        typer.Option(help="Write only the adapter of this role, as a plain peft folder."),
     ] = None,
     with_base: Annotated[
-        bool, typer.Option("--with-base", help="Copy a base decoder that lies in a folder, too.")
+        bool, typer.Option("--with-base", help="Also copy the base decoder, which must be in a local folder.")
     ] = False,
     *,
     options: CheckpointOptions,
 ) -> None:
-    """Writes a checkpoint anew as safetensors, or exports one adapter for peft."""
+    """Convert a checkpoint to safetensors, or export one adapter for peft."""
     from clara_core.checkpoint.convert import convert_checkpoint
     from clara_core.checkpoint.io import export_peft, read_checkpoint
 
@@ -209,7 +209,7 @@ def _folder(options: CheckpointOptions) -> Path:
 
 
 def _describe(checkpoint: Checkpoint, model: str, base_model: str | None) -> dict[str, object]:
-    """The facts of a checkpoint in the order in which they are shown."""
+    """The facts of a checkpoint, in the order shown."""
     from clara_core.checkpoint.io import EMBED_KEY, resolve_base, weight_files
 
     config = checkpoint.config

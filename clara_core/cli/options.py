@@ -1,10 +1,11 @@
-"""The options of a checkpoint or an engine as options of a command, made from their fields."""
+"""Turns the fields of `CheckpointOptions` and `EngineOptions` into options of commands, and opens their engines."""
 
 from __future__ import annotations
 
 import inspect
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,10 +29,29 @@ if TYPE_CHECKING:
 _PANEL = "Model"
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose one parameter of `CheckpointOptions` or `EngineOptions` is an option for each of their fields.
+class MemoryTypeName(StrEnum):
+    """Types of memories as values of ``--memory-type``."""
 
-    A field for which the command has a parameter of its own, such as a positional model, is taken from there.
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
+class ModeName(StrEnum):
+    """Search modes as values of ``--mode``."""
+
+    MEMORY = "memory"
+    TEXT = "text"
+    HYBRID = "hybrid"
+
+
+Mode = Annotated[ModeName, typer.Option(help="Search by memory, by words (text), or by both.")]
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's parameter of type `CheckpointOptions` or `EngineOptions` by an option for each of its fields.
+
+    If the command has a parameter with the name of a field, such as a positional model, the field is taken from it.
     """
     parameters = inspect.signature(command, eval_str=True).parameters
     place, kind = next((name, one.annotation) for name, one in parameters.items() if _is_options(one.annotation))
@@ -45,7 +65,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         options = checked(kind, values, "clara")
         command(**given, **{place: options})
 
-    # What typer reads: keyword parameters, so that their order says nothing but that of the help.
+    # The signature that typer reads; keyword parameters, because their order is only that of the help text.
     whole = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in [*own, *made]]
     called.__signature__ = inspect.Signature(whole, return_annotation=None)  # type: ignore[attr-defined]
     called.__annotations__ = {one.name: one.annotation for one in whole}
@@ -53,34 +73,34 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def arguments_of(options: EngineOptions) -> EngineArguments:
-    """The arguments of the engine that the options of a command name; where they name none, says which one answers."""
+    """The engine arguments of a command's options; announces the default model if none is given."""
     if options.model is None:
         announce(f"no --model: {DEFAULT_MODEL!r} answers, {DEFAULT_MODEL_IS}")
     return EngineArguments(**option_values(options))
 
 
 def engine_of(options: EngineOptions) -> Engine:
-    """The engine of `arguments_of`."""
+    """Open the engine of a command's options."""
     from clara_core import open_engine
 
     return open_engine(**option_values(arguments_of(options)))
 
 
 def local_engine_of(options: EngineOptions) -> ClaraEngine:
-    """`engine_of` for what looks inside the model.
+    """Open the engine of a command that needs the model in this process.
 
     Raises:
-        ValueError: A server is named, which shows nobody its insides.
+        ValueError: The model is the address of a server.
     """
     from clara_core import ClaraEngine
 
     if is_server(options.model):
-        raise ValueError(f"this command needs the model itself; {options.model} is a server, run it there")
+        raise ValueError(f"this command needs the model itself, but {options.model} is a server; run the command there")
     return ClaraEngine.from_pretrained(**option_values(arguments_of(options)))
 
 
 def load_watched(engine: Engine) -> None:
-    """Load an engine, with a progress bar where somebody can see it."""
+    """Load an engine, with a progress bar on a terminal."""
     engine.load(show_progress=sys.stderr.isatty())
 
 
@@ -89,7 +109,7 @@ def _is_options(annotation: Any) -> bool:
 
 
 def _option(name: str, field: Any) -> inspect.Parameter:
-    names = [f"--{name.replace('_', '-')}"]  # of a switch, without its opposite
+    names = [f"--{name.replace('_', '-')}"]  # a switch gets no "--no-" form
     option = typer.Option(*names, help=field.description, rich_help_panel=_PANEL)
     return inspect.Parameter(
         name,

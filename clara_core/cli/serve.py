@@ -1,4 +1,4 @@
-"""The command `clara serve`: one process that holds a model for all others."""
+"""The command `clara serve`: one process holds a model for all others."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ _KEY: str = "CLARA_API_KEY"
 @with_options
 def serve_model(
     model: Annotated[str, typer.Argument(help="Bundled name, folder, or Hub id.")] = "pocket",
-    host: Annotated[str, typer.Option(help="Address to listen at; another than 127.0.0.1 needs a key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0: one that is free.")] = 8010,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; any other than 127.0.0.1 needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any free port.")] = 8010,
     key_file: Annotated[
         Path | None,
-        typer.Option(help=f"Keys of clients, one a line; else the environment variable {_KEY}. Read again at SIGHUP."),
+        typer.Option(
+            help=f"File with the keys of clients, one a line, read again at SIGHUP; default: the key in {_KEY}."
+        ),
     ] = None,
     store: Annotated[
         list[str] | None, typer.Option(metavar="NAME=URI", help="A store that clients may search; may be repeated.")
@@ -32,26 +36,28 @@ def serve_model(
         list[str] | None, typer.Option(metavar="NAME", help="A store that clients may write to; may be repeated.")
     ] = None,
     allowed_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Another name of this server; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="Another host name of this server; may be repeated.")
     ] = None,
-    max_requests: Annotated[int, typer.Option(min=1, help="Requests at a time; what is more is refused.")] = 256,
+    max_requests: Annotated[int, typer.Option(min=1, help="Most requests at a time; further ones are refused.")] = 256,
     drain_delay: Annotated[
-        float, typer.Option(min=0, help="Seconds between the signal to end and the end of new connections.")
+        float, typer.Option(min=0, help="Seconds after the stop signal until new connections are refused.")
     ] = 0,
-    drain_seconds: Annotated[float, typer.Option(min=1, help="Seconds that requests have to finish then.")] = 30,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Listen elsewhere without a key.")] = False,
-    any_model: Annotated[bool, typer.Option("--any-model", help="Answer whatever model a request names.")] = False,
+    drain_seconds: Annotated[
+        float, typer.Option(min=1, help="Seconds that running requests then have to finish.")
+    ] = 30,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow any --host without a key.")] = False,
+    any_model: Annotated[bool, typer.Option("--any-model", help="Accept any model name in requests.")] = False,
     open_metrics: Annotated[bool, typer.Option("--open-metrics", help="Show metrics without a key.")] = False,
-    docs: Annotated[bool, typer.Option("--docs", help="Describe the routes at /docs.")] = False,
+    docs: Annotated[bool, typer.Option("--docs", help="Serve a description of the routes at /docs.")] = False,
     *,
     options: EngineOptions,
 ) -> None:
-    """Holds a model for every process and machine that asks, over OpenAI's, Cohere's and TEI's routes."""
+    """Serve a model to other processes and machines, over the routes of OpenAI, Cohere and TEI."""
     try:
         from clara_core.serving import serve
         from clara_core.serving.config import checked_config
     except ImportError as exc:
-        raise ValueError(f"clara serve needs more packages ({exc}): pip install 'clara-rag[serve]'") from exc
+        raise ValueError(f"clara serve needs packages of an extra ({exc}): pip install 'clara-rag[serve]'") from exc
     key = os.environ.get(_KEY)
     config = checked_config(
         {
@@ -62,7 +68,7 @@ def serve_model(
             "key_file": key_file,
             "insecure": insecure,
             "allowed_hosts": allowed_host or [],
-            "stores": dict(map(_named, store or [])),
+            "stores": dict(map(_name_and_uri, store or [])),
             "writable": writable or [],
             "any_model": any_model,
             "open_metrics": open_metrics,
@@ -72,19 +78,19 @@ def serve_model(
             "limits": {"requests": max_requests},
         }
     )
-    _log()
+    _log_to_stderr()
     serve(config)
 
 
-def _named(told: str) -> tuple[str, str]:
-    name, equals, uri = told.partition("=")
+def _name_and_uri(text: str) -> tuple[str, str]:
+    name, equals, uri = text.partition("=")
     if not equals or not uri:
-        raise ValueError(f"--store takes NAME=URI, got {told!r}")
+        raise ValueError(f"--store takes NAME=URI, got {text!r}")
     return name, uri
 
 
-def _log() -> None:
-    """Lines of the server on standard error: what happens as text, each request as JSON."""
+def _log_to_stderr() -> None:
+    """Log to standard error: events of the server as text, requests as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("clara_core.serving", "uvicorn"):

@@ -1,4 +1,4 @@
-"""What commands show of passages and answers: sources, cited sentences, confidence, JSON."""
+"""Output of the commands: sources, cited sentences, confidence, JSON."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from clara_core.engine.evidence import Citation
     from clara_core.store import Hit
 
-_BEGINNING = 60  # characters of a source that are shown
+_BEGINNING = 60  # characters of a source to show
 _BAR = 20  # characters
-_COLOURS = ((0.8, "green"), (0.5, "yellow"), (0.0, "red"))  # of a confidence of at least this
+_COLOURS = ((0.8, "green"), (0.5, "yellow"), (0.0, "red"))  # colours of a confidence of at least this
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Source:
     """A passage that an answer is read from.
 
     Attributes:
-        file: Name of its file; the id where a store does not know it.
-        start: Where it begins in the file, in characters.
-        score: How well it answers the question.
+        file: Name of its file; its id if the store has no file name.
+        start: First character in the file.
+        score: Score of the ranking or search.
         text: The passage.
     """
 
@@ -41,7 +41,7 @@ class Source:
 
 
 def source_of(hit: Hit) -> Source:
-    """What a search found, as `clara index` wrote it or as somebody else did."""
+    """The source of a hit, with file and position if `clara index` wrote the store."""
     file, start = hit.metadata.get("file"), hit.metadata.get("start")
     if isinstance(file, str) and isinstance(start, int):
         return Source(file, start, hit.score, hit.text)
@@ -49,7 +49,7 @@ def source_of(hit: Hit) -> Source:
 
 
 def show_sources(console: Console, sources: Sequence[Source]) -> None:
-    """A line for each: score, file, beginning."""
+    """Print a line for each source: score, file, beginning of the text."""
     for source in sources:
         words = " ".join(source.text.split())
         beginning = words[:_BEGINNING] + ("…" if len(words) > _BEGINNING else "")
@@ -58,18 +58,18 @@ def show_sources(console: Console, sources: Sequence[Source]) -> None:
 
 
 def write_json(facts: dict[str, object]) -> None:
-    """One JSON object; a name or question that is no Unicode is written as its JSON escape."""
+    """Print one JSON object; lone surrogates in names and questions are escaped."""
     typer.echo(json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace"))
 
 
 def plain(text: str) -> str:
-    """Text that a terminal shows and does not obey."""
+    """Replace control characters, so that a terminal shows the text and does not interpret it."""
     shown = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in shown)
 
 
 def evidence_facts(answer: Answer) -> dict[str, Any]:
-    """Citations, attribution and confidence in the types of JSON; ``document`` counts the sources from 0 on."""
+    """Citations, attribution and confidence as JSON types; ``document`` is the index of a source."""
     return {
         "citations": [asdict(one) for one in answer.citations or ()],
         "attribution": answer.attribution,
@@ -78,14 +78,14 @@ def evidence_facts(answer: Answer) -> dict[str, Any]:
 
 
 def show_confidence(console: Console, answer: Answer) -> None:
-    """A bar, and what is to be known of it."""
+    """Print the confidence as a bar, with a note if it is not calibrated."""
     if answer.confidence is None:
-        console.print("confidence not known: the answer is empty or was cut", style="dim")
+        console.print("confidence unknown: the answer is empty or was cut", style="dim")
         return
     sure = answer.confidence
     colour = next(style for least, style in _COLOURS if sure >= least)
     full = round(sure * _BAR)
-    note = "" if answer.calibrated else "  bare probability; `clara calibrate` makes it a confidence"
+    note = "" if answer.calibrated else "  not calibrated; run `clara calibrate`"
     line = Text.assemble(
         ("█" * full, colour), ("░" * (_BAR - full), "dim"), (f" {sure:.0%} sure", colour), (note, "dim")
     )
@@ -93,7 +93,7 @@ def show_confidence(console: Console, answer: Answer) -> None:
 
 
 def show_cited(console: Console, answer: Answer, sources: Sequence[Source]) -> None:
-    """The cited sentence of each source with its score, best first: green where the words of the answer stand in it."""
+    """Print the cited sentence of each source with its score, green if it contains the words of the answer."""
     if not answer.citations:
         console.print("no source is cited", style="yellow")
     for one in answer.citations or ():
@@ -104,13 +104,13 @@ def show_cited(console: Console, answer: Answer, sources: Sequence[Source]) -> N
 
 
 def _marked(answer: Answer, citation: Citation) -> Text:
-    """The sentence with the words of the answer in it; where they do not stand there, the nearest run of words."""
-    said = " ".join(plain(answer.text[citation.start : citation.end]).split())
+    """The cited text: green with the words of the answer in bold, or yellow if it does not contain them."""
+    part = " ".join(plain(answer.text[citation.start : citation.end]).split())
     text = Text("        " + " ".join(plain(citation.text).split()))
     if citation.verbatim:
         text.stylize("green")
-        text.highlight_words([said], "bold green", case_sensitive=False)
+        text.highlight_words([part], "bold green", case_sensitive=False)
     else:
         text.stylize("yellow")
-        text.append(f"  (not word for word: {said})", style="dim")
+        text.append(f"  (not verbatim: {part})", style="dim")
     return text

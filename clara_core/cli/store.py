@@ -1,8 +1,7 @@
-"""The commands `clara index`, `clara search` and `clara store`: a folder of texts into a store, what a store finds, and
-whether its files are whole.
+"""The commands `clara index`, `clara search` and `clara store`: index a folder of texts, search it, check its files.
 
-A passage's id is where it stands: the folder, the file and the place in it. What is there already with the same text
-is left alone, so that a run that was interrupted goes on where it was, and a second one has nothing to do.
+The id of a passage is its folder, file and position. Passages that the store has already with the same text are
+skipped, so an interrupted run resumes, and a second run does nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +19,7 @@ import typer
 from rich.console import Console
 
 from clara_core.cli.ask import open_store, read_files, written_store
-from clara_core.cli.options import engine_of, load_watched, with_options
+from clara_core.cli.options import MemoryTypeName, Mode, ModeName, engine_of, load_watched, with_options
 from clara_core.cli.shown import plain, show_sources, source_of, write_json
 from clara_core.data.documents import Passage, TextFile, cut_passages
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
@@ -30,38 +28,22 @@ if TYPE_CHECKING:
     from clara_core.store import MemoryStore
     from clara_core.store.records import Broken
 
-_LONGEST_NAME = 200  # characters of an id; of a longer one the hash is taken
+_LONGEST_NAME = 200  # characters of an id; a longer one is replaced by its hash
 
 Store = Annotated[str, typer.Option("--store", help="Folder of the store, or its address on object storage.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
-class MemoryTypeName(StrEnum):
-    """How memories are written, as a word of the command line."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    INT8 = "int8"
-
-
-class ModeName(StrEnum):
-    """How to search, as a word of the command line."""
-
-    MEMORY = "memory"
-    TEXT = "text"
-    HYBRID = "hybrid"
-
-
 @dataclass(slots=True)
 class Plan:
-    """What there is to do to a store, so that it holds a folder.
+    """The changes that bring a store up to date with a folder.
 
     Attributes:
-        passages: Of the folder, by id.
-        new: Ids of passages that are not there.
-        changed: Ids of passages that are there with another text.
+        passages: Passages of the folder by id.
+        new: Ids of passages that the store does not have.
+        changed: Ids of passages that the store has with another text.
         stale: Ids in the store of passages that their file no longer has.
-        gone: Ids in the store of passages of files that no longer exist.
+        gone: Ids in the store of passages whose file no longer exists.
     """
 
     passages: dict[str, Passage]
@@ -79,17 +61,18 @@ def index_folder(
     folder: Annotated[Path, typer.Argument(help="Folder of files, or one file.")],
     store: Store,
     memory_type: Annotated[
-        MemoryTypeName, typer.Option(help="How a new store writes memories; int8 takes half the bytes.")
+        MemoryTypeName, typer.Option(help="Type of the memories in a new store; int8 takes half the bytes of bfloat16.")
     ] = MemoryTypeName.BFLOAT16,
     source: Annotated[
-        str | None, typer.Option(help="Name of the folder in the store, if not its path: when it was moved.")
+        str | None,
+        typer.Option(help="Name of the folder in the store; default: its path. Keep the old path here after a move."),
     ] = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Take out passages of files that are gone.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Delete passages of files that no longer exist.")] = False,
     as_json: AsJson = False,
     *,
     options: EngineOptions,
 ) -> None:
-    """Compresses the texts of a folder into a store: only what is new or changed."""
+    """Compress the new and changed texts of a folder into a store."""
     notes = Console(stderr=True)
     files, problems = read_files(folder, notes)
     root = (folder if folder.is_dir() else folder.parent).resolve()
@@ -123,7 +106,7 @@ def index_folder(
 
 
 def _plan(store: MemoryStore, source: str, root: Path, files: Sequence[TextFile], passages: Sequence[Passage]) -> Plan:
-    """Compare a folder with what a store holds of it. A file that is there and was not read is left as it is."""
+    """Compare a folder with its passages in a store; those of a file that exists but was not read are kept."""
     plan = Plan({_id(source, passage): passage for passage in passages})
     read = {file.name for file in files}
     there: set[str] = set()
@@ -149,7 +132,7 @@ def _plan(store: MemoryStore, source: str, root: Path, files: Sequence[TextFile]
 
 
 def _carry_out(store: MemoryStore, plan: Plan, source: str, *, prune: bool, show_progress: bool) -> None:
-    """First what is to be found, then what is not: after an interruption nothing is missing."""
+    """Apply the changes: add first, then delete, so that an interruption loses nothing."""
     ids = [*plan.changed, *plan.new]
     passages = [plan.passages[id_] for id_ in ids]
     metadatas = [{"source": source, "file": passage.file, "start": passage.start} for passage in passages]
@@ -171,7 +154,7 @@ def _id(source: str, passage: Passage) -> str:
 def _summary(facts: dict[str, Any]) -> str:
     done = ", ".join(f"{facts[name]:,} {name}" for name in ("new", "changed", "unchanged", "removed"))
     gone = (
-        f"; {facts['gone']:,} of files that are gone are still there (--prune takes them out)" if facts["gone"] else ""
+        f"; {facts['gone']:,} of files that no longer exist were kept (--prune deletes them)" if facts["gone"] else ""
     )
     return f"{facts['files']:,} files, {facts['passages']:,} passages: {done}, in {facts['seconds']:.1f} s{gone}"
 
@@ -181,23 +164,25 @@ def _summary(facts: dict[str, Any]) -> str:
 
 @with_options
 def search_store(
-    question: Annotated[str, typer.Argument(help="What to look for.")],
+    question: Annotated[str, typer.Argument(help="The question.")],
     store: Store,
-    k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Most documents to find.")] = 5,
-    mode: Annotated[ModeName, typer.Option(help="By memory, by words, or by both.")] = ModeName.HYBRID,
+    k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Most documents to show.")] = 5,
+    mode: Mode = ModeName.HYBRID,
     condition: Annotated[
-        str | None, typer.Option("--filter", help='Which documents, as JSON: {"file": "notes.md"}.')
+        str | None, typer.Option("--filter", help='Metadata filter as JSON, such as {"file": "notes.md"}.')
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare with all memories, without short keys.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare with all memories instead of searching short keys first.")
+    ] = False,
     as_json: AsJson = False,
     *,
     options: EngineOptions,
 ) -> None:
-    """Finds the documents of a store that answer a question best."""
+    """Show the documents of a store that answer a question best."""
     if not question.strip():
         raise ValueError("the question is empty")
     parsed = _filter(condition)
-    # Words alone need no model, and the store may be of any.
+    # A search by words alone needs no model.
     engine = None if mode is ModeName.TEXT else engine_of(options)
     opened = written_store(store, engine)
     if engine is not None:
@@ -233,7 +218,7 @@ def _filter(text: str | None) -> dict[str, Any] | None:
         condition: dict[str, Any] = json.loads(text)
         check_filter(condition)
     except json.JSONDecodeError as exc:
-        raise ValueError(f"--filter is no JSON ({exc}): {text!r:.80}") from exc
+        raise ValueError(f"--filter is not JSON ({exc}): {text!r:.80}") from exc
     except (TypeError, RecursionError) as exc:
         raise ValueError(f"--filter: {exc}") from exc
     return condition
@@ -241,28 +226,28 @@ def _filter(text: str | None) -> dict[str, Any] | None:
 
 # --- clara store ---------------------------------------------------------------------------------------
 
-store_app = typer.Typer(no_args_is_help=True, help="Looks after the files of a store.")
+store_app = typer.Typer(no_args_is_help=True, help="Check and repair the files of a store.")
 
 
 @store_app.command("check")
 def check_store(store: Store, as_json: AsJson = False) -> None:
-    """Reads all files of a store and names those that cannot be read; exits with 1 if there are some."""
+    """Read all files of a store and list those that cannot be read; exits with 1 if there are any."""
     notes = Console(stderr=True)
     broken = written_store(store, None).check(show_progress=notes.is_terminal)
-    _tell_broken(broken, "cannot be read", as_json=as_json)
+    _show_broken(broken, "cannot be read", as_json=as_json)
     if broken:
         raise typer.Exit(1)
 
 
 @store_app.command("salvage")
 def salvage_store(store: Store, as_json: AsJson = False) -> None:
-    """Takes the documents of broken files out of a store, so that all others can be read. Deletes no file."""
+    """Remove the documents of broken files from a store, so that all others can be read. Deletes no file."""
     notes = Console(stderr=True)
     broken = open_store(store, None).salvage(show_progress=notes.is_terminal)
-    _tell_broken(broken, "taken out", as_json=as_json)
+    _show_broken(broken, "removed", as_json=as_json)
 
 
-def _tell_broken(broken: Sequence[Broken], what: str, *, as_json: bool) -> None:
+def _show_broken(broken: Sequence[Broken], what: str, *, as_json: bool) -> None:
     if as_json:
         write_json({"broken": [{"path": file.path, "documents": file.rows, "reason": file.reason} for file in broken]})
         return

@@ -1,4 +1,4 @@
-"""The command `clara synthesize`: documents and a language model, training sets of all stages."""
+"""The command `clara synthesize`: writes training sets of all stages about documents, with a language model."""
 
 from __future__ import annotations
 
@@ -19,43 +19,47 @@ from clara_core.engine.options import EngineOptions
 if TYPE_CHECKING:
     from clara_core.training.candidates import Search
 
-_TEXTS = ("text", "page_content", "content", "contents")  # names that the text of a document has in JSONL
+_TEXTS = ("text", "page_content", "content", "contents")  # names of the text field in JSONL files
 _NO_CANDIDATES = "none"
 _BM25 = "bm25"
 
 
 @with_options
 def synthesize_documents(
-    docs: Annotated[Path, typer.Argument(help="Folder of files, one of them, or .jsonl of documents.")],
+    docs: Annotated[
+        Path, typer.Argument(help="Folder of files, one file, or documents as .jsonl, .jsonl.gz or .parquet.")
+    ],
     llm: Annotated[
         str, typer.Option(help="openai:MODEL, openai:MODEL@URL, python:MODULE:NAME or python:FILE.py:NAME.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the sets. Run again with it, a stopped run goes on.")],
-    model: Annotated[
-        str | None, typer.Option(help="The model that is to be trained; its window cuts passages.")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the sets; a stopped run resumes from it.")],
+    model: Annotated[str | None, typer.Option(help="Model to be trained; its window cuts passages.")] = None,
     candidates: Annotated[
-        str, typer.Option(help="What finds the candidates of a question: bm25, the URI of a store, or none.")
+        str, typer.Option(help="Search for the candidates of a question: bm25, the address of a store, or none.")
     ] = _BM25,
     n_candidates: Annotated[int, typer.Option(min=1, help="Candidates of a question.")] = 20,
-    top_k: Annotated[int, typer.Option(min=1, help="Passages of a line for instruction tuning.")] = 5,
-    max_rounds: Annotated[int, typer.Option(min=1, help="Rounds after which an uncovered passage is dropped.")] = 10,
-    concurrency: Annotated[int, typer.Option(min=1, help="Passages worked on at a time.")] = 8,
-    timeout: Annotated[float, typer.Option(help="Seconds that a reply may take.")] = 120.0,
-    held_out: Annotated[float, typer.Option(help="Share of the questions kept from training, to measure with.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the order of candidates.")] = 0,
+    top_k: Annotated[int, typer.Option(min=1, help="Passages of a question for instruction tuning.")] = 5,
+    max_rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds after which a passage that is not covered is dropped.")
+    ] = 10,
+    concurrency: Annotated[int, typer.Option(min=1, help="Passages to work on at a time.")] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a reply.")] = 120.0,
+    held_out: Annotated[
+        float, typer.Option(help="Share of the questions to hold out from training for evaluation.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of candidates.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     *,
     options: EngineOptions,
 ) -> None:
-    """Writes training sets about your documents with a language model."""
+    """Write training sets about your documents with a language model."""
     if candidates != _NO_CANDIDATES and top_k > n_candidates:
         raise ValueError(f"--top-k {top_k} is more than --n-candidates {n_candidates}")
     from clara_core.training.llm_spec import open_llm
 
     try:
-        asked = open_llm(llm)
-        # Before the language model is paid for its work.
+        client = open_llm(llm)
+        # Opened before the language model costs anything.
         search = _search(candidates, options)
     except ImportError as exc:
         raise ValueError(str(exc)) from exc
@@ -67,7 +71,7 @@ def synthesize_documents(
     bar = sys.stderr.isatty()
     report = synthesize(
         passages,
-        asked,
+        client,
         out,
         max_rounds=max_rounds,
         concurrency=concurrency,
@@ -85,10 +89,8 @@ def synthesize_documents(
 
 
 def _search(candidates: str, options: EngineOptions) -> Search | None:
-    """What finds candidates; None for BM25 over the passages, which are not known yet."""
-    if candidates == _NO_CANDIDATES:
-        return None
-    if candidates == _BM25:
+    """The store to search for candidates; None for no candidates, and for BM25, which `end_to_end_sets` makes."""
+    if candidates in (_NO_CANDIDATES, _BM25):
         return None
     from clara_core.store import MemoryStore
 
@@ -96,7 +98,7 @@ def _search(candidates: str, options: EngineOptions) -> Search | None:
 
 
 def _passages(docs: Path, options: EngineOptions) -> list[str]:
-    """Passages that fit the window of a model."""
+    """Passages of documents, cut to the window of a model."""
     windows = engine_of(options).tokenizer.windows
     if docs.name.lower().endswith((".jsonl", ".jsonl.gz", ".parquet")):
         return _from_lines(docs, windows)
@@ -105,7 +107,7 @@ def _passages(docs: Path, options: EngineOptions) -> list[str]:
         typer.echo(f"left out: {line}", err=True)
     passages = [passage.text for file in files for passage in cut_passages(file, windows)]
     if not passages:
-        raise ValueError(f"no text in {str(docs)!r}; kinds that are read: {', '.join(SUFFIXES)}")
+        raise ValueError(f"no text in {str(docs)!r}; supported kinds: {', '.join(SUFFIXES)}")
     return passages
 
 

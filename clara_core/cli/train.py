@@ -1,4 +1,4 @@
-"""The command `clara train`: one stage over files of lines."""
+"""The command `clara train`: runs one training stage over data files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 
 
 class StageName(StrEnum):
-    """A stage of the paper, as a word of the command line."""
+    """Stages of training as values of the argument ``STAGE``."""
 
     STAGE1 = "stage1"
     STAGE1_2 = "stage1_2"
@@ -22,25 +22,25 @@ class StageName(StrEnum):
 
 
 def train_stage(
-    stage: Annotated[StageName, typer.Argument(help="A stage of the paper.")],
-    config: Annotated[Path, typer.Argument(help="What to do: .toml, .yaml or .yml (docs/training.md).")],
+    stage: Annotated[StageName, typer.Argument(help="Stage of training.")],
+    config: Annotated[Path, typer.Argument(help="Config file: .toml, .yaml or .yml (docs/training.md).")],
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value in place of what the file says; may be repeated.", metavar="KEY=VALUE"),
+        typer.Option("--set", help="Override a value of the file; may be repeated.", metavar="KEY=VALUE"),
     ] = None,
-    progress: Annotated[bool, typer.Option(help="Draw a bar over the steps.")] = True,
+    progress: Annotated[bool, typer.Option(help="Draw a progress bar.")] = True,
 ) -> None:
-    """Trains a checkpoint; started again with the same config, it goes on where it was stopped."""
+    """Train a checkpoint; if it was stopped, run it again with the same config to resume."""
     logging.basicConfig(level=logging.WARNING, format="clara: %(message)s")
     from clara_core.training.config import TrainingConfig
     from clara_core.training.run import train
 
-    wanted = TrainingConfig.read(config, changes or (), stage=stage.value)
-    checkpoint = train(wanted, progress=progress).checkpoint
+    training = TrainingConfig.read(config, changes or (), stage=stage.value)
+    checkpoint = train(training, progress=progress).checkpoint
     if os.environ.get("RANK", "0") != "0":
         return
     if find_spec("matplotlib") is not None:
         from clara_core.training.plot import plot_run
 
-        plot_run(wanted.out, wanted.out / "curve.png")
+        plot_run(training.out, training.out / "curve.png")
     typer.echo(f"{stage.value} -> {checkpoint}")

@@ -1,4 +1,4 @@
-"""What a caller may ask for beside the text of an answer: log-probabilities, evidence, confidence, a second reading."""
+"""Options of answers besides sampling: log-probabilities, citations, confidence, a second reading."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ READINGS = get_args(Reading)
 Cited: TypeAlias = bool | Literal["attention"]
 UNSURE = "I am not sure enough to answer."
 EVIDENCE: Final = ("logprobs", "top_logprobs", "citations", "min_confidence", "read")
-"""Options beside those of sampling that a model of a framework takes."""
+"""Options besides those of sampling that the chat models of LangChain and LlamaIndex take."""
 
 
 class AnswerOptions(SamplingOptions, total=False):
-    """The options of every call that answers; what they mean stands at `Sampling` and `Wanted`."""
+    """The options of every call that answers; `Sampling` and `Wanted` describe them."""
 
     logprobs: bool
     top_logprobs: int
@@ -35,25 +35,26 @@ class AnswerOptions(SamplingOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is wanted beside the text.
+    """The options of an answer besides sampling.
 
     Attributes:
-        logprobs: Whether `Answer.logprobs` is filled: by the model's own distribution, whatever the temperature.
-        top_logprobs: Alternatives at each place, at most 20.
-        citations: Whether the answer is judged with parts of the documents hidden: `Answer.citations`, `attribution`,
-            `checks`, `confidence`. Costs about as much as the answer itself. "attention" costs nearly nothing: a word
-            stands on the document that it paid most attention to. Good for right answers, misleading for up to a
-            quarter of the wrong ones; it cannot say whether an answer is `grounded`, and documents that say the same
-            share the attention.
-        min_confidence: Below it the text is withheld (`Answer.abstained`, `Answer.draft`). 0 withholds nothing and
-            gives a `confidence` from the log-probability and the best cosine, which costs one reading of the question.
-        read: Which readings there are: "memory" once; "again" reads the best ranked document alone where the evidence
-            speaks against the first answer; "text" lets the bare base read the two best documents as text in that
-            case; "auto" tries them in this order.
-        scores: Cosine of the question with each document, where a search has them already.
-        as_text: Numbers of the documents that are read as text beside the memories of the others, from 0 on. Only for
-            checkpoints that were taught to (`ClaraConfig.mixed`); what such an answer stands on cannot be told.
-        unsure_text: What stands in the place of a text that is withheld.
+        logprobs: Whether to fill `Answer.logprobs`, with the model's own distribution at any temperature.
+        top_logprobs: Alternatives to record for each token, at most 20.
+        citations: Whether to score the answer again with parts of the documents hidden, which fills
+            `Answer.citations`, `attribution`, `checks` and `confidence` and costs about as much as the answer itself.
+            "attention" costs nearly nothing: each word is attributed to the document that it paid most attention to.
+            It is good for right answers and misleading for up to a quarter of the wrong ones, it cannot say whether an
+            answer is `grounded`, and documents with the same content share the attention.
+        min_confidence: Confidence below which the text is withheld (`Answer.abstained`, `Answer.draft`). 0 withholds
+            nothing and gives a `confidence` from the log-probability and the best cosine, which costs one pass of the
+            query reasoner.
+        read: How often the documents are read: "memory" once; "again" reads the best ranked document alone if a check
+            of the first answer failed; "text" lets the base decoder without adapters read the two best ranked
+            documents as text in that case; "auto" tries them in this order.
+        scores: Cosine of the question with each document, if a search has computed them already.
+        as_text: Indexes of the documents to read as text beside the memories of the others. Only for checkpoints that
+            were trained for it (`ClaraConfig.mixed`); such an answer has no citations.
+        unsure_text: Text of an answer that is withheld.
     """
 
     logprobs: bool = False
@@ -83,39 +84,41 @@ class Wanted:
             names = ", ".join(map(repr, READINGS))
             raise ValueError(f"read must be one of {names}, got {self.read!r}{nearest(str(self.read), READINGS)}")
         for index, number in enumerate(self.as_text):
-            check_type(f"as_text[{index}]", number, int, "the number of a document")
+            check_type(f"as_text[{index}]", number, int, "the index of a document")
         if self.as_text and self.judges:
-            raise ValueError("as_text= reads text, which cannot be hidden: leave citations= and read= out")
+            raise ValueError(
+                "as_text= reads text, which cannot be hidden from an answer: leave citations= and read= out"
+            )
         check_type("unsure_text", self.unsure_text, str, "a string")
 
     @property
     def afterwards(self) -> bool:
-        """Whether there is anything to do once the answer is written."""
+        """Whether the answer is examined after generation."""
         return bool(self.citations) or self.min_confidence is not None or self.read != "memory"
 
     @property
     def withholds(self) -> bool:
-        """Whether the text may still change once it is written, so that a stream has to hold it back."""
+        """Whether the text may still change after generation, so that a stream has to hold it back."""
         return self.read != "memory" or bool(self.min_confidence)
 
     @property
     def judges(self) -> bool:
-        """Whether it is asked what answers stand on."""
+        """Whether the answer is attributed to documents."""
         return bool(self.citations) or self.read != "memory"
 
     @property
     def attends(self) -> bool:
-        """Whether that is told by attention instead of by hiding documents."""
+        """Whether it is attributed by attention instead of by hiding documents."""
         return self.citations == "attention"
 
 
 def read_options(options: AnswerOptions) -> tuple[Sampling, Wanted]:
-    """How tokens are chosen, and what is wanted beside them.
+    """Split the options of a call into those of sampling and the others.
 
     Raises:
-        UnknownOption: An option that there is not; names the nearest right one.
-        TypeError: A value of the wrong type.
-        ValueError: A value out of bounds.
+        UnknownOption: An option is unknown; the message names the nearest known one.
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of bounds.
     """
     refuse_unknown("an answer", options, list(AnswerOptions.__annotations__))
     given = {name: value for name, value in options.items() if name in SamplingOptions.__annotations__}
@@ -137,7 +140,7 @@ def read_options(options: AnswerOptions) -> tuple[Sampling, Wanted]:
 
 
 def confidence_account(answer: Answer) -> dict[str, Any]:
-    """How sure an answer is, and how it came about, in the types of JSON."""
+    """The fields of an answer about its confidence and its readings, as JSON types."""
     return {
         "confidence": answer.confidence,
         "calibrated": answer.calibrated,

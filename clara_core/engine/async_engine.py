@@ -1,6 +1,6 @@
-"""The engine's calls, awaitable: the same requests, and no call blocks the event loop.
+"""The engine's calls for asyncio: they submit the same requests and never block the event loop.
 
-Tokenizing and loading happen in a thread; cancelling a task, or a timeout around it, stops the work on the device.
+Tokenizing and loading run in a thread. Cancelling a task, or a timeout around it, stops the work on the device.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from torch import Tensor
 
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, read_options
-from clara_core.engine.checks import Message, Overflow, as_conversations, check_overflow, checked_texts, user_turn
+from clara_core.engine.checks import Message, Overflow, check_overflow, checked_texts
 from clara_core.engine.evidence_calls import EvidenceCalls
 from clara_core.engine.evidence_streams import examined_stream
-from clara_core.engine.examining import Asked
+from clara_core.engine.examining import Chat
 from clara_core.engine.inputs import Documents
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Answer, Chunk
 from clara_core.engine.streams import off_loop, results, stream_async
 from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
 
-BLOCK = 64  # texts that are tokenized at a time; a cancelled task stops between blocks
+BLOCK = 64  # texts to tokenize at a time; a cancelled task stops between blocks
 
 
 class AsyncCalls(EvidenceCalls):
-    """Awaitable twins of the calls of `ClaraEngine`, which see for what they do."""
+    """Awaitable versions of the calls of `ClaraEngine`, with the same arguments and results."""
 
     async def acompress(self, texts: Iterable[str], overflow: Overflow = "split") -> list[Memory]:
         """Awaitable `compress`."""
@@ -57,7 +57,7 @@ class AsyncCalls(EvidenceCalls):
         return self.cache.complete(given, known, made)
 
     async def afetch(self, memories: Sequence[Memory]) -> None:
-        """See `Engine.afetch`; here they are in this process anyway."""
+        """Does nothing: the tensors are in this process already."""
 
     async def areason(self, questions: Sequence[str]) -> Tensor:
         """Awaitable `reason`."""
@@ -83,40 +83,12 @@ class AsyncCalls(EvidenceCalls):
         tokens = await self.areason([question])
         return await asyncio.to_thread(rank_memories, tokens[0], memories, top_k)
 
-    async def aanswer(
-        self,
-        question: str,
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
-    ) -> Answer:
-        """Awaitable `answer`."""
-        return await self.achat(user_turn(question), memories, **options)
-
-    async def aanswer_batch(
-        self,
-        items: Sequence[tuple[str, Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
-    ) -> list[Answer]:
-        """Awaitable `answer_batch`."""
-        return await self.achat_batch(as_conversations(items), **options)
-
-    async def achat(
-        self,
-        messages: Sequence[Message],
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
-    ) -> Answer:
-        """Awaitable `chat`."""
-        return (await self.achat_batch([(messages, memories)], **options))[0]
-
     async def achat_batch(
-        self,
-        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Awaitable `chat_batch`."""
         sampling, wanted = read_options(options)
-        several: list[Asked] = []
+        several: list[Chat] = []
 
         def submit() -> list[GenerateRequest]:
             several.extend(self._ask(messages, memories, sampling, wanted) for messages, memories in conversations)
@@ -129,20 +101,8 @@ class AsyncCalls(EvidenceCalls):
             return answers
         return await self._adrive(lambda: self._examined(several, answers, wanted))
 
-    def astream(
-        self,
-        question: str,
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
-    ) -> AsyncIterator[Chunk]:
-        """Asynchronous `stream`; leaving the loop over it early stops the work."""
-        return self.astream_chat(user_turn(question), memories, **options)
-
     def astream_chat(
-        self,
-        messages: Sequence[Message],
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream_chat`."""
         sampling, wanted = read_options(options)

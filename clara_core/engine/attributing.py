@@ -1,4 +1,4 @@
-"""From a prompt and something said to it to what it stands on: the passes, and what follows from them."""
+"""Attribution of a text to the documents of its prompt: the passes with documents hidden, and the citations."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from clara_core.engine.requests import GenerateRequest, JudgeRequest
 from clara_core.engine.steps import Steps
 from clara_core.model.tokenizer import ClaraTokenizer
 
-_MOST_WINDOWS = 16  # of a document, that are hidden one by one to find the one that says it
+_MOST_WINDOWS = 16  # of a document, hidden one by one to find the window that supports a part
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """Something said to a prompt.
+class Continuation:
+    """A text as the continuation of a prompt.
 
     Attributes:
         prompt: The prompt, with the documents that it reads.
-        ids: Tokens of what is said.
-        text: What is said.
-        question: What was asked.
-        logprobs: Of the tokens, where they were recorded while they were written: one row less to judge.
+        ids: Token ids of the text.
+        text: The text.
+        question: The question of the prompt.
+        logprobs: Log-probabilities of the tokens, if they were recorded during generation; this saves a row to judge.
     """
 
     prompt: GenerateRequest
@@ -48,49 +48,49 @@ class Said:
     logprobs: Sequence[float] = ()
 
     def judged(self, tokenizer: ClaraTokenizer, hidden: Sequence[frozenset[int]]) -> JudgeRequest:
-        """The request that judges it, with each of some sets of windows hidden."""
+        """The request for its log-probabilities, one row for each set of hidden windows."""
         prompt = self.prompt
         windows = tokenizer.window_spans(prompt.ids)
         return JudgeRequest(prompt.ids, prompt.slots, prompt.memories, windows, self.ids, hidden)
 
 
-def attribute(said: Said, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
-    """What something stands on; needs a document and a token.
+def attribute(continuation: Continuation, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
+    """Attribute a text to the documents of its prompt; it needs at least one document and one token.
 
-    Each document is hidden alone. Where none of them is missed although all together are, documents say the same, and
-    each is read alone. Which window of a long document it was follows from its text or, where the words do not stand
-    there, from hiding each window.
+    Each document is hidden alone. If tokens lose probability without all documents but not without any single one,
+    several documents have the same content, and each is read alone. The window of a long document is found by the words
+    of the text or, if the document does not contain them, by hiding each window.
     """
-    documents = said.prompt.documents
+    documents = continuation.prompt.documents
     windows = _windows_of(documents)
     everything = frozenset[int]().union(*windows)
-    recorded = len(said.logprobs) == len(said.ids)
+    recorded = len(continuation.logprobs) == len(continuation.ids)
     hidden = [*([] if recorded else [frozenset[int]()]), *(windows if len(windows) > 1 else []), everything]
-    first = said.judged(tokenizer, hidden)
+    first = continuation.judged(tokenizer, hidden)
     [logs] = yield [first]
     spent = _positions(first)
-    full, rows = (torch.tensor(said.logprobs), logs) if recorded else (logs[0], logs[1:])
+    full, rows = (torch.tensor(continuation.logprobs), logs) if recorded else (logs[0], logs[1:])
     nothing = rows[-1]  # [tokens], as `full`
     drops = full - (rows[:-1] if len(windows) > 1 else rows)  # [docs, tokens]
     lost = full - nothing
-    spans = token_spans(tokenizer.token_bytes.join(said.ids), said.text)
+    spans = token_spans(tokenizer.token_bytes.join(continuation.ids), continuation.text)
     grounded = float(lost.sum()) > GROUNDED
-    parts = find_parts(said.text, spans, drops) if grounded else []
-    loose = unexplained(said.text, spans, drops, lost) if parts else list(range(len(said.ids)))
+    parts = find_parts(continuation.text, spans, drops) if grounded else []
+    loose = unexplained(continuation.text, spans, drops, lost) if parts else list(range(len(continuation.ids)))
     if grounded and loose and len(windows) > 1:
-        request = said.judged(tokenizer, [everything - own for own in windows])
+        request = continuation.judged(tokenizer, [everything - own for own in windows])
         [alone] = yield [request]
         spent += _positions(request)
         missing = (full[loose] - alone[:, loose]).sum(1).tolist()  # [docs]
         keeping = _keeping(missing, documents)
-        if not {part.document for part in parts} & keeping:  # else what is cited explains these tokens as well
+        if not {part.document for part in parts} & keeping:  # otherwise a cited document explains these tokens
             gains = (alone[:, loose] - nothing[loose]).sum(1).tolist()
-            parts += whole_parts(said.text, spans, {one: score(gains[one]) for one in sorted(keeping)}, loose)
-    parts = [_without_joint(part, parts, said.text, documents[part.document].text) for part in parts]
-    quoted = [_cited(part, said, documents[part.document]) for part in parts]
-    citations, more = yield from _with_windows(quoted, parts, said, tokenizer, full, windows)
+            parts += whole_parts(continuation.text, spans, {one: score(gains[one]) for one in sorted(keeping)}, loose)
+    parts = [_without_joint(part, parts, continuation.text, documents[part.document].text) for part in parts]
+    quoted = [_cited(part, continuation, documents[part.document]) for part in parts]
+    citations, more = yield from _with_windows(quoted, parts, continuation, tokenizer, full, windows)
     return Attribution(
-        text=said.text,
+        text=continuation.text,
         logprob=float(full.sum()),
         scores=tuple(score(drop) for drop in drops.sum(1).tolist()),
         grounded=grounded,
@@ -99,29 +99,31 @@ def attribute(said: Said, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
     )
 
 
-def attribute_by_attention(said: Said, paid: Tensor, tokenizer: ClaraTokenizer, logprob: float) -> Attribution:
-    """What something that was written seems to stand on by the attention that was paid: no pass, and no certainty.
+def attribute_by_attention(
+    continuation: Continuation, paid: Tensor, tokenizer: ClaraTokenizer, logprob: float
+) -> Attribution:
+    """Attribute a text to documents by the attention of its tokens: an estimate that needs no pass.
 
     Args:
-        said: What was written.
-        paid: ``[tokens, windows]``: shares of the attention of each token.
-        tokenizer: Of the model.
-        logprob: Of all tokens together.
+        continuation: The text.
+        paid: ``[tokens, windows]``: share of the attention of each token.
+        tokenizer: Tokenizer of the model.
+        logprob: Log-probability of the text.
     """
-    documents = said.prompt.documents
+    documents = continuation.prompt.documents
     windows = _windows_of(documents)
     shares = torch.stack([paid[:, sorted(own)].sum(1) for own in windows])  # [docs, tokens]
     shares /= shares.sum(0).clamp_min(torch.finfo(shares.dtype).tiny)
-    spans = token_spans(tokenizer.token_bytes.join(said.ids), said.text)
+    spans = token_spans(tokenizer.token_bytes.join(continuation.ids), continuation.text)
     citations = []
-    for part in attended_parts(said.text, spans, shares):
+    for part in attended_parts(continuation.text, spans, shares):
         document = documents[part.document]
         own = sorted(windows[part.document])
         most = int(paid[list(part.tokens)][:, own].sum(0).argmax())
         by_attention = _citation(part, document, most, document.spans[most], verbatim=False)
-        citations.append(_cited(part, said, document) or by_attention)
+        citations.append(_cited(part, continuation, document) or by_attention)
     return Attribution(
-        text=said.text,
+        text=continuation.text,
         logprob=logprob,
         scores=tuple(shares.mean(1).tolist()),
         grounded=None,
@@ -131,7 +133,7 @@ def attribute_by_attention(said: Said, paid: Tensor, tokenizer: ClaraTokenizer, 
 
 
 def _windows_of(documents: Sequence[Memory]) -> list[frozenset[int]]:
-    """Numbers of each document's windows in the prompt."""
+    """For each document the indexes of its windows in the prompt."""
     found, start = [], 0
     for document in documents:
         found.append(frozenset(range(start, start + document.n_windows)))
@@ -140,10 +142,12 @@ def _windows_of(documents: Sequence[Memory]) -> list[frozenset[int]]:
 
 
 def _keeping(missing: Sequence[float], documents: Sequence[Memory]) -> set[int]:
-    """Documents each of which keeps some tokens alone, and those of the same text (far in front they do it less).
+    """Indexes of the documents that explain some tokens alone, and of those with the same text.
+
+    Copies are included because a copy far in front of the question explains the tokens less well.
 
     Args:
-        missing: Nats that the tokens lose with each document alone.
+        missing: Nats that the tokens lose if only one document is read, for each document.
         documents: The documents.
     """
     texts = {document.text for document, nats in zip(documents, missing, strict=True) if nats <= GROUNDED}
@@ -151,7 +155,7 @@ def _keeping(missing: Sequence[float], documents: Sequence[Memory]) -> set[int]:
 
 
 def _without_joint(part: Part, parts: Sequence[Part], text: str, source: str) -> Part:
-    """A part without the word that joins it to the next one, such as "and", if it stands in its document without it."""
+    """Drop a word such as "and" between two parts if the document contains the part without it."""
     words = split_words(text[part.start : part.end])
     if len(words) < 2 or stands_in(text[part.start : part.end], source):
         return part
@@ -165,9 +169,9 @@ def _without_joint(part: Part, parts: Sequence[Part], text: str, source: str) ->
     return replace(part, start=start, end=end)
 
 
-def _cited(part: Part, said: Said, document: Memory) -> Citation | None:
-    """The citation of a part by the words of the document; None where they do not tell which window it was."""
-    quote = find_quote(said.text[part.start : part.end], document.text, document.spans, said.question)
+def _cited(part: Part, continuation: Continuation, document: Memory) -> Citation | None:
+    """The citation of a part by its words in the document; None if they do not tell which window it was."""
+    quote = find_quote(continuation.text[part.start : part.end], document.text, document.spans, continuation.question)
     if quote is None:
         return None if document.n_windows > 1 else _citation(part, document, 0, document.spans[0], verbatim=False)
     middle = (quote.start + quote.end) // 2
@@ -192,32 +196,32 @@ def _citation(part: Part, document: Memory, window: int, span: Span, *, verbatim
 def _with_windows(
     citations: Sequence[Citation | None],
     parts: Sequence[Part],
-    said: Said,
+    continuation: Continuation,
     tokenizer: ClaraTokenizer,
     full: Tensor,
     windows: Sequence[frozenset[int]],
 ) -> Steps[tuple[list[Citation], int]]:
-    """The same, with the window whose hiding costs a part most where its text does not tell."""
+    """Complete the missing citations by the window whose hiding costs the part most; also counts positions."""
     unknown = [at for at, citation in enumerate(citations) if citation is None]
     if not unknown:
         return [one for one in citations if one is not None], 0
     rows = {at: sorted(windows[parts[at].document])[:_MOST_WINDOWS] for at in unknown}
-    request = said.judged(tokenizer, [frozenset({window}) for some in rows.values() for window in some])
+    request = continuation.judged(tokenizer, [frozenset({window}) for some in rows.values() for window in some])
     [logs] = yield [request]
     pieces = dict(zip(rows, logs.split([len(some) for some in rows.values()]), strict=True))
 
-    def seen(at: int, part: Part) -> Citation:
+    def by_hiding(at: int, part: Part) -> Citation:
         tokens = torch.tensor(part.tokens)
         window = int((full[tokens] - pieces[at][:, tokens]).sum(1).argmax())
-        document = said.prompt.documents[part.document]
+        document = continuation.prompt.documents[part.document]
         return _citation(part, document, window, document.spans[window], verbatim=False)
 
-    found = [one or seen(at, parts[at]) for at, one in enumerate(citations)]
+    found = [one or by_hiding(at, parts[at]) for at, one in enumerate(citations)]
     return found, _positions(request)
 
 
 def _best_first(citations: Iterable[Citation]) -> tuple[Citation, ...]:
-    """Those of the document with the highest score first, and of a document in the order of the answer."""
+    """Sort by the highest score of a document, then by the order in the answer."""
     several = list(citations)
     best: dict[int, float] = {}
     for one in several:

@@ -1,6 +1,4 @@
-"""Fitting a calibration: questions with known answers are asked, and what is known of each answer is compared with
-whether it was right.
-"""
+"""Collects the data of a calibration: the signals of answers to questions with known answers, and their correctness."""
 
 from __future__ import annotations
 
@@ -20,40 +18,40 @@ from clara_core.engine.steps import together
 if TYPE_CHECKING:
     from clara_core.engine.engine import ClaraEngine
 
-_BATCH = 16  # questions that are asked together
+BATCH = 16  # questions to answer together
 _MAX_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """An answer whose truth is known.
+    """An answer whose correctness is known.
 
     Attributes:
-        signals: What is known of it without knowing that.
-        right: Whether one of the accepted answers stands in it, word for word but for the case.
+        signals: The signals of the answer.
+        right: Whether it contains one of the accepted answers, word for word, ignoring case.
     """
 
     signals: Signals
     right: bool
 
 
-def without_gold(lines: Sequence[RetrievalLine], share: float, seed: int = 0) -> list[RetrievalLine]:
-    """The same questions, a share of them without the documents that answer them.
+def without_gold(lines: Sequence[RetrievalLine], share: float) -> list[RetrievalLine]:
+    """Remove the gold documents of a share of the questions.
 
-    Of their accepted answers those stay that another document says: any other would be right by chance, as "yes" is.
+    These questions keep the accepted answers that another document contains; any other answer, such as "yes", would be
+    right by chance.
 
     Args:
-        lines: Those that say which document answers them, and others (which stay as they are).
-        share: In [0, 1).
-        seed: Of the choice.
+        lines: Questions; those without known gold documents stay as they are.
+        share: Share of the questions, in [0, 1); the choice is the same in each call.
 
     Raises:
-        ValueError: The share is out of range.
+        ValueError: `share` is out of range.
     """
     if not 0 <= share < 1:
         raise ValueError(f"unanswerable must be at least 0 and below 1, got {share:g}")
     possible = [at for at, line in enumerate(lines) if line.pos_index and len(line.docs) > len(line.pos_index)]
-    chosen = set(random.Random(seed).sample(possible, round(share * len(possible))))
+    chosen = set(random.Random(0).sample(possible, round(share * len(possible))))
     return [_unanswerable(line) if at in chosen else line for at, line in enumerate(lines)]
 
 
@@ -64,12 +62,12 @@ def _unanswerable(line: RetrievalLine) -> RetrievalLine:
 
 
 def judge_answers(engine: ClaraEngine, lines: Sequence[RetrievalLine], top_k: int) -> Iterator[list[Judged]]:
-    """Ask questions, each over the best ranked of its documents; yields what came of each batch of lines.
+    """Answer questions, each over its best ranked documents; yields the judged answers of each batch of `BATCH` lines.
 
-    Answers that are empty or were cut are left out: nothing is said of them in use either.
+    Answers that are empty or were cut are left out, because they have no confidence in use either.
     """
-    for start in range(0, len(lines), _BATCH):
-        some = lines[start : start + _BATCH]
+    for start in range(0, len(lines), BATCH):
+        some = lines[start : start + BATCH]
         sampling, wanted = Sampling(max_tokens=_MAX_TOKENS, recorded=0), Wanted(citations=True)
         asked = []
         for line in some:
@@ -77,7 +75,7 @@ def judge_answers(engine: ClaraEngine, lines: Sequence[RetrievalLine], top_k: in
             if engine.ranks:
                 memories = [memories[hit.index] for hit in engine.rank(line.question, memories, top_k)]
             messages = [{"role": "user", "content": line.question}]
-            asked.append(engine._ask(messages, memories[:top_k], sampling, wanted))  # noqa: SLF001 - a part of it
+            asked.append(engine._ask(messages, memories[:top_k], sampling, wanted))  # noqa: SLF001 - a part of the engine
         answers = engine._wait([one.request for one in asked])  # noqa: SLF001
         work = [weigh(engine, one, answer, wanted) for one, answer in zip(asked, answers, strict=True)]
         weighed = engine._drive(together(work))  # noqa: SLF001
@@ -89,16 +87,16 @@ def judge_answers(engine: ClaraEngine, lines: Sequence[RetrievalLine], top_k: in
 
 
 def fit_calibration(engine: ClaraEngine, judged: Sequence[Judged], unanswerable: float, documents: int) -> Calibration:
-    """A calibration of every level that the answers have the signals of.
+    """Fit a calibration of every level that the answers have the signals of.
 
     Args:
-        engine: Whose answers they are.
-        judged: Answers whose truth is known.
+        engine: The engine that gave the answers.
+        judged: Answers whose correctness is known.
         unanswerable: Share of the questions that no document answered.
         documents: Most documents of a question.
 
     Raises:
-        ValueError: Too few answers, or nearly all of them right, or wrong.
+        ValueError: There are too few answers, or nearly all are right, or nearly all are wrong.
     """
     return Calibration(
         fingerprint=engine.fingerprint,

@@ -1,11 +1,10 @@
-"""From signals about an answer to the probability that it is right: logistic regression, fitted on questions whose
-answers are known.
+"""The probability that an answer is right, by logistic regression on signals about it.
 
-What is known of an answer decides the *level*: ``bare`` (its log-probability), ``fast`` (and how the documents that the
-search ranks best compare with the question), ``checked`` (and the document that it stands on). Answers that are no
-extract of one document with all names of the question (a choice, yes or no, values of two documents) have a regression
-of their own, ``joined``: what makes an extract sure says little of them. A calibration holds for one model at one rate,
-and for documents and questions like those that it was fitted on.
+The signals that are known decide the *level*: ``bare`` uses the log-probability of the answer, ``fast`` adds the
+cosines of the best ranked documents with the question, ``checked`` adds the document that the answer is attributed to.
+An answer that is not an extract of one document with all names of the question (a choice, yes or no, values of two
+documents) has its own regression, ``joined``, because the signals of an extract predict little there. A calibration is
+valid for one model at one rate, and for questions and documents like those that it was fitted on.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
@@ -32,27 +31,28 @@ FEATURES: Final[dict[LevelName, tuple[str, ...]]] = {
     "joined": _CHECKED,
 }
 
-_LEAST = -8.0  # log-probabilities are cut here: below, all answers are equally bad
-_RIDGE = 1e-3  # keeps weights finite where one signal tells all
+_LEAST = -8.0  # log-probabilities are clipped here; all answers below are equally bad
+_RIDGE = 1e-3  # keeps weights finite if one signal separates right from wrong
 _FOLDS = 5
 _ROWS = 40  # thresholds of a table
-_FEWEST = 20  # answers, at least five of them right and five wrong, without which nothing is fitted
-_SURE = 0.05  # chance that the error lies above its bound
+_FEWEST = 20  # answers that a fit needs, at least `_FOLDS` of them right and as many wrong
+_SURE = 0.05  # probability that the error is above its bound
 
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """What is known of an answer.
+    """The features of an answer.
 
     Attributes:
-        logprob: Sum of its tokens' log-probabilities.
-        best_cosine: Of the question with the best ranked document.
-        lead: By how much that is more than the next one's.
-        present: Share of the question's names and numbers that stand in one of the documents.
-        cited_cosine: With the document that the answer stands on; with the worst one where it stands on none.
-        verbatim: Whether it stands in that document's text.
-        named: Share of the question's names and numbers that stand in that document.
-        joined: Whether it is no extract of one document: it stands on several, says yes or no, or repeats the question.
+        logprob: Sum of the log-probabilities of its tokens.
+        best_cosine: Cosine of the question with the best ranked document.
+        lead: Difference of that cosine to the next lower one.
+        present: Share of the question's names and numbers that the documents contain.
+        cited_cosine: Cosine of the question with the best cited document; with the worst document if none is cited.
+        verbatim: Whether the cited documents contain the words of the answer.
+        named: Share of the question's names and numbers that the cited document contains.
+        joined: Whether the answer is not an extract of one document: it cites several, is yes or no, or repeats words
+            of the question.
     """
 
     logprob: float
@@ -66,7 +66,7 @@ class Signals:
 
     @property
     def level(self) -> LevelName:
-        """The richest level that it has all signals of."""
+        """The level with the most features that the answer has."""
         if self.best_cosine is None:
             return "bare"
         if self.cited_cosine is None:
@@ -74,7 +74,7 @@ class Signals:
         return "joined" if self.joined or self.named < 1 else "checked"
 
     def vector(self, level: LevelName) -> list[float]:
-        """The features of a level."""
+        """The values of `FEATURES` of a level."""
         best, cited = self.best_cosine or 0.0, self.cited_cosine or 0.0
         values = {
             "logprob": max(self.logprob, _LEAST),
@@ -91,13 +91,13 @@ class Signals:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """What happens if answers below a confidence are withheld.
+    """Coverage and error if answers below a confidence are withheld.
 
     Attributes:
         confidence: The threshold.
         coverage: Share of the questions that are answered.
-        error: Share of wrong ones among these.
-        bound: The error is below this with a probability of 0.95 (Clopper and Pearson).
+        error: Share of wrong answers among these.
+        bound: Upper bound of the error with a probability of 0.95 (Clopper and Pearson).
     """
 
     confidence: float
@@ -111,10 +111,10 @@ class Level:
     """The regression of one level.
 
     Attributes:
-        means: Of each feature, in the order of `FEATURES`.
-        scales: Standard deviation of each.
-        weights: Of each standardized feature; the last one is the constant.
-        table: From low to high thresholds, each fitted on other answers than it was counted on.
+        means: Mean of each feature, in the order of `FEATURES`.
+        scales: Standard deviation of each feature.
+        weights: Weight of each standardized feature, and the constant at the end.
+        table: Thresholds in ascending order, cross-validated: an answer is counted by a fit that has not seen it.
     """
 
     means: tuple[float, ...]
@@ -131,16 +131,17 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How signals become a confidence, for one model.
+    """The regressions that turn signals into a confidence, for one model.
 
     Attributes:
-        fingerprint: Of the model.
-        levels: By name. Without ``joined``, ``checked`` is for all answers; the table of ``checked`` is of both.
-        questions: How many it was fitted on.
-        unanswerable: Share of them that no document answered.
+        fingerprint: Fingerprint of the model.
+        levels: Regressions by name. Without ``joined``, ``checked`` serves all answers; the table of ``checked`` counts
+            both kinds.
+        questions: Number of questions that it was fitted on.
+        unanswerable: Share of the questions that no document answered.
         documents: Most documents that an answer was read from.
-        dtype: That the model ran in.
-        text_helps: Whether reading the best documents as text mended more answers than it spoilt; None: not tried.
+        dtype: Type of the model's numbers when it was fitted.
+        text_helps: Whether reading the best documents as text corrected more answers than it broke; None: not tried.
     """
 
     fingerprint: str
@@ -149,10 +150,10 @@ class Calibration:
     unanswerable: float = 0.0
     documents: int = 0
     dtype: str = ""
-    text_helps: bool | None = field(default=None)
+    text_helps: bool | None = None
 
     def confidence(self, signals: Signals) -> float | None:
-        """Probability that an answer is right; None where the level of these signals was not fitted."""
+        """Probability that an answer is right; None if the level of these signals was not fitted."""
         name = signals.level
         if name == "joined" and name not in self.levels:
             name = "checked"
@@ -160,10 +161,10 @@ class Calibration:
         return None if level is None else level.probability(signals.vector(name))
 
     def threshold(self, max_error: float = 0.02, level: LevelName = "checked") -> float:
-        """The lowest confidence above which at most this share of the answers is wrong, with a probability of 0.95.
+        """The lowest confidence that keeps the share of wrong answers at most `max_error`, with a probability of 0.95.
 
         Raises:
-            ValueError: No threshold keeps the promise, or the level was not fitted.
+            ValueError: No threshold keeps the error that low, or the level was not fitted.
         """
         counted = [name for name, one in self.levels.items() if one.table]
         if level not in counted:
@@ -172,24 +173,24 @@ class Calibration:
         if not kept:
             least = min((row.bound for row in self.levels[level].table), default=1.0)
             raise ValueError(
-                f"no threshold keeps the error below {max_error:g}: the least that {self.questions} questions can "
-                f"promise is {least:.3f}; allow more, or calibrate on more questions"
+                f"no threshold keeps the error at most {max_error:g}: the lowest bound from {self.questions} questions "
+                f"is {least:.3f}; raise max_error, or calibrate on more questions"
             )
         return min(row.confidence for row in kept)
 
     def write(self, folder: Path) -> Path:
-        """Write the file beside a checkpoint."""
+        """Write ``calibration.json`` into a folder, usually that of the checkpoint; returns its path."""
         path = folder / CALIBRATION_FILE
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         return path
 
     @classmethod
     def read(cls, folder: Path, fingerprint: str) -> Self | None:
-        """The calibration beside a checkpoint; None where there is none.
+        """The calibration in the folder of a checkpoint; None if it has none.
 
         Raises:
             CheckpointError: The file is damaged.
-            FingerprintMismatch: It is of another model.
+            FingerprintMismatch: It was made for another model.
         """
         path = folder / CALIBRATION_FILE
         if not path.is_file():
@@ -199,7 +200,7 @@ class Calibration:
             levels = {name: _level(name, found["levels"][name]) for name in FEATURES if name in found["levels"]}
             made = cls(**{**found, "levels": levels})
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise CheckpointError(f"{path} is no calibration ({exc}); make one with `clara calibrate`") from exc
+            raise CheckpointError(f"{path} is not a calibration ({exc}); make one with `clara calibrate`") from exc
         made.check(fingerprint)
         return made
 
@@ -207,7 +208,7 @@ class Calibration:
         """Refuse a calibration of another model.
 
         Raises:
-            FingerprintMismatch: Says both fingerprints.
+            FingerprintMismatch: It was made for another model; the message has both fingerprints.
         """
         if self.fingerprint != fingerprint:
             raise FingerprintMismatch(
@@ -217,14 +218,14 @@ class Calibration:
 
 
 def fit_level(vectors: Sequence[Sequence[float]], right: Sequence[bool]) -> Level:
-    """A regression and its table.
+    """Fit a regression and its table of thresholds.
 
     Args:
         vectors: Features of each answer.
-        right: Whether it was right.
+        right: Whether each answer is right.
 
     Raises:
-        ValueError: Too few answers, or nearly all of them right, or wrong.
+        ValueError: There are too few answers, or nearly all are right, or nearly all are wrong.
     """
     if not enough(right):
         raise ValueError(
@@ -235,15 +236,15 @@ def fit_level(vectors: Sequence[Sequence[float]], right: Sequence[bool]) -> Leve
 
 
 def enough(right: Sequence[bool]) -> bool:
-    """Whether a regression can be fitted to so many answers."""
+    """Whether these answers are enough to fit a regression."""
     return len(right) >= _FEWEST and min(sum(right), len(right) - sum(right)) >= _FOLDS
 
 
 def fit_levels(signals: Sequence[Signals], right: Sequence[bool]) -> dict[LevelName, Level]:
-    """The regressions of all levels that the answers have the signals of.
+    """Fit the regressions of all levels whose signals every answer has.
 
     Raises:
-        ValueError: Too few answers, or nearly all of them right, or wrong.
+        ValueError: There are too few answers, or nearly all are right, or nearly all are wrong.
     """
     levels: dict[LevelName, Level] = {"bare": fit_level([one.vector("bare") for one in signals], right)}
     if any(one.best_cosine is None for one in signals):
@@ -267,14 +268,14 @@ def fit_levels(signals: Sequence[Signals], right: Sequence[bool]) -> dict[LevelN
     return levels
 
 
-def upper_bound(wrong: int, count: int, chance: float = _SURE) -> float:
-    """The share of wrong ones that is exceeded with this chance only, if so many of so many were wrong."""
+def upper_bound(wrong: int, count: int) -> float:
+    """Upper confidence bound (Clopper and Pearson) of an error rate, exceeded with a probability of `_SURE`."""
     if wrong >= count:
         return 1.0
     low, high = wrong / count, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        if _at_most(wrong, count, middle) > chance:
+        if _at_most(wrong, count, middle) > _SURE:
             low = middle
         else:
             high = middle
@@ -282,7 +283,7 @@ def upper_bound(wrong: int, count: int, chance: float = _SURE) -> float:
 
 
 def _fit(vectors: Sequence[Sequence[float]], right: Sequence[bool]) -> Level:
-    """Newton's method on standardized features, with a little ridge."""
+    """Logistic regression by Newton's method on standardized features, with a small ridge penalty."""
     features = torch.tensor(vectors, dtype=torch.float64)  # [answers, features]
     means = features.mean(0)
     scales = features.std(0, unbiased=False)
@@ -304,7 +305,7 @@ def _fit(vectors: Sequence[Sequence[float]], right: Sequence[bool]) -> Level:
 
 
 def _predicted(vectors: Sequence[Sequence[float]], right: Sequence[bool]) -> list[float]:
-    """What regressions say that have not seen the answer: what a threshold does is counted on these."""
+    """Cross-validated probabilities: each answer is predicted by a fit that has not seen it."""
     predicted = [0.0] * len(right)
     for fold in range(_FOLDS):
         others = [at for at in range(len(right)) if at % _FOLDS != fold]
@@ -326,7 +327,7 @@ def _table(predicted: Sequence[float], right: Sequence[bool]) -> tuple[Threshold
 
 
 def _at_most(wrong: int, count: int, share: float) -> float:
-    """Chance of at most so many wrong ones of so many, if each is wrong with this chance."""
+    """Binomial probability of at most `wrong` wrong answers of `count`, if each is wrong with probability `share`."""
     if share >= 1.0:
         return 0.0
     if share <= 0.0:
@@ -343,7 +344,7 @@ def _level(name: LevelName, found: dict[str, Any]) -> Level:
     numbers = {each: tuple(map(float, found[each])) for each in ("means", "scales", "weights")}
     count = len(FEATURES[name])
     if [len(numbers[each]) for each in ("means", "scales", "weights")] != [count, count, count + 1]:
-        raise ValueError(f"the level {name!r} is not one of {count} signals")
+        raise ValueError(f"the level {name!r} must have {count} features")
     return Level(**numbers, table=tuple(Threshold(**row) for row in found["table"]))
 
 

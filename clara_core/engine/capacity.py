@@ -1,7 +1,7 @@
-"""Whether a model fits the memory of its device: asked before its weights are read, and said when they do not fit.
+"""Checks whether a model fits the memory of its device before its weights are read.
 
-What is needed is a lower bound: the weights alone, by the headers of their files. Where one of both sides is not known,
-nothing is refused, and the device has the last word.
+The memory needed is a lower bound: the weights alone, by the headers of their files. If it or the free memory is
+unknown, nothing is refused, and loading fails with the same message if memory runs out.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 _INDEX: Final = "model.safetensors.index.json"
 _SINGLE: Final = "model.safetensors"
-_LONGEST_HEADER: Final = 100_000_000  # bytes, as the format has it
-# Of a decoder that also sees or hears, the rest is not loaded.
+_LONGEST_HEADER: Final = 100_000_000  # bytes; the limit of the format
+# The weights that are loaded; a multimodal model has others.
 _OF_THE_DECODER: Final = re.compile(r"model\.(layers\.\d+|embed_tokens|norm)\.|lm_head\.")
-_PACKED: Final = re.compile(r"model\.layers\.\d+\..*\.weight")  # what a quantization packs, where it is a matrix
+_PACKED: Final = re.compile(r"model\.layers\.\d+\..*\.weight")  # those that quantization packs, if they are matrices
 _BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _NAMES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # nf4: half a byte, and a float32 for each block of 64.
@@ -42,9 +42,9 @@ class Weights:
     """The weights of a decoder as its files describe them.
 
     Attributes:
-        packable: Numbers in the matrices that a quantization packs.
-        others: All other numbers.
-        dtypes: The types that they are stored in.
+        packable: Number of elements of the matrices that quantization packs.
+        others: Number of all other elements.
+        dtypes: Types in the files.
     """
 
     packable: int
@@ -58,18 +58,18 @@ class Weights:
 
 
 def read_headers(base: str, cache_dir: str | None) -> Weights | None:
-    """What the safetensors files of a base hold, without reading them; None where that is not known.
+    """Read the headers of the safetensors files of a base decoder; None if they are missing or of an unknown type.
 
     Args:
-        base: Folder or Hub id; of the Hub what lies in its cache.
-        cache_dir: Where that is, if not at its usual place.
+        base: Folder, or Hub id of a model in the local cache.
+        cache_dir: Folder of the cache, if not the default.
     """
     try:
         headers = [_header(path) for path in _files(base, cache_dir)]
         config = _find(base, CONFIG_FILE, cache_dir)
-        # A tied output matrix is the input's, whatever the files hold; where nothing is said it is tied.
+        # A tied output matrix is the embedding matrix, whatever the files hold; tied is the default of transformers.
         tied = config is None or json.loads(config.read_text(encoding="utf-8")).get("tie_word_embeddings", True)
-    except (OSError, ValueError, KeyError, TypeError) as exc:  # whoever loads the files says what is wrong with them
+    except (OSError, ValueError, KeyError, TypeError) as exc:  # loading the files will raise a clear error
         log.debug("the headers of %s cannot be read: %s", base, exc)
         return None
     packable = others = 0
@@ -78,7 +78,7 @@ def read_headers(base: str, cache_dir: str | None) -> Weights | None:
         if not _OF_THE_DECODER.match(name) or (tied and name.startswith("lm_head.")):
             continue
         if entry["dtype"] not in _NAMES:
-            return None  # packed already, in a way of its own
+            return None  # quantized already, in another format
         dtypes.add(_NAMES[entry["dtype"]])
         count = prod(entry["shape"])
         if _PACKED.fullmatch(name) and len(entry["shape"]) > 1:
@@ -119,7 +119,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be taken on a device; None where the system does not say."""
+    """Free bytes of a device; None if the system does not tell."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
@@ -127,7 +127,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _host_bytes() -> int | None:
-    """Memory of the machine and of the container, whichever ends first; swap counts."""
+    """Free memory of the machine or of its container, whichever is less, with swap."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         facts = {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
@@ -138,7 +138,7 @@ def _host_bytes() -> int | None:
 
 
 def _container_bytes(swap: int, root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """What each control group that this process is in still allows (version 2)."""
+    """Bytes that each control group (version 2) of this process still allows."""
     try:
         own = Path("/proc/self/cgroup").read_text(encoding="utf-8").partition("0::")[2].strip().lstrip("/")
     except OSError:
@@ -150,22 +150,31 @@ def _container_bytes(swap: int, root: Path = Path("/sys/fs/cgroup")) -> Iterator
             limit = int((group / "memory.max").read_text(encoding="ascii"))  # "max" is none
             used = int((group / "memory.current").read_text(encoding="ascii"))
             stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-            yield limit - used + int(stat["inactive_file"]) + int(stat["active_file"]) + swap
+            yield limit - used + int(stat["inactive_file"]) + int(stat["active_file"]) + _swap(group, swap)
         except (OSError, ValueError, KeyError):
             continue
 
 
+def _swap(group: Path, free: int) -> int:
+    """Bytes of free swap that a control group may use."""
+    try:
+        limit = int((group / "memory.swap.max").read_text(encoding="ascii"))
+        return min(free, max(0, limit - int((group / "memory.swap.current").read_text(encoding="ascii"))))
+    except (OSError, ValueError):  # no such files, or "max"
+        return free
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a model asks of its device.
+    """The memory that a model needs on its device.
 
     Attributes:
-        base: Name of its base in messages.
-        device: Where it goes.
-        dtype: Type of what is not packed.
-        quantization: How the rest is packed.
-        weights: Of the base; None where they are not known.
-        adapters: Bytes of the adapters on the device.
+        base: Name of the base decoder in messages.
+        device: The device.
+        dtype: Type of the weights that are not packed.
+        quantization: Packing of the other weights.
+        weights: Weights of the base decoder; None if they are not known.
+        adapters: Bytes of the adapters.
     """
 
     base: str
@@ -177,11 +186,11 @@ class Demand:
 
     @property
     def nbytes(self) -> int | None:
-        """At least so many bytes."""
+        """Bytes needed, at least; None if the weights are not known."""
         return None if self.weights is None else self.weights.nbytes(self.dtype, self.quantization) + self.adapters
 
     def check(self) -> None:
-        """Refuse what cannot fit.
+        """Check that the model fits, as far as that is known.
 
         Raises:
             NotEnoughMemory: More is needed than is free.
@@ -190,8 +199,8 @@ class Demand:
             return
         needed = self.nbytes
         if self.device.type == "cpu" and self.quantization is None and self.weights.dtypes == {self.dtype}:
-            # Mapped from the files as they are: the system reads what it needs, and drops it again. What is packed for
-            # fast products is a copy.
+            # These weights are mapped from their files, and the system may drop their pages. Weights that are packed
+            # for oneDNN are copies.
             size = _BYTES[self.dtype] if packs(getattr(torch, self.dtype)) else 0
             needed = int(self.weights.packable * size)
         free = free_bytes(self.device)
@@ -199,18 +208,20 @@ class Demand:
             raise NotEnoughMemory(self._message(free))
 
     def errors(self) -> AbstractContextManager[None]:
-        """Memory that runs out all the same is said in the same words, as a `NotEnoughMemory`."""
+        """Turns an out-of-memory error inside the ``with`` block into a `NotEnoughMemory` with the same facts."""
         return memory_said(lambda _: f"memory ran out: {self._message(free_bytes(self.device))}")
 
     def _message(self, free: int | None) -> str:
         kind = self.quantization or self.dtype
         facts = [] if self.nbytes is None else [f"it needs {_gigabytes(self.nbytes)} as {kind}"]
         facts += [] if free is None else [f"{_gigabytes(free)} are free"]
-        said = f"the model on the base {self.base!r} does not fit {self.device}: {', '.join(facts) or 'it is full'}"
-        return "; ".join([said, *self._ways(free), "free memory there, or choose another device or a smaller model"])
+        message = f"the model on the base {self.base!r} does not fit {self.device}: {', '.join(facts) or 'it is full'}"
+        return "; ".join(
+            [message, *self._suggestions(free), "free memory there, or choose another device or a smaller model"]
+        )
 
-    def _ways(self, free: int | None) -> list[str]:
-        """What would take less, and how much."""
+    def _suggestions(self, free: int | None) -> list[str]:
+        """Options that take less memory, and how much they take."""
         if self.weights is None or self.nbytes is None or free is None:
             return [] if self.quantization == "nf4" else ['quantization="nf4" takes the least']
         sizes = {f'quantization="{name}"': self.weights.nbytes(self.dtype, name) for name in ("nf4", "int8")}

@@ -1,4 +1,4 @@
-"""What callers pass, checked before anything is computed or sent. Knows no tensors."""
+"""Checks of arguments before anything is computed or sent; does not import torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Message: TypeAlias = dict[str, str]
 
 
 def check_overflow(overflow: str) -> None:
-    """Refuse what is no way to treat a text that is too long.
+    """Check the treatment of texts that are too long.
 
     Raises:
-        ValueError: Names the nearest right one.
+        ValueError: It is unknown; the message names the nearest known one.
     """
     known = get_args(Overflow)
     if overflow not in known:
@@ -26,35 +26,34 @@ def check_overflow(overflow: str) -> None:
 
 
 def check_type(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
-    """Refuse an option of another type; True and False are no numbers.
+    """Check the type of an option; True and False are not numbers.
 
     Raises:
-        TypeError: Says what is expected.
+        TypeError: It has another type.
     """
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}: {value!r:.60}")
 
 
 def checked_texts(texts: Iterable[object], name: str = "texts") -> Iterator[str]:
-    """The texts one by one, each checked when it is reached.
+    """Yield the texts, checking each one when it is reached.
 
     Raises:
-        TypeError: One string instead of several, or something that is no string.
+        TypeError: `texts` is a single string, or an item is not a string.
     """
     _check_several(texts, Iterable, name, "strings")
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            msg = f"{name}[{index}] must be a string, got {type(text).__name__}: {text!r:.60}"
-            raise TypeError(msg)
+            raise TypeError(f"{name}[{index}] must be a string, got {type(text).__name__}: {text!r:.60}")
         yield text
 
 
 def checked_memories(memories: Iterable[object], fingerprint: Callable[[], str]) -> list[Memory]:
-    """The memories, none of them foreign.
+    """The memories as a list, each of them made by this model.
 
     Raises:
-        FingerprintMismatch: One was made by another model; says both fingerprints.
-        TypeError: Something is no `Memory`.
+        FingerprintMismatch: A memory was made by another model.
+        TypeError: An item is not a `Memory`.
     """
     _check_several(memories, Iterable, "memories", "Memory objects")
     checked: list[Memory] = []
@@ -65,11 +64,10 @@ def checked_memories(memories: Iterable[object], fingerprint: Callable[[], str])
             raise TypeError(msg)
         own = own or fingerprint()
         if memory.fingerprint != own:
-            msg = (
+            raise FingerprintMismatch(
                 f"memories[{index}] was made by the model {memory.fingerprint[:12]}, this engine is {own[:12]}; "
                 "compress its text again with this engine"
             )
-            raise FingerprintMismatch(msg)
         checked.append(memory)
     return checked
 
@@ -78,11 +76,10 @@ def user_turn(question: object, name: str = "question") -> list[Message]:
     """A question as a conversation of one turn.
 
     Raises:
-        TypeError: It is no string.
+        TypeError: The question is not a string.
     """
     if not isinstance(question, str):
-        msg = f"{name} must be a string, got {type(question).__name__}: {question!r:.60}"
-        raise TypeError(msg)
+        raise TypeError(f"{name} must be a string, got {type(question).__name__}: {question!r:.60}")
     return [{"role": "user", "content": question}]
 
 
@@ -90,7 +87,7 @@ def as_conversations(items: Iterable[object]) -> list[tuple[list[Message], Seque
     """Questions with their documents as conversations of one turn.
 
     Raises:
-        TypeError: An item is no pair of a question and its memories; names its position.
+        TypeError: An item is not a pair of a question and its memories.
     """
     conversations = []
     for index, item in enumerate(items):
@@ -102,11 +99,11 @@ def as_conversations(items: Iterable[object]) -> list[tuple[list[Message], Seque
 
 
 def check_messages(messages: Sequence[object]) -> None:
-    """Refuse what is not a conversation.
+    """Check the form of a conversation.
 
     Raises:
-        TypeError: It is one message, or one of them is not a dict of strings.
-        ValueError: A role that there is not.
+        TypeError: `messages` is a single message, or an item is not a dict of strings.
+        ValueError: A role is unknown.
     """
     _check_several(messages, Sequence, "messages", "messages")
     for index, message in enumerate(messages):
@@ -124,5 +121,4 @@ def check_messages(messages: Sequence[object]) -> None:
 def _check_several(values: object, kind: type, name: str, what: str) -> None:
     if isinstance(values, Memory | str | bytes) or not isinstance(values, kind):
         one = "Memory" if isinstance(values, Memory) else type(values).__name__
-        msg = f"{name} must be several {what}, got one {one}; put it into a list"
-        raise TypeError(msg)
+        raise TypeError(f"{name} must be several {what}, got one {one}; put it into a list")

@@ -1,8 +1,8 @@
-"""The tokens that a pass has chosen, on their way from the device to the host.
+"""The tokens that a pass has chosen, and their transfer from the device to the host.
 
-A GPU need not wait until the host has read them: the next step takes them on the device, and the host reads them while
-it runs. What the host finds out one step late is that an answer has ended; the step that it took beyond its end is
-thrown away. Whether numbers were finite comes with the tokens.
+A GPU does not wait for the host: the next step takes the tokens on the device, and the host reads them while that step
+runs. So the host learns one step late that an answer has ended, and discards the token of the extra step. The transfer
+also tells whether the logits were finite.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from clara_core.model.sampler import draw, without_ends
 
 @dataclass(eq=False, slots=True)
 class Running:
-    """An answer that has a place.
+    """An answer with pages in the KV cache.
 
     Attributes:
-        request: Whose it is.
+        request: Its request.
         row: Its pages.
-        turn: When it was admitted: who came last makes room.
-        slot: Where its newest token lies on the device.
+        turn: Number of its admission; the answer that was admitted last is preempted first.
+        slot: Index of its newest token in the tensor of newest tokens on the device.
         read: Whether its prompt has been read.
-        ahead: Tokens that were chosen, and that the host has not read.
-        spoiled: Its numbers were not finite.
-        gone: It has ended, and keeps its pages for the passes that are still under way.
+        ahead: Number of tokens that were chosen and that the host has not read yet.
+        spoiled: Whether its logits were not finite.
+        gone: Whether it has ended; it keeps its pages until the passes that still write to them have ended.
     """
 
     request: GenerateRequest
@@ -47,34 +47,34 @@ class Running:
 
     @property
     def prompt(self) -> int:
-        """Positions to be read: the prompt, and what was written before the answer made room for another."""
+        """Positions to prefill: the prompt, and the tokens that were generated before the answer was preempted."""
         return len(self.request.ids) + len(self.request.sequence.ids)
 
     @property
     def written(self) -> int:
-        """Tokens of the answer, those on their way counted."""
+        """Tokens of the answer, including those that the host has not read yet."""
         return len(self.request.sequence.ids) + self.ahead
 
 
 class Chosen:
-    """One token a row of a pass; made without waiting for the device.
+    """The next token of each row of a pass, chosen without waiting for the device.
 
     Args:
         part: The rows.
         logits: ``[rows, vocab]``.
-        queries: ``[rows, layers, heads, dim]`` that the tokens follow from, where attention is watched.
+        queries: Attention queries ``[rows, layers, heads, dim]`` at the last positions, if a request needs them.
 
     Attributes:
         part: The rows.
         tokens: ``[rows]``, on the device.
-        queries: As given.
+        queries: The argument.
     """
 
     def __init__(self, part: Sequence[Running], logits: Tensor, queries: Tensor | None = None) -> None:
         self.part = part
         self.queries = queries
         allowed = without_ends(logits, {row: one.request.sequence.barred(one.ahead) for row, one in enumerate(part)})
-        best = allowed.max(-1)  # NaN counts as the largest, so that it shows
+        best = allowed.max(-1)  # NaN counts as the largest, so it is detected here
         self.tokens = _drawn(part, allowed, best.indices)
         numbers = torch.stack([self.tokens, best.values.isfinite().long()], dim=1)
         self._measured = measure(logits, [one.request.sequence.log for one in part], self.tokens)
@@ -87,23 +87,23 @@ class Chosen:
             self._arrived.record(torch.cuda.current_stream(logits.device))
 
     def wait(self) -> None:
-        """Until the host has the numbers."""
+        """Wait until the tokens have arrived on the host."""
         if self._arrived is not None:
             self._arrived.synchronize()
         self._read = self._numbers.tolist()
         self._recorded = self._measured.read()
 
     def finite(self, row: int) -> bool:
-        """Whether the numbers of a row were; once they are there."""
+        """Whether the logits of a row were finite; call `wait` first."""
         return bool(self._read[row][1])
 
     def token(self, row: int) -> tuple[int, Measured | None]:
-        """The token of a row, and how probable it was, if that is recorded; once they are there."""
+        """The token of a row and its log-probabilities, if they are recorded; call `wait` first."""
         return self._read[row][0], self._recorded.get(row)
 
 
 def _drawn(part: Sequence[Running], logits: Tensor, best: Tensor) -> Tensor:
-    """The next token of each row, ``[rows]``: the best one, or a drawn one where that is asked for."""
+    """The next token of each row, ``[rows]``: the best one, or a sample if the request has a temperature."""
     draws = [
         (row, one)
         for row, running in enumerate(part)
@@ -116,7 +116,7 @@ def _drawn(part: Sequence[Running], logits: Tensor, best: Tensor) -> Tensor:
 
 
 def not_finite(what: str, dtype: torch.dtype) -> ClaraError:
-    """The error of numbers that are none."""
+    """The error for values of the model that are NaN or infinite."""
     return ClaraError(
         f"the model gave {what} that are not finite in {dtype}: damaged weights, or numbers too large for the type; "
         "try dtype='bfloat16' or 'float32'"

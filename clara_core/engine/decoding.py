@@ -1,12 +1,12 @@
-"""Answers that are being written: who waits, who has a place in the KV memory, and one token for each of them a turn.
+"""Continuous batching of answers: admission, prefill, and one decode step of all running answers a turn.
 
 A request waits until there are free pages for its prompt and the beginning of its answer, in the order of arrival. A
-row that outgrows its pages takes another; where none is free, the row that came last makes room: it waits at the head
-of the queue and later goes on from what it has written. The oldest row never makes room, and nobody is admitted who
-could not be finished alone, so every answer ends.
+row that outgrows its pages takes another one. If none is free, the row that was admitted last is preempted: it waits at
+the head of the queue and later continues from the tokens that it has. The oldest row is never preempted, and a request
+that could not finish alone is refused, so every answer ends.
 
-Where a pass over a single row runs out of memory, the KV memory itself is in the way: nobody is admitted any more, and
-once the answers that are being written have ended, the row is tried again beside half of the pages.
+If a pass over a single row runs out of memory, the KV cache is too large: no request is admitted until the running
+answers have ended, and then the row is tried again with half of the pages.
 """
 
 from __future__ import annotations
@@ -35,15 +35,24 @@ log = logging.getLogger(__name__)
 
 
 class Answers:
-    """The answers of one worker; only its thread calls these methods, but for `submit`.
+    """The answers of one worker; only its thread calls these methods, except `submit`.
 
     Args:
-        model: That writes them.
+        model: The model.
         limits: Sizes of batches.
         lock: Guards `waiting`.
-        kv_bytes: Most bytes of keys and values; None: what is free.
-        hurry: Whether shorter work waits for the device.
-        pause: Lets it through between the layers of a prompt.
+        kv_bytes: Most bytes of the KV cache; None: a share of the free memory.
+        hurry: Tells whether shorter work waits for the device.
+        pause: Runs that work; called between the layers of a prompt.
+
+    Attributes:
+        model: The model.
+        limits: Sizes of batches.
+        memory: The KV cache; None before the first answer and after it was freed.
+        waiting: Requests that wait for pages, oldest first.
+        running: Admitted answers.
+        preempted: Number of preemptions so far.
+        draining: Whether no request is admitted until the running answers have ended and the KV cache is freed.
     """
 
     def __init__(
@@ -65,17 +74,17 @@ class Answers:
         self._lock = lock
         self._kv_bytes = kv_bytes
         self._hurry, self._pause = hurry, pause
-        self._long_next = True  # whose turn it is, where long prompts and short ones wait to be read
+        self._long_next = True  # whether the next pass reads a long prompt, if long and short ones wait
         self._threads = DecodeThreads(model)
         self._turn = 0
-        self._together = limits.rows  # rows of a step; fewer after it ran out of memory
-        self._late = model.device.type == "cuda"  # tokens are read while the next step runs
+        self._step_rows = limits.rows  # most rows of a step; fewer after one ran out of memory
+        self._reads_late = model.device.type == "cuda"  # the host reads tokens while the next step runs
         self._newest: Tensor | None = None  # the newest token of each slot, ``[limits.rows]``, on the device
         self._chosen: deque[Chosen] = deque()  # oldest first
-        self._beside = False  # a batch of the corpus is on the device
+        self._beside = False  # whether a corpus batch is on the device
         self._fits = True
-        self._draining = False  # nobody is admitted until the KV memory has been given back
-        self._most_pages: int | None = None  # what left room for the passes, after some ran out of memory
+        self.draining = False
+        self._most_pages: int | None = None  # most pages of the next KV cache, after passes ran out of memory
 
     def submit(self, request: GenerateRequest) -> None:
         """Queue a request (under the lock)."""
@@ -83,63 +92,58 @@ class Answers:
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether an answer waits or is being generated."""
         return bool(self.waiting or self.running)
 
     def turn(self, *, between_layers: bool = False) -> bool:
-        """Admit waiting prompts and read some of them, then one token for every answer whose prompt has been read.
+        """Admit waiting requests, read some prompts, then generate one token of every answer whose prompt is read.
 
         Args:
-            between_layers: A batch of the corpus is on the device: what does not fit beside it waits for its end.
+            between_layers: A corpus batch is on the device; work that does not fit beside it waits for its end.
 
         Returns:
-            bool: Whether all did fit.
+            bool: Whether all work fitted the memory of the device.
         """
         self._beside, self._fits = between_layers, True
         self._drop_cancelled()
-        if not self._draining:
+        if not self.draining:
             self._admit()
         writing = any(one.read for one in self.running)
         while prompts := choose_prompts(self.running, self.limits.tokens, self._long_next, packed=self.model.packs):
             self._long_next = prompts[0].prompt <= self.limits.tokens
             self._read(prompts)
             if writing or self.waiting or self._hurry():
-                break  # one pass at a time, where others wait for it
+                break  # one pass a turn if other work waits
             self._drop_cancelled()
         if self.running:
             self._make_room()
             self._step()
         if not self.running:
             self._settle()
-        self._give_back()
+        self._free_if_drained()
         return self._fits
 
-    @property
-    def draining(self) -> bool:
-        """Whether the KV memory will be given back as soon as the answers that are being written have ended."""
-        return self._draining
-
     def drain(self) -> bool:
-        """Give the KV memory back, now or when nobody uses it any more; returns whether there is any."""
+        """Free the KV cache now or once no answer uses it; returns whether there is one."""
         if self.memory is None:
             return False
-        self._draining = True
-        self._give_back()
+        self.draining = True
+        self._free_if_drained()
         return True
 
-    def _give_back(self) -> None:
-        if self._draining and not self.running:
-            self.memory, self._draining = None, False
+    def _free_if_drained(self) -> None:
+        if self.draining and not self.running:
+            self.memory, self.draining = None, False
             release_memory()
 
     def take_all(self) -> list[GenerateRequest]:
-        """Everyone who waits or writes, forgotten here (under the lock)."""
+        """Remove and return all requests, waiting or running (under the lock)."""
         requests = [*self.waiting, *(one.request for one in self.running)]
         self.waiting, self.running, self.memory, self._newest = [], [], None, None
         self._chosen.clear()
         return requests
 
-    # --- places ------------------------------------------------------------------------------------------
+    # --- admission ---------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
         if self.memory is None and self.waiting and not self._allocated():
@@ -155,7 +159,7 @@ class Answers:
                 self.waiting.remove(request)
 
     def _next(self) -> GenerateRequest | None:
-        """Who waits longest, without those that nobody waits for or that can never be served."""
+        """The oldest waiting request; removes those that were cancelled and refuses those that can never fit."""
         while True:
             with self._lock:
                 request = self.waiting[0] if self.waiting else None
@@ -164,7 +168,7 @@ class Answers:
             if request.cancelled or request.future.done():
                 refusal = None
             elif self.memory is not None and len(request.ids) + request.sequence.limit > self.memory.columns:
-                if self._all_pages_again():  # it may fit all the same where others did not
+                if self._restore_pages():  # it may fit the KV cache of the original size
                     return None
                 refusal = too_large(request, self.memory)
             else:
@@ -177,15 +181,15 @@ class Answers:
                 fail(request.future, refusal)
 
     def _place(self, request: GenerateRequest) -> KVRow | None:
-        """Pages for a request; None: it waits."""
+        """Pages for a request; None if there are not enough."""
         written = len(request.ids) + len(request.sequence.ids)
         return self._memory.open(min(len(request.ids) + request.sequence.limit, written + PAGE))
 
     def _allocated(self) -> bool:
-        """Make the KV memory; where that fails, whoever waits longest gets the error."""
+        """Allocate the KV cache; if that fails, the oldest waiting request gets the error."""
         try:
             self.memory = allocate(self.model, self.limits, self._kv_bytes, self._most_pages)
-        except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
+        except Exception as exc:  # noqa: BLE001 - the caller gets it
             if self._beside and is_out_of_memory(exc):
                 self._fits = False
             else:
@@ -196,26 +200,26 @@ class Answers:
         return True
 
     def _make_room(self) -> None:
-        """A page for every row that has none for its next token."""
+        """Give a page to every row that has none for its next token."""
         for one in sorted(self.running, key=lambda running: running.turn):
             while one in self.running and one.read and one.row.length == one.row.room and not self._ended(one):
                 if self._memory.grow(one.row):
                     break
-                if self._chosen:  # somebody's end may be among them
+                if self._chosen:  # these tokens may end answers, whose pages become free
                     self._settle()
                 else:
                     self._preempt(max(self.running, key=lambda running: running.turn))
 
     @staticmethod
     def _ended(one: Running) -> bool:
-        """Whether the last token of an answer has been chosen, as far as its length goes."""
+        """Whether an answer has reached its largest length, including tokens that the host has not read."""
         return one.written >= one.request.sequence.limit
 
     def _preempt(self, one: Running) -> None:
         self._settle()
         if one.gone:
             return
-        log.debug("no free page: an answer of %d tokens waits", len(one.request.sequence.ids))
+        log.debug("no free page: preempted an answer of %d tokens", len(one.request.sequence.ids))
         self.preempted += 1
         self._memory.close(one.row)
         with self._lock:
@@ -225,8 +229,7 @@ class Answers:
     @property
     def _memory(self) -> KVMemory:
         if self.memory is None:
-            msg = "answers that are being written have a KV memory"
-            raise RuntimeError(msg)
+            raise RuntimeError("there is no KV cache")
         return self.memory
 
     # --- passes ------------------------------------------------------------------------------------------
@@ -235,7 +238,7 @@ class Answers:
         returned: list[Running] = []
 
         def failed(one: Running, exc: Exception) -> None:
-            if self._waits(one, exc):
+            if self._retries(one, exc):
                 returned.append(one)
             else:
                 self._leave(one, exc)
@@ -243,7 +246,7 @@ class Answers:
         in_halves(prompts, self._prefill, failed, self.model.device, "prompts")
         for one in reversed(returned):
             self._preempt(one)
-        # By their pages, so that the pages of a step come in the order of its rows.
+        # Sorted by page, so that the pages of a step are in the order of its rows.
         self.running.sort(key=lambda one: one.row.pages[0])
 
     def _prefill(self, part: Sequence[Running]) -> None:
@@ -258,26 +261,26 @@ class Answers:
         queries = self.model.queries() if any(one.request.watched for one in part) else None
         return KVCache(self._memory, [one.row for one in part], part[0].request.role, queries)
 
-    def _waits(self, one: Running, exc: Exception) -> bool:
-        """Whether a row that failed alone is tried again, with more memory than it had."""
+    def _retries(self, one: Running, exc: Exception) -> bool:
+        """Whether a row that failed alone will be tried again with more free memory."""
         if not is_out_of_memory(exc):
             return False
         if self._beside:
             self._fits = False
             return True
-        if self._draining:
+        if self.draining:
             return True
         half = self._memory.pages // 2
         if half * PAGE < len(one.request.ids) + one.request.sequence.limit:
-            self._all_pages_again()  # the KV memory was not in the way
+            self._restore_pages()  # the KV cache is not the cause
             return False
-        log.warning("out of memory with a single row: going on with %d pages for keys and values", half)
+        log.warning("out of memory with a single row: going on with a KV cache of %d pages", half)
         self._most_pages = half
         self.drain()
         return True
 
-    def _all_pages_again(self) -> bool:
-        """Undo what ran out of memory has taken from the KV memory; returns whether there was anything."""
+    def _restore_pages(self) -> bool:
+        """Undo the reduction of the KV cache after passes ran out of memory; returns whether there was one."""
         if self._most_pages is None:
             return False
         self._most_pages = None
@@ -286,7 +289,7 @@ class Answers:
     def _step(self) -> None:
         launched = len(self._chosen)
         rows = [one for one in self.running if one.read and not self._ended(one)]
-        most, tried, largest = self._together, 0, 0
+        most, tried, largest = self._step_rows, 0, 0
         for role in dict.fromkeys(one.request.role for one in rows):
             alike = [one for one in rows if one.request.role is role]
             for start in range(0, len(alike), most):
@@ -294,13 +297,13 @@ class Answers:
                 tried = max(tried, len(part))
                 largest = max(largest, in_halves(part, self._advance, self._step_failed, self.model.device, "answers"))
         if 0 < largest < tried:
-            self._together = largest
-        self._settle(max(0, len(self._chosen) - launched) if self._late else 0)
+            self._step_rows = largest
+        self._settle(max(0, len(self._chosen) - launched) if self._reads_late else 0)
         if not self.running:
-            self._together = self.limits.rows  # what did not fit together may fit another time
+            self._step_rows = self.limits.rows  # larger steps may fit the next answers
 
     def _advance(self, part: Sequence[Running]) -> None:
-        part = [one for one in part if not one.gone]  # after another part had failed
+        part = [one for one in part if not one.gone]  # an error of another part may have ended rows
         if not part:
             return
         cache = self._cache(part)
@@ -313,20 +316,20 @@ class Answers:
         self._settle()
         if one.gone:
             return
-        if not self._waits(one, exc):
+        if not self._retries(one, exc):
             self._leave(one, exc)
         elif not self._beside:
             self._preempt(one)
-        # Else it keeps its place, and its turn comes again.
+        # Otherwise it keeps its pages and is tried again in the next turn.
 
     # --- tokens ------------------------------------------------------------------------------------------
 
     def _take(self, part: Sequence[Running], logits: Tensor, cache: KVCache) -> None:
-        """Choose the next token of each row by ``logits [rows, vocab]``; `_settle` hears of it."""
+        """Choose the next token of each row by ``logits [rows, vocab]``; `_settle` reads it later."""
         queries = None if cache.queries is None else cache.queries.rows()  # [rows, layers, heads, dim]
         chosen, slots = Chosen(part, logits, queries), self._slots(part)
         self._tokens().index_copy_(0, slots, chosen.tokens)
-        cache.commit()  # from here on the pass has been: nothing of it runs again
+        cache.commit()  # the pass is complete and must not run again
         self._chosen.append(chosen)
         for one in part:
             one.read = True
@@ -341,14 +344,14 @@ class Answers:
         return upload([one.slot for one in part], self.model.device)
 
     def _settle(self, left: int = 0) -> None:
-        """Give rows the tokens that were chosen, and let finished ones go.
+        """Read tokens on the host: append them to their answers and end answers that are finished.
 
         Args:
-            left: Passes whose tokens may come later.
+            left: Number of newest passes whose tokens are read later.
         """
         while len(self._chosen) > left:
             chosen = self._chosen.popleft()
-            exc = attempt(Chosen.wait, chosen, self.model.device)  # an error of the device shows here
+            exc = attempt(Chosen.wait, chosen, self.model.device)  # asynchronous errors of the device are raised here
             for row, one in enumerate(chosen.part):
                 one.ahead -= 1
                 one.spoiled |= exc is not None or not chosen.finite(row)
@@ -361,14 +364,14 @@ class Answers:
         sequence = one.request.sequence
         try:
             if one.spoiled:
-                raise fault or not_finite("logits", self.model.dtype)  # noqa: TRY301 - like any other fault of this row
+                raise fault or not_finite("logits", self.model.dtype)  # noqa: TRY301 - like any other error of this row
             token, measured = chosen.token(row)
             if measured is not None:
                 sequence.record(token, measured)
             if chosen.queries is not None and one.request.watched:
                 one.request.queries.append(chosen.queries[row])
             emit(one.request, sequence.feed(token))
-        except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
+        except Exception as exc:  # noqa: BLE001 - the caller gets it
             self._leave(one, exc)
         else:
             if sequence.finish_reason is not None:
@@ -379,21 +382,21 @@ class Answers:
             self._leave(one)
 
     def _show_attention(self, one: Running) -> Exception | None:
-        """What the tokens of a finished answer paid attention to, while its keys are there; returns what went wrong."""
-        request, said = one.request, len(one.request.sequence.ids)
-        queries, request.queries = request.queries[:said], []
+        """Compute the attention of a finished answer before its keys are freed; returns the error, if any."""
+        request = one.request
+        queries, request.queries = request.queries[: len(request.sequence.ids)], []
         if request.sequence.finish_reason is None or not queries:
             return None
         try:
             request.paid = paid_attention(
                 self._memory, one.row, torch.stack(queries), request.watched, len(request.ids)
             )  # fmt: skip
-        except Exception as exc:  # noqa: BLE001 - it belongs to the one who asked
+        except Exception as exc:  # noqa: BLE001 - the caller gets it
             return exc
         return None
 
     def _leave(self, one: Running, exc: Exception | None = None) -> None:
-        """An answer ends: whoever waits hears of it before anything else can go wrong."""
+        """End an answer; its future is resolved before anything else can fail."""
         self.running.remove(one)
         one.gone = True
         if exc is None and one.request.watched:
@@ -402,5 +405,5 @@ class Answers:
             finish(one.request)
         else:
             fail(one.request.future, exc)
-        if not one.ahead:  # else a pass that is under way still writes to its pages
+        if not one.ahead:  # otherwise a running pass still writes to its pages
             self._memory.close(one.row, wipe=one.spoiled)

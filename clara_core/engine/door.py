@@ -1,4 +1,4 @@
-"""The door to engines: a model's name gives the engine in this process, a server's address the one behind it."""
+"""Opens engines: a model's name gives an engine in this process, a server's address a client of that server."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _OF_A_SERVER: Final = ("model", "token")
 
 
 def is_server(model: object) -> bool:
-    """Whether a model is named by the address of a server."""
+    """Whether a model name is the address of a server."""
     return isinstance(model, str) and model.startswith(("http://", "https://"))
 
 
 def open_engine(model: str | None = None, **options: Any) -> Engine:
-    """The engine of a model; the same object for the same arguments. Weights load at first use.
+    """Open the engine of a model; equal arguments give the same object. Weights load at first use.
 
     Args:
         model: As in `ClaraEngine.from_pretrained`, or the address of a server (``clara serve``), such as
-            ``http://127.0.0.1:8010``. For a server neither torch nor transformers is imported.
-        **options: Of `ClaraEngine.from_pretrained`. For a server ``token`` is its key (else the environment variable
-            ``CLARA_API_KEY``); everything else is the server's to decide.
+            ``http://127.0.0.1:8010``; a client of a server imports neither torch nor transformers.
+        **options: Options of `ClaraEngine.from_pretrained`. For a server only ``token``, which is its key; without it
+            the environment variable ``CLARA_API_KEY`` is used.
 
     Raises:
-        UnknownOption: An option that no engine has.
-        ValueError: A value that no engine can have, or an option that a server decides.
+        UnknownOption: An option is unknown.
+        ValueError: A value is invalid, or the server decides the option.
     """
     refuse_unknown("open_engine", options, OPTIONS)
     if model is not None and is_server(model):
@@ -38,11 +38,11 @@ def open_engine(model: str | None = None, **options: Any) -> Engine:
 
 
 def connect(url: str, options: dict[str, Any]) -> Engine:
-    """The engine behind a server.
+    """Open the client of a server.
 
     Raises:
-        ImportError: httpx is missing.
-        ValueError: An option that the server decides.
+        ImportError: httpx is not installed.
+        ValueError: The server decides an option.
     """
     checked(EngineArguments, {**options, "model": url}, "open_engine")
     decided = [name for name in given_options(options) if name not in _OF_A_SERVER]
@@ -51,5 +51,5 @@ def connect(url: str, options: dict[str, Any]) -> Engine:
     try:
         from clara_core.engine.remote.engine import RemoteEngine
     except ImportError as exc:
-        raise ImportError(f"a server such as {url} is talked to with httpx: pip install 'clara-rag[remote]'") from exc
+        raise ImportError(f"a server such as {url} needs the package httpx: pip install 'clara-rag[remote]'") from exc
     return RemoteEngine.connect(url, options.get("token"))

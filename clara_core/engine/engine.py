@@ -1,4 +1,4 @@
-"""The shared engine: text in, memories, rankings and answers out. One instance a model in the whole process."""
+"""The shared engine: text in, memories, rankings and answers out. A process has one instance of each model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from clara_core.data.examples import RetrievalLine
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, read_options
 from clara_core.engine.async_engine import AsyncCalls
-from clara_core.engine.calibrating import Judged, fit_calibration, judge_answers, without_gold
+from clara_core.engine.calibrating import BATCH, Judged, fit_calibration, judge_answers, without_gold
 from clara_core.engine.calibration import Calibration
-from clara_core.engine.checks import Message, Overflow, as_conversations, check_overflow, checked_texts, user_turn
+from clara_core.engine.checks import Message, Overflow, check_overflow, checked_texts
 from clara_core.engine.door import connect, is_server
 from clara_core.engine.evidence_streams import ExaminedStream
 from clara_core.engine.inputs import Documents
@@ -28,17 +28,17 @@ from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
 
 __all__ = ["Answer", "Chunk", "ClaraEngine"]
 
-BLOCK = 256  # texts that are tokenized and queued at a time; two blocks are on their way
+BLOCK = 256  # texts to tokenize and queue at a time; two blocks are in progress at once
 
 _engines: dict[EngineArguments, ClaraEngine] = {}
 _engines_lock = threading.Lock()
 
 
 class ClaraEngine(AsyncCalls):
-    """One CLaRa model, shared by everyone in the process who asks for the same one.
+    """One CLaRa model, shared by all callers in the process that ask for the same arguments.
 
-    Make it with `from_pretrained`. Safe under threads and asyncio: calls become requests of one worker, which batches
-    them. Copies are the object itself; a pickle carries the arguments and resolves them again.
+    Make it with `from_pretrained`. It is safe to use from threads and from asyncio: calls become requests to one
+    worker, which batches them. A copy is the object itself; a pickle holds the arguments and resolves them again.
     """
 
     @classmethod
@@ -61,33 +61,33 @@ class ClaraEngine(AsyncCalls):
         kv_cache_bytes: int | None = None,
         **unknown: Never,
     ) -> ClaraEngine:
-        """The engine of these arguments; the same object for the same ones. Weights load at first use.
+        """The engine of these arguments; equal arguments give the same object. Weights load at first use.
 
         Args:
-            model: A Hub id (``apple/CLaRa-7B-E2E``), a folder, or the bundled name ``pocket``, which answers (and says
-                so once) where none is named. The address of a server (``http://…``) gives its `RemoteEngine`, as
+            model: A Hub id (``apple/CLaRa-7B-E2E``), a folder, or the bundled model ``pocket``, which is the default
+                (announced once). The address of a server (``http://…``) gives a `RemoteEngine`, as
                 `clara_core.open_engine` does.
-            compression: The rate, where a repo holds several: its subfolder ``compression-N``. None: the smallest,
-                which keeps most of a text.
-            base_model: The base decoder, if not the one that the checkpoint names.
+            compression: The rate, if a repo holds several: its subfolder ``compression-N``. None: the smallest, which
+                keeps most of a text.
+            base_model: Hub id or folder of the base decoder, if not the one that the checkpoint names.
             revision: Branch, tag or commit of a Hub repo.
             token: Access token for the Hub.
             cache_dir: Where downloads are kept.
             local_files_only: Never use the network.
             device: ``auto`` or a torch device.
             dtype: ``auto`` (bfloat16 on a GPU, float32 elsewhere), ``float32``, ``bfloat16``, ``float16``.
-            quantization: ``int8`` or ``nf4`` (bitsandbytes; ``int8`` on a processor needs no package).
+            quantization: ``int8`` or ``nf4`` (bitsandbytes; ``int8`` on a CPU needs no package).
             attn_implementation: ``auto``, ``sdpa``, ``eager`` or ``flash_attention_2``.
-            cpu_kernels: What multiplies on a processor: ``auto`` (measured when a model loads, and remembered),
+            cpu_kernels: Matrix kernels on a CPU: ``auto`` (measured when a model loads, and cached),
                 ``mkl`` or ``onednn``.
-            reasoner: ``encoder`` lets the compressor read questions where a checkpoint has no query reasoner.
-            kv_cache_bytes: Set aside for the keys and values of all answers being written; None: most of what is free
-                when the first one is. Whoever gave a number last decides, from the next `unload` on.
-            **unknown: There are no others.
+            reasoner: ``encoder`` lets the compressor read questions if a checkpoint has no query reasoner.
+            kv_cache_bytes: Bytes of the KV cache of all running answers; None: most of the free memory at the first
+                answer. The last number that a caller gave applies, from the next `unload` on.
+            **unknown: Not accepted.
 
         Raises:
-            UnknownOption: Another option; names the nearest right one.
-            ValueError: A value that no engine can have.
+            UnknownOption: An option is unknown; the message names the nearest known one.
+            ValueError: A value is invalid.
         """
         given = {name: value for name, value in locals().items() if name not in ("cls", "unknown")}
         if is_server(model):
@@ -105,58 +105,37 @@ class ClaraEngine(AsyncCalls):
         return self
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], ClaraEngine], tuple[dict[str, Any]]]:
-        return _resolve_again, (self.arguments.public(),)
+        return _from_arguments, (self.arguments.public(),)
 
     # --- documents ---------------------------------------------------------------------------------------
-
-    def compress(
-        self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
-    ) -> list[Memory]:
-        """Compress documents, each into one memory, in the order given.
-
-        Args:
-            texts: Any number of documents.
-            overflow: What to do with a text longer than the window: ``split`` it at sentence or word boundaries into
-                several windows, raise an ``error``, or ``truncate`` it with a warning.
-            show_progress: Draw a progress bar.
-
-        Raises:
-            WindowOverflow: A text is too long and ``overflow="error"``.
-        """
-        return list(self.compress_stream(texts, overflow, show_progress=show_progress))
 
     def compress_stream(
         self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
     ) -> Iterator[Memory]:
-        """Like `compress`, but yields memories as they are made: any number of texts in bounded memory."""
+        """Like `compress`, but yields each memory once it is ready: any number of texts in bounded memory."""
         from tqdm.auto import tqdm
 
         check_overflow(overflow)
-        total = len(texts) if isinstance(texts, Sequence) else None
+        given, total = checked_texts(texts), len(texts) if isinstance(texts, Sequence) else None
         with tqdm(total=total, desc="compressing", unit="doc", disable=not show_progress) as bar:
-            under_way: list[tuple[Documents, EncodeRequest]] = []
+            pending: list[tuple[Documents, EncodeRequest]] = []
             try:
-                for block in _blocks(checked_texts(texts)):
-                    # The next block is tokenized while the device works on the last one.
-                    under_way.append(self._submit_documents(block, overflow))
-                    if len(under_way) > 1:
-                        memories = self._collect(*under_way[0])
-                        del under_way[0]  # only now: if the waiting is interrupted, it has to be cancelled too
-                        for memory in memories:
-                            yield memory
-                            bar.update()
-                while under_way:
-                    memories = self._collect(*under_way[0])
-                    del under_way[0]
+                while (block := list(islice(given, BLOCK))) or pending:
+                    if block:
+                        pending.append(self._submit_documents(block, overflow))
+                        if len(pending) == 1:
+                            continue  # the next block is tokenized while the device works on this one
+                    memories = self._collect(*pending[0])
+                    del pending[0]  # only now: an interrupted wait has to cancel this request, too
                     for memory in memories:
                         yield memory
                         bar.update()
             finally:
-                for _, request in under_way:
+                for _, request in pending:
                     request.cancel()
 
     def remember(self, texts: Iterable[str], *, show_progress: bool = False) -> list[Memory]:
-        """Memories of documents by way of `cache`: a text that was compressed before costs nothing."""
+        """Like `compress`, but takes known texts from the engine's `cache` and adds the memories of new ones to it."""
         given = list(checked_texts(texts))
         known = self.cache.lookup(given, self.fingerprint)
         unknown = [text for text, memory in known.items() if memory is None]
@@ -164,7 +143,13 @@ class ClaraEngine(AsyncCalls):
         return self.cache.complete(given, known, made)
 
     def paraphrase(self, memory: Memory, instruction: str | None = None, max_tokens: int = 128) -> Answer:
-        """Say a document again from its memory alone; ``{docs}`` in the instruction is the document's place."""
+        """Write a paraphrase of a document from its memory alone.
+
+        Args:
+            memory: The document.
+            instruction: Prompt with ``{docs}`` in the place of the document; None: one of the published training.
+            max_tokens: Most tokens of the paraphrase.
+        """
         sampling = Sampling(max_tokens=max_tokens)
         memories = self._checked([memory])
         ids = self.tokenizer.paraphrase_prompt(instruction or PARAPHRASE_INSTRUCTION, memory.n_windows)
@@ -174,7 +159,7 @@ class ClaraEngine(AsyncCalls):
     # --- questions ---------------------------------------------------------------------------------------
 
     def reason(self, questions: Sequence[str]) -> Tensor:
-        """Memory tokens of questions, ``[n, n_mem, hidden]``, on the processor.
+        """Memory tokens of questions, ``[n_questions, n_mem, hidden]``, on the CPU, in the engine's dtype.
 
         Raises:
             RoleError: The checkpoint has no query reasoner.
@@ -186,121 +171,67 @@ class ClaraEngine(AsyncCalls):
         return tokens
 
     def score(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
-        """Cosine of each question with each document's best window: ``[n_questions, n_memories]``, float32."""
+        """Cosine of each question with the best window of each document: ``[n_questions, n_memories]``, float32."""
         memories = self._checked(memories)
         return score_memories(self.reason(questions), memories)
 
     def rank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
-        """The documents for a question, best first; `top_k` larger than their number means all."""
+        """Rank documents for a question, best first; `top_k` None or larger than their number: all of them."""
         memories = self._checked(memories)
         return rank_memories(self.reason([question])[0], memories, top_k)
 
     # --- answers -----------------------------------------------------------------------------------------
 
-    def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
-        """Answer a question from compressed documents, in the order given; without any, from the model alone.
-
-        Args:
-            question: The question.
-            memories: Documents.
-            **options: ``max_tokens=128``, ``stop=None``, ``temperature=0.0``, ``top_p=1.0``, ``seed=None``: see
-                `Sampling`. ``logprobs=False``, ``top_logprobs=0``, ``citations=False``, ``min_confidence=None``,
-                ``read="memory"``, ``scores=None``, ``unsure_text=...``: see `answer_options.Wanted`.
-
-        Raises:
-            ContextOverflow: The documents do not fit the context. Only a document of more windows than the generator
-                was trained to read is shortened first, where there is a query reasoner: to its best windows for the
-                question, with a warning and a count in ``Answer.windows_left_out``.
-            FingerprintMismatch: A memory was made by another model.
-        """
-        return self.chat(user_turn(question), memories, **options)
-
-    def answer_batch(
-        self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
-    ) -> list[Answer]:
-        """Answer many questions together, each from its own documents (any number for each)."""
-        return self.chat_batch(as_conversations(items), **options)
-
-    def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> AnswerStream:
-        """The answer in pieces, as it is written. Closing the stream stops the work."""
-        return self.stream_chat(user_turn(question), memories, **options)
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
-    ) -> Answer:
-        """Go on with a conversation; the last user turn may read compressed documents.
-
-        Args:
-            messages: ``{"role": "system" | "user" | "assistant", "content": text}``, in any order that ends with the
-                user; turns are merged as chat templates want them (`clara_core.model.chat_format.merge_turns`).
-            memories: Documents.
-            **options: As in `answer`.
-        """
-        return self.chat_batch([(messages, memories)], **options)[0]
-
     def chat_batch(
-        self,
-        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
-        """Go on with many conversations together, each over its own documents."""
+        """Like `chat`, for many conversations in one batch, each with its own documents."""
         sampling, wanted = read_options(options)
         several = [self._ask(messages, memories, sampling, wanted) for messages, memories in conversations]
         answers = self._wait([one.request for one in several])
         return self._drive(self._examined(several, answers, wanted)) if wanted.afterwards else answers
 
     def stream_chat(
-        self,
-        messages: Sequence[Message],
-        memories: Sequence[Memory] = (),
-        **options: Unpack[AnswerOptions],
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AnswerStream:
-        """Like `chat`, in pieces."""
+        """Like `chat`, in pieces of text as they are generated."""
         sampling, wanted = read_options(options)
-        asked_for = self._ask(messages, memories, sampling, wanted)
+        chat = self._ask(messages, memories, sampling, wanted)
         if wanted.afterwards:
-            return ExaminedStream(self, asked_for, wanted)
-        return AnswerStream(asked_for.request, self._submit)
+            return ExaminedStream(self, chat, wanted)
+        return AnswerStream(chat.request, self._submit)
 
-    # --- how sure answers may be -------------------------------------------------------------------------
+    # --- confidence --------------------------------------------------------------------------------------
 
     def calibrate(
-        self, lines: Sequence[RetrievalLine], progress: bool = False, *, top_k: int = 5, unanswerable: float = 0.3
+        self, lines: Sequence[RetrievalLine], *, top_k: int = 5, unanswerable: float = 0.3, show_progress: bool = False
     ) -> Calibration:
-        """How sure answers of this model may be, from questions with known answers; writes nothing and sets nothing.
+        """Fit the confidence of this model's answers to questions with known answers; neither writes nor sets it.
 
-        Each question is asked over the best ranked of its candidates. An answer is right if one of the line's answers
-        stands in it, word for word but for the case.
+        Each question is answered from its best ranked candidates. An answer is right if it contains one of the line's
+        answers, word for word, ignoring case.
 
         Args:
-            lines: Questions with candidates, as `clara_core.evaluation.read_questions` gives them. Of questions like
-                those that will be asked, over documents like those that will be read; 300 or more.
-            progress: Draw a progress bar.
-            top_k: Documents that are read for a question.
-            unanswerable: Share of the questions whose gold documents are taken away, so that confidence also knows what
-                answers without any ground look like.
+            lines: Questions with candidates, as returned by `clara_core.evaluation.read_questions`: 300 or more, with
+                questions and documents like those in use.
+            top_k: Documents to read for a question.
+            unanswerable: Share of the questions whose gold documents are removed, so that the fit also sees answers
+                that no document supports.
+            show_progress: Draw a progress bar.
 
         Raises:
-            ValueError: Too few lines, or nearly all answers right, or wrong.
+            ValueError: There are too few lines, or nearly all answers are right, or nearly all are wrong.
         """
         from tqdm.auto import tqdm
 
         lines = without_gold(lines, unanswerable)
         judged: list[Judged] = []
-        with tqdm(total=len(lines), desc="calibrating", unit="question", disable=not progress) as bar:
+        with tqdm(total=len(lines), desc="calibrating", unit="question", disable=not show_progress) as bar:
             for some in judge_answers(self, lines, top_k):
                 judged += some
-                bar.update(min(len(lines) - bar.n, 16))
+                bar.update(min(len(lines) - bar.n, BATCH))
         return fit_calibration(self, judged, unanswerable, top_k)
 
 
-def _blocks(texts: Iterator[str]) -> Iterator[list[str]]:
-    while block := list(islice(texts, BLOCK)):
-        yield block
-
-
-def _resolve_again(arguments: dict[str, Any]) -> ClaraEngine:
+def _from_arguments(arguments: dict[str, Any]) -> ClaraEngine:
     return ClaraEngine.from_pretrained(**arguments)

@@ -1,9 +1,9 @@
-"""What an answer stands on: from log-probabilities with documents hidden to citations. Knows no model.
+"""Citations from log-probabilities: which parts of an answer lose probability without which document.
 
-Hiding a document makes the tokens of an answer that came from it improbable. What is left of the probability is 1 minus
-the *score* of the document, so a score lies in [0, 1].
+Hiding a document lowers the probability of the tokens that came from it. The share of the probability that is lost is
+the *score* of the document, in [0, 1]. This module runs no model.
 
-Letters of shapes: ``docs`` documents, ``tokens`` of the answer.
+Dimensions of shapes: ``docs`` documents, ``tokens`` of the answer.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from clara_core.engine.quotes import Span, split_sentences, split_words
 if TYPE_CHECKING:
     from torch import Tensor
 
-GROUNDED = 1.0  # nats that an answer loses without any document, if it came from them
-CITED = 0.2  # score of a document from which on it is cited
+GROUNDED = 1.0  # an answer that loses more nats without any document came from the documents
+CITED = 0.2  # lowest score of a cited document
 _CITED_DROP = -math.log1p(-CITED)  # the same in nats
-_NEUTRAL = 0.05  # nats of a word that hiding a document does not concern
+_NEUTRAL = 0.05  # a word that loses fewer nats does not depend on any document
 
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A part of an answer, and what it stands on.
+    """A part of an answer and the document that supports it.
 
     Attributes:
-        document: Index of the document as they were given.
+        document: Index of the document in the order given.
         window: Index of its window.
-        score: Of the document for this part: the share of its probability that is lost without the document.
-        start: Where the part begins in the answer's text, in characters.
-        end: Where it ends.
-        text: What the document says: the sentence with the words of the part; where they do not stand in it, the
-            nearest run of words; where none is like them, the text of the window.
-        text_start: Where that begins in the document's text, in characters.
-        text_end: Where it ends.
-        verbatim: Whether the words of the part stand in it.
+        score: Share of the part's probability that is lost without the document.
+        start: First character of the part in the answer's text.
+        end: End of the part, exclusive.
+        text: Text of the document: the sentence with the words of the part; if the document does not contain them, the
+            most similar run of words; if none is similar, the text of the window.
+        text_start: First character of `text` in the document.
+        text_end: End of `text` in the document, exclusive.
+        verbatim: Whether the document contains the words of the part.
     """
 
     document: int
@@ -54,12 +54,12 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """What speaks for an answer; each True, False or None (not known).
+    """Checks of an answer: each True, False, or None if not known.
 
     Attributes:
-        cited_first: The document that it stands on is the one that the search ranks first.
-        verbatim: Its words stand in what it cites. None of answers such as "yes", which never do.
-        grounded: It would be improbable without the documents, so it came from them and not from the weights.
+        cited_first: The document that it cites first is the best ranked one.
+        verbatim: The cited documents contain its words. None for answers such as "yes".
+        grounded: It is improbable without the documents, so it came from them and not from the weights.
     """
 
     cited_first: bool | None = None
@@ -69,15 +69,15 @@ class Checks:
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """What a text stands on, whoever wrote it.
+    """The documents that support a text of any origin.
 
     Attributes:
         text: The text.
-        logprob: Sum of its tokens' log-probabilities, behind the question and the documents.
-        scores: One a document: ``1 - p(without it) / p``. Documents that say the same hide each other here.
-        grounded: Whether it came from the documents; None where only attention was looked at.
-        citations: Those of the highest score first; none where the text is not grounded.
-        judged_tokens: Positions that this took.
+        logprob: Sum of the log-probabilities of its tokens, given the documents and the question.
+        scores: One a document: ``1 - p(without it) / p``. Documents with the same content get low scores.
+        grounded: Whether the text came from the documents; None if it was attributed by attention.
+        citations: Citations, highest score first; empty if the text is not grounded.
+        judged_tokens: Positions that were computed for the attribution.
     """
 
     text: str
@@ -90,14 +90,14 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of an answer that stands on one document.
+    """A part of an answer that one document supports.
 
     Attributes:
         document: Index of the document.
-        score: For this part.
-        start: In the text of the answer, in characters.
-        end: Where it ends.
-        tokens: Which tokens of the answer belong to it.
+        score: Score of the document for this part.
+        start: First character of the part in the answer's text.
+        end: End of the part, exclusive.
+        tokens: Indexes of the tokens of the part.
     """
 
     document: int
@@ -108,12 +108,12 @@ class Part:
 
 
 def score(drop: float) -> float:
-    """Share of a probability that is lost with so many nats."""
+    """Share of a probability that is lost if its logarithm drops by so many nats."""
     return -math.expm1(-max(drop, 0.0))
 
 
 def token_spans(pieces: Sequence[bytes], text: str) -> list[Span]:
-    """Characters of each token in a text that they decode to; what a stop string cut off lies behind its end."""
+    """Character span of each token in the text they decode to, clipped to `text`, which a stop string may have cut."""
     spans: list[Span] = []
     before, data = 0, b""
     for piece in pieces:
@@ -125,16 +125,16 @@ def token_spans(pieces: Sequence[bytes], text: str) -> list[Span]:
 
 
 def find_parts(text: str, spans: Sequence[Span], drops: Tensor) -> list[Part]:
-    """Parts of an answer by the document whose hiding costs them most.
+    """Split an answer into parts by the document whose hiding costs most.
 
     Args:
         text: The answer.
-        spans: Characters of its tokens.
+        spans: Character span of each token.
         drops: ``[docs, tokens]``: nats that each token loses without each document.
 
     Returns:
-        list: Of each sentence the parts in their order; a document that matters for the sentence but for no part of it
-            most has the whole sentence. Nothing of documents with less than `CITED`.
+        list: The parts of each sentence in order. A document that supports the sentence, but is not the best one for
+            any part of it, gets the whole sentence. Documents with a score below `CITED` get no part.
     """
     found: list[Part] = []
     for sentence in split_sentences(text):
@@ -154,12 +154,12 @@ def find_parts(text: str, spans: Sequence[Span], drops: Tensor) -> list[Part]:
 
 
 def attended_parts(text: str, spans: Sequence[Span], shares: Tensor) -> list[Part]:
-    """Parts of an answer by the document that each word paid most attention to; their scores are mean shares.
+    """Split an answer into parts by the document that each word paid most attention to; scores are mean shares.
 
     Args:
         text: The answer.
-        spans: Characters of its tokens.
-        shares: ``[docs, tokens]``: of the attention that each token paid to documents.
+        spans: Character span of each token.
+        shares: ``[docs, tokens]``: share of each document in the attention that a token paid to documents.
     """
     strongest = shares.new_zeros(shares.shape)
     for word in split_words(text):
@@ -172,7 +172,7 @@ def attended_parts(text: str, spans: Sequence[Span], shares: Tensor) -> list[Par
 
 
 def whole_parts(text: str, spans: Sequence[Span], scores: dict[int, float], tokens: Sequence[int]) -> list[Part]:
-    """The same tokens, and all between them, for each of some documents."""
+    """For each document with a score one part, from the first of the tokens to the last."""
     if not scores:
         return []
     start, end = min(spans[at][0] for at in tokens), max(spans[at][1] for at in tokens)
@@ -181,13 +181,13 @@ def whole_parts(text: str, spans: Sequence[Span], scores: dict[int, float], toke
 
 
 def unexplained(text: str, spans: Sequence[Span], drops: Tensor, lost: Tensor) -> list[int]:
-    """Tokens of the words that need the documents and none of them alone, as where two say the same.
+    """Tokens of words that lose probability without all documents, but not without any single one.
 
     Args:
         text: The answer.
-        spans: Characters of its tokens.
+        spans: Character span of each token.
         drops: As in `find_parts`.
-        lost: ``[tokens]``: nats without any document.
+        lost: ``[tokens]``: nats that each token loses without any document.
     """
     found: list[int] = []
     for word in split_words(text):
@@ -218,7 +218,7 @@ def _parts_of(text: str, sentence: Span, inside: list[int], spans: Sequence[Span
 def _runs_of(
     text: str, sentence: Span, inside: list[int], spans: Sequence[Span], drops: Tensor, cited: list[int]
 ) -> list[tuple[int, Span]]:
-    """Runs of words that the same document is behind; words that none concerns belong to a run that encloses them."""
+    """Runs of words that the same document supports; words that depend on none belong to the enclosing run."""
     start, end = sentence
     owned: list[tuple[int, int, int, float]] = []  # document, start, end, nats
     for word in split_words(text[start:end]):
@@ -242,7 +242,7 @@ def _runs_of(
             joined[-1] = (document, (joined[-1][1][0], last))
         else:
             joined.append((document, (first, last)))
-    if joined:  # what stands before the first and behind the last belongs to them
+    if joined:  # the words before the first run and after the last one belong to these runs
         joined[0] = (joined[0][0], (start, joined[0][1][1]))
         joined[-1] = (joined[-1][0], (joined[-1][1][0], end))
     return joined

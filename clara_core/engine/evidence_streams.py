@@ -1,4 +1,4 @@
-"""Streams of answers that are examined when they are written: the evidence comes with the last piece."""
+"""Streams of answers that are examined after generation; the last piece carries the evidence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from clara_core.engine.evidence_calls import EvidenceCalls, drive
-from clara_core.engine.examining import Asked
+from clara_core.engine.examining import Chat
 from clara_core.engine.requests import GenerateRequest, Request
 from clara_core.engine.sampling import Answer, Chunk
 from clara_core.engine.streams import AnswerStream, stream_async
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 class ExaminedStream(AnswerStream):
     """The pieces of one answer; the last one carries the answer with its evidence.
 
-    A text that may still be withheld, or replaced by that of a second reading, comes as one piece when it is certain.
-    Cancelled while it is examined, the answer comes without evidence.
+    A text that may still be withheld or replaced comes as one piece once it is final. If the stream is cancelled during
+    the examination, the answer has no evidence.
 
     Args:
-        engine: Whose answer it is.
-        asked: What was asked.
-        wanted: What is wanted beside the text.
+        engine: The engine that generates the answer.
+        chat: The conversation and its first request.
+        wanted: The options of the answer.
     """
 
-    def __init__(self, engine: EvidenceCalls, asked: Asked, wanted: Wanted) -> None:
-        self._engine, self._asked, self._wanted = engine, asked, wanted
+    def __init__(self, engine: EvidenceCalls, chat: Chat, wanted: Wanted) -> None:
+        self._engine, self._chat, self._wanted = engine, chat, wanted
         self._cancelled = False
         self._open: list[Request] = []
-        super().__init__(asked.request, engine._submit)  # noqa: SLF001 - a part of the engine
+        super().__init__(chat.request, engine._submit)  # noqa: SLF001 - a part of the engine
 
     def __next__(self) -> Chunk:
         while True:
@@ -47,19 +47,19 @@ class ExaminedStream(AnswerStream):
                 return chunk if self._wanted.logprobs else replace(chunk, logprobs=None)
 
     def cancel(self) -> None:
-        """Stop writing or examining; the last piece has the answer as far as it got."""
+        """Stop generation or examination; the last piece carries the answer so far."""
         self._cancelled = True
         super().cancel()
         for request in self._open:
             request.cancel()
 
     def close(self) -> None:
-        """Stop writing, examining and listening."""
+        """Stop generation and examination, and end the stream."""
         self.cancel()
         super().close()
 
     def _examine(self, answer: Answer) -> Answer:
-        steps = self._engine._examined([self._asked], [answer], self._wanted)  # noqa: SLF001
+        steps = self._engine._examined([self._chat], [answer], self._wanted)  # noqa: SLF001
         try:
             return drive(steps, self._wait)[0]
         except CancelledError:
@@ -67,7 +67,7 @@ class ExaminedStream(AnswerStream):
 
     def _wait(self, requests: list[Request]) -> list[Any]:
         self._open = requests
-        if self._cancelled:  # set before the requests were there to be cancelled
+        if self._cancelled:  # before the requests existed
             raise CancelledError
         results = self._engine._wait(requests)  # noqa: SLF001
         if self._cancelled:
@@ -75,9 +75,9 @@ class ExaminedStream(AnswerStream):
         return results
 
 
-async def examined_stream(engine: EvidenceCalls, ask: Callable[[], Asked], wanted: Wanted) -> AsyncIterator[Chunk]:
-    """`ExaminedStream` on an event loop that is never blocked."""
-    made: list[Asked] = []
+async def examined_stream(engine: EvidenceCalls, ask: Callable[[], Chat], wanted: Wanted) -> AsyncIterator[Chunk]:
+    """Asynchronous version of `ExaminedStream`."""
+    made: list[Chat] = []
 
     def prepare() -> GenerateRequest:
         made.append(ask())
@@ -96,7 +96,7 @@ async def examined_stream(engine: EvidenceCalls, ask: Callable[[], Asked], wante
 
 
 def _last(chunk: Chunk, answer: Answer, wanted: Wanted) -> Chunk:
-    """The last piece: with the whole text, where none of it was shown before."""
+    """The last piece; it has the whole text if the stream held the text back."""
     text = answer.text if wanted.withholds else chunk.text
     logprobs = answer.logprobs if wanted.withholds else chunk.logprobs
     return Chunk(text, answer, logprobs if wanted.logprobs else None)

@@ -1,13 +1,11 @@
-"""What happens to an answer once it is written: evidence, checks, confidence, a second reading, abstention.
+"""Examination of an answer after generation: evidence, checks, a second reading, confidence, abstention.
 
-A ladder, each step only where the one before has failed its check:
-
-1. The answer is judged with each document hidden (`attributing`), and its words are looked for in what it stands on.
-2. Where it stands on another document than the best ranked one, or not in its text, the best ranked document is read
-   again alone. That answer is taken if it stands in the document's text and is more probable than the first one.
-   With ``read="text"`` the bare base reads the two best ranked documents as text instead, under the same condition;
-   with ``read="auto"`` it does so where reading again did not settle it and the calibration says that text helps.
-3. What is known becomes a confidence (`calibration`); below the one that is asked for, the text is withheld.
+1. The answer is attributed to documents (`attributing`), and its words are looked up in the cited documents.
+2. If a check of step 1 fails, the best ranked document is read again alone. Its answer is taken if the document
+   contains it and it is more probable than the first answer. With ``read="text"`` the base decoder without adapters
+   reads the two best ranked documents as text instead, under the same condition; with ``read="auto"`` it does so if
+   the checks still fail and the calibration says that text helps.
+3. The signals become a confidence (`calibration`). If it is below `min_confidence`, the text is withheld.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from torch import Tensor
 from clara_core.common.errors import ContextOverflow
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import Wanted
-from clara_core.engine.attributing import Said, attribute, attribute_by_attention
+from clara_core.engine.attributing import Continuation, attribute, attribute_by_attention
 from clara_core.engine.calibration import Signals
 from clara_core.engine.checks import Message
 from clara_core.engine.evidence import Attribution, Checks, Citation
@@ -41,19 +39,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_AS_TEXT = 2  # documents that are read as text
-_SAME = 1e-5  # cosines that differ by less are those of equal documents
+_AS_TEXT = 2  # documents to read as text
+_SAME = 1e-5  # documents whose cosines differ by less are taken as equal
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question on its way.
+class Chat:
+    """A conversation and the request of its first reading.
 
     Attributes:
         messages: The conversation.
-        memories: The documents as they were given.
-        sampling: How tokens are chosen.
-        request: The first reading.
+        memories: The documents, as given by the caller.
+        sampling: Options of sampling.
+        request: The request of the first reading.
     """
 
     messages: Sequence[Message]
@@ -69,12 +67,12 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One reading and what speaks for it.
+    """The answer of one reading with its evidence.
 
     Attributes:
-        answer: What was written.
-        evidence: What it stands on, documents numbered as they were given; None where nothing was judged.
-        checks: What speaks for it.
+        answer: The answer.
+        evidence: Its attribution, with document indexes of the caller's order; None if nothing was judged.
+        checks: Its checks.
     """
 
     answer: Answer
@@ -83,7 +81,7 @@ class Reading:
 
     @property
     def logprob(self) -> float:
-        """Of all tokens together."""
+        """Log-probability of the answer; 0 if it was not recorded."""
         return sum(token.logprob for token in self.answer.logprobs or ())
 
     @property
@@ -93,94 +91,95 @@ class Reading:
         return False in (checks.cited_first, checks.verbatim, checks.grounded)
 
 
-def examine(engine: EngineInstance, asked: Asked, answer: Answer, wanted: Wanted) -> Steps[Answer]:
-    """All that is wanted of an answer beside its text.
+def examine(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) -> Steps[Answer]:
+    """Complete an answer with its evidence and confidence, read again or withhold it, as the options say.
 
     Args:
-        engine: Whose answer it is.
-        asked: What was asked.
-        answer: What the first reading gave, with its log-probabilities.
-        wanted: What is wanted.
+        engine: The engine that gave the answer.
+        chat: The conversation with its documents.
+        answer: Answer of the first reading, with its log-probabilities.
+        wanted: The options of the answer.
     """
     if answer.finish_reason == "cancelled":
-        return _told(answer, wanted)
-    reading, signals = yield from weigh(engine, asked, answer, wanted)
+        return _without_unasked(answer, wanted)
+    reading, signals = yield from weigh(engine, chat, answer, wanted)
     return _finished(engine, reading, signals, wanted)
 
 
-def weigh(
-    engine: EngineInstance, asked: Asked, answer: Answer, wanted: Wanted
-) -> Steps[tuple[Reading, Signals | None]]:
-    """The reading that gives the answer, and what its confidence is made of: None where it is empty or unfinished.
+def weigh(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) -> Steps[tuple[Reading, Signals | None]]:
+    """The final reading and the signals of its confidence, which are None if the answer is empty or was cut.
 
     Args:
-        engine: Whose answer it is; its calibration only says whether text helps.
-        asked: What was asked.
-        answer: What the first reading gave, with its log-probabilities.
-        wanted: What is wanted.
+        engine: The engine that gave the answer; its calibration only decides whether text is read.
+        chat: The conversation with its documents.
+        answer: Answer of the first reading, with its log-probabilities.
+        wanted: The options of the answer.
     """
-    cosines = yield from _cosines(engine, asked, wanted)
-    reading = yield from _evidence_of(engine, asked, asked.request, answer, range(len(asked.memories)), cosines, wanted)
+    cosines = yield from _cosines(engine, chat, wanted)
+    reading = yield from _evidence_of(engine, chat, chat.request, answer, range(len(chat.memories)), cosines, wanted)
     if wanted.read in ("again", "auto") and reading.doubtful and cosines is not None:
-        reading = yield from _again(engine, asked, reading, cosines, wanted)
+        reading = yield from _again(engine, chat, reading, cosines, wanted)
     if reading.doubtful and cosines is not None and (wanted.read == "text" or _text_helps(engine, wanted)):
-        reading = yield from _as_text(engine, asked, reading, cosines)
-    return reading, _signals(asked, reading, cosines)
+        reading = yield from _as_text(engine, chat, reading, cosines)
+    return reading, _signals(chat, reading, cosines)
 
 
-def _cosines(engine: EngineInstance, asked: Asked, wanted: Wanted) -> Steps[list[float] | None]:
-    """Cosine of the question with each document; None where there is no query reasoner, or no document."""
+def _cosines(engine: EngineInstance, chat: Chat, wanted: Wanted) -> Steps[list[float] | None]:
+    """Cosine of the question with each document; None if there is no query reasoner or no document."""
     if wanted.scores is not None:
         return list(wanted.scores) or None
-    if not asked.memories or not engine.ranks:
+    if not chat.memories or not engine.ranks:
         return None
-    request = engine._question_request([asked.question])  # noqa: SLF001 - one of the calls of this engine
-    requests: list[Request] = [] if request is None else [request]
-    results: list[Tensor] = yield requests
-    return list(map(float, score_memories(results[0], asked.memories)[0].tolist()))
+    tokens = engine._recent_tokens(chat.question)  # noqa: SLF001 - a part of the engine
+    if tokens is None:
+        request = engine._question_request([chat.question])  # noqa: SLF001
+        requests: list[Request] = [] if request is None else [request]
+        results: list[Tensor] = yield requests
+        tokens = results[0][0]
+    return list(map(float, score_memories(tokens[None], chat.memories)[0].tolist()))
 
 
 def _evidence_of(
     engine: EngineInstance,
-    asked: Asked,
+    chat: Chat,
     request: GenerateRequest,
     answer: Answer,
     numbers: Sequence[int],
     cosines: Sequence[float] | None,
     wanted: Wanted,
 ) -> Steps[Reading]:
-    """A reading with its evidence.
+    """Attribute the answer of a reading and check it.
 
     Args:
         engine: The engine.
-        asked: What was asked.
-        request: The reading.
-        answer: What it gave.
-        numbers: Of the documents of the reading, among those that were given.
-        cosines: Of all documents that were given.
-        wanted: What is wanted.
+        chat: The conversation with its documents.
+        request: The finished request of the reading.
+        answer: Its answer.
+        numbers: Index of each document of the reading in the caller's order.
+        cosines: Cosine of the question with each of the caller's documents.
+        wanted: The options of the answer.
     """
     if not wanted.judges or not request.documents or not request.sequence.ids:
         return Reading(answer)
     logprobs = [token.logprob for token in answer.logprobs or ()]
-    said = Said(request, request.sequence.ids, answer.text, asked.question, logprobs)
+    continuation = Continuation(request, request.sequence.ids, answer.text, chat.question, logprobs)
     if not wanted.attends:
-        found = yield from attribute(said, engine.tokenizer)
+        found = yield from attribute(continuation, engine.tokenizer)
     elif request.paid is not None:
-        found = attribute_by_attention(said, request.paid, engine.tokenizer, Reading(answer).logprob)
+        found = attribute_by_attention(continuation, request.paid, engine.tokenizer, Reading(answer).logprob)
     else:
         return Reading(answer)
-    scores = [0.0] * len(asked.memories)
+    scores = [0.0] * len(chat.memories)
     for number, value in zip(numbers, found.scores, strict=True):
         scores[number] = value
-    citations = tuple(_renumbered(one, request.documents, numbers, asked.memories) for one in found.citations)
+    citations = tuple(_renumbered(one, request.documents, numbers, chat.memories) for one in found.citations)
     evidence = replace(found, scores=tuple(scores), citations=citations)
     checked = replace(answer, judged_tokens=answer.judged_tokens + found.judged_tokens)
     return Reading(checked, evidence, check(evidence, cosines))
 
 
 def check(evidence: Attribution, cosines: Sequence[float] | None) -> Checks:
-    """What speaks for a text by what it stands on, and by the order of the documents."""
+    """Check a text by its attribution and by the cosines of the documents."""
     citations = evidence.citations
     first = verbatim = None
     if citations and cosines:
@@ -195,21 +194,21 @@ def check(evidence: Attribution, cosines: Sequence[float] | None) -> Checks:
 def _renumbered(
     citation: Citation, read: Sequence[Memory], numbers: Sequence[int], given: Sequence[Memory]
 ) -> Citation:
-    """A citation of what was read as one of what was given: a long document may have been read in part."""
+    """A citation with the caller's indexes of document and window; a long document may have been read in part."""
     number = numbers[citation.document]
     window = given[number].spans.index(read[citation.document].spans[citation.window])
     return replace(citation, document=number, window=window)
 
 
 def _again(
-    engine: EngineInstance, asked: Asked, first: Reading, cosines: Sequence[float], wanted: Wanted
+    engine: EngineInstance, chat: Chat, first: Reading, cosines: Sequence[float], wanted: Wanted
 ) -> Steps[Reading]:
-    """The best ranked document alone, read again, if its answer is the better one."""
-    if len(asked.memories) < 2:
+    """Read the best ranked document alone; returns that reading if its answer is better, otherwise `first`."""
+    if len(chat.memories) < 2:
         return first
     best = max(range(len(cosines)), key=cosines.__getitem__)
-    document = asked.memories[best]
-    request = engine._chat_request(asked.messages, [document], asked.sampling)  # noqa: SLF001
+    document = chat.memories[best]
+    request = engine._chat_request(chat.messages, [document], chat.sampling)  # noqa: SLF001
     if wanted.attends:
         engine._watch(request)  # noqa: SLF001
     [answer] = yield [request]
@@ -220,7 +219,7 @@ def _again(
     if not stands_in(answer.text, document.text) or second.logprob <= first.logprob:
         return replace(first, answer=replace(first.answer, judged_tokens=spent + _positions(answer)))
     taken = replace(answer, reading="again", judged_tokens=spent + _positions(first.answer))
-    return (yield from _evidence_of(engine, asked, request, taken, [best], cosines, wanted))
+    return (yield from _evidence_of(engine, chat, request, taken, [best], cosines, wanted))
 
 
 def _text_helps(engine: EngineInstance, wanted: Wanted) -> bool:
@@ -228,23 +227,23 @@ def _text_helps(engine: EngineInstance, wanted: Wanted) -> bool:
     return calibration is not None and bool(calibration.text_helps)
 
 
-def _as_text(engine: EngineInstance, asked: Asked, first: Reading, cosines: Sequence[float]) -> Steps[Reading]:
-    """The best ranked documents as text, read by the bare base, if its answer is the better one.
+def _as_text(engine: EngineInstance, chat: Chat, first: Reading, cosines: Sequence[float]) -> Steps[Reading]:
+    """Read the best ranked documents as text, without adapters; returns that reading if its answer is better.
 
-    A checkpoint that was taught to reads the best one as text beside the memories of the others instead. Nothing is
-    judged here: there is no memory that could be hidden. That it stands in a text is all that is known.
+    A checkpoint that was trained for it reads the best one as text beside the memories of the others. Text cannot be
+    hidden, so the only check of the answer is that a document contains it.
     """
-    mixed = engine.config.mixed and len(asked.memories) > 1
+    mixed = engine.config.mixed and len(chat.memories) > 1
     order = sorted(range(len(cosines)), key=lambda at: -cosines[at])[: 1 if mixed else _AS_TEXT]
-    texts = [asked.memories[at].text for at in order]
+    texts = [chat.memories[at].text for at in order]
     try:
         if mixed:
-            request = engine._chat_request(asked.messages, asked.memories, asked.sampling, order)  # noqa: SLF001
+            request = engine._chat_request(chat.messages, chat.memories, chat.sampling, order)  # noqa: SLF001
         else:
-            request = engine._chat_request(_with_texts(asked, texts), [], asked.sampling)  # noqa: SLF001
+            request = engine._chat_request(_with_texts(chat, texts), [], chat.sampling)  # noqa: SLF001
             request.role = None
     except ContextOverflow:
-        return first  # memories fit where texts do not
+        return first  # the memories fit the context, but the texts do not
     [answer] = yield [request]
     if answer.finish_reason == "cancelled":
         return first
@@ -256,9 +255,9 @@ def _as_text(engine: EngineInstance, asked: Asked, first: Reading, cosines: Sequ
     return replace(second, answer=taken)
 
 
-def _with_texts(asked: Asked, texts: Sequence[str]) -> list[Message]:
-    """The conversation with texts where the memories were."""
-    turns = alternating(asked.messages)
+def _with_texts(chat: Chat, texts: Sequence[str]) -> list[Message]:
+    """The conversation with texts in the place of the memories."""
+    turns = alternating(chat.messages)
     question = turns[-1]["content"]
     content = "Background:\n" + "\n\n".join(texts) + f"\n\nQuestion:{question}"
     system = [] if turns[0]["role"] == "system" else [{"role": "system", "content": ANSWER_SYSTEM}]
@@ -269,35 +268,35 @@ def _positions(answer: Answer) -> int:
     return answer.prompt_tokens + answer.memory_tokens + answer.completion_tokens
 
 
-def _signals(asked: Asked, reading: Reading, cosines: Sequence[float] | None) -> Signals | None:
-    """What the confidence is made of; None for an answer that is empty or unfinished."""
+def _signals(chat: Chat, reading: Reading, cosines: Sequence[float] | None) -> Signals | None:
+    """The signals of an answer; None if it is empty or was cut."""
     if not reading.answer.logprobs or reading.answer.finish_reason != "stop":
         return None
     if not cosines:
         return Signals(reading.logprob)
     best = max(cosines)
-    texts = [memory.text for memory in asked.memories]
+    texts = [memory.text for memory in chat.memories]
     known = Signals(
         logprob=reading.logprob,
         best_cosine=best,
         lead=best - max((one for one in cosines if one < best - _SAME), default=0.0),
-        present=share_of_names(asked.question, texts),
+        present=share_of_names(chat.question, texts),
     )
     if reading.evidence is None or reading.evidence.grounded is None:
-        return known  # confidence is fitted on citations by hiding
-    citations, said = reading.evidence.citations, reading.answer.text
+        return known  # the levels with citations are fitted on attribution by hiding
+    citations, text = reading.evidence.citations, reading.answer.text
     cited = citations[0].document if citations else min(range(len(cosines)), key=cosines.__getitem__)
     return replace(
         known,
         cited_cosine=cosines[cited],
         verbatim=bool(citations) and reading.checks.verbatim is not False,
-        named=share_of_names(asked.question, [texts[cited]]),
-        joined=len({one.document for one in citations}) > 1 or says_yes_or_no(said) or stands_in(said, asked.question),
+        named=share_of_names(chat.question, [texts[cited]]),
+        joined=len({one.document for one in citations}) > 1 or says_yes_or_no(text) or stands_in(text, chat.question),
     )
 
 
 def _finished(engine: EngineInstance, reading: Reading, signals: Signals | None, wanted: Wanted) -> Answer:
-    """The answer with its evidence and its confidence, withheld where that is too low."""
+    """The answer with its evidence and confidence, withheld if the confidence is too low."""
     answer = reading.answer
     evidence = reading.evidence
     if wanted.judges:
@@ -310,11 +309,11 @@ def _finished(engine: EngineInstance, reading: Reading, signals: Signals | None,
     if signals is not None:
         confidence, calibrated = _confidence(engine, signals, wanted)
         answer = replace(answer, confidence=confidence, calibrated=calibrated)
-    answer = _told(answer, wanted)
+    answer = _without_unasked(answer, wanted)
     least = wanted.min_confidence
     if not least or (answer.confidence is not None and answer.confidence >= least):
         return answer
-    # What is not known is not enough.
+    # An unknown confidence is too low.
     return replace(answer, text=wanted.unsure_text, draft=answer.text, abstained=True)
 
 
@@ -326,15 +325,15 @@ def _confidence(engine: EngineInstance, signals: Signals, wanted: Wanted) -> tup
     if wanted.min_confidence and not engine.warned_uncalibrated:
         engine.warned_uncalibrated = True
         msg = (
-            f"min_confidence={wanted.min_confidence:g}, but {engine.arguments.model!r} has no calibration for this: "
-            "its confidence is the bare probability of the answer, which stays high where no document answers the "
-            "question; make one with `clara calibrate`, or engine.calibrate"
+            f"min_confidence={wanted.min_confidence:g}, but {engine.arguments.model!r} has no calibration for this "
+            "answer: its confidence is the bare probability of the answer, which is high even if no document answers "
+            "the question; make a calibration with `clara calibrate`, or engine.calibrate"
         )
         warnings.warn(msg, stacklevel=2)
         log.warning("%s", msg)
     return math.exp(min(signals.logprob, 0.0)), False
 
 
-def _told(answer: Answer, wanted: Wanted) -> Answer:
-    """Without the log-probabilities that were only needed here."""
+def _without_unasked(answer: Answer, wanted: Wanted) -> Answer:
+    """Drop log-probabilities that the caller did not ask for."""
     return answer if wanted.logprobs else replace(answer, logprobs=None)

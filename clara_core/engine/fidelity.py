@@ -1,8 +1,7 @@
-"""What a memory has lost: how well each name, number and piece of code of a passage can be read back from it.
+"""Fidelity of memories: how well each name, number and piece of code of a passage can be read back from its memory.
 
-A passage is said to its own memory, token by token, as the answer to an instruction to repeat it; a span that is
-improbable there cannot be read from the memory either. What is measured is the text as the generator reads it, so the
-numbers hold for one model.
+The generator gets the memory with an instruction to repeat it, and the log-probabilities of the passage's own tokens
+are measured. A span that is improbable there cannot be read from the memory. The numbers are valid for one model.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from clara_core.engine.steps import Steps
     from clara_core.model.tokenizer import ClaraTokenizer
 
-WEAK = 0.5  # risk from which on a span counts as lost
-_MUCH = 0.1  # share of weak spans from which on a text should be kept as text
+WEAK = 0.5  # a span with more risk counts as lost
+_MUCH = 0.1  # a document with a larger share of weak spans should be read as text
 
 # Code between backticks; paths and dotted or underscored identifiers; numbers; runs of words with capital letters.
 _SPAN = re.compile(
@@ -41,10 +40,10 @@ class WeakSpan:
 
     Attributes:
         text: The span.
-        start: Where it begins in the document, in characters.
-        end: Where it ends.
-        loss: Nats that it costs to say it from the memory.
-        risk: ``1 - exp(-loss)``: the chance that it is read otherwise.
+        start: First character of the span in the document.
+        end: End of the span, exclusive.
+        loss: Negative log-probability of its tokens given the memory, in nats.
+        risk: ``1 - exp(-loss)``: the probability that it is misread.
     """
 
     text: str
@@ -56,12 +55,12 @@ class WeakSpan:
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """How much of a document its memory has kept.
+    """How much of a document can be read back from its memory.
 
     Attributes:
         windows: Mean loss of each window's tokens, in nats.
         loss: Mean over all tokens.
-        spans: Names, numbers and code, in their order.
+        spans: Names, numbers and code, in the order of the document.
     """
 
     windows: tuple[float, ...]
@@ -69,7 +68,7 @@ class Fidelity:
     spans: tuple[WeakSpan, ...]
 
     def weak(self, max_risk: float = WEAK) -> tuple[WeakSpan, ...]:
-        """Spans with a greater risk, the worst first."""
+        """Spans with a risk above `max_risk`, highest risk first."""
         return tuple(sorted((one for one in self.spans if one.risk > max_risk), key=lambda one: -one.risk))
 
     @property
@@ -79,14 +78,14 @@ class Fidelity:
 
     @property
     def keep_text(self) -> bool:
-        """Whether more than a tenth of the spans is weak: such a document is better read as text."""
+        """Whether more than a tenth of the spans are weak: such a document is better read as text."""
         return len(self.weak()) > _MUCH * len(self.spans)
 
 
 def find_spans(text: str) -> list[tuple[int, int]]:
-    """Names, numbers and pieces of code of a text, in characters.
+    """Character spans of the names, numbers and pieces of code of a text.
 
-    A single word that opens a sentence with a capital letter and stands nowhere else is not a name: so all begin.
+    A single capitalized word at the beginning of a sentence that does not occur elsewhere is not taken as a name.
     """
     starts = {start for start, _ in split_sentences(text)}
     found = []
@@ -100,22 +99,22 @@ def find_spans(text: str) -> list[tuple[int, int]]:
 
 
 def measure_fidelity(memories: Sequence[Memory], instruction: str, tokenizer: ClaraTokenizer) -> Steps[list[Fidelity]]:
-    """Fidelity of documents: one pass a window.
+    """Measure the fidelity of documents, with one request a window.
 
     Args:
         memories: The documents.
-        instruction: With ``{docs}`` where the memory belongs.
-        tokenizer: Of their model.
+        instruction: Prompt with ``{docs}`` in the place of the memory.
+        tokenizer: Tokenizer of the model.
     """
-    from clara_core.engine.requests import JudgeRequest  # with torch, which whoever reads a `Fidelity` does not need
+    from clara_core.engine.requests import JudgeRequest  # imports torch, which a client of a server does not need
 
     prompt = tokenizer.paraphrase_prompt(instruction, 1)
     slots, windows = tokenizer.is_slot(prompt), tokenizer.window_spans(prompt)
-    said: list[list[list[int]]] = []
+    window_ids: list[list[list[int]]] = []
     requests: list[JudgeRequest] = []
     for memory in memories:
         ids = [tokenizer.encode_plain(memory.text[start:end]) for start, end in memory.spans]
-        said.append(ids)
+        window_ids.append(ids)
         requests += [
             JudgeRequest(prompt, slots, memory.tokens[at], windows, own, [frozenset()])
             for at, own in enumerate(ids)
@@ -124,7 +123,7 @@ def measure_fidelity(memories: Sequence[Memory], instruction: str, tokenizer: Cl
     results: list[Tensor] = yield [*requests]
     logs = iter(results)
     found = []
-    for memory, ids in zip(memories, said, strict=True):
+    for memory, ids in zip(memories, window_ids, strict=True):
         pieces = [(-next(logs)[0]).tolist() if own else [] for own in ids]
         found.append(_fidelity(memory, ids, pieces, tokenizer))
     return found
@@ -140,7 +139,7 @@ def _fidelity(
     weak = []
     for start, end in find_spans(memory.text):
         inside = [loss for first, last, loss in places if first < end and start < last]
-        if inside:  # what was truncated was not read
+        if inside:  # a span without tokens was truncated
             loss = sum(inside)
             weak.append(WeakSpan(memory.text[start:end], start, end, loss, -math.expm1(-loss)))
     every = [loss for some in losses for loss in some]

@@ -1,4 +1,4 @@
-"""From what callers pass to what the worker takes: checks, windows, prompts."""
+"""Turns the arguments of callers into requests of the worker: checks, windows, prompts."""
 
 from __future__ import annotations
 
@@ -24,21 +24,19 @@ from clara_core.model.tokenizer import ClaraTokenizer, Windows
 
 log = logging.getLogger(__name__)
 
-_ANSWER_SHARE = 4  # of the context, at most, that is kept free for an answer before a long document is shortened
-URGENT_TOKEN_LIMIT = (
-    512  # tokens: a compression of no more than this goes with the questions instead of behind a corpus
-)
+_ANSWER_SHARE = 4  # at most a fourth of the context is kept free for the answer before a long document is shortened
+URGENT_TOKEN_LIMIT = 512  # a compression of no more tokens is queued with the questions instead of behind a corpus
 
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """A block of documents on their way to the compressor.
+    """A block of tokenized documents for the compressor.
 
     Attributes:
-        texts: As given.
+        texts: The documents.
         spans: Character spans of each document's windows.
         sequences: Token ids of all windows, document after document.
-        overhead: Ids of a sequence that are not text.
+        overhead: Number of ids of a sequence that are not text.
     """
 
     texts: list[str]
@@ -47,16 +45,16 @@ class Documents:
     overhead: int
 
     def request(self) -> EncodeRequest:
-        """The work to be done."""
+        """The request that compresses the block."""
         urgent = sum(map(len, self.sequences)) <= URGENT_TOKEN_LIMIT
         return EncodeRequest(self.sequences, Role.COMPRESSOR, urgent=urgent)
 
     def memories(self, tokens: Tensor, fingerprint: str) -> list[Memory]:
-        """The finished documents: ``tokens [windows of all, n_mem, hidden]``."""
+        """The memories, from ``tokens [windows of all documents, n_mem, hidden]``."""
         counts = [len(spans) for spans in self.spans]
         lengths = torch.tensor([len(ids) - self.overhead for ids in self.sequences]).split(counts)
         return [
-            # A copy: a view would keep the whole block in memory for one document.
+            # A copy, because a view would keep the tensor of the whole block alive.
             Memory(part.clone(), text, spans, int(length.sum()), fingerprint)
             for part, text, spans, length in zip(tokens.split(counts), self.texts, self.spans, lengths, strict=True)
         ]
@@ -66,7 +64,7 @@ def prepare_documents(texts: list[str], tokenizer: ClaraTokenizer, overflow: Ove
     """Cut documents into windows and tokenize them.
 
     Raises:
-        ValueError: `overflow` is none of the three.
+        ValueError: `overflow` is unknown.
         WindowOverflow: A text is too long and ``overflow="error"``.
     """
     check_overflow(overflow)
@@ -82,12 +80,11 @@ def _spans(text: str, tokenizer: ClaraTokenizer, overflow: Overflow) -> tuple[tu
     limit = tokenizer.config.doc_max_length
     beginning = text[:60] + ("…" if len(text) > 60 else "")
     if overflow == "error":
-        msg = (
+        raise WindowOverflow(
             f"a text of {len(text)} characters ({tokenizer.count(text)} tokens) does not fit the window of {limit} "
-            f"tokens: {beginning!r}; use overflow='split', or split it before"
+            f"tokens: {beginning!r}; use overflow='split', or split it yourself"
         )
-        raise WindowOverflow(msg)
-    # The published tokenization cuts at a token, not at a boundary, and so does this.
+    # Cut at a token instead of a boundary, as the published tokenization does.
     end = tokenizer.truncation(text)
     msg = f"truncated a text of {len(text)} characters to its first {end} (a window of {limit} tokens): {beginning!r}"
     warnings.warn(msg, stacklevel=2)
@@ -96,7 +93,7 @@ def _spans(text: str, tokenizer: ClaraTokenizer, overflow: Overflow) -> tuple[tu
 
 
 def prepare_questions(questions: list[str], tokenizer: ClaraTokenizer) -> list[list[int]]:
-    """Token ids of questions for the reasoner; one that does not fit the window is cut with a warning."""
+    """Token ids of questions for the query reasoner; one that exceeds the window is truncated with a warning."""
     sequences = tokenizer.encode_passages(questions)
     window = tokenizer.config.doc_max_length
     full = window + 3 + tokenizer.config.n_mem
@@ -119,25 +116,26 @@ def prepare_chat(
     reason: Callable[[str], Tensor] | None = None,
     as_text: Collection[int] = (),
 ) -> GenerateRequest:
-    """The prompt of a conversation over compressed documents.
+    """Make the request for the answer to a conversation over compressed documents.
 
-    Where it leaves no room for the answer, long documents are read from their best windows for the last user turn,
-    with a warning; everything else is read whole or not at all.
+    If the prompt leaves no room for the answer, long documents are cut to their best windows for the last user turn,
+    with a warning; nothing else is shortened.
 
     Args:
         messages: The conversation.
         memories: Documents that its last user turn reads.
-        sampling: Options.
-        tokenizer: Of the checkpoint.
+        sampling: Options of sampling.
+        tokenizer: Tokenizer of the checkpoint.
         context: Most positions that prompt and answer may take.
-        ends: What ends an answer by the model's own account, besides the end token of the tokenizer.
-        reason: Memory tokens ``[n_mem, hidden]`` of a question; None where there is no reasoner.
-        as_text: Numbers of the documents that are read as text, in their place among the others.
+        ends: Tokens that end an answer by the generation config, besides the end token of the tokenizer.
+        reason: Gives memory tokens ``[n_mem, hidden]`` of a question; None without a query reasoner.
+        as_text: Indexes of the documents to read as text, in their place among the others.
 
     Raises:
-        CheckpointError: The checkpoint was not taught to read text beside memories.
-        ContextOverflow: It does not fit; names both numbers.
-        ValueError: The last turn is not one that can be answered.
+        CheckpointError: The checkpoint was not trained to read text beside memories.
+        ContextOverflow: The prompt does not fit; the message has both numbers.
+        TypeError: `messages` is not a list of dicts of strings.
+        ValueError: A role or an index is unknown, or the last turn is not the user's.
     """
     check_messages(messages)
     turns = alternating(messages)
@@ -160,16 +158,16 @@ def prepare_chat(
 
 
 def check_as_text(as_text: Collection[int], documents: int, config: ClaraConfig) -> None:
-    """Refuse a prompt of text and memories that cannot be read.
+    """Check whether a checkpoint can read some documents as text beside the memories of others.
 
     Raises:
-        CheckpointError: The checkpoint was not taught to.
-        ValueError: There is no such document, or no memory would be left.
+        CheckpointError: The checkpoint was not trained for it.
+        ValueError: An index is out of range, or no memory would be left.
     """
     if not config.mixed:
         raise CheckpointError(
-            "as_text: this checkpoint was not taught to read text beside memories (its config.json does not say "
-            '"mixed": true), and reads such prompts worse than either: leave as_text out, use read="text", or teach it '
+            "as_text: this checkpoint was not trained to read text beside memories (its config.json does not say "
+            '"mixed": true), and reads such prompts worse than either: leave as_text out, use read="text", or train it '
             "with clara train stage1_2 and mixed = 0.2"
         )
     if not set(as_text) <= set(range(documents)):
@@ -201,18 +199,18 @@ def prepare_generation(
     context: int,
     ends: Ends,
 ) -> GenerateRequest:
-    """A request from the ids of a prompt and the memories that fill its slots.
+    """Make a request from the ids of a prompt and the memories that fill its slots.
 
     Args:
         ids: The prompt, slots included.
         memories: Documents, in the order of their slots.
-        sampling: Options.
-        tokenizer: Of the same checkpoint.
+        sampling: Options of sampling.
+        tokenizer: Tokenizer of the same checkpoint.
         context: Most positions that prompt and answer may take.
-        ends: What ends an answer by the model's own account, besides the end token of the tokenizer.
+        ends: Tokens that end an answer by the generation config, besides the end token of the tokenizer.
 
     Raises:
-        ContextOverflow: The prompt does not fit; names both numbers.
+        ContextOverflow: The prompt does not fit, or the chat template removed memory slots.
     """
     room = context - len(ids)
     if room < 1:

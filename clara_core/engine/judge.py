@@ -1,29 +1,28 @@
-"""What an answer is judged by: how probable given words are while parts of what is read are hidden.
+"""Passes that judge an answer: log-probabilities of given tokens while windows of the prompt are hidden.
 
-A judge request is short work, like a question: it is served between the steps of answers and between the layers of a
-corpus. Its rows share the beginning of their prompt (`clara_core.model.forked`), whatever pass they are in.
+A judge request is short work, like a question: it runs between decode steps and between the layers of a corpus batch.
+Its rows share the beginning of their prompt within a pass (`clara_core.model.forked`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
 
-from clara_core.common.errors import ClaraError
+from clara_core.engine.chosen import not_finite
 from clara_core.engine.requests import JudgeRow, fail, resolve
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import upload
 
 
-def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow], not_finite: Callable[[], ClaraError]) -> None:
-    """Compute rows in one pass and hand them in; the last row of a request completes it.
+def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow]) -> None:
+    """Compute rows in one pass and store them in their requests; the last row of a request resolves its future.
 
     Args:
         model: The model.
-        rows: Those of a request together.
-        not_finite: Makes the error of a row whose numbers are none.
+        rows: The rows, those of a request next to each other.
     """
     groups = [(request, list(some)) for request, some in groupby(rows, key=lambda row: row.request)]
     prompts = [request.forked(row.index for row in some) for request, some in groups]
@@ -34,7 +33,7 @@ def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow], not_finite: Callable
     numbers = torch.cat([part.flatten() for part in found]).cpu()  # waits for the device, once
     for (request, some), part in zip(groups, numbers.split(sizes), strict=True):
         if not bool(part.isfinite().all()):
-            fail(request.future, not_finite())
+            fail(request.future, not_finite("log-probabilities", model.dtype))
             continue
         for row, values in zip(some, part.view(len(some), -1), strict=True):
             request.rows[row.index] = values

@@ -1,7 +1,7 @@
-"""The choice of kernels for a model on a processor, remembered from one load to the next.
+"""The choice of matrix kernels for a model on a CPU, cached from one load to the next.
 
-It lies in the user's cache under what it depends on: the weights, their form, the processor, its threads, torch. A file
-that cannot be read or written costs nothing but the measuring.
+The cache file is keyed by all that the choice depends on: weights, dtype, quantization, CPU, threads, torch, and the
+version of the kernels. If it cannot be read or written, the kernels are measured again at each load.
 """
 
 from __future__ import annotations
@@ -19,22 +19,31 @@ import torch
 
 from clara_core.engine.options import EngineArguments
 from clara_core.model.decoder import ClaraModel
-from clara_core.model.processor import PLAIN, SMALL, Kernels, facts, from_facts, measure_products, measure_threads
+from clara_core.model.processor import (
+    PLAIN,
+    SMALL,
+    VERSION,
+    Kernels,
+    facts,
+    from_facts,
+    measure_products,
+    measure_threads,
+)
 
 log = logging.getLogger(__name__)
 
-_MOST: Final = 64  # choices that are kept; the oldest go
-_LARGE: Final = 64_000_000  # weights above which a step takes all threads, where that is not measured
+_MOST: Final = 64  # choices in the file; the oldest are dropped
+_LARGE: Final = 64_000_000  # parameters above which a step uses all threads, if that is not measured
 
 
 def prepare(model: ClaraModel, arguments: EngineArguments, fingerprint: str, *, int8: bool = False) -> None:
-    """Freeze a model in the form in which its device multiplies it fastest.
+    """Freeze a model, with its weights in the layout that its device multiplies fastest.
 
     Args:
-        model: With its weights.
-        arguments: Whether kernels are measured or named.
-        fingerprint: Of the weights.
-        int8: Keep the weights of its linear layers in 8 bits; on a processor alone.
+        model: The model, with its weights.
+        arguments: Options of the engine; `cpu_kernels` names kernels or asks to measure them.
+        fingerprint: Fingerprint of the weights.
+        int8: Keep the weights of the linear layers in 8 bits; only on a CPU.
     """
     layers = [layer.base for layer in model.routed.values()]
     numbers = sum(layer.in_features * layer.out_features for layer in model.routed.values())
@@ -53,25 +62,25 @@ def prepare(model: ClaraModel, arguments: EngineArguments, fingerprint: str, *, 
     model.freeze(replace(kernels, int8=int8))
     frozen = [*(layer.base for layer in model.routed.values()), model.decoder.get_output_embeddings()]
     model.processor = replace(model.processor, single=measure_threads(frozen, model.dtype))
-    log.debug("kernels of this processor: %s", model.processor)
+    log.debug("kernels on this CPU: %s", model.processor)
     _write(path, key, model.processor)
 
 
 def cache_file() -> Path:
-    """Where choices are remembered."""
+    """Path of the cache file."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clara-rag" / "kernels.json"
 
 
 def _key(arguments: EngineArguments, fingerprint: str) -> str:
-    of = (
-        fingerprint, arguments.dtype, arguments.quantization, torch.__version__, torch.get_num_threads(),
+    facts_of_choice = (
+        VERSION, fingerprint, arguments.dtype, arguments.quantization, torch.__version__, torch.get_num_threads(),
         torch.backends.cpu.get_cpu_capability(), _processor(),
     )  # fmt: skip
-    return hashlib.sha256(repr(of).encode()).hexdigest()
+    return hashlib.sha256(repr(facts_of_choice).encode()).hexdigest()
 
 
 def _processor() -> str:
-    """What tells one processor from another, as far as the system says it."""
+    """Description of the CPU model, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

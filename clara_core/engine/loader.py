@@ -1,4 +1,4 @@
-"""From arguments to a model on its device: what a shared engine is made of."""
+"""Loads the model of an engine: from arguments to weights on a device."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from clara_core.model.tokenizer import ClaraTokenizer
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_LARGE = 1 << 30  # bytes of weights that take long enough to show how far they are
-_SAMPLE = 1 << 20  # bytes hashed at either end of a file of base weights
+_LARGE = 1 << 30  # bytes of weights from which a progress bar is worth drawing
+_SAMPLE = 1 << 20  # bytes hashed at both ends of a file of base weights
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is known of an engine before its weights are read.
+    """Everything about an engine that is known before its weights are read.
 
     Attributes:
-        folder: Where the checkpoint lies.
-        config: What it says.
+        folder: Folder of the checkpoint.
+        config: Config of the checkpoint.
         base: Folder or Hub id of the base decoder.
         hidden: Width of a memory token.
         context: Most positions that a prompt and its answer may take together.
@@ -57,7 +57,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model on its device, with the proof of what it is."""
+    """A model on its device.
+
+    Attributes:
+        model: The model.
+        checkpoint: Its checkpoint, without the tensors, which are in the model.
+        fingerprint: Hash of its weights and rate.
+        weights_bytes: Bytes of weights and adapters on the device.
+    """
 
     model: ClaraModel
     checkpoint: Checkpoint
@@ -66,7 +73,11 @@ class Loaded:
 
 
 def plan_engine(arguments: EngineArguments) -> Plan:
-    """Find checkpoint, base and tokenizer (fetching them where they lie on the Hub)."""
+    """Find the checkpoint, the base decoder and the tokenizer, and download what is missing from the Hub.
+
+    Raises:
+        CheckpointError: Something is missing or invalid.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     folder = resolve(
@@ -88,16 +99,18 @@ def plan_engine(arguments: EngineArguments) -> Plan:
 
 
 def load_model(arguments: EngineArguments, plan: Plan, *, show_progress: bool = False) -> Loaded:
-    """Read the weights, prove them, and put them on the device.
+    """Read the weights, check that they match, and put them on the device.
 
     Args:
-        arguments: For which device, and how.
-        plan: Where it lies.
-        show_progress: Draw a progress bar over the weights of a large base.
+        arguments: Options of the engine.
+        plan: Result of `plan_engine`.
+        show_progress: Draw a progress bar while a large base decoder is read.
 
     Raises:
-        CheckpointError: Something is missing or does not fit; nothing stays half loaded.
-        NotEnoughMemory: The device is too small; says what is needed and what is free.
+        CheckpointError: Something is missing or does not match.
+        NotEnoughMemory: The model does not fit the device.
+        RuntimeError: CUDA was initialised before this process was forked.
+        ValueError: A kernel or quantization that was asked for cannot be used here.
     """
     check_forked(torch.device(arguments.device))
     checkpoint = read_checkpoint(plan.folder)
@@ -125,7 +138,7 @@ def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) 
     int8 = arguments.quantization == "int8" and torch.device(arguments.device).type == "cpu"
     if int8:
         check_int8()
-    # "eager" is kept as it is, to look at; everything else goes through one function of ours.
+    # "eager" stays the implementation of transformers; the others go through our own attention function.
     if arguments.attn_implementation == "eager":
         decoder = load_decoder(arguments, plan, stored=int8)
     else:
@@ -133,7 +146,7 @@ def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) 
         decoder = load_decoder(arguments, plan, attention=ATTENTION, stored=int8)
     if len(plan.tokenizer) != decoder.get_input_embeddings().num_embeddings:
         decoder.resize_token_embeddings(len(plan.tokenizer), mean_resizing=False)
-    if int8:  # what tells the type of hidden states and adapters; the layers follow one by one
+    if int8:  # these layers decide the type of hidden states and adapters; the others are converted one by one
         for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
             layer.to(DTYPES[arguments.dtype])
     model = ClaraModel(decoder, plan.config)
@@ -154,7 +167,7 @@ def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) 
     log.info("loaded %s on %s as %s", plan.folder, model.device, model.dtype)
     if plan.config.licence_note is not None:
         log.warning("%s", plan.config.licence_note)
-    # The adapters live in the model now; the file's tensors need not be held twice.
+    # The model has copies of the tensors, so the checkpoint drops them.
     return Loaded(
         model,
         replace(checkpoint, adapters={role: {} for role in checkpoint.adapters}, embeddings={}),
@@ -164,12 +177,12 @@ def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) 
 
 
 def base_identity(base: str, decoder: Any) -> str:
-    """What tells one base's weights from another's, without reading all of them.
+    """Identity of the weights of a base decoder, without reading all of them.
 
-    A Hub id with its commit; for a folder the names, sizes and both ends of its weight files.
+    It is the Hub id with its commit, or a hash of the names, sizes and both ends of the weight files in a folder.
     """
     commit = getattr(decoder.config, "_commit_hash", None)
-    if not os.path.isdir(base):  # noqa: PTH112 - a Hub id is no path
+    if not os.path.isdir(base):  # noqa: PTH112 - a Hub id is not a path
         return f"{base}@{commit}"
     digest = hashlib.sha256()
     for path in sorted(Path(base).glob("*.safetensors")) or sorted(Path(base).glob("*.bin")):
@@ -190,14 +203,18 @@ def load_decoder(
     *,
     stored: bool = False,
 ) -> Any:
-    """The base decoder in its type, quantized where that is asked for; nothing added to it yet.
+    """Load the base decoder in the dtype and quantization of the arguments, without adapters.
 
     Args:
-        arguments: For which device, and how.
-        plan: Where it lies.
-        place: Where to leave a decoder that is not quantized; None: on the device.
-        attention: The name of an attention function; None: that of the arguments, by transformers.
-        stored: Leave the weights as the files have them: mapped, and neither converted nor quantized.
+        arguments: Options of the engine.
+        plan: Result of `plan_engine`.
+        place: Device of a decoder that is not quantized; None: the engine's device.
+        attention: Name of an attention function registered in transformers; None: that of the arguments.
+        stored: Keep the weights as they are in the files: mapped, neither converted nor quantized.
+
+    Raises:
+        CheckpointError: The base decoder cannot be loaded.
+        ImportError: bitsandbytes is needed and not installed.
     """
     from transformers import AutoModelForCausalLM
 
@@ -218,7 +235,7 @@ def _quantization(arguments: EngineArguments) -> Any:
     from transformers import BitsAndBytesConfig
 
     try:
-        import bitsandbytes  # noqa: F401 - asked for at the door
+        import bitsandbytes  # noqa: F401 - only to check that it is installed
     except ImportError as exc:
         msg = f"quantization={arguments.quantization!r} needs bitsandbytes: pip install 'clara-rag[quantization]'"
         raise ImportError(msg) from exc
@@ -231,7 +248,7 @@ def _quantization(arguments: EngineArguments) -> Any:
 
 @contextmanager
 def _base_errors(base: str, folder: Path) -> Iterator[None]:
-    """Say which base could not be read, and for which checkpoint."""
+    """Turn errors of transformers into a `CheckpointError` that names the base decoder and the checkpoint."""
     from safetensors import SafetensorError
 
     try:
@@ -240,27 +257,23 @@ def _base_errors(base: str, folder: Path) -> Iterator[None]:
         if is_out_of_memory(exc):
             raise
         first = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-        msg = (
+        raise CheckpointError(
             f"the base decoder {base!r} of the checkpoint in {folder} could not be loaded: {first}. Check the name, "
             "the network or the access token, or give another with base_model="
-        )
-        raise CheckpointError(msg) from exc
+        ) from exc
 
 
 @contextmanager
 def progress_bar(*, shown: bool) -> Iterator[None]:
-    """Libraries are quiet unless asked: transformers draws a bar over the loading of weights."""
-    from transformers.utils import logging as transformers_logging
+    """Show or hide the progress bar that transformers draws while it loads weights."""
+    from transformers.utils import logging as bars
 
-    before = transformers_logging.is_progress_bar_enabled()
-    _draw_bars(shown)
+    def switch(on: bool) -> None:
+        (bars.enable_progress_bar if on else bars.disable_progress_bar)()
+
+    before = bars.is_progress_bar_enabled()
+    switch(shown)
     try:
         yield
     finally:
-        _draw_bars(before)
-
-
-def _draw_bars(shown: bool) -> None:
-    from transformers.utils import logging as transformers_logging
-
-    (transformers_logging.enable_progress_bar if shown else transformers_logging.disable_progress_bar)()
+        switch(before)

@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens of an answer, by the model's own distribution: temperature and top_p do not count."""
+"""Log-probabilities of the tokens of an answer, by the model's own distribution, without temperature and top_p."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MOST_ALTERNATIVES = 20
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token of an answer, and how probable it was.
+    """A token of an answer with its log-probability.
 
     Attributes:
-        token: As text; an incomplete character is U+FFFD.
-        logprob: Natural logarithm of its probability after all tokens before it.
-        bytes: What it adds to the text. Joined, those of all tokens decode to the text of the answer, unless a stop
-            string cut it.
-        top: The most probable tokens at its place, best first, if they were asked for.
+        token: Its text; an incomplete character is U+FFFD.
+        logprob: Natural logarithm of its probability given all tokens before it.
+        bytes: UTF-8 bytes that it adds to the text. Joined, those of all tokens decode to the text of the answer,
+            unless a stop string cut it.
+        top: The most probable tokens at its position, best first, if they were asked for.
     """
 
     token: str
@@ -34,23 +34,23 @@ class TokenLogprob:
 
 def logprobs_account(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     """Log-probabilities in the shape of OpenAI's chat completions."""
-    content = [{**_told(token), "top_logprobs": list(map(_told, token.top))} for token in tokens]
+    content = [{**_fields(token), "top_logprobs": list(map(_fields, token.top))} for token in tokens]
     return {"content": content, "refusal": None}
 
 
-def _told(token: TokenLogprob) -> dict[str, Any]:
+def _fields(token: TokenLogprob) -> dict[str, Any]:
     return {"token": token.token, "logprob": token.logprob, "bytes": list(token.bytes)}
 
 
 class TokenLog:
-    """The log-probabilities of one answer while it is written.
+    """Collects the log-probabilities of one answer during generation.
 
     Args:
-        pieces: The vocabulary.
-        top: Alternatives that are kept at each place.
+        pieces: The bytes of each token of the vocabulary.
+        top: Alternatives to record for each token.
 
     Attributes:
-        entries: The tokens so far, without the one that ends the answer.
+        entries: The tokens so far, without the token that ends the answer.
     """
 
     def __init__(self, pieces: TokenBytes, top: int = 0) -> None:
@@ -58,7 +58,7 @@ class TokenLog:
         self.entries: list[TokenLogprob] = []
         self._pieces = pieces
         self._first = True
-        self._told = 0
+        self._taken = 0
 
     def record(self, token: int, logprob: float, top: Sequence[tuple[int, float]] = ()) -> None:
         """Add the next token."""
@@ -67,19 +67,19 @@ class TokenLog:
         self.entries.append(_entry(piece, logprob, others))
         self._first = self._first and token in self._pieces.special
 
-    def untold(self) -> tuple[TokenLogprob, ...]:
-        """Those that came since the last call."""
-        new = tuple(self.entries[self._told :])
-        self._told = len(self.entries)
+    def take_new(self) -> tuple[TokenLogprob, ...]:
+        """The tokens since the last call."""
+        new = tuple(self.entries[self._taken :])
+        self._taken = len(self.entries)
         return new
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The next-token distribution of a row, as far as it is recorded.
+    """The recorded part of the next-token distribution of a row.
 
     Attributes:
-        logprob: Of the token that was chosen.
+        logprob: Log-probability of the token that was chosen.
         top: The most probable tokens with their log-probabilities.
     """
 
@@ -88,13 +88,13 @@ class Measured:
 
 
 class Measurement:
-    """The distributions of some rows, on their way to the host."""
+    """The recorded distributions of some rows, during their transfer to the host."""
 
     def __init__(self, tops: Mapping[int, int], found: Sequence[Tensor]) -> None:
         self._tops, self._found = tops, found
 
     def read(self) -> dict[int, Measured]:
-        """By row, once the device has been waited for."""
+        """The distributions by row; valid after the device has been waited for."""
         if not self._tops:
             return {}
         chosen, tokens, values = (part.tolist() for part in self._found)
@@ -106,12 +106,12 @@ class Measurement:
 
 
 def measure(logits: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor) -> Measurement:
-    """The distributions of the rows whose tokens are recorded; costs nothing where there is none.
+    """Measure the distributions of the rows that are recorded, without waiting for the device.
 
     Args:
         logits: ``[rows, vocab]``.
-        logs: Of each row, or None.
-        tokens: The token that each row takes, ``[rows]``.
+        logs: Log of each row; None for a row that is not recorded.
+        tokens: The chosen token of each row, ``[rows]``.
     """
     tops = {row: log.top for row, log in enumerate(logs) if log is not None}
     if not tops:

@@ -1,4 +1,4 @@
-"""Documents of more windows than a prompt has room for: what is read of them, or why they cannot be read."""
+"""Documents with more windows than fit a prompt: the choice of the best windows, and the error if it is impossible."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from clara_core.retrieval.ranking import window_scores
 
 
 def count_windows(memories: Sequence[Memory]) -> int:
-    """Windows of all documents together."""
+    """Number of windows of all documents."""
     return sum(memory.n_windows for memory in memories)
 
 
 def keep_best_windows(question: Tensor, memories: Sequence[Memory], tokenizer: ClaraTokenizer) -> list[Memory]:
-    """Every document with no more windows than the generator was trained to read together, those that answer best.
+    """Cut each document to its best windows for a question, at most as many as the generator was trained to read.
 
-    The windows of a shortened document stand best first, as in training. With the bundled model, 120 questions to
+    The windows of a shortened document are sorted best first, as in training. With the bundled model, 120 questions on
     documents of about 200 windows were answered right 81 times from the five best in this order, 75 times in the order
     of the document, 55 times from the sixteen best, and twice from as many as the context holds.
 
     Args:
-        question: ``[n_mem, hidden]``, as the query reasoner gives it.
-        memories: The documents; those that are short enough stay as they are.
-        tokenizer: Counts the text of what is kept.
+        question: Memory tokens of the query reasoner, ``[n_mem, hidden]``.
+        memories: The documents; short ones are returned unchanged.
+        tokenizer: Tokenizer of the checkpoint, to count the text of the windows.
     """
     most = tokenizer.config.generation_top_k
     kept = []
@@ -45,7 +45,7 @@ def keep_best_windows(question: Tensor, memories: Sequence[Memory], tokenizer: C
 
 
 def windows_left_out(given: Sequence[Memory], kept: Sequence[Memory]) -> str:
-    """A line that says what of which document is not read."""
+    """The warning that names the shortened documents."""
     parts = [
         f"documents[{index}] is read from its best {after.n_windows} of {before.n_windows} windows"
         for index, (before, after) in enumerate(zip(given, kept, strict=True))
@@ -55,13 +55,13 @@ def windows_left_out(given: Sequence[Memory], kept: Sequence[Memory]) -> str:
 
 
 def context_overflow(positions: int, memories: Sequence[Memory], context: int, tokenizer: ClaraTokenizer) -> Exception:
-    """The error of a prompt that does not fit, with what to do about it.
+    """The error of a prompt that does not fit, with advice.
 
     Args:
         positions: Length of the prompt.
         memories: Its documents.
-        context: Most positions there are.
-        tokenizer: Of the checkpoint.
+        context: Most positions of prompt and answer.
+        tokenizer: Tokenizer of the checkpoint.
     """
     windows = count_windows(memories)
     slots = windows * (tokenizer.config.n_mem + tokenizer.config.sep)

@@ -1,10 +1,10 @@
-"""The options of an engine: name, type, default and help text of each, written down once.
+"""The options of an engine: the name, type, default and help text of each.
 
-Every door is made of the fields of these classes: `ClaraEngine.from_pretrained`, `MemoryStore.open`, the components of
-both frameworks, the commands and the configs of training. An option that is added here reaches all of them;
-`from_pretrained` alone spells its signature out, and a test holds it to these fields.
+All entry points derive their options from the fields of these classes: `ClaraEngine.from_pretrained`,
+`MemoryStore.open`, the components of both frameworks, the commands and the configs of training. An option added here
+reaches all of them; only `from_pretrained` spells out its signature, which a test compares with these fields.
 
-Knows neither torch nor a framework, so that a component can be made without loading anything.
+This module imports neither torch nor a framework, so that a component can be created without loading anything.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ Options = TypeVar("Options", bound=BaseModel)
 
 
 class CheckpointOptions(BaseModel):
-    """Which checkpoint, and where it is found."""
+    """The checkpoint and its location."""
 
     model: str | None = Field(
-        default=None, description=f"Hub id, folder, or bundled name; {DEFAULT_MODEL!r} where none is named."
+        default=None, description=f"Hub id, folder, or bundled name; {DEFAULT_MODEL!r} if none is given."
     )
     compression: int | None = Field(
         default=None,
-        description="Rate, where a repo or folder holds several (compression-N); the smallest is the most exact, "
-        "and taken where none is given.",
+        description="Rate, if a repo or folder holds several (compression-N); default: the smallest, which is the "
+        "most exact.",
     )
     base_model: str | None = Field(
-        default=None, description="Hub id or folder of the base decoder, instead of the one that the checkpoint names."
+        default=None, description="Hub id or folder of the base decoder, if not the one that the checkpoint names."
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub repo.")
     token: str | None = Field(
         default=None,
         repr=False,
         exclude=True,
-        description="Access token of the Hub, if not the one that the Hub's client finds (HF_TOKEN).",
+        description="Access token of the Hub; default: the one that the Hub's client finds (HF_TOKEN).",
     )
-    cache_dir: str | None = Field(default=None, description="Where downloads are kept, if not the Hub's own cache.")
+    cache_dir: str | None = Field(default=None, description="Folder of downloads; default: the Hub's own cache.")
     local_files_only: bool = Field(default=False, description="Never use the network.")
 
     @field_validator("model", "base_model", "cache_dir", mode="before")
@@ -74,13 +74,13 @@ class CheckpointOptions(BaseModel):
         return value
 
     def __getstate__(self) -> dict[Any, Any]:
-        # An access token is not written anywhere.
+        # The access token is never pickled.
         state = super().__getstate__()
         return {**state, "__dict__": {**state["__dict__"], "token": None}}
 
 
 class EngineOptions(CheckpointOptions):
-    """A checkpoint, and how it is run."""
+    """The checkpoint, and how the model runs."""
 
     device: str = Field(default="auto", description="'auto', or a torch device such as 'cpu' or 'cuda:0'.")
     dtype: str = Field(
@@ -89,24 +89,24 @@ class EngineOptions(CheckpointOptions):
     )
     quantization: str | None = Field(
         default=None,
-        description="How weights are kept: 'int8' or 'nf4' (bitsandbytes; int8 on a processor needs no package).",
+        description="Quantization of the weights: 'int8' or 'nf4' (bitsandbytes; int8 on a CPU needs no package).",
     )
     attn_implementation: str = Field(
-        default="auto", description="'auto', 'sdpa', 'eager' or 'flash_attention_2' (what attention runs on)."
+        default="auto", description="Attention: 'auto', 'sdpa', 'eager' or 'flash_attention_2'."
     )
     cpu_kernels: str = Field(
         default="auto",
-        description="What multiplies on a processor: 'auto' (measured when a model loads), 'mkl' or 'onednn'.",
+        description="Matrix kernels on a CPU: 'auto' (measured when a model loads), 'mkl' or 'onednn'.",
     )
     reasoner: str = Field(
         default="auto",
-        description="'encoder' lets the compressor read questions where a checkpoint has no query reasoner.",
+        description="'encoder' lets the compressor read questions if a checkpoint has no query reasoner.",
     )
     kv_cache_bytes: int | None = Field(
         default=None,
         gt=0,
-        description="Bytes set aside for the keys and values of all answers being written; if not given, most of what "
-        "is free when the first one is.",
+        description="Bytes of the KV cache of all running answers; default: most of the free memory at the first "
+        "answer.",
     )
 
     @field_validator("device", mode="before")
@@ -128,14 +128,14 @@ OPTIONS: Final = tuple(EngineOptions.model_fields)
 """Names of all options."""
 
 SHARED: Final = ("token", "kv_cache_bytes")
-"""Options of one engine that may differ between those who share it: whoever gave one last decides."""
+"""Options that do not identify an engine: callers that share one may differ in them, and the last value applies."""
 
 
 class EngineArguments(EngineOptions):
-    """The arguments of `ClaraEngine.from_pretrained`, as values that can be compared.
+    """The arguments of `ClaraEngine.from_pretrained`, comparable and hashable.
 
-    The access token is no part of an engine's identity, is not shown and not pickled. Nor does the size of the KV
-    memory tell engines apart: who asks for the same model with more of it shares the one that is there.
+    The options in `SHARED` do not take part in comparisons: callers that differ in these alone share one engine. The
+    access token is neither shown nor pickled.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -157,25 +157,25 @@ class EngineArguments(EngineOptions):
         return tuple(getattr(self, name) for name in OPTIONS if name not in SHARED)
 
     def joined(self, other: Self) -> Self:
-        """These arguments with what an equal one says of that which is no part of the identity."""
-        said = {name: value for name in SHARED if (value := getattr(other, name)) is not None}
-        return self.model_copy(update=said)
+        """These arguments, with the options in `SHARED` of equal arguments if they are given there."""
+        given = {name: value for name in SHARED if (value := getattr(other, name)) is not None}
+        return self.model_copy(update=given)
 
     def resolved(self) -> Self:
-        """The same arguments with every "auto", every path and a rate that follows made definite.
+        """The same arguments with a definite device, dtype and rate, and absolute paths.
 
         Raises:
-            ValueError: A device that is not here.
+            ValueError: The device does not exist here.
         """
         from clara_core.model.devices import default_dtype, definite_device
 
         device = definite_device(self.device)
-        model = _definite(self.model)
+        model = _absolute(self.model)
         return self.model_copy(
             update={
                 "model": model,
                 "compression": default_rate(model, self.compression, self.revision),
-                "base_model": None if self.base_model is None else _definite(self.base_model),
+                "base_model": None if self.base_model is None else _absolute(self.base_model),
                 "device": str(device),
                 "dtype": default_dtype(device) if self.dtype == "auto" else self.dtype,
                 "cache_dir": None if self.cache_dir is None else str(Path(self.cache_dir).resolve()),
@@ -187,7 +187,7 @@ class EngineArguments(EngineOptions):
         return {name: getattr(self, name) for name in OPTIONS if name != "token"}
 
     def hub(self) -> dict[str, Any]:
-        """What transformers needs to find a base decoder."""
+        """Keyword arguments of ``from_pretrained`` in transformers."""
         return {
             "token": self.token,
             "cache_dir": self.cache_dir,
@@ -197,16 +197,16 @@ class EngineArguments(EngineOptions):
 
 
 def checked(kind: type[Options], values: Mapping[str, Any], owner: str) -> Options:
-    """Options of a call.
+    """Validate the options of a call.
 
     Args:
-        kind: Which options there are.
-        values: Those that are given, by name.
-        owner: The class or function that was called.
+        kind: Class with the known options.
+        values: Given options by name.
+        owner: Name of the class or function that was called, for messages.
 
     Raises:
-        UnknownOption: One that it does not have.
-        ValueError: A value that cannot be; says which, in one sentence each.
+        UnknownOption: An option is unknown.
+        ValueError: Values are invalid; the message has a sentence for each.
     """
     refuse_unknown(owner, values, kind.model_fields)
     try:
@@ -216,20 +216,20 @@ def checked(kind: type[Options], values: Mapping[str, Any], owner: str) -> Optio
 
 
 def sentence(fault: Any) -> str:
-    """What pydantic found wrong with a value, as one sentence."""
+    """An error of pydantic as one sentence."""
     name = ".".join(str(part) for part in fault["loc"])
     message = str(fault["msg"])
-    said = message.removeprefix("Value error, ")
-    # Our own messages name the option and the value.
-    return said if said != message or not name else f"{name}: {said}, got {fault['input']!r}"
+    reason = message.removeprefix("Value error, ")
+    # Messages of our own validators name the option and the value already.
+    return reason if reason != message or not name else f"{name}: {reason}, got {fault['input']!r}"
 
 
 def engine_arguments(owner: str, values: Mapping[str, Any]) -> EngineArguments:
-    """The definite arguments of an engine; where no model is named, says which one answers.
+    """The resolved arguments of an engine; announces the default model if none is given.
 
     Raises:
-        UnknownOption: An option that no engine has.
-        ValueError: A value that no engine can have.
+        UnknownOption: An option is unknown.
+        ValueError: A value is invalid.
     """
     arguments = checked(EngineArguments, values, owner).resolved()
     if values.get("model") is None:
@@ -238,25 +238,22 @@ def engine_arguments(owner: str, values: Mapping[str, Any]) -> EngineArguments:
 
 
 def announce_default() -> None:
-    """Say which model answers where none was named."""
+    """Announce the default model."""
     announce(f"no model is named: {DEFAULT_MODEL!r} answers, {DEFAULT_MODEL_IS}")
 
 
 def option_values(options: EngineOptions) -> dict[str, Any]:
-    """Values of all options, of an object that may have other fields besides."""
+    """Values of all options, from an object that may have other fields, too."""
     return {name: getattr(options, name) for name in OPTIONS}
 
 
 def given_options(values: Mapping[str, Any]) -> list[str]:
-    """Names of the options that say something: not what they are by default."""
+    """Names of the options whose values differ from the defaults."""
     fields = EngineOptions.model_fields
     return [name for name in OPTIONS if name in values and values[name] != fields[name].default]
 
 
-# --- what "auto" and a path are here ---------------------------------------------------------------------
-
-
-def _definite(name: str) -> str:
+def _absolute(name: str) -> str:
     if name in BUNDLED or not Path(name).exists():
         return name
     folder = Path(name).resolve()

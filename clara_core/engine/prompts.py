@@ -1,4 +1,4 @@
-"""Which prompts the next pass reads, and the pass: several short ones, or a piece of a long one."""
+"""Prefill: chooses the prompts of the next pass, several short ones or a piece of a long one, and reads them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from clara_core.model.kv_cache import KVCache
 
 
 def choose_prompts(running: Sequence[Running], budget: int, long_next: bool, *, packed: bool) -> list[Running]:
-    """Prompts for one pass, in the order of admission: short ones of one role, or one that takes several passes.
+    """Choose the prompts of one pass, in the order of admission: short ones of one role, or one long one.
 
     Args:
-        running: Answers that have a place.
-        budget: Positions of a pass, padding counted.
-        long_next: Whose turn it is where both kinds wait.
-        packed: Nothing is padded.
+        running: Admitted answers.
+        budget: Positions of a pass, including padding; a prompt with more is long and takes several passes.
+        long_next: Whether the long prompt is chosen if both kinds wait.
+        packed: Whether rows are packed, so that nothing is padded.
     """
     waiting = sorted((one for one in running if not one.read), key=lambda one: one.turn)
     long = [one for one in waiting if one.prompt > budget]
@@ -42,17 +42,17 @@ def choose_prompts(running: Sequence[Running], budget: int, long_next: bool, *, 
 def read_prompts(
     model: ClaraModel, part: Sequence[Running], cache: KVCache, budget: int, pause: Callable[[], None] | None
 ) -> Tensor | None:
-    """Logits of the token behind each prompt ``[rows, vocab]``; None: the one prompt goes on.
+    """Read prompts: logits of the next token ``[rows, vocab]``; None if the rest of a long prompt follows.
 
     Args:
-        model: Reads them.
-        part: What `choose_prompts` gave, or a part of it.
-        cache: Their rows.
-        budget: Positions of a piece.
-        pause: Called between the layers.
+        model: The model.
+        part: Result of `choose_prompts`, or a part of it.
+        cache: Rows of the prompts.
+        budget: Positions of a piece of a long prompt.
+        pause: Called between layers.
     """
     requests = [one.request for one in part]
-    # An answer that had to make room comes back with what it has written so far.
+    # The prompt of an answer that was preempted includes the tokens that were generated before.
     sequences = [request.ids + request.sequence.ids for request in requests]
     if part[0].prompt <= budget:
         memories = _filled(model, [request.memories for request in requests])

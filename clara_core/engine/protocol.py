@@ -1,4 +1,4 @@
-"""What an engine is to everyone who uses one: a model in this process, or one behind a server. Loads nothing itself."""
+"""The interface of an engine, which holds a model in this process or asks a server for it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, Unpack
 
-from clara_core.engine.checks import Message, Overflow
+from clara_core.engine.checks import Message, Overflow, as_conversations, user_turn
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class EngineTokenizer(Protocol):
-    """What others may ask the tokenizer of an engine."""
+    """The tokenizer of an engine, as far as other modules use it."""
 
     def count(self, text: str) -> int:
-        """Tokens of a text as a passage."""
+        """Number of tokens of a text as a passage."""
         ...
 
     def windows(self, text: str, *, first_only: bool = False, reserve: int = 0) -> list[tuple[int, int]]:
@@ -35,27 +35,27 @@ class EngineTokenizer(Protocol):
         ...
 
     def count_plain(self, text: str) -> int:
-        """Tokens of a text by itself."""
+        """Number of tokens of a text, without special tokens."""
         ...
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of a text by itself."""
+        """Token ids of a text, without special tokens."""
         ...
 
     def chat_prompt(self, messages: Sequence[Message], n_windows: int) -> list[int]:
-        """Ids of a conversation over so many windows of documents."""
+        """Token ids of a conversation over `n_windows` windows of documents."""
         ...
 
 
 class Pieces(Iterator["Chunk"], Protocol):
-    """The pieces of one answer; the last one carries the whole `Answer`. Closing it stops the work."""
+    """The pieces of one answer as they are generated; the last one carries the `Answer`. Closing it stops the work."""
 
     def cancel(self) -> None:
-        """Stop writing; the pieces so far can still be read, and the last one says "cancelled"."""
+        """Stop generation; pieces so far can still be read, and the last one has the finish reason "cancelled"."""
         ...
 
     def close(self) -> None:
-        """Stop writing and listening."""
+        """Stop generation and end the stream."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -68,19 +68,23 @@ class Pieces(Iterator["Chunk"], Protocol):
 class Engine(ABC):
     """One CLaRa model: text in, memories, rankings and answers out.
 
-    `ClaraEngine` holds it in this process, `RemoteEngine` asks a server for it. Components use these calls alone and do
-    not ask which of the two they hold. What the calls mean is written at `ClaraEngine`.
+    `ClaraEngine` holds it in this process, `RemoteEngine` asks a server for it. Components use only these calls, so
+    they work with either. Arguments, shapes and errors of the abstract calls are documented at `ClaraEngine`.
+
+    Attributes:
+        arguments: Options of the engine.
+        cache: Memories of documents by text, used by `remember`.
     """
 
     arguments: EngineArguments
     cache: MemoryCache
 
-    # --- what it is --------------------------------------------------------------------------------------
+    # --- facts of the model ------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of weights and rate; memories carry it."""
+        """Hash of weights and rate, stored in each memory."""
 
     @property
     @abstractmethod
@@ -93,9 +97,9 @@ class Engine(ABC):
         """Width of a memory token."""
 
     @property
-    @abstractmethod
     def dimension(self) -> int:
         """Length of a flattened memory: ``n_mem * hidden``."""
+        return self.n_mem * self.hidden
 
     @property
     @abstractmethod
@@ -122,101 +126,131 @@ class Engine(ABC):
     def tokenizer(self) -> EngineTokenizer:
         """Counts tokens and cuts texts into windows."""
 
-    @abstractmethod
     def count_tokens(self, text: str) -> int:
-        """Tokens of a text by itself."""
+        """Number of tokens of a text, without special tokens."""
+        return self.tokenizer.count_plain(text)
 
     @abstractmethod
     def load(self, *, show_progress: bool = False) -> object:
-        """Get ready now instead of at first use."""
+        """Load the model, or connect to the server, now instead of at first use."""
 
     @abstractmethod
     def unload(self) -> None:
-        """Let go of what is held; the next use gets ready again."""
+        """Free the model, or forget the server's facts; the next use loads again."""
 
     # --- documents and questions -------------------------------------------------------------------------
 
-    @abstractmethod
     def compress(
         self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
     ) -> list[Memory]:
-        """Compress documents, each into one memory, in the order given."""
+        """Compress documents, each into one memory, in the order given.
+
+        Args:
+            texts: Any number of documents.
+            overflow: Treatment of a text longer than the window: ``split`` it at sentence or word boundaries into
+                several windows, raise an ``error``, or ``truncate`` it with a warning.
+            show_progress: Draw a progress bar.
+
+        Raises:
+            TypeError: `texts` is a single string, or an item is not a string.
+            WindowOverflow: A text is too long and ``overflow="error"``.
+        """
+        return list(self.compress_stream(texts, overflow, show_progress=show_progress))
 
     @abstractmethod
     def compress_stream(
         self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
     ) -> Iterator[Memory]:
-        """`compress`, one by one."""
+        """Like `compress`, but yields each memory once it is ready."""
 
     @abstractmethod
     def remember(self, texts: Iterable[str], *, show_progress: bool = False) -> list[Memory]:
-        """Memories of documents; a text that was compressed before costs nothing."""
+        """Like `compress`, but texts in `cache` are not compressed again."""
 
     @abstractmethod
     def reason(self, questions: Sequence[str]) -> Tensor:
-        """Memory tokens of questions, ``[n, n_mem, hidden]``, on the processor."""
+        """Memory tokens of questions, ``[n_questions, n_mem, hidden]``, on the CPU."""
 
     @abstractmethod
     def score(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
-        """Cosine of each question with each document's best window: ``[n_questions, n_memories]``."""
+        """Cosine of each question with the best window of each document: ``[n_questions, n_memories]``."""
 
     @abstractmethod
     def rank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
-        """The documents for a question, best first."""
+        """Rank documents for a question, best first."""
 
     # --- answers -----------------------------------------------------------------------------------------
 
     @abstractmethod
     def paraphrase(self, memory: Memory, instruction: str | None = None, max_tokens: int = 128) -> Answer:
-        """Say a document again from its memory alone."""
+        """Write a paraphrase of a document from its memory alone."""
 
-    @abstractmethod
     def answer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
-        """Answer a question from compressed documents."""
+        """Answer a question from compressed documents, read in the order given; without any, from the model alone.
 
-    @abstractmethod
+        Args:
+            question: The question.
+            memories: Documents.
+            **options: ``max_tokens=128``, ``stop=None``, ``temperature=0.0``, ``top_p=1.0``, ``seed=None``: see
+                `Sampling`. ``logprobs=False``, ``top_logprobs=0``, ``citations=False``, ``min_confidence=None``,
+                ``read="memory"``, ``scores=None``, ``as_text=()``, ``unsure_text=...``: see `answer_options.Wanted`.
+
+        Raises:
+            ContextOverflow: The documents do not fit the context. If there is a query reasoner, a document with more
+                windows than the generator was trained to read is shortened first, to its best windows for the
+                question, with a warning and a count in ``Answer.windows_left_out``.
+            FingerprintMismatch: A memory was made by another model.
+        """
+        return self.chat(user_turn(question), memories, **options)
+
     def answer_batch(
         self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
-        """Answer many questions together, each from its own documents."""
+        """Answer many questions in one batch, each from its own documents (any number for each)."""
+        return self.chat_batch(as_conversations(items), **options)
 
-    @abstractmethod
     def stream(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Pieces:
-        """The answer in pieces, as it is written."""
+        """Answer a question in pieces of text as they are generated. Closing the stream stops the work."""
+        return self.stream_chat(user_turn(question), memories, **options)
 
-    @abstractmethod
     def chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Answer:
-        """Go on with a conversation; the last user turn may read compressed documents."""
+        """Answer the last user turn of a conversation, which may read compressed documents.
+
+        Args:
+            messages: ``{"role": "system" | "user" | "assistant", "content": text}``, in any order that ends with the
+                user; turns are merged as chat templates require (`clara_core.model.chat_format.merge_turns`).
+            memories: Documents.
+            **options: As in `answer`.
+        """
+        return self.chat_batch([(messages, memories)], **options)[0]
 
     @abstractmethod
     def chat_batch(
-        self,
-        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
-        """Go on with many conversations together."""
+        """Like `chat`, for many conversations in one batch."""
 
     @abstractmethod
     def stream_chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Pieces:
-        """`chat`, in pieces."""
+        """Like `chat`, in pieces of text as they are generated."""
 
-    # --- what texts stand on -----------------------------------------------------------------------------
+    # --- evidence ----------------------------------------------------------------------------------------
 
     @abstractmethod
     def attribute(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Attribution:
-        """What an answer to a question stands on, whoever wrote it."""
+        """Attribute an answer of any origin to the documents."""
 
     @abstractmethod
     def logprob(self, question: str, memories: Sequence[Memory], text: str) -> float:
-        """Log-probability of a text as the answer to a question."""
+        """Log-probability of a text as the answer to a question, in nats."""
 
     @abstractmethod
     def fidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
-        """What memories have kept of their texts."""
+        """Measure how well names, numbers and code can be read back from memories."""
 
     # --- awaitable ---------------------------------------------------------------------------------------
 
@@ -230,7 +264,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def afetch(self, memories: Sequence[Memory]) -> None:
-        """Have the tensors of memories in this process, where reading them would else wait for a server."""
+        """Fetch the tensors of memories that are on a server, so that reading `Memory.tokens` does not block."""
 
     @abstractmethod
     async def areason(self, questions: Sequence[str]) -> Tensor:
@@ -244,27 +278,25 @@ class Engine(ABC):
     async def arank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
         """Awaitable `rank`."""
 
-    @abstractmethod
     async def aanswer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
         """Awaitable `answer`."""
+        return await self.achat(user_turn(question), memories, **options)
 
-    @abstractmethod
     async def aanswer_batch(
         self, items: Sequence[tuple[str, Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Awaitable `answer_batch`."""
+        return await self.achat_batch(as_conversations(items), **options)
 
-    @abstractmethod
     async def achat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> Answer:
         """Awaitable `chat`."""
+        return (await self.achat_batch([(messages, memories)], **options))[0]
 
     @abstractmethod
     async def achat_batch(
-        self,
-        conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]],
-        **options: Unpack[AnswerOptions],
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Awaitable `chat_batch`."""
 
@@ -280,11 +312,11 @@ class Engine(ABC):
     async def afidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
         """Awaitable `fidelity`."""
 
-    @abstractmethod
     def astream(
         self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream`; leaving the loop over it early stops the work."""
+        return self.astream_chat(user_turn(question), memories, **options)
 
     @abstractmethod
     def astream_chat(

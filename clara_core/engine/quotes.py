@@ -1,4 +1,4 @@
-"""Where the words of an answer stand in a text: word for word, nearly so, or not at all. Knows no model."""
+"""Finds the words of an answer in a text: verbatim, or the most similar run of words. Runs no model."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dataclasses import dataclass
 
 Span = tuple[int, int]
 
-NEAR = 0.75  # of `difflib`: how alike a run of words has to be to be shown as the nearest one
+NEAR = 0.75  # lowest ratio of `difflib` of a run of words that counts as similar
 _WORD = re.compile(r"[^\W_]+")
 _SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’»)\]]*(?=\s)|\n\s*\n")  # noqa: RUF001 - full-width stops are meant
-# A point behind these ends no sentence: a title, or the letter of an initial.
+# A period after these does not end a sentence: titles, and the letter of an initial.
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nos|vs|ca|[A-Z])\.$")
 _YES_NO = frozenset({"yes", "no", "true", "false"})
 
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What a text says about an answer.
+    """The place of a text that supports an answer.
 
     Attributes:
-        start: Where it begins in the text, in characters.
-        end: Where it ends.
-        verbatim: Whether the words stand there in this order, but for their case; else it is the nearest run of as many
-            words.
+        start: First character in the text.
+        end: End in the text, exclusive.
+        verbatim: Whether the text contains the words in this order, ignoring case; otherwise the place is the most
+            similar run of as many words.
     """
 
     start: int
@@ -35,7 +35,7 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word of a text, in one case."""
+    """A word of a text, case-folded, with its span of characters."""
 
     text: str
     start: int
@@ -48,7 +48,7 @@ def split_words(text: str) -> list[Word]:
 
 
 def split_sentences(text: str) -> list[Span]:
-    """Sentences without the space around them; a text without an end of a sentence is one."""
+    """Spans of sentences, without surrounding space; a text without sentence ends is one sentence."""
     spans: list[Span] = []
     start = 0
     ends = [match.end() for match in _SENTENCE_END.finditer(text) if not _ABBREVIATION.search(text[: match.end()])]
@@ -63,63 +63,63 @@ def split_sentences(text: str) -> list[Span]:
 
 
 def says_yes_or_no(text: str) -> bool:
-    """Whether an answer is of the kind that stands in no text."""
+    """Whether an answer is a single "yes", "no", "true" or "false", which documents do not contain."""
     words = [word.text for word in split_words(text)]
     return len(words) == 1 and words[0] in _YES_NO
 
 
 def share_of_names(question: str, texts: Iterable[str]) -> float:
-    """Which share of the names and numbers of a question stands in texts; 1 where it has none.
+    """Share of the names and numbers of a question that texts contain; 1 if it has none.
 
-    A name is a word with a capital letter that does not open a sentence, but for the word I.
+    A name is a capitalized word, other than "I", that does not begin a sentence.
     """
     openings = {start for start, _ in split_sentences(question)}
-    asked = {
+    names = {
         word.text
         for word in split_words(question)
         if any(char.isdigit() for char in word.text)
         or (question[word.start].isupper() and word.start not in openings and word.text != "i")
     }
-    found = {word.text for text in texts for word in split_words(text)} if asked else set()
-    return len(asked & found) / len(asked) if asked else 1.0
+    found = {word.text for text in texts for word in split_words(text)} if names else set()
+    return len(names & found) / len(names) if names else 1.0
 
 
-def stands_in(said: str, text: str) -> bool:
-    """Whether the words of an answer stand in a text, in this order, but for their case."""
-    wanted = [word.text for word in split_words(said)]
+def stands_in(answer: str, text: str) -> bool:
+    """Whether a text contains the words of an answer in this order, ignoring case."""
+    wanted = [word.text for word in split_words(answer)]
     return bool(wanted) and bool(_runs(wanted, split_words(text)))
 
 
-def find_quote(said: str, text: str, windows: Sequence[Span], question: str = "") -> Quote | None:
-    """Where a text says something: the sentence with these words, else the nearest run of words.
+def find_quote(part: str, text: str, windows: Sequence[Span], question: str = "") -> Quote | None:
+    """Find the sentence of a document with the words of an answer, or the most similar run of words.
 
     Args:
-        said: A part of an answer.
+        part: A part of an answer.
         text: The document.
-        windows: What of the document was read, in characters; nothing else is looked at.
-        question: Of several sentences that have the words, the one that shares most words with this.
+        windows: Character spans of the document that were read; only these are searched.
+        question: If several sentences have the words, the one that shares most words with this is taken.
 
     Returns:
-        Quote | None: None where nothing of the document is like it.
+        Quote | None: None if no run of words is similar.
     """
-    wanted = [word.text for word in split_words(said)]
+    wanted = [word.text for word in split_words(part)]
     if not wanted:
         return None
     words = split_words(text)
     read = [word for word in words if any(start <= word.start < end for start, end in windows)]
     places = _runs(wanted, read)
     if places:
-        asked = {word.text for word in split_words(question)} - set(wanted)
+        others = {word.text for word in split_words(question)} - set(wanted)
         sentences = split_sentences(text)
         around = [_around(sentences, read[at].start, read[at + len(wanted) - 1].end) for at in places]
-        shared = [len(asked & {word.text for word in split_words(text[start:end])}) for start, end in around]
+        shared = [len(others & {word.text for word in split_words(text[start:end])}) for start, end in around]
         start, end = around[shared.index(max(shared))]
         return Quote(start, end, verbatim=True)
     return _nearest(wanted, read)
 
 
 def _runs(wanted: Sequence[str], words: Sequence[Word]) -> list[int]:
-    """Where in `words` the wanted ones stand one behind the other."""
+    """Indexes in `words` at which the wanted words begin, one after the other."""
     last = len(words) - len(wanted)
     return [
         at
@@ -129,13 +129,13 @@ def _runs(wanted: Sequence[str], words: Sequence[Word]) -> list[int]:
 
 
 def _around(sentences: Iterable[Span], start: int, end: int) -> Span:
-    """The sentences that hold a span, from the first to the last of them."""
+    """The span of all sentences that overlap a span."""
     held = [one for one in sentences if one[0] < end and start < one[1]]
     return (min(held[0][0], start), max(held[-1][1], end)) if held else (start, end)
 
 
 def _nearest(wanted: Sequence[str], words: Sequence[Word]) -> Quote | None:
-    """The run of as many words that is most like the wanted ones, if any is like them."""
+    """The run of as many words that is most similar to the wanted ones, if its ratio is at least `NEAR`."""
     size = len(wanted)
     matcher = difflib.SequenceMatcher(autojunk=False)
     matcher.set_seq2(" ".join(wanted))
@@ -143,7 +143,7 @@ def _nearest(wanted: Sequence[str], words: Sequence[Word]) -> Quote | None:
     for at in range(len(words) - size + 1):
         run = words[at : at + size]
         matcher.set_seq1(" ".join(word.text for word in run))
-        # Two cheap bounds first.
+        # Cheap upper bounds first.
         if matcher.real_quick_ratio() < best or matcher.quick_ratio() < best:
             continue
         ratio = matcher.ratio()

@@ -1,4 +1,4 @@
-"""What the worker is asked for, and how requests are cut into batches."""
+"""Requests to the worker, and how they are cut into batches."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much goes into one forward pass.
+    """Sizes of forward passes.
 
     Attributes:
-        tokens: Positions, padding counted, of one encoding or prefill batch; a longer prompt is read in such pieces.
-        rows: Answers that are written at the same time.
+        tokens: Positions, including padding, of an encoding or prefill batch; a longer prompt is read in such pieces.
+        rows: Most answers that run at the same time.
     """
 
     tokens: int
@@ -37,13 +37,13 @@ class Limits:
 
     @classmethod
     def of(cls, device: torch.device) -> Limits:
-        """What keeps this kind of device busy without making others wait: nothing passes a batch on a GPU."""
+        """Sizes that use the device well and keep a pass short, because other requests wait until it ends."""
         return cls(tokens=4_096, rows=128) if device.type == "cuda" else cls(tokens=512, rows=16)
 
 
 @dataclass(eq=False, slots=True)
 class EncodeRequest:
-    """Sequences to turn into memory tokens; the future gives ``[rows, n_mem, hidden]`` on the processor."""
+    """Sequences to encode; `future` gives their memory tokens ``[rows, n_mem, hidden]`` on the CPU."""
 
     sequences: Sequence[Sequence[int]]
     role: Role
@@ -52,7 +52,7 @@ class EncodeRequest:
     rows: dict[int, Tensor] = field(default_factory=dict)
 
     def cancel(self) -> None:
-        """Nobody waits any more: what has not been computed will not be."""
+        """Cancel the rows that have not been computed."""
         self.future.cancel()
 
 
@@ -64,17 +64,17 @@ class GenerateRequest:
         ids: Token ids of the prompt.
         slots: Which of them are memory slots.
         memories: ``[n_slots, hidden]``.
-        source_tokens: For the usage of the answer.
-        sequence: Text and end of the answer.
-        on_chunk: Called in the worker's thread with each piece of text.
+        source_tokens: Text tokens of the documents, for the usage of the answer.
+        sequence: State of the answer: options, tokens, text.
+        on_chunk: Called in the worker's thread with each piece of the answer.
         future: Gives the answer.
-        cancelled: Set by whoever no longer waits; the answer so far is then the answer.
-        windows_left_out: Windows of long documents that the prompt has no room for.
-        documents: Whose memories fill the slots, in their order.
-        role: Whose adapter reads and writes; None: the bare base.
-        watched: Spans of the windows in the prompt, if the attention that is paid to them is asked for.
-        queries: ``[layers, heads, dim]`` of each token that was written, where it is.
-        paid: ``[tokens, windows]``: shares of the attention of the finished answer.
+        cancelled: Set to stop the work; the answer is then the text so far.
+        windows_left_out: Number of windows of long documents that were left out of the prompt.
+        documents: The documents whose memories fill the slots, in order.
+        role: Role whose adapter is used; None: the base decoder without adapters.
+        watched: Spans of the windows in the prompt, if the attention to them is recorded; otherwise empty.
+        queries: Attention queries ``[layers, heads, dim]`` of each generated token, if `watched`.
+        paid: ``[tokens, windows]``: share of the attention of each token of the finished answer, if `watched`.
     """
 
     ids: list[int]
@@ -93,7 +93,7 @@ class GenerateRequest:
     paid: Tensor | None = None
 
     def cancel(self) -> None:
-        """Nobody waits any more: the work stops before its next step."""
+        """Stop the work before its next step."""
         self.cancelled = True
 
     def answer(self) -> Answer:
@@ -113,51 +113,51 @@ class GenerateRequest:
 
 @dataclass(eq=False, slots=True)
 class JudgeRequest:
-    """Something said to a prompt, judged once for each set of windows that are hidden.
+    """The log-probabilities of a continuation of a prompt, once for each set of hidden windows.
 
     Attributes:
         ids: The prompt.
         slots: Which of its positions are memory slots.
         memories: ``[n_slots, hidden]``.
-        windows: Span of each window in the prompt: its slots and the separator behind them.
-        said: Tokens; at least one.
-        hidden: One a row: numbers of the windows that whatever stands behind the last window does not see.
-        future: Gives the log-probabilities ``[rows, said]``, float32 on the processor.
-        rows: Those that have come.
+        windows: Span of each window in the prompt: its slots and the separator after them.
+        continuation: Token ids of the continuation; at least one.
+        hidden: For each row the indexes of the windows that positions after the last window do not see.
+        future: Gives the log-probabilities ``[rows, continuation]``, float32 on the CPU.
+        rows: The rows that have been computed.
     """
 
     ids: list[int]
     slots: list[bool]
     memories: Tensor
     windows: Sequence[Span]
-    said: list[int]
+    continuation: list[int]
     hidden: Sequence[frozenset[int]]
     future: Future[Tensor] = field(default_factory=Future)
     rows: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.said or not self.hidden:
-            msg = f"a judge request needs tokens and rows, got {len(self.said)} tokens and {len(self.hidden)} rows"
-            raise ValueError(msg)
+        if not self.continuation or not self.hidden:
+            tokens, rows = len(self.continuation), len(self.hidden)
+            raise ValueError(f"a judge request needs tokens and rows, got {tokens} tokens and {rows} rows")
         missing = frozenset().union(*self.hidden) - set(range(len(self.windows)))
         if missing:
-            msg = f"windows {sorted(missing)} cannot be hidden: the prompt has {len(self.windows)}"
-            raise ValueError(msg)
+            raise ValueError(f"windows {sorted(missing)} cannot be hidden: the prompt has {len(self.windows)}")
 
     @property
     def head(self) -> int:
-        """Positions up to the end of the last window; something of the prompt always stands behind them."""
+        """Positions up to the end of the last window, fewer than the prompt has."""
         return min(self.windows[-1][1], len(self.ids) - 1) if self.windows else 0
 
     def cancel(self) -> None:
-        """Nobody waits any more: what has not been computed will not be."""
+        """Cancel the rows that have not been computed."""
         self.future.cancel()
 
     def forked(self, rows: Iterable[int]) -> ForkedPrompt:
         """Some of the rows as one prompt."""
-        behind = self.said[:-1]
+        read = self.continuation[:-1]  # the last token predicts nothing that is asked for
         spans = [sorted(self.windows[window] for window in self.hidden[row]) for row in rows]
-        return ForkedPrompt(self.ids + behind, self.slots + [False] * len(behind), self.head, self.said, spans)
+        slots = self.slots + [False] * len(read)
+        return ForkedPrompt(self.ids + read, slots, self.head, self.continuation, spans)
 
 
 Request: TypeAlias = EncodeRequest | GenerateRequest | JudgeRequest
@@ -165,7 +165,7 @@ Request: TypeAlias = EncodeRequest | GenerateRequest | JudgeRequest
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SequenceRow:
-    """One sequence of an encode request: batches are made of these, whatever request they belong to."""
+    """One sequence of an encode request; a batch may have rows of several requests."""
 
     request: EncodeRequest
     index: int
@@ -176,7 +176,7 @@ class SequenceRow:
         return self.request.sequences[self.index]
 
     def deliver(self, tokens: Tensor) -> None:
-        """Hand in the memory tokens ``[n_mem, hidden]``; the request's last row completes its future."""
+        """Store the memory tokens ``[n_mem, hidden]``; the last row of the request resolves its future."""
         rows = self.request.rows
         rows[self.index] = tokens
         if len(rows) == len(self.request.sequences):
@@ -184,13 +184,13 @@ class SequenceRow:
 
 
 def fill_batch(rows: Sequence[SequenceRow], budget: int, *, packed: bool = False) -> list[SequenceRow]:
-    """As many rows as keep the positions of a pass within the budget, the first one always among them.
+    """Choose as many rows as keep the positions of a pass within the budget; the first row is always among them.
 
     Args:
-        rows: In the order of arrival.
-        budget: Positions.
-        packed: Nothing is padded: rows are taken in their order. Else the first row and its neighbours by length, such
-            that ``rows * longest`` is within the budget.
+        rows: Rows in the order of arrival.
+        budget: Positions of a pass, including padding.
+        packed: Whether rows are packed without padding. If so, rows are taken in order; otherwise the first row and its
+            neighbours by length, such that ``rows * longest`` is within the budget.
     """
     if packed:
         ends = accumulate(len(row.ids) for row in rows)
@@ -213,29 +213,24 @@ def fill_batch(rows: Sequence[SequenceRow], budget: int, *, packed: bool = False
 
 @dataclass(frozen=True, eq=False, slots=True)
 class JudgeRow:
-    """One row of a request: batches are made of these."""
+    """One row of a judge request; a batch may have rows of several requests."""
 
     request: JudgeRequest
     index: int
 
     @property
     def positions(self) -> int:
-        """Positions that are its own."""
-        return len(self.request.ids) - self.request.head + len(self.request.said) - 1
-
-
-def rows_of(request: JudgeRequest) -> list[JudgeRow]:
-    """All rows of a request, in order."""
-    return [JudgeRow(request, index) for index in range(len(request.hidden))]
+        """Positions of the row after the shared head."""
+        return len(self.request.ids) - self.request.head + len(self.request.continuation) - 1
 
 
 def take_rows(rows: Sequence[JudgeRow], budget: int) -> list[JudgeRow]:
-    """Rows for one pass, in the order of arrival: the first one, and what fits the budget with it.
+    """Choose the rows of one pass, in the order of arrival: the first one and those that fit the budget with it.
 
     Args:
-        rows: At least one.
-        budget: Positions. A prompt that is long itself has twice its length, so that a pass is never mostly the
-            beginning which is computed for each pass anew.
+        rows: At least one row.
+        budget: Positions of a pass. It is raised to twice the head of a long prompt, so that a pass does not consist
+            mostly of the head, which each pass computes again.
     """
     first = rows[0].request
     budget = max(budget, 2 * first.head + rows[0].positions)
@@ -251,19 +246,19 @@ def take_rows(rows: Sequence[JudgeRow], budget: int) -> list[JudgeRow]:
 
 
 def emit(request: GenerateRequest, text: str, answer: Answer | None = None) -> None:
-    """Tell the listener of a stream, if there is one and something to tell."""
+    """Send a piece to the listener of a stream, if there is a listener and the piece is not empty."""
     if request.on_chunk is None or (not text and answer is None):
         return
     try:
         logged = request.sequence.log
-        request.on_chunk(Chunk(text, answer, None if logged is None else logged.untold()))
-    except Exception:  # the listener is gone (a closed event loop): nobody waits any more
+        request.on_chunk(Chunk(text, answer, None if logged is None else logged.take_new()))
+    except Exception:  # the listener is gone, for example its event loop is closed
         log.debug("a listener of a streamed answer failed", exc_info=True)
         request.cancel()
 
 
 def finish(request: GenerateRequest) -> None:
-    """Hand out the answer as far as it got, unless it failed or nobody waits any more."""
+    """Resolve the future with the answer so far, unless it is done already."""
     if request.future.done():
         return
     if request.sequence.finish_reason is None:
@@ -274,12 +269,12 @@ def finish(request: GenerateRequest) -> None:
 
 
 def resolve(future: Future[T], result: T) -> None:
-    """Give a result, unless nobody waits for it any more."""
-    with suppress(InvalidStateError):  # cancelled in the meantime
+    """Set the result of a future, unless it was cancelled."""
+    with suppress(InvalidStateError):
         future.set_result(result)
 
 
 def fail(future: Future[Tensor] | Future[Answer], exc: BaseException) -> None:
-    """Give an error, unless nobody waits any more."""
+    """Set the error of a future, unless it was cancelled."""
     with suppress(InvalidStateError):
         future.set_exception(exc)

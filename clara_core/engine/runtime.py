@@ -1,4 +1,4 @@
-"""One model's life and the requests made to it: what the calls of an engine stand on."""
+"""Loading and unloading of one model, and the requests to its worker: the base of the engine's calls."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from clara_core.engine.inputs import (
 from clara_core.engine.loader import DTYPES, Loaded, Plan, load_model, plan_engine
 from clara_core.engine.options import EngineArguments
 from clara_core.engine.protocol import Engine
+from clara_core.engine.recent import RecentQuestions
 from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
 from clara_core.engine.sampling import Sampling
 from clara_core.engine.scheduler import Worker
@@ -41,11 +42,12 @@ log = logging.getLogger(__name__)
 
 
 class EngineInstance(Engine):
-    """A model that loads when it is needed, with its worker, its cache and its numbers."""
+    """A model that loads at first use, with its worker, its cache of memories and its statistics."""
 
     def __init__(self, arguments: EngineArguments) -> None:
         self.arguments = arguments
         self.cache = MemoryCache()
+        self._recent = RecentQuestions()
         self._lock = threading.RLock()
         self._plan: Plan | None = None
         self._loaded: Loaded | None = None
@@ -58,7 +60,7 @@ class EngineInstance(Engine):
             this = weakref.ref(self)
             os.register_at_fork(after_in_child=lambda: _forked(this()))
 
-    # --- what it is --------------------------------------------------------------------------------------
+    # --- facts of the model ------------------------------------------------------------------------------
 
     @property
     def plan(self) -> Plan:
@@ -70,7 +72,7 @@ class EngineInstance(Engine):
 
     @property
     def config(self) -> ClaraConfig:
-        """What the checkpoint's config says."""
+        """Config of the checkpoint."""
         return self.plan.config
 
     @property
@@ -89,11 +91,6 @@ class EngineInstance(Engine):
         return self.plan.hidden
 
     @property
-    def dimension(self) -> int:
-        """Length of a flattened memory: ``n_mem * hidden``."""
-        return self.n_mem * self.hidden
-
-    @property
     def window(self) -> int:
         """Most text tokens that one window holds."""
         return self.config.doc_max_length
@@ -105,7 +102,7 @@ class EngineInstance(Engine):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, or will be."""
+        """The device of the model."""
         return torch.device(self.arguments.device)
 
     @property
@@ -120,7 +117,7 @@ class EngineInstance(Engine):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights and rate, whatever the dtype (loads the weights). Memories carry it."""
+        """Hash of weights and rate, independent of the dtype (loads the weights). It is stored in each memory."""
         return self.load().fingerprint
 
     @property
@@ -130,13 +127,13 @@ class EngineInstance(Engine):
 
     @property
     def calibration(self) -> Calibration | None:
-        """How a confidence is made: of the checkpoint's ``calibration.json``, or set by you; None where there is none.
+        """The calibration of confidence: the checkpoint's ``calibration.json``, or the one that was set; may be None.
 
-        A file of another model is not used, which is logged.
+        The file is ignored with a warning if it was made for another model.
 
         Raises:
-            CheckpointError: The checkpoint's file is damaged.
-            FingerprintMismatch: One of another model is set.
+            CheckpointError: The file is damaged.
+            FingerprintMismatch: The calibration to set was made for another model.
         """
         with self._lock:
             if not self._calibration_known:
@@ -144,7 +141,7 @@ class EngineInstance(Engine):
                 try:
                     self._calibration = Calibration.read(loaded.checkpoint.folder, loaded.fingerprint)
                 except FingerprintMismatch as exc:
-                    log.warning("%s lies beside other weights and is not used: %s", CALIBRATION_FILE, exc)
+                    log.warning("%s is not used: %s", CALIBRATION_FILE, exc)
                 self._calibration_known = True
             return self._calibration
 
@@ -154,22 +151,18 @@ class EngineInstance(Engine):
             calibration.check(self.fingerprint)
         self._calibration, self._calibration_known = calibration, True
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text by itself."""
-        return self.tokenizer.count_plain(text)
-
-    # --- life --------------------------------------------------------------------------------------------
+    # --- loading -----------------------------------------------------------------------------------------
 
     def load(self, *, show_progress: bool = False) -> Loaded:
-        """Load the weights now instead of at first use. A load that failed may be tried again.
+        """Load the weights now instead of at first use. A failed load may be tried again.
 
         Args:
             show_progress: Draw a progress bar over the weights of a large model.
 
         Raises:
-            CheckpointError: What was looked for, where, and what to do.
-            EngineClosed: The device cannot be used by this process any more, or not after a fork.
-            NotEnoughMemory: What is needed, what is free, and what takes less.
+            CheckpointError: The checkpoint or the base decoder is missing or invalid.
+            EngineClosed: This process can no longer use the device, for example after a fork.
+            NotEnoughMemory: The model does not fit the device; the message says which options take less memory.
         """
         with self._lock:
             if self._worker is not None and self._worker.lost is not None:
@@ -180,16 +173,17 @@ class EngineInstance(Engine):
                 try:
                     self._loaded = load_model(self.arguments, self.plan, show_progress=show_progress)
                 except BaseException:
-                    self._plan = None  # whatever is repaired before the next try is read anew
+                    self._plan = None  # the next try reads files again that were repaired
                     raise
             if self._worker is None or not self._worker.alive:
-                self._worker = Worker(self._loaded.model, kv_bytes=self.arguments.kv_cache_bytes)
+                self._worker = Worker(self._loaded.model, self.arguments.kv_cache_bytes)
             return self._loaded
 
     def unload(self) -> None:
-        """Free the device before this returns; the next use loads again. Calls that still wait get `EngineClosed`."""
+        """Free the device before returning; the next use loads again. Calls that still wait raise `EngineClosed`."""
         with self._lock:
             worker, self._worker, self._loaded = self._worker, None, None
+            self._recent = RecentQuestions()  # the next load may find other weights
         if worker is not None:
             worker.close()
             del worker
@@ -197,7 +191,7 @@ class EngineInstance(Engine):
         release_memory()
 
     def stats(self) -> EngineStats:
-        """What the engine holds and does right now. Cheap: it waits for nobody and loads nothing."""
+        """Statistics of the engine at this moment; it neither waits for the worker nor loads anything."""
         worker, loaded = self._worker, self._loaded
         now = EngineStats() if worker is None else worker.stats()
         return replace(
@@ -236,7 +230,13 @@ class EngineInstance(Engine):
         self._require(role)
         if not questions:
             return None
-        return EncodeRequest(prepare_questions(questions, self.tokenizer), role, urgent=True)
+        request = EncodeRequest(prepare_questions(questions, self.tokenizer), role, urgent=True)
+        self._recent.note(questions, role, request.future)
+        return request
+
+    def _recent_tokens(self, question: str) -> Tensor | None:
+        """Memory tokens ``[n_mem, hidden]`` of a question; None if it was not encoded recently."""
+        return self._recent.get(question, self._question_role)
 
     def _no_questions(self) -> Tensor:
         return torch.zeros(0, self.n_mem, self.hidden, dtype=self.dtype)
@@ -257,23 +257,22 @@ class EngineInstance(Engine):
         )  # fmt: skip
 
     def _watch(self, request: GenerateRequest) -> None:
-        """Have the attention to the windows of a request's prompt noted.
+        """Record the attention to the windows of a request's prompt.
 
         Raises:
-            ValueError: The attention of this engine cannot be seen.
+            ValueError: The attention implementation of this engine does not show it.
         """
-        if not self.load().model.shows_attention:
+        if not self.load().model.own_attention:
             raise ValueError(
-                f"citations='attention' needs attention of this package, not attn_implementation="
+                f"citations='attention' needs the attention of this package, not attn_implementation="
                 f"{self.arguments.attn_implementation!r}: leave that option out, or ask with citations=True"
             )
         request.watched = self.tokenizer.window_spans(request.ids)
 
     def _question_tokens(self, question: str) -> Tensor:
         """Memory tokens ``[n_mem, hidden]`` of one question."""
-        request = EncodeRequest(prepare_questions([question], self.tokenizer), self._question_role, urgent=True)
-        tokens: Tensor = self._wait([request])[0][0]
-        return tokens
+        known = self._recent_tokens(question)
+        return self.reason([question])[0] if known is None else known
 
     def _prompt_request(self, ids: list[int], memories: Sequence[Memory], sampling: Sampling) -> GenerateRequest:
         self._require(Role.GENERATOR)
@@ -304,12 +303,11 @@ class EngineInstance(Engine):
         with self._lock:
             self.load()
             if self._worker is None:
-                msg = "an engine that is loaded has a worker"
-                raise RuntimeError(msg)
+                raise RuntimeError("the engine has no worker")
             self._worker.submit(request)
 
     def _submit_all(self, requests: Sequence[Request]) -> None:
-        """All of them or none."""
+        """Submit all requests, or none if one fails."""
         try:
             for request in requests:
                 self._submit(request)
@@ -319,7 +317,7 @@ class EngineInstance(Engine):
             raise
 
     def _wait(self, requests: Sequence[Request]) -> list[Any]:
-        """Submit and wait for all; whatever interrupts the waiting stops the work."""
+        """Submit requests and wait for their results; if the wait is interrupted, all are cancelled."""
         self._submit_all(requests)
         try:
             return [request.future.result() for request in requests]
@@ -330,18 +328,19 @@ class EngineInstance(Engine):
 
 
 def _forked(engine: EngineInstance | None) -> None:
-    """In a child process: threads stayed behind, and so did whoever held a lock."""
+    """Reset an engine in a forked child process, which has no worker thread and may have inherited held locks."""
     if engine is None:
         return
     worker, engine._worker = engine._worker, None  # noqa: SLF001 - this is a part of the class
     engine._lock = threading.RLock()  # noqa: SLF001
     engine.cache.unlock()
+    engine._recent = RecentQuestions()  # noqa: SLF001
     if engine._loaded is not None:  # noqa: SLF001
-        # OpenMP's threads of the thread that forked are gone, and it would wait for them for ever. New threads, such
-        # as that of the worker, get new ones.
+        # The OpenMP threads of the forking thread do not exist here, and it would wait for them for ever. A new
+        # thread, such as the worker's, starts new ones.
         torch.set_num_threads(1)
     if worker is not None:
-        atexit.unregister(worker.close)  # it would wait for a lock that nobody gives back
+        atexit.unregister(worker.close)  # it would wait for a lock that is never released
     if engine.device.type == "cuda" and engine._loaded is not None:  # noqa: SLF001
         engine._lost = (  # noqa: SLF001
             f"this engine was loaded on {engine.device} before the process forked, and CUDA cannot be used in both: "

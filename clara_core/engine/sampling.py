@@ -1,4 +1,4 @@
-"""One answer while it is written: sampling options, text from tokens, stop strings, usage."""
+"""Sampling options, answers, and the state of one answer during generation: text, stop strings, length."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ if TYPE_CHECKING:
     from clara_core.model.sampler import Draw, Ends
 
 FinishReason = Literal["stop", "length", "cancelled"]
-REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
+REPLACEMENT = "\ufffd"  # an incomplete UTF-8 sequence decodes to it
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the generator wrote, and what it read.
+    """An answer with its usage and, if asked for, its evidence.
 
     Attributes:
         text: The answer.
         finish_reason: "stop" (end of text or a stop string), "length" (max_tokens or the context), "cancelled".
-        prompt_tokens: Positions of the prompt that were text.
-        memory_tokens: Positions of the prompt that were memory slots.
-        source_tokens: What the text of the documents would have cost instead of the slots.
-        completion_tokens: Tokens written, the end token not counted.
-        windows_left_out: Windows of long documents that were not read, since the context had no room for them.
-        logprobs: Of each token written, if they were asked for.
-        citations: What the parts of the text (or of the `draft`) stand on, best first, if asked for.
-        attribution: One number a document, in the order given: ``1 - p(without it) / p``; None: nothing was judged.
-        confidence: Probability that the answer is right; None where it was not asked for, or nothing can be said (an
-            answer that is empty, or was cut).
-        calibrated: Whether that was fitted on questions with known answers; else it is the answer's own probability.
-        checks: What speaks for the answer.
+        prompt_tokens: Text positions of the prompt.
+        memory_tokens: Memory slots of the prompt.
+        source_tokens: Tokens that the text of the documents would take instead of the memory slots.
+        completion_tokens: Generated tokens, without the end token.
+        windows_left_out: Windows of long documents that were not read, because they do not fit the context.
+        logprobs: Log-probabilities of the generated tokens, if asked for.
+        citations: Citations of the text (or of the `draft`), best document first, if asked for.
+        attribution: One score a document, in the order given: ``1 - p(without it) / p``, or its share of the attention
+            with ``citations="attention"``; None if nothing was judged.
+        confidence: Probability that the answer is right; None if it was not asked for, or if the answer is empty or was
+            cut.
+        calibrated: Whether the confidence is calibrated; otherwise it is the probability of the answer's tokens.
+        checks: Checks of the answer, if citations or a second reading were asked for.
         abstained: Whether the text was withheld; `text` is then ``unsure_text``.
         draft: The text that was withheld.
-        reading: Which reading gave the answer.
-        judged_tokens: Positions of all passes beside the reading that gave the answer.
+        reading: The reading that gave the answer (`Wanted.read`).
+        judged_tokens: Positions of all passes except the reading that gave the answer.
     """
 
     text: str
@@ -70,10 +71,10 @@ class Chunk:
     """A piece of a streamed answer; the last one has the whole `Answer`, and may have no text of its own.
 
     Attributes:
-        text: What is new.
-        answer: In the last one.
-        logprobs: Of the tokens that came since the piece before, if they were asked for. The text of a token may come
-            with a later piece, where it could still become a stop string or is a part of a character.
+        text: New text.
+        answer: The whole answer, in the last piece.
+        logprobs: Log-probabilities of the tokens since the piece before, if asked for. The text of a token may come
+            with a later piece, if it may still become a stop string or is a part of a character.
     """
 
     text: str
@@ -82,7 +83,7 @@ class Chunk:
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The options of every call that writes; what they mean stands at `Sampling`."""
+    """The options of every call that generates text; `Sampling` describes them."""
 
     max_tokens: int
     stop: Sequence[str] | str | None
@@ -93,19 +94,18 @@ class SamplingOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen.
+    """The options of sampling, checked.
 
     Attributes:
-        max_tokens: Most tokens to write.
+        max_tokens: Most tokens to generate.
         stop: Strings that end the answer; they are not part of it.
-        temperature: 0 is greedy.
-        top_p: Share of probability that is sampled from.
-        seed: Makes sampling reproducible.
-        recorded: How many alternatives are recorded beside the log-probability of each token; None: no log-probability.
+        temperature: Temperature of the softmax; 0 is greedy decoding.
+        top_p: Probability mass of the tokens to sample from (nucleus sampling).
+        seed: Seed that makes sampling reproducible; None: a random one.
+        recorded: Alternatives to record with the log-probability of each token; None: record no log-probability.
 
-    In float32 on a processor the same call gives the same answer whatever else is in the batch. In bfloat16 or float16
-    the numbers of a row depend, in their last digits, on the size of its batch: where two tokens are next to equally
-    likely, the choice may fall differently, greedy or by seed.
+    In float32 on a CPU the same call gives the same answer in any batch. In bfloat16 or float16 the last digits of the
+    logits depend on the size of the batch, so if two tokens are almost equally likely, another one may be chosen.
     """
 
     max_tokens: int = 128
@@ -117,12 +117,12 @@ class Sampling:
 
     @classmethod
     def of(cls, options: SamplingOptions) -> Sampling:
-        """From the options of a call.
+        """Check the options of a call.
 
         Raises:
-            UnknownOption: An option that there is not; names the nearest right one.
-            TypeError: A value of the wrong type.
-            ValueError: A value out of bounds.
+            UnknownOption: An option is unknown; the message names the nearest known one.
+            TypeError: A value has the wrong type.
+            ValueError: A value is out of bounds.
         """
         known = list(SamplingOptions.__annotations__)
         refuse_unknown("an answer", options, known)
@@ -136,7 +136,7 @@ class Sampling:
         )
 
     def __post_init__(self) -> None:
-        # All of it here: in the worker's thread a wrong value would be found too late.
+        # Checked here, because the worker's thread would raise too late.
         check_type("max_tokens", self.max_tokens, Integral, "an integer")
         check_type("temperature", self.temperature, Real, "a number")
         check_type("top_p", self.top_p, Real, "a number")
@@ -152,15 +152,15 @@ class Sampling:
 
 
 class SequenceState:
-    """Turns chosen tokens into text and knows when the answer ends.
+    """The tokens and the text of one answer during generation; decides when it ends.
 
     Args:
-        decode: Token ids to text.
-        sampling: Options.
-        ends: What ends the answer.
-        room: Positions that the context leaves behind the prompt.
-        byte_ids: Tokens that are single bytes; the text of a run of them is certain when the run has ended.
-        log: Takes the log-probabilities of the tokens.
+        decode: Decodes token ids to text.
+        sampling: Options of sampling.
+        ends: Tokens that end the answer.
+        room: Positions of the context after the prompt.
+        byte_ids: Tokens that are single bytes; the text of a run of them is certain once the run has ended.
+        log: Collects the log-probabilities of the tokens; None: they are not recorded.
 
     Attributes:
         limit: Most tokens of the answer.
@@ -188,7 +188,7 @@ class SequenceState:
         self._seed = secrets.randbits(64) if sampling.seed is None else int(sampling.seed)
 
     def feed(self, token: int) -> str:
-        """Take one more token; returns the text that is now certain to belong to the answer."""
+        """Append a token; returns the new text that is now certain to belong to the answer."""
         if token in self._ends.ids:
             return self.finish("stop")
         self.ids.append(token)
@@ -202,21 +202,21 @@ class SequenceState:
         return self._emit(self._certain())
 
     def record(self, token: int, measured: Measured) -> None:
-        """Note how probable the next token is, unless it ends the answer; to be called before `feed`."""
+        """Record the log-probability of the next token, unless it ends the answer; call it before `feed`."""
         if self.log is not None and token not in self._ends.ids:
             self.log.record(token, measured.logprob, measured.top)
 
     def finish(self, reason: FinishReason) -> str:
-        """End the answer; returns what was held back."""
+        """End the answer; returns the text that was held back."""
         self.finish_reason = reason
         return self._emit(len(self.text))
 
     def barred(self, ahead: int = 0) -> Collection[int]:
-        """Tokens that may not come next, behind so many that were chosen and not fed: the answer is still too short."""
+        """Tokens that may not come next because the answer is too short; `ahead` tokens were chosen and not yet fed."""
         return self._ends.ids if len(self.ids) + ahead < self._ends.after else ()
 
     def draw(self, ahead: int = 0) -> Draw | None:
-        """How the next token is drawn, behind so many that were chosen and not fed; None: it is the best one."""
+        """How to sample the next token, or None for greedy decoding; `ahead` tokens were chosen and not yet fed."""
         from clara_core.model.sampler import Draw
 
         options = self.sampling
@@ -229,10 +229,10 @@ class SequenceState:
         return min(found, default=None)
 
     def _certain(self) -> int:
-        """Length of the text that later tokens cannot take back: no unfinished character, no beginning of a stop."""
+        """Length of the text that later tokens cannot change: no incomplete character or beginning of a stop."""
         certain = self.text.rstrip(REPLACEMENT)
         if self.ids[-1] in self._byte_ids:
-            # One wrong byte at the end of a run of bytes makes all characters of the run unreadable.
+            # One invalid byte at the end of a run of bytes invalidates all characters of the run.
             ended = max((at + 1 for at, token in enumerate(self.ids) if token not in self._byte_ids), default=0)
             certain = certain[: len(self._decode(self.ids[:ended]))]
         end = len(certain)
@@ -253,11 +253,9 @@ def _several(stop: Sequence[str]) -> tuple[str, ...]:
     try:
         return tuple(stop)
     except TypeError as exc:
-        msg = f"stop must be a string or several, got {type(stop).__name__}: {stop!r:.60}"
-        raise TypeError(msg) from exc
+        raise TypeError(f"stop must be a string or several, got {type(stop).__name__}: {stop!r:.60}") from exc
 
 
 def _check(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
-        msg = f"{name} must be {expected}, got {value!r}"
-        raise ValueError(msg)
+        raise ValueError(f"{name} must be {expected}, got {value!r}")

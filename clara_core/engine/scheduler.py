@@ -1,9 +1,8 @@
-"""One thread owns the device: every call becomes a request, and requests share batches.
+"""The worker: one thread owns the device, calls become requests, and requests share batches.
 
-A turn serves one batch of questions and one of answers to be judged, then one decode step of all answers being written,
-then one batch of the corpus being compressed. The batch of the corpus pauses between its layers for the others, so that
-a question waits neither for a corpus nor for a long answer, and neither of those waits for ever behind a stream of
-questions.
+A turn runs one batch of questions, one batch of rows to judge, one decode step of all running answers, and one batch of
+the corpus that is being compressed. The corpus batch pauses between its layers for the others. So a question waits
+neither for a corpus nor for a long answer, and a stream of questions does not starve them.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from clara_core.engine.requests import (
     SequenceRow,
     fail,
     fill_batch,
-    rows_of,
     take_rows,
 )
 from clara_core.engine.stats import EngineStats
@@ -42,26 +40,26 @@ log = logging.getLogger(__name__)
 
 Row = TypeVar("Row", SequenceRow, JudgeRow)
 
-LOOKAHEAD = 1024  # waiting passages that are looked at for a batch of like lengths
+LOOKAHEAD = 1024  # waiting rows among which a batch of similar lengths is chosen
 
 
 class Worker:
-    """The thread, its queues and the answers it is writing.
+    """The thread, its queues and its running answers.
 
     Args:
-        model: Used by this thread alone from now on.
-        limits: Sizes of batches.
-        kv_bytes: Most bytes of keys and values; None: what is free.
+        model: The model, which only this thread uses from now on.
+        kv_bytes: Most bytes of the KV cache; None: a share of the free memory.
 
     Attributes:
-        answers: Those that wait and those that are being written.
-        compressed: Questions and passages that became memory tokens so far.
-        lost: Why the device can never be used again by this process, once that is so.
+        limits: Sizes of batches.
+        answers: Waiting and running answers.
+        compressed: Number of questions and passages that were encoded so far.
+        lost: Why this process can no longer use the device; None while it can.
     """
 
-    def __init__(self, model: ClaraModel, limits: Limits | None = None, kv_bytes: int | None = None) -> None:
+    def __init__(self, model: ClaraModel, kv_bytes: int | None = None) -> None:
         self.model = model
-        self.limits = limits or Limits.of(model.device)
+        self.limits = Limits.of(model.device)
         self.compressed = 0
         self.lost: str | None = None
         self._wake = threading.Condition()
@@ -69,23 +67,23 @@ class Worker:
         self._urgent: list[SequenceRow] = []
         self._bulk: list[SequenceRow] = []
         self._judged: list[JudgeRow] = []
-        self.answers = Answers(model, self.limits, self._wake, kv_bytes, hurry=self._hurry, pause=self._let_through)
+        self.answers = Answers(model, self.limits, self._wake, kv_bytes, hurry=self._hurry, pause=self._pause_prompt)
         self._pausing = False
         self._asking = False
         self._turn_began: float | None = None  # None while there is nothing to do
-        self._crowded = False  # what is on the device leaves no room for short work between its layers
+        self._crowded = False  # short work ran out of memory beside the batch on the device
         self._thread = threading.Thread(target=self._run, name="clara-engine", daemon=True)
         self._thread.start()
-        # A thread that is still inside torch when the interpreter goes down takes the process with it.
+        # A thread that is inside torch when the interpreter shuts down crashes the process.
         atexit.register(self.close)
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken (not in a process forked from the one that made this: threads stay behind)."""
+        """Whether requests are accepted; False in a forked child process, which does not have the thread."""
         return self._closed is None and self._thread.is_alive()
 
     def stats(self) -> EngineStats:
-        """What this thread has done and has to do; of the engine's own numbers it knows none."""
+        """The fields of the statistics that the worker knows; the others have their defaults."""
         answers, memory = self.answers, self.answers.memory
         return EngineStats(
             kv_total_bytes=0 if memory is None else memory.total_bytes,
@@ -101,29 +99,27 @@ class Worker:
         )
 
     def submit(self, request: Request) -> None:
-        """Queue a request; its future tells the rest.
+        """Queue a request; its future gives the result or the error.
 
         Raises:
-            EngineClosed: The thread has ended.
+            EngineClosed: The worker was closed.
         """
         with self._wake:
             if self._closed is not None:
-                msg = f"the engine was closed: {self._closed}"
-                raise EngineClosed(msg) from self._closed
+                raise EngineClosed(f"the engine was closed: {self._closed}") from self._closed
             if isinstance(request, GenerateRequest):
                 self.answers.submit(request)
             elif isinstance(request, JudgeRequest):
-                self._judged.extend(rows_of(request))
+                self._judged.extend(JudgeRow(request, index) for index in range(len(request.hidden)))
             elif not request.sequences:
-                msg = "an encode request needs at least one sequence"
-                raise ValueError(msg)
+                raise ValueError("an encode request needs at least one sequence")
             else:
                 queue = self._urgent if request.urgent else self._bulk
                 queue.extend(SequenceRow(request, index) for index in range(len(request.sequences)))
             self._wake.notify()
 
     def close(self) -> None:
-        """End the thread after its current step; those who wait get `EngineClosed`."""
+        """End the thread after its current step; requests that still wait fail with `EngineClosed`."""
         with self._wake:
             if self._closed is None:
                 self._closed = EngineClosed("the engine was unloaded while this call was waiting; call again")
@@ -141,12 +137,12 @@ class Worker:
                     self._crowded = False
                     self._serve_questions()
                     self.answers.turn()
-                    self._compress()
-        except BaseException as exc:  # whatever ends this thread has to reach those who wait
+                    self._encode_some(self._bulk, pause=self._pause)
+        except BaseException as exc:  # every error that ends this thread has to reach the waiting callers
             traceback.clear_frames(exc.__traceback__)
             if isinstance(exc, DeviceLost):
                 self.lost = str(exc)
-                log.error("%s", exc)  # noqa: TRY400 - the message says it all
+                log.error("%s", exc)  # noqa: TRY400 - the traceback adds nothing
             else:
                 log.exception("the engine's thread died")
             reason = self.lost or f"the engine's thread died ({type(exc).__name__}: {exc}); call again"
@@ -155,7 +151,7 @@ class Worker:
                 self._closed.__cause__ = exc
         atexit.unregister(self.close)
         self._fail_all()
-        # Whoever still holds this object, or an error that went through it, does not hold the weights.
+        # References to this object, for example from tracebacks, must not keep the weights alive.
         del self.model, self.answers.model
 
     def _wait_for_work(self) -> bool:
@@ -181,7 +177,7 @@ class Worker:
             fail(request.future, self._closed or EngineClosed("the engine was closed"))
 
     def _pause(self) -> None:
-        """Between two layers of a corpus batch: let the short work through (not again inside of itself)."""
+        """Run waiting short work between two layers of a corpus batch; does not nest."""
         if self._pausing or self._crowded or not (self._urgent or self._judged or self.answers.busy):
             return
         self._pausing = True
@@ -191,8 +187,8 @@ class Worker:
         finally:
             self._pausing = False
 
-    def _let_through(self) -> None:
-        """Between two layers of a prompt: what waits for less than the prompt does (not again inside of itself)."""
+    def _pause_prompt(self) -> None:
+        """Run waiting questions and rows to judge between two layers of a prompt; does not nest."""
         if self._asking or self._crowded or not (self._urgent or self._judged):
             return
         pausing = self._pausing
@@ -206,10 +202,7 @@ class Worker:
 
     def _serve_questions(self) -> None:
         self._encode_some(self._urgent, pause=None)
-        self._run_some(self._judged, take_rows, self._judge, "judged answers")
-
-    def _compress(self) -> None:
-        self._encode_some(self._bulk, pause=self._pause)
+        self._run_some(self._judged, take_rows, lambda part: judge_rows(self.model, part), "judged answers")
 
     def _encode_some(self, queue: list[SequenceRow], pause: Callable[[], None] | None) -> None:
         def fill(rows: Sequence[SequenceRow], budget: int) -> list[SequenceRow]:
@@ -224,16 +217,16 @@ class Worker:
         run: Callable[[Sequence[Row]], None],
         what: str,
     ) -> None:
-        """One batch of a queue.
+        """Run one batch of a queue.
 
         Args:
-            queue: Rows that wait.
-            fill: Takes a batch of them, of so many positions.
-            run: Computes a batch and hands in what it gives.
-            what: The rows, for the log.
+            queue: Waiting rows.
+            fill: Chooses a batch of them for a number of positions.
+            run: Computes a batch and stores its results.
+            what: Name of the rows in log messages.
         """
         if self.answers.draining:
-            return  # it is about to have more memory
+            return  # there will be more free memory soon
         rows = self._take(queue, fill)
         if not rows:
             return
@@ -242,11 +235,11 @@ class Worker:
         def failed(row: Row, exc: Exception) -> None:
             if is_out_of_memory(exc):
                 self._crowded |= self._pausing
-                there_was_some = not self._pausing and self.answers.drain()
-                if self._pausing or self.answers.draining:  # after the corpus, or after the answers being written
+                drained = not self._pausing and self.answers.drain()
+                if self._pausing or self.answers.draining:  # try again after the corpus batch or the running answers
                     returned.append(row)
                     return
-                again = attempt(run, [row], self.model.device) if there_was_some else exc
+                again = attempt(run, [row], self.model.device) if drained else exc
                 if again is None:
                     return
                 exc = again
@@ -254,14 +247,14 @@ class Worker:
 
         try:
             in_halves(rows, run, failed, self.model.device, what)
-        except BaseException:  # it ends this thread, and has to find those who wait
+        except BaseException:  # it ends this thread; `_fail_all` has to find the rows in the queue
             queue[:0] = rows
             raise
         with self._wake:
             queue[:0] = returned
 
     def _take(self, queue: list[Row], fill: Callable[[Sequence[Row], int], list[Row]]) -> list[Row]:
-        """A batch with the row that waits longest."""
+        """Remove and return a batch that includes the oldest row."""
         with self._wake:
             queue[:] = [row for row in queue if not row.request.future.done()]
             if not queue:
@@ -281,6 +274,3 @@ class Worker:
             else:
                 fail(row.request.future, not_finite("memory tokens", self.model.dtype))
         self.compressed += len(rows)
-
-    def _judge(self, rows: Sequence[JudgeRow]) -> None:
-        judge_rows(self.model, rows, lambda: not_finite("log-probabilities", self.model.dtype))

@@ -1,4 +1,4 @@
-"""What an engine holds and does, in numbers: for logs, health checks and admission."""
+"""Numbers of an engine for logs, health checks and admission control."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A moment of an engine.
+    """The state of an engine at one moment.
 
     Attributes:
         loaded: Whether the weights are on the device.
         weights_bytes: Bytes of weights and adapters.
-        kv_total_bytes: Bytes set aside for keys and values of answers; 0 before the first answer.
-        kv_used_bytes: Those of them that answers hold.
-        waiting: Answers that wait for a place.
-        running: Answers that are being written.
-        questions: Questions and short texts that wait for the reasoner or the compressor.
+        kv_total_bytes: Bytes of the KV cache; 0 before the first answer.
+        kv_used_bytes: Bytes of the KV cache that answers hold.
+        waiting: Answers that wait for a place in the KV cache.
+        running: Answers that are being generated.
+        questions: Questions and short texts that wait for the query reasoner or the compressor.
         passages: Passages of larger jobs that wait for the compressor.
-        compressed: Questions and passages that became memory tokens since the weights were loaded.
-        preempted: How often an answer made room for an older one and was taken up again.
+        compressed: Questions and passages that were encoded since the weights were loaded.
+        preempted: How often an answer gave its pages to an older one and was resumed later.
         cached: Documents in the engine's cache of memories.
-        cached_bytes: Bytes of them.
-        kernels: What multiplies on a processor, in words; empty elsewhere.
-        alive: Whether requests are taken; an engine that is not loaded takes them, and loads.
-        turn_seconds: How long the worker's current turn has lasted; 0 while it has nothing to do. A turn that does not
-            end means a device that hangs.
+        cached_bytes: Bytes of these documents.
+        kernels: Description of the matrix kernels on a CPU; empty on other devices.
+        alive: Whether requests are accepted; an engine that is not loaded accepts them and loads.
+        turn_seconds: How long the worker's current turn has lasted, in seconds; 0 while it is idle. A turn that does
+            not end means that the device hangs.
     """
 
     loaded: bool = False

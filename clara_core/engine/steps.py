@@ -1,7 +1,7 @@
-"""Work that waits for the device several times, written once for callers that block and for those on an event loop.
+"""Work with several device passes, written once for blocking calls and for asyncio.
 
-Steps are a generator: it yields requests, is given their results, and returns what it found. A driver submits and
-waits; `together` runs several side by side, so that their requests share passes.
+Steps are a generator that yields requests, receives their results and returns its own result. A driver submits the
+requests and waits; `together` runs several generators side by side, so that their requests share passes.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ Steps: TypeAlias = Generator[list[Request], list[Any], T]
 
 
 def together(several: Sequence[Steps[T]]) -> Steps[list[T]]:
-    """Several pieces of work as one: what they ask for at the same time is asked for together."""
+    """Run several steps as one: requests that they yield at the same time are submitted together."""
     found: dict[int, T] = {}
     waiting = dict(enumerate(several))
     answers: dict[int, list[Any] | None] = dict.fromkeys(waiting)
     while waiting:
-        asked: dict[int, list[Request]] = {}
+        pending: dict[int, list[Request]] = {}
         for at, steps in list(waiting.items()):
             try:
                 given = answers[at]
-                asked[at] = next(steps) if given is None else steps.send(given)
+                pending[at] = next(steps) if given is None else steps.send(given)
             except StopIteration as done:
                 found[at] = done.value
                 del waiting[at]
         if not waiting:
             break
-        results = iter((yield [request for requests in asked.values() for request in requests]))
-        answers = {at: [next(results) for _ in requests] for at, requests in asked.items()}
+        results = iter((yield [request for requests in pending.values() for request in requests]))
+        answers = {at: [next(results) for _ in requests] for at, requests in pending.items()}
     return [found[at] for at in range(len(several))]

@@ -1,4 +1,4 @@
-"""Answers that arrive in pieces, and futures that are awaited: whoever stops listening stops the work."""
+"""Streams of answers, and awaiting of futures; a caller that stops listening stops the work on the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R", bound=EncodeRequest | GenerateRequest | JudgeRequest)
 
 
 class AnswerStream(Iterator[Chunk]):
-    """The pieces of one answer; the last one carries the whole `Answer`.
+    """The pieces of one answer as they are generated; the last one carries the whole `Answer`.
 
     Closing it (or leaving its ``with`` block, or losing the last reference) stops the work on the device.
     """
@@ -24,7 +24,7 @@ class AnswerStream(Iterator[Chunk]):
         self._request = request
         self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         request.on_chunk = self._chunks.put
-        # An error reaches the listener behind the last piece.
+        # None after the last piece, so that an error of the future reaches the reader.
         chunks = self._chunks
         request.future.add_done_callback(lambda _future: chunks.put(None))
         self._done = False
@@ -42,11 +42,11 @@ class AnswerStream(Iterator[Chunk]):
         return chunk
 
     def cancel(self) -> None:
-        """Stop writing; the pieces so far can still be read, and the last one says "cancelled"."""
+        """Stop generation; pieces so far can still be read, and the last one has the finish reason "cancelled"."""
         self._request.cancel()
 
     def close(self) -> None:
-        """Stop writing and listening."""
+        """Stop generation and end the stream."""
         self._done = True
         self._request.cancel()
 
@@ -54,10 +54,7 @@ class AnswerStream(Iterator[Chunk]):
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -68,17 +65,17 @@ class AnswerStream(Iterator[Chunk]):
 async def stream_async(
     prepare: Callable[[], GenerateRequest], submit: Callable[[GenerateRequest], None]
 ) -> AsyncIterator[Chunk]:
-    """The pieces of one answer on an event loop that is never blocked."""
+    """Asynchronous version of `AnswerStream`: `prepare` makes the request in a thread, `submit` queues it."""
     loop = asyncio.get_running_loop()
     chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
 
-    def say(chunk: Chunk | None) -> None:
+    def deliver(chunk: Chunk | None) -> None:
         loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
     def start() -> list[GenerateRequest]:
         request = prepare()
-        request.on_chunk = say
-        request.future.add_done_callback(lambda _future: None if loop.is_closed() else say(None))
+        request.on_chunk = deliver
+        request.future.add_done_callback(lambda _future: None if loop.is_closed() else deliver(None))
         submit(request)
         return [request]
 
@@ -94,9 +91,9 @@ async def stream_async(
 
 
 async def off_loop(start: Callable[[], Sequence[R]]) -> Sequence[R]:
-    """Prepare and submit requests in a thread (tokenizing and loading take time).
+    """Prepare and submit requests in a thread, because tokenizing and loading take time.
 
-    When the caller is cancelled meanwhile, what was submitted is cancelled as soon as it is known.
+    If the caller is cancelled in the meantime, the requests are cancelled once they are submitted.
     """
     task = asyncio.ensure_future(asyncio.to_thread(start))
     try:
@@ -107,7 +104,7 @@ async def off_loop(start: Callable[[], Sequence[R]]) -> Sequence[R]:
 
 
 async def results(requests: Sequence[Request]) -> list[Any]:
-    """Await all futures; if that is cancelled or one fails, the others stop."""
+    """Await the results of all requests; if that is cancelled or one fails, the others are cancelled."""
     try:
         return [await asyncio.wrap_future(request.future) for request in requests]
     except BaseException:

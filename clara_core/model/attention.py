@@ -1,15 +1,15 @@
 """Attention over rows of different lengths, behind the interface of transformers.
 
-One function is registered. What it does follows from an argument of the forward pass: nothing given, plain causal
-attention over padded rows; a `Ragged`, whatever that one does with rows packed one behind the other or lying in pages
-of the KV memory.
+One function is registered, and an argument of the forward pass selects what it does: without one, plain causal
+attention over padded rows; with a `Ragged`, attention over packed rows or over pages of the KV cache.
 
-Letters of shapes: ``group`` query heads share a key/value head; ``used`` columns are in use.
+Dimensions of shapes: ``group`` query heads share a key/value head; ``used`` columns of a page hold positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -21,13 +21,13 @@ from clara_core.model.kernels import PAGE, Kernel
 if TYPE_CHECKING:
     from clara_core.model.paid_attention import Queries
 
-# transformers keeps for itself every name that contains "flash", "flex_attention" or "sdpa", begins with "paged|", or
-# looks like a repository.
+# transformers reserves names that contain "flash", "flex_attention" or "sdpa", begin with "paged|", or look like a
+# repository.
 ATTENTION = "clara_varlen"
 
 
 class Ragged(Protocol):
-    """How the rows of a pass lie, and how to attend over them."""
+    """The layout of the rows of a pass, and the attention over it."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """Attention of ``query [rows, heads, length, dim]`` -> ``[rows, length, heads, dim]``.
@@ -37,10 +37,10 @@ class Ragged(Protocol):
 
 
 def register_attention() -> None:
-    """Make `ATTENTION` known to transformers.
+    """Register `ATTENTION` with transformers.
 
-    It gets no entry among the masks: without one no mask is made, and none is wanted. Causal attention needs none, and
-    over packed rows it would be one of all positions by all positions.
+    No mask function is registered, so transformers makes no mask. Causal attention needs none, and over packed rows it
+    would have all positions by all positions.
     """
     from transformers import AttentionInterface
 
@@ -75,20 +75,17 @@ def attend(
 
 
 class Packed:
-    """Texts one behind the other, ``[1, total]``: each sees itself alone, and nothing is padded.
+    """Texts packed one after the other, ``[1, total]``, without padding; each attends only to itself.
 
     Args:
-        kernel: That can do this.
+        kernel: Attention kernel.
         lengths: Positions of each text.
-        device: Of the pass.
+        device: Device of the pass.
     """
 
     def __init__(self, kernel: Kernel, lengths: Sequence[int], device: torch.device) -> None:
-        starts = [0]
-        for length in lengths:
-            starts.append(starts[-1] + length)
         self._kernel = kernel
-        self._starts = upload(starts, device, torch.int32)
+        self._starts = upload([0, *accumulate(lengths)], device, torch.int32)
         self._longest = max(lengths)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
@@ -98,14 +95,14 @@ class Packed:
 
 
 class InPages:
-    """The newest positions of rows, by a kernel that reads the pages where they lie.
+    """The newest positions of rows, by a kernel that reads pages in place.
 
     Args:
-        kernel: That can do this.
+        kernel: Attention kernel.
         table: ``[rows, most]``, int32: the pages of each row.
         lengths: ``[rows]``, int32.
-        longest: The largest length, or more.
-        queries: How many positions of each row are new.
+        longest: The largest length, or an upper bound.
+        queries: Number of new positions of each row.
     """
 
     def __init__(self, kernel: Kernel, table: Tensor, lengths: Tensor, longest: int, queries: int = 1) -> None:
@@ -123,15 +120,15 @@ class InPages:
 
 
 class Gathered:
-    """The newest positions over copies of the rows, padded to the longest: it needs nothing but indexing.
+    """The newest positions over copies of the rows, padded to the longest one; needs no kernel.
 
     Args:
         table: ``[rows, most]``: the pages of each row.
         lengths: ``[rows]``.
-        width: The largest of them.
-        dtype: Of the mask.
-        heads_first: The layout of the memory.
-        queries: How many positions of each row are new.
+        width: The largest length.
+        dtype: Type of the mask.
+        heads_first: Layout of the KV cache (see `KVMemory`).
+        queries: Number of new positions of each row.
     """
 
     def __init__(
@@ -154,17 +151,17 @@ class Gathered:
         return by_column[self._pages, self._columns].transpose(1, 2)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        """See `Ragged`; keys and values are copies. A context never exceeds the window of a model that has one."""
+        """See `Ragged`; keys and values are copies. `window` is ignored, because no context exceeds the model's."""
         rows, heads, length, dim = query.shape
         if length > 1:
-            # One head after the other of a group: a mask for each head would be larger than the keys.
+            # The heads of a group one after the other, because a mask for each head would be larger than the keys.
             groups = query.unflatten(1, (key.shape[1], -1)).transpose(1, 2)  # [rows, group, kv_heads, length, dim]
             parts = [
                 torch.nn.functional.scaled_dot_product_attention(part, key, value, self.mask, scale=scale)
                 for part in groups.unbind(1)
             ]
             return torch.stack(parts, dim=2).flatten(1, 2).transpose(1, 2)  # [rows, length, heads, dim]
-        # The query heads of a group as positions of one head: keys need not be copied for each of them.
+        # The query heads of a group become positions of one head, so that keys are not copied for each of them.
         groups = query.reshape(rows, key.shape[1], -1, dim)  # [rows, kv_heads, group, dim]
         mask = self.mask.expand(-1, -1, groups.shape[2], -1)
         read = torch.nn.functional.scaled_dot_product_attention(groups, key, value, mask, scale=scale)
@@ -172,15 +169,15 @@ class Gathered:
 
 
 class Products:
-    """A step by plain products over the pages where they lie: nothing is copied, and no row is padded to another.
+    """A decode step by plain matrix products over the pages in place, without copies and padding.
 
-    For one position a row the fused kernel of the processor costs four times as much as the two products that it
-    fuses. Pages are the batch of these products. Where a row has several, each page attends by itself, and the results
-    are weighted by the share of the row's softmax that falls to the page.
+    For one position a row the fused attention of the CPU costs four times as much as the two products that it fuses.
+    Pages are the batch of these products. If a row has several pages, each is attended separately, and the results are
+    weighted by the page's share of the row's softmax.
 
     Args:
-        pages: Of each row, without those behind its length.
-        lengths: Of each row.
+        pages: Pages of each row, without those after its length.
+        lengths: Length of each row.
     """
 
     def __init__(self, pages: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
@@ -189,15 +186,15 @@ class Products:
         owners = {page: (row, nth) for row, own in enumerate(pages) for nth, page in enumerate(own)}
         taken = sorted(owners)
         span = range(taken[0], taken[-1] + 1)
-        # Pages of others between ours are read as well, where that is less than copying ours together.
+        # Pages of other rows in between are read, too, if that is cheaper than copying ours together.
         whole = len(span) <= 2 * len(taken)
         chosen = list(span) if whole else taken
         self._chosen: slice | Tensor = slice(span.start, span.stop) if whole else torch.tensor(chosen)
-        filled = [owners.get(page, (self._rows, 0)) for page in chosen]  # a page of others: of no row
+        filled = [owners.get(page, (self._rows, 0)) for page in chosen]  # pages of others belong to an extra row
         used = [0 if row == self._rows else min(PAGE, lengths[row] - nth * PAGE) for row, nth in filled]
         self._used = max(used)
-        straight = [row for row, _ in filled] == list(range(self._rows))
-        self._owner = None if straight else torch.tensor([row for row, _ in filled])
+        in_order = [row for row, _ in filled] == list(range(self._rows))
+        self._owner = None if in_order else torch.tensor([row for row, _ in filled])
         self._nth = torch.tensor([nth for _, nth in filled])
         hidden = torch.arange(self._used)[None, :] >= torch.tensor(used)[:, None]  # [pages, used]
         mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
@@ -211,7 +208,7 @@ class Products:
         if self._owner is None:  # one page a row, in the order of the rows
             scores = groups @ keys.transpose(2, 3) + self._mask  # [rows, kv_heads, group, used]
             return (scores.softmax(-1) @ values).view(rows, 1, heads, dim)
-        # One row more, for the pages of others.
+        # An extra row for the pages of others.
         padded = torch.cat([groups, torch.zeros_like(groups[:1])])
         scores = padded[self._owner] @ keys.transpose(2, 3) + self._mask  # [pages, kv_heads, group, used]
         read = scores.softmax(-1) @ values  # [pages, kv_heads, group, dim]

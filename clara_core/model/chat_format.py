@@ -1,4 +1,4 @@
-"""Conversations as chat templates want them: one system turn, then user and assistant in turn."""
+"""Merges the turns of a conversation as chat templates require: one system turn, then user and assistant in turn."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ Turn = dict[str, str]
 
 
 def merge_turns(turns: Sequence[Mapping[str, str]]) -> list[Turn]:
-    """At most one system turn, then user and assistant in turn, the user first.
+    """Merge turns to at most one system turn, then user and assistant in turn, the user first.
 
-    Strict templates (Mistral's) refuse everything else. System texts come first, as one turn; turns of the same role
-    in a row become one, joined by a line break; an empty user turn is put in front of an assistant that begins. System
-    turns alone become the user's. The conversation may end with any turn, so this is also what a part of a history is
-    counted by.
+    Strict templates (Mistral's) refuse everything else. All system texts become the first turn. Adjacent turns of one
+    role are joined by a line break. If the assistant begins, an empty user turn is inserted. System turns alone become
+    a user turn. The conversation may end with any turn, so parts of a history can be counted, too.
 
     Args:
-        turns: ``{"role": "system" | "user" | "assistant", "content": text}``; they are not altered.
+        turns: ``{"role": "system" | "user" | "assistant", "content": text}``; they are not changed.
     """
     system = ""
     merged: list[Turn] = []
@@ -36,21 +35,19 @@ def merge_turns(turns: Sequence[Mapping[str, str]]) -> list[Turn]:
 
 
 def alternating(turns: Sequence[Mapping[str, str]]) -> list[Turn]:
-    """`merge_turns` of a conversation that is to be answered: the last turn is the user's.
+    """`merge_turns` of a conversation to be answered, whose last turn must be the user's.
 
     Raises:
-        ValueError: There is nothing to answer.
+        ValueError: There is no turn, or the last one is the assistant's.
     """
     if not turns:
-        msg = "there is no message to answer"
-        raise ValueError(msg)
+        raise ValueError("there is no message to answer: give at least one of the user")
     merged = merge_turns(turns)
     if merged[-1]["role"] == "assistant":
-        msg = "the last message is the model's own; a message of the user can be answered"
-        raise ValueError(msg)
+        raise ValueError("the last message is the model's own (role assistant); end with a message of the user")
     return merged
 
 
 def _lines(first: str, second: str) -> str:
-    """Two texts under each other; one without text (documents alone) leaves no empty line."""
+    """Join two texts by a line break; an empty one adds no line."""
     return "\n".join(text for text in (first, second) if text)

@@ -1,10 +1,10 @@
-"""The decoder for one position a row, over the same weights: what a layer does in few, large operations.
+"""The fused decode step: one position a row over the decoder's weights, with few and large operations a layer.
 
-Linear layers that read the same numbers are one product, with the adapter's small matrix among its rows; norms and
-rotary positions are one and three operations; keys and values are written by one. The twin is the decoder's own
-forward, which reads prompts and passages, and takes the steps of every decoder that is built otherwise.
+Linear layers with the same input are one product, which includes the adapter's A matrices; a norm is one operation and
+rotary positions are three; keys and values are written together. The plain version is the decoder's own forward, which
+also reads prompts and passages and runs the steps of decoders with another architecture.
 
-Letters of shapes: ``rows`` answers, ``heads`` query heads, ``kv_heads`` key and value heads of width ``dim``.
+Dimensions of shapes: ``rows`` answers, ``heads`` query heads, ``kv_heads`` key and value heads of width ``dim``.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from clara_core.model.packed_linear import product
 
 # Decoders whose layers are what `_Layer` computes, by the names of transformers.
 _TRUNKS: Final = frozenset({"MistralModel", "LlamaModel", "Qwen2Model"})
-_STATIC_ROPE: Final = frozenset({"default", "linear", "llama3", "yarn"})  # the others follow the length of a prompt
+_STATIC_ROPE: Final = frozenset({"default", "linear", "llama3", "yarn"})  # other kinds depend on the prompt's length
 
 
 class FusedLinear:
-    """Routed linear layers that read the same numbers, as one, with the adapter of one role.
+    """Routed linear layers with the same input as one layer, with the adapter of one role.
 
-    Plain weights are put together, and the layers keep views of them: nothing is held twice but the adapter. Weights
-    that are packed or quantized stay where they are, and are multiplied one after the other.
+    Plain weights are concatenated, and the layers become views of them, so only the adapter takes memory twice. Packed
+    or quantized weights stay separate and are multiplied one after the other.
 
     Args:
-        layers: Of the same inputs.
-        role: Whose adapter.
+        layers: Layers with the same input.
+        role: Role of the adapter.
     """
 
     def __init__(self, layers: Sequence[RoutedLinear], role: Role) -> None:
@@ -53,13 +53,13 @@ class FusedLinear:
 
     @property
     def nbytes(self) -> int:
-        """Bytes beside the weights of the layers."""
+        """Bytes in addition to the weights of the layers."""
         return int(self._shrink.nbytes + self._expand.nbytes)
 
     def _fuse(self, bases: Sequence[nn.Module]) -> None:
         weights: list[Tensor] = [base.weight for base in bases]  # type: ignore[misc]  # plain linear layers
         parts = [*(weight.detach() for weight in weights), self._shrink]
-        if weights[0].stride(0) == 1 < weights[0].stride(1):  # by columns: see `processor`
+        if weights[0].stride(0) == 1 < weights[0].stride(1):  # column-major: see `processor`
             self._weight = torch.cat([part.t() for part in parts], dim=1).t()
         else:
             self._weight = torch.cat(parts)  # [out + parts * rank, in]
@@ -76,7 +76,7 @@ class FusedLinear:
             self._bias = torch.cat(given)
 
     def __call__(self, x: Tensor, adapted: bool) -> Tensor:
-        """``x [rows, in]`` -> ``[rows, out]``, the outputs of the layers side by side; whose rows may lie apart."""
+        """``x [rows, in]`` -> ``[rows, out]``, the outputs of the layers side by side; may be a strided view."""
         if self._weight is not None:
             both = F.linear(x, self._weight, self._bias)  # [rows, out + parts * rank]
             y = both[:, : self._out]
@@ -92,7 +92,7 @@ class FusedLinear:
 
 
 class _Layer:
-    """One block of the decoder."""
+    """One block of the decoder for one position a row."""
 
     def __init__(self, block: Any, role: Role, heads: int, kv_heads: int, dim: int) -> None:
         attention, mlp = block.self_attn, block.mlp
@@ -108,7 +108,7 @@ class _Layer:
     def __call__(
         self, states: Tensor, index: int, cache: KVCache, rotary: tuple[Tensor, Tensor], ragged: Ragged, adapted: bool
     ) -> Tensor:
-        """``states [rows, hidden]``, changed in place."""
+        """Apply the block to ``states [rows, hidden]`` in place."""
         rows, turned = len(states), self.heads + self.kv_heads
         read = self.inputs(self.norms[0](states), adapted).view(rows, -1, self.dim)  # [rows, heads + 2 kv_heads, dim]
         _rotate(read[:, :turned], *rotary)
@@ -133,19 +133,19 @@ class _Norm:
 
 
 def _rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> None:
-    """Turn ``states [rows, heads, dim]`` in place by the table's rows for their positions, ``[rows, 1, dim]`` each."""
+    """Rotate ``states [rows, heads, dim]`` in place by the cosines and sines of their positions, ``[rows, 1, dim]``."""
     half = states.shape[-1] // 2
     swapped = torch.cat([states[..., half:], states[..., :half]], dim=-1)
     states.mul_(cosine).addcmul_(swapped, sine)
 
 
 class DecodeStep:
-    """Steps of one decoder.
+    """Decode steps of one decoder.
 
     Args:
-        trunk: Frozen, with routed linear layers; its plain weights are put together.
-        role: Whose adapter steps can have.
-        positions: As many as a row may have.
+        trunk: The frozen decoder stack with routed linear layers; its plain weights are concatenated.
+        role: Role of the adapter; a step uses this one or none.
+        positions: Most positions of a row.
         shape: ``(heads, kv_heads, dim)``.
     """
 
@@ -157,23 +157,23 @@ class DecodeStep:
         at = torch.arange(positions, device=weight.device)[None]
         cosine, sine = trunk.rotary_emb(weight.new_empty(1, 1, 1), at)  # [1, positions, dim] each
         first = sine.shape[-1] // 2
-        sine = torch.cat([-sine[..., :first], sine[..., first:]], dim=-1)  # of the halves swapped, the first is negated
+        sine = torch.cat([-sine[..., :first], sine[..., first:]], dim=-1)  # rotation negates the first half
         self._table = torch.cat([cosine, sine], dim=-1)[0]  # [positions, 2 dim]
 
     @property
     def nbytes(self) -> int:
-        """Bytes beside the weights of the decoder."""
+        """Bytes in addition to the weights of the decoder."""
         fused = (one for layer in self._layers for one in (layer.inputs, layer.outputs, layer.wide, layer.narrow))
         return self._table.nbytes + sum(one.nbytes for one in fused)
 
     def __call__(self, states: Tensor, positions: Tensor, cache: KVCache, ragged: Ragged) -> Tensor:
-        """Last hidden states ``[rows, hidden]`` of one more position a row.
+        """Append one position to each row: last hidden states ``[rows, hidden]``.
 
         Args:
             states: Embeddings ``[rows, hidden]``; they are overwritten.
             positions: Rotary positions ``[rows]``.
-            cache: Takes keys and values; its role is `role` or None.
-            ragged: How to attend.
+            cache: Stores keys and values; its role must be `role` or None.
+            ragged: Attention over the rows.
         """
         cosine, sine = self._table.index_select(0, positions)[:, None].chunk(2, dim=-1)  # [rows, 1, dim] each
         for index, layer in enumerate(self._layers):
@@ -182,7 +182,7 @@ class DecodeStep:
 
 
 def fits(trunk: nn.Module, routed: Mapping[str, RoutedLinear]) -> bool:
-    """Whether a decoder is built as `DecodeStep` computes it."""
+    """Whether a decoder has the architecture that `DecodeStep` implements."""
     names = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     return (
         type(trunk).__name__ in _TRUNKS

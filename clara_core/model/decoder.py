@@ -1,12 +1,11 @@
-"""The decoder with its roles: token ids in, tensors out; knows no text.
+"""The decoder with its roles: token ids in, tensors out.
 
 One causal LM carries all adapters. `encode` turns passages and questions into memory tokens, `prefill` and `step`
-write answers over a key/value memory in which every row has a length of its own. Where a kernel for it is there, the
-rows of a batch lie packed one behind the other. Elsewhere they are padded on the right: causal attention hides the
-padding from every real position, so no mask is needed and nothing is computed for it beyond the batch's own longest
-row.
+generate answers over a KV cache whose rows have different lengths. If there is a kernel for it, the rows of a batch are
+packed one after the other. Otherwise they are padded on the right to the longest row of the batch: causal attention
+hides the padding from all other positions, so no mask is needed.
 
-Letters of shapes: ``[rows, length, hidden]``; a *slot* is a prompt position whose embedding a memory token replaces.
+Dimensions of shapes: ``[rows, length, hidden]``; a *slot* is a prompt position whose embedding a memory token replaces.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_JUDGED = 256  # tokens whose logits are computed together
+_LOGIT_ROWS = 256  # positions whose logits are computed together
 
 
 class ClaraModel(RoutedDecoder):
-    """The passes of a causal LM whose every linear layer carries one adapter a role.
+    """The forward passes of a causal LM with one adapter a role on every linear layer.
 
     Args:
-        decoder: The causal LM, its vocabulary already resized to the memory tokens.
-        config: What the checkpoint says.
+        decoder: The causal LM, with its vocabulary already resized to the memory tokens.
+        config: Config of the checkpoint.
 
     Attributes:
-        kernel: Attention over packed rows and pages, where there is one that works (`kernels.find_kernel`).
+        kernel: Attention over packed rows and pages (`kernels.find_kernel`); None if none works here.
     """
 
     kernel: Kernel | None = None
@@ -66,7 +65,7 @@ class ClaraModel(RoutedDecoder):
         Args:
             sequences: Unpadded token ids, any lengths.
             roles: `Role.COMPRESSOR` or `Role.REASONER`, one for all rows or one a row.
-            pause: Called between the layers (see `lora.Routing`).
+            pause: Called between layers (see `lora.Routing`).
 
         Returns:
             Tensor: ``[rows, n_mem, hidden]``, the last hidden states at the memory positions.
@@ -91,17 +90,17 @@ class ClaraModel(RoutedDecoder):
         slots: Tensor | None = None,
         pause: Callable[[], None] | None = None,
     ) -> Tensor:
-        """Last hidden states ``[rows, length, hidden]`` after the final norm; right padding holds no meaning."""
+        """Last hidden states ``[rows, length, hidden]`` after the final norm; the values of padding are meaningless."""
         embeddings = self.embed(self.pad(sequences), memories, slots)
         return self._run(embeddings, roles, pause=pause)
 
     def activation_bytes(self) -> int:
-        """About what one position takes on its way through a layer, beside keys and values that are kept."""
+        """Estimated bytes of the activations of one position in a layer, without the KV cache."""
         config = self.decoder.config
         return int(6 * self.hidden + 3 * config.intermediate_size) * self.dtype.itemsize
 
     def kv_memory(self, pages: int) -> KVMemory:
-        """A key/value memory of so many pages, in the layout that this model's steps read fastest."""
+        """Allocate a KV cache of so many pages, in the layout that this model's decode steps read fastest."""
         return KVMemory(self.kv_shape(), pages, heads_first=self.device.type == "cpu" and not self.packs)
 
     def prefill(
@@ -118,9 +117,9 @@ class ClaraModel(RoutedDecoder):
         Args:
             sequences: Token ids of the prompts.
             memories: ``[n_slots, hidden]``: the memory tokens of all slots, row after row.
-            slots: Of each prompt, which positions they go to; what is missing at the end is none.
-            cache: Empty rows with room for the prompts; commit it when the logits are good.
-            pause: Called between the layers (see `lora.Routing`).
+            slots: For each prompt which positions are memory slots; may be shorter than the prompt.
+            cache: Empty rows with room for the prompts; the caller commits it.
+            pause: Called between layers (see `lora.Routing`).
 
         Returns:
             Tensor: Logits of the next token ``[rows, vocab]``.
@@ -150,19 +149,19 @@ class ClaraModel(RoutedDecoder):
         *,
         pause: Callable[[], None] | None = None,
     ) -> Tensor:
-        """Read the next piece of one long prompt: what `prefill` does, behind what the row of the cache has.
+        """Read the next piece of one long prompt, after the positions that the cache's row has.
 
         Args:
             ids: Token ids of the piece.
             memories: ``[n_slots, hidden]``: the memory tokens of its slots.
-            slots: Which of its positions they go to.
-            cache: One row with room for the piece; commit it when all is well.
-            pause: Called between the layers (see `lora.Routing`).
+            slots: Which positions of the piece are memory slots.
+            cache: One row with room for the piece; the caller commits it.
+            pause: Called between layers (see `lora.Routing`).
 
         Returns:
             Tensor: Logits of the next token ``[1, vocab]``.
         """
-        positions, ragged = cache.begin_chunk(len(ids), self.kernel, gather=not self._ours)
+        positions, ragged = cache.begin_chunk(len(ids), self.kernel, gather=not self.own_attention)
         if cache.queries is not None:
             cache.queries.at = upload([len(ids) - 1], self.device)
         embeddings = self.embed(upload([ids], self.device), memories, upload([slots], self.device))
@@ -170,24 +169,24 @@ class ClaraModel(RoutedDecoder):
         return self.head(states[:, -1])
 
     def step(self, tokens: Sequence[int] | Tensor, cache: KVCache) -> Tensor:
-        """Append one token to each row of the cache, which is to be committed: logits ``[rows, vocab]``."""
-        ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self._ours)
+        """Append one token to each row of the cache, which the caller commits: logits of the next ``[rows, vocab]``."""
+        ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self.own_attention)
         embeddings: Tensor = self.decoder.get_input_embeddings()(ids)  # [rows, hidden]
-        plain = cache.queries is not None  # the fused step does not show its queries
-        if self.fused is not None and self._ours and cache.role in (self.fused.role, None) and not plain:
+        plain = cache.queries is not None  # the fused step does not record its queries
+        if self.fused is not None and self.own_attention and cache.role in (self.fused.role, None) and not plain:
             return self.head(self.fused(embeddings, positions, cache, ragged))
         states = self._run(embeddings[:, None], cache.role, cache=cache, positions=positions[:, None], ragged=ragged)
         return self.head(states[:, -1])
 
     def judge(self, prompts: Sequence[ForkedPrompt], memories: Tensor) -> list[Tensor]:
-        """Log-probabilities of given tokens in the generator's role, with parts of each prompt hidden.
+        """Log-probabilities of given tokens in the generator's role, with windows of each prompt hidden.
 
         Args:
-            prompts: What is said to which prompt; together one pass.
+            prompts: Prompts with their continuations; together one pass.
             memories: ``[n_slots, hidden]``: the memory tokens of all slots, prompt after prompt.
 
         Returns:
-            list: One ``[rows, said]`` a prompt, float32, natural logarithms.
+            list: One tensor ``[rows, continuation]`` a prompt, float32, natural logarithms.
         """
         ids, slots, positions = (
             upload([list(chain(*parts))], self.device)  # [1, total]
@@ -201,14 +200,14 @@ class ClaraModel(RoutedDecoder):
         embeddings = self.embed(ids, memories, slots)
         states = self._run(embeddings, Role.GENERATOR, positions=positions, ragged=ragged)[0]  # [total, hidden]
         starts = [0, *accumulate(prompt.positions for prompt in prompts)]
-        places = [prompt.said_at(start) for prompt, start in zip(prompts, starts, strict=False)]
-        said = [token for prompt in prompts for token in prompt.said * len(prompt.hidden)]
+        places = [prompt.predicting_positions(start) for prompt, start in zip(prompts, starts, strict=False)]
+        targets = [token for prompt in prompts for token in prompt.continuation * len(prompt.hidden)]
         rows = states.index_select(0, upload(list(chain(*places)), states.device))
-        pieces = zip(rows.split(_JUDGED), upload(said, states.device).split(_JUDGED), strict=True)
+        pieces = zip(rows.split(_LOGIT_ROWS), upload(targets, states.device).split(_LOGIT_ROWS), strict=True)
         found = torch.cat([_log_probability(self.head(part), tokens) for part, tokens in pieces])
-        sizes = [len(prompt.hidden) * len(prompt.said) for prompt in prompts]
+        sizes = [len(prompt.hidden) * len(prompt.continuation) for prompt in prompts]
         return [
-            part.view(len(prompt.hidden), len(prompt.said))
+            part.view(len(prompt.hidden), len(prompt.continuation))
             for prompt, part in zip(prompts, found.split(sizes), strict=True)
         ]
 
@@ -230,23 +229,18 @@ class ClaraModel(RoutedDecoder):
         return embeddings.masked_scatter(slots[:, :, None], memories.to(embeddings))
 
     def queries(self) -> Queries:
-        """Takes queries of the upper half of the layers in a pass over a cache."""
+        """A recorder of the attention queries of the upper half of the layers, for one pass."""
         return Queries(self.kv_shape().layers // 2)
 
     @property
-    def shows_attention(self) -> bool:
-        """Whether what an answer paid attention to can be told."""
-        return self._ours
-
-    @property
-    def _ours(self) -> bool:
-        """Whether attention goes through `attention.attend`, and not through a function of transformers."""
+    def own_attention(self) -> bool:
+        """Whether attention goes through `attention.attend` instead of a function of transformers."""
         return bool(self.decoder.config._attn_implementation == ATTENTION)  # noqa: SLF001 - there is no public name
 
     @property
     def packs(self) -> bool:
-        """Whether the rows of a batch lie packed one behind the other instead of padded."""
-        return self.kernel is not None and self._ours
+        """Whether the rows of a batch are packed one after the other instead of padded."""
+        return self.kernel is not None and self.own_attention
 
     def _run(
         self,
@@ -259,34 +253,33 @@ class ClaraModel(RoutedDecoder):
         ragged: Ragged | None = None,
         pause: Callable[[], None] | None = None,
     ) -> Tensor:
-        """The trunk over ``embeddings [rows, length, hidden]``.
+        """Run the decoder stack over ``embeddings [rows, length, hidden]``.
 
         Args:
-            embeddings: Of padded rows, of packed ones (then `lengths` are theirs), or of one position a row.
-            roles: One for all rows, one a row, or None for the bare base.
-            cache: Takes keys and values.
-            lengths: Of the texts that lie packed in the one row.
+            embeddings: Embeddings of padded rows, of packed ones (with `lengths`), or of one position a row.
+            roles: One role for all rows, one a row, or None for the base decoder without adapters.
+            cache: Stores keys and values.
+            lengths: Lengths of the texts that are packed in one row.
             positions: Rotary positions ``[rows, length]``; None: from 0 on in each row or text.
-            ragged: How a step attends.
-            pause: Called between the layers.
+            ragged: Attention over the rows, if it is not plain causal attention.
+            pause: Called between layers.
         """
         rows, length, _ = embeddings.shape
         device = embeddings.device
         options: dict[str, object] = {}
         if lengths is not None:
             if self.kernel is None:
-                msg = "rows are packed only where there is a kernel for them"
-                raise RuntimeError(msg)
+                raise RuntimeError("packed rows need a kernel")
             ragged = Packed(self.kernel, lengths, device)
             positions = upload([at for one in lengths for at in range(one)], device)[None]  # [1, total]
         elif positions is None:
             positions = torch.arange(length, device=device).expand(rows, length)
-        if ragged is not None and self._ours:
+        if ragged is not None and self.own_attention:
             options["ragged"] = ragged
         if cache is not None and cache.queries is not None:
             options["queries"] = cache.queries
-        # Attention of transformers' own takes a mask: over copies of the rows, or over all positions of forked prompts.
-        mask = ragged.mask if isinstance(ragged, Gathered | Forked) and not self._ours else None
+        # The attention functions of transformers need a mask, over copies of the rows or over forked prompts.
+        mask = ragged.mask if isinstance(ragged, Gathered | Forked) and not self.own_attention else None
         routing = routed(roles, self.config.lora_r, lengths=lengths, device=device, dtype=embeddings.dtype, pause=pause)
         with routing:
             output = self.trunk(
@@ -302,16 +295,15 @@ class ClaraModel(RoutedDecoder):
 
 
 def cache_keyword(trunk: nn.Module) -> str:
-    """Name of the argument by which a decoder's forward takes its key/value cache.
+    """Name of the KV cache argument of a decoder's forward.
 
-    transformers renamed ``past_key_values`` to ``cache`` in 5.24, model by model. A forward that takes neither by name
-    would swallow the wrong one in its ``**kwargs`` and write nothing into the cache, so the name is read once from the
-    signature instead of from the version.
+    transformers renamed ``past_key_values`` to ``cache`` in 5.24, model by model. A forward would ignore the wrong name
+    in its ``**kwargs`` and write nothing into the cache, so the name is read from the signature.
     """
     return "cache" if "cache" in inspect.signature(type(trunk).forward).parameters else "past_key_values"
 
 
 def _log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Of ``tokens [n]`` by ``logits [n, vocab]``: ``[n]``, float32."""
+    """Log-probabilities of ``tokens [n]`` by ``logits [n, vocab]``: ``[n]``, float32."""
     logits = logits.float()
     return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)

@@ -1,7 +1,7 @@
-"""Devices without surprises: which one is meant, what it can do, and what its errors mean.
+"""Devices: resolving their names, their capabilities, transfers, free memory, and the meaning of their errors.
 
-Nothing here initialises CUDA unless it says so: an engine may be made in a process that forks later, and a process
-that forks after CUDA was initialised leaves children in which it cannot be used.
+Functions initialise CUDA only if their docstring says so, because an engine may be created in a process that forks
+later, and CUDA cannot be used in a child that was forked after its initialisation.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ R = TypeVar("R")
 
 AMPERE = 8  # the first generation that multiplies bfloat16, and that flash attention runs on
 
-# How the system and the libraries below torch say that memory ran out, where it is not an `OutOfMemoryError`: CUDA
-# and MPS, cuBLAS and cuDNN (…ALLOC_FAILED, …ALLOCATION_FAILED), the processor's allocators, files that cannot be
-# mapped. "Invalid buffer size" is one buffer larger than a Metal device takes.
+# Messages of out-of-memory errors other than `torch.OutOfMemoryError`: CUDA and MPS, cuBLAS and cuDNN (…ALLOC_FAILED,
+# …ALLOCATION_FAILED), allocators of the CPU, files that cannot be mapped. "Invalid buffer size" means that one buffer
+# is larger than a Metal device supports.
 _SAYS_MEMORY: Final = re.compile(
     r"out of memory|not enough memory|can't allocate|cannot allocate|ALLOC(ATION)?_FAILED|\bENOMEM\b|"
     r"invalid buffer size",
@@ -38,17 +38,17 @@ _SAYS_MEMORY: Final = re.compile(
 
 
 class DeviceLost(Exception):
-    """The CUDA context is broken: nothing on the device can be used by this process any more."""
+    """The CUDA context is broken: this process can no longer use the device."""
 
 
 # --- which device ------------------------------------------------------------------------------------------
 
 
 def definite_device(wanted: str | torch.device) -> torch.device:
-    """The one name of a device: ``auto``, ``cuda`` and ``cuda:0`` are the same one. Does not initialise CUDA.
+    """Resolve a device name: ``auto``, ``cuda`` and ``cuda:0`` may be the same device. Does not initialise CUDA.
 
     Raises:
-        ValueError: No such device, with what is there.
+        ValueError: There is no such device; the message names the devices that torch sees.
     """
     if str(wanted) == "auto":
         if torch.cuda.device_count():
@@ -60,7 +60,7 @@ def definite_device(wanted: str | torch.device) -> torch.device:
         msg = f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {str(wanted)!r}"
         raise ValueError(msg) from exc
     if device.type == "cpu":
-        return torch.device("cpu")  # the index of a processor means nothing
+        return torch.device("cpu")  # the index of a CPU means nothing
     if device.type == "mps" and not torch.backends.mps.is_available():
         msg = f"device={str(wanted)!r} was asked for, but torch {torch.__version__} sees no Metal device here"
         raise ValueError(msg)
@@ -70,23 +70,21 @@ def definite_device(wanted: str | torch.device) -> torch.device:
     index = _current_cuda() if device.index is None else device.index
     if index >= count:
         seen = "no CUDA device" if not count else "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        msg = f"device={str(wanted)!r} was asked for, but torch {torch.__version__} sees {seen} here"
-        raise ValueError(msg)
+        raise ValueError(f"device={str(wanted)!r} was asked for, but torch {torch.__version__} sees {seen} here")
     return torch.device("cuda", index)
 
 
 def check_forked(device: torch.device) -> None:
-    """Say clearly that CUDA was used before this process forked.
+    """Check that CUDA was not initialised before this process was forked.
 
     Raises:
-        RuntimeError: It was.
+        RuntimeError: CUDA was initialised in the parent process.
     """
     if device.type == "cuda" and torch.cuda._is_in_bad_fork():  # noqa: SLF001
-        msg = (
+        raise RuntimeError(
             f"{device} cannot be used: CUDA was initialised in the process that this one was forked from. Do that in "
             "the children only, or start processes with the method 'spawn'"
         )
-        raise RuntimeError(msg)
 
 
 def _current_cuda() -> int:
@@ -94,9 +92,9 @@ def _current_cuda() -> int:
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a CUDA device: by the driver's library, which leaves CUDA alone, else by CUDA."""
+    """Compute capability of a CUDA device: by NVML while CUDA is not initialised; if that fails, initialises CUDA."""
     if not torch.cuda.is_initialized():
-        with suppress(Exception):  # private to torch, or no such library: CUDA itself tells as well
+        with suppress(Exception):  # the private function of torch or the library may be missing
             return _capability_by_driver(device.index or 0)
     return torch.cuda.get_device_capability(device)
 
@@ -104,7 +102,7 @@ def capability(device: torch.device) -> tuple[int, int]:
 def _capability_by_driver(index: int) -> tuple[int, int]:
     library = ctypes.CDLL("libnvidia-ml.so.1")
     handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
-    # torch knows what CUDA_VISIBLE_DEVICES leaves of the machine's devices.
+    # torch maps the index, which CUDA_VISIBLE_DEVICES changes.
     physical = torch.cuda._get_nvml_device_index(index)  # noqa: SLF001
     for status in (
         library.nvmlInit_v2(),
@@ -112,31 +110,30 @@ def _capability_by_driver(index: int) -> tuple[int, int]:
         library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)),
     ):
         if status:
-            msg = f"NVML answered {status}"
-            raise OSError(msg)
+            raise OSError(f"NVML answered {status}")
     return major.value, minor.value
 
 
 def default_dtype(device: torch.device) -> str:
-    """The type that a device computes well: bfloat16 only where it is no emulation (not on T4 or V100)."""
+    """The dtype for ``auto``: bfloat16 on CUDA GPUs with instructions for it, float16 on others, float32 elsewhere."""
     if device.type == "cuda":
         return "bfloat16" if capability(device)[0] >= AMPERE else "float16"
     return "float32"
 
 
-# --- moving ------------------------------------------------------------------------------------------------
-
-
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for products in bfloat16; without them a pass takes many times as long."""
+    """Whether a device has instructions for bfloat16 products; without them a pass takes many times as long."""
     if device.type == "cuda":
         return capability(device) >= (8, 0)
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch.cpu says it under no public name
     return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in probes)
 
 
+# --- transfers ---------------------------------------------------------------------------------------------
+
+
 def upload(values: Sequence[Any] | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers of the host on the device, by way of pinned memory where it is a GPU: the host does not wait."""
+    """Copy numbers to a device; to a GPU through pinned memory, so that the host does not wait."""
     tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype)
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -144,7 +141,7 @@ def upload(values: Sequence[Any] | Tensor, device: torch.device, dtype: torch.dt
 
 
 def download(tensor: Tensor) -> Tensor:
-    """A copy on the processor; from a GPU into pinned memory, and there only after the next wait for the device."""
+    """Copy a tensor to the CPU; from a GPU into pinned memory, valid only after the next wait for the device."""
     if tensor.device.type != "cuda":
         return tensor.cpu()
     host = torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory()
@@ -152,20 +149,20 @@ def download(tensor: Tensor) -> Tensor:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can be had on a device (of a processor: a quarter of the machine's memory). Initialises CUDA."""
+    """Free bytes of a GPU; on other devices a quarter of the machine's memory. Initialises CUDA."""
     if device.type == "cuda":
-        release_memory()  # what the allocator keeps for later is free as well
+        release_memory()  # cached blocks of the allocator count as free
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (AttributeError, ValueError, OSError):  # no such question on Windows
+    except (AttributeError, ValueError, OSError):  # not available on Windows
         return 2**31
 
 
 def release_memory() -> None:
-    """Give cached blocks back to the device."""
+    """Return cached blocks of torch's allocator to the device."""
     if torch.cuda.is_initialized():
-        with suppress(RuntimeError):  # a broken context has nothing to give
+        with suppress(RuntimeError):  # a broken context
             torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
@@ -175,7 +172,7 @@ def release_memory() -> None:
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
-    """Whether memory ran out, of a device or of the machine: something smaller may succeed."""
+    """Whether an error means that the device or the machine ran out of memory."""
     if isinstance(exc, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(exc, RuntimeError | OSError | SafetensorError) and bool(_SAYS_MEMORY.search(str(exc)))
@@ -183,13 +180,13 @@ def is_out_of_memory(exc: BaseException) -> bool:
 
 @contextmanager
 def memory_said(words: Callable[[Exception], str]) -> Iterator[None]:
-    """Memory that runs out within is said in words.
+    """Turn an out-of-memory error inside the ``with`` block into a `NotEnoughMemory`.
 
     Args:
-        words: Of an error, once the tensors that its frames held have been let go.
+        words: Makes the message from the error, after the tensors in its frames have been freed.
 
     Raises:
-        NotEnoughMemory: In place of what torch or the system raises.
+        NotEnoughMemory: In place of the error of torch or of the system.
     """
     try:
         yield
@@ -201,7 +198,7 @@ def memory_said(words: Callable[[Exception], str]) -> Iterator[None]:
 
 
 def is_lost(exc: BaseException, device: torch.device) -> bool:
-    """Whether an error has broken the CUDA context: it stays until the process ends."""
+    """Whether an error has broken the CUDA context, which cannot be repaired within the process."""
     if device.type != "cuda" or not isinstance(exc, RuntimeError) or is_out_of_memory(exc):
         return False
     if "CUDA error" not in str(exc) and "CUBLAS_STATUS" not in str(exc):
@@ -214,10 +211,10 @@ def is_lost(exc: BaseException, device: torch.device) -> bool:
 
 
 def attempt(run: Callable[[R], None], part: R, device: torch.device) -> Exception | None:
-    """Run something; returns the error that it ended with, without the tensors that the error's frames held.
+    """Call ``run(part)``; returns its error or None. The tensors in the frames of the error are freed.
 
     Raises:
-        DeviceLost: Nothing more can be computed on the device.
+        DeviceLost: The CUDA context is broken.
     """
     try:
         run(part)
@@ -226,11 +223,10 @@ def attempt(run: Callable[[R], None], part: R, device: torch.device) -> Exceptio
     except Exception as exc:
         traceback.clear_frames(exc.__traceback__)
         if is_lost(exc, device):
-            msg = (
+            raise DeviceLost(
                 f"the CUDA context of {device} is broken ({type(exc).__name__}: {str(exc).strip().splitlines()[0]}): "
                 "nothing on it can be used by this process any more; restart the process"
-            )
-            raise DeviceLost(msg) from exc
+            ) from exc
         return exc
     return None
 
@@ -242,20 +238,20 @@ def in_halves(
     device: torch.device,
     what: str,
 ) -> int:
-    """Run a batch; where it fails, its halves one after the other, and a single row that fails gets the error.
+    """Run a batch; if it fails, run its halves one after the other, and report the error of a row that fails alone.
 
-    What ran out of memory fits in parts, or alone once the cached blocks are given back; any other error reaches only
-    the rows that it belongs to.
+    So a batch that is too large runs in parts, and any other error reaches only the rows that cause it. A single row
+    that runs out of memory is tried once more after the cached blocks have been released.
 
     Args:
         rows: The batch, at least one row.
-        run: Called with parts of it.
+        run: Called with the batch or parts of it.
         fail: Called with a single row and its error.
-        device: Where it runs.
-        what: The rows, for the log ("sequences").
+        device: Device of the batch.
+        what: Name of the rows in log messages ("sequences").
 
     Returns:
-        int: The largest part that ran, in rows; 0 if none did.
+        int: Rows of the largest part that succeeded; 0 if none did.
     """
     parts, largest = [rows], 0
     while parts:

@@ -1,11 +1,11 @@
-"""Prompts whose end is read several times, each time with other positions hidden, in one pass.
+"""Prompts whose tail is read several times in one pass, each time with other positions hidden.
 
-The beginning of a prompt is computed once. Behind it lie copies of its tail, which see the beginning without what is
-hidden from them, and nothing of each other:
+The head of a prompt is computed once. Copies of its tail follow, which see the head without the positions hidden from
+them, and do not see each other:
 
-    beginning | tail, nothing hidden | tail, the first document hidden | tail, the second one hidden | …
+    head | tail, nothing hidden | tail, the first document hidden | tail, the second one hidden | …
 
-Letters of shapes: ``rows`` copies of a tail of ``tail`` positions stand behind ``head`` positions.
+Dimensions of shapes: ``rows`` copies of a tail of ``tail`` positions follow ``head`` positions.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ForkedPrompt:
-    """A prompt, something said behind it, and what is hidden.
+    """A prompt, its continuation, and the hidden spans of each row.
 
     Attributes:
-        ids: The prompt and, behind it, what is said but for its last token (which predicts nothing that is asked for).
+        ids: Token ids of the prompt and of the continuation without its last token.
         slots: Which of them are memory slots.
-        head: Positions that are read once; nothing behind them is hidden from anybody.
-        said: The tokens whose probability is asked for; the first one stands behind the prompt.
-        hidden: One a row: spans of the head that its tail does not see.
+        head: Number of shared positions; only these can be hidden.
+        continuation: Token ids of the continuation, whose log-probabilities are computed.
+        hidden: For each row the spans of the head that its tail does not see.
     """
 
     ids: list[int]
     slots: list[bool]
     head: int
-    said: list[int]
+    continuation: list[int]
     hidden: Sequence[Sequence[Span]]
 
     @property
@@ -47,11 +47,11 @@ class ForkedPrompt:
 
     @property
     def positions(self) -> int:
-        """Positions of the whole."""
+        """Positions of the head and of all tails."""
         return self.head + len(self.hidden) * self.tail
 
     def seen(self) -> Tensor:
-        """What each tail sees of the head and of itself: ``[rows, tail, head + tail]``, on the processor."""
+        """Positions of the head and of itself that each tail sees: ``[rows, tail, head + tail]``, on the CPU."""
         causal = torch.ones(self.tail, self.head + self.tail, dtype=torch.bool).tril(self.head)
         rows = causal.repeat(len(self.hidden), 1, 1)
         for row, spans in zip(rows, self.hidden, strict=True):
@@ -60,30 +60,30 @@ class ForkedPrompt:
         return rows
 
     def token_ids(self) -> list[int]:
-        """Ids of the whole, copies of the tail included."""
+        """Token ids of the head and of all tails."""
         return self.ids[: self.head] + self.ids[self.head :] * len(self.hidden)
 
     def rotary_positions(self) -> list[int]:
-        """Positions of the whole as the model counts them: each tail goes on where the head ended."""
+        """Rotary positions of the head and of all tails: each tail continues after the head."""
         return [*range(self.head), *list(range(self.head, len(self.ids))) * len(self.hidden)]
 
     def is_slot(self) -> list[bool]:
-        """Which positions of the whole are memory slots."""
+        """Which positions of the head and of all tails are memory slots."""
         return self.slots[: self.head] + self.slots[self.head :] * len(self.hidden)
 
-    def said_at(self, start: int) -> list[int]:
-        """Which positions predict the said tokens, row after row, if the whole begins at `start`."""
-        first = start + self.head + self.tail - len(self.said)
-        return [first + row * self.tail + at for row in range(len(self.hidden)) for at in range(len(self.said))]
+    def predicting_positions(self, start: int) -> list[int]:
+        """Positions that predict the continuation, row after row, if the head begins at position `start`."""
+        first = start + self.head + self.tail - len(self.continuation)
+        return [first + row * self.tail + at for row in range(len(self.hidden)) for at in range(len(self.continuation))]
 
 
 class Forked:
-    """How forked prompts attend that lie one behind the other, ``[1, total]``; see `attention.Ragged`.
+    """Attention of forked prompts that are packed one after the other, ``[1, total]``; see `attention.Ragged`.
 
     Args:
         prompts: Any number.
-        device: Of the pass.
-        dtype: Of the mask.
+        device: Device of the pass.
+        dtype: Type of the mask.
     """
 
     def __init__(self, prompts: Sequence[ForkedPrompt], device: torch.device, dtype: torch.dtype) -> None:
@@ -93,7 +93,7 @@ class Forked:
 
     @property
     def mask(self) -> Tensor:
-        """The same for attention that takes one mask: ``[1, 1, total, total]``, the plain way."""
+        """The same as a mask ``[1, 1, total, total]`` for the attention of transformers."""
         total = sum(prompt.positions for prompt in self._prompts)
         seen = torch.zeros(total, total, dtype=torch.bool)
         start = 0
@@ -109,7 +109,7 @@ class Forked:
         return upload(mask, self._device)[None, None]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        """See `Ragged`. A context never exceeds the window of a model that has one."""
+        """See `Ragged`; `window` is ignored, because no context exceeds a model's window."""
         group = query.shape[1] // key.shape[1]
         if group > 1:
             key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
@@ -124,8 +124,8 @@ class Forked:
                 torch.cat([shared.expand(len(asks), -1, -1, -1), tails], dim=2)  # [rows, heads, head + tail, dim]
                 for shared, tails in zip((keys, values), own, strict=True)
             )
-            said = F.scaled_dot_product_attention(asks, keys, values, seen, scale=scale)  # [rows, heads, tail, dim]
-            read.append(said.transpose(0, 1).flatten(1, 2))  # [heads, rows * tail, dim]
+            attended = F.scaled_dot_product_attention(asks, keys, values, seen, scale=scale)  # [rows, heads, tail, dim]
+            read.append(attended.transpose(0, 1).flatten(1, 2))  # [heads, rows * tail, dim]
             start = end
         return torch.cat(read, dim=1).transpose(0, 1)[None]  # [1, total, heads, dim]
 

@@ -1,11 +1,11 @@
-"""Weights of 8 bits on the processor, multiplied by torch's own whole-number products (FBGEMM).
+"""Linear layers with 8-bit weights on the CPU, multiplied by torch's own integer products (FBGEMM).
 
-A weight is rounded to 127 steps either way of its output's largest one; that is all that is lost. What the layer reads
-is written as two digits of 7 bits, both relative to the largest number of its own position, so that its rounding is far
-below that of the weights even where a few features are a hundred times as large as the others. Both digits go through
-one product as two rows: a decode step is bound by reading the weights, and reads them once.
+Each weight is rounded to one of 127 steps on either side of zero, relative to the largest weight of its output. The
+input is split into two digits of 7 bits, relative to the largest number of its position, so that its rounding error is
+far below that of the weights even if a few features are a hundred times as large as the others. Both digits are rows of
+one product: a decode step is bound by reading the weights, and reads them once.
 
-Sums of whole numbers are exact: a row gives the same numbers alone and in every batch.
+Integer sums are exact, so a row gives the same numbers alone and in every batch.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-_STEPS: Final = 127  # of a weight
-# Of a digit. 8 bits would do with VNNI; without it, products of pairs are added in 16 bits, which 7 bits never exceed.
+_STEPS: Final = 127  # largest value of a rounded weight
+# Largest value of a digit. Without VNNI, sums of two products have 16 bits, which digits of 7 bits never overflow.
 _DIGIT: Final = 63
-_ZERO: Final = 64  # of a digit as an unsigned number
-_LEAST: Final = 1e-30  # stands for the largest number of a position that is all zeros
+_ZERO: Final = 64  # zero point of a digit as an unsigned number
+_LEAST: Final = 1e-30  # replaces the largest number of a position that is all zeros
 _ENGINE: Final = "fbgemm"
-_engine = Lock()  # the setting of torch that chooses who packs is one for the process
+_engine = Lock()  # guards torch.backends.quantized.engine, a setting of the whole process
 
 
 class Int8Linear(nn.Module):
-    """A frozen linear layer that keeps its weight in 8 bits alone.
+    """A frozen linear layer that stores its weight in 8 bits only.
 
     Args:
-        layer: Plain, on the processor, in any floating-point type.
+        layer: A plain linear layer on the CPU, of any floating-point type.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -47,7 +47,7 @@ class Int8Linear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as it is multiplied, ``[out, in]`` in float32, unpacked at each call."""
+        """The rounded weight, ``[out, in]`` in float32, unpacked at each call."""
         rounded: Tensor = torch.ops.quantized.linear_unpack(self._packed)[0].dequantize()
         return rounded
 
@@ -57,12 +57,12 @@ class Int8Linear(nn.Module):
         largest = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_min_(_LEAST)  # [rows, 1]
         scaled = rows * (_DIGIT / largest)
         coarse = scaled.round()
-        fine = scaled.sub_(coarse).mul_(2 * _DIGIT)  # what is left is half a step at most
+        fine = scaled.sub_(coarse).mul_(2 * _DIGIT)  # the rest is at most half a step
         both = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             torch.cat([coarse, fine]), 1.0, _ZERO, self._packed
         )  # [2 * rows, out]
         whole, rest = both.chunk(2)
-        # Numbers that are none show in the largest, and so in the result.
+        # NaN and infinity of the input reach the result through `largest`.
         y: Tensor = whole.add_(rest, alpha=1 / (2 * _DIGIT)).mul_(largest / _DIGIT)
         if self.bias is not None:
             y += self.bias
@@ -70,19 +70,19 @@ class Int8Linear(nn.Module):
 
 
 def int8_linear(layer: nn.Module) -> nn.Module:
-    """The layer with a weight of 8 bits, where it is a plain linear one."""
+    """The layer as an `Int8Linear` if it is a plain linear layer, otherwise unchanged."""
     return Int8Linear(layer) if type(layer) is nn.Linear else layer
 
 
 def check_int8() -> None:
-    """Find out whether this processor multiplies whole numbers as these layers need it.
+    """Check that this CPU supports the integer products of these layers.
 
     Raises:
-        ValueError: It does not, with what to do.
+        ValueError: It does not; the message names alternatives.
     """
     try:
         if _ENGINE not in torch.backends.quantized.supported_engines:
-            raise RuntimeError("this torch has no FBGEMM, which takes an x86 processor with AVX2")  # noqa: TRY301
+            raise RuntimeError("this torch has no FBGEMM, which needs an x86 CPU with AVX2")  # noqa: TRY301
         layer = nn.Linear(8, 4, bias=False)
         x = torch.full((1, 8), 100.0)
         x[0, 0] = 0.25
@@ -92,20 +92,19 @@ def check_int8() -> None:
         if not wrong < 0.05:
             raise RuntimeError(f"FBGEMM gave wrong numbers on a small example (off by {wrong:.3g})")  # noqa: TRY301
     except (RuntimeError, NotImplementedError, AttributeError) as exc:
-        msg = (
-            f"quantization='int8' cannot be used on this processor: {str(exc).splitlines()[0]}. Take "
+        raise ValueError(
+            f"quantization='int8' cannot be used on this CPU: {str(exc).splitlines()[0]}. Use "
             "quantization='nf4' (pip install 'clara-rag[quantization]'), dtype='bfloat16' or none of them"
-        )
-        raise ValueError(msg) from exc
+        ) from exc
 
 
 def _pack(weight: Tensor) -> object:
-    """``[out, in]`` rounded and in the layout of FBGEMM."""
+    """Round a weight ``[out, in]`` and pack it for FBGEMM."""
     weight = weight.float()
     steps = weight.abs().amax(1).clamp_min_(_LEAST).double() / _STEPS  # [out]
     zeros = torch.zeros(len(weight), dtype=torch.long)
     with warnings.catch_warnings():
-        # Torch means to give these tensors up one day; `check_int8` will say so then.
+        # Torch has deprecated these tensors; `check_int8` will raise once they are gone.
         warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel")
         rounded = torch.quantize_per_channel(weight, steps, zeros, 0, torch.qint8)
     with _engine:

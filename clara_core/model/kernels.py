@@ -1,13 +1,13 @@
 """Attention kernels for rows of different lengths: torch's own and flash-attn's, behind one signature.
 
-Letters of shapes: ``total`` positions of all rows one after the other; ``pages`` of `PAGE` columns each.
+Dimensions of shapes: ``total`` positions of all rows one after the other; ``pages`` of `PAGE` columns each.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,15 +18,15 @@ from clara_core.model.devices import AMPERE, capability
 
 log = logging.getLogger(__name__)
 
-PAGE = 256  # columns of a page of the KV memory: what the kernels take is a multiple of this
+PAGE = 256  # positions of a page of the KV cache; the kernels require a multiple of this
 
 
 class Kernel(Protocol):
-    """Attention over rows that lie one behind the other, and over rows that lie in pages."""
+    """Attention over packed rows and over rows in pages."""
 
     @property
     def name(self) -> str:
-        """What the log calls it."""
+        """Name in log messages."""
 
     def packed(
         self,
@@ -47,8 +47,8 @@ class Kernel(Protocol):
             value: Like the keys.
             starts: ``[rows + 1]``, int32: where each row begins, and where the last one ends.
             longest: Positions of the longest row.
-            scale: Of the scores.
-            window: How many positions a query sees, itself counted; None: all before it.
+            scale: Factor of the attention scores.
+            window: Number of positions that a query sees, including its own; None: all before it.
 
         Returns:
             Tensor: ``[total, heads, dim]``.
@@ -74,12 +74,12 @@ class Kernel(Protocol):
             query: ``[rows * queries, heads, dim]``.
             keys: ``[pages, PAGE, kv_heads, dim]``.
             values: Like the keys.
-            table: ``[rows, most]``, int32: the pages of each row in order; what is behind a row's last is not read.
-            lengths: ``[rows]``, int32: columns of each row, its newest positions counted.
+            table: ``[rows, most]``, int32: the pages of each row in order; entries after a row's last are not read.
+            lengths: ``[rows]``, int32: positions of each row, including the newest ones.
             starts: ``[rows + 1]``, int32: where each row's queries begin, and where the last ones end.
-            queries: Newest positions of each row.
-            longest: The largest of them, or more.
-            scale: Of the scores.
+            queries: Number of newest positions of each row.
+            longest: The largest of `lengths`, or an upper bound.
+            scale: Factor of the attention scores.
             window: As in `packed`.
 
         Returns:
@@ -89,7 +89,7 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class TorchKernel:
-    """``torch.nn.attention.varlen``, part of torch since 2.13 (its paged form needs CUDA)."""
+    """The kernel ``torch.nn.attention.varlen`` of torch 2.13 or later (its paged form needs CUDA)."""
 
     attend: Callable[..., Any]
     name: str = "torch.nn.attention.varlen"
@@ -137,7 +137,7 @@ class TorchKernel:
 
 @dataclass(frozen=True)
 class FlashKernel:
-    """The package flash-attn, called directly (version 2: version 4 has no paged form)."""
+    """The kernels of the package flash-attn, version 2 (version 4 has no paged form)."""
 
     attend: Callable[..., Any]
     attend_pages: Callable[..., Any]
@@ -184,7 +184,7 @@ class FlashKernel:
 
 
 def _left(window: int | None, causal: int = 0) -> tuple[int, int]:
-    """Positions to the left and to the right of a query that it sees; -1: all."""
+    """Numbers of positions that a query sees to its left and to its right; -1: all."""
     return (-1, causal) if window is None else (window - 1, 0)
 
 
@@ -192,7 +192,7 @@ def torch_kernel() -> Kernel:
     """The kernel of torch.
 
     Raises:
-        ImportError: This torch has none, or one that is called otherwise.
+        ImportError: This torch has no such kernel, or one with another signature.
     """
     from torch.nn.attention.varlen import varlen_attn
 
@@ -218,52 +218,53 @@ def flash_kernel() -> Kernel:
 def find_kernel(
     wanted: str, device: torch.device, dtype: torch.dtype, *, heads: int, kv_heads: int, dim: int
 ) -> Kernel | None:
-    """The kernel that is there and works on these shapes, tried on a few positions; None: there is none.
+    """Find a kernel that works on these shapes, by a trial on a few positions; None if there is none.
 
     Args:
-        wanted: ``auto``: any; ``flash_attention_2``: the package flash-attn.
-        device: Where it is to run.
-        dtype: Of queries, keys and values.
+        wanted: ``auto``: any kernel; ``flash_attention_2``: the package flash-attn.
+        device: Device of the model.
+        dtype: Type of queries, keys and values.
         heads: Query heads.
         kv_heads: Key and value heads.
         dim: Width of a head.
 
     Raises:
-        ValueError: flash-attn was asked for by name and cannot be used, with the reason.
+        ValueError: flash-attn was asked for and cannot be used; the message has the reason.
     """
     makers = (flash_kernel,) if wanted == "flash_attention_2" else (torch_kernel, flash_kernel)
     reasons: list[str] = []
-    problem = _unfit(device, dtype)
+    problem = _unsupported(device, dtype)
     if problem is None:
         for make in makers:
             try:
                 kernel = make()
             except Exception as exc:  # noqa: BLE001 - whatever a broken installation raises
-                reasons.append(f"{make.__name__}: {_first(exc)}")
+                reasons.append(f"{make.__name__}: {_first_line(exc)}")
                 continue
             try:
                 _try_out(kernel, device, dtype, heads, kv_heads, dim)
-            except Exception as exc:  # noqa: BLE001 - whatever a kernel raises that does not fit the device
-                reasons.append(f"{kernel.name}: {_first(exc)}")
+            except Exception as exc:  # noqa: BLE001 - whatever a kernel raises on this device
+                reasons.append(f"{kernel.name}: {_first_line(exc)}")
                 if wanted == "auto":
                     log.warning(
-                        "%s is there but does not work here (%s): going on without it", kernel.name, _first(exc)
+                        "%s is installed but does not work here (%s): going on without it",
+                        kernel.name,
+                        _first_line(exc),
                     )
                 continue
             log.debug("attention: %s", kernel.name)
             return kernel
         problem = "; ".join(reasons)
     if wanted == "flash_attention_2":
-        msg = (
+        raise ValueError(
             f"attn_implementation='flash_attention_2' cannot be used here: {problem}. It needs a GPU of the Ampere "
             "generation or newer, bfloat16 or float16, and pip install 'clara-rag[flash-attn]'; 'auto' takes what works"
         )
-        raise ValueError(msg)
     log.debug("attention: torch's scaled_dot_product_attention (%s)", problem)
     return None
 
 
-def _unfit(device: torch.device, dtype: torch.dtype) -> str | None:
+def _unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return f"kernels need a CUDA device, this is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -273,18 +274,17 @@ def _unfit(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _try_out(kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> None:
-    """Both forms on a few positions, whose result is known: equal values give back the value.
+    """Check both forms on a few positions with a known result: attention over equal values returns the value.
 
     Raises:
         Exception: Whatever the kernel raises.
-        RuntimeError: It gave something else than it should.
+        RuntimeError: The result is wrong.
     """
-    lengths = [3, 5]
-    query, key = (torch.ones(sum(lengths), count, dim, device=device, dtype=dtype) for count in (heads, kv_heads))
+    query, key = (torch.ones(8, count, dim, device=device, dtype=dtype) for count in (heads, kv_heads))
     value = torch.full_like(key, 2.0)
-    starts = torch.tensor(_starts(lengths), dtype=torch.int32, device=device)
+    starts = torch.tensor([0, 3, 8], dtype=torch.int32, device=device)
     results = [kernel.packed(query, key, value, starts=starts, longest=5, scale=1.0, window=None)]
-    # The second page holds what must not be read: nothing behind a row's length is.
+    # The second page has other values after the rows' lengths, which must not be read.
     pages = torch.full((2, PAGE, kv_heads, dim), 2.0, device=device, dtype=dtype)
     pages[1, 3:] = 3.0
     table = torch.tensor([[0, 1], [1, 0]], dtype=torch.int32, device=device)
@@ -297,17 +297,9 @@ def _try_out(kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: in
         )
     for result in results:
         if not bool((result == 2.0).all()):
-            msg = "it gave wrong numbers on a small example"
-            raise RuntimeError(msg)
+            raise RuntimeError("it gave wrong numbers on a small example")
 
 
-def _starts(lengths: Sequence[int]) -> list[int]:
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    return starts
-
-
-def _first(exc: BaseException) -> str:
+def _first_line(exc: BaseException) -> str:
     lines = str(exc).strip().splitlines() or [type(exc).__name__]
     return f"{type(exc).__name__}: {lines[0][:200]}"

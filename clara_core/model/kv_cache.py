@@ -1,8 +1,8 @@
-"""The key/value cache of one forward pass: some rows of the KV memory, as transformers wants to see them.
+"""The rows of the KV memory that take part in one forward pass, as a cache for transformers.
 
-A prompt pass writes the keys of each row to its pages and attends over its own positions alone. A step writes one
-position a row and attends over all that the row has; so does a pass over a piece of one long prompt. Since rotary
-positions are baked into the keys, rows of any lengths share a step: that is all that continuous batching needs.
+A prompt pass writes keys and values to the pages of each row and attends only over its own positions. A decode step
+writes one position a row and attends over all positions of the row, and so does a pass over a piece of one long prompt.
+Keys include their rotary positions, so rows of any lengths can share a step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clara_core.model.paid_attention import Queries
 
 def _refused(name: str) -> Callable[..., None]:
     def refuse(self: KVCache, *_: Any, **__: Any) -> None:
-        msg = f"KVCache.{name} is not supported: rows have lengths of their own; open and close them in the KVMemory"
+        msg = f"KVCache.{name} is not supported: rows have different lengths; open and close them in the KVMemory"
         raise TypeError(msg)
 
     return refuse
@@ -34,10 +34,10 @@ class KVCache(Cache):
     """Rows that take part in one pass.
 
     Args:
-        memory: Where their pages are.
-        rows: Each with room for what the pass adds to it.
-        role: Whose adapter reads and writes all of them; None: the bare base.
-        queries: Takes what the upper layers ask with at the last position of each row.
+        memory: The memory of their pages.
+        rows: Rows with room for the positions that the pass adds.
+        role: Role whose adapter is used for all rows; None: the base decoder without adapters.
+        queries: Records the attention queries at the last position of each row; None: they are not recorded.
     """
 
     def __init__(
@@ -55,33 +55,33 @@ class KVCache(Cache):
         self._write: Callable[[Tensor, Tensor], None] = _unset
         self._write_step: Callable[[Tensor, Tensor], None] = _unset
         self._gather: Gathered | None = None
-        self._width = 0  # columns that a mask over this pass would have
+        self._width = 0  # columns of a mask over this pass
         self._stepping = False
-        self._lengths: list[int] = []  # of the rows after this pass
+        self._lengths: list[int] = []  # lengths of the rows after this pass
 
     # --- the kinds of pass ---------------------------------------------------------------------------------
 
     def begin_prompts(self, lengths: Sequence[int], *, packed: bool) -> None:
-        """A pass over prompts of these lengths, each from the beginning of its row.
+        """Prepare a pass over prompts of these lengths, each from the beginning of its row.
 
         Args:
             lengths: Positions of each prompt.
-            packed: Whether they come as one row of all positions, or as padded rows.
+            packed: Whether the prompts are packed in one row, or padded.
         """
         self._lengths = list(lengths)
         self._width = sum(lengths) if packed else max(lengths)
         self._write_positions(lengths, packed=packed)
 
     def begin_chunk(self, length: int, kernel: Kernel | None, *, gather: bool) -> tuple[Tensor, Ragged]:
-        """A pass over the next positions of the one row's prompt, which sees what the row has before them.
+        """Prepare a pass over the next positions of a single row, which attend over the earlier ones, too.
 
         Args:
-            length: How many.
-            kernel: For attention over pages, where there is one.
-            gather: Attend over copies, whatever else is possible.
+            length: Number of positions.
+            kernel: Kernel for attention over pages, if there is one.
+            gather: Attend over copies, even if there is a kernel.
 
         Returns:
-            tuple: Rotary ``positions [length]`` on the device, and how to attend.
+            tuple: Rotary ``positions [length]`` on the device, and the attention.
         """
         [row], device = self.rows, self.memory.shape.device
         self._write_positions([length], packed=True)
@@ -94,7 +94,7 @@ class KVCache(Cache):
         return positions, self._reading(table[:, :-1], table[:, -1], kernel, gather, length)
 
     def _write_positions(self, lengths: Sequence[int], *, packed: bool) -> None:
-        """Prepare for so many new positions of each row."""
+        """Prepare to write so many new positions of each row."""
         places = [_blocks(row, length) for row, length in zip(self.rows, lengths, strict=True)]
         if self.memory.heads_first:
             self._write = lambda target, states: _write_blocks(target, states, places)
@@ -102,10 +102,10 @@ class KVCache(Cache):
         device = self.memory.shape.device
         columns = [page * PAGE + column + at for row in places for page, column, n in row for at in range(n)]
         into = upload(columns, device)
-        of = (
-            None if packed else upload([i * self._width + at for i, n in enumerate(lengths) for at in range(n)], device)
-        )
-        self._write = lambda target, states: _write_columns(target, states, into, of)
+        source = None
+        if not packed:
+            source = upload([i * self._width + at for i, n in enumerate(lengths) for at in range(n)], device)
+        self._write = lambda target, states: _write_columns(target, states, into, source)
 
     def _reading(self, table: Tensor, used: Tensor, kernel: Kernel | None, gather: bool, queries: int = 1) -> Ragged:
         memory = self.memory
@@ -117,15 +117,15 @@ class KVCache(Cache):
     def begin_step(
         self, tokens: Sequence[int] | Tensor, kernel: Kernel | None, *, gather: bool
     ) -> tuple[Tensor, Tensor, Ragged]:
-        """A pass that adds one position to each row.
+        """Prepare a decode step, which adds one position to each row.
 
         Args:
-            tokens: The newest token of each row; a tensor is on the device.
-            kernel: For attention over pages, where there is one.
-            gather: Attend over copies, whatever else is possible.
+            tokens: The newest token of each row, as numbers or as a tensor on the device.
+            kernel: Kernel for attention over pages, if there is one.
+            gather: Attend over copies, even if there is a kernel.
 
         Returns:
-            tuple: ``tokens [rows]`` and their rotary ``positions [rows]`` on the device, and how to attend.
+            tuple: ``tokens [rows]`` and their rotary ``positions [rows]`` on the device, and the attention.
         """
         self._stepping = True
         memory, device = self.memory, self.memory.shape.device
@@ -133,19 +133,19 @@ class KVCache(Cache):
         self._width = max(lengths)
         most = -(-self._width // PAGE)
         numbers: list[list[int]] = []
-        there = isinstance(tokens, Tensor)
-        for token, row in zip([0] * len(tokens) if there else tokens, self.rows, strict=True):
+        uploaded = isinstance(tokens, Tensor)
+        for token, row in zip([0] * len(tokens) if uploaded else tokens, self.rows, strict=True):
             page, column = row.pages[row.length // PAGE], row.length % PAGE
-            # Pages that other rows have and this one has not are never read: any will do.
+            # The table is padded with any page, because pages after a row's length are never read.
             pages = [*row.pages[:most], *[page] * (most - len(row.pages))]
             numbers.append([token, row.length, page, column, page * PAGE + column, row.length + 1, *pages])
-        table = upload(numbers, device)  # all at once: [rows, 6 + most]
+        table = upload(numbers, device)  # in one transfer: [rows, 6 + most]
         ids, positions, page_of, column_of, into, used = table[:, :6].unbind(1)
         if isinstance(tokens, Tensor):
             ids = tokens
 
         def write(target: Tensor, states: Tensor) -> None:
-            """``states [rows, n, kv_heads, dim]`` into ``target [n, pages, …]``."""
+            """Write ``states [rows, n, kv_heads, dim]`` to ``target [n, pages, …]``."""
             if memory.heads_first:
                 target[:, page_of, :, column_of] = states
             else:
@@ -161,17 +161,18 @@ class KVCache(Cache):
         return ids, positions, ragged
 
     def commit(self) -> None:
-        """The pass has ended well: its positions belong to the rows. One that is not committed may be run again."""
+        """Add the positions of the pass to the rows. A pass that was not committed may run again."""
         for row, length in zip(self.rows, self._lengths, strict=True):
             row.length = length
 
-    # --- what transformers asks --------------------------------------------------------------------------
+    # --- the interface of transformers -------------------------------------------------------------------
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values ``[rows, kv_heads, length, dim]``; returns what its attention takes:
-        the same in a pass over prompts, in a step the pages of the layer or, where they are gathered, copies.
+        """Store a layer's new keys and values ``[rows, kv_heads, length, dim]``; returns those to attend over.
+
+        These are the arguments in a pass over prompts, otherwise the layer's pages or, with `gather`, copies of them.
         """
         keys, values = self.memory.layer(layer_idx)
         self._write(keys, key_states)
@@ -185,14 +186,12 @@ class KVCache(Cache):
         return (keys, values) if self._gather is None else (self._gather.copy(keys), self._gather.copy(values))
 
     def put(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
-        """In a step, a layer's new keys and values together, ``[rows, 2, kv_heads, dim]``; returns what `update` does
-        where attention is ours.
-        """
+        """Store a layer's new keys and values ``[rows, 2, kv_heads, dim]`` in a decode step; returns as `update`."""
         self._write_step(self.memory.both(layer), states)
         return self._read(layer)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns before this pass; what it adds has positions of its own."""
+        """Columns before this pass."""
         return self._width - 1 if self._stepping else 0
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
@@ -200,10 +199,10 @@ class KVCache(Cache):
         return self._width, 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        """-1: rows grow by pages, there is no length of their own."""
+        """-1: there is no fixed length, because rows grow by pages."""
         return -1
 
-    # `Cache` would walk over its list of layers, which is empty here, and change nothing without a word.
+    # `Cache` would loop over its list of layers, which is empty here, and silently do nothing.
     crop = _refused("crop")
     reorder_cache = _refused("reorder_cache")
     reset = _refused("reset")
@@ -212,19 +211,18 @@ class KVCache(Cache):
 
 
 def _unset(_target: Tensor, _states: Tensor) -> None:
-    msg = "a KVCache takes keys only after begin_prompts or begin_step"
-    raise RuntimeError(msg)
+    raise RuntimeError("call begin_prompts, begin_chunk or begin_step before the pass")
 
 
 def _blocks(row: KVRow, length: int) -> list[tuple[int, int, int]]:
-    """Where the next positions of a row go: ``(page, first column, how many)``."""
+    """The places of a row's next positions: ``(page, first column, count)``."""
     end = row.length + length
     starts = [row.length, *range(row.length - row.length % PAGE + PAGE, end, PAGE)]
     return [(row.pages[at // PAGE], at % PAGE, min(end, at - at % PAGE + PAGE) - at) for at in starts]
 
 
 def _write_blocks(target: Tensor, states: Tensor, places: Sequence[Sequence[tuple[int, int, int]]]) -> None:
-    """``states [rows, kv_heads, length, dim]`` or, packed, ``[1, kv_heads, total, dim]`` into
+    """Write ``states [rows, kv_heads, length, dim]``, or packed ``[1, kv_heads, total, dim]``, to
     ``target [pages, kv_heads, PAGE, dim]``.
     """
     packed, before = len(states) == 1, 0
@@ -236,7 +234,7 @@ def _write_blocks(target: Tensor, states: Tensor, places: Sequence[Sequence[tupl
             before += count
 
 
-def _write_columns(target: Tensor, states: Tensor, into: Tensor, of: Tensor | None) -> None:
-    """``states [rows, kv_heads, length, dim]`` into ``target [pages, PAGE, kv_heads, dim]``."""
+def _write_columns(target: Tensor, states: Tensor, into: Tensor, source: Tensor | None) -> None:
+    """Write ``states [rows, kv_heads, length, dim]`` to ``target [pages, PAGE, kv_heads, dim]``."""
     columns = states.transpose(1, 2).flatten(0, 1)  # [rows * length, kv_heads, dim]
-    target.flatten(0, 1).index_copy_(0, into, columns if of is None else columns[of])
+    target.flatten(0, 1).index_copy_(0, into, columns if source is None else columns[source])

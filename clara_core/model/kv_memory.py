@@ -1,8 +1,7 @@
-"""Keys and values of all answers being written: one block of memory, allocated once, handed out in pages.
+"""The memory of the KV cache: one block for the keys and values of all answers, allocated once and divided into pages.
 
-A row takes whole pages, in any order, and gives them back when its answer ends: joining and leaving copies nothing,
-and no row takes more for the length of another. How many bytes there are is decided once, so that no number of
-requests can take more.
+A row owns whole pages, in any order, until its answer ends. So rows join and leave without copies, a row takes no
+memory for the length of another, and no number of requests can exceed the bytes that were allocated.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from torch import Tensor
 
 from clara_core.model.kernels import PAGE
 
-_LINE = 64  # bytes of a cache line, which products like their numbers to begin at
+_LINE = 64  # bytes of a CPU cache line; products are fastest on memory that begins at one
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one position of a row takes.
+    """The shape of one position of a row.
 
     Attributes:
         layers: Decoder layers.
-        kv_heads: Key and value heads of each.
+        kv_heads: Key and value heads of each layer.
         dim: Width of a head.
-        dtype: Of keys and values.
-        device: Where they lie.
+        dtype: Type of keys and values.
+        device: Device of keys and values.
     """
 
     layers: int
@@ -51,28 +50,28 @@ class KVShape:
 
 @dataclass(eq=False, slots=True)
 class KVRow:
-    """One answer's place: its pages in the order of its positions, and how many positions are filled."""
+    """The pages of one answer in the order of its positions, and the number of positions that are filled."""
 
     pages: list[int] = field(default_factory=list)
     length: int = 0
 
     @property
     def room(self) -> int:
-        """Positions that its pages hold."""
+        """Number of positions that its pages hold."""
         return len(self.pages) * PAGE
 
 
 class KVMemory:
-    """All pages, and which of them are free.
+    """All pages, and the list of those that are free.
 
     Args:
-        shape: Of a position.
-        pages: How many.
-        heads_first: Keep the columns of a head together, as plain products like it, instead of the heads of a column,
-            as the kernels want it.
+        shape: Shape of a position.
+        pages: Number of pages.
+        heads_first: Whether a page is ``[kv_heads, PAGE, dim]``, which plain products read fastest, or
+            ``[PAGE, kv_heads, dim]``, which the kernels require.
 
     Raises:
-        torch.OutOfMemoryError: The device has not so much (elsewhere `MemoryError` or `RuntimeError`).
+        torch.OutOfMemoryError: A GPU has too little free memory (other devices: `MemoryError` or `RuntimeError`).
     """
 
     def __init__(self, shape: KVShape, pages: int, *, heads_first: bool) -> None:
@@ -80,14 +79,14 @@ class KVMemory:
         self.pages = pages
         self.heads_first = heads_first
         page = (shape.kv_heads, PAGE, shape.dim) if heads_first else (PAGE, shape.kv_heads, shape.dim)
-        # Zeros, since what is masked is read all the same, and must be finite.
+        # Zeros, because masked positions are read, too, and must be finite.
         self._store = _zeros((shape.layers, 2, pages, *page), shape.dtype, shape.device)
         self._layers = [(store[0], store[1]) for store in self._store]
-        self._free = list(range(pages))  # a heap: the lowest first, so that what is in use stays together
+        self._free = list(range(pages))  # a heap: the lowest first, so that used pages stay close together
 
     @property
     def columns(self) -> int:
-        """Positions that fit, of one row alone."""
+        """Number of positions in all pages."""
         return self.pages * PAGE
 
     @property
@@ -101,25 +100,25 @@ class KVMemory:
         return (self.pages - len(self._free)) * self.shape.page_bytes
 
     def open(self, columns: int) -> KVRow | None:
-        """A row with room for so many positions; None while there are not enough free pages."""
+        """A row with room for so many positions; None if there are not enough free pages."""
         needed = math.ceil(columns / PAGE)
         if needed > len(self._free):
             return None
         return KVRow([heapq.heappop(self._free) for _ in range(needed)])
 
     def grow(self, row: KVRow) -> bool:
-        """One more page for a row; False: none is free."""
+        """Add a page to a row; returns False if none is free."""
         if not self._free:
             return False
         row.pages.append(heapq.heappop(self._free))
         return True
 
     def close(self, row: KVRow, *, wipe: bool = False) -> None:
-        """Take a row's pages back.
+        """Free the pages of a row.
 
         Args:
-            row: It holds nothing afterwards.
-            wipe: Its numbers were not finite, and must not be left to those who come after it.
+            row: The row, which is empty afterwards.
+            wipe: Overwrite its pages with zeros, because its values are not finite.
         """
         for page in row.pages:
             if wipe:
@@ -141,7 +140,7 @@ class KVMemory:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # The system hands these zeros out page by page as they are written: memory that no row has used takes none.
+    # The system allocates these zeros when they are first written, so pages that were never used take no memory.
     size = math.prod(shape) * dtype.itemsize
     block = torch.from_numpy(np.zeros(size + _LINE, dtype=np.uint8))
     skipped = -block.data_ptr() % _LINE

@@ -1,9 +1,9 @@
-"""Role-routed LoRA: one linear layer, three adapters, and the role of each row as an argument.
+"""Role-routed LoRA: one linear layer with three adapters, where each row of a batch may have another role.
 
-The adapters' A matrices are stacked into one product, the columns of other roles are masked row by row, and one
-product with the stacked B adds the result: rows of different roles share a batch, and nothing is ever "switched".
-The roles of a forward pass live in a context variable for exactly the extent of that pass (`routed`), so two
-threads may run different roles on one model at the same time. A routed layer outside such a scope raises.
+The A matrices of the adapters are stacked into one product, the columns of other roles are masked in each row, and one
+product with the stacked B matrices adds the result. So rows of different roles share a batch. A context variable holds
+the roles during a forward pass (`routed`), so two threads may run different roles on one model at the same time. A
+routed layer raises an error outside of `routed`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ N_ROLES = len(Role)
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Which adapter each row of the running forward pass takes.
+    """The adapter of each row in the current forward pass.
 
     Attributes:
-        role: The role of every row, where all rows share one; None otherwise.
-        columns: For mixed rows, the 0/1 mask ``[rows, 1, n_roles * rank]``, or of packed texts one a token,
+        role: The role of all rows, if they share one; otherwise None.
+        columns: The 0/1 mask of mixed rows ``[rows, 1, n_roles * rank]``, or of packed texts
             ``[1, total, n_roles * rank]``; None for one role or none.
-        pause: Called between decoder layers, so that urgent work need not wait for a large batch.
+        pause: Called between decoder layers, so that urgent work does not wait for the whole pass.
     """
 
     role: Role | None = None
@@ -44,11 +44,14 @@ _routing: ContextVar[Routing | None] = ContextVar("clara_routing", default=None)
 
 
 def current_routing() -> Routing:
-    """The routing of the forward pass that is running in this thread."""
+    """The routing of the current forward pass in this thread.
+
+    Raises:
+        RuntimeError: No forward pass runs inside `routed`.
+    """
     routing = _routing.get()
     if routing is None:
-        msg = "a role-routed layer was called outside of routed(...): give every forward pass its roles"
-        raise RuntimeError(msg)
+        raise RuntimeError("a role-routed layer was called outside of routed(...): give every forward pass its roles")
     return routing
 
 
@@ -62,14 +65,14 @@ def routed(
     dtype: torch.dtype = torch.float32,
     pause: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Run the forward passes inside with these roles: one for all rows, one a row, or None for the bare base.
+    """Run the forward passes inside the ``with`` block with these roles.
 
     Args:
-        roles: A row is a text; where texts lie packed in one row, they still have one each.
-        rank: Of an adapter.
-        lengths: Of the texts that lie packed.
-        device: Of the pass.
-        dtype: Of the hidden states.
+        roles: One role for all texts, one for each text, or None for the base decoder without adapters.
+        rank: Rank of an adapter.
+        lengths: Lengths of the texts, if they are packed in one row.
+        device: Device of the pass.
+        dtype: Type of the hidden states.
         pause: See `Routing`.
     """
     if roles is None or isinstance(roles, Role):
@@ -98,7 +101,7 @@ class RoutedLinear(nn.Module):
         base: The linear layer (plain or quantized); anything with ``in_features`` and ``out_features``.
         rank: Rank of each adapter.
         scale: ``lora_alpha / rank``.
-        dtype: Type of the adapters: that of the hidden states, which a quantized weight does not tell.
+        dtype: Type of the adapters and of the hidden states.
     """
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dtype: torch.dtype) -> None:
@@ -109,8 +112,8 @@ class RoutedLinear(nn.Module):
         self.base = base
         self.rank = rank
         self.scale = scale
-        self.dropout = 0.0  # of what the adapter reads, where it learns
-        self.onednn = True  # may multiply the small matrices (`packed_linear.product`)
+        self.dropout = 0.0  # of the adapter's input in training
+        self.onednn = True  # whether oneDNN may multiply the adapters' matrices (`packed_linear.product`)
         self.lora_A = nn.Parameter(torch.zeros(N_ROLES * rank, self.in_features, device=weight.device, dtype=dtype))
         # B is kept transposed, so that the rows of one role are one contiguous block.
         self.lora_B = nn.Parameter(torch.zeros(N_ROLES * rank, self.out_features, device=weight.device, dtype=dtype))
@@ -118,7 +121,7 @@ class RoutedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x [rows, length, in]``; the roles come from the running `routed` scope."""
         routing = current_routing()
-        if routing.role is not None and torch.is_grad_enabled() and self._base_learns:
+        if routing.role is not None and torch.is_grad_enabled() and self._base_is_trained:
             return F.linear(x, self._merged(routing.role), self.base.bias)  # type: ignore[arg-type]
         y: Tensor = self.base(x)
         if self.dropout and self.training and torch.is_grad_enabled():
@@ -140,12 +143,12 @@ class RoutedLinear(nn.Module):
         return y
 
     @property
-    def _base_learns(self) -> bool:
+    def _base_is_trained(self) -> bool:
         weight = self.base.weight
         return isinstance(weight, Tensor) and weight.requires_grad
 
     def _merged(self, role: Role) -> Tensor:
-        """Base and adapter as one weight, ``[out, in]``: where both learn, one product a layer instead of three."""
+        """Base and adapter as one weight ``[out, in]``: if both are trained, one product a layer instead of three."""
         block = self.block(role)
         weight: Tensor = self.base.weight  # type: ignore[assignment]  # a parameter
         return torch.addmm(weight, self.lora_B[block].T, self.lora_A[block], alpha=self.scale)
@@ -156,19 +159,19 @@ class RoutedLinear(nn.Module):
 
     @torch.no_grad()
     def load(self, role: Role, a: Tensor, b: Tensor) -> None:
-        """Put an adapter in: ``a [rank, in]``, ``b [out, rank]`` (the layout of checkpoints)."""
+        """Set an adapter: ``a [rank, in]``, ``b [out, rank]`` (the layout of checkpoints)."""
         self.lora_A[self.block(role)].copy_(a)
         self.lora_B[self.block(role)].copy_(b.T)
 
     @torch.no_grad()
     def export(self, role: Role) -> tuple[Tensor, Tensor]:
-        """The adapter of a role as ``(a [rank, in], b [out, rank])``, copied."""
+        """A copy of the adapter of a role: ``(a [rank, in], b [out, rank])``."""
         block = self.block(role)
         return self.lora_A[block].clone(), self.lora_B[block].T.contiguous()
 
 
 def route_linears(layers: nn.Module, rank: int, scale: float, dtype: torch.dtype) -> dict[str, RoutedLinear]:
-    """Wrap every linear layer below `layers` in place; returns them by their dotted name."""
+    """Wrap every linear layer in `layers` in place; returns the new layers by their dotted names."""
     found = {
         name: module
         for name, module in layers.named_modules()
@@ -182,7 +185,7 @@ def route_linears(layers: nn.Module, rank: int, scale: float, dtype: torch.dtype
 
 
 def init_adapter(layer: RoutedLinear, role: Role, generator: torch.Generator | None = None) -> None:
-    """Start an adapter as LoRA does: A uniform with variance 1/(3 in), B zero."""
+    """Initialise an adapter as in LoRA: A uniform with variance 1/(3 in), B zero."""
     a = layer.lora_A[layer.block(role)]
     bound = a.shape[1] ** -0.5
     with torch.no_grad():

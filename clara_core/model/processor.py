@@ -1,9 +1,9 @@
-"""Which products of a processor suit a model: measured on its own shapes when it loads, not known beforehand.
+"""The choice of matrix kernels and threads on a CPU, measured on the shapes of a model when it loads.
 
-On one processor MKL multiplies float32 matrices twice as fast as oneDNN, on the next it is the other way round; for a
-small decode step a second thread costs more than it brings, for a large one it halves the time. All of that is timed
-here in less than `BUDGET` seconds. Sums come in another order by another kernel, so results agree to rounding only:
-whoever wants the same kernels everywhere names them.
+On one CPU MKL multiplies float32 matrices twice as fast as oneDNN, on another it is the other way round. A second
+thread slows down a small decode step and halves the time of a large one. The measurement takes less than `BUDGET`
+seconds. Kernels differ in the order of sums, so their results agree up to rounding; name kernels by `cpu_kernels` to
+use the same ones everywhere.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from torch import Tensor, nn
 
 from clara_core.model.packed_linear import PackedLinear, packs
 
-BUDGET: Final = 0.3  # seconds, of the thread that measures
-SMALL: Final = 8_000_000  # weights up to which nothing is measured: products of microseconds, by whatever kernel
-_SAMPLE: Final = 4_000_000  # numbers of one shape that are multiplied: in three forms more than most caches hold
-_STEP: Final = 8_000_000  # weights of the layers that stand for a decode step
-_ROWS: Final = (1, 8, 64)  # positions: of a step alone, of a step of several answers, of a prompt
-_ANSWERS: Final = (1, 4, 16)  # rows of a step
-_BETTER: Final = 0.9  # of the other's time: what is no better than that is not worth a copy of the weights
+VERSION: Final = 2  # version of the kernels and their measurement; raise it to invalidate cached choices
+BUDGET: Final = 0.3  # seconds of CPU time of the measuring thread
+SMALL: Final = 8_000_000  # models of no more parameters are not measured: products take microseconds by any kernel
+_SAMPLE: Final = 4_000_000  # weights of one shape to multiply; in three layouts they exceed most CPU caches
+_STEP: Final = 8_000_000  # weights of the layers that represent a decode step
+_ROWS: Final = (1, 8, 64)  # positions: a step of one answer, a step of several answers, a prompt
+_ANSWERS: Final = (1, 4, 16)  # answers in a step
+_BETTER: Final = 0.9  # a kernel must take less than this share of the other's time
 _REPEATS: Final = 2
 
-# Of this thread alone, which other work of the machine does not disturb, where the system has it fine enough.
+# CPU time of this thread, which other work of the machine does not disturb, if its resolution is fine enough.
 _clock = time.thread_time if time.get_clock_info("thread_time").resolution <= 1e-6 else time.perf_counter
 
 Shape = tuple[int, int]  # outputs, inputs
@@ -37,15 +38,15 @@ Shape = tuple[int, int]  # outputs, inputs
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """How a model is multiplied on a processor.
+    """The matrix kernels and threads of a model on a CPU.
 
     Attributes:
-        packed: Shapes ``(out, in)`` whose weights oneDNN keeps and multiplies; None: all.
-        columns: Shapes whose weights MKL multiplies column by column: an answer alone takes half the time where
-            rows are short.
-        adapters: Whether oneDNN multiplies the small matrices of the adapters in passes over many positions.
-        single: Most answers of a decode step that one thread writes; more of them take all threads.
-        int8: Whether weights are kept in 8 bits; then `packed` means nothing.
+        packed: Shapes ``(out, in)`` of weights that oneDNN packs and multiplies; None: all.
+        columns: Shapes of weights that MKL multiplies in column-major layout, which halves the time of a single row if
+            there are few inputs.
+        adapters: Whether oneDNN multiplies the matrices of the adapters in passes over many positions.
+        single: Most answers of a decode step that runs on one thread; a larger step uses all threads.
+        int8: Whether weights have 8 bits; `packed` and `columns` are then ignored.
     """
 
     packed: frozenset[Shape] | None = None
@@ -60,13 +61,13 @@ class Kernels:
 
     def __str__(self) -> str:
         if self.int8:
-            said = "FBGEMM, 8 bits"
+            text = "FBGEMM, 8 bits"
         else:
-            packed = "all" if self.packed is None else _said(self.packed)
+            packed = "all" if self.packed is None else _listed(self.packed)
             parts = [f"oneDNN: {packed}" if packed else "MKL"]
-            parts += [f"by columns: {_said(self.columns)}"] if self.columns else []
-            said = "; ".join(parts)
-        return f"{said}; one thread up to {self.single} answers" if self.single else f"{said}; all threads"
+            parts += [f"by columns: {_listed(self.columns)}"] if self.columns else []
+            text = "; ".join(parts)
+        return f"{text}; one thread up to {self.single} answers" if self.single else f"{text}; all threads"
 
 
 PLAIN: Final = Kernels(packed=frozenset(), adapters=False)
@@ -74,25 +75,25 @@ PLAIN: Final = Kernels(packed=frozenset(), adapters=False)
 
 @torch.no_grad()
 def measure_products(layers: Iterable[nn.Module], adapter: Shape) -> Kernels:
-    """Choose between MKL, by rows or by columns, and oneDNN for each shape.
+    """Choose between MKL, row-major or column-major, and oneDNN for each shape of weights.
 
     Args:
-        layers: Plain linear ones; some of each shape are multiplied.
-        adapter: Shape of an adapter's matrix.
+        layers: Plain linear layers; some of each shape are measured.
+        adapter: Shape of an A matrix of the adapters.
     """
     end = _clock() + 0.7 * BUDGET
     shapes: dict[Shape, list[Tensor]] = {}
     for layer in layers:
         if type(layer) is nn.Linear and packs(layer.weight.dtype):
             shapes.setdefault((layer.out_features, layer.in_features), []).append(layer.weight)
-    # Where the most numbers lie first: time may run out.
+    # Shapes with the most weights first, because time may run out.
     packed: set[Shape] = set()
     columns: set[Shape] = set()
     for shape, weights in sorted(shapes.items(), key=lambda item: -sum(weight.numel() for weight in item[1])):
         if _clock() > end:
             break
         onednn, transposed = _shares((PackedLinear, by_columns), weights, _ROWS, end)
-        # Where both are as fast: weights that are not packed can be put together with those beside them.
+        # If both are about as fast, column-major is preferred, because `FusedLinear` can concatenate plain weights.
         if transposed < _BETTER and _BETTER * transposed <= onednn:
             columns.add(shape)
         elif onednn < _BETTER:
@@ -105,11 +106,11 @@ def measure_products(layers: Iterable[nn.Module], adapter: Shape) -> Kernels:
 
 
 def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
-    """Most answers of a decode step that one thread writes faster than all; 0: none.
+    """Most answers of a decode step that is faster on one thread than on all; 0 if none is.
 
     Args:
-        layers: In the form in which they will be multiplied.
-        dtype: Of hidden states.
+        layers: Linear layers of the model, frozen.
+        dtype: Type of the hidden states.
     """
     if torch.get_num_threads() == 1:
         return _ANSWERS[-1]
@@ -140,7 +141,7 @@ def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
 
 
 def one_thread() -> AbstractContextManager[object]:
-    """One thread for the products inside, of the calling thread alone."""
+    """Limits products of the calling thread to one thread inside the ``with`` block."""
     if torch.get_num_threads() == 1:
         return nullcontext()
     from threadpoolctl import ThreadpoolController
@@ -152,17 +153,17 @@ def one_thread() -> AbstractContextManager[object]:
 def _shares(
     kinds: Sequence[Callable[[nn.Linear], nn.Module]], weights: Sequence[Tensor], rows: Iterable[int], end: float
 ) -> list[float]:
-    """Time of layers in other forms as shares of MKL's, the product over so many rows at once.
+    """Time of layers in other layouts relative to plain ones, as the product of the ratios over all `rows`.
 
     Args:
-        kinds: Make the other forms.
-        weights: Of one shape; the first ones are multiplied.
+        kinds: Functions that make the other layouts.
+        weights: Weights of one shape; the first ones are measured.
         rows: Positions of each pass.
-        end: When time is over.
+        end: Time after which each pass runs only once.
     """
     shares = [1.0] * len(kinds)
     for positions in rows:
-        # Of many rows fewer numbers: reading them takes next to no time there.
+        # Fewer weights for many rows, because reading the weights takes little of that time.
         most = _SAMPLE if positions < _ROWS[-1] else _SAMPLE // 8
         plain = [_plain(weight[: max(1, most // weight.shape[1])]) for weight in _first(weights, most)]
         x = torch.ones(positions, weights[0].shape[1], dtype=weights[0].dtype)
@@ -174,7 +175,7 @@ def _shares(
 
 
 def _first(weights: Sequence[Tensor], most: int) -> Sequence[Tensor]:
-    """As many as hold so many numbers together, one at least."""
+    """The first weights with about so many elements together, at least one."""
     return weights[: max(1, most // weights[0].numel())]
 
 
@@ -185,16 +186,16 @@ def _plain(weight: Tensor) -> nn.Linear:
 
 
 def by_columns(layer: nn.Linear) -> nn.Linear:
-    """A layer whose weight lies column by column."""
+    """A copy of a layer with a column-major weight."""
     other = _plain(layer.weight.t().contiguous().t())
     other.bias = layer.bias
     return other
 
 
 def _times(calls: Sequence[Callable[[], object]], end: float) -> list[float]:
-    """The shortest run of each, the first being warm-up; after `end` one run.
+    """The shortest time of each call after a warm-up; after `end` there is only one run.
 
-    They take turns, so that none finds its numbers in the caches where it left them: a decode step does not either.
+    The calls take turns, so that none finds its weights in the CPU caches, as in a decode step.
     """
     times = [math.inf] * len(calls)
     for _ in range(1 + _REPEATS):
@@ -208,7 +209,7 @@ def _times(calls: Sequence[Callable[[], object]], end: float) -> list[float]:
 
 
 def _best(call: Callable[[], object], end: float) -> float:
-    """The shortest of some runs by the clock, as several threads take it; after `end` one run."""
+    """The shortest wall time of some runs, which may use several threads; after `end` there is only one run."""
     times = []
     for _ in range(1 + _REPEATS):
         start = time.perf_counter()
@@ -220,19 +221,19 @@ def _best(call: Callable[[], object], end: float) -> float:
 
 
 def facts(kernels: Kernels) -> Mapping[str, object]:
-    """As JSON has it."""
+    """The choice in JSON types, without `int8`."""
     packed = None if kernels.packed is None else sorted(map(list, kernels.packed))
     columns = sorted(map(list, kernels.columns))
     return {"packed": packed, "columns": columns, "adapters": kernels.adapters, "single": kernels.single}
 
 
 def from_facts(found: Mapping[str, object]) -> Kernels:
-    """What `facts` gave.
+    """Parse the result of `facts`.
 
     Raises:
-        KeyError: Something is missing.
-        TypeError: Something is of another type.
-        ValueError: Likewise.
+        KeyError: A field is missing.
+        TypeError: A field has the wrong type.
+        ValueError: A shape is invalid.
     """
     packed, columns, adapters, single = (found[name] for name in ("packed", "columns", "adapters", "single"))
     if not isinstance(adapters, bool) or not isinstance(single, int):
@@ -246,5 +247,5 @@ def _shapes(pairs: Iterable[Sequence[int]]) -> frozenset[Shape]:
     return frozenset((int(out), int(into)) for out, into in pairs)
 
 
-def _said(shapes: Iterable[Shape]) -> str:
+def _listed(shapes: Iterable[Shape]) -> str:
     return ", ".join(f"{out}x{into}" for out, into in sorted(shapes))

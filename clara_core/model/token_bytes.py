@@ -1,4 +1,4 @@
-"""The bytes that each token of a vocabulary stands for: joined, they are what the tokens decode to."""
+"""The bytes of each token of a vocabulary; joined, they are the UTF-8 text that the tokens decode to."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _SPACE = "\u2581"  # how a SentencePiece vocabulary writes a space
 
 
 class TokenBytes:
-    """Token ids to bytes.
+    """Maps token ids to bytes.
 
     Args:
-        tokenizer: Knows the vocabulary and, by its decoder, how the vocabulary writes bytes.
-        special: Ids that stand for no text.
+        tokenizer: The tokenizer, whose decoder tells how the vocabulary spells bytes.
+        special: Ids of special tokens, which have no text.
 
     Attributes:
-        special: The same.
+        special: The argument.
     """
 
     def __init__(self, tokenizer: Tokenizer, special: frozenset[int]) -> None:
@@ -34,36 +34,36 @@ class TokenBytes:
         self._known: dict[int, bytes] = {}
 
     def __call__(self, token: int, *, first: bool = False) -> bytes:
-        """Bytes of a token; where it is the `first` of a text, without the space that decoders drop there."""
+        """Bytes of a token; the `first` token of a text lacks the leading space that the decoder drops there."""
         if token in self.special:
             return b""
         piece = self._known.get(token)
         if piece is None:
-            piece = self._known[token] = self._spelled(token)
+            piece = self._known[token] = self._bytes_of(token)
         if first and piece.startswith(b" ") and not str(self._tokenizer.decode([token])).startswith(" "):
             return piece[1:]
         return piece
 
     def join(self, tokens: list[int]) -> list[bytes]:
-        """Bytes of each token of a text."""
+        """Bytes of each token of a whole text."""
         shown = next((at for at, token in enumerate(tokens) if token not in self.special), None)
         return [self(token, first=at == shown) for at, token in enumerate(tokens)]
 
-    def _spelled(self, token: int) -> bytes:
+    def _bytes_of(self, token: int) -> bytes:
         spelled = self._tokenizer.id_to_token(token)
-        if spelled is None:  # rows of the embeddings that no token has
+        if spelled is None:  # padding rows of the embeddings have no token
             return b""
         if self._bytes is not None:
             if all(letter in self._bytes for letter in spelled):
                 return bytes(self._bytes[letter] for letter in spelled)
-            return str(spelled).encode()  # an added token, written as it is
+            return str(spelled).encode()  # an added token is spelled as text
         if byte := _BYTE_TOKEN.fullmatch(spelled):
             return bytes([int(byte[1], 16)])
         return str(spelled).replace(_SPACE, " ").encode()
 
 
 def _kinds(decoder: Any) -> Iterator[str]:
-    """Names of a decoder and of all that it consists of."""
+    """Names of a decoder and of its parts."""
     if decoder is None:
         return
     yield decoder["type"]
@@ -72,8 +72,9 @@ def _kinds(decoder: Any) -> Iterator[str]:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letters by which byte-level vocabularies write bytes: those that can be seen stand for themselves, the others
-    for the letters from 256 on, in their order.
+    """The byte of each letter in byte-level vocabularies.
+
+    A printable byte is the letter with its code point; the others are the letters from code point 256 on, in order.
     """
     seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = {chr(byte): byte for byte in seen}

@@ -1,4 +1,4 @@
-"""The decoder's weights with an adapter a role: where they come from, and the form in which they are multiplied."""
+"""The decoder's weights with one adapter a role: loading, export, and freezing in the fastest layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clara_core.common.errors import CheckpointError
 from clara_core.model.decode_step import DecodeStep, fits
 from clara_core.model.int8_linear import Int8Linear, int8_linear
 from clara_core.model.kv_memory import KVShape
-from clara_core.model.lora import RoutedLinear, current_routing, route_linears
+from clara_core.model.lora import current_routing, route_linears
 from clara_core.model.packed_linear import PackedLinear, packed
 from clara_core.model.processor import Kernels, by_columns
 from clara_core.model.sampler import Ends
@@ -27,15 +27,15 @@ HEAD = "lm_head.weight"
 
 
 class RoutedDecoder(nn.Module):
-    """A causal LM whose every linear layer carries one adapter a role.
+    """A causal LM with one adapter a role on every linear layer of its blocks.
 
     Args:
-        decoder: The causal LM, its vocabulary already resized to the memory tokens.
-        config: What the checkpoint says.
+        decoder: The causal LM, with its vocabulary already resized to the memory tokens.
+        config: Config of the checkpoint.
 
     Attributes:
-        processor: How it is multiplied on a processor.
-        fused: Takes the steps of a frozen model in few operations, where it is built as most are.
+        processor: Matrix kernels and threads on a CPU.
+        fused: Fused decode step of a frozen model; None if it is not frozen or has another architecture.
     """
 
     fused: DecodeStep | None = None
@@ -58,7 +58,7 @@ class RoutedDecoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where token ids have to be."""
+        """Device of the token ids."""
         device: torch.device = self.decoder.get_input_embeddings().weight.device
         return device
 
@@ -77,10 +77,10 @@ class RoutedDecoder(nn.Module):
 
     @property
     def ends(self) -> Ends:
-        """What ends an answer by the generation config of the base (chat models have several such tokens).
+        """The tokens that end an answer by the generation config of the base decoder.
 
         Raises:
-            CheckpointError: The config's least length is none.
+            CheckpointError: ``min_new_tokens`` in the config is invalid.
         """
         config = self.decoder.generation_config
         ids = getattr(config, "eos_token_id", None)
@@ -92,7 +92,7 @@ class RoutedDecoder(nn.Module):
         return Ends(frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids]), after)
 
     def kv_shape(self) -> KVShape:
-        """What a position of a prompt or an answer takes in the key/value memory."""
+        """The shape of one position in the KV cache."""
         config = self.decoder.config
         heads = int(config.num_attention_heads)
         dim = getattr(config, "head_dim", None) or self.hidden // heads
@@ -102,7 +102,7 @@ class RoutedDecoder(nn.Module):
     # --- weights -----------------------------------------------------------------------------------------
 
     def load_adapters(self, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint's embeddings and adapters in, and prove that each tensor found its place.
+        """Load the embeddings and adapters of a checkpoint, and check that each tensor matches.
 
         Raises:
             CheckpointError: The vocabulary, a layer or a shape does not match this decoder.
@@ -112,7 +112,7 @@ class RoutedDecoder(nn.Module):
             self._load_adapter(role, tensors, checkpoint)
 
     def export_adapter(self, role: Role) -> dict[str, Tensor]:
-        """The adapter of a role under the keys of a checkpoint."""
+        """A copy of the adapter of a role under the keys of a checkpoint."""
         tensors: dict[str, Tensor] = {}
         for name, layer in self.routed.items():
             a, b = layer.export(role)
@@ -121,33 +121,33 @@ class RoutedDecoder(nn.Module):
         return tensors
 
     def export_embeddings(self) -> dict[str, Tensor]:
-        """Input embeddings and output head under the keys of a checkpoint."""
+        """A copy of the input embeddings and the output head under the keys of a checkpoint."""
         return {
             EMBEDDINGS: self.decoder.get_input_embeddings().weight.detach().clone(),
             HEAD: self.decoder.get_output_embeddings().weight.detach().clone(),
         }
 
     def freeze(self, kernels: Kernels | None = None) -> None:
-        """No more training: weights stay as they are, in the layout that multiplies fastest.
+        """End training: make the weights constant and store them in the layout of the chosen kernels.
 
         Args:
-            kernels: What suits this processor; None: oneDNN for all that it packs.
+            kernels: Kernels for this CPU; None: oneDNN for all weights that it packs.
         """
         self.eval().requires_grad_(False)
         self.processor = kernels or Kernels()
         for layer in self.routed.values():
-            layer.base = self._kept(layer.base)
+            layer.base = self._in_layout(layer.base)
             layer.onednn = self.processor.adapters
-        self.decoder.set_output_embeddings(self._kept(self.decoder.get_output_embeddings()))
+        self.decoder.set_output_embeddings(self._in_layout(self.decoder.get_output_embeddings()))
         if self.processor.int8:
-            self.to(self.dtype)  # what is left of the type that the files have
+            self.to(self.dtype)  # the other weights, which still have the type of the files
         if fits(self.trunk, self.routed):
             shape = self.kv_shape()
             heads = (int(self.decoder.config.num_attention_heads), shape.kv_heads, shape.dim)
             self.fused = DecodeStep(self.trunk, Role.GENERATOR, self.context, heads)
 
-    def _kept(self, layer: nn.Module) -> nn.Module:
-        """A linear layer in the form in which it is multiplied."""
+    def _in_layout(self, layer: nn.Module) -> nn.Module:
+        """A linear layer in the layout of the chosen kernels."""
         if self.processor.int8:
             return int8_linear(layer)
         shape = (int(layer.out_features), int(layer.in_features))  # type: ignore[arg-type]
@@ -157,10 +157,10 @@ class RoutedDecoder(nn.Module):
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of weights and adapters; packed weights are no parameters."""
-        kept = sum(layer.nbytes for layer in self.modules() if isinstance(layer, PackedLinear | Int8Linear))
-        beside = 0 if self.fused is None else self.fused.nbytes
-        return kept + beside + sum(weight.nbytes for weight in self.parameters())
+        """Bytes of weights and adapters, including packed weights, which are not parameters."""
+        packed_bytes = sum(layer.nbytes for layer in self.modules() if isinstance(layer, PackedLinear | Int8Linear))
+        fused_bytes = 0 if self.fused is None else self.fused.nbytes
+        return packed_bytes + fused_bytes + sum(weight.nbytes for weight in self.parameters())
 
     def _load_embeddings(self, checkpoint: Checkpoint) -> None:
         targets = {
@@ -172,38 +172,30 @@ class RoutedDecoder(nn.Module):
             if saved is None:
                 continue
             if saved.shape != target.shape:
-                msg = (
+                raise CheckpointError(
                     f"{checkpoint.folder}: {key} is {list(saved.shape)}, but the base decoder with its memory tokens "
                     f"needs {list(target.shape)}; give the base it was trained on with base_model="
                 )
-                raise CheckpointError(msg)
             with torch.no_grad():
                 target.copy_(saved)
 
     def _load_adapter(self, role: Role, tensors: dict[str, Tensor], checkpoint: Checkpoint) -> None:
         expected = {
-            f"{self.prefix}{name}.lora_{part}.weight": self._adapter_shape(layer, part)
+            f"{self.prefix}{name}.lora_{part}.weight": shape
             for name, layer in self.routed.items()
-            for part in "AB"
+            for part, shape in (("A", (layer.rank, layer.in_features)), ("B", (layer.out_features, layer.rank)))
         }
         found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         if found != expected:
             key = min(key for key in found.keys() | expected if found.get(key) != expected.get(key))
-            msg = (
+            raise CheckpointError(
                 f"{checkpoint.folder}: {role.adapter} does not fit the base decoder at {key}: the file has "
                 f"{_shape(found.get(key))}, the decoder needs {_shape(expected.get(key))}; give the base it was "
                 "trained on with base_model="
             )
-            raise CheckpointError(msg)
         for name, layer in self.routed.items():
             stem = f"{self.prefix}{name}"
             layer.load(role, tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"])
-
-    @staticmethod
-    def _adapter_shape(layer: RoutedLinear, part: str) -> tuple[int, int]:
-        if part == "A":
-            return (layer.rank, layer.in_features)
-        return (layer.out_features, layer.rank)
 
 
 def _pause_between_layers(_module: nn.Module, _args: object) -> None:

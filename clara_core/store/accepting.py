@@ -6,8 +6,9 @@ before two are fused, so a function finds the same documents as an equivalent di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -34,10 +35,11 @@ class Accepting:
         self, questions: Tensor, k: int, allowed: Rows | None, *, exact: bool, oversample: int
     ) -> list[list[Candidate]]:
 
-        def search(question: Tensor, wanted: int) -> list[Candidate]:
-            return self.snapshot.nearest(question[None], wanted, allowed, exact=exact, oversample=oversample)[0]
+        def accepted(question: Tensor) -> list[Candidate]:
+            nearest = partial(self.snapshot.nearest, question, allowed=allowed, exact=exact, oversample=oversample)
+            return self._accepted(lambda wanted: nearest(wanted)[0], k)
 
-        return [self._accepted(lambda wanted, own=question: search(own, wanted), k) for question in questions]  # type: ignore[misc]
+        return list(map(accepted, questions.split(1)))
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
         unit = self.snapshot.matching(question, 1, allowed).unit
@@ -60,8 +62,3 @@ class Accepting:
         if rows:
             there = self.snapshot.at_rows(np.array(rows, np.uint64), with_memories=False)
             self._known |= {row: bool(self.accept(record)) for row, (record, _) in there.items()}
-
-
-def accepted_ids(records: Iterator[Record] | Sequence[Record], accept: Accept) -> list[str]:
-    """Ids of the documents that a function accepts."""
-    return [record.id for record in records if accept(record)]

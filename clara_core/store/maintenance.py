@@ -11,8 +11,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +25,6 @@ from lance.progress import IndexProgress
 from clara_core.common.errors import StoreError
 from clara_core.store.backend import Report
 from clara_core.store.reading import batches, readable
-from clara_core.store.records import StoreStats
 from clara_core.store.scan import made_keys
 from clara_core.store.schema import FIT_ROWS, Layout, list_column, window_counts
 from clara_core.store.table import Table, data_bytes
@@ -187,27 +187,22 @@ def drop_versions(table: Table, superseded: timedelta) -> None:
         dataset.cleanup_old_versions(older_than=age, error_if_tagged_old_versions=False)
 
 
-class Lease:
-    """Keeps a version of a table for a long read, so that others do not delete it."""
-
-    def __init__(self, dataset: LanceDataset) -> None:
-        self._dataset = dataset.checkout_version(dataset.version)  # creating a tag changes the object
-        self._name = f"{_READER}{os.getpid()}-{time.time_ns()}-{threading.get_ident()}"
-        self._held = False
-
-    def __enter__(self) -> None:
+@contextmanager
+def held(dataset: LanceDataset) -> Iterator[None]:
+    """Keep a version of a table during a long read, so that others do not delete it."""
+    tags = dataset.checkout_version(dataset.version).tags  # creating a tag changes the object
+    name = f"{_READER}{os.getpid()}-{time.time_ns()}-{threading.get_ident()}"
+    try:
+        tags.create(name, dataset.version)
+    except (OSError, ValueError) as exc:  # a read-only store
+        _log.info("version %d cannot be held: %s", dataset.version, exc)
+    try:
+        yield
+    finally:
         try:
-            self._dataset.tags.create(self._name, self._dataset.version)
-            self._held = True
-        except (OSError, ValueError) as exc:  # a read-only store
-            _log.info("version %d cannot be held: %s", self._dataset.version, exc)
-
-    def __exit__(self, *_: object) -> None:
-        if self._held:
-            try:
-                self._dataset.tags.delete(self._name)
-            except (OSError, ValueError) as exc:
-                _log.info("the tag %s is left: %s", self._name, exc)
+            tags.delete(name)
+        except (OSError, ValueError) as exc:
+            _log.info("the tag %s was not deleted: %s", name, exc)
 
 
 # --- keys ------------------------------------------------------------------------------------------------
@@ -308,21 +303,3 @@ def _build_index(
 def _reporting(report: Report, step: str) -> Callable[[IndexProgress], None]:
     report(step, 0, 0)
     return lambda event: report(f"{step}: {event.stage}", event.completed or 0, event.total or 0)
-
-
-def statistics(dataset: LanceDataset, layout: Layout) -> StoreStats:
-    """Size and state of a version."""
-    with readable(dataset):
-        documents, size = int(dataset.count_rows()), data_bytes(dataset)
-        return StoreStats(
-            documents=documents,
-            bytes=size,
-            bytes_per_document=size / documents if documents else 0.0,
-            fragments=len(dataset.get_fragments()),
-            version=dataset.version,
-            fingerprint=layout.space.fingerprint,
-            memory_type=layout.space.memory_type,
-            key_length=layout.key.length,
-            word_index_rows=indexed_rows(dataset, WORD_INDEX),
-            key_index_rows=indexed_rows(dataset, KEY_INDEX),
-        )

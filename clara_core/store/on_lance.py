@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 
 from clara_core.common.errors import StoreError
-from clara_core.retrieval.filters import check_filter
 from clara_core.store import integrity, maintenance
 from clara_core.store.backend import Entry, Report, Space
 from clara_core.store.codec import MemoryType
@@ -91,29 +90,17 @@ class OnLance:
     def delete(self, ids: Sequence[str] | None, condition: Mapping[str, Any] | None) -> int:
         if (dataset := self._table.latest()) is None:
             return 0
+        chosen = None if ids is None else set(map(escape, ids))
         if condition:
-            check_filter(condition)
-        if ids is not None:
-            chosen = list(dict.fromkeys(map(escape, ids)))
-            if condition:
-                passes = set(self._passing_ids(dataset, condition))
-                chosen = [id_ for id_ in chosen if id_ in passes]
-        elif condition:
-            chosen = self._passing_ids(dataset, condition)
+            with readable(dataset):
+                passes = set(passing(dataset, condition, ["id"])["id"].to_pylist())
+            chosen = passes if chosen is None else chosen & passes
+        if chosen is None:
+            count = self._table.remove_where("true")
         else:
-            return self._done(self._table.remove_where("true"))
-        if not chosen:
-            return 0
-        return self._done(self._table.remove(pa.table({"id": chosen})))
-
-    @staticmethod
-    def _passing_ids(dataset: Any, condition: Mapping[str, Any]) -> list[str]:
-        with readable(dataset):
-            ids: list[str] = passing(dataset, condition, ["id"])["id"].to_pylist()
-        return ids
-
-    def _done(self, count: int) -> int:
-        self._maintenance.committed()
+            count = self._table.remove(pa.table({"id": list(chosen)})) if chosen else 0
+        if count:
+            self._maintenance.committed()
         return count
 
     # --- maintenance -------------------------------------------------------------------------------------

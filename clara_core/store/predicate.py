@@ -26,11 +26,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from clara_core.retrieval.filters import check_filter, is_operators, matches
 from clara_core.store.records import metadata_from_json
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from lance import LanceDataset
 
 _LONGEST_FACT: Final = 96  # characters; a longer fact is replaced by its hash
@@ -53,8 +55,6 @@ class _Beyond(Exception):
 
 def predicate_fields() -> list[pa.Field]:
     """The columns that predicates use."""
-    import pyarrow as pa
-
     words = pa.list_(pa.string())
     return [
         pa.field("facts", words),
@@ -281,9 +281,6 @@ def passing(dataset: LanceDataset, condition: Mapping[str, Any], columns: Sequen
     Raises:
         TypeError, ValueError: The filter is invalid.
     """
-    import pyarrow as pa
-    import pyarrow.compute
-
     check_filter(condition)
     sql = to_sql(condition)
     judged = dataset.scanner(
@@ -300,14 +297,12 @@ def passing(dataset: LanceDataset, condition: Mapping[str, Any], columns: Sequen
     plain = dataset.to_table(columns=list(columns), filter=sql, with_row_id=True)
     if not seen:
         return plain
-    odd = pa.compute.is_in(plain["_rowid"], pa.concat_arrays(seen))
-    return pa.concat_tables([plain.filter(pa.compute.invert(odd)), found]).sort_by("_rowid")
+    odd = pc.is_in(plain["_rowid"], pa.concat_arrays(seen))
+    return pa.concat_tables([plain.filter(pc.invert(odd)), found]).sort_by("_rowid")
 
 
 def _passing(batch: pa.RecordBatch, condition: Mapping[str, Any], seen: list[pa.Array]) -> pa.RecordBatch:
     """The rows of a batch that pass; adds the row ids of the whole batch to `seen`."""
-    import pyarrow as pa
-
     seen.append(batch.column("_rowid"))
     judged = [matches(condition, metadata_from_json(text)) for text in batch.column("metadata").to_pylist()]
     return batch.filter(pa.array(judged, pa.bool_()))

@@ -8,8 +8,6 @@ from dataclasses import fields
 from datetime import timedelta
 from typing import Any, Final, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from clara_core.common.errors import StoreError
@@ -18,9 +16,9 @@ from clara_core.data.memory import Memory
 from clara_core.engine.protocol import Engine
 from clara_core.engine.remote.engine import RemoteEngine
 from clara_core.store.records import Broken, Hit, Record, StoreStats, metadata_from_json, metadata_json
-from clara_core.store.search import DEFAULT_OVERSAMPLE, DEFAULT_TEXT_WEIGHT, Filter, Mode, Search, check_condition
+from clara_core.store.search import Filter, Search, check_condition
 from clara_core.store.store import MemoryStore, checked_ids
-from clara_core.store.writing import Document, checked_documents
+from clara_core.store.writing import Document
 
 PLACE: Final = "/v1/stores/"
 _BATCH: Final = 256  # most documents of a request
@@ -49,9 +47,6 @@ class RemoteStore(MemoryStore):
         self._read_only = read_only
         self.engine = engine or self._server
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (self._uri, self.engine, self._read_only)
-
     @property
     def uri(self) -> str:
         """Address of the store."""
@@ -64,36 +59,15 @@ class RemoteStore(MemoryStore):
 
     # --- writing -----------------------------------------------------------------------------------------
 
-    def add(
-        self,
-        texts: Iterable[str] | None = None,
-        metadatas: Iterable[dict[str, Any] | None] | None = None,
-        ids: Iterable[str | None] | None = None,
-        memories: Iterable[Memory] | None = None,
-        *,
-        vectors: Iterable[Any] | None = None,
-        fidelity: bool = False,
-        show_progress: bool = False,
-    ) -> list[str]:
-        """See `MemoryStore.add`. Of memories only the texts are sent. Vectors of other embeddings are refused."""
-        from tqdm.auto import tqdm
-
-        self._check_writable()
+    def _write(self, documents: Iterator[Document], vectors: object, *, fidelity: bool) -> Iterator[list[str]]:
+        """Send documents. Of memories only the texts are sent. Vectors of other embeddings are refused."""
         if vectors is not None:
             raise ValueError("a store on a server holds memories of its own model: leave out vectors=")
-        given = checked_documents(texts, metadatas, ids, memories, None)
-        parts = (texts, metadatas, ids, memories)
-        documents = list(given) if all(part is None or isinstance(part, Sequence) for part in parts) else given
-        total = len(documents) if isinstance(documents, list) else None
-        written: list[str] = []
         path = f"{self._path}/documents" + ("?fidelity=true" if fidelity else "")
-        with tqdm(total=total, desc="storing", unit="doc", disable=not show_progress) as bar:
-            for batch in _batches(iter(documents)):
-                body = b"".join(map(_line, batch))
-                self._server.connection.send(path, body, {"content-type": "application/x-ndjson"})
-                written += [document.id for document in batch]
-                bar.update(len(batch))
-        return written
+        for batch in _batches(documents):
+            body = b"".join(map(_line, batch))
+            self._server.connection.send(path, body, {"content-type": "application/x-ndjson"})
+            yield [document.id for document in batch]
 
     def delete(self, ids: Iterable[str] | None = None, filter: Filter | None = None) -> int:  # noqa: A002
         """See `MemoryStore.delete`."""
@@ -161,48 +135,20 @@ class RemoteStore(MemoryStore):
 
     # --- searching ---------------------------------------------------------------------------------------
 
-    def search(  # type: ignore[override]  # as one function: the overloads are the same
-        self,
-        question: str | Sequence[str] | Tensor | NDArray[np.float32],
-        k: int = 4,
-        *,
-        filter: Filter | None = None,  # noqa: A002
-        mode: Mode | None = None,
-        vectors: Tensor | NDArray[np.float32] | None = None,
-        exact: bool = False,
-        oversample: int = DEFAULT_OVERSAMPLE,
-        text_weight: float = DEFAULT_TEXT_WEIGHT,
-        with_memories: bool = False,
-    ) -> list[Hit] | list[list[Hit]]:
-        """See `MemoryStore.search`. With words, `vectors` are ignored: the server computes them itself."""
-        words, numbers, one = _question(question)
-        Search(k, mode or "memory", exact, oversample, text_weight)
-        payload: dict[str, Any] = {"query": words, "vectors": numbers, "k": k, "filter": _sent(filter), "mode": mode}
-        payload |= {"exact": exact, "oversample": oversample, "text_weight": text_weight}
+    def _results(
+        self, words: list[str] | None, given: Tensor | None, condition: Filter | None, how: Search
+    ) -> list[list[Hit]]:
+        """Search on the server. With words, vectors are not sent: the server computes them itself."""
+        payload: dict[str, Any] = {"k": how.k, "filter": _sent(condition), "mode": how.mode}
+        payload |= {"exact": how.exact, "oversample": how.oversample, "text_weight": how.text_weight}
+        if words is not None:
+            payload["query"] = list(map(replace_surrogates, words))
+        elif given is not None:
+            payload["vectors"] = given.float().reshape(len(given), -1).tolist()
+        if how.fetch_k is not None:
+            payload["mmr"] = {"fetch_k": how.fetch_k, "lambda_mult": how.lambda_mult}
         results = self._ask("search", payload)["results"]
-        found = [self._hits(each, with_memories=with_memories) for each in results]
-        return found[0] if one else found
-
-    def search_mmr(
-        self,
-        question: str | Tensor | NDArray[np.float32],
-        k: int = 4,
-        *,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: Filter | None = None,  # noqa: A002
-        exact: bool = False,
-        oversample: int = DEFAULT_OVERSAMPLE,
-        with_memories: bool = False,
-    ) -> list[Hit]:
-        """See `MemoryStore.search_mmr`."""
-        words, numbers, one = _question(question)
-        if not one:
-            raise ValueError("search_mmr takes one question: a string, or a tensor [D]")
-        payload: dict[str, Any] = {"query": words, "vectors": numbers, "k": k, "filter": _sent(filter)}
-        payload |= {"exact": exact, "oversample": oversample}
-        payload["mmr"] = {"fetch_k": fetch_k, "lambda_mult": lambda_mult}
-        return self._hits(self._ask("search", payload)["results"][0], with_memories=with_memories)
+        return [self._hits(each, with_memories=how.with_memories) for each in results]
 
     def _hits(self, results: Sequence[Mapping[str, Any]], *, with_memories: bool) -> list[Hit]:
         memories: Sequence[Memory | None] = [None] * len(results)
@@ -224,25 +170,6 @@ class RemoteStore(MemoryStore):
     def _ask(self, what: str, payload: Mapping[str, Any]) -> Any:
         # Ids and values as they are: one that is no text at all is refused, and never taken for another one.
         return self._server.connection.send(f"{self._path}/{what}", json.dumps(payload, allow_nan=False).encode(), {})
-
-
-def _opened(uri: str, engine: Engine, read_only: bool) -> RemoteStore:
-    return RemoteStore(uri, engine, read_only=read_only)
-
-
-def _question(
-    question: str | Sequence[str] | Tensor | NDArray[np.floating[Any]],
-) -> tuple[list[str] | None, list[list[float]] | None, bool]:
-    """Words or vectors of questions, and whether it is a single question."""
-    if isinstance(question, Tensor | np.ndarray):
-        numbers = question.float().numpy() if isinstance(question, Tensor) else question
-        one = numbers.ndim == 1
-        return None, numbers.reshape(1 if one else len(numbers), -1).tolist(), one
-    words = [question] if isinstance(question, str) else list(question)
-    for index, each in enumerate(words):
-        if not isinstance(each, str):
-            raise TypeError(f"question[{index}] must be a string, got {type(each).__name__}; vectors go as one tensor")
-    return list(map(replace_surrogates, words)), None, isinstance(question, str)
 
 
 def _sent(condition: Filter | None) -> Any:

@@ -35,8 +35,9 @@ class _Files:
     def __init__(self) -> None:
         self._files: dict[int, tuple[Rows, int]] = {}  # rows that are not deleted, and how many of the file are deleted
 
-    def gone(self, dataset: LanceDataset, fragments: dict[int, LanceFragment]) -> Rows:
-        """Remove and return the cached rows that are not in a version of the table."""
+    def gone(self, dataset: LanceDataset) -> Rows:
+        """Remove and return the cached rows that are not in a version of the table, ascending."""
+        fragments = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
         gone = []
         for number, (rows, deletions) in list(self._files.items()):
             fragment = fragments.get(number)
@@ -51,11 +52,11 @@ class _Files:
                 if len(left) > kept.sum():  # an earlier version with fewer deleted rows: read the file again
                     del self._files[number]
                     gone.append(rows[kept])
-        return np.concatenate([_NO_ROWS, *gone])
+        return np.sort(np.concatenate([_NO_ROWS, *gone]))
 
-    def new(self, fragments: dict[int, LanceFragment]) -> list[LanceFragment]:
-        """Files that are not in the cache."""
-        return [fragment for number, fragment in fragments.items() if number not in self._files]
+    def new(self, dataset: LanceDataset) -> list[LanceFragment]:
+        """Files of a version of the table that are not in the cache."""
+        return [fragment for fragment in dataset.get_fragments() if fragment.fragment_id not in self._files]
 
     def read(self, fragment: LanceFragment, rows: Rows) -> None:
         """Note that a file is in the cache."""
@@ -97,13 +98,12 @@ class KeyScan:
         self._seen = (-1, 0)
 
     def _refresh(self, dataset: LanceDataset, layout: Layout) -> None:
-        fragments = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
-        if len(gone := np.sort(self._files.gone(dataset, fragments))):
+        if len(gone := self._files.gone(dataset)):
             self._turn += 1
             self._matrix.end(gone, self._turn)
             if 2 * self._matrix.at(self._turn).alive.sum() < self._matrix.used:  # for example after a compaction
                 self._forget(layout.key.length)
-        for fragment in self._files.new(fragments):
+        for fragment in self._files.new(dataset):
             self._read(dataset, layout, fragment)
         self._keys = self._matrix.at(self._turn)
 
@@ -174,13 +174,12 @@ class WordScan:
         self._words = Words(self._index, _NO_ROWS, _NO_ROWS)
 
     def _refresh(self, dataset: LanceDataset) -> None:
-        fragments = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
         rows, serials = self._words.rows, self._words.serials
-        if len(gone := np.sort(self._files.gone(dataset, fragments))):
+        if len(gone := self._files.gone(dataset)):
             left = ~members(rows, gone)
             self._index.remove(serials[~left])
             rows, serials = rows[left], serials[left]
-        for fragment in self._files.new(fragments):
+        for fragment in self._files.new(dataset):
             table = pa.Table.from_batches(batches(dataset, ["words", "serial"], fragments=[fragment]))
             numbers, own = table["_rowid"].to_numpy(), table["serial"].to_numpy()
             order = np.argsort(own, kind="stable")

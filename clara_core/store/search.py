@@ -43,9 +43,12 @@ class Search:
 
     k: int
     mode: Mode
-    exact: bool
-    oversample: int
-    text_weight: float
+    exact: bool = False
+    oversample: int = DEFAULT_OVERSAMPLE
+    text_weight: float = DEFAULT_TEXT_WEIGHT
+    fetch_k: int | None = None  # documents that maximal marginal relevance chooses from; None: it is not applied
+    lambda_mult: float = 0.5
+    with_memories: bool = False
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -56,6 +59,8 @@ class Search:
             raise ValueError(f"oversample must be at least 1, got {self.oversample}")
         if not 0.0 <= self.text_weight <= 1.0:
             raise ValueError(f"text_weight must lie in [0, 1], got {self.text_weight}")
+        if not 0.0 <= self.lambda_mult <= 1.0:
+            raise ValueError(f"lambda_mult must lie in [0, 1], got {self.lambda_mult}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +133,12 @@ class StoreSearch:
         """
         words, given, one = _questions(question, vectors)
         mode = mode or ("memory" if words is None else DEFAULT_MODE)
-        how = Search(k, mode, exact, oversample, text_weight)
+        how = Search(k, mode, exact, oversample, text_weight, with_memories=with_memories)
         if mode != "memory" and words is None:
             raise ValueError(f"mode={mode!r} needs the words of the question, got a tensor; use mode='memory'")
         check_condition(filter)
-        count = len(words) if words is not None else len(given) if given is not None else 0
-        snapshot = self._backend.latest()
-        result: list[list[Hit]] = [[] for _ in range(count)]
-        if snapshot is not None and count:
-            tokens = None if mode == "text" else self._vectors(words, given, snapshot.space)
-            found = _find(*_among(snapshot, filter), words, tokens, how)
-            result = _hits(snapshot, found, with_memories=with_memories)
-        return result[0] if one else result
+        found = self._results(words, given, filter, how)
+        return found[0] if one else found
 
     def search_mmr(
         self,
@@ -171,19 +170,27 @@ class StoreSearch:
         words, given, one = _questions(question, None)
         if not one:
             raise ValueError("search_mmr takes one question: a string, or a tensor [D]")
-        Search(k, "memory", exact, oversample, 0.0)
-        if not 0.0 <= lambda_mult <= 1.0:
-            raise ValueError(f"lambda_mult must lie in [0, 1], got {lambda_mult}")
+        how = Search(
+            k, "memory", exact, oversample, fetch_k=fetch_k, lambda_mult=lambda_mult, with_memories=with_memories
+        )
         check_condition(filter)
-        if (snapshot := self._backend.latest()) is None:
-            return []
-        tokens = self._vectors(words, given, snapshot.space)
-        among, allowed = _among(snapshot, filter)
-        [found] = among.nearest(tokens, max(k, fetch_k), allowed, exact=exact, oversample=oversample)
-        if not found:
-            return []
-        chosen = diversify(tokens[0].flatten(), snapshot.windows(found), k, lambda_mult)
-        return _hits(snapshot, [[_by_cosine(found[index]) for index in chosen]], with_memories=with_memories)[0]
+        return self._results(words, given, filter, how)[0]
+
+    def _results(
+        self, words: list[str] | None, given: Tensor | None, condition: Filter | None, how: Search
+    ) -> list[list[Hit]]:
+        """The results of each question, from its words, its given vector, or both."""
+        count = len(words) if words is not None else len(given) if given is not None else 0
+        snapshot = self._backend.latest()
+        if snapshot is None or not count:
+            return [[] for _ in range(count)]
+        tokens = None if how.mode == "text" else self._vectors(words, given, snapshot.space)
+        found = _find(*_among(snapshot, condition), words, tokens, how)
+        if how.fetch_k is not None and tokens is not None and found[0]:
+            windows = snapshot.windows([each.candidate for each in found[0]])
+            chosen = diversify(tokens[0].flatten(), windows, how.k, how.lambda_mult)
+            found = [[found[0][index] for index in chosen]]
+        return _hits(snapshot, found, with_memories=how.with_memories)
 
     def _vectors(self, words: list[str] | None, given: Tensor | None, space: Space) -> Tensor:
         """Memories of questions as ``[Q, n_mem, hidden]``."""
@@ -238,7 +245,8 @@ def _find(
     if tokens is None:
         return [_by_words(snapshot.matching(question, how.k, allowed)) for question in words or ()]
     if how.mode == "memory" or words is None:
-        return [list(map(_by_cosine, found)) for found in nearest(tokens, how.k, allowed, how.oversample)]
+        most = max(how.k, how.fetch_k or 0)
+        return [list(map(_by_cosine, found)) for found in nearest(tokens, most, allowed, how.oversample)]
     depth = max(how.k, _FUSED)
     by_memory = nearest(tokens, depth, allowed, max(2, how.oversample * how.k // depth))
     result = []

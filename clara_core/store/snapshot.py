@@ -23,12 +23,13 @@ from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Candidate, Matches, Rows, Space
 from clara_core.store.keys import Key
 from clara_core.store.lance_calls import scanner
-from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, Lease, index_names, statistics
+from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, held, index_names, indexed_rows
 from clara_core.store.predicate import passing
 from clara_core.store.reading import batches, readable, rows_at, rows_with
 from clara_core.store.records import Record, StoreStats, escape, unescape
 from clara_core.store.scan import KeyScan, WordScan
 from clara_core.store.schema import RECORD_COLUMNS, Layout, number_rows, records, window_counts
+from clara_core.store.table import data_bytes
 from clara_core.store.windows import merged, ranking, scored_windows, window_numbers
 
 if TYPE_CHECKING:
@@ -67,7 +68,20 @@ class LanceSnapshot:
         return self.layout.space
 
     def stats(self) -> StoreStats:
-        return statistics(self.dataset, self.layout)
+        with readable(self.dataset):
+            documents, size = int(self.dataset.count_rows()), data_bytes(self.dataset)
+            return StoreStats(
+                documents=documents,
+                bytes=size,
+                bytes_per_document=size / documents if documents else 0.0,
+                fragments=len(self.dataset.get_fragments()),
+                version=self.dataset.version,
+                fingerprint=self.space.fingerprint,
+                memory_type=self.space.memory_type,
+                key_length=self.layout.key.length,
+                word_index_rows=indexed_rows(self.dataset, WORD_INDEX),
+                key_index_rows=indexed_rows(self.dataset, KEY_INDEX),
+            )
 
     # --- documents ---------------------------------------------------------------------------------------
 
@@ -110,7 +124,7 @@ class LanceSnapshot:
         return {row["content"]: unescape(row["id"]) for row in rows}
 
     def __iter__(self) -> Iterator[Record]:
-        with Lease(self.dataset):  # keeps maintenance from deleting these rows during the iteration
+        with held(self.dataset):  # keeps maintenance from deleting these rows during the iteration
             table = pa.Table.from_batches(batches(self.dataset, ["serial"], batch_size=_SERIALS), _SERIAL_SCHEMA)
             rows = table["_rowid"].to_numpy()[np.argsort(table["serial"].to_numpy(), kind="stable")]
             for start in range(0, len(rows), _RECORDS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from itertools import chain
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,14 +14,13 @@ from clara_core.common.suggest import parameters, refuse_unknown
 from clara_core.data.memory import Memory
 from clara_core.engine.door import is_server
 from clara_core.engine.options import OPTIONS, given_options
-from clara_core.store.accepting import accepted_ids
 from clara_core.store.backend import Backend
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
 from clara_core.store.explaining import explaining
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.records import Broken, Record, StoreStats
 from clara_core.store.search import Filter, StoreSearch, check_condition
-from clara_core.store.writing import VECTORS, Measure, Writer, checked_documents
+from clara_core.store.writing import VECTORS, Document, Measure, Writer, checked_documents
 
 if TYPE_CHECKING:
     from clara_core.engine.protocol import Engine
@@ -30,7 +30,7 @@ _KEEP: Final = timedelta(hours=1)  # old versions are kept this long for readers
 
 @explaining("delete", "compact", "optimize", "salvage", "check", reading=False)
 @explaining(
-    "get", "memories", "count", "__contains__", "__iter__", "stats", "search", "search_mmr", reading=True
+    "get", "memories", "count", "__contains__", "__iter__", "stats", "_results", reading=True
 )  # fmt: skip
 class MemoryStore(StoreSearch):
     """Documents by id with text, metadata and memory. Safe under threads and beside other processes.
@@ -165,31 +165,25 @@ class MemoryStore(StoreSearch):
         from tqdm.auto import tqdm
 
         self._check_writable()
-        measure = self._fidelity_measure(vectors) if fidelity else None
         given = checked_documents(texts, metadatas, ids, memories, vectors)
         parts = (texts, metadatas, ids, memories, vectors)
         documents = list(given) if all(part is None or isinstance(part, Sequence) for part in parts) else given
         total = len(documents) if isinstance(documents, list) else None
         written: list[str] = []
-        stream = iter(documents)
-        first = next(stream, None)
-        if first is None:
-            return []
+        with tqdm(total=total, desc="storing", unit="doc", disable=not show_progress) as bar:
+            for safe in self._write(iter(documents), vectors, fidelity=fidelity):
+                written += safe
+                bar.update(len(safe))
+        return written
 
-        def noted() -> Iterator[Any]:
-            written.append(first.id)
-            yield first
-            for document in stream:
-                written.append(document.id)
-                yield document
-
+    def _write(self, documents: Iterator[Document], vectors: object, *, fidelity: bool) -> Iterator[list[str]]:
+        """Write documents; yields after each batch the ids of its documents, which are now safe."""
+        measure = self._fidelity_measure(vectors) if fidelity else None
+        if (first := next(documents, None)) is None:
+            return
         fingerprint = self._writing_fingerprint(first.memory)
         compress = None if self.engine is None else self.engine.remember
-        writer = Writer(self._backend, fingerprint, self._shape, compress, measure)
-        with tqdm(total=total, desc="storing", unit="doc", disable=not show_progress) as bar:
-            for count in writer.write(noted()):
-                bar.update(count)
-        return written
+        yield from Writer(self._backend, fingerprint, self._shape, compress, measure).write(chain([first], documents))
 
     def delete(self, ids: Iterable[str] | None = None, filter: Filter | None = None) -> int:  # noqa: A002
         """Delete the documents with one of the ids, those that pass the filter, or, with both, those that meet both.
@@ -207,7 +201,8 @@ class MemoryStore(StoreSearch):
         wanted = None if ids is None else checked_ids(ids)
         check_condition(filter)
         if callable(filter):
-            return self._backend.delete(accepted_ids(iter(self) if wanted is None else self.get(wanted), filter), None)
+            records = self if wanted is None else self.get(wanted)
+            return self._backend.delete([record.id for record in records if filter(record)], None)
         return self._backend.delete(wanted, filter)
 
     def compact(self, older_than: timedelta = _KEEP) -> None:
@@ -292,7 +287,7 @@ class MemoryStore(StoreSearch):
         if snapshot is None:
             return 0
         if callable(filter):
-            return len(accepted_ids(iter(snapshot), filter))
+            return sum(1 for record in snapshot if filter(record))
         return snapshot.count() if filter is None else len(snapshot.passing(filter))
 
     def __contains__(self, id_: object) -> bool:

@@ -54,9 +54,6 @@ class Table:
         self.address = f"{self.uri.rstrip('/')}/{TABLE}.lance"
         self._forget()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Table, (self.uri, self.storage_options)
-
     def _forget(self) -> None:
         self._pid = os.getpid()
         self._dataset: LanceDataset | None = None

@@ -168,10 +168,11 @@ def is_blank(text: str) -> bool:
 # --- writing ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
 class Writer:
     """Writes documents of one fingerprint.
 
-    Args:
+    Attributes:
         backend: The backend to write to.
         fingerprint: Fingerprint of the memories.
         shape: Returns ``(n_mem, hidden)``; called if all documents are blank.
@@ -179,31 +180,23 @@ class Writer:
         measure: Measures how much memories have kept; None: not measured.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        fingerprint: str,
-        shape: Callable[[], tuple[int, int]],
-        compress: Compress | None,
-        measure: Measure | None = None,
-    ) -> None:
-        self._backend = backend
-        self._fingerprint = fingerprint
-        self._shape = shape
-        self._compress = compress
-        self._measure = measure
+    backend: Backend
+    fingerprint: str
+    shape: Callable[[], tuple[int, int]]
+    compress: Compress | None
+    measure: Measure | None
 
-    def write(self, documents: Iterable[Document]) -> Iterator[int]:
-        """Write documents; yields after each batch how many of its documents are now safe.
+    def write(self, documents: Iterable[Document]) -> Iterator[list[str]]:
+        """Write documents; yields after each batch the ids of its documents, which are now safe.
 
         Raises:
             FingerprintMismatch: The store holds memories of another model.
         """
-        waiting: deque[tuple[int, Future[list[Entry]]]] = deque()
+        waiting: deque[tuple[list[str], Future[list[Entry]]]] = deque()
         with ThreadPoolExecutor(_AHEAD, "clara-store") as pool:
             try:
                 for batch in _batches(documents):
-                    waiting.append((len(batch), pool.submit(self._prepare, batch)))
+                    waiting.append(([document.id for document in batch], pool.submit(self._prepare, batch)))
                     if len(waiting) > _AHEAD:
                         yield self._put(*waiting.popleft())
                 while waiting:
@@ -212,21 +205,21 @@ class Writer:
                 for _, future in waiting:
                     future.cancel()
 
-    def _put(self, size: int, prepared: Future[list[Entry]]) -> int:
+    def _put(self, ids: list[str], prepared: Future[list[Entry]]) -> list[str]:
         if entries := prepared.result():
-            with explained(self._backend):
-                self._backend.put(entries)
+            with explained(self.backend):
+                self.backend.put(entries)
             if blank := [entry.id for entry in entries if is_blank(entry.text)]:
                 _log.warning(
                     "%d of %d documents have no text, such as %.80r: they are stored, but no search finds them",
                     len(blank), len(entries), blank[0],
                 )  # fmt: skip
-        return size
+        return ids
 
     def _prepare(self, batch: list[Document]) -> list[Entry]:
         """The documents of a batch that the store does not hold unchanged, with their memories."""
         contents = [self._content(document) for document in batch]
-        known = retry_read(self._backend, lambda: self._states([document.id for document in batch]))
+        known = retry_read(self.backend, lambda: self._states([document.id for document in batch]))
         changed = [
             (document, content)
             for document, content in zip(batch, contents, strict=True)
@@ -241,32 +234,32 @@ class Writer:
 
     def _is_there(self, known: tuple[str, str] | None, content: str, metadata: str) -> bool:
         """Whether nothing has to be written; what was measured of the same text need not be measured again."""
-        if known is None or self._measure is None:
+        if known is None or self.measure is None:
             return known == (content, metadata)
         there = json.loads(known[1])
         return FIDELITY in there and (known[0], there) == (content, {**json.loads(metadata), FIDELITY: there[FIDELITY]})
 
     def _measured(self, metadatas: list[str], memories: Sequence[Memory]) -> list[str]:
         """The metadata with what is measured of the memories."""
-        if self._measure is None:
+        if self.measure is None:
             return metadatas
-        kept = self._measure(list(memories))
+        kept = self.measure(list(memories))
         pairs = zip(metadatas, kept, strict=True)
         return [json.dumps({**json.loads(one), FIDELITY: value}, separators=(",", ":")) for one, value in pairs]
 
     def _content(self, document: Document) -> str:
         """Identifies what a document contains, to find unchanged ones; a vector does not follow from its text."""
-        if document.memory is None or self._fingerprint != VECTORS:
-            return content_key(document.text, self._fingerprint)
+        if document.memory is None or self.fingerprint != VECTORS:
+            return content_key(document.text, self.fingerprint)
         return content_key(document.text, hashlib.sha256(document.memory.tokens.numpy().tobytes()).hexdigest())
 
     def _states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-        snapshot = self._backend.latest()
+        snapshot = self.backend.latest()
         return {} if snapshot is None else snapshot.states(ids)
 
     def _stored(self, contents: Sequence[str]) -> dict[str, Memory]:
         """Stored memories by content."""
-        if (snapshot := self._backend.latest()) is None:
+        if (snapshot := self.backend.latest()) is None:
             return {}
         ids = snapshot.with_contents(contents)
         found = snapshot.memories(list(ids.values()))
@@ -278,18 +271,18 @@ class Writer:
         there = {content: self._blank(text) for content, text in wanted.items() if is_blank(text)}
         missing = [content for content in wanted if content not in there]
         if missing:
-            there |= retry_read(self._backend, lambda: self._stored(missing))
+            there |= retry_read(self.backend, lambda: self._stored(missing))
             missing = [content for content in missing if content not in there]
         if missing:
-            if self._compress is None:
+            if self.compress is None:
                 raise ValueError(f"{len(missing)} texts have no memory and there is no engine to compress them: open "
                                  "the store with engine= or model=")  # fmt: skip
-            made = self._compress([wanted[content] for content in missing])
-            there |= {content_key(memory.text, self._fingerprint): memory for memory in made}
+            made = self.compress([wanted[content] for content in missing])
+            there |= {content_key(memory.text, self.fingerprint): memory for memory in made}
         return [there[content] if document.memory is None else document.memory for document, content in changed]
 
     def _blank(self, text: str) -> Memory:
-        return Memory(torch.empty(0, *self._shape()), text, (), 0, self._fingerprint)
+        return Memory(torch.empty(0, *self.shape()), text, (), 0, self.fingerprint)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

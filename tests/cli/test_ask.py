@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from clara_core import ClaraEngine
 from clara_core.data.documents import TextFile, cut_passages, read_folder
+from clara_core.store import MemoryStore
 from tests.tiny import build
 
 DATA = Path(__file__).parents[2] / "examples" / "data"
@@ -49,22 +50,24 @@ def test_json_is_what_the_engine_says(clara, folder, model):
     engine = ClaraEngine.from_pretrained(model)
     texts = ["The bridge was opened in 1907.", "# Towns\n\n## Aln\n\nOn a river.", "## Wear\n\nOn a hill."]
     places = [("deep/bridge.txt", 0), ("towns.md", 0), ("towns.md", 30)]
-    memories = engine.compress(texts)
-    ranked = engine.rank(QUESTION, memories, top_k=2)
-    answer = engine.answer(QUESTION, [memories[hit.index] for hit in ranked], max_tokens=8)
-    assert facts.pop("seconds").keys() == {"compress", "rank", "answer"}
+    store = MemoryStore.open("memory://", engine)
+    store.add(texts, ids=["0", "1", "2"])
+    hits = store.search(QUESTION, 2, mode="hybrid")
+    assert hits[0].id == "0"
+    answer = engine.answer(QUESTION, store.memories([hit.id for hit in hits]), max_tokens=8, min_confidence=0)
+    assert facts.pop("seconds").keys() == {"compress", "search", "answer"}
     assert facts == {
         "question": QUESTION,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "sources": [
             {
-                "file": places[hit.index][0],
-                "start": places[hit.index][1],
+                "file": places[int(hit.id)][0],
+                "start": places[int(hit.id)][1],
                 "score": pytest.approx(hit.score, abs=1e-5),
-                "text": texts[hit.index],
+                "text": hit.text,
             }
-            for hit in ranked
+            for hit in hits
         ],
         "passages": 3,
         "prompt_tokens": answer.prompt_tokens,
@@ -75,7 +78,40 @@ def test_json_is_what_the_engine_says(clara, folder, model):
         "model": model,
         "files": 2,
         "left_out": [],
+        "confidence": pytest.approx(answer.confidence, abs=1e-5),
+        "calibrated": False,
+        "abstained": False,
+        "draft": None,
+        "reading": "memory",
+        "judged_tokens": answer.judged_tokens,
+        "checks": None,
     }
+
+
+@pytest.mark.parametrize("mode", ["memory", "text"])
+def test_a_folder_and_a_store_of_it_are_searched_alike(clara, folder, tmp_path_factory, model, mode):
+    store = tmp_path_factory.mktemp("ask") / "store"
+    assert clara("index", folder, "--store", store, "--model", model, "--memory-type", "float32")[0] == 0
+    options = ("--model", model, "--max-tokens", 8, "--mode", mode, "--json")
+    asked = [json.loads(clara("ask", *where, QUESTION, *options)[1]) for where in ((folder,), ("--store", store))]
+    ours, stored = ([(one["file"], one["start"], round(one["score"], 5)) for one in a["sources"]] for a in asked)
+    assert ours == stored
+    assert asked[0]["answer"] == asked[1]["answer"]
+
+
+def test_an_answer_that_is_not_sure_enough_is_withheld(clara):
+    asked = ("ask", DATA, "When was Mount Masar first climbed?", "--model", "pocket")
+    sure = json.loads(clara(*asked, "--json")[1])
+    assert sure["calibrated"]
+    assert not sure["abstained"]
+    out = clara(*asked)[1]
+    assert out.startswith(sure["answer"])
+    assert f"{sure['confidence']:.0%} sure" in out
+    least = min(1.0, sure["confidence"] + 0.01)
+    unsure = json.loads(clara(*asked, "--min-confidence", least, "--json")[1])
+    assert (unsure["abstained"], unsure["draft"]) == (True, sure["answer"])
+    out = clara(*asked, "--min-confidence", least)[1]
+    assert out.startswith(f"{unsure['answer']}\nwithheld: {sure['answer']}\n")
 
 
 def test_shows_answer_sources_and_what_was_saved(clara, folder, model):
@@ -110,7 +146,7 @@ def test_cited_sentence_and_confidence(clara):
 def test_an_uncalibrated_model_says_so(clara, folder, model):
     code, out, _ = clara("ask", folder, QUESTION, "--model", model, "--max-tokens", 8, "--cite")
     assert code == 0
-    assert "confidence not known" in out or "`clara calibrate`" in out
+    assert "confidence unknown" in out or "`clara calibrate`" in out
 
 
 def test_long_files_of_the_examples(clara, model):

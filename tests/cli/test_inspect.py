@@ -46,5 +46,5 @@ def test_weak_words_are_marked(folder: Path, clara) -> None:
 
 
 def test_one_place_is_needed(folder: Path, clara) -> None:
-    assert "give a folder, or --store" in clara("inspect", "--model", "pocket")[2]
+    assert "give either a folder or --store" in clara("inspect", "--model", "pocket")[2]
     assert clara("inspect", folder, "--store", "x", "--model", "pocket")[0] == 2

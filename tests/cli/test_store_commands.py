@@ -122,7 +122,7 @@ def test_files_that_are_gone_stay_until_they_are_pruned(index, clara, folder, ur
     (folder / "towns.md").unlink()
     assert counts(index(folder)) == (0, 0, 1, 0, 2)
     assert len(held(uri)) == 3
-    assert "2 of files that are gone" in clara("index", folder, "--store", uri, "--model", model)[1]
+    assert "2 of files that no longer exist were kept" in clara("index", folder, "--store", uri, "--model", model)[1]
     assert counts(index(folder, "--prune")) == (0, 0, 1, 2, 0)
     assert held(uri) == [BRIDGE]
 
@@ -287,7 +287,7 @@ def test_a_missing_store(clara, uri, model, command):
 
 
 @pytest.mark.parametrize(
-    "condition, says", [("{", "no JSON"), ("[1]", "must be a dict"), ('{"a": {"$gtt": 1}}', "did you mean '$gt'")]
+    "condition, says", [("{", "is not JSON"), ("[1]", "must be a dict"), ('{"a": {"$gtt": 1}}', "did you mean '$gt'")]
 )
 def test_a_filter_that_is_none(index, clara, folder, uri, model, condition, says):
     index(folder)
@@ -336,5 +336,5 @@ def test_check_and_salvage_name_broken_files(clara, model, folder, uri):
     assert (code, [Path(each["path"]).name for each in json.loads(out)["broken"]]) == (1, [file.name])
     code, out, _ = clara("store", "salvage", "--store", uri)
     assert code == 0
-    assert f"{file.name}: 3 documents taken out" in out
+    assert f"{file.name}: 3 documents removed" in out
     assert clara("store", "check", "--store", uri)[0] == 0

@@ -113,7 +113,7 @@ def test_without_documents_or_words_nothing_is_known(engine: ClaraEngine) -> Non
 
 def test_attention_that_cannot_be_seen_is_refused(tiny: Tiny) -> None:
     engine = open_engine(tiny, attn_implementation="eager")
-    with pytest.raises(ValueError, match="needs attention of this package, not attn_implementation='eager'"):
+    with pytest.raises(ValueError, match="needs the attention of this package, not attn_implementation='eager'"):
         engine.answer(QUESTION, engine.remember(PASSAGES[:2]), citations="attention")
     engine.unload()
 

@@ -58,7 +58,9 @@ def test_a_threshold_keeps_its_promise_on_other_answers() -> None:
     assert [row.confidence for row in table] == sorted(row.confidence for row in table)
     assert all(row.error <= row.bound for row in table)
     assert table[0].coverage == 1.0
-    with pytest.raises(ValueError, match="no threshold keeps the error below 0: the least that 4000 questions"):
+    with pytest.raises(
+        ValueError, match="no threshold keeps the error at most 0: the lowest bound from 4000 questions"
+    ):
         calibration.threshold(0.0, "fast")
     with pytest.raises(ValueError, match="level must be one of 'fast', got 'checked'"):
         calibration.threshold(0.05)
@@ -106,10 +108,10 @@ def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         Calibration.read(tmp_path, "e" * 64)
     for broken in ("{", "[]", '{"levels": {"fast": {}}}', '{"fingerprint": 1}'):
         (tmp_path / "calibration.json").write_text(broken)
-        with pytest.raises(CheckpointError, match="is no calibration"):
+        with pytest.raises(CheckpointError, match="is not a calibration"):
             Calibration.read(tmp_path, "f" * 64)
     Calibration("f" * 64, {"fast": fit_level(*sample(200))}).write(tmp_path)
-    with pytest.raises(CheckpointError, match="the level 'fast' is not one of 4 signals"):
+    with pytest.raises(CheckpointError, match="the level 'fast' must have 4 features"):
         Calibration.read(tmp_path, "f" * 64)
 
 
@@ -160,7 +162,7 @@ def test_a_file_of_other_weights_is_said_and_not_used(tmp_path: Path, caplog: py
     Calibration("f" * 64, {"fast": fast_level()}).write(tiny.folder)
     engine = open_engine(tiny)
     assert engine.calibration is None
-    assert "lies beside other weights and is not used" in caplog.text
+    assert "calibration.json is not used" in caplog.text
     Calibration(engine.fingerprint, {"fast": fast_level()}).write(tiny.folder)
     engine.unload()
     assert engine.calibration is None  # asked once

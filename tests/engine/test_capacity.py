@@ -221,6 +221,12 @@ def test_a_container_ends_before_its_machine(tmp_path, monkeypatch):
     ):
         (tmp_path / name).write_text(text)
     assert list(capacity._container_bytes(0, tmp_path)) == [850_000]
+    assert list(capacity._container_bytes(70_000, tmp_path)) == [920_000]
+    (tmp_path / "memory.swap.max").write_text("50000\n")
+    (tmp_path / "memory.swap.current").write_text("30000\n")
+    assert list(capacity._container_bytes(70_000, tmp_path)) == [870_000]
+    (tmp_path / "memory.swap.max").write_text("max\n")
+    assert list(capacity._container_bytes(70_000, tmp_path)) == [920_000]
     (tmp_path / "memory.max").write_text("max\n")
     assert list(capacity._container_bytes(0, tmp_path)) == []
 

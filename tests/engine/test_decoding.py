@@ -55,9 +55,7 @@ def test_who_can_never_fit_is_told_and_holds_up_nobody(tiny: Tiny) -> None:
     with ThreadPoolExecutor() as pool:
         too_large = pool.submit(engine.answer, "Where?", max_tokens=2 * PAGE)
         fits = pool.submit(engine.answer, "Where?", max_tokens=PAGE)
-        with pytest.raises(
-            ContextOverflow, match=rf"the KV memory holds {2 * PAGE} \([\d,]+ bytes\); lower max_tokens"
-        ):
+        with pytest.raises(ContextOverflow, match=rf"the KV cache holds {2 * PAGE} \([\d,]+ bytes\); lower max_tokens"):
             too_large.result(120)
         assert fits.result(120).completion_tokens == PAGE
 
@@ -88,7 +86,7 @@ def test_memory_that_cannot_be_had_is_asked_for_by_halves(tiny: Tiny, caplog: py
     with wrapped(model, "kv_memory", none_above_three), caplog.at_level(logging.WARNING):
         assert engine.answer("Where?", max_tokens=3).completion_tokens == 3
     assert engine.stats().kv_total_bytes == 2 * model.kv_shape().page_bytes
-    assert caplog.text.count("bytes for keys and values: going on with half") == 2
+    assert caplog.text.count("bytes: going on with half") == 2
 
 
 def test_one_row_that_fails_does_not_fail_its_batch(tiny: Tiny) -> None:
@@ -176,7 +174,7 @@ def test_tokens_that_are_read_late_are_the_same(tiny: Tiny) -> None:
     for pages in (40, 3):  # with room for all, and with so little that answers make room for others
         late = with_pages(tiny, pages)
         late.load()
-        late._worker.answers._late = True
+        late._worker.answers._reads_late = True
         assert everything(late) == expected
         stats = late.stats()
         assert (stats.kv_used_bytes, stats.waiting, stats.running) == (0, 0, 0)

@@ -13,8 +13,10 @@ import torch
 from clara_core import Answer, ClaraEngine
 from clara_core.engine.attributing import _without_joint
 from clara_core.engine.evidence import Part, find_parts, score, token_spans, unexplained
+from clara_core.engine.recent import RecentQuestions
 from tests.engines import PASSAGES, open_engine, wrapped
 from tests.known import Known
+from tests.parity_data import PARITY
 from tests.tiny import Tiny, build
 
 
@@ -102,7 +104,7 @@ def test_attribution_is_the_lost_probability(tiny: Tiny, engine: ClaraEngine) ->
     found = engine.attribute("Where?", memories, "in Lisbon")
     messages = [{"role": "user", "content": "Where?"}]
     prompt = engine.tokenizer.chat_prompt(messages, 3)
-    said = engine.tokenizer.said_ids(messages, 3, "in Lisbon")
+    said = engine.tokenizer.continuation_ids(messages, 3, "in Lisbon")
     tokens = torch.cat([memory.tokens for memory in memories])
     reference = tiny.reference()
     full = float(reference.judge(prompt, tokens, said).sum())
@@ -226,6 +228,46 @@ def test_an_empty_answer_is_sure_of_nothing(engine: ClaraEngine) -> None:
             assert engine.attribute("Where?", memories, text).citations == ()
         except ValueError as exc:
             assert "the answer is empty" in str(exc)  # noqa: PT017 - either is right: a space may be a token
+
+
+def test_a_question_that_a_search_has_read_is_not_read_again(
+    engine: ClaraEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memories = engine.remember(PASSAGES[:3])
+    read: list[str] = []
+    asks = engine._question_request
+    monkeypatch.setattr(engine, "_question_request", lambda questions: read.extend(questions) or asks(questions))
+    options = {"max_tokens": 4, "citations": True}
+    fresh = engine.answer("Where was the bell cast?", memories, **options)
+    assert read == ["Where was the bell cast?"]
+    engine.rank("Who found the ship?", memories)
+    known = engine.answer("Who found the ship?", memories, **options)
+    assert engine.answer("Where was the bell cast?", memories, **options) == fresh
+    assert read == ["Where was the bell cast?", "Who found the ship?"]
+    monkeypatch.setattr(engine, "_recent", RecentQuestions())
+    assert engine.answer("Who found the ship?", memories, **options) == known
+    assert read[2:] == ["Who found the ship?"]
+    engine.reason([f"Question {number}?" for number in range(100)])
+    assert engine._recent_tokens("Who found the ship?") is None
+    assert torch.equal(engine._recent_tokens("Question 99?"), engine.reason(["Question 99?"])[0])
+
+
+@pytest.mark.parametrize("name", ["instruct", "base"])
+def test_without_a_query_reasoner_nothing_is_known_of_ranks(name: str) -> None:
+    folder = PARITY / name
+    engine = ClaraEngine.from_pretrained(
+        str(folder / "checkpoint"), base_model=str(folder / "base"), dtype="float32", device="cpu"
+    )
+    memories = engine.remember(["Ann lives in Oslo.", "Bob bought 3 boats in 1999."])
+    for read in ("memory", "again"):
+        answer = engine.answer("Where does Ann live?", memories, max_tokens=4, citations=True, read=read)
+        assert answer.checks is not None
+        assert (answer.checks.cited_first, answer.reading) == (None, "memory")
+        assert answer.checks.grounded is not None
+        assert len(answer.attribution) == 2
+    given = engine.answer("Where does Ann live?", memories, max_tokens=4, citations=True, scores=[0.1, 0.9])
+    assert given.checks.cited_first is not None  # a search of another kind has ranked them
+    engine.unload()
 
 
 def test_an_answer_that_was_cut_has_no_confidence(engine: ClaraEngine) -> None:

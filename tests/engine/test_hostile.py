@@ -95,7 +95,7 @@ def test_any_text_is_compressed_and_answered(engine: ClaraEngine, texts: list[st
 
 
 def test_a_paraphrase_needs_a_place_for_the_document(engine: ClaraEngine, memories) -> None:
-    with pytest.raises(ValueError, match=r"must hold \{docs\}"):
+    with pytest.raises(ValueError, match=r"must contain \{docs\}"):
         engine.paraphrase(memories[0], "Say it again.")
     answer = engine.paraphrase(memories[0], "<MEM0> {docs} <SEP> {docs}", max_tokens=2)
     assert answer.memory_tokens == engine.n_mem

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine, ClaraError, EngineClosed
-from clara_core.engine.requests import JudgeRequest, rows_of, take_rows
+from clara_core.engine.requests import JudgeRequest, JudgeRow, take_rows
 from tests.engines import PASSAGES, Counter, open_engine, wrapped
 from tests.parity_data import PARITY
 from tests.reference import PlainKernel, Reference
@@ -48,13 +48,13 @@ def make(engine: ClaraEngine, said: str = "in 1907", hidden=HIDDEN, texts=PASSAG
         slots=engine.tokenizer.is_slot(ids),
         memories=torch.cat(tokens) if tokens else torch.zeros(0, 0),
         windows=engine.tokenizer.window_spans(ids),
-        said=engine.tokenizer.said_ids(messages, len(memories), said),
+        continuation=engine.tokenizer.continuation_ids(messages, len(memories), said),
         hidden=hidden,
     )
 
 
 def plainly(reference: Reference, request: JudgeRequest) -> torch.Tensor:
-    rows = [reference.judge(request.ids, request.memories, request.said, sorted(few)) for few in request.hidden]
+    rows = [reference.judge(request.ids, request.memories, request.continuation, sorted(few)) for few in request.hidden]
     return torch.stack(rows)
 
 
@@ -122,7 +122,7 @@ def test_what_was_written_is_as_probable_as_when_it_was_written(engine: ClaraEng
     asked = engine._chat_request(messages, memories, Sampling(max_tokens=12, recorded=0))
     [answer] = engine._wait([asked])
     request = make(engine, hidden=[frozenset()])
-    request.said = asked.sequence.ids
+    request.continuation = asked.sequence.ids
     [found] = judged(engine, request)
     assert_alike(found[0], torch.tensor([token.logprob for token in answer.logprobs]))
 
@@ -131,7 +131,8 @@ def test_what_was_written_is_as_probable_as_when_it_was_written(engine: ClaraEng
 
 
 def test_a_pass_takes_what_fits_and_always_something(engine: ClaraEngine) -> None:
-    rows = rows_of(make(engine))
+    request = make(engine)
+    rows = [JudgeRow(request, index) for index in range(len(request.hidden))]
     own, head = rows[0].positions, rows[0].request.head
     assert take_rows(rows, 1) == take_rows(rows, 2 * head + own)
     assert 1 <= len(take_rows(rows, 1)) < len(rows)
@@ -160,7 +161,7 @@ def test_it_is_served_between_the_layers_of_a_corpus(engine: ClaraEngine) -> Non
     with wrapped(model, "encode", asks):
         engine.compress([" ".join(PASSAGES) * 3] * 8)
     assert served.is_set()
-    assert request.future.result(120).shape == (len(HIDDEN), len(request.said))
+    assert request.future.result(120).shape == (len(HIDDEN), len(request.continuation))
 
 
 def test_one_that_is_cancelled_is_not_computed(engine: ClaraEngine) -> None:
@@ -189,7 +190,7 @@ def test_numbers_that_are_none_fail_that_request_alone(engine: ClaraEngine) -> N
 
     def spoil(original, prompts, memories):
         return [
-            part * float("nan") if prompt.said == spoiled.said else part
+            part * float("nan") if prompt.continuation == spoiled.continuation else part
             for prompt, part in zip(prompts, original(prompts, memories), strict=True)
         ]
 
@@ -205,7 +206,7 @@ def test_an_error_reaches_only_its_request(engine: ClaraEngine) -> None:
     bad, good = make(engine, "yes", [frozenset()]), make(engine, "no", [frozenset()])
 
     def breaks(original, prompts, memories):
-        if any(prompt.said == bad.said for prompt in prompts):
+        if any(prompt.continuation == bad.continuation for prompt in prompts):
             raise ArithmeticError("broken")
         return original(prompts, memories)
 

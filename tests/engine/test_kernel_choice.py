@@ -102,9 +102,12 @@ def test_a_choice_is_measured_once_and_shown(tiny: Tiny, monkeypatch: pytest.Mon
     monkeypatch.setattr(kernel_choice, "_processor", lambda: "another")
     fresh(tiny).load()
     assert len(asked) == 2  # another processor is another choice
+    monkeypatch.setattr(kernel_choice, "VERSION", kernel_choice.VERSION + 1)
+    fresh(tiny).load()
+    assert len(asked) == 3  # and so are other kernels
     kernel_choice.cache_file().write_text("{damaged", encoding="utf-8")
     fresh(tiny).load()
-    assert len(asked) == 3
+    assert len(asked) == 4
     assert len(json.loads(kernel_choice.cache_file().read_text(encoding="utf-8"))) == 1
 
 

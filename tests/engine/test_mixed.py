@@ -11,7 +11,7 @@ from clara_core import CheckpointError, ClaraEngine
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.engine.evidence import Checks
 from clara_core.engine.evidence_calls import drive
-from clara_core.engine.examining import Asked, Reading, _as_text
+from clara_core.engine.examining import Chat, Reading, _as_text
 from clara_core.engine.sampling import Sampling
 from clara_core.model.tokenizer import ANSWER_SYSTEM
 from tests.engines import PASSAGES, open_engine, wrapped
@@ -92,15 +92,15 @@ def test_special_tokens_in_a_text_are_text(engine: ClaraEngine) -> None:
 
 def test_a_checkpoint_that_was_not_taught_refuses(tiny: Tiny, engine: ClaraEngine, pocket: ClaraEngine) -> None:
     memories = pocket.remember(PASSAGES[:2])
-    with pytest.raises(CheckpointError, match="was not taught to read text beside memories"):
+    with pytest.raises(CheckpointError, match="was not trained to read text beside memories"):
         pocket.answer(QUESTION, memories, as_text=[0])
-    with pytest.raises(CheckpointError, match="was not taught to read text beside memories"):
+    with pytest.raises(CheckpointError, match="was not trained to read text beside memories"):
         next(iter(pocket.stream(QUESTION, memories, as_text=[0])))
     memories = engine.remember(PASSAGES[:2])
     for wrong, error, match in (
         ({"as_text": [2]}, ValueError, r"as_text must name documents from 0 to 1, got \[2\]"),
         ({"as_text": [0, 1]}, ValueError, "at least one must be read from its memory"),
-        ({"as_text": ["0"]}, TypeError, "as_text\\[0\\] must be the number of a document, got str"),
+        ({"as_text": ["0"]}, TypeError, "as_text\\[0\\] must be the index of a document, got str"),
         ({"as_text": [0], "citations": True}, ValueError, "leave citations= and read= out"),
     ):
         with pytest.raises(error, match=match):
@@ -130,7 +130,7 @@ def test_a_doubted_answer_reads_the_best_document_as_text_beside_the_others(engi
         return original(sequences, tokens, slots, cache, **others)
 
     with wrapped(engine.load().model, "prefill", look):
-        drive(_as_text(engine, Asked(messages, memories, sampling, request), doubted, [0.1, 0.9, 0.2]), engine._wait)
+        drive(_as_text(engine, Chat(messages, memories, sampling, request), doubted, [0.1, 0.9, 0.2]), engine._wait)
     [(role, slots, text)] = seen
     assert role is Role.GENERATOR
     assert slots == 2 * engine.n_mem

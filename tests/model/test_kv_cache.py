@@ -285,5 +285,5 @@ def test_what_would_change_nothing_is_refused(method):
 def test_a_cache_takes_no_keys_before_its_pass_has_begun() -> None:
     memory = KVMemory(SHAPE, 1, heads_first=True)
     keys: Tensor = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(RuntimeError, match="begin_prompts or begin_step"):
+    with pytest.raises(RuntimeError, match="call begin_prompts, begin_chunk or begin_step"):
         KVCache(memory, [memory.open(4)]).update(keys, keys, 0)

@@ -62,7 +62,5 @@ def test_int8_on_a_processor_answers_like_the_exact_model_and_takes_less() -> No
 def test_a_processor_without_whole_number_products_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clara_core.model.int8_linear._ENGINE", "another")
     engine = ClaraEngine(EngineArguments(device="cpu", dtype="float32", quantization="int8").resolved())
-    with pytest.raises(
-        ValueError, match=r"'int8' cannot be used on this processor: .*FBGEMM.* Take quantization='nf4'"
-    ):
+    with pytest.raises(ValueError, match=r"'int8' cannot be used on this CPU: .*FBGEMM.* Use quantization='nf4'"):
         engine.load()

@@ -140,7 +140,7 @@ def test_an_empty_folder_and_none(clara, tmp_path):
     (tmp_path / "empty").mkdir()
     said = clara(tmp_path / "empty", "--llm", TEACHER, "--out", tmp_path)[2]
     assert "no text" in said
-    assert "kinds that are read" in said
+    assert "supported kinds" in said
     assert "there is no folder" in clara(tmp_path / "none", "--llm", TEACHER, "--out", tmp_path)[2]
 
 

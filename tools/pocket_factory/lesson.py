@@ -54,6 +54,8 @@ class Mix:
         asked: Most questions of a row about one passage.
         several: Rows over two to five passages, per step.
         documents: Fewest and most passages of these.
+        shuffled: Share of these rows whose passages come in any order; in the others the one that is asked about comes
+            first, as a search gives it.
         go_on: Share of the turns over one passage that ask for what follows some of its words.
         refuse: Share of the turns that have no answer.
         filler: Share of invented passages that get a sentence of another sort before or behind.
@@ -74,6 +76,7 @@ class Mix:
     asked: int = 4
     several: int = 2
     documents: tuple[int, int] = (2, 4)
+    shuffled: float = 0.6
     go_on: float = 0.0
     refuse: float = 0.0
     filler: float = 0.1
@@ -283,7 +286,7 @@ class Lesson:
             other = kin.pop() if kin and rng.random() < 0.6 else rng.choice(asked)
             if other not in documents:
                 documents.append(other)
-        if rng.random() < 0.6:
+        if rng.random() < mix.shuffled:
             rng.shuffle(documents)
         turns = []
         for index in documents[: rng.randint(1, 3)] if rng.random() < 0.5 else [first]:

@@ -1,1 +1,1 @@
-"""An engine behind a server: the calls of `ClaraEngine` over HTTP. Imports torch only where somebody reads tensors."""
+"""Client of a server: the calls of an engine over HTTP. Imports torch only when tensors are read."""

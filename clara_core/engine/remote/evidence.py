@@ -1,4 +1,4 @@
-"""What a text stands on, how probable it is, and what a memory has lost, asked of a server."""
+"""Calls of `RemoteEngine` about existing texts: attribution, log-probability, fidelity of memories."""
 
 from __future__ import annotations
 
@@ -21,47 +21,43 @@ _FIDELITY: Final = "/v1/clara/fidelity"
 
 
 class RemoteEvidence(RemoteInstance):
-    """Calls about texts that are there already."""
+    """Calls about texts that were generated or written before."""
 
     def attribute(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Attribution:
-        """See `ClaraEngine.attribute`."""
-        return attribution_from_wire(self.connection.post(_ATTRIBUTE, self._said(question, memories, answer)))
+        return attribution_from_wire(self.connection.post(_ATTRIBUTE, self._text_payload(question, memories, answer)))
 
     async def aattribute(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Attribution:
-        """Awaitable `attribute`."""
         await self._aload()
-        return attribution_from_wire(await self.connection.apost(_ATTRIBUTE, self._said(question, memories, answer)))
+        return attribution_from_wire(
+            await self.connection.apost(_ATTRIBUTE, self._text_payload(question, memories, answer))
+        )
 
     def logprob(self, question: str, memories: Sequence[Memory], text: str) -> float:
-        """See `ClaraEngine.logprob`."""
-        return float(self.connection.post(_LOGPROB, self._said(question, memories, text))["logprob"])
+        return float(self.connection.post(_LOGPROB, self._text_payload(question, memories, text))["logprob"])
 
     async def alogprob(self, question: str, memories: Sequence[Memory], text: str) -> float:
-        """Awaitable `logprob`."""
         await self._aload()
-        return float((await self.connection.apost(_LOGPROB, self._said(question, memories, text)))["logprob"])
+        return float((await self.connection.apost(_LOGPROB, self._text_payload(question, memories, text)))["logprob"])
 
     def fidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
-        """See `ClaraEngine.fidelity`."""
-        told = [self.connection.post(_FIDELITY, each) for each in self._repeated(memories, instruction)]
-        return [fidelity_from_wire(each) for part in told for each in part["results"]]
+        replies = [self.connection.post(_FIDELITY, each) for each in self._fidelity_payloads(memories, instruction)]
+        return [fidelity_from_wire(each) for part in replies for each in part["results"]]
 
     async def afidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
-        """Awaitable `fidelity`."""
         await self._aload()
-        parts = self._repeated(memories, instruction)
-        told = [await self.connection.apost(_FIDELITY, each) for each in parts]
-        return [fidelity_from_wire(each) for part in told for each in part["results"]]
+        parts = self._fidelity_payloads(memories, instruction)
+        replies = [await self.connection.apost(_FIDELITY, each) for each in parts]
+        return [fidelity_from_wire(each) for part in replies for each in part["results"]]
 
-    def _said(self, question: str, memories: Sequence[Memory], answer: object) -> dict[str, Any]:
+    def _text_payload(self, question: str, memories: Sequence[Memory], answer: object) -> dict[str, Any]:
         user_turn(question)
         text = answer.draft or answer.text if isinstance(answer, Answer) else answer
         if not isinstance(text, str):
             raise TypeError(f"the answer must be a string or an Answer, got {type(text).__name__}: {text!r:.60}")
-        return {"question": question, "documents": self._sent(memories), "text": text}
+        return {"question": question, "documents": self._as_documents(memories), "text": text}
 
-    def _repeated(self, memories: Sequence[Memory], instruction: str | None) -> list[dict[str, Any]]:
-        documents = self._sent(memories)
+    def _fidelity_payloads(self, memories: Sequence[Memory], instruction: str | None) -> list[dict[str, Any]]:
+        documents = self._as_documents(memories)
         return [
             {"documents": documents[part], "instruction": instruction}
             for part in self._slices(weight_of(each["text"]) for each in documents)

@@ -1,4 +1,4 @@
-"""The connection to a server: requests with retries, errors as the exceptions that they were, no redirects."""
+"""HTTP connection to a server: requests with retries, errors as exceptions, no redirects."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from clara_core.engine.remote.wire import CODES, FINGERPRINT
 KEY_VARIABLE: Final = "CLARA_API_KEY"
 
 _TRIES: Final = 4
-_PATIENCE: Final = 30.0  # seconds of waiting between tries, in all
-_MOST_BYTES: Final = 1 << 30  # of a reply
+_PATIENCE: Final = 30.0  # seconds after which no further try begins
+_MOST_BYTES: Final = 1 << 30  # largest reply
 _TIMEOUT: Final = httpx.Timeout(600, connect=5, pool=600)
-_SILENCE: Final = httpx.Timeout(60, connect=5, pool=600)  # between two pieces of a stream; the server pings
+_STREAM_TIMEOUT: Final = httpx.Timeout(60, connect=5, pool=600)  # between two lines of a stream; the server pings
 _SETTINGS: Final[Mapping[str, Any]] = {
     "timeout": _TIMEOUT,
     "limits": httpx.Limits(max_connections=32, max_keepalive_connections=32),
@@ -36,11 +36,11 @@ _GATEWAY: Final = (502, 504)
 
 
 class Connection:
-    """Requests to one server. Safe under threads and on several event loops.
+    """Requests to one server. It is safe to use from threads and from several event loops.
 
     Args:
-        url: Where the server is; a ``/v1`` at its end is passed over.
-        key: Sent as a bearer token; never shown.
+        url: Address of the server; a ``/v1`` at its end is ignored.
+        key: Key of the server, sent as a bearer token and never shown; None: no key.
     """
 
     def __init__(self, url: str, key: str | None) -> None:
@@ -52,38 +52,38 @@ class Connection:
         self._client = httpx.Client(**_SETTINGS)
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
         self.fingerprint: str | None = None
-        """Of the model, once it is known; a reply of another one is refused."""
+        """Fingerprint of the server's model, once it is known; replies of another model are refused."""
 
     def __repr__(self) -> str:
         return f"Connection({self.url!r})"
 
     def close(self) -> None:
-        """Close what is idle; the next request connects again."""
+        """Close idle connections; the next request connects again."""
         self._here().close()
         self._client = httpx.Client(**_SETTINGS)
 
     # --- whole replies -----------------------------------------------------------------------------------
 
     def get(self, path: str) -> Any:
-        """What the server says at a path, as JSON."""
+        """GET a path, and parse the reply as JSON."""
         return _json(self._send("GET", path, None, repeatable=True))
 
     def post(self, path: str, payload: Mapping[str, Any], *, repeatable: bool = True) -> Any:
-        """Send JSON, and read JSON."""
+        """POST JSON, and parse the reply as JSON; `repeatable` allows a retry after the server has begun the work."""
         return _json(self._send("POST", path, _body(payload), repeatable=repeatable))
 
     def fetch(self, path: str, payload: Mapping[str, Any]) -> bytes:
-        """Send JSON, and read bytes."""
+        """POST JSON, and return the bytes of the reply."""
         return self._send("POST", path, _body(payload), repeatable=True)
 
     def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> Any:
-        """Send bytes that may be sent again, and read JSON."""
+        """POST bytes, and parse the reply as JSON; the request may be repeated."""
         return _json(self._send("POST", path, body, repeatable=True, headers=headers))
 
     @contextmanager
     def lines(self, path: str) -> Iterator[Iterator[Any]]:
-        """What the server says at a path, as JSON line by line."""
-        with self._here().stream("GET", self.url + path, headers=self._sent(None)) as response:
+        """GET a path, and parse each line of the reply as JSON."""
+        with self._here().stream("GET", self.url + path, headers=self._all_headers(None)) as response:
             if not response.is_success:
                 raise error_of(response, b"".join(_bounded(response.iter_bytes())), self.url)
             self._check(response)
@@ -102,7 +102,7 @@ class Connection:
     ) -> bytes:
         tries = _Tries(self.url, repeatable=repeatable)
         while True:
-            request = self._here().stream(method, self.url + path, content=body, headers=self._sent(headers))
+            request = self._here().stream(method, self.url + path, content=body, headers=self._all_headers(headers))
             with tries, request as response:
                 reply = b"".join(_bounded(response.iter_bytes()))
                 if tries.succeeded(response, reply):
@@ -113,7 +113,7 @@ class Connection:
     async def _asend(self, path: str, body: bytes, *, repeatable: bool) -> bytes:
         tries = _Tries(self.url, repeatable=repeatable)
         while True:
-            request = self._ahere().stream("POST", self.url + path, content=body, headers=self._sent(None))
+            request = self._ahere().stream("POST", self.url + path, content=body, headers=self._all_headers(None))
             with tries:
                 async with request as response:
                     reply = await _abounded(response.aiter_bytes())
@@ -126,40 +126,48 @@ class Connection:
 
     @contextmanager
     def events(self, path: str, payload: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
-        """The events of a stream. Tried again until it begins, and never after that; leaving it closes it."""
+        """POST JSON, and yield the events of the stream in reply; retried only before it begins, closed on exit."""
         tries = _Tries(self.url, repeatable=False)
-        asked: dict[str, Any] = {"content": _body(payload), "headers": self._sent(_STREAM), "timeout": _SILENCE}
+        request: dict[str, Any] = {
+            "content": _body(payload),
+            "headers": self._all_headers(_STREAM),
+            "timeout": _STREAM_TIMEOUT,
+        }
         with ExitStack() as stack:
             while True:
                 with tries:
-                    response = stack.enter_context(self._here().stream("POST", self.url + path, **asked))
+                    response = stack.enter_context(self._here().stream("POST", self.url + path, **request))
                     if response.is_success or tries.succeeded(response, b"".join(_bounded(response.iter_bytes()))):
                         break
                 stack.close()
                 time.sleep(tries.pause)
             self._check(response)
-            yield _said(response.iter_lines(), self.url)
+            yield _events(response.iter_lines(), self.url)
 
     @asynccontextmanager
     async def aevents(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """Asynchronous `events`."""
         tries = _Tries(self.url, repeatable=False)
-        asked: dict[str, Any] = {"content": _body(payload), "headers": self._sent(_STREAM), "timeout": _SILENCE}
+        request: dict[str, Any] = {
+            "content": _body(payload),
+            "headers": self._all_headers(_STREAM),
+            "timeout": _STREAM_TIMEOUT,
+        }
         async with AsyncExitStack() as stack:
             while True:
                 with tries:
-                    response = await stack.enter_async_context(self._ahere().stream("POST", self.url + path, **asked))
+                    response = await stack.enter_async_context(self._ahere().stream("POST", self.url + path, **request))
                     if response.is_success or tries.succeeded(response, await _abounded(response.aiter_bytes())):
                         break
                 await stack.aclose()
                 await asyncio.sleep(tries.pause)
             self._check(response)
-            yield _asaid(response.aiter_lines(), self.url)
+            yield _aevents(response.aiter_lines(), self.url)
 
-    # --- within ------------------------------------------------------------------------------------------
+    # --- clients and headers -----------------------------------------------------------------------------
 
     def _here(self) -> httpx.Client:
-        """The client of this process: two processes at one connection would read each other's replies."""
+        """The client of this process; after a fork, two processes on one connection would read each other's replies."""
         if self._process != os.getpid():
             self._process = os.getpid()
             self._client = httpx.Client(**_SETTINGS)
@@ -167,7 +175,7 @@ class Connection:
         return self._client
 
     def _ahere(self) -> httpx.AsyncClient:
-        """The client of the event loop that runs: connections belong to the loop that opened them."""
+        """The client of the running event loop; a connection belongs to the loop that opened it."""
         self._here()
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
@@ -175,16 +183,16 @@ class Connection:
             client = self._clients[loop] = httpx.AsyncClient(**_SETTINGS)
         return client
 
-    def _sent(self, headers: Mapping[str, str] | None) -> dict[str, str]:
+    def _all_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
         own = {} if self.fingerprint is None else {FINGERPRINT: self.fingerprint}
         return {**self._headers, **own, **(headers or {})}
 
     def _check(self, response: httpx.Response) -> None:
-        told = response.headers.get(FINGERPRINT)
-        if self.fingerprint is not None and told is not None and told != self.fingerprint:
+        found = response.headers.get(FINGERPRINT)
+        if self.fingerprint is not None and found is not None and found != self.fingerprint:
             raise FingerprintMismatch(
-                f"the server at {self.url} runs the model {told[:12]} now, and it was {self.fingerprint[:12]}: "
-                "call unload() on the engine to go on with the new one, and compress documents again"
+                f"the server at {self.url} now runs the model {found[:12]} instead of {self.fingerprint[:12]}: "
+                "call unload() on the engine to use the new one, and compress documents again"
             )
 
 
@@ -192,16 +200,16 @@ _STREAM: Final = {"accept": "text/event-stream"}
 
 
 def key_from_environment() -> str | None:
-    """The key of the server, where the environment names one."""
+    """The key of the server from the environment variable `KEY_VARIABLE`; None if it is not set."""
     return os.environ.get(KEY_VARIABLE) or None
 
 
 class _Tries(AbstractContextManager["_Tries"]):
-    """A request that may be made again: entered for each try, and left with `pause` where there is to be another.
+    """Retries of a request: enter it for each try; if it exits without an exception or success, wait `pause` and retry.
 
     Args:
-        url: Of the server.
-        repeatable: Whether a request may be made again that the server has perhaps begun to answer.
+        url: Address of the server, for messages.
+        repeatable: Whether the request may be repeated after the server may have begun the work.
     """
 
     def __init__(self, url: str, *, repeatable: bool) -> None:
@@ -213,7 +221,7 @@ class _Tries(AbstractContextManager["_Tries"]):
         """Seconds to wait before the next try."""
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> bool:
-        """Pass over a failure to talk to the server, if there is to be another try."""
+        """Suppress a transport error if there is another try; otherwise raise `ServerUnreachable`."""
         if not isinstance(exc, httpx.TransportError):
             return False
         never_sent = isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
@@ -226,7 +234,7 @@ class _Tries(AbstractContextManager["_Tries"]):
         return True
 
     def succeeded(self, response: httpx.Response, reply: bytes) -> bool:
-        """Whether this is a good reply; raises an error of the server that another try does not mend."""
+        """Whether a reply is a success; raises the server's error if there is no further try."""
         status = response.status_code
         if response.is_success:
             return True
@@ -235,18 +243,18 @@ class _Tries(AbstractContextManager["_Tries"]):
             raise error_of(response, reply, self._url)
         return False
 
-    def _again(self, told: float | None) -> bool:
-        """Take one more try, after as many seconds as the server said."""
+    def _again(self, asked: float | None) -> bool:
+        """Whether there is another try; sets `pause`, to the seconds that the server asked for if it did."""
         if self._left == 0:
             return False
         self._left -= 1
-        pause = told if told is not None else 0.5 * 2 ** (_TRIES - 2 - self._left)
-        self.pause = pause * (1 + random.random() / 4)  # so that those who were refused together do not come back so
+        pause = asked if asked is not None else 0.5 * 2 ** (_TRIES - 2 - self._left)
+        self.pause = pause * (1 + random.random() / 4)  # jitter, so that clients do not retry at the same time
         return time.monotonic() + self.pause < self._until
 
 
 def error_of(response: httpx.Response, reply: bytes, url: str) -> Exception:
-    """The exception that a reply stands for."""
+    """The exception for an error reply."""
     status = response.status_code
     try:
         error = json.loads(reply)["error"]
@@ -271,15 +279,15 @@ def _seconds(response: httpx.Response) -> float | None:
 
 
 def _body(payload: Mapping[str, Any]) -> bytes:
-    told = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_number)
+    body = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_number)
     try:
-        return told.encode()
+        return body.encode()
     except UnicodeEncodeError:
-        return replace_surrogates(told).encode()  # as the server's model would read them
+        return replace_surrogates(body).encode()  # the tokenizer replaces them in the same way
 
 
 def _number(value: object) -> int | float:
-    """A number of numpy and its like as JSON knows it."""
+    """Convert a number, such as one of numpy, to a JSON number."""
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
@@ -291,7 +299,7 @@ def _json(reply: bytes) -> Any:
     try:
         return json.loads(reply)
     except (ValueError, RecursionError) as exc:
-        raise ServerError(f"the server sent no JSON that can be read: {reply[:100]!r}") from exc
+        raise ServerError(f"the server sent invalid JSON: {reply[:100]!r}") from exc
 
 
 def _bounded(parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -317,8 +325,8 @@ def _check_size(read: int) -> None:
         raise ServerError(f"the server sent more than {_MOST_BYTES} bytes")
 
 
-def _said(lines: Iterator[str], url: str) -> Iterator[dict[str, Any]]:
-    """The events in the lines of a stream; comments keep the connection alive and say nothing."""
+def _events(lines: Iterator[str], url: str) -> Iterator[dict[str, Any]]:
+    """The events in the lines of a stream; comments, which keep the connection alive, are skipped."""
     try:
         for line in lines:
             if (event := _event(line, url)) is not None:
@@ -327,7 +335,7 @@ def _said(lines: Iterator[str], url: str) -> Iterator[dict[str, Any]]:
         raise _broken(url, exc) from exc
 
 
-async def _asaid(lines: AsyncIterator[str], url: str) -> AsyncIterator[dict[str, Any]]:
+async def _aevents(lines: AsyncIterator[str], url: str) -> AsyncIterator[dict[str, Any]]:
     try:
         async for line in lines:
             if (event := _event(line, url)) is not None:
@@ -337,17 +345,19 @@ async def _asaid(lines: AsyncIterator[str], url: str) -> AsyncIterator[dict[str,
 
 
 def _broken(url: str, exc: Exception) -> ServerUnreachable:
-    return ServerUnreachable(f"the stream of the server at {url} broke off ({type(exc).__name__}: {exc}); ask again")
+    return ServerUnreachable(
+        f"the stream from the server at {url} was interrupted ({type(exc).__name__}: {exc}); ask again"
+    )
 
 
 def _event(line: str, url: str) -> dict[str, Any] | None:
     if not line.startswith("data:"):
         return None
-    told = _json(line[5:].encode())
-    if not isinstance(told, dict):
-        raise ServerError(f"the server sent an event that is no object: {line[:100]!r}")
-    if "error" in told:
-        error = told["error"] if isinstance(told["error"], dict) else {}
+    event = _json(line[5:].encode())
+    if not isinstance(event, dict):
+        raise ServerError(f"the server sent an event that is not an object: {line[:100]!r}")
+    if "error" in event:
+        error = event["error"] if isinstance(event["error"], dict) else {}
         kind = CODES.get(str(error.get("code")), (500, ServerError))[1]
         raise kind(str(error.get("message", f"the server at {url} failed")))
-    return told
+    return event

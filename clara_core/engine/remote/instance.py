@@ -1,4 +1,4 @@
-"""What a client knows of a server's engine, and the documents that it remembers."""
+"""The facts of a server's engine, and the compression of documents: the base of `RemoteEngine`."""
 
 from __future__ import annotations
 
@@ -24,42 +24,47 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK: Final = 64  # texts of a request
-_BODY_SHARE: Final = 0.5  # of the server's limit: JSON writes some characters as two and more
+_BODY_SHARE: Final = 0.5  # of the server's limit of bytes, because JSON escapes some characters
 
 
 class RemoteInstance(Engine):
-    """What the calls of a `RemoteEngine` stand on."""
+    """Facts of the model and compression, by requests to a server."""
 
     def __init__(self, url: str, key: str | None) -> None:
         self.arguments = EngineArguments(model=url)
         self.cache = _LocalCache()
         self.connection = Connection(url, key)
-        self._told: dict[str, Any] | None = None
+        self._info: dict[str, Any] | None = None
         self._lock = threading.Lock()
 
-    # --- what it is --------------------------------------------------------------------------------------
+    # --- facts of the model ------------------------------------------------------------------------------
 
     def load(self, *, show_progress: bool = False) -> dict[str, Any]:
-        """Ask the server what it runs, once."""
+        """Ask the server for the facts of its model, once; returns them.
+
+        Raises:
+            ServerError: The server refuses, or is not `clara serve`.
+            ServerUnreachable: The server does not answer.
+        """
         with self._lock:
-            if self._told is None:
-                told = self.connection.get("/v1/clara/info")
+            if self._info is None:
+                info = self.connection.get("/v1/clara/info")
                 try:
-                    self.connection.fingerprint = str(told["fingerprint"])
-                    self._told = dict(told)
+                    self.connection.fingerprint = str(info["fingerprint"])
+                    self._info = dict(info)
                 except (TypeError, KeyError) as exc:
-                    raise ServerError(f"{self.connection.url} is no server of clara: it said {told!r:.100}") from exc
-            return self._told
+                    raise ServerError(f"{self.connection.url} is not `clara serve`: it sent {info!r:.100}") from exc
+            return self._info
 
     def unload(self) -> None:
-        """Forget what the server said, and close connections; the server's model stays where it is."""
+        """Forget the facts, clear the cache and close connections; the server's model stays loaded."""
         with self._lock:
-            self._told = self.connection.fingerprint = None
+            self._info = self.connection.fingerprint = None
         self.cache.clear()
         self.connection.close()
 
     async def _aload(self) -> dict[str, Any]:
-        return self._told if self._told is not None else await asyncio.to_thread(self.load)
+        return self._info if self._info is not None else await asyncio.to_thread(self.load)
 
     @property
     def fingerprint(self) -> str:
@@ -68,27 +73,18 @@ class RemoteInstance(Engine):
 
     @property
     def n_mem(self) -> int:
-        """Memory tokens of one window."""
         return int(self.load()["n_mem"])
 
     @property
     def hidden(self) -> int:
-        """Width of a memory token."""
         return int(self.load()["hidden"])
 
     @property
-    def dimension(self) -> int:
-        """Length of a flattened memory."""
-        return self.n_mem * self.hidden
-
-    @property
     def window(self) -> int:
-        """Most text tokens that one window holds."""
         return int(self.load()["window"])
 
     @property
     def context(self) -> int:
-        """Most positions that a prompt and its answer may take together."""
         return int(self.load()["context"])
 
     @property
@@ -105,25 +101,14 @@ class RemoteInstance(Engine):
 
     @property
     def tokenizer(self) -> RemoteTokenizer:
-        """Of the server; each call is a request."""
+        """The server's tokenizer; each call is a request."""
         return RemoteTokenizer(self.connection)
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text by itself."""
-        return self.tokenizer.count_plain(text)
-
     # --- documents ---------------------------------------------------------------------------------------
-
-    def compress(
-        self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
-    ) -> list[Memory]:
-        """See `ClaraEngine.compress`; the tensors are fetched."""
-        return list(self.compress_stream(texts, overflow, show_progress=show_progress))
 
     def compress_stream(
         self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
     ) -> Iterator[Memory]:
-        """See `ClaraEngine.compress_stream`."""
         check_overflow(overflow)
         given = checked_texts(texts)
         total = len(texts) if isinstance(texts, Sequence) else None
@@ -142,7 +127,6 @@ class RemoteInstance(Engine):
                 bar.close()
 
     async def acompress(self, texts: Iterable[str], overflow: Overflow = "split") -> list[Memory]:
-        """Awaitable `compress`."""
         check_overflow(overflow)
         given = list(checked_texts(texts))
         await self._aload()
@@ -154,7 +138,7 @@ class RemoteInstance(Engine):
         return memories
 
     def remember(self, texts: Iterable[str], *, show_progress: bool = False) -> list[Memory]:
-        """Memories of documents that the server makes when they are ranked or read; no request is made for them."""
+        """Memories that the server computes when they are ranked or read; no request compresses them now."""
         given = list(checked_texts(texts))
         fingerprint = self.fingerprint
         known = self.cache.lookup(given, fingerprint)
@@ -162,13 +146,11 @@ class RemoteInstance(Engine):
         return [known[text] or RemoteMemory(text, fingerprint, fetched) for text in given]
 
     async def aremember(self, texts: Iterable[str]) -> list[Memory]:
-        """Awaitable `remember`."""
         given = list(checked_texts(texts))
         await self._aload()
         return self.remember(given)
 
     async def afetch(self, memories: Sequence[Memory]) -> None:
-        """See `Engine.afetch`."""
         for fetched in {memory.fetched for memory in memories if isinstance(memory, RemoteMemory)}:
             if texts := fetched.missing():
                 made = await self.acompress(texts)
@@ -193,15 +175,15 @@ class RemoteInstance(Engine):
         facts: list[Facts] = []
         for part in self._slices(map(weight_of, texts)):
             payload = {"texts": texts[part], "return": "keys"}
-            for told in self.connection.post("/v1/clara/compress", payload)["memories"]:
-                spans = tuple((int(begin), int(end)) for begin, end in told["spans"])
-                facts.append((spans, int(told["source_tokens"])))
+            for keys in self.connection.post("/v1/clara/compress", payload)["memories"]:
+                spans = tuple((int(begin), int(end)) for begin, end in keys["spans"])
+                facts.append((spans, int(keys["source_tokens"])))
         return facts
 
-    # --- what is sent ------------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------
 
     def _slices(self, weights: Iterable[int], most: int = BLOCK) -> list[slice]:
-        """What goes together into a request: at most `most`, and of bytes what a request holds; at least one slice."""
+        """Slices of items with these bytes that fit one request, each of at most `most` items; at least one slice."""
         size = int(self.load()["limits"]["body_bytes"] * _BODY_SHARE)
         found: list[slice] = []
         start, end, held = 0, 0, 0
@@ -213,18 +195,18 @@ class RemoteInstance(Engine):
             end += 1
         return [*found, slice(start, end)]
 
-    def _sent(self, memories: Iterable[object]) -> list[dict[str, str]]:
-        """Memories as documents of a request."""
+    def _as_documents(self, memories: Iterable[object]) -> list[dict[str, str]]:
+        """The documents of a payload."""
         return [_document(memory) for memory in checked_memories(memories, lambda: self.fingerprint)]
 
 
 def weight_of(text: str) -> int:
-    """Bytes of a text as it is sent."""
+    """UTF-8 bytes of a text."""
     return len(text.encode("utf-8", "surrogatepass"))
 
 
 class _LocalCache(MemoryCache):
-    """Keeps tensors that are here; what lies on the server is kept there."""
+    """A cache that skips memories whose tensors are on the server."""
 
     def put(self, memory: Memory, *, replace: bool = True) -> None:
         if not isinstance(memory, RemoteMemory):
@@ -232,7 +214,7 @@ class _LocalCache(MemoryCache):
 
 
 def _document(memory: Memory) -> dict[str, str]:
-    """What the server makes the same memory of."""
+    """The document from which the server computes the same memory."""
     truncated = not isinstance(memory, RemoteMemory) and memory.spans[-1][1] < len(memory.text)
     return {"text": memory.text, **({"overflow": "truncate"} if truncated else {})}
 

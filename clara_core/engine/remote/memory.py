@@ -1,4 +1,4 @@
-"""Memories that lie on a server: a text here, and tensors that are fetched only where somebody reads them."""
+"""Memories on a server: the text is here, and the tensors are fetched when they are read."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Facts = tuple[tuple[tuple[int, int], ...], int]
-"""Spans of the windows, and the tokens of the text in them."""
+"""Character spans of the windows, and the number of text tokens in them."""
 
 
 class Fetched:
-    """What is read of the memories of one call: all of them at once, when the first one is read.
+    """Fetches the memories of one call, all of them together when the first one is read.
 
     Args:
-        texts: Of the memories.
-        facts: Asks the server for spans and tokens, without the tensors.
-        whole: Asks the server for everything.
+        texts: Texts of the memories.
+        facts: Fetches spans and numbers of tokens, without tensors.
+        whole: Fetches whole memories.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Fetched:
         self._lock = threading.Lock()
 
     def facts(self, text: str) -> Facts:
-        """Spans and tokens of one text."""
+        """Spans and number of tokens of one text."""
         with self._lock:
             if text in self._whole:
                 return self._whole[text].spans, self._whole[text].source_tokens
@@ -53,20 +53,20 @@ class Fetched:
             return self._whole[text]
 
     def missing(self) -> list[str]:
-        """Texts whose tensors are not here."""
+        """Texts whose tensors have not been fetched."""
         return [] if self._whole else self._texts
 
     def fill(self, memories: Sequence[Memory]) -> None:
-        """Take the memories of all texts."""
+        """Store the memories of all texts."""
         with self._lock:
             self._whole = dict(zip(self._texts, memories, strict=True))
 
 
 class RemoteMemory(Memory):
-    """A `Memory` of a server's engine. Ranking and answering send its text; nothing is computed for it here.
+    """A `Memory` of a server's engine. Ranking and answering send only its text.
 
-    Reading `tokens` fetches the tensors of all memories of the call that made this one, in one request; reading
-    `spans`, `n_windows` or `source_tokens` fetches those numbers alone.
+    Reading `tokens` fetches the tensors of all memories of the same call; reading `spans`, `n_windows` or
+    `source_tokens` fetches only these numbers, also for all of them.
     """
 
     __slots__ = ("_fetched",)
@@ -78,7 +78,7 @@ class RemoteMemory(Memory):
 
     @property
     def tokens(self) -> Tensor:
-        """``[n_windows, n_mem, hidden]`` on the processor, in the server's dtype."""
+        """Memory tokens ``[n_windows, n_mem, hidden]`` on the CPU, in the server's dtype."""
         return self._read().tokens
 
     @property
@@ -88,12 +88,12 @@ class RemoteMemory(Memory):
 
     @property
     def source_tokens(self) -> int:
-        """Text tokens that the windows stand for."""
+        """Number of text tokens in the windows."""
         return self.fetched.facts(self.text)[1]
 
     @property
     def n_windows(self) -> int:
-        """Windows of the document."""
+        """Number of windows of the document."""
         return len(self.spans)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -102,7 +102,7 @@ class RemoteMemory(Memory):
 
     @property
     def fetched(self) -> Fetched:
-        """What is read of all memories of the call that made this one."""
+        """The fetcher that this memory shares with the others of its call."""
         found: Fetched = object.__getattribute__(self, "_fetched")
         return found
 
@@ -111,5 +111,5 @@ class RemoteMemory(Memory):
 
 
 def plain(memory: Memory) -> Memory:
-    """A memory with its tensor, whichever kind it is."""
+    """A memory as a plain `Memory`; the tensors of a `RemoteMemory` are fetched."""
     return memory._read() if isinstance(memory, RemoteMemory) else memory  # noqa: SLF001 - of this module

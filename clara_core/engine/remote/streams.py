@@ -1,4 +1,4 @@
-"""An answer of a server in pieces."""
+"""Streams of answers from a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clara_core.engine.sampling import Answer, Chunk
 
 
 class RemoteStream(Iterator[Chunk]):
-    """The pieces of one answer of a server; the last one carries the whole `Answer`. Closing it stops the work."""
+    """The pieces of one answer from a server; the last one carries the whole `Answer`. Closing it stops the work."""
 
     def __init__(self, connection: Connection, path: str, payload: dict[str, Any]) -> None:
         self._scope = connection.events(path, payload)
@@ -38,17 +38,17 @@ class RemoteStream(Iterator[Chunk]):
             raise
         self._text += chunk.text
         if chunk.answer is not None:
-            for _ in self._events:  # nothing more comes, and the connection can be used again
+            for _ in self._events:  # read to the end, so that the connection can be reused
                 pass
             self.close()
         return chunk
 
     def cancel(self) -> None:
-        """Stop writing. The last piece says "cancelled" and holds the text that arrived; its counts are 0."""
+        """Stop generation at the next read, which gives the last piece: "cancelled", the text so far, counts of 0."""
         self._cancelled = True
 
     def close(self) -> None:
-        """Stop writing and listening."""
+        """Stop generation and end the stream."""
         if self._events is not None:
             self._events = None
             self._scope.__exit__(None, None, None)
@@ -67,7 +67,7 @@ class RemoteStream(Iterator[Chunk]):
 
 
 def chunk_of(event: dict[str, Any]) -> Chunk:
-    """The piece that an event of a stream stands for."""
+    """The piece of an answer in an event of a stream."""
     answer = event.get("answer")
     chunk = Chunk(
         str(event.get("text", "")),
@@ -80,7 +80,7 @@ def chunk_of(event: dict[str, Any]) -> Chunk:
 
 
 def warn(answer: Answer) -> None:
-    """Warn, as the engine itself does, of documents that were not read whole."""
+    """Warn of documents that were shortened, as a local engine does."""
     if answer.windows_left_out:
         warnings.warn(
             f"the documents do not fit the context: {answer.windows_left_out} windows were not read; split long "

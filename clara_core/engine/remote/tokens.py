@@ -1,4 +1,4 @@
-"""The tokenizer of a server: numbers, spans and ids, each for one request."""
+"""The tokenizer of a server."""
 
 from __future__ import annotations
 
@@ -12,30 +12,25 @@ TOKENS = "/v1/clara/tokens"
 
 
 class RemoteTokenizer:
-    """The calls of `EngineTokenizer`, answered by a server."""
+    """The calls of `EngineTokenizer`; each is a request to the server."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def count(self, text: str) -> int:
-        """Tokens of a text as a passage."""
         return int(self._ask("count", text))
 
     def count_plain(self, text: str) -> int:
-        """Tokens of a text by itself."""
         return int(self._ask("count_plain", text))
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of a text by itself."""
         return [int(id_) for id_ in self._ask("ids", text)]
 
     def windows(self, text: str, *, first_only: bool = False, reserve: int = 0) -> list[tuple[int, int]]:
-        """Character spans of the windows that a text is cut into."""
         spans = self._ask("windows", text, first_only=first_only, reserve=reserve)
         return [(int(start), int(end)) for start, end in spans]
 
     def chat_prompt(self, messages: Sequence[Message], n_windows: int) -> list[int]:
-        """Ids of a conversation over so many windows of documents."""
         payload = {"what": "prompt", "messages": list(messages), "n_windows": n_windows}
         return [int(id_) for id_ in self._connection.post(TOKENS, payload)["results"][0]]
 

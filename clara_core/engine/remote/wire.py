@@ -1,6 +1,6 @@
-"""What travels between an engine's client and its server: answers, errors and tensors, for both sides.
+"""The format of answers, errors and tensors between client and server, used by both sides.
 
-Tensors travel as safetensors alone, and the reader trusts nothing that the file says of itself.
+Tensors are sent as safetensors only, and the reader validates every field of the header.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ CODES: Final[Mapping[str, tuple[int, type[Exception]]]] = {
     "out_of_memory": (503, NotEnoughMemory),
     "timeout": (504, ServerError),
 }
-"""Each code of an error: the HTTP status that the server sends, and the exception that the client raises."""
+"""For each error code the HTTP status that the server sends and the exception that the client raises."""
 
 
 def code_of(exc: BaseException) -> str:
-    """The code of an exception; ``internal`` where it is nobody's fault but ours."""
+    """The error code of an exception; ``internal`` for an unexpected one."""
     if isinstance(exc, ClaraError):
-        # UnknownOption is a TypeError, too.
+        # Checked first, because UnknownOption is a TypeError, too.
         return next((code for code, (_, kind) in CODES.items() if type(exc) is kind), "internal")
     return "invalid_request" if isinstance(exc, ValueError | TypeError) else "internal"
 
@@ -85,83 +85,83 @@ def answer_to_wire(answer: Answer) -> dict[str, Any]:
     return {**asdict(answer), "logprobs": logprobs_to_wire(answer.logprobs)}
 
 
-def answer_from_wire(told: Mapping[str, Any]) -> Answer:
-    """The answer that `answer_to_wire` was given; what a newer server says besides is passed over.
+def answer_from_wire(data: Mapping[str, Any]) -> Answer:
+    """Parse the result of `answer_to_wire`; unknown fields, which a newer server may send, are ignored.
 
     Raises:
-        ServerError: It is no answer.
+        ServerError: It is not an answer.
     """
     try:
-        known = {each.name: told[each.name] for each in fields(Answer) if each.name in told}
-        known["logprobs"] = logprobs_from_wire(told.get("logprobs"))
-        if (citations := told.get("citations")) is not None:
+        known = {each.name: data[each.name] for each in fields(Answer) if each.name in data}
+        known["logprobs"] = logprobs_from_wire(data.get("logprobs"))
+        if (citations := data.get("citations")) is not None:
             known["citations"] = _citations(citations)
-        if (attribution := told.get("attribution")) is not None:
+        if (attribution := data.get("attribution")) is not None:
             known["attribution"] = tuple(map(float, attribution))
-        if (checks := told.get("checks")) is not None:
+        if (checks := data.get("checks")) is not None:
             known["checks"] = Checks(**checks)
         return Answer(**known)
     except (TypeError, ValueError, AttributeError) as exc:
-        raise ServerError(f"the server sent no answer, but {told!r:.100}") from exc
+        raise ServerError(f"the server sent an invalid answer: {data!r:.100}") from exc
 
 
-def attribution_from_wire(told: Mapping[str, Any]) -> Attribution:
-    """An attribution that was written field by field.
+def attribution_from_wire(data: Mapping[str, Any]) -> Attribution:
+    """Parse an attribution.
 
     Raises:
-        ServerError: It is none.
+        ServerError: A field is missing or invalid.
     """
     try:
-        scores = tuple(map(float, told["scores"]))
-        return Attribution(**{**told, "scores": scores, "citations": _citations(told["citations"])})
+        scores = tuple(map(float, data["scores"]))
+        return Attribution(**{**data, "scores": scores, "citations": _citations(data["citations"])})
     except (TypeError, ValueError, KeyError) as exc:
-        raise ServerError(f"the server sent no attribution, but {told!r:.100}") from exc
+        raise ServerError(f"the server sent an invalid attribution: {data!r:.100}") from exc
 
 
-def fidelity_from_wire(told: Mapping[str, Any]) -> Fidelity:
-    """A fidelity that was written field by field.
+def fidelity_from_wire(data: Mapping[str, Any]) -> Fidelity:
+    """Parse a fidelity.
 
     Raises:
-        ServerError: It is none.
+        ServerError: A field is missing or invalid.
     """
     from clara_core.engine.fidelity import Fidelity, WeakSpan
 
     try:
-        spans = tuple(WeakSpan(**each) for each in told["spans"])
-        return Fidelity(tuple(map(float, told["windows"])), float(told["loss"]), spans)
+        spans = tuple(WeakSpan(**each) for each in data["spans"])
+        return Fidelity(tuple(map(float, data["windows"])), float(data["loss"]), spans)
     except (TypeError, ValueError, KeyError) as exc:
-        raise ServerError(f"the server sent no fidelity, but {told!r:.100}") from exc
+        raise ServerError(f"the server sent an invalid fidelity: {data!r:.100}") from exc
 
 
-def _citations(told: Sequence[Mapping[str, Any]]) -> tuple[Citation, ...]:
-    return tuple(Citation(**each) for each in told)
+def _citations(data: Sequence[Mapping[str, Any]]) -> tuple[Citation, ...]:
+    return tuple(Citation(**each) for each in data)
 
 
 def logprobs_to_wire(logprobs: Sequence[TokenLogprob] | None) -> list[dict[str, Any]] | None:
-    """Log-probabilities as OpenAI's clients read them, too."""
+    """Log-probabilities in the shape of OpenAI's chat completions."""
     return None if logprobs is None else logprobs_account(logprobs)["content"]
 
 
-def logprobs_from_wire(told: Sequence[Mapping[str, Any]] | None) -> tuple[TokenLogprob, ...] | None:
-    """The log-probabilities that `logprobs_to_wire` was given."""
-    return None if told is None else tuple(map(_logprob_from_wire, told))
+def logprobs_from_wire(data: Sequence[Mapping[str, Any]] | None) -> tuple[TokenLogprob, ...] | None:
+    """Parse the result of `logprobs_to_wire`."""
+    return None if data is None else tuple(map(_logprob_from_wire, data))
 
 
-def _logprob_from_wire(told: Mapping[str, Any]) -> TokenLogprob:
-    top = logprobs_from_wire(told.get("top_logprobs")) or ()
-    return TokenLogprob(str(told["token"]), float(told["logprob"]), bytes(told["bytes"]), top)
+def _logprob_from_wire(data: Mapping[str, Any]) -> TokenLogprob:
+    top = logprobs_from_wire(data.get("top_logprobs")) or ()
+    return TokenLogprob(str(data["token"]), float(data["logprob"]), bytes(data["bytes"]), top)
 
 
 # --- tensors ---------------------------------------------------------------------------------------------
 
 
 def memories_to_wire(memories: Sequence[Memory], shape: tuple[int, int], dtype: Any) -> bytes:
-    """Memories as one file: ``tokens [W, n_mem, hidden]``, ``spans [W, 2]``, ``windows [M]``, ``source_tokens [M]``.
+    """Memories as safetensors: ``tokens [W, n_mem, hidden]``, ``spans [W, 2]``, ``windows [M]``, ``source_tokens [M]``.
 
     Args:
         memories: Any number.
-        shape: ``(n_mem, hidden)``, for the case that there are none.
-        dtype: Of the tokens.
+        shape: ``(n_mem, hidden)``, used if there are no memories.
+        dtype: Type of the tokens.
     """
     import torch
     from safetensors.torch import save
@@ -181,10 +181,10 @@ def memories_to_wire(memories: Sequence[Memory], shape: tuple[int, int], dtype: 
 
 
 def memories_from_wire(body: bytes, texts: Sequence[str], shape: tuple[int, int], fingerprint: str) -> list[Memory]:
-    """The memories of texts.
+    """Parse the result of `memories_to_wire` for these texts.
 
     Raises:
-        ServerError: The file is not what was asked for.
+        ServerError: The body is invalid, or does not match the texts or the shape.
     """
     from clara_core.data.memory import Memory
 
@@ -208,17 +208,17 @@ def memories_from_wire(body: bytes, texts: Sequence[str], shape: tuple[int, int]
 
 
 def tensor_to_wire(tokens: Tensor) -> bytes:
-    """One tensor as a file."""
+    """One tensor as safetensors, under the name ``tokens``."""
     from safetensors.torch import save
 
     return bytes(save({"tokens": tokens.contiguous()}))
 
 
 def tensors_from_wire(body: bytes, ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """The tensors of a file, each of the rank that is expected; ``tokens`` are finite floats, all others int64.
+    """Parse safetensors: ``tokens`` must be finite floats, all others int64.
 
     Raises:
-        ServerError: Anything about the file is not as expected.
+        ServerError: Names, types, shapes or sizes are not as expected.
     """
     import torch
 
@@ -234,7 +234,7 @@ def tensors_from_wire(body: bytes, ranks: Mapping[str, int]) -> dict[str, Tensor
 
 
 def _layout(body: bytes, ranks: Mapping[str, int]) -> dict[str, tuple[str, list[int], int, int]]:
-    """Type, shape and place of each tensor, proven to lie in the file, one behind the other."""
+    """Type, shape and byte range of each tensor, checked to fill the body without gaps and overlaps."""
     try:
         (length,) = struct.unpack_from("<Q", body)
         if length > _HEADER_BYTES:
@@ -246,19 +246,19 @@ def _layout(body: bytes, ranks: Mapping[str, int]) -> dict[str, tuple[str, list[
         if set(header) != set(ranks):
             raise ServerError(f"the server sent the tensors {sorted(header)!r:.100}; expected {sorted(ranks)}")
         layout = {}
-        place = 8 + length
+        offset = 8 + length
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
             kind, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
             size = _FLOATS.get(kind) if name == "tokens" else {"I64": 8}.get(kind)
             sound = all(type(each) is int and each >= 0 for each in [*shape, start, end])
             if size is None or not sound or len(shape) != ranks[name] or end - start != size * prod(shape):
                 raise ServerError(f"the server sent {name} as {kind!r:.20} {shape!r:.60} in {end - start} bytes")
-            if 8 + length + start != place:
-                raise ServerError(f"the server sent {name} at byte {start}, where nothing begins")
-            place += end - start
-            layout[name] = (kind, shape, 8 + length + start, place)
+            if 8 + length + start != offset:
+                raise ServerError(f"the server sent {name} at byte {start}, with a gap or an overlap")
+            offset += end - start
+            layout[name] = (kind, shape, 8 + length + start, offset)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise ServerError(f"the server sent no tensors that can be read: {type(exc).__name__}: {exc}") from exc
-    if place != len(body):
-        raise ServerError(f"the server sent {len(body)} bytes of tensors, their header tells of {place}")
+        raise ServerError(f"the server sent invalid tensors: {type(exc).__name__}: {exc}") from exc
+    if offset != len(body):
+        raise ServerError(f"the server sent {len(body)} bytes of tensors, but their header describes {offset}")
     return layout

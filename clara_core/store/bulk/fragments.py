@@ -13,8 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
@@ -120,7 +119,7 @@ class BatchCompressor:
     def compress(self, parts: Iterable[Rows], serial: int) -> Iterator[pa.RecordBatch]:
         """Compress rows that are already extracted from their columns; `serial` is the number of the first one."""
         engine = ClaraEngine.from_pretrained(**self.engine.public())
-        layout = self.layout
+        layout = Layout.of(self.schema, "schema=")
         if engine.fingerprint != layout.space.fingerprint:
             raise FingerprintMismatch(
                 f"the store is for memories of the model {layout.space.fingerprint[:12]}, this engine is "
@@ -161,14 +160,6 @@ class BatchCompressor:
             document, content = waiting.popleft()
             yield Entry(document.id, document.text, document.metadata, content, memory)
         yield from blank()
-
-    @cached_property
-    def layout(self) -> Layout:
-        """Layout of the schema."""
-        return Layout.of(self.schema, "schema=")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"schema": self.schema, "engine": self.engine, "columns": self.columns}
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clara_core.common.errors import DataError, StoreError
+from clara_core.common.place import absolute
 from clara_core.engine.options import EngineArguments, option_values
 from clara_core.store.bulk import ROWS_PER_SHARD
 from clara_core.store.bulk.digests import DIGEST, digests, first_of_each
@@ -38,7 +39,7 @@ from clara_core.store.bulk.fragments import (
     prepare_store,
 )
 from clara_core.store.bulk.progress import Progress
-from clara_core.store.bulk.shards import Columns, Rows, Shard, definite, plan_shards, read_shard
+from clara_core.store.bulk.shards import Columns, Rows, Shard, plan_shards, read_shard
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.reading import batches
 from clara_core.store.records import unescape
@@ -144,7 +145,7 @@ def compress_dataset(
 
         ClaraEngine.from_pretrained(**option_values(engine))
     # Workers may run in other folders, and on machines with other devices.
-    source, uri, engine = definite(source), definite(uri), elsewhere(engine or EngineArguments())
+    source, uri, engine = absolute(source), absolute(uri), elsewhere(engine or EngineArguments())
     columns = columns or Columns()
     progress = Progress(uri)
     shards = plan_shards(source, rows_per_shard)

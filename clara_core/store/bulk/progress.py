@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from clara_core.common.errors import StoreError
+from clara_core.common.place import IN_MEMORY, absolute
 from clara_core.store.bulk.fragments import WRITTEN
 
 FOLDER: Final = "bulk"
@@ -29,10 +29,9 @@ class Progress:
     """
 
     def __init__(self, uri: str) -> None:
-        if uri.startswith("memory://"):
+        if uri.startswith(IN_MEMORY):
             raise ValueError("a bulk job needs a store that other processes can reach: a folder or an object store")
-        address = uri if "://" in uri else Path(uri).resolve().as_uri()
-        self._filesystem, path = pafs.FileSystem.from_uri(address)
+        self._filesystem, path = pafs.FileSystem.from_uri(absolute(uri))
         self._folder = f"{path.rstrip('/')}/{FOLDER}"
 
     def begin(self, plan: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from clara_core.common.errors import DataError
+from clara_core.common.place import absolute
 
 Format = Literal["parquet", "jsonl", "lance"]
 SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".lance": "lance"}
@@ -172,7 +173,7 @@ def read_shard(source: str, shard: Shard, columns: Columns) -> Iterator[Rows]:
         for batch in dataset.to_batches(columns=names, offset=shard.start, limit=shard.stop - shard.start):
             yield columns.rows(batch)
         return
-    filesystem, _ = pafs.FileSystem.from_uri(_uri(source))
+    filesystem, _ = pafs.FileSystem.from_uri(absolute(source))
     if (size := filesystem.get_file_info(shard.path).size) != shard.version:
         raise DataError(
             f"{shard.path} has changed while it was read: {size} bytes, {shard.version} before; start again"
@@ -260,7 +261,7 @@ def _object(line: bytes, path: str) -> dict[str, Any]:
 
 def _files(source: str) -> tuple[pafs.FileSystem, list[str]]:
     """The files of a dataset in order, without hidden files and files of other kinds."""
-    filesystem, path = pafs.FileSystem.from_uri(_uri(source))
+    filesystem, path = pafs.FileSystem.from_uri(absolute(source))
     info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         raise FileNotFoundError(f"there is no dataset at {source}")
@@ -274,13 +275,3 @@ def _files(source: str) -> tuple[pafs.FileSystem, list[str]]:
 
 def _suffix(path: str) -> str:
     return PurePosixPath(path).suffix.lower()
-
-
-def definite(source: str) -> str:
-    """An address with the same meaning in any working directory."""
-    return source if "://" in source else str(Path(source).resolve())
-
-
-def _uri(source: str) -> str:
-    """An address with a file system; a local path becomes a file address."""
-    return source if "://" in source else Path(source).resolve().as_uri()
