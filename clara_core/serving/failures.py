@@ -70,6 +70,7 @@ def refused_of(exc: BaseException, request_id: str) -> Refused:
     if code == "internal":
         log.error("request %s failed", request_id, exc_info=exc)
         return Refused("internal", f"the server failed; its log says why under the request {request_id}")
+    log.debug("request %s was refused", request_id, exc_info=exc)
     return Refused(code, str(exc), retry_after=1 if code == "engine_unavailable" else None)
 
 
