@@ -1,0 +1,208 @@
+"""The searches of `ClaraVectorStore`: by question or vector, with scores, and by maximal marginal relevance."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.documents import Document
+from langchain_core.vectorstores import VectorStore
+
+from langchain_clara._entries import Filter, checked, document_of, stored_filter
+from langchain_clara._vectors import Vectors, vector_of
+
+if TYPE_CHECKING:
+    from clara_core.retrieval.vectors import Array
+    from clara_core.store import Hit, MemoryStore
+    from clara_core.store.search import Mode
+
+
+class StoreSearch(VectorStore):
+    """Searches of a `MemoryStore` with the vectors of an embedding."""
+
+    _vectors: Vectors
+
+    @property
+    @abstractmethod
+    def store(self) -> MemoryStore:
+        """The store that is searched."""
+
+    def similarity_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter | None = None,  # noqa: A002
+        mode: str | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """The documents that answer a question best.
+
+        Args:
+            query: The question.
+            k: Maximum number of documents.
+            filter: A dict as in `clara_core.retrieval.filters`, or a function of the document. A dict is applied
+                before the search. A function is applied to the results, best first, until `k` have passed.
+            mode: ``memory`` by cosine, ``text`` by words, ``hybrid`` by both; None is ``hybrid``.
+            **kwargs: None exist; any name is an error.
+        """
+        return _documents(self._search(query, k, filter=filter, mode=mode, **kwargs))
+
+    async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+        """`similarity_search`, awaitable."""
+        return _documents(await self._asearch(query, k, **kwargs))
+
+    def similarity_search_with_score(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter | None = None,  # noqa: A002
+        mode: str | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """Like `similarity_search`; each document has its score, a Python float, higher is better.
+
+        The score is a cosine in [-1, 1] (``memory``), BM25 (``text``), or both fused, in [0, 1] (``hybrid``).
+        """
+        return [(document_of(hit), hit.score) for hit in self._search(query, k, filter=filter, mode=mode, **kwargs)]
+
+    async def asimilarity_search_with_score(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """`similarity_search_with_score`, awaitable."""
+        return [(document_of(hit), hit.score) for hit in await self._asearch(query, k, **kwargs)]
+
+    # Used by `similarity_search_with_relevance_scores`, and by retrievers with ``similarity_score_threshold``.
+    def _similarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        return [(document_of(hit), hit.relevance) for hit in self._search(query, k, **kwargs)]
+
+    async def _asimilarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        return [(document_of(hit), hit.relevance) for hit in await self._asearch(query, k, **kwargs)]
+
+    def similarity_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Filter | None = None,  # noqa: A002
+        **kwargs: Any,
+    ) -> list[Document]:
+        """The documents most similar to a vector of this store's embedding.
+
+        Raises:
+            ValueError: The vector has another length.
+        """
+        _no_more("similarity_search_by_vector", kwargs)
+        return _documents(self._read(self.store.search(vector_of(embedding), **self._options(k, filter, "memory"))))
+
+    def max_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter | None = None,  # noqa: A002
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Documents that answer a question and do not repeat each other, by their memories.
+
+        Args:
+            query: The question.
+            k: Maximum number of documents.
+            fetch_k: Number of the best documents to choose from.
+            lambda_mult: 1 is relevance only, 0 is diversity only.
+            filter: As in `similarity_search`.
+            **kwargs: None exist; any name is an error.
+        """
+        how = _mmr_options(k, fetch_k, lambda_mult, filter, **kwargs)
+        return [] if self._is_empty() else self._diverse(self._vectors.of_question(query), how)
+
+    async def amax_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[Document]:
+        """`max_marginal_relevance_search`, awaitable."""
+        how = _mmr_options(k, fetch_k, lambda_mult, **kwargs)
+        if await asyncio.to_thread(self._is_empty):
+            return []
+        return await asyncio.to_thread(self._diverse, await self._vectors.aof_question(query), how)
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter | None = None,  # noqa: A002
+        **kwargs: Any,
+    ) -> list[Document]:
+        """`max_marginal_relevance_search` for a vector of this store's embedding."""
+        _no_more("max_marginal_relevance_search_by_vector", kwargs)
+        return self._diverse(vector_of(embedding), _mmr_options(k, fetch_k, lambda_mult, filter))
+
+    def _is_empty(self) -> bool:
+        """Whether nothing was ever stored, so that no model is needed."""
+        return self.store.fingerprint is None
+
+    def _search(self, query: str, k: int, **options: Any) -> list[Hit]:
+        how = self._options(k, **options)
+        if self._is_empty():
+            return []
+        vector = None if how["mode"] == "text" else self._vectors.of_question(query)
+        return self._read(self.store.search(query, vectors=vector, **how))
+
+    async def _asearch(self, query: str, k: int, **options: Any) -> list[Hit]:
+        how = self._options(k, **options)
+        if await asyncio.to_thread(self._is_empty):
+            return []
+        vector = None if how["mode"] == "text" else await self._vectors.aof_question(query)
+        return await asyncio.to_thread(lambda: self._read(self.store.search(query, vectors=vector, **how)))
+
+    def _options(
+        self, k: int, filter: Filter | None = None, mode: Mode | None = None, **more: Any  # noqa: A002
+    ) -> dict[str, Any]:  # fmt: skip
+        """Options of a search, checked before a question is read."""
+        _no_more("similarity_search", more)
+        from clara_core.store.search import DEFAULT_MODE, Search
+
+        Search(k, mode or DEFAULT_MODE)
+        rules = stored_filter(checked(filter))
+        return {"k": k, "filter": rules, "mode": mode, "with_memories": self._vectors.are_memories}
+
+    def _diverse(self, question: Array, how: Mapping[str, Any]) -> list[Document]:
+        hits = self.store.search_mmr(question, **how, with_memories=self._vectors.are_memories)
+        return _documents(self._read(hits))
+
+    def _read(self, hits: Any) -> list[Hit]:
+        """Add memories of the results to the engine's cache, where the generator finds them by text."""
+        found: list[Hit] = hits
+        for hit in found:
+            if hit.memory is not None:
+                self._vectors.engine("search").cache.put(hit.memory, replace=False)
+        return found
+
+
+def _documents(hits: Iterable[Hit]) -> list[Document]:
+    return list(map(document_of, hits))
+
+
+def _mmr_options(
+    k: int, fetch_k: int, lambda_mult: float, filter: Filter | None = None, **more: Any  # noqa: A002
+) -> dict[str, Any]:  # fmt: skip
+    """Options of a search by maximal marginal relevance, checked before a question is read."""
+    _no_more("max_marginal_relevance_search", more)
+    from clara_core.store.search import Search
+
+    if fetch_k < 1:
+        raise ValueError(f"fetch_k must be at least 1, got {fetch_k}")
+    Search(k, "memory", lambda_mult=lambda_mult)
+    rules = stored_filter(checked(filter))
+    return {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, "filter": rules}
+
+
+def _no_more(method: str, kwargs: Mapping[str, Any]) -> None:
+    if kwargs:
+        raise TypeError(f"ClaraVectorStore.{method} has no option {next(iter(kwargs))!r}")
