@@ -137,12 +137,11 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         return self.uri is None or self.uri.startswith(IN_MEMORY)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        return {**state, "store": self._store} if self._is_in_memory else state
+        return {**super().__getstate__(), "store": self._store}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._store = state.get("store")
+        self._store = state["store"]
 
     # --- writing -----------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 pytest.importorskip("lance", reason="the store is not installed: pip install 'clara-rag[store]'")
 
-from clara_core import CheckpointError, FingerprintMismatch
+from clara_core import CheckpointError, FingerprintMismatch, StoreError
 from clara_core.store import MemoryStore
 from llama_index_clara import ClaraEmbedding, ClaraNodeParser, ClaraRerank, ClaraVectorStore
 from tests.engines import Counter
@@ -218,6 +218,14 @@ async def test_awaitable(store):
 
 
 # -- copies, other models --------------------------------------------------------------------------------
+
+
+def test_copies_and_pickles_of_a_read_only_store_are_read_only(store):
+    store.add(nodes(1))
+    reader = ClaraVectorStore(store=MemoryStore.open(store.uri, store.engine, read_only=True))
+    for other in (copy.copy(reader), copy.deepcopy(reader), pickle.loads(pickle.dumps(reader))):  # noqa: S301 - our own
+        with pytest.raises(StoreError, match="read_only=True"):
+            other.clear()
 
 
 def test_copies_and_pickles_open_the_same_folder(store):

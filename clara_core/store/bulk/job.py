@@ -59,7 +59,7 @@ class Task:
 
     shard: Shard
     start: int
-    left_out: tuple[int, ...]
+    left_out: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -149,17 +149,17 @@ def compress_dataset(
     columns = columns or Columns()
     progress = Progress(uri)
     shards = plan_shards(source, rows_per_shard)
-    pool = _Ray(workers) if workers else _Here()
+    pool = _Ray(workers) if workers else None
     texts = _sample(source, shards, columns)
     made = partial(prepare_store, uri, texts, engine, memory_type=memory_type, key_length=key_length)
-    schema = pool.prepare(made)
+    schema = pool.prepare(made) if pool else made()
     fingerprint = Layout.of(schema, uri).space.fingerprint
     tasks, documents = _plan(source, uri, shards, columns, fingerprint)
     progress.begin({"shards": [shard.name for shard in shards], "fingerprint": fingerprint, "columns": repr(columns)})
 
     worker = ShardWorker(source, uri, BatchCompressor(schema, engine, columns), uuid4().hex, time.time_ns())
     with tqdm(total=documents, desc="compressing", unit="doc", disable=not show_progress) as bar:
-        for done in pool.run(worker, tasks):
+        for done in pool.run(worker, tasks) if pool else map(worker, tasks):
             bar.update(done)
     written = [progress.written(task.shard.name) for task in tasks]
     if lost := [task.shard for task, found in zip(tasks, written, strict=True) if found is None]:
@@ -244,21 +244,7 @@ def _without(parts: Iterable[Rows], left_out: set[int]) -> Iterator[Rows]:
         yield Rows([rows.texts[index] for index in kept], ids, [rows.metadatas[index] for index in kept])
 
 
-# --- who does it -----------------------------------------------------------------------------------------
-
-
-class _Here:
-    """Runs tasks in this process."""
-
-    @staticmethod
-    def prepare(work: Callable[[], pa.Schema]) -> pa.Schema:
-        """Call a function that needs an engine."""
-        return work()
-
-    @staticmethod
-    def run(worker: ShardWorker, tasks: Sequence[Task]) -> Iterator[int]:
-        """Run the tasks; yields the number of documents of each."""
-        yield from map(worker, tasks)
+# --- Ray -------------------------------------------------------------------------------------------------
 
 
 class _Ray:
@@ -292,7 +278,8 @@ class _Ray:
 
         if not tasks:
             return
-        shards = ray.data.from_items([_item(task) for task in tasks], override_num_blocks=len(tasks))
+        items = [{"task": json.dumps(asdict(task))} for task in tasks]
+        shards = ray.data.from_items(items, override_num_blocks=len(tasks))
         done = shards.map_batches(
             _Actor,
             fn_constructor_args=(worker,),
@@ -320,13 +307,5 @@ class _Actor:
         self.worker = worker
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
-        return {"documents": [self.worker(_task(item)) for item in batch["task"]]}
-
-
-def _item(task: Task) -> dict[str, str]:
-    return {"task": json.dumps(asdict(task))}
-
-
-def _task(item: str) -> Task:
-    found = json.loads(item)
-    return Task(Shard(**found["shard"]), found["start"], tuple(found["left_out"]))
+        tasks = map(json.loads, batch["task"])
+        return {"documents": [self.worker(Task(**{**task, "shard": Shard(**task["shard"])})) for task in tasks]}

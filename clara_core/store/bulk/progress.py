@@ -34,8 +34,8 @@ class Progress:
         self._filesystem, path = pafs.FileSystem.from_uri(absolute(uri))
         self._folder = f"{path.rstrip('/')}/{FOLDER}"
 
-    def begin(self, plan: dict[str, Any]) -> bool:
-        """Begin a job, or return True if it continues one.
+    def begin(self, plan: dict[str, Any]) -> None:
+        """Begin a job, or continue it.
 
         Raises:
             StoreError: Another job was begun here and not finished.
@@ -43,14 +43,13 @@ class Progress:
         begun = self._read("plan.json")
         if begun is None:
             self._write("plan.json", json.dumps(plan, sort_keys=True).encode())
-            return False
+            return
         found = json.loads(begun)
         if other := sorted(name for name in plan.keys() | found.keys() if plan.get(name) != found.get(name)):
             raise StoreError(
                 f"{self._folder} belongs to another unfinished bulk job with other {', '.join(other)}: finish that one "
                 "with the same command, or delete that folder to start over"
             )
-        return True
 
     def written(self, shard: str) -> pa.RecordBatch | None:
         """The files written for a shard; None if the shard is not finished."""
