@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -26,9 +25,8 @@ def free_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     module = sys.modules.get("clara_core.engine.engine")
     for arguments, engine in list(module._engines.items() if module else ()):
-        if arguments.model.startswith(str(tmp_path_factory.getbasetemp())):
+        if engine.stats().loaded and arguments.model.startswith(str(tmp_path_factory.getbasetemp())):
             engine.unload()  # one that another module shares loads again
-    gc.collect()
 
 
 @pytest.fixture(scope="session")
