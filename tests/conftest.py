@@ -25,10 +25,14 @@ def free_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Unloads the engines of checkpoints that a module of tests has built: engines live as long as their process."""
     yield
     module = sys.modules.get("clara_core.engine.engine")
+    built = str(tmp_path_factory.getbasetemp())
+    engines = module._engines.items() if module else ()
+    loaded = [one for arguments, one in engines if arguments.model.startswith(built) and one.stats().loaded]
+    if not loaded:
+        return
     gc.freeze()  # each unloading collects garbage, which takes half a second among the objects of all tests
-    for arguments, engine in list(module._engines.items() if module else ()):
-        if engine.stats().loaded and arguments.model.startswith(str(tmp_path_factory.getbasetemp())):
-            engine.unload()  # one that another module shares loads again
+    for engine in loaded:
+        engine.unload()  # one that another module shares loads again
     gc.unfreeze()
     gc.collect()
 

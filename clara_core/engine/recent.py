@@ -36,9 +36,8 @@ class RecentQuestions:
                 return
             with self._lock:
                 for question, tokens in zip(questions[-_MOST:], future.result()[-_MOST:], strict=True):
-                    self._tokens[question, role] = (
-                        tokens.clone()
-                    )  # a view would keep the tensor of the whole batch alive
+                    # A copy, because a view would keep the tensor of the whole batch alive.
+                    self._tokens[question, role] = tokens.clone()
                     self._tokens.move_to_end((question, role))
                 while len(self._tokens) > _MOST:
                     self._tokens.popitem(last=False)
