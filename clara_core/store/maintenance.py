@@ -194,15 +194,18 @@ def held(dataset: LanceDataset) -> Iterator[None]:
     name = f"{_READER}{os.getpid()}-{time.time_ns()}-{threading.get_ident()}"
     try:
         tags.create(name, dataset.version)
+        created = True
     except (OSError, ValueError) as exc:  # a read-only store
         _log.info("version %d cannot be held: %s", dataset.version, exc)
+        created = False
     try:
         yield
     finally:
-        try:
-            tags.delete(name)
-        except (OSError, ValueError) as exc:
-            _log.info("the tag %s was not deleted: %s", name, exc)
+        if created:
+            try:
+                tags.delete(name)
+            except (OSError, ValueError) as exc:
+                _log.info("the tag %s was not deleted: %s", name, exc)
 
 
 # --- keys ------------------------------------------------------------------------------------------------

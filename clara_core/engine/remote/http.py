@@ -128,11 +128,7 @@ class Connection:
     def events(self, path: str, payload: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
         """POST JSON, and yield the events of the stream in reply; retried only before it begins, closed on exit."""
         tries = _Tries(self.url, repeatable=False)
-        request: dict[str, Any] = {
-            "content": _body(payload),
-            "headers": self._all_headers(_STREAM),
-            "timeout": _STREAM_TIMEOUT,
-        }
+        request = self._stream_request(payload)
         with ExitStack() as stack:
             while True:
                 with tries:
@@ -148,11 +144,7 @@ class Connection:
     async def aevents(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """Asynchronous `events`."""
         tries = _Tries(self.url, repeatable=False)
-        request: dict[str, Any] = {
-            "content": _body(payload),
-            "headers": self._all_headers(_STREAM),
-            "timeout": _STREAM_TIMEOUT,
-        }
+        request = self._stream_request(payload)
         async with AsyncExitStack() as stack:
             while True:
                 with tries:
@@ -182,6 +174,10 @@ class Connection:
         if client is None:
             client = self._clients[loop] = httpx.AsyncClient(**_SETTINGS)
         return client
+
+    def _stream_request(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of httpx for a streamed reply."""
+        return {"content": _body(payload), "headers": self._all_headers(_STREAM), "timeout": _STREAM_TIMEOUT}
 
     def _all_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
         own = {} if self.fingerprint is None else {FINGERPRINT: self.fingerprint}
