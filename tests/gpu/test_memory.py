@@ -85,7 +85,9 @@ def test_forty_requests_wait_for_room_for_four(tiny: Tiny, stats) -> None:
 def test_what_can_never_fit_is_refused_with_both_numbers(tiny: Tiny) -> None:
     engine = fresh(tiny, kv_cache_bytes=1)  # less than a page is one page
     memories = engine.compress(PASSAGES)
-    with pytest.raises(ContextOverflow, match=rf"up to 500 tokens take \d+ positions, but the KV cache holds {PAGE}  "):
+    with pytest.raises(
+        ContextOverflow, match=rf"up to 500 tokens take \d+ positions, but the KV cache holds {PAGE} \("
+    ):
         engine.answer("Where?", memories, max_tokens=500)
     assert engine.answer("Where?", memories, max_tokens=2).completion_tokens == 2
     engine.unload()
