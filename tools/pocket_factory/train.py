@@ -1,6 +1,6 @@
 """Teach a checkpoint of the bundled model's kind plain English (see README.md).
 
-python -m tools.pocket_factory.train WORK RUN --checkpoint tools/pocket_factory/checkpoint --hours 4
+python -m tools.pocket_factory.train WORK RUN --checkpoint pocket --hours 4
 
 A run saves its whole state every few minutes and goes on from it when it is started again. ``RUN/mix.json`` and
 ``RUN/plan.json`` are read again at every save; a file ``RUN/save`` makes it save at once. Several processes

@@ -1,0 +1,82 @@
+"""Questions to fit the confidence of the bundled model's answers to, as a search gives their passages.
+
+    python -m tools.pocket_factory.calibration_set WORK questions.jsonl
+    clara calibrate questions.jsonl --model clara_core/pocket --unanswerable 0.3
+
+Half of the passages are everyday ones, half are of the invented encyclopedia; neither is drawn from the seed of a
+lesson or of a benchmark. A question has the passages that a search by memory and words finds among all of them, the
+right one behind them where it is not found.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.pocket_tasks import DOCUMENTS, make_world
+from clara_core import ClaraEngine
+from clara_core.data.examples import RetrievalLine
+from clara_core.data.jsonl import write_lines
+from clara_core.store import MemoryStore
+from tools.pocket_factory.lesson import Lesson, Mix
+
+SEED = 9090  # no lesson's
+WORLD = 77  # no benchmark's
+EVERYDAY = {"frame": 0.55, "event": 0.2, "open": 0.25}
+Asked = tuple[str, str, int]  # question, answer, number of the passage
+
+
+def everyday(work: Path, count: int) -> tuple[list[str], list[Asked]]:
+    """Passages of the lessons' sorts, none of them in a lesson, and a question that names its subject for each."""
+    lesson, rng = Lesson(work, SEED), random.Random(SEED)
+    mix = replace(Mix(), sorts=EVERYDAY, words=60)
+    texts: list[str] = []
+    asked: list[Asked] = []
+    while len(texts) < count:
+        made = lesson.passage(rng, mix)
+        named = [(q, a) for q, a in made.asked if made.subject and made.subject.lower() in q.lower() and "___" not in q]
+        if named:
+            question, answer = rng.choice(named)
+            asked.append((Lesson.careless(rng, question, mix), answer, len(texts)))
+            texts.append(made.text)
+    return texts, asked
+
+
+def encyclopedia(count: int) -> tuple[list[str], list[Asked]]:
+    """Passages of the invented encyclopedia and a question for each."""
+    world = make_world(count, WORLD)
+    return list(world.texts), [(q.text, q.answer, q.gold[0]) for q in world.single]
+
+
+def with_passages(model: str, texts: list[str], asked: list[Asked]) -> list[RetrievalLine]:
+    """The questions, each over what a search finds and its own passage, one more than are read."""
+    store = MemoryStore.open("memory://", ClaraEngine.from_pretrained(model))
+    store.add(texts, ids=[str(at) for at in range(len(texts))])
+    lines = []
+    for question, answer, gold in asked:
+        found = [int(hit.id) for hit in store.search(question, DOCUMENTS + 1, mode="hybrid")]
+        found = found if gold in found else [*found[:DOCUMENTS], gold]
+        docs = tuple(texts[at] for at in found)
+        lines.append(RetrievalLine(question, docs, answer, (answer,), (found.index(gold),)))
+    return lines
+
+
+def main(
+    work: Annotated[Path, typer.Argument(help="Folder of sources.py.")],
+    file: Annotated[Path, typer.Argument(help="Where the questions are written.")],
+    model: Annotated[str, typer.Option(help="Bundled name or folder.")] = "pocket",
+    count: Annotated[int, typer.Option(min=20, help="Questions of each half.")] = 320,
+) -> None:
+    """Write questions for `clara calibrate`."""
+    halves = everyday(work, count), encyclopedia(count)
+    lines = [line for texts, asked in halves for line in with_passages(model, texts, asked)]
+    random.Random(SEED).shuffle(lines)
+    print(f"{write_lines(file, lines)} questions")
+
+
+if __name__ == "__main__":
+    typer.run(main)
