@@ -12,8 +12,8 @@ from clara_core import ClaraEngine
 from clara_core.model.decoder import ClaraModel
 from tests.tiny import Tiny
 
-# The weights that know the invented encyclopedia of tools/pocket_factory/world and are never trained on: what a test asks
-# about that world, it asks them.
+# Weights that know the invented encyclopedia of tools/pocket_factory/world. They do not change: what a test asks about
+# that world, it asks them.
 ENCYCLOPEDIA = str(Path(__file__).parent / "data" / "encyclopedia")
 
 PASSAGES = (
