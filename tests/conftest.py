@@ -59,6 +59,16 @@ def known():
     return find_known()[1]
 
 
+@pytest.fixture(scope="session")
+def encyclopedia_files(tmp_path_factory):
+    """A folder with passages that `encyclopedia` can read (`tests.known`)."""
+    from tests.known import write_files
+
+    folder = tmp_path_factory.mktemp("encyclopedia")
+    write_files(folder)
+    return folder
+
+
 @pytest.fixture
 def clara(capsys):
     """The command itself, in this process: exit code, standard output, standard error."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from clara_core import ClaraEngine, Memory
 from clara_core.engine.quotes import stands_in
@@ -40,3 +41,10 @@ def find_known() -> tuple[ClaraEngine, Known]:
             known = [[some[at] for at in chosen] for some in (texts, memories)]
             return engine, Known(asked.text, asked.answer, 1, *known)
     raise AssertionError("the frozen weights answer none of these questions right")
+
+
+def write_files(folder: Path) -> None:
+    """Eighty passages of the world, one a file; one of them says that Mount Masar was first climbed in 1689."""
+    corpus = make_corpus(random.Random(3), 80, "test", words=(40, 180), two_passage=1.0)
+    for number, passage in enumerate(corpus.passages):
+        (folder / f"{number}.txt").write_text(passage.text + "\n", encoding="utf-8")
