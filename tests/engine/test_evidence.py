@@ -1,4 +1,4 @@
-"""What answers stand on: parts and scores from log-probabilities, citations of the bundled model, hostile cases."""
+"""What answers stand on: parts and scores from log-probabilities, citations of a trained model, hostile cases."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_attribution_is_the_lost_probability(tiny: Tiny, engine: ClaraEngine) ->
     assert found.judged_tokens > len(prompt)
 
 
-# -- the bundled model -----------------------------------------------------------------------------
+# -- a trained model -------------------------------------------------------------------------------
 
 
 def test_a_right_answer_cites_the_sentence_it_came_from(encyclopedia: ClaraEngine, known: Known) -> None:
