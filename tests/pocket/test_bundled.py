@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.encyclopedia_tasks import MAX_TOKENS
 from benchmarks.evaluate_typed import hybrid_ranking
-from benchmarks.pocket_tasks import MAX_TOKENS
 from benchmarks.typed_tasks import TypedSet, typed_set
 from clara_core import ClaraEngine
 from clara_core.checkpoint.config import Role

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import evaluate_pocket
-from benchmarks.evaluate_pocket import Figure, below_floor
-from benchmarks.pocket_tasks import (
+from benchmarks import evaluate_encyclopedia
+from benchmarks.encyclopedia_tasks import (
     DOCUMENTS,
     World,
     best_first,
@@ -24,6 +23,7 @@ from benchmarks.pocket_tasks import (
     value_of,
     with_gold,
 )
+from benchmarks.evaluate_encyclopedia import Figure, below_floor
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import score_rankings
 from tests.engines import ENCYCLOPEDIA
@@ -128,9 +128,9 @@ def test_the_program_reports(world: World, tmp_path: Path, monkeypatch, capsys):
     small = World(
         world.texts[:40], *([q for q in asked if max(q.gold) < 40][:6] for asked in (world.single, world.double))
     )
-    monkeypatch.setattr(evaluate_pocket, "make_world", lambda passages, seed: small)
+    monkeypatch.setattr(evaluate_encyclopedia, "make_world", lambda passages, seed: small)
     file = tmp_path / "figures.json"
-    evaluate_pocket.main(ENCYCLOPEDIA, quick=True, json_file=file)
+    evaluate_encyclopedia.main(ENCYCLOPEDIA, quick=True, json_file=file)
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     written = json.loads(file.read_text())
     assert {name: written[name] for name in printed} == printed
@@ -149,7 +149,7 @@ def test_the_floor_is_checked():
 
 def test_the_program_says_what_it_takes():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "evaluate_pocket.py"), "--help"],
+        [sys.executable, str(ROOT / "benchmarks" / "evaluate_encyclopedia.py"), "--help"],
         capture_output=True,
         text=True,
         check=True,
