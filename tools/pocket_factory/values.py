@@ -1,7 +1,7 @@
 """Values of every sort that a text may name: people, places, things, numbers, times, codes. All by chance.
 
-The sorts stand in ``sorts.txt``, those of a file of frames beside it in ``frames/*.sorts``; what a pattern cannot say is
-a method here.
+The sorts stand in ``sorts.txt``, those of a file of frames beside it (``frames/*.sorts``); what a pattern cannot
+say is a method here.
 """
 
 from __future__ import annotations
