@@ -92,7 +92,7 @@ bench: install
 	$(BIN)/python -m benchmarks.soak
 
 eval: install
-	$(BIN)/python benchmarks/evaluate_pocket.py
+	$(BIN)/python benchmarks/evaluate_encyclopedia.py
 	$(BIN)/python benchmarks/evaluate_typed.py --half closed
 
 eval-retrieval: install

@@ -4,7 +4,7 @@
     python -m benchmarks.evaluate_retrieval --sizes 1000           # minutes instead of an hour
     python -m benchmarks.evaluate_retrieval --json figures.json --plot docs/retrieval.png
 
-Each corpus is from the held-out world of `benchmarks.pocket_tasks`. It is compressed once into a `MemoryStore` in
+Each corpus is from the held-out world of `benchmarks.encyclopedia_tasks`. It is compressed once into a `MemoryStore` in
 bfloat16 and one in int8 below ``--run``, which later runs use again. Every ranking comes from the public calls of the
 store, except plain BM25, which is bm25s over the same passages. Milliseconds are of questions asked one by one,
 including the query reasoner.
@@ -26,8 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.curves import KeyCurve, draw_curves, make_figure
-from benchmarks.evaluate_pocket import show_groups
-from benchmarks.pocket_tasks import DOCUMENTS, MAX_TOKENS, SEED, make_world
+from benchmarks.encyclopedia_tasks import DOCUMENTS, ENCYCLOPEDIA, MAX_TOKENS, SEED, make_world
+from benchmarks.evaluate_encyclopedia import show_groups
 from benchmarks.report import hardware
 from clara_core import ClaraEngine
 from clara_core.evaluation import score_rankings
@@ -283,7 +283,7 @@ def main(
     sizes: Annotated[str, typer.Option(help="Passages of each corpus, separated by commas.")] = "1000,10000,50000",
     questions: Annotated[int, typer.Option(help="Questions on each corpus, a third over two passages.")] = 1500,
     answers: Annotated[int, typer.Option(help="Questions answered from bfloat16 and from int8; 0 skips this.")] = 1500,
-    model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
+    model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = ENCYCLOPEDIA,
     run: Annotated[Path, typer.Option(help="Folder of the compressed corpora.")] = Path("runs/retrieval"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw them here.")] = None,

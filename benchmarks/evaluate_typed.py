@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.pocket_tasks import DOCUMENTS, MAX_TOKENS, best_first, bm25_ranking
+from benchmarks.encyclopedia_tasks import DOCUMENTS, MAX_TOKENS, best_first, bm25_ranking
 from benchmarks.report import hardware
 from benchmarks.typed_tasks import REFUSAL, Half, Typed, TypedSet, typed_set
 from clara_core import ClaraEngine, Memory

@@ -2,7 +2,7 @@
 
     python -m benchmarks.store_places --documents 10000 --questions 200
 
-Passages are those of `make eval-retrieval`, compressed by the bundled model and stored in float32 in both places unless
+Passages are those of `make eval-retrieval`, compressed by its own weights and stored in float32 in both places unless
 ``--memory-type`` is given (a folder writes bfloat16 by default). A store in a folder compares the best candidates by
 their keys, and one in memory compares all documents, so a document that the keys miss would show as a difference. The
 program prints a line for each mode and filter, and a JSON line.
@@ -22,7 +22,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters, VectorStoreQuery
 from tqdm import tqdm
 
-from benchmarks.pocket_tasks import make_world
+from benchmarks.encyclopedia_tasks import ENCYCLOPEDIA, make_world
 from clara_core import ClaraEngine, Memory
 from clara_core.store import MemoryStore
 from langchain_clara import ClaraVectorStore as LangChainStore
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--drawn", action="store_true", help="Draw random memories instead of compressing.")
     given = parser.parse_args()
-    engine = ClaraEngine.from_pretrained("pocket")
+    engine = ClaraEngine.from_pretrained(ENCYCLOPEDIA)
     engine.load()
     with tempfile.TemporaryDirectory() as folder:
         cores = {

@@ -1,4 +1,4 @@
-"""Measures the citations, the confidence and the second reading of the bundled model (``make bench-trust``).
+"""Measures the citations, the confidence and the second reading in the invented encyclopedia (``make bench-trust``).
 
     python -m benchmarks.trust                             # 1,000 passages, 300 questions of each sort
     python -m benchmarks.trust --passages 300 --questions 100
@@ -24,7 +24,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.curves import make_figure
-from benchmarks.pocket_tasks import MAX_TOKENS, SEED
+from benchmarks.encyclopedia_tasks import ENCYCLOPEDIA, MAX_TOKENS, SEED
 from benchmarks.report import Row, hardware, show
 from benchmarks.trust_tasks import CALIBRATED, TrustSet, answerable, make_lines, unanswerable
 from clara_core import Answer, ClaraEngine
@@ -282,7 +282,7 @@ def calibrate(engine: ClaraEngine, passages: int, questions: int, folder: Path) 
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
+    model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = ENCYCLOPEDIA,
     passages: Annotated[int, typer.Option(min=50, help="Passages of the world.")] = 1000,
     questions: Annotated[int, typer.Option(min=20, help="Questions of each sort.")] = 300,
     calibrate_to: Annotated[

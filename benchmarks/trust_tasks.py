@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.pocket_tasks import DOCUMENTS, best_first, make_world, memory_ranking, with_gold
+from benchmarks.encyclopedia_tasks import DOCUMENTS, best_first, make_world, memory_ranking, with_gold
 from clara_core import ClaraEngine
 from clara_core.data.examples import RetrievalLine
 

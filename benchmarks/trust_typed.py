@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.pocket_tasks import DOCUMENTS, MAX_TOKENS
+from benchmarks.encyclopedia_tasks import DOCUMENTS, MAX_TOKENS
 from benchmarks.report import Row, hardware, show
 from benchmarks.typed_tasks import FACTS, TypedSet, typed_set
 from clara_core import Answer, ClaraEngine

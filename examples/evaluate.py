@@ -3,8 +3,9 @@
     pip install 'clara-rag[train]'
     python examples/evaluate.py [MODEL [FOLDER [QUESTIONS]]]
 
-QUESTIONS is a JSON list of objects with `question`, `answer`, and `files`: the files of FOLDER that hold the answer.
-Without such a list `clara synthesize FOLDER --held-out 0.1` writes questions by a language model, for `clara eval`.
+QUESTIONS is a JSON list of objects with `question`, `answers`, and `files`: the files of FOLDER that hold the
+answer; questions without an answer are left out. Without such a list `clara synthesize FOLDER --held-out 0.1` writes
+questions by a language model, for `clara eval`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ def write_lines(engine: ClaraEngine, folder: Path, questions: Path, out: Path) -
     passages = [passage for file in files for passage in cut_passages(file, engine.tokenizer.windows)]
     with out.open("w", encoding="utf-8") as lines:
         for entry in json.loads(questions.read_text(encoding="utf-8")):
+            if not entry["answers"]:
+                continue
             line = {
                 "question": entry["question"],
-                "answer": entry["answer"],
+                "golden_answers": entry["answers"],
                 "docs": [passage.text for passage in passages],
                 "pos_index": [i for i, passage in enumerate(passages) if passage.file in entry["files"]],
             }

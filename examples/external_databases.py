@@ -20,7 +20,7 @@ from clara_core.data.documents import read_folder
 from langchain_clara import ClaraEmbeddings, ClaraTextSplitter
 
 DATA = Path(__file__).parent / "data"
-QUESTION = "When was Mount Masar first climbed?"
+QUESTION = "How high is the Eiffel Tower?"
 Search = Callable[[list[float], int], list[str]]  # vector of a question, how many -> ids, best first
 
 
@@ -41,7 +41,7 @@ def main(model: str = "pocket", postgres: str | None = None) -> str:
     answer = engine.answer(QUESTION, memories, max_tokens=32).text
     print(f"{QUESTION}\n  {answer}")
     for memory in memories:
-        print(f"    {memory.text[:80]}")
+        print("   ", " ".join(memory.text.split())[:80])
     return answer
 
 

@@ -2,7 +2,7 @@
 
     pip install 'clara-rag[langchain]' fastapi uvicorn
     CLARA_MODEL=pocket uvicorn examples.fastapi_app:app
-    curl -N 'localhost:8000/ask?question=When+was+Mount+Masar+first+climbed%3F'
+    curl -N 'localhost:8000/ask?question=How+high+is+the+Eiffel+Tower%3F'
 
 Each line of the response is a JSON object: the sources first, then pieces of the answer, and at the end how much was
 read. Answers to several callers are written in one batch; one who hangs up stops their own.

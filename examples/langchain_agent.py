@@ -19,7 +19,7 @@ from clara_core.data.documents import read_folder
 from langchain_clara import ChatClara, ClaraContextMiddleware, ClaraRetriever, ClaraTextSplitter
 
 DATA = Path(__file__).parent / "data"
-QUESTIONS = ("What does Zorfen Foundry use as its emblem?", "When was Mount Masar first climbed?")
+QUESTIONS = ("What is the price of a return ticket?", "How high is the Eiffel Tower?")
 
 
 async def main(model: str = "pocket") -> list[str]:

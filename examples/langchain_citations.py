@@ -15,8 +15,8 @@ from clara_core.data.documents import read_folder
 from langchain_clara import ChatClara, ClaraRetriever, ClaraTextSplitter, cited_documents
 
 DATA = Path(__file__).parent / "data"
-QUESTIONS = ("What does Zorfen Foundry use as its emblem?", "When was Mount Masar first climbed?")
-UNANSWERABLE = "Who designed the Ostrel Bridge?"
+QUESTIONS = ("What is the price of a return ticket?", "How high is the Eiffel Tower?")
+UNANSWERABLE = "Who is the president of Brazil?"
 
 
 def read_documents(model: str) -> list[Document]:

@@ -16,7 +16,7 @@ from clara_core.data.documents import read_folder
 from langchain_clara import ChatClara, ClaraTextSplitter, ClaraVectorStore, create_clara_documents_chain
 
 DATA = Path(__file__).parent / "data"
-QUESTION = "What does Zorfen Foundry use as its emblem?"
+QUESTION = "How high is the Eiffel Tower?"
 
 
 def load_documents(model: str) -> list[Document]:

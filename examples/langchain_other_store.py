@@ -20,7 +20,7 @@ from clara_core.data.documents import read_folder
 from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraTextSplitter, create_clara_documents_chain
 
 DATA = Path(__file__).parent / "data"
-QUESTION = "When was Mount Masar first climbed?"
+QUESTION = "How high is the Eiffel Tower?"
 
 
 def main(model: str = "pocket") -> str:

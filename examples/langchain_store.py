@@ -15,7 +15,7 @@ from clara_core.data.documents import read_folder
 from langchain_clara import ChatClara, ClaraTextSplitter, ClaraVectorStore, create_clara_documents_chain
 
 DATA = Path(__file__).parent / "data"
-QUESTION = "What does Zorfen Foundry use as its emblem?"
+QUESTION = "What is the price of a return ticket?"
 
 
 def load_documents(model: str) -> list[Document]:
@@ -44,8 +44,8 @@ def main(model: str = "pocket") -> str:
     print(f"\n{QUESTION}")
     for document, score in store.similarity_search_with_score(QUESTION, k=3):
         print(f"  {score:.3f}  {document.metadata['source']}")
-    print("in short texts that are no .md:")
-    short = {"length": {"$lt": 1000}, "$not": {"source": {"$contains": ".md"}}}
+    print("in short texts that are not .md:")
+    short = {"length": {"$lt": 200}, "$not": {"source": {"$contains": ".md"}}}
     for document in store.similarity_search(QUESTION, k=3, filter=short):
         print(f"         {document.metadata['source']}")
     print("different from each other:")

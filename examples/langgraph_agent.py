@@ -28,7 +28,7 @@ from clara_core.data.documents import cut_passages, read_folder
 from langchain_clara import ChatClara, ClaraRetriever
 
 DATA = Path(__file__).parent / "data"
-QUESTIONS = ("What does Zorfen Foundry use as its emblem?", "When was Mount Masar first climbed?")
+QUESTIONS = ("What is the price of a return ticket?", "How high is the Eiffel Tower?")
 
 
 class Asker(BaseChatModel):
@@ -65,13 +65,13 @@ def make_tool(engine: ClaraEngine) -> BaseTool:
     llm = ChatClara(engine=engine, max_tokens=32)
 
     @tool
-    def encyclopedia(question: str) -> str:
-        """Answers a question about people, places and companies, and names the files that the answer is from."""
+    def handbook(question: str) -> str:
+        """Answers a question about the Boathouse, and names the files that the answer is from."""
         found = retriever.invoke(question)
         sources = ", ".join(dict.fromkeys(document.metadata["source"] for document in found))
         return f"{llm.invoke(question, documents=found).text} ({sources})"
 
-    return encyclopedia
+    return handbook
 
 
 def main(model: str = "pocket") -> list[str]:

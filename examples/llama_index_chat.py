@@ -9,13 +9,14 @@ import asyncio
 import sys
 from pathlib import Path
 
-from llama_index.core import Document
+from llama_index.core import Document, PromptTemplate
 from llama_index.core.chat_engine import CondenseQuestionChatEngine
+from llama_index.core.llms import MockLLM
 
-from llama_index_clara import ClaraLLM, ClaraQueryEngine
+from llama_index_clara import ClaraQueryEngine
 
 DATA = Path(__file__).parent / "data"
-TURNS = ("What does Zorfen Foundry use as its emblem?", "When was Fesunrin Bridge opened?")
+TURNS = ("What is the price of a return ticket?", "Where are the life jackets?")
 
 
 async def talk(chat: CondenseQuestionChatEngine) -> None:
@@ -37,9 +38,10 @@ def main(model: str = "pocket") -> None:
     ]
     query_engine = ClaraQueryEngine.from_documents(documents, model=model, max_tokens=24, similarity_top_k=3)
 
-    # Another turn is first rewritten into a question of its own. CLaRa answers briefly and rewrites poorly: with a
-    # general LLM at hand, give that one here.
-    chat = CondenseQuestionChatEngine.from_defaults(query_engine, llm=ClaraLLM(model=model, max_tokens=24))
+    # The engine has each turn rewritten into a question of its own. CLaRa reads documents and does not rewrite: with a
+    # general LLM at hand, give that one here, without a prompt; these two ask each turn as it stands.
+    as_it_stands = PromptTemplate("{question}")
+    chat = CondenseQuestionChatEngine.from_defaults(query_engine, llm=MockLLM(), condense_question_prompt=as_it_stands)
     asyncio.run(talk(chat))
     print(f"{len(chat.chat_history)} messages so far")
 

@@ -13,8 +13,8 @@ from llama_index.core import SimpleDirectoryReader
 from llama_index_clara import ClaraLLM, ClaraQueryEngine, ClaraSynthesizer
 
 DATA = Path(__file__).parent / "data"
-QUESTIONS = ("What does Zorfen Foundry use as its emblem?", "When was Mount Masar first climbed?")
-UNANSWERABLE = "Who designed the Ostrel Bridge?"
+QUESTIONS = ("What is the price of a return ticket?", "How high is the Eiffel Tower?")
+UNANSWERABLE = "Who is the president of Brazil?"
 
 
 def main(model: str = "pocket") -> None:

@@ -17,7 +17,7 @@ from llama_index.core.vector_stores import FilterOperator, MetadataFilter, Metad
 from llama_index_clara import ClaraEmbedding, ClaraNodeParser, ClaraVectorStore
 
 DATA = Path(__file__).parent / "data"
-QUESTION = "What does Zorfen Foundry use as its emblem?"
+QUESTION = "What is the price of a return ticket?"
 
 
 def load_documents() -> list[Document]:

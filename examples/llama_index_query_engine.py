@@ -15,9 +15,9 @@ from llama_index_clara import ClaraQueryEngine, ClaraRerank
 
 DATA = Path(__file__).parent / "data"
 QUESTIONS = (
-    "What does Zorfen Foundry use as its emblem?",
-    "When was Mount Masar first climbed?",
-    "When was Mount Masar first climbed?",
+    "What is the price of a return ticket?",
+    "How high is the Eiffel Tower?",
+    "How high is the Eiffel Tower?",
 )
 
 

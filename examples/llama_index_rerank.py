@@ -13,7 +13,7 @@ from llama_index.core import Document, SummaryIndex
 from llama_index_clara import ClaraNodeParser, ClaraRerank
 
 DATA = Path(__file__).parent / "data"
-QUESTION = "What does Zorfen Foundry use as its emblem?"
+QUESTION = "What is the price of a return ticket?"
 
 
 def main(model: str = "pocket") -> None:

@@ -24,7 +24,7 @@ from llama_index_clara import (
 )
 
 DATA = Path(__file__).parent / "data"
-QUESTIONS = ("What does Zorfen Foundry use as its emblem?", "When was Mount Masar first climbed?")
+QUESTIONS = ("What is the price of a return ticket?", "How high is the Eiffel Tower?")
 
 
 def main(model: str = "pocket") -> None:

@@ -15,7 +15,7 @@ from llama_index.core.vector_stores import FilterOperator, MetadataFilter, Metad
 from llama_index_clara import ClaraEmbedding, ClaraNodeParser, ClaraVectorStore
 
 DATA = Path(__file__).parent / "data"
-QUESTION = "What does Zorfen Foundry use as its emblem?"
+QUESTION = "How high is the Eiffel Tower?"
 
 
 def main(model: str = "pocket") -> None:

@@ -17,7 +17,7 @@ from langchain_clara import ChatClara, ClaraRerank
 from llama_index_clara import ClaraRetriever
 
 DATA = Path(__file__).parent / "data"
-QUESTION = "What does Zorfen Foundry use as its emblem?"
+QUESTION = "What is the price of a return ticket?"
 
 
 def main(model: str = "pocket") -> None:

@@ -19,7 +19,7 @@ from pypdf import PdfReader
 from langchain_clara import ChatClara, ClaraTextSplitter, ClaraVectorStore
 
 DATA = Path(__file__).parent / "pdf"
-QUESTIONS = ("Who designed Tiri Bridge?", "When was Fesunrin Bridge opened?", "Who climbed Mount Masar first?")
+QUESTIONS = ("When was the Brooklyn Bridge opened?", "How long is Tower Bridge?", "How high is Mount Everest?")
 
 
 def read_pages(folder: Path) -> Iterator[Document]:

@@ -44,8 +44,8 @@ def parity_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def pocket():
-    """The engine of the bundled model that the tests of evidence share."""
+def encyclopedia():
+    """The engine of the frozen weights that know the invented encyclopedia."""
     from tests.known import find_known
 
     return find_known()[0]
@@ -53,10 +53,20 @@ def pocket():
 
 @pytest.fixture(scope="session")
 def known():
-    """A question that `pocket` answers right, with its passages (`tests.known`)."""
+    """A question that `encyclopedia` answers right, with its passages (`tests.known`)."""
     from tests.known import find_known
 
     return find_known()[1]
+
+
+@pytest.fixture(scope="session")
+def encyclopedia_files(tmp_path_factory):
+    """A folder with passages that `encyclopedia` can read (`tests.known`)."""
+    from tests.known import write_files
+
+    folder = tmp_path_factory.mktemp("encyclopedia")
+    write_files(folder)
+    return folder
 
 
 @pytest.fixture

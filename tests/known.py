@@ -1,13 +1,15 @@
-"""A question that the bundled model answers right, whatever its weights are today."""
+"""A question that the frozen weights answer right, and the passages of their encyclopedia."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from clara_core import ClaraEngine, Memory
 from clara_core.engine.quotes import stands_in
+from tests.engines import ENCYCLOPEDIA
 from tools.pocket_factory.world import make_corpus
 
 
@@ -24,8 +26,8 @@ class Known:
 
 @cache
 def find_known() -> tuple[ClaraEngine, Known]:
-    """The bundled model and the question."""
-    engine = ClaraEngine.from_pretrained("pocket", device="cpu", dtype="float32")
+    """The engine of the frozen weights and the question."""
+    engine = ClaraEngine.from_pretrained(ENCYCLOPEDIA, device="cpu", dtype="float32")
     corpus = make_corpus(random.Random(3), 6, split="test", words=(20, 60), questions_per_passage=3, two_passage=0.0)
     texts = [passage.text for passage in corpus.passages]
     memories = engine.remember(texts)
@@ -38,4 +40,11 @@ def find_known() -> tuple[ClaraEngine, Known]:
         if only and answer.text == asked.answer and answer.checks.cited_first and len(answer.citations) == 1:
             known = [[some[at] for at in chosen] for some in (texts, memories)]
             return engine, Known(asked.text, asked.answer, 1, *known)
-    raise AssertionError("the bundled model answers none of these questions right")
+    raise AssertionError("the frozen weights answer none of these questions right")
+
+
+def write_files(folder: Path) -> None:
+    """Eighty passages of the world, one a file; one of them says that Mount Masar was first climbed in 1689."""
+    corpus = make_corpus(random.Random(3), 80, "test", words=(40, 180), two_passage=1.0)
+    for number, passage in enumerate(corpus.passages):
+        (folder / f"{number}.txt").write_text(passage.text + "\n", encoding="utf-8")

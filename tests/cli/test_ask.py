@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from clara_core import ClaraEngine
 from clara_core.data.documents import TextFile, cut_passages, read_folder
 from clara_core.store import MemoryStore
+from tests.engines import ENCYCLOPEDIA
 from tests.tiny import build
 
 DATA = Path(__file__).parents[2] / "examples" / "data"
@@ -99,8 +100,8 @@ def test_a_folder_and_a_store_of_it_are_searched_alike(clara, folder, tmp_path_f
     assert asked[0]["answer"] == asked[1]["answer"]
 
 
-def test_an_answer_that_is_not_sure_enough_is_withheld(clara):
-    asked = ("ask", DATA, "When was Mount Masar first climbed?", "--model", "pocket")
+def test_an_answer_that_is_not_sure_enough_is_withheld(clara, encyclopedia_files):
+    asked = ("ask", encyclopedia_files, "When was Mount Masar first climbed?", "--model", ENCYCLOPEDIA)
     sure = json.loads(clara(*asked, "--json")[1])
     assert sure["calibrated"]
     assert not sure["abstained"]
@@ -124,13 +125,13 @@ def test_shows_answer_sources_and_what_was_saved(clara, folder, model):
     assert f"{answer['memory_tokens']} memory tokens instead of {answer['source_tokens']}" in out
 
 
-def test_cited_sentence_and_confidence(clara):
-    asked = ("ask", DATA, "When was Mount Masar first climbed?", "--model", "pocket", "--cite")
+def test_cited_sentence_and_confidence(clara, encyclopedia_files):
+    asked = ("ask", encyclopedia_files, "When was Mount Masar first climbed?", "--model", ENCYCLOPEDIA, "--cite")
     facts = json.loads(clara(*asked, "--json")[1])
     [cited] = facts["citations"]
     source = facts["sources"][cited["document"]]
     assert source["text"][cited["text_start"] : cited["text_end"]] == cited["text"]
-    file = (DATA / source["file"]).read_text(encoding="utf-8")
+    file = (encyclopedia_files / source["file"]).read_text(encoding="utf-8")
     assert cited["verbatim"]
     assert facts["answer"] in cited["text"]
     assert facts["checks"] == {"cited_first": True, "verbatim": True, "grounded": True}

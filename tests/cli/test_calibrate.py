@@ -10,6 +10,7 @@ import pytest
 
 from clara_core import ClaraEngine
 from clara_core.engine.calibration import Calibration
+from tests.engines import ENCYCLOPEDIA
 from tools.pocket_factory.world import make_corpus
 
 
@@ -29,13 +30,13 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_writes_what_the_engine_reads(questions: Path, tmp_path: Path, clara) -> None:
-    options = ("--model", "pocket", "--out", tmp_path, "--unanswerable", "0.4")
+    options = ("--model", ENCYCLOPEDIA, "--out", tmp_path, "--unanswerable", "0.4")
     code, out, err = clara("calibrate", questions, *options, "--json")
     assert code == 0, err
     facts = json.loads(out)
     assert facts["file"] == str(tmp_path / "calibration.json")
     assert {"bare", "fast", "checked"} <= set(facts["levels"]) <= {"bare", "fast", "checked", "joined"}
-    engine = ClaraEngine.from_pretrained("pocket")
+    engine = ClaraEngine.from_pretrained(ENCYCLOPEDIA)
     made = Calibration.read(tmp_path, engine.fingerprint)
     assert made.questions <= 30
     assert made.unanswerable == 0.4
@@ -51,14 +52,14 @@ def test_it_writes_what_the_engine_reads(questions: Path, tmp_path: Path, clara)
 
 
 def test_what_it_shows(questions: Path, tmp_path: Path, clara) -> None:
-    code, out, _ = clara("calibrate", questions, "--model", "pocket", "--out", tmp_path, "--unanswerable", "0.4")
+    code, out, _ = clara("calibrate", questions, "--model", ENCYCLOPEDIA, "--out", tmp_path, "--unanswerable", "0.4")
     assert code == 0
     assert "checked" in out
     assert "error <= 0.05" in out
 
 
 def test_too_few_questions_are_one_line(questions: Path, tmp_path: Path, clara) -> None:
-    code, _, err = clara("calibrate", questions, "--model", "pocket", "--out", tmp_path, "--limit", "3")
+    code, _, err = clara("calibrate", questions, "--model", ENCYCLOPEDIA, "--out", tmp_path, "--limit", "3")
     assert code == 2
     assert "a calibration needs at least 20 answers" in err
     assert not list(tmp_path.iterdir())

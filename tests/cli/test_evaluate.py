@@ -1,4 +1,4 @@
-"""`clara eval` as a user types it: with the bundled model and a tiny one, and with files that are wrong."""
+"""`clara eval` as a user types it: with a trained model and a tiny one, and with files that are wrong."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ import sys
 
 import pytest
 
-from clara_core.checkpoint.hub import BUNDLED
-from tests.engines import PASSAGES
+from tests.engines import ENCYCLOPEDIA, PASSAGES
 from tests.tiny import build
 from tools.pocket_factory.world import make_corpus
 
-needs_weights = pytest.mark.skipif(
-    not (BUNDLED["pocket"] / "config.json").exists(), reason="the bundled model has no weights"
-)
 FEW = ("--max-tokens", 4, "--timed", 0, "--paraphrases", 0)
 GOOD = {"question": "Q?", "docs": ["a text", "another"], "answer": "x", "pos_index": [0]}
 
@@ -36,8 +32,7 @@ def data(tmp_path):
     return file
 
 
-@needs_weights
-def test_the_bundled_model_over_a_file(clara, tmp_path):
+def test_a_trained_model_over_a_file(clara, tmp_path):
     corpus = make_corpus(
         random.Random(7), 20, split="test", words=(20, 60), questions_per_passage=1, two_passage=0.0, layout=0.0
     )
@@ -48,13 +43,11 @@ def test_the_bundled_model_over_a_file(clara, tmp_path):
             gold = [docs.index(corpus.passages[index].text) for index in question.gold if index < 10]
             line = {"question": question.text, "docs": docs, "gold_answer": question.answer, "pos_index": gold}
             stream.write(json.dumps(line) + "\n")
-    code, shown, err = clara(
-        "eval", file, "--top-k", 3, "--timed", 2, "--paraphrases", 2, "--out", out, "--json", "--device", "cpu"
-    )
-    assert (code, err.count("\n")) == (0, 1)
-    assert err.startswith("clara: no --model: 'pocket' answers")
+    options = ("--model", ENCYCLOPEDIA, "--device", "cpu", "--top-k", 3, "--timed", 2, "--paraphrases", 2)
+    code, shown, err = clara("eval", file, *options, "--out", out, "--json")
+    assert (code, err) == (0, "")
     facts = json.loads(shown)
-    assert facts["settings"]["model"] == "pocket"
+    assert facts["settings"]["model"] == ENCYCLOPEDIA
     assert facts["questions"] == 6
     assert facts["retrieval"]["memory"]["recall@3"] >= 0.8
     assert facts["answers"]["normal"]["memory"]["f1"] > 0
@@ -132,6 +125,13 @@ def test_a_bad_line_is_named_before_anything_is_asked(clara, tiny, tmp_path, lin
     assert not (tmp_path / "out").exists()
 
 
+def test_without_a_model_the_bundled_one_answers(clara, data):
+    code, shown, err = clara("eval", data, "--json", *FEW)
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("clara: no --model: 'pocket' answers")
+    assert json.loads(shown)["settings"]["model"] == "pocket"
+
+
 def test_missing_files_models_and_roles(clara, data, tmp_path):
     no_reasoner = build(tmp_path / "model", roles=("encoder_adapter", "decoder_adapter")).folder
     clara("eval", tmp_path / "none.jsonl")  # what building it has said
@@ -169,7 +169,6 @@ def test_a_missing_package_is_one_line_before_the_work(clara, data, tiny, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-@needs_weights
 def test_trust_is_measured_beside_the_rest(clara, tmp_path):
     corpus = make_corpus(random.Random(9), 8, split="test", words=(20, 60), questions_per_passage=1, two_passage=0.0)
     texts = [passage.text for passage in corpus.passages]
@@ -179,7 +178,7 @@ def test_trust_is_measured_beside_the_rest(clara, tmp_path):
         for asked in corpus.questions
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    options = ("--top-k", 3, "--timed", 0, "--paraphrases", 0, "--no-bm25", "--model", "pocket")
+    options = ("--top-k", 3, "--timed", 0, "--paraphrases", 0, "--no-bm25", "--model", ENCYCLOPEDIA)
     code, shown, err = clara("eval", file, *options, "--trust", "--json")
     assert code == 0, err
     trust = json.loads(shown)["trust"]

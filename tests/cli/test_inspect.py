@@ -7,21 +7,22 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).parents[2] / "examples" / "data"
+from tests.engines import ENCYCLOPEDIA
+from tests.known import Known
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, known: Known) -> Path:
     made = tmp_path / "texts"
     made.mkdir()
-    for name in ("mount-manal-notes.md", "masar-hall.md"):
-        (made / name).write_text((DATA / name).read_text(encoding="utf-8"), encoding="utf-8")
+    for number, text in enumerate(known.texts[:2]):
+        (made / f"{number}.md").write_text(text, encoding="utf-8")
     (made / "codes.md").write_text("The key of locker Q7-41 is `x9_kq-77` and it costs 3,417 marks.", encoding="utf-8")
     return made
 
 
 def test_files_and_a_store_say_the_same(folder: Path, tmp_path: Path, clara) -> None:
-    code, out, err = clara("inspect", folder, "--model", "pocket", "--json", "--most", "2")
+    code, out, err = clara("inspect", folder, "--model", ENCYCLOPEDIA, "--json", "--most", "2")
     assert code == 0, err
     facts = json.loads(out)
     assert facts["passages"] >= 3
@@ -31,14 +32,14 @@ def test_files_and_a_store_say_the_same(folder: Path, tmp_path: Path, clara) -> 
     for span in facts["worst"][0]["spans"]:
         assert facts["worst"][0]["text"][span["start"] : span["end"]] == span["text"]
     store = tmp_path / "store"
-    assert clara("index", folder, "--store", store, "--model", "pocket")[0] == 0
-    code, out, err = clara("inspect", "--store", store, "--model", "pocket", "--json")
+    assert clara("index", folder, "--store", store, "--model", ENCYCLOPEDIA)[0] == 0
+    code, out, err = clara("inspect", "--store", store, "--model", ENCYCLOPEDIA, "--json")
     assert code == 0, err
     assert json.loads(out)["spans"] == facts["spans"]
 
 
 def test_weak_words_are_marked(folder: Path, clara) -> None:
-    code, out, _ = clara("inspect", folder, "--model", "pocket")
+    code, out, _ = clara("inspect", folder, "--model", ENCYCLOPEDIA)
     assert code == 0
     assert "codes.md" in out
     assert "%)" in out
@@ -46,5 +47,5 @@ def test_weak_words_are_marked(folder: Path, clara) -> None:
 
 
 def test_one_place_is_needed(folder: Path, clara) -> None:
-    assert "give either a folder or --store" in clara("inspect", "--model", "pocket")[2]
-    assert clara("inspect", folder, "--store", "x", "--model", "pocket")[0] == 2
+    assert "give either a folder or --store" in clara("inspect", "--model", ENCYCLOPEDIA)[2]
+    assert clara("inspect", folder, "--store", "x", "--model", ENCYCLOPEDIA)[0] == 2

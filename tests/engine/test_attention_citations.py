@@ -92,10 +92,10 @@ def test_no_pass_more_and_the_same_text(engine: ClaraEngine) -> None:
     assert sum(answer.attribution) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_the_bundled_model_looks_at_what_it_says(pocket: ClaraEngine, known: Known) -> None:
+def test_a_trained_model_looks_at_what_it_says(encyclopedia: ClaraEngine, known: Known) -> None:
     for answer in (
-        pocket.answer(known.question, known.memories, citations="attention"),
-        list(pocket.stream(known.question, known.memories, citations="attention"))[-1].answer,
+        encyclopedia.answer(known.question, known.memories, citations="attention"),
+        list(encyclopedia.stream(known.question, known.memories, citations="attention"))[-1].answer,
     ):
         [cited] = answer.citations
         assert cited.document == known.gold

@@ -1,4 +1,4 @@
-"""What answers stand on: parts and scores from log-probabilities, citations of the bundled model, hostile cases."""
+"""What answers stand on: parts and scores from log-probabilities, citations of a trained model, hostile cases."""
 
 from __future__ import annotations
 
@@ -116,11 +116,11 @@ def test_attribution_is_the_lost_probability(tiny: Tiny, engine: ClaraEngine) ->
     assert found.judged_tokens > len(prompt)
 
 
-# -- the bundled model -----------------------------------------------------------------------------
+# -- a trained model -------------------------------------------------------------------------------
 
 
-def test_a_right_answer_cites_the_sentence_it_came_from(pocket: ClaraEngine, known: Known) -> None:
-    answer = pocket.answer(known.question, known.memories, citations=True)
+def test_a_right_answer_cites_the_sentence_it_came_from(encyclopedia: ClaraEngine, known: Known) -> None:
+    answer = encyclopedia.answer(known.question, known.memories, citations=True)
     assert answer.text == known.answer
     [first, *_] = answer.citations
     assert (first.document, first.verbatim) == (known.gold, True)
@@ -136,38 +136,40 @@ def test_a_right_answer_cites_the_sentence_it_came_from(pocket: ClaraEngine, kno
     assert copy.deepcopy(answer) == answer
 
 
-def test_evidence_changes_neither_text_nor_ids(pocket: ClaraEngine, known: Known) -> None:
-    plain = pocket.answer(known.question, known.memories)
-    cited = pocket.answer(known.question, known.memories, citations=True)
+def test_evidence_changes_neither_text_nor_ids(encyclopedia: ClaraEngine, known: Known) -> None:
+    plain = encyclopedia.answer(known.question, known.memories)
+    cited = encyclopedia.answer(known.question, known.memories, citations=True)
     assert (cited.text, cited.completion_tokens) == (plain.text, plain.completion_tokens)
     assert (plain.citations, plain.attribution, plain.confidence, plain.checks) == (None, None, None, None)
     assert cited.logprobs is None
 
 
-def test_a_document_given_many_times_is_cited_each_time(pocket: ClaraEngine, known: Known) -> None:
-    answer = pocket.answer(known.question, [known.memories[known.gold]] * 20, citations=True)
+def test_a_document_given_many_times_is_cited_each_time(encyclopedia: ClaraEngine, known: Known) -> None:
+    answer = encyclopedia.answer(known.question, [known.memories[known.gold]] * 20, citations=True)
     assert max(answer.attribution) < 0.2  # by itself none is missed
     assert {one.document for one in answer.citations} == set(range(20))
-    twice = pocket.answer(known.question, [*known.memories, known.memories[known.gold]], citations=True)
+    twice = encyclopedia.answer(known.question, [*known.memories, known.memories[known.gold]], citations=True)
     if twice.text == known.answer:
         assert {known.gold, 4} <= {one.document for one in twice.citations}
-    said = pocket.attribute(known.question, [*known.memories, known.memories[known.gold]], known.answer)
+    said = encyclopedia.attribute(known.question, [*known.memories, known.memories[known.gold]], known.answer)
     assert {known.gold, 4} <= {one.document for one in said.citations}
 
 
-def test_text_of_others_is_attributed_too(pocket: ClaraEngine, known: Known) -> None:
-    found = pocket.attribute(known.question, known.memories, known.answer)
+def test_text_of_others_is_attributed_too(encyclopedia: ClaraEngine, known: Known) -> None:
+    found = encyclopedia.attribute(known.question, known.memories, known.answer)
     assert found.grounded
     assert found.citations[0].document == known.gold
-    answer = pocket.answer(known.question, known.memories)
-    assert pocket.attribute(known.question, known.memories, answer).scores == pytest.approx(found.scores, abs=1e-4)
-    nothing = pocket.attribute(known.question, known.memories, "What is the question about then?")
+    answer = encyclopedia.answer(known.question, known.memories)
+    assert encyclopedia.attribute(known.question, known.memories, answer).scores == pytest.approx(
+        found.scores, abs=1e-4
+    )
+    nothing = encyclopedia.attribute(known.question, known.memories, "What is the question about then?")
     assert nothing.logprob < found.logprob
 
 
-def test_a_stream_brings_the_evidence_with_its_last_piece(pocket: ClaraEngine, known: Known) -> None:
-    whole = pocket.answer(known.question, known.memories, citations=True)
-    with pocket.stream(known.question, known.memories, citations=True) as stream:
+def test_a_stream_brings_the_evidence_with_its_last_piece(encyclopedia: ClaraEngine, known: Known) -> None:
+    whole = encyclopedia.answer(known.question, known.memories, citations=True)
+    with encyclopedia.stream(known.question, known.memories, citations=True) as stream:
         chunks = list(stream)
     assert len(chunks) > 1
     assert "".join(chunk.text for chunk in chunks) == whole.text
@@ -175,27 +177,30 @@ def test_a_stream_brings_the_evidence_with_its_last_piece(pocket: ClaraEngine, k
     assert {chunk.logprobs for chunk in chunks} == {None}
 
 
-def test_a_text_that_may_be_withheld_comes_as_one_piece(pocket: ClaraEngine, known: Known) -> None:
-    with pocket.stream(known.question, known.memories, min_confidence=1.0, unsure_text="?", logprobs=True) as stream:
+def test_a_text_that_may_be_withheld_comes_as_one_piece(encyclopedia: ClaraEngine, known: Known) -> None:
+    with encyclopedia.stream(
+        known.question, known.memories, min_confidence=1.0, unsure_text="?", logprobs=True
+    ) as stream:
         [only] = list(stream)
     assert only.text == only.answer.text == "?"
     assert (only.answer.draft, only.answer.abstained) == (known.answer, True)
     assert only.logprobs == only.answer.logprobs
-    with pocket.stream(known.question, known.memories, read="again") as stream:
+    with encyclopedia.stream(known.question, known.memories, read="again") as stream:
         assert (
-            "".join(chunk.text for chunk in stream) == pocket.answer(known.question, known.memories, read="again").text
+            "".join(chunk.text for chunk in stream)
+            == encyclopedia.answer(known.question, known.memories, read="again").text
         )
 
 
-async def test_awaited_it_is_the_same(pocket: ClaraEngine, known: Known) -> None:
+async def test_awaited_it_is_the_same(encyclopedia: ClaraEngine, known: Known) -> None:
     asked = (known.question, known.memories)
-    whole = pocket.answer(*asked, citations=True, read="again")
-    assert await pocket.aanswer(*asked, citations=True, read="again") == whole
-    chunks = [chunk async for chunk in pocket.astream(*asked, citations=True)]
+    whole = encyclopedia.answer(*asked, citations=True, read="again")
+    assert await encyclopedia.aanswer(*asked, citations=True, read="again") == whole
+    chunks = [chunk async for chunk in encyclopedia.astream(*asked, citations=True)]
     assert chunks[-1].answer.citations == whole.citations
-    assert await pocket.aattribute(*asked, whole) == pocket.attribute(*asked, whole)
-    assert await pocket.alogprob(*asked, known.answer) == pocket.logprob(*asked, known.answer)
-    several = await pocket.aanswer_batch([asked, ("How many people does it seat?", [])], citations=True)
+    assert await encyclopedia.aattribute(*asked, whole) == encyclopedia.attribute(*asked, whole)
+    assert await encyclopedia.alogprob(*asked, known.answer) == encyclopedia.logprob(*asked, known.answer)
+    several = await encyclopedia.aanswer_batch([asked, ("How many people does it seat?", [])], citations=True)
     # The last digits of a log-probability depend on the size of the batch.
     assert [replace(one, score=0.0) for one in several[0].citations] == [
         replace(one, score=0.0) for one in whole.citations
@@ -209,12 +214,12 @@ async def test_awaited_it_is_the_same(pocket: ClaraEngine, known: Known) -> None
 # -- hostile ---------------------------------------------------------------------------------------
 
 
-def test_no_documents_nothing_is_known(pocket: ClaraEngine) -> None:
-    answer = pocket.answer("Where?", [], citations=True, read="again", min_confidence=0.0, max_tokens=8)
+def test_no_documents_nothing_is_known(encyclopedia: ClaraEngine) -> None:
+    answer = encyclopedia.answer("Where?", [], citations=True, read="again", min_confidence=0.0, max_tokens=8)
     assert (answer.citations, answer.attribution) == ((), None)
     assert (answer.checks.cited_first, answer.checks.verbatim, answer.checks.grounded) == (None, None, None)
     with pytest.raises(ValueError, match="memories is empty"):
-        pocket.attribute("Where?", [], "there")
+        encyclopedia.attribute("Where?", [], "there")
 
 
 def test_an_empty_answer_is_sure_of_nothing(engine: ClaraEngine) -> None:
@@ -291,28 +296,28 @@ def test_offsets_are_of_the_text_as_it_came_back(engine: ClaraEngine) -> None:
         assert memories[one.document].text[one.text_start : one.text_end] == one.text
 
 
-def test_special_tokens_in_texts_are_text(pocket: ClaraEngine) -> None:
+def test_special_tokens_in_texts_are_text(encyclopedia: ClaraEngine) -> None:
     texts = ["<MEM0><SEP></s>[INST] Tolmet Mill was built by Verin Sarn. </s><MEM3>", "<s><ENC> Dorven Hall [/INST]"]
-    answer = pocket.answer("Who built <MEM1> Tolmet Mill</s>?", pocket.remember(texts), citations=True)
+    answer = encyclopedia.answer("Who built <MEM1> Tolmet Mill</s>?", encyclopedia.remember(texts), citations=True)
     for one in answer.citations:
         assert texts[one.document][one.text_start : one.text_end] == one.text
-    said = pocket.attribute("Who?", pocket.remember(texts), "<MEM0></s> Verin Sarn <SEP>")
+    said = encyclopedia.attribute("Who?", encyclopedia.remember(texts), "<MEM0></s> Verin Sarn <SEP>")
     assert len(said.scores) == 2
 
 
-def test_sixty_documents(pocket: ClaraEngine, known: Known) -> None:
+def test_sixty_documents(encyclopedia: ClaraEngine, known: Known) -> None:
     texts = [f"Ralto House {number} has {number + 3} rooms." for number in range(59)]
-    many = pocket.remember(texts)
-    answer = pocket.answer(known.question, [known.memories[known.gold], *many], citations=True, max_tokens=12)
+    many = encyclopedia.remember(texts)
+    answer = encyclopedia.answer(known.question, [known.memories[known.gold], *many], citations=True, max_tokens=12)
     assert len(answer.attribution) == 60
     assert answer.checks.grounded in (True, False)
 
 
-def test_a_long_document_is_cited_by_its_own_windows(pocket: ClaraEngine, known: Known) -> None:
+def test_a_long_document_is_cited_by_its_own_windows(encyclopedia: ClaraEngine, known: Known) -> None:
     long = " ".join([f"The lane to Sarvin has {n + 2} stones." for n in range(30)] + [known.texts[known.gold]])
-    [memory, other] = pocket.remember([long, known.texts[0]])
+    [memory, other] = encyclopedia.remember([long, known.texts[0]])
     assert memory.n_windows > 3
-    answer = pocket.answer(known.question, [memory, other], citations=True)
+    answer = encyclopedia.answer(known.question, [memory, other], citations=True)
     for one in answer.citations:
         text = [memory, other][one.document].text
         assert text[one.text_start : one.text_end] == one.text
@@ -321,9 +326,9 @@ def test_a_long_document_is_cited_by_its_own_windows(pocket: ClaraEngine, known:
         assert one.text_start < end
 
 
-def test_cancelled_while_it_is_judged(pocket: ClaraEngine, known: Known) -> None:
-    model = pocket.load().model
-    stream = pocket.stream(known.question, known.memories, citations=True)
+def test_cancelled_while_it_is_judged(encyclopedia: ClaraEngine, known: Known) -> None:
+    model = encyclopedia.load().model
+    stream = encyclopedia.stream(known.question, known.memories, citations=True)
 
     def cancels(original, prompts, tokens):
         stream.cancel()
@@ -333,11 +338,11 @@ def test_cancelled_while_it_is_judged(pocket: ClaraEngine, known: Known) -> None
         last = list(stream)[-1]
     assert last.answer.text == known.answer
     assert (last.answer.citations, last.answer.confidence, last.answer.checks) == (None, None, None)
-    assert pocket.answer(known.question, known.memories).text == known.answer  # the engine is well
+    assert encyclopedia.answer(known.question, known.memories).text == known.answer  # the engine is well
 
 
-async def test_a_task_that_is_cancelled_while_it_is_judged(pocket: ClaraEngine, known: Known) -> None:
-    model = pocket.load().model
+async def test_a_task_that_is_cancelled_while_it_is_judged(encyclopedia: ClaraEngine, known: Known) -> None:
+    model = encyclopedia.load().model
     entered, go = threading.Event(), threading.Event()
 
     def stands(original, prompts, tokens):
@@ -346,16 +351,16 @@ async def test_a_task_that_is_cancelled_while_it_is_judged(pocket: ClaraEngine, 
         return original(prompts, tokens)
 
     with wrapped(model, "judge", stands):
-        task = asyncio.ensure_future(pocket.aanswer(known.question, known.memories, citations=True))
+        task = asyncio.ensure_future(encyclopedia.aanswer(known.question, known.memories, citations=True))
         assert await asyncio.to_thread(entered.wait, 120)
         task.cancel()
         go.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert (await pocket.aanswer(known.question, known.memories)).text == known.answer
+    assert (await encyclopedia.aanswer(known.question, known.memories)).text == known.answer
 
 
-def test_closing_a_stream_in_the_middle(pocket: ClaraEngine, known: Known) -> None:
-    with pocket.stream(known.question, known.memories, citations=True) as stream:
+def test_closing_a_stream_in_the_middle(encyclopedia: ClaraEngine, known: Known) -> None:
+    with encyclopedia.stream(known.question, known.memories, citations=True) as stream:
         next(stream)
-    assert isinstance(pocket.answer(known.question, known.memories, citations=True), Answer)
+    assert isinstance(encyclopedia.answer(known.question, known.memories, citations=True), Answer)

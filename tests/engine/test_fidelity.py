@@ -65,18 +65,18 @@ def test_losses_are_those_of_the_plain_twin(tiny: Tiny) -> None:
     assert {"1907", "214"} <= {span.text for span in found.spans}
 
 
-async def test_the_bundled_model_keeps_its_own_text_best() -> None:
-    pocket: ClaraEngine
+async def test_a_trained_model_keeps_its_own_text_best() -> None:
+    encyclopedia: ClaraEngine
     known: Known
-    pocket, known = find_known()
-    right = pocket.fidelity(known.memories)
+    encyclopedia, known = find_known()
+    right = encyclopedia.fidelity(known.memories)
     swapped = [
         replace(one, tokens=other.tokens[:1].expand(one.n_windows, -1, -1).contiguous())
         for one, other in zip(known.memories, known.memories[1:] + known.memories[:1], strict=True)
     ]
-    wrong = pocket.fidelity(swapped)
+    wrong = encyclopedia.fidelity(swapped)
     assert all(one.loss < other.loss for one, other in zip(right, wrong, strict=True))
-    assert await pocket.afidelity(known.memories) == right
-    assert pocket.fidelity([]) == []
-    [empty] = pocket.fidelity(pocket.compress([""]))
+    assert await encyclopedia.afidelity(known.memories) == right
+    assert encyclopedia.fidelity([]) == []
+    [empty] = encyclopedia.fidelity(encyclopedia.compress([""]))
     assert empty.spans == ()

@@ -90,12 +90,12 @@ def test_special_tokens_in_a_text_are_text(engine: ClaraEngine) -> None:
     assert sum(request.slots) == engine.n_mem
 
 
-def test_a_checkpoint_that_was_not_taught_refuses(tiny: Tiny, engine: ClaraEngine, pocket: ClaraEngine) -> None:
-    memories = pocket.remember(PASSAGES[:2])
+def test_a_checkpoint_that_was_not_taught_refuses(tiny: Tiny, engine: ClaraEngine, encyclopedia: ClaraEngine) -> None:
+    memories = encyclopedia.remember(PASSAGES[:2])
     with pytest.raises(CheckpointError, match="was not trained to read text beside memories"):
-        pocket.answer(QUESTION, memories, as_text=[0])
+        encyclopedia.answer(QUESTION, memories, as_text=[0])
     with pytest.raises(CheckpointError, match="was not trained to read text beside memories"):
-        next(iter(pocket.stream(QUESTION, memories, as_text=[0])))
+        next(iter(encyclopedia.stream(QUESTION, memories, as_text=[0])))
     memories = engine.remember(PASSAGES[:2])
     for wrong, error, match in (
         ({"as_text": [2]}, ValueError, r"as_text must name documents from 0 to 1, got \[2\]"),

@@ -29,9 +29,9 @@ def engine(tiny: Tiny) -> ClaraEngine:
 
 
 def test_a_sound_answer_is_not_read_again() -> None:
-    pocket, known = find_known()
+    encyclopedia, known = find_known()
     asked = (known.question, known.memories)
-    once, again = pocket.answer(*asked, citations=True), pocket.answer(*asked, citations=True, read="again")
+    once, again = encyclopedia.answer(*asked, citations=True), encyclopedia.answer(*asked, citations=True, read="again")
     assert again == once
     assert (again.reading, again.judged_tokens) == ("memory", once.judged_tokens)
 
@@ -56,19 +56,19 @@ def test_doubt_leads_to_the_best_ranked_document(engine: ClaraEngine) -> None:
 
 
 def test_what_is_taken_stands_in_the_text_and_is_more_probable() -> None:
-    pocket, _ = find_known()
+    encyclopedia, _ = find_known()
     corpus = make_corpus(random.Random(5), 12, split="test", words=(20, 80), questions_per_passage=2, two_passage=0.0)
-    memories = pocket.remember([passage.text for passage in corpus.passages])
+    memories = encyclopedia.remember([passage.text for passage in corpus.passages])
     for asked in corpus.questions:
-        scores = pocket.score([asked.text], memories)[0]
+        scores = encyclopedia.score([asked.text], memories)[0]
         few = [memories[at] for at in scores.argsort(descending=True)[:5].tolist()]
         once, again = (
-            pocket.answer(asked.text, few, citations=True, logprobs=True, read=r) for r in ("memory", "again")
+            encyclopedia.answer(asked.text, few, citations=True, logprobs=True, read=r) for r in ("memory", "again")
         )
         if again.reading == "again":
             assert stands_in(again.text, few[0].text)
             assert sum(one.logprob for one in again.logprobs) > sum(one.logprob for one in once.logprobs)
-            assert again.memory_tokens == few[0].n_windows * pocket.n_mem
+            assert again.memory_tokens == few[0].n_windows * encyclopedia.n_mem
             assert [one.document for one in again.citations] == [0] * len(again.citations)
             assert again.attribution[1:] == (0.0,) * 4
         else:

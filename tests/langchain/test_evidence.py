@@ -24,8 +24,10 @@ def documents(known: Known) -> list[Document]:
     ]
 
 
-def test_citations_are_annotations_of_the_text(pocket: ClaraEngine, known: Known, documents: list[Document]) -> None:
-    message = ChatClara(engine=pocket, citations=True).invoke(known.question, documents=documents)
+def test_citations_are_annotations_of_the_text(
+    encyclopedia: ClaraEngine, known: Known, documents: list[Document]
+) -> None:
+    message = ChatClara(engine=encyclopedia, citations=True).invoke(known.question, documents=documents)
     assert message.content == known.answer
     [block] = message.content_blocks
     assert (block["type"], block["text"]) == ("text", known.answer)
@@ -48,8 +50,8 @@ def test_citations_are_annotations_of_the_text(pocket: ClaraEngine, known: Known
     assert loads(dumps(message), allowed_objects="core").content_blocks == message.content_blocks
 
 
-def test_the_documents_that_were_cited(pocket: ClaraEngine, known: Known, documents: list[Document]) -> None:
-    message = ChatClara(engine=pocket).invoke(known.question, documents=documents, citations=True)
+def test_the_documents_that_were_cited(encyclopedia: ClaraEngine, known: Known, documents: list[Document]) -> None:
+    message = ChatClara(engine=encyclopedia).invoke(known.question, documents=documents, citations=True)
     [first] = cited_documents(message, documents)
     assert (first.id, first.page_content) == (str(known.gold), known.texts[known.gold])
     assert first.metadata["citation_score"] == message.response_metadata["citations"][0]["score"]
@@ -60,16 +62,18 @@ def test_the_documents_that_were_cited(pocket: ClaraEngine, known: Known, docume
         cited_documents(message, documents[:1])
 
 
-def test_off_the_message_is_what_it_was(pocket: ClaraEngine, known: Known, documents: list[Document]) -> None:
-    message = ChatClara(engine=pocket).invoke(known.question, documents=documents)
+def test_off_the_message_is_what_it_was(encyclopedia: ClaraEngine, known: Known, documents: list[Document]) -> None:
+    message = ChatClara(engine=encyclopedia).invoke(known.question, documents=documents)
     new = {"logprobs", "citations", "confidence", "calibrated", "checks", "abstained", "draft", "reading"}
     assert not new & message.response_metadata.keys()
     assert all("score" not in document for document in message.response_metadata["documents"])
     assert message.content_blocks == [{"type": "text", "text": known.answer}]
 
 
-def test_log_probabilities_in_the_shape_of_openai(pocket: ClaraEngine, known: Known, documents: list[Document]) -> None:
-    llm = ChatClara(engine=pocket, logprobs=True, top_logprobs=2)
+def test_log_probabilities_in_the_shape_of_openai(
+    encyclopedia: ClaraEngine, known: Known, documents: list[Document]
+) -> None:
+    llm = ChatClara(engine=encyclopedia, logprobs=True, top_logprobs=2)
     message = llm.invoke(known.question, documents=documents)
     logged = message.response_metadata["logprobs"]
     assert logged["refusal"] is None
@@ -84,8 +88,10 @@ def test_log_probabilities_in_the_shape_of_openai(pocket: ClaraEngine, known: Kn
     assert streamed.content == known.answer
 
 
-async def test_a_stream_has_its_evidence_once(pocket: ClaraEngine, known: Known, documents: list[Document]) -> None:
-    llm = ChatClara(engine=pocket, citations=True, min_confidence=0.0)
+async def test_a_stream_has_its_evidence_once(
+    encyclopedia: ClaraEngine, known: Known, documents: list[Document]
+) -> None:
+    llm = ChatClara(engine=encyclopedia, citations=True, min_confidence=0.0)
     whole = await llm.ainvoke(known.question, documents=documents)
     merged = None
     async for chunk in llm.astream(known.question, documents=documents):
@@ -99,9 +105,9 @@ async def test_a_stream_has_its_evidence_once(pocket: ClaraEngine, known: Known,
     assert [one.response_metadata["citations"] for one in batch] == [expected] * 2
 
 
-def test_what_is_withheld_is_a_draft(pocket: ClaraEngine, known: Known, documents: list[Document]) -> None:
-    pocket.warned_uncalibrated = True  # whether it warns is tested elsewhere
-    llm = ChatClara(engine=pocket, citations=True, min_confidence=1.0)
+def test_what_is_withheld_is_a_draft(encyclopedia: ClaraEngine, known: Known, documents: list[Document]) -> None:
+    encyclopedia.warned_uncalibrated = True  # whether it warns is tested elsewhere
+    llm = ChatClara(engine=encyclopedia, citations=True, min_confidence=1.0)
     message = llm.invoke(known.question, documents=documents)
     assert message.content == "I am not sure enough to answer."
     assert message.response_metadata["draft"] == known.answer
@@ -109,9 +115,9 @@ def test_what_is_withheld_is_a_draft(pocket: ClaraEngine, known: Known, document
     assert message.content_blocks == [{"type": "text", "text": message.content}]
 
 
-def test_the_cache_tells_options_apart(pocket: ClaraEngine, known: Known, documents: list[Document]) -> None:
+def test_the_cache_tells_options_apart(encyclopedia: ClaraEngine, known: Known, documents: list[Document]) -> None:
     cache = InMemoryCache()
-    plain, cited = (ChatClara(engine=pocket, cache=cache, citations=citations) for citations in (False, True))
+    plain, cited = (ChatClara(engine=encyclopedia, cache=cache, citations=citations) for citations in (False, True))
     assert plain._identifying_params != cited._identifying_params
     assert "citations" not in plain.invoke(known.question, documents=documents).response_metadata
     first = cited.invoke(known.question, documents=documents)
@@ -122,9 +128,9 @@ def test_the_cache_tells_options_apart(pocket: ClaraEngine, known: Known, docume
     assert called.response_metadata["reading"] in ("memory", "again")
 
 
-def test_what_cannot_be_is_refused(pocket: ClaraEngine) -> None:
+def test_what_cannot_be_is_refused(encyclopedia: ClaraEngine) -> None:
     for options in ({"top_logprobs": 21}, {"min_confidence": 1.5}, {"read": "twice"}):
         with pytest.raises(ValueError, match=next(iter(options))):
-            ChatClara(engine=pocket, **options)
+            ChatClara(engine=encyclopedia, **options)
     with pytest.raises(ValueError, match="needs logprobs=True"):
-        ChatClara(engine=pocket, top_logprobs=2).invoke("When?")
+        ChatClara(engine=encyclopedia, top_logprobs=2).invoke("When?")

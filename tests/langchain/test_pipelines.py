@@ -77,7 +77,8 @@ def llm(model):
 
 @pytest.fixture
 def retriever(model):
-    return ClaraRetriever.from_documents(PASSAGES, model=model, k=3)
+    """By memory alone, as the engine ranks."""
+    return ClaraRetriever.from_documents(PASSAGES, model=model, k=3, mode="memory")
 
 
 def best(engine, question=QUESTION, passages=PASSAGES):
@@ -436,7 +437,7 @@ def test_other_stores_rank_as_the_engine_does(engine, llm, model, make, dimensio
         expected = best(engine)
     else:
         short = ClaraVectorStore.from_documents(PASSAGES, embeddings)
-        expected = ids(short.similarity_search(QUESTION, k=5))
+        expected = ids(short.similarity_search(QUESTION, k=5, mode="memory"))
     assert found == [next(p.page_content for p in PASSAGES if p.id == id_) for id_ in expected]
     # Its documents are read by the chat model as any others: memory is found by the text.
     documents = store.as_retriever(search_kwargs={"k": 2}).invoke(QUESTION)

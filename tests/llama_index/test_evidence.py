@@ -18,8 +18,8 @@ def nodes(known: Known) -> list[NodeWithScore]:
     return [NodeWithScore(node=TextNode(text=text, id_=f"node-{at}"), score=0.5) for at, text in enumerate(known.texts)]
 
 
-def test_log_probabilities_stand_with_their_tokens(pocket: ClaraEngine, known: Known) -> None:
-    llm = ClaraLLM(engine=pocket).reading(known.texts)
+def test_log_probabilities_stand_with_their_tokens(encyclopedia: ClaraEngine, known: Known) -> None:
+    llm = ClaraLLM(engine=encyclopedia).reading(known.texts)
     completion = llm.complete(known.question, logprobs=True, top_logprobs=2)
     assert b"".join(bytes(token[0].bytes) for token in completion.logprobs).decode() == known.answer
     assert {len(token) for token in completion.logprobs} == {3}
@@ -30,8 +30,8 @@ def test_log_probabilities_stand_with_their_tokens(pocket: ClaraEngine, known: K
     assert llm.complete(known.question).logprobs is None
 
 
-async def test_citations_are_blocks_behind_the_text(pocket: ClaraEngine, known: Known) -> None:
-    llm = ClaraLLM(engine=pocket, citations=True).reading(known.texts)
+async def test_citations_are_blocks_behind_the_text(encyclopedia: ClaraEngine, known: Known) -> None:
+    llm = ClaraLLM(engine=encyclopedia, citations=True).reading(known.texts)
     for response in (
         llm.chat([ChatMessage(content=known.question)]),
         await llm.achat([ChatMessage(content=known.question)]),
@@ -47,26 +47,28 @@ async def test_citations_are_blocks_behind_the_text(pocket: ClaraEngine, known: 
         assert quoted == block.cited_content.text
         assert response.raw["checks"] == {"cited_first": True, "verbatim": True, "grounded": True}
         json.dumps(response.raw)
-    plain = ClaraLLM(engine=pocket).reading(known.texts).chat([ChatMessage(content=known.question)])
+    plain = ClaraLLM(engine=encyclopedia).reading(known.texts).chat([ChatMessage(content=known.question)])
     assert len(plain.message.blocks) == 1
     assert "citations" not in plain.raw
 
 
-def test_the_synthesizer_says_which_node(pocket: ClaraEngine, known: Known, nodes: list[NodeWithScore]) -> None:
+def test_the_synthesizer_says_which_node(encyclopedia: ClaraEngine, known: Known, nodes: list[NodeWithScore]) -> None:
     empty = NodeWithScore(node=TextNode(text="  ", id_="empty"))
-    response = ClaraSynthesizer(engine=pocket, citations=True).synthesize(known.question, [empty, *nodes])
+    response = ClaraSynthesizer(engine=encyclopedia, citations=True).synthesize(known.question, [empty, *nodes])
     assert str(response) == known.answer
     [citation] = response.metadata["clara"]["citations"]
     assert citation["node_id"] == f"node-{known.gold}"
     assert known.answer in citation["text"]
     assert [one.node.node_id for one in response.source_nodes] == ["empty", *(f"node-{at}" for at in range(4))]
     assert all(one.node.metadata == {} for one in nodes)
-    off = ClaraSynthesizer(engine=pocket).synthesize(known.question, nodes)
+    off = ClaraSynthesizer(engine=encyclopedia).synthesize(known.question, nodes)
     assert "clara" not in off.metadata
 
 
-async def test_only_cited_sources_and_marks(pocket: ClaraEngine, known: Known, nodes: list[NodeWithScore]) -> None:
-    synthesizer = ClaraSynthesizer(engine=pocket, sources="cited", inline_citations=True)
+async def test_only_cited_sources_and_marks(
+    encyclopedia: ClaraEngine, known: Known, nodes: list[NodeWithScore]
+) -> None:
+    synthesizer = ClaraSynthesizer(engine=encyclopedia, sources="cited", inline_citations=True)
     for response in (
         synthesizer.synthesize(known.question, nodes),
         await synthesizer.asynthesize(known.question, nodes),
@@ -76,16 +78,16 @@ async def test_only_cited_sources_and_marks(pocket: ClaraEngine, known: Known, n
         assert source.score > 0.5
         assert str(response) == f"{known.answer} [1]"
     assert nodes[known.gold].score == 0.5
-    marked = ClaraSynthesizer(engine=pocket, inline_citations=True).synthesize(known.question, nodes)
+    marked = ClaraSynthesizer(engine=encyclopedia, inline_citations=True).synthesize(known.question, nodes)
     assert str(marked) == f"{known.answer} [{known.gold + 1}]"
     with pytest.raises(ValueError, match="did you mean 'cited'"):
-        ClaraSynthesizer(engine=pocket, sources="cites")
+        ClaraSynthesizer(engine=encyclopedia, sources="cites")
 
 
 async def test_a_stream_has_its_evidence_when_it_has_ended(
-    pocket: ClaraEngine, known: Known, nodes: list[NodeWithScore]
+    encyclopedia: ClaraEngine, known: Known, nodes: list[NodeWithScore]
 ) -> None:
-    synthesizer = ClaraSynthesizer(engine=pocket, citations=True, streaming=True)
+    synthesizer = ClaraSynthesizer(engine=encyclopedia, citations=True, streaming=True)
     response = synthesizer.synthesize(known.question, nodes)
     assert "clara" not in response.metadata
     assert "".join(response.response_gen) == known.answer
@@ -95,9 +97,9 @@ async def test_a_stream_has_its_evidence_when_it_has_ended(
     assert response.metadata["clara"]["citations"][0]["node_id"] == f"node-{known.gold}"
 
 
-def test_a_query_engine_withholds(pocket: ClaraEngine, known: Known, nodes: list[NodeWithScore]) -> None:
-    pocket.warned_uncalibrated = True  # whether it warns is tested elsewhere
-    retriever = ClaraRetriever.from_documents([node.node for node in nodes], engine=pocket, similarity_top_k=4)
+def test_a_query_engine_withholds(encyclopedia: ClaraEngine, known: Known, nodes: list[NodeWithScore]) -> None:
+    encyclopedia.warned_uncalibrated = True  # whether it warns is tested elsewhere
+    retriever = ClaraRetriever.from_documents([node.node for node in nodes], engine=encyclopedia, similarity_top_k=4)
     sure = ClaraQueryEngine(retriever, min_confidence=0.0).query(known.question)
     assert sure.metadata["clara"]["abstained"] is False
     assert 0 <= sure.metadata["clara"]["confidence"] <= 1

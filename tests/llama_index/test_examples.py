@@ -18,7 +18,7 @@ SAYS = {
     "llama_index_durable": "0 nodes were new or changed; the folder holds ",
     "llama_index_query_engine": "together:",
     "llama_index_rerank": "(was ",
-    "llama_index_starter": "When was Mount Masar first climbed?",
+    "llama_index_starter": "How high is the Eiffel Tower?",
     "llama_index_store": "opened again: ",
     "llama_index_with_langchain": "compressed a second time: 0 documents",
 }

@@ -12,7 +12,6 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
-from clara_core.checkpoint.hub import BUNDLED
 from llama_index_clara import (
     ClaraEmbedding,
     ClaraLLM,
@@ -23,7 +22,9 @@ from llama_index_clara import (
     ClaraSynthesizer,
     ClaraVectorStore,
 )
+from tests.engines import ENCYCLOPEDIA
 from tests.llama_index.doubles import QUESTION
+from tests.served import served
 
 HARBOUR = "The harbour was dredged in 1962."
 FILES = {
@@ -204,15 +205,15 @@ def test_an_empty_page_among_good_ones_is_kept_and_found_by_nothing(model, tmp_p
     assert [hit.node_id for hit in ClaraRetriever(store, similarity_top_k=3).retrieve(QUESTION)] == ["good"]
 
 
-@pytest.mark.skipif(not (BUNDLED["pocket"] / "config.json").is_file(), reason="the bundled model is not there")
-def test_the_program_of_the_readme_answers_rightly():
+def test_a_folder_of_files_is_answered_rightly(encyclopedia_files):
+    model = served(ENCYCLOPEDIA)
     index = VectorStoreIndex.from_documents(
-        SimpleDirectoryReader("examples/data").load_data(),
-        transformations=[ClaraNodeParser()],
-        embed_model=ClaraEmbedding(),
-        storage_context=StorageContext.from_defaults(vector_store=ClaraVectorStore()),
+        SimpleDirectoryReader(str(encyclopedia_files)).load_data(),
+        transformations=[ClaraNodeParser(model=model)],
+        embed_model=ClaraEmbedding(model=model),
+        storage_context=StorageContext.from_defaults(vector_store=ClaraVectorStore(model=model)),
     )
-    llm = ClaraLLM()
+    llm = ClaraLLM(model=model)
     # By memory alone: the words of the question stand in the passage of another mountain.
     search = {"vector_store_query_mode": "hybrid", "alpha": 1.0}
     engine = index.as_query_engine(llm=llm, response_synthesizer=ClaraSynthesizer(llm), **search)

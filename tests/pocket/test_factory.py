@@ -216,8 +216,8 @@ def test_typed_sentences_are_judged():
 
 def test_the_handbook_holds_the_answers_to_its_questions():
     entries = json.loads((HANDBOOK / "questions.json").read_text(encoding="utf-8"))
-    assert len(entries) == 8
-    assert sum(not entry["answers"] for entry in entries) == 1
+    assert len(entries) >= 20
+    assert sum(not entry["answers"] for entry in entries) == 2
     for entry in entries:
         text = "".join((HANDBOOK / "data" / name).read_text(encoding="utf-8") for name in entry["files"])
         assert bool(entry["answers"]) == bool(text)

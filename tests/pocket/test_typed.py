@@ -90,8 +90,8 @@ def test_another_half_is_refused():
         evaluate_typed.main(["pocket"], half="both")
 
 
-def test_evidence_of_the_bundled_model_on_facts_of_its_kind(pocket: ClaraEngine):
-    found = measure(pocket, typed_set("open", FACTS))
+def test_evidence_of_the_frozen_weights_on_facts_of_their_kinds(encyclopedia: ClaraEngine):
+    found = measure(encyclopedia, typed_set("open", FACTS))
     assert found.answerable >= 40
     assert found.unanswerable >= 15
     assert found.exact >= 0.5  # enough right answers to say something of

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import re
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -332,37 +327,3 @@ def test_a_batch_is_made_in_a_fraction_of_a_training_step() -> None:
 def test_impossible_wishes_are_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"passage|words|negative|kinds|syllables"):
         make_corpus(random.Random(0), **arguments)  # type: ignore[arg-type]
-
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def test_example_files_are_what_the_script_writes(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "make_data.py"), str(tmp_path / "data")]
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
-    subprocess.run(command, check=True, env=environment)
-    written = {
-        path.name: path.read_text(encoding="utf-8")
-        for path in [*(tmp_path / "data").iterdir(), tmp_path / "questions.json"]
-    }
-    kept = {
-        path.name: path.read_text(encoding="utf-8")
-        for path in [*(EXAMPLES / "data").iterdir(), EXAMPLES / "questions.json"]
-    }
-    assert written == kept
-
-
-def test_example_questions_are_answered_by_their_files() -> None:
-    data = EXAMPLES / "data"
-    lengths = sorted(len(p.read_text(encoding="utf-8").split()) for p in data.glob("*.[mt][dx]*"))
-    assert len(lengths) >= 30
-    assert lengths[-4] > 350
-    questions = json.loads((EXAMPLES / "questions.json").read_text(encoding="utf-8"))
-    assert len(questions) == 12
-    assert sum(len(entry["files"]) == 2 for entry in questions) == 3
-    for entry in questions:
-        texts = [(data / name).read_text(encoding="utf-8") for name in entry["files"]]
-        parts = entry["answer"].split(" and ") if len(texts) == 2 else [entry["answer"]]
-        assert all(any(part in text for text in texts) for part in parts), entry
-        invented = words_of(" ".join(texts)) - VOCABULARY
-        assert words_of(entry["question"]) - VOCABULARY <= invented

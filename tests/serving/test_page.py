@@ -17,6 +17,7 @@ from clara_core import ClaraEngine, MemoryStore
 from clara_core.common.errors import StoreError
 from clara_core.engine.evidence import Citation
 from clara_core.engine.sampling import Answer, Chunk
+from tests.engines import ENCYCLOPEDIA
 from tests.serving.browser import Browser, chromium
 from tests.serving.servers import Running, running
 
@@ -89,6 +90,17 @@ def test_the_page_and_its_parts_are_served_with_a_policy(server: Running):
 
 
 @pytest.fixture(scope="module")
+def local() -> ClaraEngine:
+    return ClaraEngine.from_pretrained(ENCYCLOPEDIA)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running(options={"model": ENCYCLOPEDIA}) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     with chromium(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
@@ -109,7 +121,7 @@ def shelf(tmp_path_factory, local: ClaraEngine):
     folder = tmp_path_factory.mktemp("store")
     metadata = [{"title": HOSTILE[1]}, {"file": "bridge.txt", "source": "/srv"}, {"title": HOSTILE[2]}]
     MemoryStore.open(str(folder), local).add([*DOCUMENTS, HOSTILE[0]], metadata)
-    with running(stores={"handbook": str(folder)}) as server:
+    with running(options={"model": ENCYCLOPEDIA}, stores={"handbook": str(folder)}) as server:
         yield server
 
 
@@ -154,15 +166,16 @@ def test_an_answer_is_that_of_the_engine_with_its_source(server: Running, browse
     assert browser.driver.current_url.endswith("#source-1")
 
 
-def test_the_example_is_answered_from_what_it_holds(server: Running, browser: Browser):
-    browser.ready(server.url)
-    browser["example"].click()
-    assert not browser["example"].is_displayed()
-    assert browser["count"].text == "3 documents"
-    browser["question"].send_keys(Keys.ENTER)
-    browser.until(lambda: browser["answer"].text and not browser.busy)
-    assert browser["answer"].text.startswith("pumps, stoves and bells")
-    assert len(browser.all("#sources li")) == 1
+def test_the_example_is_answered_by_the_bundled_model(browser: Browser):
+    with running() as server:
+        browser.ready(server.url)
+        browser["example"].click()
+        assert not browser["example"].is_displayed()
+        assert browser["count"].text == "3 documents"
+        browser["question"].send_keys(Keys.ENTER)
+        browser.until(lambda: browser["answer"].text and not browser.busy)
+        assert browser["answer"].text.startswith("330 metres")
+        assert len(browser.all("#sources li")) == 1
 
 
 def test_a_store_is_asked_and_its_hostile_titles_are_text(shelf: Running, browser: Browser):
@@ -309,7 +322,7 @@ def test_refusals_are_said_in_words(browser: Browser, monkeypatch):
 def test_a_key_is_asked_for_and_kept_in_memory_alone(browser: Browser, tmp_path):
     path = tmp_path / "keys"
     path.write_text(KEY)
-    with running(key_file=path) as server:
+    with running(options={"model": ENCYCLOPEDIA}, key_file=path) as server:
         assert httpx.get(server.url).status_code == 401
         browser.ready(server.url.replace("//", f"//anybody:{KEY}@"))
         assert not browser["key-form"].is_displayed()

@@ -18,7 +18,7 @@ import torch
 from clara_core import MemoryStore
 from clara_core.engine.options import EngineArguments
 from clara_core.store.bulk import Columns, compress_dataset
-from tests.langchain.data import bundled_or_tiny
+from tests.engines import ENCYCLOPEDIA
 from tools.pocket_factory.world import make_corpus
 
 pytestmark = pytest.mark.ray
@@ -62,7 +62,7 @@ def alone(source, tmp_path_factory):
 
 
 def arguments():
-    return EngineArguments(model=bundled_or_tiny())
+    return EngineArguments(model=ENCYCLOPEDIA)
 
 
 def workers():

@@ -1,4 +1,4 @@
-"""The harbour gazette: another world than that of the bundled model, and training data made of its texts alone."""
+"""The harbour gazette: another world than that of the weights it starts from, and training data of its texts alone."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from examples.domain.grammar import read_entry
 from examples.domain.language import FIRST, KINDS, LAST
 from examples.domain.make_domain import LONGEST, SHORTEST, UNSEEN, make_domain, write_domain
 from examples.domain.templated_llm import templated_llm
+from tests.engines import ENCYCLOPEDIA
 from tools.pocket_factory.world import KINDS as OLD_KINDS
 from tools.pocket_factory.world import RELATIONS as OLD_RELATIONS
 from tools.pocket_factory.world import SYLLABLES, make_corpus
@@ -58,7 +59,7 @@ def test_passages_have_the_promised_lengths_and_shares(domain):
     assert sum(not document.seen for document in domain.documents) == UNSEEN * 300
 
 
-def test_nothing_of_it_is_in_the_world_of_the_bundled_model(domain):
+def test_nothing_of_it_is_in_the_world_of_the_weights_it_starts_from(domain):
     assert not {kind.name for kind in KINDS} & set(OLD_KINDS)
     assert not {relation.name for relation in RELATIONS} & set(OLD_RELATIONS)
     old = {text for relation in OLD_RELATIONS.values() for text in (*relation.says, *relation.asks)}
@@ -190,13 +191,13 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
-    plan = Plan(tmp_path_factory.mktemp("domain"), passages=15, replay=12, measured=26, changes=CHANGES)
+    plan = Plan(tmp_path_factory.mktemp("domain"), ENCYCLOPEDIA, passages=15, replay=12, measured=26, changes=CHANGES)
     return plan, run(plan)
 
 
 def test_a_run_of_one_step_a_stage_ends_in_a_checkpoint_and_figures(tmp_path, capsys):
     changes = {stage: ["steps=1", "batch_size=2"] for stage in CHANGES}
-    plan = Plan(tmp_path, passages=10, replay=12, measured=26, changes=changes)
+    plan = Plan(tmp_path, ENCYCLOPEDIA, passages=10, replay=12, measured=26, changes=changes)
     result = run(plan)
     assert [len(losses(plan, stage, "norm")) for stage in CHANGES] == [1] * len(CHANGES)
     assert json.loads((plan.out / "result.json").read_text()) == result
@@ -239,7 +240,7 @@ def test_the_result_is_a_checkpoint_that_answers_in_the_new_words(adapted):
     engine = ClaraEngine.from_pretrained(result["checkpoint"])
     lines = over_corpus(read_questions(plan.out / "data" / "held_out.jsonl"))
     said = engine.answer_batch([(line.question, engine.remember(line.docs[:1])) for line in lines], max_tokens=8)
-    old = ClaraEngine.from_pretrained("pocket")
+    old = ClaraEngine.from_pretrained(ENCYCLOPEDIA)
     before = old.answer_batch([(line.question, old.remember(line.docs[:1])) for line in lines], max_tokens=8)
     assert [one.text for one in said] != [one.text for one in before]
     engine.unload()

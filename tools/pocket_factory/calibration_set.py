@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.pocket_tasks import DOCUMENTS, make_world
+from benchmarks.encyclopedia_tasks import DOCUMENTS, make_world
 from clara_core import ClaraEngine
 from clara_core.data.examples import RetrievalLine
 from clara_core.data.jsonl import write_lines

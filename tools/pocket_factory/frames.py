@@ -60,6 +60,8 @@ def read_frames(folder: Path) -> list[Frame]:
             if not line or line.startswith("#"):
                 continue
             if head := re.fullmatch(r"\[(.+?)\] X=(\w+) it=(.*)", line):
+                if any(frame.name == head[1] for frame in frames):
+                    raise ValueError(f"{file}: a frame [{head[1]}] stands before")
                 frames.append(Frame(head[1], head[2], [p for p in head[3].split("|") if p]))
             elif line.startswith("- "):
                 frames[-1].blocks.append(Block([s.strip().replace("\\n", "\n") for s in line[2:].split(" | ")]))

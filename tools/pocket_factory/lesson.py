@@ -17,6 +17,7 @@ from tools.pocket_factory.forms import letter, questions_and_answers, shortened
 from tools.pocket_factory.frames import Frames, Made, read_frames
 from tools.pocket_factory.prose import Prose
 from tools.pocket_factory.relations import Relations
+from tools.pocket_factory.told import Told
 from tools.pocket_factory.values import Pools
 from tools.pocket_factory.words import Words, content, go_on, keywords
 from tools.pocket_factory.world import Corpus, Passage
@@ -107,6 +108,7 @@ class Lesson:
         self.situations = {frame.name for frame in self.frames.frames}
         self.events = Events(self.pools)
         self.relations = Relations(self.pools)
+        self.told = Told(work, self.pools)
         self.words = Words(self.pools, self.prose)
         self.seed = seed
 
@@ -144,7 +146,7 @@ class Lesson:
             return self.frames.make(rng)
         if sort == "event":
             return self.events.make(rng)
-        return self.relations.make(rng)
+        return self.told.make(rng) if sort == "told" else self.relations.make(rng)
 
     def another_sentence(self, rng: random.Random) -> str:
         """A sentence about something else."""

@@ -1,4 +1,4 @@
-"""What a model in training says to everyday questions: over typed sentences, and over a small handbook of files.
+"""What a model in training says to everyday questions: over typed sentences, and over the handbook of the examples.
 
 python -m tools.pocket_factory.look CHECKPOINT
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from clara_core import ClaraEngine
 from clara_core.data.documents import cut_passages, read_folder
 
-HANDBOOK = Path(__file__).parent / "handbook"
+HANDBOOK = Path(__file__).parents[2] / "examples"
 READ = 5  # passages of the handbook that are read for an answer
 REFUSAL = "the documents do not say"
 

@@ -1,6 +1,7 @@
 """Values of every sort that a text may name: people, places, things, numbers, times, codes. All by chance.
 
-The sorts stand in ``sorts.txt``; what a pattern cannot say is a method here.
+The sorts stand in ``sorts.txt``, those of a file of frames beside it (``frames/*.sorts``); what a pattern cannot
+say is a method here.
 """
 
 from __future__ import annotations
@@ -73,7 +74,14 @@ class Pools:
 
     def __init__(self, lists: dict[str, Any]) -> None:
         self.lists = lists
-        self.words, self.patterns = read_sorts(Path(__file__).parent / "sorts.txt")
+        here = Path(__file__).parent
+        self.words, self.patterns = read_sorts(here / "sorts.txt")
+        for file in sorted((here / "frames").glob("*.sorts")):
+            words, patterns = read_sorts(file)
+            if twice := (words.keys() | patterns.keys()) & (self.words.keys() | self.patterns.keys()):
+                raise ValueError(f"{file}: {', '.join(sorted(twice))} stands in another file, too")
+            self.words |= words
+            self.patterns |= patterns
         self.words |= {
             "city": lists["cities"],
             "country": lists["countries"],

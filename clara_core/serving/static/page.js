@@ -7,11 +7,11 @@ const SHOWN = 600; // characters from which a source is shortened
 const AROUND = 240; // characters shown around a citation
 
 const EXAMPLE = {
-  question: "What does Galsena Instruments produce?",
+  question: "How high is the Eiffel Tower?",
   documents: [
-    "Galsena Instruments produces pumps, stoves and bells. It was set up by Solmo Tarzor and founded in 1690.",
-    "Fesunrin Bridge is made of white marble and rests on 3 arches. It is the work of Karin Vofal.",
-    "The Battle of Yelvar Ford ended in a victory for Lanbin. The site of the battle lies near Masar.",
+    "The Eiffel Tower in Paris was built in 1889. It is 330 metres high.",
+    "Tower Bridge in London was opened in 1894. It is 244 metres long.",
+    "The ferry to Heron Island takes 12 minutes. A return ticket costs 6 euros.",
   ],
 };
 

@@ -1,4 +1,4 @@
-"""Tasks for measuring the bundled model: a held-out corpus, rankings of it, and documents to read for a question."""
+"""Tasks of the invented encyclopedia: its weights, a held-out corpus, rankings, documents for each question."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import exact_match
 from tools.pocket_factory.world import RELATIONS, Question, make_corpus
 
+ENCYCLOPEDIA = str(Path(__file__).parents[1] / "tests" / "data" / "encyclopedia")
 SEED = 2024
 DOCUMENTS = 5  # documents read for a question
 MAX_TOKENS = 64
