@@ -36,7 +36,7 @@ class ClaraCrossEncoder(EngineFields, BaseCrossEncoder):
 
     Usage:
         ```python
-        encoder.score([("When was the bridge opened?", "Tolmet Bridge was opened in 1907.")])
+        encoder.score([("When was the bridge opened?", "The stone bridge was opened in 1907.")])
         reranker = CrossEncoderReranker(model=encoder, top_n=3)
         ```
     """

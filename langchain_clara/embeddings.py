@@ -46,13 +46,13 @@ class ClaraEmbeddings(EngineFields, Embeddings):
 
     Embed:
         ```python
-        embeddings.embed_documents(["Tolmet Bridge was opened in 1907."])
-        embeddings.embed_query("When was Tolmet Bridge opened?")
+        embeddings.embed_documents(["The stone bridge was opened in 1907."])
+        embeddings.embed_query("When was the stone bridge opened?")
         ```
 
     Async:
         ```python
-        await embeddings.aembed_query("When was Tolmet Bridge opened?")
+        await embeddings.aembed_query("When was the stone bridge opened?")
         ```
 
     A text has one vector as a document and another one as a question: use a separate cache of embeddings for each.

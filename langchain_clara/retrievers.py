@@ -52,7 +52,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
     Instantiate:
         ```python
         retriever = ClaraRetriever.from_documents(documents, model="pocket", k=4)
-        retriever = ClaraRetriever.from_texts(["Tolmet Bridge was opened in 1907."], model="pocket")
+        retriever = ClaraRetriever.from_texts(["The stone bridge was opened in 1907."], model="pocket")
         retriever = ClaraRetriever(vectorstore=store, k=4)
         retriever = ClaraRetriever.from_retriever(bm25, k=4, base_weight=0.5)  # reranks the candidates of any other
         ```

@@ -63,8 +63,8 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     Example:
         ```python
         llm = ClaraLLM(model="pocket", max_tokens=64)
-        llm.complete("Who designed Tolmet Bridge?").text
-        llm.reading(nodes).complete("Who designed Tolmet Bridge?").text
+        llm.complete("When was the bridge opened?").text
+        llm.reading(nodes).complete("When was the bridge opened?").text
         ```
     """
 

@@ -39,7 +39,7 @@ class ClaraQueryEngine(RetrieverQueryEngine):
         ```python
         retriever = ClaraRetriever.from_documents(documents, model="pocket", similarity_top_k=20)
         engine = ClaraQueryEngine(retriever, node_postprocessors=[ClaraRerank(model="pocket")])
-        print(engine.query("Who designed Tolmet Bridge?"))
+        print(engine.query("When was the bridge opened?"))
         ```
     """
 

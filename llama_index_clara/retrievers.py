@@ -55,7 +55,7 @@ class ClaraRetriever(BaseRetriever):
     Example:
         ```python
         retriever = ClaraRetriever.from_documents(documents, model="pocket", similarity_top_k=5)
-        retriever.retrieve("Who designed Tolmet Bridge?")
+        retriever.retrieve("When was the bridge opened?")
         ```
     """
 

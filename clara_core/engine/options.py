@@ -22,8 +22,8 @@ from clara_core.common.suggest import nearest, refuse_unknown
 
 DEFAULT_MODEL: Final = "pocket"
 DEFAULT_MODEL_IS: Final = (
-    "a small bundled model for trying things out: it reads short English passages of one invented encyclopedia and "
-    "knows nothing else"
+    "a small bundled model for trying things out: it reads short passages of plain English and answers about half of "
+    "everyday questions rightly"
 )
 
 CHOICES: Final[dict[str, tuple[str | None, ...]]] = {

@@ -11,6 +11,7 @@ import torch
 from clara_core import ClaraEngine
 from clara_core.engine.options import EngineArguments
 from clara_core.model.int8_linear import Int8Linear
+from tests.engines import ENCYCLOPEDIA
 
 TEXTS = ["Weldenia is a genus of flowering plants from Mexico.", "Hagsatera is a genus of orchids."]
 
@@ -43,8 +44,8 @@ def test_unknown_quantization_names_the_nearest() -> None:
 
 def test_int8_on_a_processor_answers_like_the_exact_model_and_takes_less() -> None:
     texts = [*TEXTS, "The lighthouse of Marrow Bay was built in 1871 by Ada Finch."] * 4
-    exact = ClaraEngine.from_pretrained("pocket", device="cpu")
-    engine = ClaraEngine.from_pretrained("pocket", device="cpu", quantization="int8")
+    exact = ClaraEngine.from_pretrained(ENCYCLOPEDIA, device="cpu")
+    engine = ClaraEngine.from_pretrained(ENCYCLOPEDIA, device="cpu", quantization="int8")
     memories, wanted = engine.compress(texts), exact.compress(texts)
     for memory, other in zip(memories, wanted, strict=True):
         assert float(torch.cosine_similarity(memory.tokens.flatten(), other.tokens.flatten(), dim=0)) > 0.999

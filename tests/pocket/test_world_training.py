@@ -131,7 +131,7 @@ LESSONS = ("base", "stage1", "stage1_2", "stage1_2_namesakes", "stage2_pretrain_
 
 
 def tiny_config(out: Path, steps: int = 2, names: Sequence[str] = LESSONS, **given: Any) -> WorldConfig:
-    """Lessons of the bundled model, short and over small worlds."""
+    """Lessons of the encyclopedia, short and over small worlds."""
     config = WorldConfig.read(CONFIG_FILE, out=out, tensorboard=False, seed=5)
     lessons = {
         stage.name: config.lessons[stage.name]
@@ -160,7 +160,7 @@ def test_tokenizers_are_written_for_every_version_of_transformers(name: str, req
 
 
 @pytest.mark.heavy
-def test_every_lesson_of_the_bundled_model_runs(tmp_path: Path) -> None:
+def test_every_lesson_of_the_encyclopedia_runs(tmp_path: Path) -> None:
     names = list(WorldConfig.read(CONFIG_FILE).lessons)
     train_world(tiny_config(tmp_path, steps=1, names=names))
     assert [line["stage"] for line in metrics(tmp_path)] == names

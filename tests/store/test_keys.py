@@ -73,7 +73,7 @@ def test_scores_are_cosines_within_the_error_that_is_told(length, dtype):
 
 
 def test_questions_that_share_nothing_with_documents():
-    """So it is with the bundled model: what documents have in common, questions do not have."""
+    """So it is with a trained model: what documents have in common, questions do not have."""
     documents, questions = memories(100), torch.randn(40, 16, 256, generator=torch.Generator().manual_seed(7))
     key = Key(4096, 512).fitted(documents)
     error = estimates(key, questions, documents) - cosines(questions, documents)

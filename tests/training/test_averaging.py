@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from clara_core import CheckpointError, ClaraEngine
-from clara_core.checkpoint.hub import BUNDLED
 from clara_core.checkpoint.io import read_checkpoint
 from clara_core.training import average
+from tests.engines import ENCYCLOPEDIA
 from tests.tiny import build
 
 
@@ -34,13 +34,13 @@ def test_every_weight_lies_between(two: tuple[Path, Path], tmp_path: Path, share
 
 
 def test_base_and_card_go_along_and_an_engine_opens_it(tmp_path: Path) -> None:
-    pocket = BUNDLED["pocket"]
-    middle = average(pocket, pocket, 0.25, tmp_path / "middle")
+    given = Path(ENCYCLOPEDIA)
+    middle = average(given, given, 0.25, tmp_path / "middle")
     card = (middle / "README.md").read_text(encoding="utf-8")
-    assert card.startswith((pocket / "README.md").read_text(encoding="utf-8"))
-    assert f"0.25 of these weights and 0.75 of those of `{pocket}`" in card
+    assert card.startswith((given / "README.md").read_text(encoding="utf-8"))
+    assert f"0.25 of these weights and 0.75 of those of `{given}`" in card
     texts = ["The bridge was opened in 1907."]
-    engines = [ClaraEngine.from_pretrained(str(folder), device="cpu") for folder in (pocket, middle)]
+    engines = [ClaraEngine.from_pretrained(str(folder), device="cpu") for folder in (given, middle)]
     one, other = (engine.compress(texts)[0].tokens for engine in engines)
     assert torch.allclose(one, other, atol=1e-5)
 
