@@ -34,7 +34,7 @@ from langchain_clara import ChatClara, ClaraVectorStore, create_clara_documents_
 
 DATA = Path(__file__).parent / "data"
 Chain = Runnable[dict[str, Any], dict[str, Any]]  # {"input"} -> {"input", "context", "answer"}
-QUESTIONS = ("What is the price of a return ticket?", "How high is the Eiffel Tower?")
+QUESTIONS = ("When does the pottery course begin?", "How high is the Eiffel Tower?")
 PROMPT = ChatPromptTemplate.from_messages([("system", "Answer from: {context}"), ("human", "{input}")])
 
 
