@@ -1,7 +1,8 @@
 """Domain adaptation from beginning to end: `make domain-demo`.
 
-A collection of passages that the bundled model understands badly (another world: other kinds of things, relations,
-phrasings and names) becomes training data, the model learns from it in four stages, and is measured before and after:
+A collection of passages that the weights of the encyclopedia understand badly (another world: other kinds of things,
+relations, phrasings and names) becomes training data; the model learns from it in four stages and is measured before
+and after:
 
     synthesize      a language model writes questions and paraphrases about the passages (here one of templates)
     stage1          compressor and generator learn the new words: lists of questions and answers, and paraphrases
@@ -48,6 +49,7 @@ from examples.domain.old_world import held_out_lines, write_replay
 from examples.domain.templated_llm import templated_llm
 
 HERE = Path(__file__).parent
+OLD = str(HERE.parents[1] / "tests" / "data" / "encyclopedia")  # weights that know one world already
 STAGES: tuple[Stage, ...] = ("stage1", "stage1_2", "contrastive", "stage2")
 READ = 2  # passages of a line for instruction tuning: the one that answers beside one like it
 # The stages after which the model is brought back towards what it was, and the share of what it has become by then.
@@ -73,7 +75,7 @@ class Plan:
     """
 
     out: Path
-    model: str = "pocket"
+    model: str = OLD
     passages: int = PASSAGES
     replay: int = 400
     measured: int = PASSAGES
@@ -223,7 +225,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=None, help="folder of the run (default: runs/domain-FINGERPRINT)")
-    parser.add_argument("--model", default="pocket", help="checkpoint to start from")
+    parser.add_argument("--model", default=OLD, help="checkpoint to start from")
     parser.add_argument("--passages", type=int, default=PASSAGES, help="of the new domain, and of the measured old one")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

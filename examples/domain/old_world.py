@@ -1,4 +1,4 @@
-"""The world that the bundled model knows: what is rehearsed against forgetting, and what is measured of it.
+"""The world that the first weights know: what is rehearsed against forgetting, and what is measured of it.
 
 A model that learns a new domain alone forgets what it knew. So the training sets of every stage hold lines of the old
 world as well (replay): passages and questions of its training half. What is measured is its other half: names that no

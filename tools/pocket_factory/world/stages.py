@@ -1,6 +1,6 @@
 """The lessons over the generated world: how long each is, on what, and which weights learn.
 
-The lessons of the bundled model stand in ``configs/pocket.toml``, one table each with the fields of `Stage`.
+The lessons of the encyclopedia stand in ``configs/pocket.toml``, one table each with the fields of `Stage`.
 """
 
 from __future__ import annotations

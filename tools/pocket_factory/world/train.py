@@ -4,7 +4,7 @@
 
 The lessons follow each other as in the paper, over a world that is made up anew at every step. A run saves its whole
 state every few minutes and goes on from there when it is started again with the same folder. A finished checkpoint can
-be taught further: ``--set start=pocket --set first=stage1_2_namesakes``.
+be taught further: ``--set start=tests/data/encyclopedia --set first=stage1_2_namesakes``.
 """
 
 from __future__ import annotations
