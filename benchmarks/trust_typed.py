@@ -1,7 +1,7 @@
-"""Measures citations and confidence of the bundled model on passages typed by hand, with facts of the kinds it knows.
+"""Measures citations and confidence of the bundled model on passages typed by hand, with facts of plain kinds.
 
     python -m benchmarks.trust_typed                                       # tests/data/typed_facts.json
-    python -m benchmarks.trust_typed --data tests/data/typed.json --half open   # everyday text, which it reads poorly
+    python -m benchmarks.trust_typed --data tests/data/typed.json --half open   # everyday text
 
 The passages were not generated and are not in any training or calibration data. Each question is searched among all of
 them and read with the five that rank best. Some of the questions are unanswerable.

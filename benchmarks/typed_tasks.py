@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 TYPED = Path(__file__).parents[1] / "tests" / "data" / "typed.json"
-FACTS = TYPED.with_name("typed_facts.json")  # facts of the kinds that the bundled model was taught
+FACTS = TYPED.with_name("typed_facts.json")  # facts of the kinds that the encyclopedia tells
 REFUSAL = "The documents do not say."
 
 Half = Literal["open", "closed"]

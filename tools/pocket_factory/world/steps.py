@@ -1,4 +1,4 @@
-"""What the bundled model learns from: for each step a corpus that is made up anew, ready before it is needed."""
+"""What the model of the encyclopedia learns from: a new corpus for each step, ready before it is needed."""
 
 from __future__ import annotations
 
