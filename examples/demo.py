@@ -5,7 +5,7 @@
 
 The chain is plain LangChain: a retriever finds passages by their memory tokens and their words, and a chat model
 answers from the memory tokens of the best. Both share one model without being told. No document answers the last
-question: the model does not refuse yet, but says that it is not sure.
+question: the model seldom refuses, but says that it is not sure.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def show(entry: dict[str, Any], result: dict[str, Any], seconds: float) -> bool:
     console.print(f"\n[bold]{entry['question']}[/]")
     console.print(f"  [bold cyan]{escape(answer)}[/] {mark}{confidence(account)}")
     if not entry["answers"]:
-        console.print("  [dim]No document answers this. The model does not refuse yet: its confidence tells.[/]")
+        console.print("  [dim]No document answers this. The model seldom says so: its confidence tells.[/]")
     for document in result["context"]:
         source, score = document.metadata["source"], document.metadata["relevance_score"]
         style = "green" if source in entry["files"] else "dim"

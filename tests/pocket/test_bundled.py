@@ -15,9 +15,9 @@ from clara_core.evaluation import exact_match, score_rankings
 
 LARGEST = 20_000_000  # bytes of all files
 # Floors of the open half; the whole of both halves is measured by benchmarks/evaluate_typed.py.
-HYBRID_RECALL_1 = 0.80
-HYBRID_RECALL_5 = 0.93
-EXACT_ALONE = 0.45  # each question with its own passage and no other
+HYBRID_RECALL_1 = 0.82
+HYBRID_RECALL_5 = 0.95
+EXACT_ALONE = 0.52  # each question with its own passage and no other
 # Floors of plain facts, read with the five passages that rank best.
 EXACT_FACTS = 0.5
 CITED = 0.95  # right answers that cite their own passage
