@@ -33,13 +33,13 @@ QUESTIONS = (
     "Who pays the bills of the house?",
     "In which year was the Boathouse built?",
     "What is the price of a return ticket?",
-    "How long do you bake the bread?",
-    "Where are the life jackets?",
-    "What is the new jetty made of?",
+    "How long does the ferry to Heron Island take?",
+    "Where was Marie Curie born?",
+    "Why was the summer party moved?",
     "height of the eiffel tower",
     "Who is the captain of the ferry?",
 )
-ENOUGH = 6  # right answers of the seven that the files hold; what the model is good at stands in its card
+ENOUGH = 5  # right answers of the seven that the files hold, on any processor; they are easy ones: see the card
 SURE = 0.5  # confidence below which an answer is shown as not sure
 console = Console(highlight=False)
 
