@@ -64,6 +64,7 @@ class Clause:
     Attributes:
         subject: Its words; {P} for a pronoun.
         who: The subject is a person.
+        what: It is known what the subject is.
         verbs: As they stand.
         helper: The auxiliary of a question.
         rest: The verbs behind the subject of a question.

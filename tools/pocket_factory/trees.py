@@ -53,11 +53,9 @@ def flat(parts: list[Node], text: str) -> list[Node]:
         elif part.label == "NP" and any(p.label == "PP" for p in part.parts[1:]):
             at = next(i for i, p in enumerate(part.parts) if p.label == "PP" and i)
             found.append(Node("NP", part.start, part.parts[at - 1].end, "", part.parts[:at]))
-            found += [x for p in part.parts[at:] for x in (opened(p, text) if p.label == "PP" else [p])]
-        elif part.label == "PP":
-            found += opened(part, text)
+            found += [x for p in part.parts[at:] for x in opened(p)]
         else:
-            found.append(part)
+            found += opened(part)
     glued: list[Node] = []
     for part in found:  # "a cup" + "of tea"
         if (
@@ -72,14 +70,16 @@ def flat(parts: list[Node], text: str) -> list[Node]:
     return glued
 
 
-def opened(node: Node, text: str) -> list[Node]:
-    """A prepositional phrase, and those that hang on its noun, side by side."""
-    if node.parts and node.parts[0].label == "PP":
-        return [x for p in node.parts for x in (opened(p, text) if p.label == "PP" else [p])]
+def opened(node: Node) -> list[Node]:
+    """A prepositional phrase and those that hang on its noun, side by side; any other phrase as it is."""
+    if node.label != "PP":
+        return [node]
+    if node.parts[0].label == "PP":
+        return [x for p in node.parts for x in opened(p)]
     inner = node.parts[-1]
     if inner.label == "NP" and len(inner.parts) > 1 and inner.parts[0].label == "NP" and inner.parts[1].label == "PP":
         head = Node("PP", node.start, inner.parts[0].end, "", [*node.parts[:-1], inner.parts[0]])
-        return [head, *(x for p in inner.parts[1:] for x in (opened(p, text) if p.label == "PP" else [p]))]
+        return [head, *(x for p in inner.parts[1:] for x in opened(p))]
     return [node]
 
 

@@ -75,8 +75,9 @@ class Pools:
     def __init__(self, lists: dict[str, Any]) -> None:
         self.lists = lists
         here = Path(__file__).parent
-        self.words, self.patterns = read_sorts(here / "sorts.txt")
-        for file in sorted((here / "frames").glob("*.sorts")):
+        self.words: dict[str, list[str]] = {}
+        self.patterns: dict[str, list[str]] = {}
+        for file in (here / "sorts.txt", *sorted((here / "frames").glob("*.sorts"))):
             words, patterns = read_sorts(file)
             if twice := (words.keys() | patterns.keys()) & (self.words.keys() | self.patterns.keys()):
                 raise ValueError(f"{file}: {', '.join(sorted(twice))} stands in another file, too")
