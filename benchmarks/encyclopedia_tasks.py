@@ -6,13 +6,11 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import exact_match
 from tools.pocket_factory.world import RELATIONS, Question, make_corpus
 
-ENCYCLOPEDIA = str(Path(__file__).parents[1] / "tests" / "data" / "encyclopedia")
 SEED = 2024
 DOCUMENTS = 5  # documents read for a question
 MAX_TOKENS = 64

@@ -28,7 +28,6 @@ from rich.table import Table
 
 from benchmarks.encyclopedia_tasks import (
     DOCUMENTS,
-    ENCYCLOPEDIA,
     MAX_TOKENS,
     SEED,
     Reading,
@@ -48,6 +47,7 @@ from benchmarks.encyclopedia_tasks import (
 from benchmarks.report import hardware
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import recall_at_k, score_answers, score_rankings
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 RERANKED = 50  # candidates of BM25 that the engine reranks
 ASKED_ALONE = 21  # questions that are timed one by one

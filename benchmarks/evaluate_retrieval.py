@@ -26,14 +26,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.curves import KeyCurve, draw_curves, make_figure
-from benchmarks.encyclopedia_tasks import DOCUMENTS, ENCYCLOPEDIA, MAX_TOKENS, SEED, make_world
+from benchmarks.encyclopedia_tasks import DOCUMENTS, MAX_TOKENS, SEED, make_world
 from benchmarks.evaluate_encyclopedia import show_groups
 from benchmarks.report import hardware
 from clara_core import ClaraEngine
 from clara_core.evaluation import score_rankings
 from clara_core.retrieval.ranking import fuse_ranks, rank_memories
 from clara_core.store import MemoryStore
-from tools.pocket_factory.world import Question
+from tools.pocket_factory.world import ENCYCLOPEDIA, Question
 
 DEPTH = 50  # documents of a ranking, and of BM25's candidates that memory reranks
 TIMED = 21  # questions that are asked one by one

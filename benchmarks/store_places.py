@@ -22,11 +22,12 @@ from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters, VectorStoreQuery
 from tqdm import tqdm
 
-from benchmarks.encyclopedia_tasks import ENCYCLOPEDIA, make_world
+from benchmarks.encyclopedia_tasks import make_world
 from clara_core import ClaraEngine, Memory
 from clara_core.store import MemoryStore
 from langchain_clara import ClaraVectorStore as LangChainStore
 from llama_index_clara import ClaraVectorStore as LlamaIndexStore
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 MODES = {"memory": "default", "text": "text_search", "hybrid": "hybrid"}
 _BATCH = 256

@@ -24,7 +24,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.curves import make_figure
-from benchmarks.encyclopedia_tasks import ENCYCLOPEDIA, MAX_TOKENS, SEED
+from benchmarks.encyclopedia_tasks import MAX_TOKENS, SEED
 from benchmarks.report import Row, hardware, show
 from benchmarks.trust_tasks import CALIBRATED, TrustSet, answerable, make_lines, unanswerable
 from clara_core import Answer, ClaraEngine
@@ -40,6 +40,7 @@ from clara_core.evaluation.trust import (
     reliability,
     risk_coverage,
 )
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 _TIMED = 40  # questions that are timed one by one
 _WORST = 0.1  # share of the values whose memories have lost most

@@ -5,16 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 from clara_core import ClaraEngine
 from clara_core.model.decoder import ClaraModel
 from tests.tiny import Tiny
-
-# Weights that know the invented encyclopedia of tools/pocket_factory/world. They do not change: what a test asks about
-# that world, it asks them.
-ENCYCLOPEDIA = str(Path(__file__).parent / "data" / "encyclopedia")
 
 PASSAGES = (
     "Weldenia is a genus of flowering plants in the spiderwort family.",

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from clara_core import ClaraEngine, Memory
 from clara_core.engine.quotes import stands_in
-from tests.engines import ENCYCLOPEDIA
-from tools.pocket_factory.world import make_corpus
+from tools.pocket_factory.world import ENCYCLOPEDIA, make_corpus
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ from clara_core.training.synthesis import synthesize
 from examples.domain.make_domain import DOCUMENTS, HELD_OUT, PASSAGES, SEED, make_domain, write_domain
 from examples.domain.old_world import held_out_lines, write_replay
 from examples.domain.templated_llm import templated_llm
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 HERE = Path(__file__).parent
-OLD = str(HERE.parents[1] / "tests" / "data" / "encyclopedia")  # weights that know one world already
 STAGES: tuple[Stage, ...] = ("stage1", "stage1_2", "contrastive", "stage2")
 READ = 2  # passages of a line for instruction tuning: the one that answers beside one like it
 # The stages after which the model is brought back towards what it was, and the share of what it has become by then.
@@ -75,7 +75,7 @@ class Plan:
     """
 
     out: Path
-    model: str = OLD
+    model: str = ENCYCLOPEDIA
     passages: int = PASSAGES
     replay: int = 400
     measured: int = PASSAGES
@@ -225,7 +225,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=None, help="folder of the run (default: runs/domain-FINGERPRINT)")
-    parser.add_argument("--model", default=OLD, help="checkpoint to start from")
+    parser.add_argument("--model", default=ENCYCLOPEDIA, help="checkpoint to start from")
     parser.add_argument("--passages", type=int, default=PASSAGES, help="of the new domain, and of the measured old one")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

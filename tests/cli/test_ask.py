@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from clara_core import ClaraEngine
 from clara_core.data.documents import TextFile, cut_passages, read_folder
 from clara_core.store import MemoryStore
-from tests.engines import ENCYCLOPEDIA
 from tests.tiny import build
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 DATA = Path(__file__).parents[2] / "examples" / "data"
 QUESTION = "When was the bridge opened?"

@@ -10,8 +10,7 @@ import pytest
 
 from clara_core import ClaraEngine
 from clara_core.engine.calibration import Calibration
-from tests.engines import ENCYCLOPEDIA
-from tools.pocket_factory.world import make_corpus
+from tools.pocket_factory.world import ENCYCLOPEDIA, make_corpus
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from tests.engines import ENCYCLOPEDIA, PASSAGES
+from tests.engines import PASSAGES
 from tests.tiny import build
-from tools.pocket_factory.world import make_corpus
+from tools.pocket_factory.world import ENCYCLOPEDIA, make_corpus
 
 FEW = ("--max-tokens", 4, "--timed", 0, "--paraphrases", 0)
 GOOD = {"question": "Q?", "docs": ["a text", "another"], "answer": "x", "pos_index": [0]}

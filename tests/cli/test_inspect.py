@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import ENCYCLOPEDIA
 from tests.known import Known
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 
 @pytest.fixture

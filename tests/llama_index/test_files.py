@@ -22,9 +22,9 @@ from llama_index_clara import (
     ClaraSynthesizer,
     ClaraVectorStore,
 )
-from tests.engines import ENCYCLOPEDIA
 from tests.llama_index.doubles import QUESTION
 from tests.served import served
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 HARBOUR = "The harbour was dredged in 1962."
 FILES = {

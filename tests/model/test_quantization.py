@@ -11,7 +11,7 @@ import torch
 from clara_core import ClaraEngine
 from clara_core.engine.options import EngineArguments
 from clara_core.model.int8_linear import Int8Linear
-from tests.engines import ENCYCLOPEDIA
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 TEXTS = ["Weldenia is a genus of flowering plants from Mexico.", "Hagsatera is a genus of orchids."]
 

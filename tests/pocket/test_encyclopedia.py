@@ -26,7 +26,7 @@ from benchmarks.encyclopedia_tasks import (
 from benchmarks.evaluate_encyclopedia import Figure, below_floor
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import score_rankings
-from tests.engines import ENCYCLOPEDIA
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 ROOT = Path(__file__).parents[2]
 

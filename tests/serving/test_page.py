@@ -17,9 +17,9 @@ from clara_core import ClaraEngine, MemoryStore
 from clara_core.common.errors import StoreError
 from clara_core.engine.evidence import Citation
 from clara_core.engine.sampling import Answer, Chunk
-from tests.engines import ENCYCLOPEDIA
 from tests.serving.browser import Browser, chromium
 from tests.serving.servers import Running, running
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 FOLDER = page_module._FOLDER
 KEY = "a-key-of-more-than-sixteen"

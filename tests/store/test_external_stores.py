@@ -17,8 +17,7 @@ from clara_core import ClaraEngine, MemoryStore
 from clara_core.retrieval.projection import Projection
 from langchain_clara import ClaraEmbeddings
 from tests import postgres
-from tests.engines import ENCYCLOPEDIA
-from tools.pocket_factory.world import make_corpus
+from tools.pocket_factory.world import ENCYCLOPEDIA, make_corpus
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external_databases.py"
 CANDIDATES = 20

@@ -18,8 +18,7 @@ import torch
 from clara_core import MemoryStore
 from clara_core.engine.options import EngineArguments
 from clara_core.store.bulk import Columns, compress_dataset
-from tests.engines import ENCYCLOPEDIA
-from tools.pocket_factory.world import make_corpus
+from tools.pocket_factory.world import ENCYCLOPEDIA, make_corpus
 
 pytestmark = pytest.mark.ray
 

@@ -10,8 +10,8 @@ import torch
 from clara_core import CheckpointError, ClaraEngine
 from clara_core.checkpoint.io import read_checkpoint
 from clara_core.training import average
-from tests.engines import ENCYCLOPEDIA
 from tests.tiny import build
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 
 @pytest.fixture(scope="module")

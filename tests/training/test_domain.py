@@ -26,10 +26,9 @@ from examples.domain.grammar import read_entry
 from examples.domain.language import FIRST, KINDS, LAST
 from examples.domain.make_domain import LONGEST, SHORTEST, UNSEEN, make_domain, write_domain
 from examples.domain.templated_llm import templated_llm
-from tests.engines import ENCYCLOPEDIA
+from tools.pocket_factory.world import ENCYCLOPEDIA, SYLLABLES, make_corpus
 from tools.pocket_factory.world import KINDS as OLD_KINDS
 from tools.pocket_factory.world import RELATIONS as OLD_RELATIONS
-from tools.pocket_factory.world import SYLLABLES, make_corpus
 
 RELATIONS = [relation for kind in KINDS for relation in kind.relations]
 

@@ -7,6 +7,8 @@ deterministic in the `random.Random` that is passed in.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .corpus import make_corpus
 from .kinds import KINDS, RELATIONS, VOCABULARY
 from .names import SYLLABLES, split_of
@@ -14,6 +16,7 @@ from .passages import paraphrase
 from .types import Corpus, Fact, Passage, Question, Split
 
 __all__ = [
+    "ENCYCLOPEDIA",
     "KINDS",
     "RELATIONS",
     "SYLLABLES",
@@ -27,3 +30,6 @@ __all__ = [
     "paraphrase",
     "split_of",
 ]
+
+# Weights that know this world and do not change: tests, benchmarks and examples of it ask them.
+ENCYCLOPEDIA = str(Path(__file__).parents[3] / "tests" / "data" / "encyclopedia")
