@@ -63,11 +63,13 @@ def memory_ranking(engine: ClaraEngine, questions: Sequence[Typed], memories: Se
     return ranking
 
 
-def hybrid_ranking(engine: ClaraEngine, questions: Sequence[Typed], texts: Sequence[str]) -> Ranking:
-    """All passages as `clara ask` and the adapters search by default, for each question: by memory and by words."""
+def hybrid_ranking(
+    engine: ClaraEngine, questions: Sequence[str], texts: Sequence[str], k: int | None = None
+) -> Ranking:
+    """The best `k` passages, or all, as `clara ask` and the adapters search by default: by memory and by words."""
     store = MemoryStore.open("memory://", engine)
     store.add(texts, ids=[str(at) for at in range(len(texts))])
-    return [[int(hit.id) for hit in store.search(q.text, len(texts), mode="hybrid")] for q in questions]
+    return [[int(hit.id) for hit in store.search(q, k or len(texts), mode="hybrid")] for q in questions]
 
 
 def evaluate(model: str, typed: TypedSet) -> TypedFigures:
@@ -83,7 +85,7 @@ def evaluate(model: str, typed: TypedSet) -> TypedFigures:
 
     found = TypedFigures(model)
     by_words = bm25_ranking(asked, typed.texts)  # type: ignore[arg-type]  # only the texts are read
-    by_both = hybrid_ranking(engine, asked, typed.texts)
+    by_both = hybrid_ranking(engine, [question.text for question in asked], typed.texts)
     gold = [question.gold for question in asked]
     for name, ranking in (("", ranked), ("hybrid ", by_both), ("BM25 ", by_words)):
         scores = score_rankings(ranking, gold, ks=(1, 5))

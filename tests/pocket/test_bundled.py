@@ -51,7 +51,9 @@ def test_its_calibration_is_of_these_weights(engine: ClaraEngine):
 
 def test_it_finds_typed_passages(engine: ClaraEngine, typed: TypedSet):
     scores = score_rankings(
-        hybrid_ranking(engine, typed.answerable, typed.texts), [q.gold for q in typed.answerable], ks=(1, 5)
+        hybrid_ranking(engine, [q.text for q in typed.answerable], typed.texts),
+        [q.gold for q in typed.answerable],
+        ks=(1, 5),
     )
     assert scores["recall@1"] >= HYBRID_RECALL_1
     assert scores["recall@5"] >= HYBRID_RECALL_5

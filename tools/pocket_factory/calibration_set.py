@@ -18,10 +18,10 @@ from typing import Annotated
 import typer
 
 from benchmarks.encyclopedia_tasks import DOCUMENTS, make_world
+from benchmarks.evaluate_typed import hybrid_ranking
 from clara_core import ClaraEngine
 from clara_core.data.examples import RetrievalLine
 from clara_core.data.jsonl import write_lines
-from clara_core.store import MemoryStore
 from tools.pocket_factory.lesson import Lesson, Mix
 
 SEED = 9090  # no lesson's
@@ -54,12 +54,11 @@ def encyclopedia(count: int) -> tuple[list[str], list[Asked]]:
 
 def with_passages(model: str, texts: list[str], asked: list[Asked]) -> list[RetrievalLine]:
     """The questions, each over what a search finds and its own passage, one more than are read."""
-    store = MemoryStore.open("memory://", ClaraEngine.from_pretrained(model))
-    store.add(texts, ids=[str(at) for at in range(len(texts))])
+    engine = ClaraEngine.from_pretrained(model)
+    ranking = hybrid_ranking(engine, [question for question, _, _ in asked], texts, DOCUMENTS + 1)
     lines = []
-    for question, answer, gold in asked:
-        found = [int(hit.id) for hit in store.search(question, DOCUMENTS + 1, mode="hybrid")]
-        found = found if gold in found else [*found[:DOCUMENTS], gold]
+    for (question, answer, gold), ranked in zip(asked, ranking, strict=True):
+        found = ranked if gold in ranked else [*ranked[:DOCUMENTS], gold]
         docs = tuple(texts[at] for at in found)
         lines.append(RetrievalLine(question, docs, answer, (answer,), (found.index(gold),)))
     return lines
