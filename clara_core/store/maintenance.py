@@ -170,21 +170,23 @@ def _row_bytes(dataset: LanceDataset) -> int:
 
 def drop_versions(table: Table, superseded: timedelta) -> None:
     """Delete versions that were replaced longer ago than `superseded`, except those that a reader holds."""
-    latest = table.latest()
-    if latest is None:
-        return
-    dataset, now = latest.checkout_version(latest.version), datetime.now(UTC)
-    for name, tag in dataset.tags.list().items():
-        made = tag["created_at"]
-        if name.startswith(_READER) and (made is None or now - made > _LEASE):
-            dataset.tags.delete(name)
-    # A version's time is that of its creation; it was the latest version until the next one was created.
-    stamps: list[Any] = [version["timestamp"] for version in dataset.versions()]
-    times = sorted(stamp.astimezone(UTC) for stamp in stamps)
-    past = [time for time in times if time <= now - superseded]
-    if len(past) > 1:
-        age = datetime.now(UTC) - past[-1] + timedelta(microseconds=1)
-        dataset.cleanup_old_versions(older_than=age, error_if_tagged_old_versions=False)
+
+    def drop(dataset: LanceDataset) -> None:
+        now = datetime.now(UTC)
+        for name, tag in dataset.tags.list().items():
+            made = tag["created_at"]
+            if name.startswith(_READER) and (made is None or now - made > _LEASE):
+                dataset.tags.delete(name)
+        # A version's time is that of its creation; it was the latest version until the next one was created.
+        stamps: list[Any] = [version["timestamp"] for version in dataset.versions()]
+        times = sorted(stamp.astimezone(UTC) for stamp in stamps)
+        past = [time for time in times if time <= now - superseded]
+        if len(past) > 1:
+            age = datetime.now(UTC) - past[-1] + timedelta(microseconds=1)
+            dataset.cleanup_old_versions(older_than=age, error_if_tagged_old_versions=False)
+
+    if table.latest() is not None:
+        table.change(drop)  # again where a reader has released its tag between the listing of tags and their reading
 
 
 @contextmanager

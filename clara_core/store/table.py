@@ -151,9 +151,9 @@ class Table:
             own = dataset.checkout_version(dataset.version)
             try:
                 done = work(own)
-            except OSError as exc:
+            except (OSError, ValueError) as exc:
                 # A file is missing: another process deleted this version meanwhile, or the file is broken.
-                gone = "not found" in str(exc).lower()
+                gone = isinstance(exc, OSError) and "not found" in str(exc).lower()
                 lost += gone
                 if not _is_conflict(exc) and not (gone and lost < _TRIES):
                     raise
@@ -175,9 +175,14 @@ def _patient(merge: Any) -> Any:
     return merge.conflict_retries(_RETRIES).retry_timeout(timedelta(seconds=_PATIENCE))
 
 
-def _is_conflict(exc: OSError) -> bool:
-    """Whether the error comes from another writer's commit; Lance gives only some of these errors their own type."""
+def _is_conflict(exc: OSError | ValueError) -> bool:
+    """Whether the error comes from another writer's commit, or from a tag that its reader released while it was read.
+
+    Lance gives only some of these errors their own type; that of the tag is a ValueError.
+    """
     text = str(exc).lower()
+    if isinstance(exc, ValueError):
+        return "not found" in text and "/_refs/tags/" in text
     return "conflict" in text or "contention" in text or "concurrent" in text
 
 

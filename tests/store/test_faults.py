@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import lance
@@ -23,7 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_core import MemoryStore, StoreError
+from clara_core.store.maintenance import drop_versions, held
 from clara_core.store.schema import FORMAT
+from clara_core.store.table import Table
 from tests.store.writers import IDS, add, memory_of, text_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -488,3 +491,26 @@ def test_what_is_no_filter_is_refused(filter_, three_files):
     with pytest.raises((ValueError, TypeError)):
         three_files.delete(filter=filter_)
     assert three_files.count() == 30
+
+
+def test_versions_are_dropped_while_readers_come_and_go(tmp_path):
+    """A tag that its reader releases between the listing of the tags and their reading is no error."""
+    uri = str(tmp_path / "store")
+    add(MemoryStore.open(uri), {"document 1": 0})
+    table, stop = Table(uri), threading.Event()
+
+    def read():
+        while not stop.is_set():
+            with held(Table(uri).latest()):
+                pass
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(300):
+            drop_versions(table, timedelta(hours=1))
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
