@@ -1,1 +1,1 @@
-"""How the bundled model is taught plain English; see README.md."""
+"""Trains the bundled model on plain English; see README.md."""

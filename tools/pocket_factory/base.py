@@ -1,4 +1,4 @@
-"""The bundled model from nothing: its config, its tokenizer and its random weights."""
+"""Creates the bundled model before training: its config, its tokenizer and random weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG = ClaraConfig(
 )
 
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
-# Roles are special tokens, so that no text from outside can open a turn.
+# Roles are special tokens, so that no text from outside can begin a turn.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'system' %}<|system|>{{ message['content'] }}"
@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer over words and single digits; any other Unicode text falls back to bytes."""
+    """Train a byte-pair tokenizer over words and single digits; characters that it does not know become bytes."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -78,7 +78,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     ]
     tokenizer.train_from_iterator([*texts, *(prompts * 50)], trainer)
     layout = json.loads(tokenizer.to_str())
-    # The trainer marks everything it was given as special; bytes are ordinary pieces of the vocabulary.
+    # The trainer marks all tokens that it was given as special, but bytes are ordinary pieces of the vocabulary.
     layout["added_tokens"] = [token for token in layout["added_tokens"] if token["content"] in specials]
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(layout)),
@@ -91,7 +91,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def random_base(vocab_size: int, seed: int) -> MistralForCausalLM:
-    """Random weights of the pocket decoder: hidden 256, four layers, about four million parameters."""
+    """Create the decoder with random weights: hidden size 256, four layers, about four million parameters."""
     torch.manual_seed(seed)
     config = MistralConfig(
         vocab_size=vocab_size,
@@ -107,20 +107,20 @@ def random_base(vocab_size: int, seed: int) -> MistralForCausalLM:
         tie_word_embeddings=False,
         bos_token_id=1,
         eos_token_id=2,
-        attn_implementation="eager",  # on a processor the backward pass of the fused one is several times slower
+        attn_implementation="eager",  # the backward pass of fused attention is several times slower on a processor
     )
     model = MistralForCausalLM(config)
-    # What nothing was taught of, a greeting, gets words all the same.
+    # So that a greeting, which no training text contains, does not get an empty answer.
     model.generation_config = GenerationConfig.from_model_config(config)
     model.generation_config.min_new_tokens = 1
     return model
 
 
 def write_base(folder: Path, model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Save base and tokenizer where a checkpoint expects them."""
+    """Save the base decoder and the tokenizer where a checkpoint expects them."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # transformers 5 writes a name of its own for the class, which version 4 does not know; both know this one.
+    # transformers 5 writes a class name that version 4 does not know; both know this one.
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -128,7 +128,7 @@ def write_base(folder: Path, model: MistralForCausalLM, tokenizer: PreTrainedTok
 
 
 def open_random(folder: Path, seed: int) -> Opened:
-    """Random weights over a base folder that holds the tokenizer."""
+    """Create a model with random weights for the tokenizer in a base folder."""
     tokenizer = load_tokenizer(str(folder), CONFIG)
     model = ClaraModel(random_base(len(tokenizer), seed), CONFIG)
     generator = torch.Generator().manual_seed(seed)

@@ -1,11 +1,11 @@
-"""Questions to fit the confidence of the bundled model's answers to, as a search gives their passages.
+"""Writes questions to calibrate the confidence of the bundled model on, each with the passages of a search.
 
     python -m tools.pocket_factory.calibration_set WORK questions.jsonl
     clara calibrate questions.jsonl --model clara_core/pocket --unanswerable 0.3
 
-Half of the passages are everyday ones, half are of the invented encyclopedia; neither is drawn from the seed of a
-lesson or of a benchmark. A question has the passages that a search by memory and words finds among all of them, the
-right one behind them where it is not found.
+Half of the passages are everyday texts, half are from the synthetic encyclopedia. Their seeds are used by no training
+run and no benchmark. Each question has the passages that a search by memory and words finds; if the right passage is
+not among them, it replaces the last one.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from clara_core.data.examples import RetrievalLine
 from clara_core.data.jsonl import write_lines
 from tools.pocket_factory.lesson import Lesson, Mix
 
-SEED = 9090  # no lesson's
-WORLD = 77  # no benchmark's
+SEED = 9090  # used by no training run
+WORLD = 77  # seed of the encyclopedia, used by no benchmark
 EVERYDAY = {"frame": 0.55, "event": 0.2, "open": 0.25}
 Asked = tuple[str, str, int]  # question, answer, number of the passage
 
 
 def everyday(work: Path, count: int) -> tuple[list[str], list[Asked]]:
-    """Passages of the lessons' sorts, none of them in a lesson, and a question that names its subject for each."""
+    """Passages of the sorts of the training, none of them in it, and for each a question that names its subject."""
     lesson, rng = Lesson(work, SEED), random.Random(SEED)
     mix = replace(Mix(), sorts=EVERYDAY, words=60)
     texts: list[str] = []
@@ -47,13 +47,13 @@ def everyday(work: Path, count: int) -> tuple[list[str], list[Asked]]:
 
 
 def encyclopedia(count: int) -> tuple[list[str], list[Asked]]:
-    """Passages of the invented encyclopedia and a question for each."""
+    """Passages of the synthetic encyclopedia and a question for each."""
     world = make_world(count, WORLD)
     return list(world.texts), [(q.text, q.answer, q.gold[0]) for q in world.single]
 
 
 def with_passages(model: str, texts: list[str], asked: list[Asked]) -> list[RetrievalLine]:
-    """The questions, each over what a search finds and its own passage, one more than are read."""
+    """Questions, each with the passages of a search, including its own; one more passage than an answer reads."""
     engine = ClaraEngine.from_pretrained(model)
     ranking = hybrid_ranking(engine, [question for question, _, _ in asked], texts, DOCUMENTS + 1)
     lines = []

@@ -1,4 +1,4 @@
-"""Sentences of who did what, where, when, why, with whom and for how much, and questions for each part."""
+"""Sentences about events (who did what, where, when, why, with whom, for how much), and questions about each part."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Events:
     def one(
         self, rng: random.Random, who: str | None = None, *, plain: bool = False
     ) -> tuple[str, list[tuple[str, str]], list[str], str]:
-        """A sentence (`plain`: that begins with its subject), its questions, what it does not answer, its subject."""
+        """A sentence, its questions, questions that it does not answer, its subject; `plain` puts the subject first."""
         d = partial(self.pools.draw, rng)
         base, past, participle, sort = rng.choice(_VERBS)
         subject = who or (
@@ -201,7 +201,7 @@ class Events:
         joined = shared is not None and count > 1 and rng.random() < JOINED
         for _ in range(count):
             said, q, u, who = self.one(rng, shared, plain=joined)
-            if shared and count > 1:  # "What did Anna do?" has several answers; only what names its event is asked
+            if shared and count > 1:  # "What did Anna do?" has several answers: keep questions that name an event
                 q = [
                     (question, answer)
                     for question, answer in q

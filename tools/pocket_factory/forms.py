@@ -1,4 +1,4 @@
-"""Other forms of the same passages: letters, chats, questions and answers; and other names for their subjects."""
+"""Other forms of a passage (letter, chat, questions and answers), and other names for its subject."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_OF_FAQ = 16  # words of an answer
 
 
 def letter(rng: random.Random, pools: Pools, made: Made) -> Made:
-    """The passage inside of a letter or a message, with questions about who wrote it to whom."""
+    """The passage in a letter or a message, with questions about its sender and recipient."""
     writer, reader = (
         pools.draw(rng, "person"),
         rng.choice(
@@ -62,7 +62,7 @@ def letter(rng: random.Random, pools: Pools, made: Made) -> Made:
 
 
 def questions_and_answers(rng: random.Random, made: Made) -> Made:
-    """The passage as a list of questions with their answers; asked in other words."""
+    """The passage as a list of questions with answers; its own questions have other words."""
     by_answer: dict[str, list[str]] = {}
     for question, answer in made.asked:
         if answer not in ("Yes", "No") and len(answer.split()) < _MOST_OF_FAQ:
@@ -83,7 +83,7 @@ def questions_and_answers(rng: random.Random, made: Made) -> Made:
 
 
 def short_name(rng: random.Random, subject: str) -> str | None:
-    """How a reader speaks of a subject that the passage has named: a pronoun, a surname, the noun of its name."""
+    """A short name for a subject that the passage has named: a pronoun, a surname, the noun of its name."""
     words = subject.split()
     if _PERSON.match(subject) and words[0].rstrip(".") not in _TITLES:
         return rng.choice(("he", "she", words[0], words[-1], words[-1]))

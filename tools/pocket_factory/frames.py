@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tools.pocket_factory.values import Pools
 
-TRUE_OR_NOT = 0.2  # share of the statements that are asked about as a whole
+TRUE_OR_NOT = 0.2  # share of the statements that get a yes-or-no question
 SLOT = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
 
@@ -35,7 +35,7 @@ class Made:
 
 @dataclass
 class Block:
-    """Ways to state some facts, and the questions about each of their slots."""
+    """Several wordings of some facts, and questions about each of their slots."""
 
     statements: list[str]
     questions: dict[str, list[str]] = field(default_factory=dict)
@@ -75,12 +75,12 @@ def read_frames(folder: Path) -> list[Frame]:
 
 
 def upper(text: str) -> str:
-    """The first letter in upper case; also behind a bracket or quotation mark."""
+    """Turn the first letter into upper case, even after a bracket or quotation mark."""
     return text[:1].upper() + text[1:]
 
 
 def sentence(rng: random.Random, text: str) -> str:
-    """With a capital and a full stop."""
+    """Turn a text into a sentence with a capital letter and a full stop."""
     text = upper(text)
     return text if text[-1] in '.!?"' else text + ("." if rng.random() < 0.97 else "!")
 
@@ -100,7 +100,7 @@ class Frames:
                             self.sorts[frame.name, name] = sort
 
     def fill(self, rng: random.Random, frame: Frame, text: str, values: dict[str, str], subject: str) -> str:
-        """A template with its values; draws those that are not known yet."""
+        """Fill a template with values; values that are not known yet are drawn."""
 
         def one(match: re.Match[str]) -> str:
             name, sort = match[1], match[2]
@@ -158,7 +158,7 @@ class Frames:
                 and rng.random() < 0.45
             ):
                 name = rng.choice(frame.pronouns)
-                if name in ("I", "We", "They"):  # the verb would be another
+                if name in ("I", "We", "They"):  # the verb would have another form
                     name = subject
             named = named or "{X}" in template
             parts.append(sentence(rng, self.fill(rng, frame, template, values, name)))
@@ -193,7 +193,7 @@ class Frames:
     def true_or_not(
         self, rng: random.Random, frame: Frame, template: str, values: dict[str, str], subject: str
     ) -> list[tuple[str, str]]:
-        """For some statements whether they are true; a value of another makes them false."""
+        """A question whether a statement is true, for some statements; a false one has another value in one slot."""
         slots = [slot for slot, _ in SLOT.findall(template) if slot != "X"]
         if rng.random() > TRUE_OR_NOT or not slots or (template[0] in '"{' and "{X}" not in template[:4]):
             return []
@@ -215,7 +215,7 @@ class Frames:
 
     @staticmethod
     def lay_out(rng: random.Random, parts: list[str], subject: str) -> str:
-        """Sentences as a text: in one paragraph, as lines, as a list, or with a heading."""
+        """Join sentences to a text: one paragraph, lines, a list, or a text with a heading."""
         x = rng.random()
         if len(parts) == 1 or x < 0.72:
             return " ".join(parts)

@@ -1,4 +1,4 @@
-"""Steps of the training: passages of all sorts with questions, in the product's own prompts."""
+"""Builds training steps: passages of all sorts with questions, in the prompts of the engine."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tools.pocket_factory.world import Corpus, Passage
 from tools.pocket_factory.world.rows import VERBATIM_INSTRUCTION, Row, build_batch
 
 REFUSAL = "The documents do not say."
-VAGUE = 0.75  # share of the questions for the query reasoner that do not name their subject, where that can be
-LONG = 0.05  # share of the passages that may be longer than a mix says
+VAGUE = 0.75  # share of the query reasoner's questions that do not name their subject, if a passage has some
+LONG = 0.05  # share of the passages that may be longer than `Mix.words`
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
 class Taught(Step):
-    """A step, and what its questions for the query reasoner must not be held against.
+    """A training step, with the passages that are neither right nor wrong for a question of the query reasoner.
 
     Attributes:
-        kinds: Of the passage of each window.
-        vague: For each question the kind of its passage, where the question does not name its subject: other passages
-            of the kind may answer it, too; "" where it does.
+        kinds: Kind of the passage of each window.
+        vague: For each question "", or the kind of its passage if the question does not name its subject, because
+            other passages of this kind may answer it, too.
     """
 
     kinds: tuple[str, ...] = ()
@@ -45,28 +45,28 @@ class Taught(Step):
 
 @dataclass(frozen=True)
 class Mix:
-    """What a step is made of; ``mix.json`` in the folder of a run changes it while it goes on.
+    """The contents of a step. A run reads ``mix.json`` in its folder again at every save.
 
     Attributes:
-        passages: Of a step.
-        sorts: Shares of the sorts of passages.
-        repeat: Share of the passages that are repeated.
-        ask: Share of the passages that are asked about; all that are not repeated.
-        asked: Most questions of a row about one passage.
-        several: Rows over two to five passages, per step.
-        documents: Fewest and most passages of these.
-        shuffled: Share of these rows whose passages come in any order; in the others the one that is asked about comes
-            first, as a search gives it.
-        go_on: Share of the turns over one passage that ask for what follows some of its words.
-        refuse: Share of the turns that have no answer.
-        filler: Share of invented passages that get a sentence of another sort before or behind.
-        contrast: Questions that the query reasoner reads, at most one a passage.
+        passages: Number of passages of a step.
+        sorts: Share of each sort of passages.
+        repeat: Share of the passages that the model repeats.
+        ask: Share of the passages with questions; a passage that is not repeated always has some.
+        asked: Most questions of a row over one passage.
+        several: Rows over two to five passages in a step.
+        documents: Fewest and most passages of these rows.
+        shuffled: Share of these rows with passages in any order; in the others the passage of the question comes first,
+            as after a search.
+        go_on: Share of the turns over one passage that give some words and ask for the words after them.
+        refuse: Share of the turns whose question has no answer.
+        filler: Share of the synthetic passages that get a sentence of another sort at the beginning or the end.
+        contrast: Questions that the query reasoner reads, at most one for each passage.
         keywords: Share of them that are a few words of the passage.
-        system: Share of the rows that carry the system message.
+        system: Share of the rows with the system message.
         typo: Share of the questions that are written carelessly.
         two: Share of the rows over several passages that need two of them.
-        words: Most words of nearly all passages.
-        forms: Share of the invented passages that stand in a letter, a chat, or as questions and answers.
+        words: Most words of a passage; a few passages are longer.
+        forms: Share of the synthetic passages written as a letter, as a chat, or as questions and answers.
         short: Share of the questions over one passage that call its subject by a pronoun or a short name.
     """
 
@@ -98,7 +98,7 @@ class Mix:
 
 
 class Lesson:
-    """Makes steps; each follows from the seed and its number."""
+    """Builds steps; a step depends on the seed and its number only."""
 
     def __init__(self, work: Path, seed: int) -> None:
         self.pools = Pools(json.loads((work / "pools.json").read_text()))
@@ -115,7 +115,7 @@ class Lesson:
     # --- passages ------------------------------------------------------------------------------------------
 
     def passage(self, rng: random.Random, mix: Mix) -> Made:
-        """A passage of a sort by chance."""
+        """A passage of a random sort, rarely longer than `Mix.words`."""
         for _ in range(6):
             made = self.any_length(rng, mix)
             if len(made.text.split()) <= mix.words or rng.random() < LONG:
@@ -123,7 +123,7 @@ class Lesson:
         return made
 
     def any_length(self, rng: random.Random, mix: Mix) -> Made:
-        """A passage of a sort by chance."""
+        """A passage of a random sort and of any length."""
         sort = rng.choices(list(mix.sorts), list(mix.sorts.values()))[0]
         made = self.draw(rng, sort)
         x = rng.random()
@@ -160,7 +160,7 @@ class Lesson:
         return self.frames.make(rng, most=1).text
 
     def corpus(self, rng: random.Random, mix: Mix) -> list[Made]:
-        """The passages of a step: a third of them in twos that are alike in subject or in sort."""
+        """The passages of a step; about a third of them come in pairs of the same situation or the same sort."""
         found: list[Made] = []
         while len(found) < mix.passages:
             made = self.passage(rng, mix)
@@ -226,7 +226,7 @@ class Lesson:
     def turns(
         self, rng: random.Random, m: Made, made: list[Made], index: int, mix: Mix
     ) -> list[tuple[str, str, tuple[int, ...]]]:
-        """Questions in a row about one passage: (question, answer, passage)."""
+        """The questions of a row about one passage: (question, answer, passage)."""
         count = rng.randint(1, mix.asked)
         picked = self.pick(rng, m, count)
         turns: list[tuple[str, str, tuple[int, ...]]] = []
@@ -245,7 +245,7 @@ class Lesson:
 
     @staticmethod
     def pick(rng: random.Random, m: Made, count: int) -> list[tuple[str, str]]:
-        """Questions with different answers first."""
+        """Choose questions, those with different answers first."""
         by_answer: dict[str, list[str]] = {}
         for question, answer in m.asked:
             by_answer.setdefault(answer, []).append(question)
@@ -277,7 +277,7 @@ class Lesson:
         return None
 
     def several(self, rng: random.Random, made: list[Made], mix: Mix) -> Row:
-        """A row over several passages, most of them alike."""
+        """A row over several passages, most of them similar."""
         asked = [i for i, m in enumerate(made) if m.asked]
         first = rng.choice(asked)
         wanted = min(rng.randint(*mix.documents), len(asked))
@@ -340,7 +340,7 @@ class Lesson:
     def contrast(
         self, rng: random.Random, made: list[Made], mix: Mix
     ) -> tuple[list[str], list[tuple[int, ...]], tuple[str, ...]]:
-        """Questions for the query reasoner, the passages that answer each, and what is vague (see `Taught`)."""
+        """Questions for the query reasoner, the passages that answer each, and `Taught.vague`."""
         questions: list[str] = []
         gold: list[tuple[int, ...]] = []
         vague: list[str] = []
@@ -373,7 +373,7 @@ class Lesson:
 
     @staticmethod
     def careless(rng: random.Random, question: str, mix: Mix) -> str:
-        """As people type: lower case, no question mark, a typo."""
+        """A question as people type it: in lower case, without a question mark, with a typo."""
         x = rng.random()
         if "___" in question or x > 2.5 * mix.typo:
             return question

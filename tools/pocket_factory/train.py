@@ -1,11 +1,11 @@
-"""Teach a checkpoint of the bundled model's kind plain English (see README.md).
+"""Trains a checkpoint with the architecture of the bundled model on plain English (see README.md).
 
 python -m tools.pocket_factory.train WORK RUN --checkpoint pocket --hours 4
 
-A run saves its whole state every few minutes and goes on from it when it is started again. ``RUN/mix.json`` and
-``RUN/plan.json`` are read again at every save; a file ``RUN/save`` makes it save at once. Several processes
-(`torchrun --nproc-per-node 2 -m tools.pocket_factory.train …`) take a step each from other passages, and the mean of
-their gradients.
+A run saves its whole state every few minutes, and continues from it when it is started again. It reads
+``RUN/mix.json`` and ``RUN/plan.json`` again at every save; a file ``RUN/save`` makes it save at once. Several processes
+(`torchrun --nproc-per-node 2 -m tools.pocket_factory.train …`) compute a step each, from different passages, and apply
+the mean of their gradients.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tools.pocket_factory.vocabulary import open_old, transplant
 from tools.pocket_factory.world.stages import Stage
 from tools.pocket_factory.world.steps import WorldSteps
 
-CHUNK = 10  # rows of one pass, sorted by length: with 32, a quarter of all positions was padding
+CHUNK = 10  # rows of one pass, sorted by length; with 32 rows, a quarter of all positions was padding
 REPORT = 40  # steps between two lines of the log
 REHEARSAL = Stage(
     name="rehearsal",
@@ -59,22 +59,23 @@ REHEARSAL = Stage(
 
 @dataclass(frozen=True)
 class Plan:
-    """Rate and losses of a run, in ``plan.json``.
+    """Learning rate and losses of a run, read from ``plan.json``.
 
     Attributes:
-        rate: The highest.
-        fall: Share of the run from which the rate falls, to a fiftieth at its end.
-        warm_up: Steps.
-        pieces: Rate of the embeddings and the head, as a multiple of `rate`.
-        layers: The same of layers and adapters; 0 freezes them, which saves a third of the time.
+        rate: Highest learning rate.
+        fall: Share of the run after which the rate falls; it ends at a fiftieth.
+        warm_up: Steps of the warm-up.
+        pieces: Learning rate of the embeddings and the head, as a multiple of `rate`.
+        layers: Learning rate of layers and adapters, as a multiple of `rate`; 0 freezes them, which saves a third of
+            the time.
         again: Weight of the loss of repetitions.
-        pointing: Weight of the loss of attention.
+        pointing: Weight of the loss on attention to the wrong documents.
         contrastive: Weight of the contrastive loss.
-        tau: Its temperature.
-        earlier: Windows of earlier steps that questions are ranked among, too.
-        rehearse: One step in so many is of the old world; 0 for none.
-        save_minutes: Between two saved states.
-        look_minutes: Between two looks at typed sentences.
+        tau: Temperature of the contrastive loss.
+        earlier: Windows of earlier steps among which questions are also ranked.
+        rehearse: One step in this many is about the synthetic encyclopedia; 0: none.
+        save_minutes: Minutes between two saved states.
+        look_minutes: Minutes between two tests on hand-written sentences.
     """
 
     rate: float = 1.2e-3
@@ -92,7 +93,7 @@ class Plan:
     look_minutes: float = 15.0
 
     def at(self, step: int, done: float) -> float:
-        """The rate of a step; `done` is the share of the run that is over."""
+        """Learning rate of a step; `done` is the finished share of the run."""
         share = 1.0 if done < self.fall else max(0.02, (1 - done) / (1 - self.fall))
         return self.rate * min(1.0, (step + 1) / self.warm_up) * share
 
@@ -104,7 +105,7 @@ class Plan:
 
 @dataclass
 class Progress:
-    """How far a run is, in ``state.json``: steps, passages, and the seconds it has worked."""
+    """Progress of a run, in ``state.json``: steps, passages, and seconds of work."""
 
     step: int = 0
     passages: int = 0
@@ -122,20 +123,20 @@ class Means:
         self.sums: dict[str, tuple[float, int]] = {}
 
     def add(self, values: dict[str, float], prefix: str) -> None:
-        """One step's."""
+        """Add the values of one step."""
         for name, value in values.items():
             total, count = self.sums.get(prefix + name, (0.0, 0))
             self.sums[prefix + name] = (total + value, count + 1)
 
     def take(self) -> dict[str, float]:
-        """The means, and begin again."""
+        """Return the means, and start over."""
         means = {name: round(total / count, 4) for name, (total, count) in self.sums.items()}
         self.sums = {}
         return means
 
 
 class Run:
-    """A run in its folder, in one process or several; the first one writes and decides."""
+    """A run in its folder, in one process or several; the first process writes files and decides when to save."""
 
     def __init__(self, work: Path, folder: Path, start: str, *, new_vocabulary: bool, seed: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,13 +155,13 @@ class Run:
             self.progress = Progress(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
     def read(self) -> None:
-        """Take over plan and mix as they are now."""
+        """Read plan and mix from the folder."""
         self.plan, self.mix = Plan.read(self.folder / "plan.json"), Mix.read(self.folder / "mix.json")
         if self.earlier.kept.maxlen != self.plan.earlier:
             self.earlier = Earlier(self.plan.earlier)
 
     def save(self) -> None:
-        """State and checkpoint."""
+        """Save the state and a checkpoint."""
         save_file(self.master_weights.state(), self.folder / "state.new")
         (self.folder / "state.new").rename(self.folder / "state.safetensors")
         (self.folder / "state.json").write_text(json.dumps(vars(self.progress)), encoding="utf-8")
@@ -169,7 +170,7 @@ class Run:
         )
 
     def step(self, step: Step, done: float) -> tuple[Outcome, float]:
-        """Learn from one step; returns what came out and the norm of the gradients."""
+        """Train on one step; returns its outcome and the norm of the gradients."""
         plan = self.plan
         for name, parameter in self.opened.model.named_parameters():
             parameter.requires_grad_(plan.layers > 0 or "embed_tokens" in name or "lm_head" in name)
@@ -200,7 +201,7 @@ class Run:
         return outcome, norm
 
     def learn(self, hours: float) -> None:
-        """Go on until the run has worked for so long."""
+        """Train until the run has worked for this many hours, without its pauses."""
         self.read()
         progress, means, lap = self.progress, Means(), 0.0
         saved = looked = time.monotonic()
@@ -238,7 +239,7 @@ class Run:
                 looked = time.monotonic()
 
     def report(self, seconds: float, means: dict[str, float]) -> None:
-        """A line of the log, printed too."""
+        """Write and print a line of the log."""
         entry: dict[str, Any] = {"time": time.strftime("%H:%M"), **vars(self.progress), "seconds a step": seconds}
         line = json.dumps({**entry, **means})
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -260,15 +261,15 @@ def optimizers(masters: MasterWeights) -> list[torch.optim.Optimizer]:
 def main(
     work: Annotated[Path, typer.Argument(help="Folder of sources.py.")],
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    start: Annotated[str, typer.Option("--checkpoint", help="What to begin with.")] = "pocket",
-    new_vocabulary: Annotated[bool, typer.Option("--new-vocabulary", help="Train a new one first.")] = False,
-    hours: Annotated[float, typer.Option(help="How long the run works, with all its pauses left out.")] = 4.0,
-    seed: Annotated[int, typer.Option(help="What the lessons are drawn from; another one for another run.")] = 1,
+    start: Annotated[str, typer.Option("--checkpoint", help="Bundled name or folder to start from.")] = "pocket",
+    new_vocabulary: Annotated[bool, typer.Option("--new-vocabulary", help="Train a new vocabulary first.")] = False,
+    hours: Annotated[float, typer.Option(help="Hours of work of the run, without its pauses.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Seed of the steps; give each run another one.")] = 1,
     threads: Annotated[int, typer.Option(help="Processor threads.")] = 1,
 ) -> None:
-    """Teach a checkpoint plain English."""
+    """Train a checkpoint on plain English."""
     torch.set_num_threads(threads)
-    objectives.CHUNK, objectives.split_rows = CHUNK, _few  # less padding than in other trainings
+    objectives.CHUNK, objectives.split_rows = CHUNK, _few  # smaller passes than in other trainings, with less padding
     Run(work, run, start, new_vocabulary=new_vocabulary, seed=seed).learn(hours)
 
 

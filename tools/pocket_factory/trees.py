@@ -1,4 +1,4 @@
-"""Sentences as trees of phrases, as `parse` writes them, and WordNet's word about verbs and nouns."""
+"""Trees of phrases, read from the output of `parse`, and facts about verbs and nouns from WordNet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Node:
 
 
 def read_tree(text: str, tree: str) -> Node | None:
-    """The tree over the sentence; None where its words are not those of the sentence."""
+    """The tree of a sentence; None if its words are not those of the sentence."""
     stack, at, low = [Node("")], 0, text.lower()
     for token in re.findall(r"\(\w*|\)|[^\s()]+", tree):
         if token.startswith("("):
@@ -43,7 +43,7 @@ def read_tree(text: str, tree: str) -> Node | None:
 
 
 def flat(parts: list[Node], text: str) -> list[Node]:
-    """The phrases behind a subject in order: words, base noun phrases, prepositional phrases, clauses."""
+    """The phrases after a subject, in order: words, base noun phrases, prepositional phrases, clauses."""
     found: list[Node] = []
     for part in parts:
         inner = [p.label for p in part.parts]
@@ -71,7 +71,7 @@ def flat(parts: list[Node], text: str) -> list[Node]:
 
 
 def opened(node: Node) -> list[Node]:
-    """A prepositional phrase and those that hang on its noun, side by side; any other phrase as it is."""
+    """A prepositional phrase, followed by those that depend on its noun; any other phrase is returned unchanged."""
     if node.label != "PP":
         return [node]
     if node.parts[0].label == "PP":
@@ -84,7 +84,7 @@ def opened(node: Node) -> list[Node]:
 
 
 class WordNet:
-    """WordNet's verbs in their base form, and what sort of thing a noun is."""
+    """The base form of verbs and the category of nouns, from WordNet."""
 
     def __init__(self, folder: Path) -> None:
         index = (folder / "index.verb").read_text().splitlines()
@@ -103,7 +103,7 @@ class WordNet:
                 self.sorts[fields[0]] = rows.get(next(f for f in fields[4:] if re.fullmatch(r"\d{8}", f)), "")
 
     def base(self, verb: str) -> str | None:
-        """The base form ("went": "go"), None where it is not known."""
+        """The base form of a verb ("go" for "went"); None if it is not known."""
         verb = verb.lower()
         if verb in self.irregular:
             return self.irregular[verb]
@@ -126,7 +126,7 @@ class WordNet:
         return None
 
     def sort(self, phrase: str) -> str:
-        """What the last word of a phrase is."""
+        """Category of the last word of a phrase, such as "person"; "" if it is not known."""
         last = re.findall(r"[\w-]+", phrase.lower().split(" of ")[0])[-1:] or [""]
         for word in (last[0], last[0].removesuffix("s"), last[0].removesuffix("es"), last[0].removesuffix("ies") + "y"):
             if word in self.sorts:

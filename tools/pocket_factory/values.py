@@ -1,7 +1,7 @@
-"""Values of every sort that a text may name: people, places, things, numbers, times, codes. All by chance.
+"""Draws random values of every sort that a text may contain: people, places, things, numbers, times, codes.
 
-The sorts stand in ``sorts.txt``, those of a file of frames beside it (``frames/*.sorts``); what a pattern cannot
-say is a method here.
+``sorts.txt`` defines the sorts, and ``frames/*.sorts`` those of one file of frames. Sorts that no pattern can describe
+are methods of `Pools`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _LONGEST_NAME = 11
 
 
 def read_sorts(path: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Word lists and patterns of a file of sorts, by name; a pattern stands as often as its weight says."""
+    """Word lists and patterns of a file of sorts, by name; a pattern is repeated as often as its weight says."""
     words: dict[str, list[str]] = {}
     patterns: dict[str, list[str]] = {}
     text = re.sub(r"\n +", " ", path.read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def read_sorts(path: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 
 
 class Pools:
-    """Names that were collected from sources, and draws of every sort of value."""
+    """Names that `sources` collected; draws values of every sort."""
 
     def __init__(self, lists: dict[str, Any]) -> None:
         self.lists = lists
@@ -124,7 +124,7 @@ class Pools:
     # --- names ---------------------------------------------------------------------------------------------
 
     def made(self, rng: random.Random) -> str:
-        """A word that nobody knows: letters that follow each other as in real names, or plain syllables."""
+        """An invented word, with sequences of letters as in real names, or of simple syllables."""
         if rng.random() < 0.5:
             word = rng.choice(self.lists["starts"])
             while len(word) < _LONGEST_NAME:
@@ -166,11 +166,11 @@ class Pools:
         return str(rng.randint(1000, 99999)) if x < 0.96 else f"{rng.randint(2, 99)} million"
 
     def year(self, rng: random.Random) -> str:
-        """A year, most of them of the last two centuries."""
+        """A year, in most cases of the last two centuries."""
         return str(rng.randint(1850 if rng.random() < 0.6 else 1200, 2026))
 
     def date(self, rng: random.Random) -> str:
-        """A date, in the ways in which they are written."""
+        """A date in one of several common formats."""
         day, month, year = rng.randint(1, 28), rng.randint(1, 12), self.year(rng)
         name = self.words["month"][month - 1]
         ending = "th" if 3 < day < 21 or day % 10 not in (1, 2, 3) else ("st", "nd", "rd")[day % 10 - 1]

@@ -1,4 +1,4 @@
-"""A new vocabulary for the bundled model: pieces of real text, each started as the mean of those that spell it."""
+"""Gives the bundled model a new vocabulary; each new piece starts as the mean of the old pieces that spell it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tools.pocket_factory.lesson import Lesson, Mix
 from tools.pocket_factory.world.steps import sample_texts
 
 PIECES = 4096
-_FIRST = 0.7  # weight of the first old piece in the row of the output head; the others share the rest
+_FIRST = 0.7  # weight of the first old piece in a row of the output head; the others share the rest
 
 
 def vocabulary_texts(lesson: Lesson) -> list[str]:
-    """Real prose, invented passages with their questions, and the old world."""
+    """Real prose, synthetic passages with their questions, and the synthetic encyclopedia."""
     rng = random.Random(7)
     texts = []
     prose = lesson.prose.texts
@@ -36,12 +36,12 @@ def vocabulary_texts(lesson: Lesson) -> list[str]:
 
 
 def vocabulary_of(folder: str) -> dict[str, int]:
-    """Piece to row of a base tokenizer."""
+    """The row of each piece in a base tokenizer."""
     return dict(AutoTokenizer.from_pretrained(folder).get_vocab())
 
 
 def open_old(model: str) -> Opened:
-    """The checkpoint that lends its layers."""
+    """Open the checkpoint whose layers are used."""
     return open_checkpoint(
         EngineArguments(model=model, device="cpu", dtype="float32", attn_implementation="eager").resolved()
     )
@@ -49,7 +49,7 @@ def open_old(model: str) -> Opened:
 
 @torch.no_grad()
 def transplant(folder: Path, lesson: Lesson, start: str = "pocket") -> Opened:
-    """The layers and adapters of a checkpoint under a new vocabulary; writes its base folder if it is not there."""
+    """Give the layers and adapters of a checkpoint a new vocabulary; writes its base folder if it does not exist."""
     if not (folder / "config.json").exists():
         tokenizer = train_tokenizer(vocabulary_texts(lesson), PIECES)
         write_base(folder, random_base(len(tokenizer), 1), tokenizer)

@@ -1,4 +1,4 @@
-"""Words in a row that nothing but reading can foretell, and a few words of a text as people type them into a search."""
+"""Rows of unrelated words, which a model can only know by reading them, and keywords of a text as search queries."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z'-]+")
 _VALUES = ("person", "place", "clock", "date", "money", "code", "int", "phone", "product", "year", "length", "duration")
 _FOLLOWING = (4, 14)  # words
 _FEWEST = 2  # words of a search
-_SHORT = 2  # letters of a word that says little
+_SHORT = 2  # letters of a word that carries little meaning
 _OPENINGS = (
     "Where is the", "What is the", "When does the", "Who", "How many", "How much", "How long does the", "Which",
     "Why was the", "When was the", "Where does the", "What does the", "Who has the", "Is the", "What", "Can I", "How",
 )  # fmt: skip
-_OF_TEXT = 40_000  # passages whose words are collected
+_OF_TEXT = 40_000  # passages from which words are collected
 
 
 class Words:
-    """Draws rows of words, names and values; a rare word comes as often as a common one, so its pieces are learned."""
+    """Draws rows of words, names and values; rare words are as frequent as common ones, to train all pieces."""
 
     def __init__(self, pools: Pools, prose: Prose) -> None:
         self.pools = pools
@@ -32,7 +32,7 @@ class Words:
         self.words = list(found)
 
     def make(self, rng: random.Random) -> Made:
-        """A row of three to fourteen, with questions for what stands behind or before one."""
+        """A row of three to fourteen words, with questions for the word before or after another one."""
         names = self.pools.lists
         items: list[str] = []
         for _ in range(rng.randint(3, 14)):
@@ -59,7 +59,7 @@ class Words:
 
 
 def go_on(rng: random.Random, text: str) -> tuple[str, str] | None:
-    """Some words of a text, asked for what follows them up to fourteen words on; None where that is not clear."""
+    """A question for the up to fourteen words after some words of a text; None if it has no clear answer."""
     words = rng.choice(text.splitlines()).split()
     count = rng.choice((2, 3, 4))
     if len(words) < count + _FOLLOWING[0]:
@@ -71,14 +71,14 @@ def go_on(rng: random.Random, text: str) -> tuple[str, str] | None:
 
 
 def content(text: str) -> list[str]:
-    """The words of a text that say what it is about, in lower case."""
+    """The content words of a text, in lower case."""
     return [word.lower() for word in _WORD.findall(text) if word.lower() not in STOP and len(word) > _SHORT]
 
 
 def keywords(rng: random.Random, text: str) -> str | None:
-    """Two to five words of a text that say what it is about; None if it has too few.
+    """Two to five content words of a text; None if it has too few.
 
-    Half of them common words alone, some in another form, some behind the beginning of a question.
+    Half of these queries have common words only, some have other word forms, and some begin like a question.
     """
     found = list(dict.fromkeys(re.findall(r"[\w.:/-]*\w", text)))
     telling = [word for word in found if word.lower() not in STOP and len(word) > _SHORT]
@@ -100,7 +100,7 @@ def keywords(rng: random.Random, text: str) -> str | None:
 
 
 def other_form(rng: random.Random, word: str) -> str:
-    """A word with another ending: boats, boat; walked, walks."""
+    """A word with another ending: "boat" for "boats", "walks" for "walked"."""
     if not (word.isalpha() and word.islower() and len(word) > _SHORT + 1):
         return word
     if word.endswith("ies"):

@@ -1,8 +1,8 @@
-"""A procedurally generated encyclopedia in plain English, to train and to test small models.
+"""A synthetic encyclopedia in plain English, to train and test small models.
 
-Its people, places, species, companies, works, events, buildings and inventions have invented names;
-the words of the names fall into a training and a test split that have none in common. Everything is
-deterministic in the `random.Random` that is passed in.
+Its people, places, species, companies, works, events, buildings and inventions have invented names. The words of these
+names are divided into a training split and a test split without common words. All functions depend only on the
+`random.Random` that is passed in.
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ __all__ = [
     "split_of",
 ]
 
-# Weights that know this world and do not change: tests, benchmarks and examples of it ask them.
+# Frozen weights that were trained on this encyclopedia; its tests, benchmarks and examples use them.
 ENCYCLOPEDIA = str(Path(__file__).parents[3] / "tests" / "data" / "encyclopedia")

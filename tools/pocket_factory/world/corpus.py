@@ -1,4 +1,4 @@
-"""A whole corpus: subjects, their passages and the questions about them."""
+"""Generates a corpus: subjects, passages about them, and questions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .values import Subject, Values
 
 # The share of subjects whose facts are spread over two passages.
 DOUBLE = 0.1
-FEWEST_SYLLABLES = 16  # below, a corpus may run out of names
+FEWEST_SYLLABLES = 16  # with fewer passages, a corpus may run out of names
 _FACTS_AT_LEAST = 2
 
 
@@ -31,17 +31,17 @@ def make_corpus(
     """Generate passages and questions; equal states of `rng` give equal corpora.
 
     Args:
-        rng: Source of all chance.
-        n_passages: How many passages.
-        split: The half of the invented words to use; the two halves have no word in common.
+        rng: Random generator.
+        n_passages: Number of passages.
+        split: The split of the invented words to use; the two splits have no word in common.
         words: Fewest and most words of a passage; short ones are far more frequent.
-        questions_per_passage: Questions over one passage, for each passage.
-        two_passage: Questions over two passages, for each passage on average. A corpus of very few
-            passages may have fewer: two of them must have something in common.
-        layout: The share of passages that have a heading and paragraphs, as files do; the others
-            are one paragraph without a title.
-        kinds: How many kinds of subjects there are, drawn by chance; all where None. Few kinds make passages alike.
-        syllables: Of how many syllables all names are made; of all where None. Few make names alike.
+        questions_per_passage: Questions about one passage, for each passage.
+        two_passage: Questions about two passages, for each passage on average. A corpus of very few passages may have
+            fewer, because the two must have something in common.
+        layout: Share of the passages that have a heading and paragraphs, as files do; the others are one paragraph
+            without a title.
+        kinds: Number of kinds of subjects, chosen at random; None: all. With few kinds the passages are similar.
+        syllables: Number of syllables from which all names are made; None: all of them. With few the names are similar.
 
     Raises:
         ValueError: `n_passages` is below one, the bounds leave no room, or a count is out of range.
@@ -76,7 +76,7 @@ def make_corpus(
 
 
 def _subjects(rng: random.Random, names: Names, n_passages: int, n_kinds: int | None) -> list[tuple[Subject, int]]:
-    """Draw subjects, each with its number of passages: one, at times two."""
+    """Draw subjects, each with its number of passages: one, sometimes two."""
     kinds = list(KINDS.values()) if n_kinds is None else rng.sample(list(KINDS.values()), n_kinds)
     weights = [kind.weight for kind in kinds]
     makers = {
@@ -100,7 +100,7 @@ def _subjects(rng: random.Random, names: Names, n_passages: int, n_kinds: int | 
 def _passages(
     rng: random.Random, values: Values, subject: Subject, count: int, words: tuple[int, int]
 ) -> list[Passage]:
-    """Write the passages of one subject; no relation is told in two of them."""
+    """Write the passages about one subject; no two of them state the same relation."""
     low, high = words
     relations = list(KINDS[subject.kind].relations)
     rng.shuffle(relations)
@@ -109,12 +109,12 @@ def _passages(
     for turn in range(count):
         # A beta distribution: most passages are near the low end, few near the high one.
         target = low + int((high - low) * rng.betavariate(0.42, 2.15))
-        if count == 2:  # half of the facts do not carry a long text
+        if count == 2:  # half of the facts are too few for a long text
             target = min(target, low + 60)
         wanted = round(target / rng.uniform(8.0, 14.0)) + rng.choice((0, 0, 1))
         wanted = max(_FACTS_AT_LEAST, min(wanted, MAX_FACTS, room))
         plans.append((relations[turn * room : turn * room + wanted], target))
-    # A date that follows another is drawn after it, whichever passages the two stand in.
+    # A date that follows another one is drawn after it, even if they are in different passages.
     told = [name for chosen, _ in plans for name in chosen]
     for name in sorted(told, key=lambda name: RELATIONS[name].draw.after != ""):
         values.draw(subject, name)

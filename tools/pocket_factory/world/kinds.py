@@ -28,11 +28,11 @@ class Kind:
     Attributes:
         name: As in `Passage.kind`.
         weight: Share among the subjects of a corpus, not normalised.
-        noun: "the town", "it is a town"; empty means the last word of the name ("the tower").
+        noun: As in "the town", "it is a town"; empty means the last word of the name ("the tower").
         article: Whether running text puts "the" before the name.
         relations: Names of the relations that its subjects can have.
         patterns: Name patterns for `Names.pattern`; empty for people and places of a pool.
-        fillers: Sentences that state nothing anybody asks about.
+        fillers: Sentences without a fact that a question asks for.
     """
 
     name: str
@@ -190,7 +190,7 @@ def fillers(kind: Kind) -> tuple[str, ...]:
 
 
 def reference(kind: str, name: str) -> str:
-    """Return the subject as running text has it: "the River Orvane", "Lake Orvane"."""
+    """Return the subject as it is named in running text: "the River Orvane", "Lake Orvane"."""
     binomial = kind in ("plant", "animal") and name.rsplit(maxsplit=1)[-1] not in _SPECIES_NOUNS
     return f"the {name}" if KINDS[kind].article and not binomial else name
 
@@ -201,7 +201,7 @@ def noun(kind: str, name: str) -> str:
 
 
 def pronouns(kind: str, name: str) -> tuple[str, str, str]:
-    """Return subject, object and possessive pronoun; a given name has one gender everywhere."""
+    """Return subject, object and possessive pronoun; a given name always has the same gender."""
     if kind != "person":
         return "it", "it", "its"
     female = zlib.crc32(name.split(maxsplit=1)[0].encode()) & 1
@@ -212,7 +212,7 @@ _SPECIES_NOUNS = frozenset(pattern.split()[-1] for kind in ("plant", "animal") f
 
 
 def _vocabulary() -> frozenset[str]:
-    """Collect every ordinary word of the world, in lower case."""
+    """Collect every ordinary word of the encyclopedia, in lower case."""
     texts = [*MONTHS, "New Port Upper Old River Mount Peak yes no and the a an"]
     texts.append("it its he him his she her")
     for relation in RELATIONS.values():

@@ -1,4 +1,4 @@
-"""Invented names: syllables, the split of words into training and test, and per-corpus pools."""
+"""Invents names: syllables, a training and a test split of the words, and the pools of a corpus."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ SYLLABLES: tuple[str, ...] = tuple(
     """.split()  # noqa: SIM905 - a table is easier to read than a list of strings
 )
 
-# One word in this many belongs to the test split, whatever the corpus it is drawn for.
+# One word in this many belongs to the test split, in every corpus.
 TEST_SHARE = 8
 
 
 def split_of(word: str) -> Split:
-    """Return the split that an invented word belongs to; its case does not matter."""
+    """Return the split of an invented word; its case does not matter."""
     return "test" if zlib.crc32(word.lower().encode()) % TEST_SHARE == 0 else "train"
 
 
 def invent(rng: random.Random, split: Split, reserved: frozenset[str], syllables: Sequence[str] = SYLLABLES) -> str:
     """Draw a capitalised word of two or three syllables that belongs to `split`.
 
-    Words of the plain vocabulary (`reserved`, lower case) are never returned: "Carbon" as a town
-    would blur the border between invented and ordinary words.
+    Ordinary words (`reserved`, in lower case) are never returned, so that a town is not called "Carbon".
     """
     while True:
         count = 2 if rng.random() < 0.7 else 3
@@ -42,14 +41,14 @@ def invent(rng: random.Random, split: Split, reserved: frozenset[str], syllables
 
 
 class Names:
-    """The names of one corpus: every word fresh, many names sharing a word on purpose.
+    """The names of one corpus. Every word is new, and many names share a word on purpose.
 
     Args:
-        rng: Source of all chance.
-        split: Which half of the word space to draw from.
-        reserved: Lower-case ordinary words that may not be invented again.
-        stems: How many words are shared out among the subjects.
-        syllables: Of how many syllables the words are made; of all where None. Few make names alike.
+        rng: Random generator.
+        split: The split of the words to draw from.
+        reserved: Ordinary words in lower case that must not be invented.
+        stems: Number of words that several subjects share.
+        syllables: Number of syllables from which words are made; None: all of them. With few the names are similar.
     """
 
     def __init__(
@@ -82,11 +81,11 @@ class Names:
         return [self.word() for _ in range(count)]
 
     def stem(self) -> str:
-        """Return a word that other subjects of the corpus probably carry as well."""
+        """Return a word that the names of other subjects of the corpus probably contain, too."""
         return self._rng.choice(self._stems) if self._rng.random() < 0.75 else self.word()
 
     def unique(self, make: Callable[[], str]) -> str:
-        """Call `make` until it gives a name that no other subject or value of a pool has."""
+        """Call `make` until it returns a name that no other subject or pool value has."""
         while True:
             name = make()
             if name not in self._names:
@@ -94,11 +93,11 @@ class Names:
                 return name
 
     def person(self) -> str:
-        """Return a given and a family name, each of them shared with others."""
+        """Return a given and a family name; other people have the same ones."""
         return self.unique(lambda: f"{self._rng.choice(self._given)} {self.stem()}")
 
     def town(self) -> str:
-        """Return a town's name, at times a namesake such as "New Sarn" beside "Sarn"."""
+        """Return a town's name, sometimes a namesake such as "New Sarn" beside "Sarn"."""
 
         def make() -> str:
             chance = self._rng.random()
@@ -126,7 +125,7 @@ class Names:
 
         def make() -> str:
             pattern = self._rng.choice(patterns)
-            if "~" in pattern:  # a Latin-looking second word in lower case
+            if "~" in pattern:  # a second word in lower case that looks like Latin
                 pattern = pattern.replace("~", self.stem().lower())
             return pattern.replace("@", self.stem())
 

@@ -1,4 +1,4 @@
-"""From facts to running text: sentences with one or two facts, and fillers between them."""
+"""Writes running text from facts: sentences with one or two facts, and fillers between them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PREPOSITIONS = frozenset(("in", "on", "by", "at", "near", "of", "from", "for"))
 class Writer:
     """Writes sentences about one subject.
 
-    The subject is named in full at first and mostly afterwards; a pronoun or "the town" stands for
-    it elsewhere, except after a sentence that named another person.
+    The first sentence and most others name the subject in full. The rest use a pronoun or a noun such as "the town",
+    except after a sentence that named another person.
     """
 
     def __init__(self, rng: random.Random, kind: str, name: str) -> None:
@@ -51,7 +51,7 @@ class Writer:
         return _finish(self._mention(template))
 
     def gaps(self, sentences: Sequence[str]) -> list[int]:
-        """Return where a filler may be put: where the next sentence has no pronoun to mislead."""
+        """Return the places for fillers, where no pronoun follows that would then refer to another subject."""
         inner = range(1, len(sentences))
         return [at for at in inner if self._full in sentences[at]] + [len(sentences)]
 
@@ -74,9 +74,9 @@ class Writer:
         return self._mention("{s} " + left + tail.replace("{v}", facts[1].value) + ".")
 
     def _mention(self, template: str) -> str:
-        """Fill the marks of the subject, with its full name or with a word that stands for it."""
+        """Replace the marks of the subject by its full name, a pronoun or a noun."""
         full, common = self._full, self._noun
-        # Not "the town is a town in ..".
+        # Avoids "the town is a town in ..".
         common_fits = self._kind != "person" and "{an}" not in template
         template = template.replace("{an}", ("an " if common[0] in "aeiou" else "a ") + common)
         template = template.replace("{n}", common)
@@ -84,7 +84,7 @@ class Writer:
         if self._named and not self._ambiguous and self._rng.random() < 0.4:
             if common_fits and ("of {o}" in template or self._rng.random() < 0.5):
                 words = (f"the {common}", f"the {common}", f"the {common}'s")
-            elif "of {o}" not in template:  # nobody says "the teacher of her"
+            elif "of {o}" not in template:  # avoids "the teacher of her"
                 words = self._pronouns
         if "{s}" in template or "{o}" in template or "{p}" in template:
             self._named = True
@@ -96,11 +96,11 @@ def write(rng: random.Random, kind: str, name: str, facts: Sequence[Fact], bound
     """Write a passage.
 
     Args:
-        rng: Source of all chance.
+        rng: Random generator.
         kind: Kind of the subject.
         name: Full name of the subject.
-        facts: What to state, in this order; the last ones are left out where they do not fit.
-        bounds: Fewest words, wanted words and most words. Fillers are added up to the wanted ones.
+        facts: Facts to state, in this order; the last ones are left out if they do not fit.
+        bounds: Minimum, desired and maximum number of words. Fillers are added up to the desired number.
 
     Returns:
         The passage, with the facts that it states.
@@ -132,7 +132,7 @@ def write(rng: random.Random, kind: str, name: str, facts: Sequence[Fact], bound
 
 
 def paraphrase(rng: random.Random, passage: Passage) -> str:
-    """Return the facts of a passage in another order and other words, without its fillers."""
+    """Return a text with the facts of a passage in another order and other words, without fillers."""
     name = passage.facts[0].subject
     facts = list(passage.facts)
     for _ in range(8):
@@ -145,13 +145,13 @@ def paraphrase(rng: random.Random, passage: Passage) -> str:
 
 
 def lay_out(rng: random.Random, passage: Passage, high: int) -> Passage:
-    """Return the passage as a file might hold it: under a heading, a longer one in paragraphs.
+    """Return the passage as in a file: under a heading, and in paragraphs if it is long.
 
-    The heading is left out where the passage would then have more than `high` words.
+    The heading is left out if the passage would otherwise have more than `high` words.
     """
     sentences = passage.text.split(". ")
     text = sentences[0]
-    run = 1  # sentences of the paragraph so far; each paragraph has three at least
+    run = 1  # sentences of the paragraph so far; a paragraph has at least three
     for at, sentence in enumerate(sentences[1:], 1):
         ends = run >= 3 and len(sentences) - at >= 3 and rng.random() < 0.4
         text += (".\n\n" if ends else ". ") + sentence
@@ -163,7 +163,7 @@ def lay_out(rng: random.Random, passage: Passage, high: int) -> Passage:
 
 
 def _groups(rng: random.Random, facts: Sequence[Fact]) -> list[tuple[Fact, ...]]:
-    """Cut facts into groups of one or two that go well into a sentence."""
+    """Divide facts into groups of one or two that fit into one sentence."""
     groups: list[tuple[Fact, ...]] = []
     at = 0
     while at < len(facts):
@@ -176,19 +176,19 @@ def _groups(rng: random.Random, facts: Sequence[Fact]) -> list[tuple[Fact, ...]]
 
 
 def _agree(lead: str, predicate: str) -> bool:
-    """Tell whether a lead goes with a predicate; "Born in Sarn, she was born in 1802" does not."""
+    """Return whether a lead fits a predicate; "Born in Sarn, she was born in 1802" does not."""
     if lead.startswith("With ") and predicate.startswith("was "):
         return False  # "With 800 visitors, the festival was founded in 1618"
     return lead.split(maxsplit=1)[0].lower() not in predicate.split()
 
 
 def _merge(left: str, right: str) -> str:
-    """Return what "was built in {v}" adds to "was built by {v}": "in {v}"; else ""."""
+    """Return what "was built in {v}" adds to "was built by {v}": "in {v}"; "" if the two do not begin alike."""
     if not left.startswith(("was ", "set out ", "is held ")):
         return ""
     ours, theirs = left.split(), right.split()
     shared = 0
-    while ours[shared] == theirs[shared] != "{v}":  # every predicate holds its value
+    while ours[shared] == theirs[shared] != "{v}":  # every predicate contains its value
         shared += 1
     if shared and ours[shared - 1] in _PREPOSITIONS:
         shared -= 1

@@ -1,4 +1,4 @@
-"""Questions over one passage and over two."""
+"""Writes questions about one passage and about two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .types import Fact, Passage, Question
 def single_questions(rng: random.Random, index: int, passage: Passage, count: int) -> list[Question]:
     """Ask `count` questions about one passage.
 
-    Every fact is asked for once before any is asked for again in other words.
+    Every fact gets one question before any gets a second one in other words.
     """
     order = list(passage.facts)
     rng.shuffle(order)
@@ -31,10 +31,10 @@ def single_questions(rng: random.Random, index: int, passage: Passage, count: in
 
 
 class PairMaker:
-    """Asks questions that need two passages of a corpus.
+    """Writes questions that need two passages of a corpus.
 
     Args:
-        rng: Source of all chance.
+        rng: Random generator.
         passages: The passages of the corpus.
     """
 
@@ -51,7 +51,7 @@ class PairMaker:
                 self._by_relation[fact.relation].append(at)
                 self._by_value[fact.relation, fact.value].append(at)
                 self._by_subject[fact.subject].append(at)
-        # Only values of a pool of names can be subjects: "River Orvane" never means a year.
+        # Only values of a pool of names can be subjects, because a year is never the name of a subject.
         self._chains = [
             at
             for at, (fact, _, _) in enumerate(self._places)
@@ -65,7 +65,7 @@ class PairMaker:
         self._agree = True
 
     def questions(self, count: int) -> list[Question]:
-        """Ask up to `count` questions, the four types in equal shares where the corpus has them."""
+        """Write up to `count` questions, in equal shares of the four types if the corpus allows it."""
         makers: list[Callable[[], Question | None]] = [
             self._pair, self._compare, self._same, self._bridge
         ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a relation is: how its values are drawn, how it is stated and how it is asked for."""
+"""Relations: how their values are drawn, and the wording of statements and questions."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Draw:
 
     Attributes:
         kind: A pool of names, or a type of value.
-        items: The closed set of a "choice" or a "list".
+        items: All possible values of a "choice" or a "list".
         unit: The noun after the number of a "quantity".
-        low, high, step: Bounds and grain of the number.
-        after: A relation whose year the year of this "date" follows by `low` to `high` years.
+        low, high, step: Bounds and step of the number.
+        after: A relation with an earlier year; the year of this "date" follows it by `low` to `high` years.
     """
 
     kind: DrawKind
@@ -54,13 +54,13 @@ def listing(items: str) -> Draw:
 
 @dataclass(frozen=True)
 class Relation:
-    """One relation and its language.
+    """One relation and its wordings.
 
     Attributes:
-        says: Statements. Those without a subject mark are predicates ("was born in {v}") and can
-            be joined; the others are whole sentences. Marks: `{s}` subject, `{o}` object and `{p}`
-            possessive form of the subject, `{v}` value, `{n}` and `{an}` the subject's noun.
-        leads: Participle phrases that can open a sentence about another fact.
+        says: Statements. Those without a mark of the subject are predicates ("was born in {v}") and can be joined; the
+            others are whole sentences. Marks: `{s}` subject, `{o}` object form and `{p}` possessive form of the
+            subject, `{v}` value, `{n}` and `{an}` the subject's noun without and with its article.
+        leads: Participle phrases that can begin a sentence about another fact.
         asks: Questions with `{s}`.
         pair: Questions for the values of two subjects `{a}` and `{b}`.
         compare: Questions for one of two subjects, with "min" or "max" of the value.
@@ -85,13 +85,13 @@ class Relation:
         whole = tuple(t for t in self.says if "{s}" in t or "{o}" in t or "{p}" in t)
         object.__setattr__(self, "sentences", whole)
         object.__setattr__(self, "predicates", tuple(t for t in self.says if t not in whole))
-        # A long noun phrase reads well only at the end of a question or before one last word.
+        # A long noun phrase is readable only at the end of a question, or before its last word.
         late = tuple(t for t in self.asks if len(t.split("{s}")[1].split()) <= 1)
         object.__setattr__(self, "bridge_asks", late)
 
 
 def sort_key(draw: Draw, value: str) -> tuple[int, ...]:
-    """Return what orders a year, a date or a quantity; raises ValueError for other values."""
+    """Return the sort key of a year, a date or a quantity; raises ValueError for other values."""
     if draw.kind == "date":
         day, month, year = value.split()
         return int(year), MONTHS.index(month), int(day)

@@ -1,7 +1,7 @@
-"""Training rows: what the generator reads and has to say.
+"""Training rows for the generator.
 
-A row is one conversation over a few documents, with several questions asked in turn: the documents are read once
-for all of them. Labels cover the assistant's turns alone.
+A row is one conversation over a few documents, with several questions one after another, so that the documents are read
+once for all of them. Only the assistant's turns have labels.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ VERBATIM_INSTRUCTION = "Background: {docs} Repeat the text word for word."
 VERBATIM_ABOUT_INSTRUCTION = "Background: {docs} Repeat the text about {title} word for word."
 ABOUT_INSTRUCTION = "Background: {docs} Say in other words what the text says about {title}."
 LONGEST_RETOLD = 300  # characters
-NEIGHBOURS = (0.4, 0.4, 0.15, 0.05)  # shares of other passages of the same kind and like name, kind, like name, any
-TAIL = 2  # tokens at the end of a question that should look at the right document as the answer does
-SYSTEM_SHARE = 0.3  # rows that carry the system message: it costs more tokens than a question and teaches little
+NEIGHBOURS = (0.4, 0.4, 0.15, 0.05)  # shares: same kind and similar name, same kind, similar name, any
+TAIL = 2  # tokens at the end of a question that should attend to the right document, as the answer does
+SYSTEM_SHARE = 0.3  # share of rows with the system message, which has more tokens than a question and teaches little
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Row:
     """One conversation.
 
     Attributes:
-        documents: Indices of the passages in the order of their slots; empty where the text itself is in the prompt.
-        turns: Pairs of user text and assistant text; ``{docs}`` in the first is the documents' place.
-        about: For each turn what to look at: the passages of the question, and those of each part of the answer.
-        system: System message; none where empty.
-        text: Whether the documents stand as text instead of memory (the base's own lesson).
+        documents: Indices of the passages in the order of their slots; empty if their text is in the prompt.
+        turns: Pairs of user text and assistant text; ``{docs}`` in the first marks the place of the documents.
+        about: For each turn the passages to attend to: those of the question, and those of each part of the answer.
+        system: System message; none if empty.
+        text: Whether the prompt contains the documents as text instead of memory, as in the stage of the base decoder.
     """
 
     documents: tuple[int, ...]
@@ -60,18 +60,18 @@ def question_rows(
     shuffled: float = 1.0,
     text: bool = False,
 ) -> list[Row]:
-    """Rows that ask questions over a few passages of the corpus.
+    """Rows with questions about a few passages of the corpus.
 
     Args:
-        rng: Source of chance.
+        rng: Random generator.
         corpus: Passages and questions.
-        n_rows: Rows to make.
-        n_documents: Fewest and most documents in a row.
-        n_questions: Most questions in a row.
-        pairs: Share of the rows of several documents that ask over two of them at once.
-        shuffled: Share of the rows whose documents stand in any order. In the others the one that is asked about
-            stands first, as after a ranking; of two, one of them.
-        text: Documents as text.
+        n_rows: Number of rows.
+        n_documents: Fewest and most documents of a row.
+        n_questions: Most questions of a row.
+        pairs: Share of the rows over several documents whose question needs two of them.
+        shuffled: Share of the rows with documents in any order. In the others the document of the question comes first,
+            as after a ranking; if there are two, one of them.
+        text: Whether the documents are given as text.
     """
     by_passage: dict[int, list[Question]] = defaultdict(list)
     for question in corpus.questions:
@@ -93,7 +93,7 @@ def question_rows(
             rng.shuffle(documents)
             known = set(documents)
         elif len(first) > 1:
-            # A search brings one of the two to the top; the other may be anywhere.
+            # A search ranks one of the two first; the other may be anywhere.
             rest = documents[1:]
             rng.shuffle(rest)
             documents = [documents[0], *rest]
@@ -105,7 +105,7 @@ def question_rows(
 
 
 def _others(rng: random.Random, first: set[int], neighbours: Neighbours, count: int) -> list[int]:
-    """Other passages, most of them hard to keep apart: of the same kind, of a similar name, or both."""
+    """Other passages, most of them hard to distinguish: of the same kind, with a similar name, or both."""
     kin = set().union(*(neighbours.kin[index] for index in first)) - first
     namesakes = set().union(*(neighbours.namesakes[index] for index in first)) - first
     near = [sorted(group) for group in (kin & namesakes, kin, namesakes)]
@@ -127,12 +127,12 @@ def _pick(
     about: set[int],
     most: int,
 ) -> list[Question]:
-    """Questions that these passages answer, those over two first, in any order."""
+    """Questions that these passages answer, in any order, but those about two passages first."""
     known = {id(question): question for index in sorted(about) for question in by_passage[index]}
     answered = [question for question in known.values() if set(question.gold) <= about]
     both = [question for question in answered if len(question.gold) > 1]
     one = [question for question in answered if len(question.gold) == 1]
-    # What several of the passages tell can be answered by the name alone: asked first.
+    # First come relations that several of the passages state, so that only the name decides the answer.
     told = Counter(relation for index in about for relation in {fact.relation for fact in passages[index].facts})
     rng.shuffle(one)
     one.sort(key=lambda question: told[question.kind] == 1)
@@ -143,12 +143,12 @@ def _pick(
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Which passages stand beside each other in rows.
+    """Chooses the passages that share a row.
 
     Attributes:
         everything: Passages to choose from.
-        kin: For each passage of the corpus those of the same kind, which tell the same relations.
-        namesakes: For each passage those whose title shares a word with its title.
+        kin: For each passage of the corpus, those of the same kind, which state the same relations.
+        namesakes: For each passage, those whose title shares a word with its title.
     """
 
     everything: list[int]
@@ -174,10 +174,10 @@ class Neighbours:
 def paraphrase_rows(
     rng: random.Random, corpus: Corpus, n_rows: int, verbatim: float = 0.0, n_documents: tuple[int, int] = (1, 1)
 ) -> list[Row]:
-    """Rows that say one passage again, a share of them word for word.
+    """Rows that repeat one passage, some of them word for word.
 
-    Where several documents are given, the instruction names the one that is meant by its title, and they stand in any
-    order: nothing teaches as densely which memory belongs to which name.
+    If there are several documents, they are in any order, and the instruction names one of them by its title. Such a
+    row has more tokens that teach which memory belongs to which name than any other.
     """
     short = [index for index, passage in enumerate(corpus.passages) if len(passage.text) <= LONGEST_RETOLD]
     neighbours = Neighbours.of(corpus, short)
@@ -204,7 +204,7 @@ def paraphrase_rows(
 
 def _looked_at(question: Question) -> tuple[tuple[int, ...], ...]:
     """The passages of a question, and those of each part of its answer; parts are joined by one "and"."""
-    if question.kind.startswith("bridge:"):  # the first passage only says whom the second is about
+    if question.kind.startswith("bridge:"):  # the first passage only tells the name of the second one's subject
         return (question.gold, question.gold[1:])
     if question.kind.startswith("pair:") and question.answer.count(" and ") == 1:
         return (question.gold, question.gold[:1], question.gold[1:])
@@ -223,11 +223,11 @@ def build_batch(
     """Rows as tensors, shortest first.
 
     Args:
-        tokenizer: The checkpoint's.
-        corpus: What the rows are about.
+        tokenizer: Tokenizer of the checkpoint.
+        corpus: Corpus of the rows.
         rows: The rows.
         windows: For each passage of the corpus the numbers of its compressed windows.
-        whole: Put the loss on every token instead of the answers alone.
+        whole: Whether every token has a label, not only the answers.
     """
     read = [() if row.text else tuple(w for d in row.documents for w in windows[d]) for row in rows]
     markup = [_markup(tokenizer, corpus, row, len(slots)) for row, slots in zip(rows, read, strict=True)]
@@ -249,7 +249,7 @@ def build_batch(
 
 
 def _turn_said(tokenizer: ClaraTokenizer, ids: list[int]) -> list[int | None]:
-    """For each position the turn to whose answer the next token belongs; None where it belongs to none."""
+    """For each position the turn to whose answer the next token belongs, or None."""
     assistant, eos = tokenizer.token_id("<|assistant|>"), min(tokenizer.eos_ids)
     turns: list[int | None] = []
     turn, answering = -1, False
@@ -261,13 +261,13 @@ def _turn_said(tokenizer: ClaraTokenizer, ids: list[int]) -> list[int | None]:
 
 
 def _wanted(tokenizer: ClaraTokenizer, row: Row, ids: list[int], said: list[int | None]) -> list[int]:
-    """For each position the documents that its next token comes from; `said` is what `_turn_said` gave."""
+    """For each position the documents that its next token comes from; `said` is the result of `_turn_said`."""
     between = tokenizer.token_id("▁and")
     wanted, part = [], 1
     for at, (token, turn) in enumerate(zip(ids, said, strict=True)):
         if turn is None:
             part = 1
-            # The end of a question knows already where the answer will be.
+            # At the end of a question it is already certain which document has the answer.
             soon = next((ahead for ahead in said[at + 1 : at + TAIL + 1] if ahead is not None), None)
             wanted.append(0 if soon is None else _bits(row, row.about[soon][0]))
         else:
@@ -278,7 +278,7 @@ def _wanted(tokenizer: ClaraTokenizer, row: Row, ids: list[int], said: list[int 
 
 
 def _bits(row: Row, passages: Iterable[int]) -> int:
-    """Documents of a row as a set of bits."""
+    """Documents of a row as a bit set."""
     return sum(1 << row.documents.index(index) for index in passages)
 
 

@@ -1,6 +1,6 @@
-"""The lessons over the generated world: how long each is, on what, and which weights learn.
+"""The training stages on the synthetic encyclopedia: their length, their data, and the weights that are trained.
 
-The lessons of the encyclopedia stand in ``configs/pocket.toml``, one table each with the fields of `Stage`.
+``configs/pocket.toml`` has one table for each stage, with the fields of `Stage`.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from clara_core.training.config import ROLES, Settings, parse, read_table
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One lesson: how long, on what, and which weights learn.
+    """One training stage: its length, its data, and the weights that are trained.
 
     Attributes:
-        name: Its name. "base" reads passages as text; "stage2" learns end to end.
+        name: Name of the stage. "base" reads passages as text; "stage2" trains end to end.
         steps: Optimizer steps.
         lr: Learning rate at the start (after a short warm-up) and at the end.
-        hold: Share of the steps at the first rate, before it falls in a straight line to the second.
-        passages: Passages of each step's corpus.
-        kinds: Kinds of subjects in it; all where None.
-        syllables: Of how many syllables its names are made; of all where None.
-        words: Shortest and longest passage.
+        hold: Share of the steps at the first rate, before it falls linearly to the second.
+        passages: Passages of a step.
+        kinds: Number of kinds of subjects in a step; None: all.
+        syllables: Number of syllables from which names are made; None: all of them.
+        words: Fewest and most words of a passage.
         asked: Questions that the query reasoner reads.
         documents: Fewest and most documents of a generator row.
         rows: Generator rows of a step.
         questions: Most questions of a row.
-        two_passage: Questions over two passages for each passage, on average.
-        pairs: Share of the rows of several documents that ask over two at once.
-        shuffled: Share of the rows whose documents stand in any order; in the others the best stand first.
-        paraphrases: Rows that say a passage again.
-        verbatim: Share of them that say it word for word.
+        two_passage: Questions about two passages for each passage, on average.
+        pairs: Share of the rows over several documents whose question needs two of them.
+        shuffled: Share of the rows with documents in any order; in the others the right ones come first.
+        paraphrases: Rows that repeat a passage.
+        verbatim: Share of them that repeat it word for word.
         contrastive: Weight of the contrastive loss.
-        pointing: Weight of the loss of attention that goes to the wrong documents.
+        pointing: Weight of the loss on attention to the wrong documents.
         tau: Temperature of the contrastive loss.
-        learning: The roles whose adapters learn; None for all weights, the decoder's own with them.
+        learning: Roles whose adapters are trained; None: all weights, including those of the decoder.
     """
 
     name: str
@@ -72,19 +72,20 @@ _STAGE = TypeAdapter(Stage)
 
 
 class WorldConfig(Settings):
-    """A run of lessons over the generated world.
+    """A run of training stages on the synthetic encyclopedia.
 
     Attributes:
-        out: Folder of the run; checkpoints are its subfolders ``checkpoints/<lesson>``. A run that was stopped goes on.
-        start: Checkpoint of an earlier run to learn on from (bundled name or folder), instead of random weights.
-        first: Lesson to begin with, instead of the first one.
-        seed: Of weights and data.
-        scale: Multiplies the steps of every lesson (for trials).
-        dtype: Of the passes, as in `TrainingConfig`; masters are float32 in any case.
+        out: Folder of the run; checkpoints are in its subfolders ``checkpoints/<stage>``. A run that was stopped is
+            continued.
+        start: Checkpoint of an earlier run to start from (bundled name or folder), instead of random weights.
+        first: Stage to begin with, instead of the first one.
+        seed: Seed of weights and data.
+        scale: Factor for the steps of every stage, for short trials.
+        dtype: Type of the forward passes, as in `TrainingConfig`; master weights are always float32.
         save_minutes: Minutes between two saved states.
-        save_every: Steps between two saved states. None: by time alone.
-        tensorboard: Write event files. None: where TensorBoard is installed.
-        lessons: By name, in order; the fields of `Stage`.
+        save_every: Steps between two saved states; None: only by time.
+        tensorboard: Whether to write event files; None: if TensorBoard is installed.
+        lessons: Fields of each `Stage`, by its name, in order.
     """
 
     out: Path = Path("runs/pocket")
@@ -107,7 +108,7 @@ class WorldConfig(Settings):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The lessons from the first one to be held on."""
+        """The stages from `first` on."""
         found = [_stage(name, values) for name, values in self.lessons.items()]
         names = [stage.name for stage in found]
         if self.first is not None and self.first not in names:
@@ -119,7 +120,7 @@ class WorldConfig(Settings):
 
     @classmethod
     def read(cls, path: str | Path, changes: Sequence[str] = (), **given: Any) -> Self:
-        """The config in a file; see `TrainingConfig.read`."""
+        """Read the config from a file; see `TrainingConfig.read`."""
         return parse(cls, {**read_table(path, changes), **given}, str(path))
 
 

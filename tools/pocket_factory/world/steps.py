@@ -1,4 +1,4 @@
-"""What the model of the encyclopedia learns from: a new corpus for each step, ready before it is needed."""
+"""Training data of the synthetic encyclopedia: a new corpus for each step, prepared before it is needed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LAYOUT = 0.15  # share of passages with a heading and paragraphs, as in files
 
 
 class WorldSteps:
-    """The steps of a lesson over the generated world; each follows from the seed, the lesson and its number alone.
+    """The steps of a stage. A step depends only on the seed, the stage, its number and the process.
 
     Args:
-        tokenizer: The checkpoint's; its base must know the roles of `pocket_base`.
-        seed: Of the run.
-        stage: The lesson.
-        process: Number of this process; each makes a world of its own.
+        tokenizer: Tokenizer of the checkpoint; its base must have the role tokens of `base`.
+        seed: Seed of the run.
+        stage: The stage.
+        process: Number of this process; each process generates its own corpora.
     """
 
     def __init__(self, tokenizer: ClaraTokenizer, seed: int, stage: Stage, process: int = 0) -> None:
@@ -31,7 +31,7 @@ class WorldSteps:
         self.seed = f"{seed} {stage.name}" + (f" {process}" if process else "")
 
     def __call__(self, number: int) -> list[Step]:
-        """One step, whole."""
+        """Build one step."""
         stage = self.stage
         rng = random.Random(f"{self.seed} {number}")
         corpus = make_corpus(
@@ -53,7 +53,7 @@ class WorldSteps:
         elif stage.rows:
             rows = build_batch(self.tokenizer, corpus, self._rows(rng, corpus, stage, stage.rows), windows)
         if stage.name == "base":
-            # The base reads like any language model: part of its rows teach every token.
+            # The base decoder is trained as a language model, too: some rows have labels on every token.
             whole = self._rows(rng, corpus, stage, stage.paraphrases)
             retold = build_batch(self.tokenizer, corpus, whole, windows, whole=True)
         elif stage.paraphrases:
@@ -64,7 +64,7 @@ class WorldSteps:
         return [Step(sequences, windows, questions, gold, rows, retold, places=(f"{self.seed} {number}",))]
 
     def _windows(self, corpus: Corpus) -> tuple[list[list[int]], list[range]]:
-        """Passages cut as the engine cuts them: ids of all windows, and which belong to each passage."""
+        """Split passages as the engine does: ids of all windows, and the windows of each passage."""
         pieces: list[str] = []
         windows = []
         for passage in corpus.passages:
@@ -88,7 +88,7 @@ class WorldSteps:
 
 
 def _single_rows(tokenizer: ClaraTokenizer, prompts: list[list[int]], answers: list[str]) -> RowBatch:
-    """One question a row, every slot filled later."""
+    """Rows of one question each; the slots are filled later."""
     tails = tokenizer.encode_markup_batch([f"<|assistant|>{answer}</s>" for answer in answers])
     ids = [prompt + tail[1:] for prompt, tail in zip(prompts, tails, strict=True)]
     labels = [[IGNORE] * len(prompt) + row[len(prompt) :] for prompt, row in zip(prompts, ids, strict=True)]
@@ -96,7 +96,7 @@ def _single_rows(tokenizer: ClaraTokenizer, prompts: list[list[int]], answers: l
 
 
 def sample_texts(seed: int) -> Iterator[str]:
-    """Text of the training world for the tokenizer."""
+    """Text of the training split for the tokenizer."""
     for number in range(60):
         corpus = make_corpus(random.Random(f"{seed} tokenizer {number}"), 100, two_passage=0.5, layout=LAYOUT)
         for passage in corpus.passages:

@@ -1,10 +1,10 @@
-"""Lessons over the generated world: from random weights to a model that retrieves and answers.
+"""Trains a model that retrieves and answers, from random weights, on the synthetic encyclopedia.
 
     python -m tools.pocket_factory.world.train configs/pocket.toml [--set KEY=VALUE] [--threads N]
 
-The lessons follow each other as in the paper, over a world that is made up anew at every step. A run saves its whole
-state every few minutes and goes on from there when it is started again with the same folder. A finished checkpoint can
-be taught further: ``--set start=tests/data/encyclopedia --set first=stage1_2_namesakes``.
+The stages follow each other as in the paper; every step generates a new corpus. A run saves its whole state every few
+minutes, and continues from it when it is started again with the same folder. A finished checkpoint can be trained
+further: ``--set start=tests/data/encyclopedia --set first=stage1_2_namesakes``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONFIG_FILE = Path(__file__).parents[3] / "configs" / "pocket.toml"
 
 
 def world_trainer(config: WorldConfig, *, progress: bool = False) -> Trainer:
-    """The trainer of a config, ready to run from where its folder stands."""
+    """The trainer of a config; it continues from the state in its folder."""
     processes = Processes()
     config.out.mkdir(parents=True, exist_ok=True)
     opened = _open(config, processes)
@@ -56,17 +56,17 @@ def world_trainer(config: WorldConfig, *, progress: bool = False) -> Trainer:
 
 
 def train_world(config: WorldConfig, *, progress: bool = False) -> Path:
-    """Run the lessons of a config; returns the folder of the last checkpoint.
+    """Run the stages of a config; returns the folder of the last checkpoint.
 
     Raises:
-        TrainingError: A loss was no number, a file could not be written, or `out` holds another run.
+        TrainingError: A loss is not a number, a file cannot be written, or `out` contains another run.
     """
     world_trainer(config, progress=progress).run()
     return config.out / "checkpoints" / config.stages[-1].name
 
 
 def _open(config: WorldConfig, processes: Processes) -> Opened:
-    """The checkpoint to learn on from, or random weights."""
+    """Open the checkpoint to start from, or create random weights."""
     if config.start is not None:
         arguments = EngineArguments(
             model=config.start, device=str(processes.device), dtype="float32", attn_implementation="eager"
@@ -104,7 +104,7 @@ def _lesson(stage: Stage, opened: Opened, config: WorldConfig, processes: Proces
 
 
 def _export(config: WorldConfig, opened: Opened, lesson: Phase, state: TrainerState) -> None:
-    if lesson.name == "base":  # no adapter has learned anything before
+    if lesson.name == "base":  # no adapter was trained before
         return
     facts = {
         "trained from": f"`{opened.origin}`, on generated text alone",
@@ -120,7 +120,7 @@ def _export(config: WorldConfig, opened: Opened, lesson: Phase, state: TrainerSt
         metrics=read_lines(config.out / METRICS_FILE),
         settings=config.model_dump(mode="json", exclude={"out", "tensorboard"}),
     )
-    stage = CONFIG.training_stage  # every lesson teaches all roles
+    stage = CONFIG.training_stage  # every stage trains all roles
     write_model(config.out / "checkpoints" / lesson.name, opened, stage, text, base_trained=True)
 
 
@@ -132,7 +132,7 @@ def main(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the processor.")] = None,
 ) -> None:
-    """Runs the lessons of a config; started again with the same one, it goes on where it was stopped."""
+    """Run the stages of a config, or continue a run that was stopped."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if threads:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The plain records that the generated encyclopedia is made of."""
+"""Records of the synthetic encyclopedia: facts, passages, questions, corpora."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ class Passage:
 class Question:
     """A question with its one right answer.
 
-    `gold` holds the indices in `Corpus.passages` of the one or two passages that are needed.
-    `kind` is the relation asked for, with a prefix "pair:", "compare:", "same:" or "bridge:" where
-    two passages are needed.
+    `gold` holds the indices in `Corpus.passages` of the one or two passages that are needed. `kind` is the relation of
+    the question, with the prefix "pair:", "compare:", "same:" or "bridge:" if two passages are needed.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Values: pools that make the subjects of one corpus share attributes."""
+"""Draws values from pools, so that subjects of one corpus share attributes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .kinds import RELATIONS
 from .names import Names
 from .relations import MONTHS, Draw
 
-# How often a number, a year or a list is drawn anew instead of from the corpus's pool.
+# Share of the numbers, years and lists that are new instead of from the pool of the corpus.
 FRESH = 0.25
 
 
 @dataclass
 class Subject:
-    """A thing of the world; `facts` holds the values drawn for it so far, by relation."""
+    """A subject of the encyclopedia; `facts` holds the values drawn for it so far, by relation."""
 
     kind: str
     name: str
@@ -26,9 +26,9 @@ class Values:
     """Draws values for the subjects of one corpus.
 
     Args:
-        rng: Source of all chance.
-        names: Where the extra people, towns and regions come from.
-        subjects: All subjects; people, towns, rivers and mountains among them become values.
+        rng: Random generator.
+        names: Source of further people, towns and regions.
+        subjects: All subjects; the people, towns, rivers and mountains among them may become values.
     """
 
     def __init__(self, rng: random.Random, names: Names, subjects: list[Subject]) -> None:
@@ -53,7 +53,7 @@ class Values:
         self._pool_size = 3 + size // 24
 
     def draw(self, subject: Subject, relation: str) -> str:
-        """Draw the value of `relation` for `subject` and note it there."""
+        """Draw the value of `relation` for `subject`, and store it in its `facts`."""
         how = RELATIONS[relation].draw
         taken = {subject.name, *subject.facts.values()}
         while True:
@@ -73,7 +73,7 @@ class Values:
             if rng.random() >= FRESH:
                 return rng.choice(self._years)
             return str(rng.randint(1580, 1960))
-        if how.after in subject.facts:  # a life ends after it began
+        if how.after in subject.facts:  # a person dies after being born
             return self._date(int(subject.facts[how.after]) + rng.randint(how.low, how.high))
         pool = self._shared.get(relation)
         if pool is None:
@@ -85,7 +85,7 @@ class Values:
         if how.kind == "date":
             return self._date(None)
         if how.kind == "quantity":
-            # Small numbers are as frequent as large ones, as in the world outside.
+            # Small numbers are as frequent as large ones, as in real texts.
             number = how.low * (how.high / how.low) ** rng.random()
             return f"{max(how.low, round(number / how.step) * how.step):,} {how.unit}"
         items = rng.sample(how.items, rng.choice((2, 3, 3)))
