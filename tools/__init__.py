@@ -1,1 +1,1 @@
-"""Programs that make parts of this project and do not belong to it when it is installed."""
+"""Programs that create parts of this project. They are not part of the installed package."""

@@ -1,4 +1,4 @@
-"""Print constraints.txt: the versions that this environment holds of what the project needs (``make constraints``)."""
+"""Print constraints.txt: the installed versions of all packages that the project requires (``make constraints``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = """\
 
 
 def versions(root: Path) -> dict[str, str]:
-    """Name and version of every package that `root`'s project with its extras ``dev`` and ``docs`` needs here."""
+    """Name and version of every package that the project in `root` and its extras ``dev`` and ``docs`` require here."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
     found: dict[str, str] = {}
@@ -36,7 +36,7 @@ def versions(root: Path) -> dict[str, str]:
         try:
             package = distribution(name)
         except PackageNotFoundError:
-            continue  # of another platform
+            continue  # for another platform
         found[name] = package.version.partition("+")[0]
         for text in package.requires or ():
             needed = Requirement(text)

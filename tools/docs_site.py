@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages whose text is elsewhere in the repository, the page of the command line, the last section."""
+"""Hooks of mkdocs: add pages from other folders, the page of the command line, and a section of unlisted pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-# Where a file of the repository is on the site.
+# The page of the site for each file outside docs/.
 PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -22,7 +22,7 @@ _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[\w-]+)?\)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Show pages that the navigation does not name in a last section, so that none is out of reach."""
+    """List pages that the navigation omits in a last section, so that every page has a link."""
     named = set(re.findall(r"[\w/-]+\.md", repr(config.nav)))
     docs = ROOT / "docs"
     rest = sorted({path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} - named)
@@ -40,14 +40,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links between files of the repository into links of the site; what the site does not show stays a name."""
+    """Turn links between files into links of the site; a file that the site does not contain becomes its name."""
     here = {page: source for source, page in PAGES.items()}.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def on_site(match: re.Match[str]) -> str:
         image, text, target, anchor = match.groups(default="")
         wanted = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
         if not (ROOT / wanted).exists() and wanted.removeprefix("docs/") not in files.src_uris:
-            return match[0]  # mkdocs names it
+            return match[0]  # mkdocs reports it
         shown = PAGES.get(wanted, wanted.removeprefix("docs/"))
         if shown not in files.src_uris:
             return f"`{wanted}`" if text == target else f"{text} (`{wanted}`)"
@@ -58,7 +58,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def command_line() -> str:
-    """The commands with their arguments and options, as `clara --help` has them."""
+    """The commands with their arguments and options, as `clara --help` prints them."""
     import click
     import typer
 
