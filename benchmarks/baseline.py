@@ -1,11 +1,13 @@
 """A plain baseline: the model as the published code runs it, on transformers and peft.
 
-It follows the steps of that code, is written anew, and gives the same results as the
-engine. Every passage and every question is padded on the left to the window, the whole causal LM
-runs over it (output head on all positions, the states of all layers kept), the active peft adapter
-is switched for each role, the candidates of a question are compressed again for every question,
-memory tokens are put into the prompt row by row in a Python loop, and answers come from
-``generate(inputs_embeds=...)`` with a growing cache.
+It follows the steps of that code, but none of the code was copied, and it gives the same results as the engine:
+
+* Every passage and every question is padded on the left to the window.
+* The whole causal LM runs over it, with the output head on all positions and the states of all layers kept.
+* The active peft adapter is switched for each role.
+* The candidates are compressed again for every question.
+* Memory tokens are put into the prompt row by row in a Python loop.
+* Answers come from ``generate(inputs_embeds=...)`` with a growing cache.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ SYSTEM = (
 
 
 class Baseline:
-    """Reads a released checkpoint; texts in, tensors and answers out.
+    """Runs a released checkpoint: from texts to tensors and answers.
 
     Args:
         checkpoint: Folder with ``config.json`` and the two ``.pth`` files.
         base: Folder of the base decoder.
         device: Device to run on.
-        dtype: Number format of all weights.
+        dtype: Type of all weights.
     """
 
     def __init__(self, checkpoint: Path, base: Path, device: str, dtype: torch.dtype) -> None:
@@ -69,7 +71,7 @@ class Baseline:
         for name, state in adapters.items():
             renamed = {f"base_model.model.{key}": tensor for key, tensor in state.items()}
             set_peft_model_state_dict(model, renamed, adapter_name=name)
-        # peft keeps adapters in float32 unless told; the releases run in one dtype.
+        # peft keeps adapters in float32 by default; the released checkpoints run in one dtype.
         return model.to(self.device, dtype).eval()
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Recall of short keys: the share of the true neighbours among their candidates, by key length and oversampling."""
+"""Recall of short keys: the share of true neighbours among their candidates, by key length and oversampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks of the invented encyclopedia: its weights, a held-out corpus, rankings, documents for each question."""
+"""Tasks on the synthetic encyclopedia: its weights, a held-out corpus, rankings, documents for each question."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class World:
 
 
 def make_world(passages: int, seed: int = SEED) -> World:
-    """A corpus of names that no training contains: one question for each passage, and one over two for every second."""
+    """A corpus with names of no training: a question for each passage, and one about two passages for every second."""
     corpus = make_corpus(
         random.Random(seed),
         passages,
@@ -78,7 +78,7 @@ def rerank(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], dept
     return ranking
 
 
-# --- reading ---------------------------------------------------------------------------------------------
+# --- answering -------------------------------------------------------------------------------------------
 
 
 def with_gold(
@@ -150,7 +150,7 @@ def by(questions: Sequence[Question], values: Sequence[float], key: Callable[[Qu
 
 
 def family_of(question: Question) -> str:
-    """Type of a question: pair, compare, same or bridge; "single" for a question over one passage."""
+    """Type of a question: pair, compare, same or bridge; "single" for a question about one passage."""
     return question.kind.partition(":")[0] if ":" in question.kind else "single"
 
 
@@ -160,5 +160,5 @@ def relation_of(question: Question) -> str:
 
 
 def value_of(question: Question) -> str:
-    """The sort of value that a question over one passage asks for: a year, a person, a list, ..."""
+    """The sort of value that a question about one passage asks for: a year, a person, a list, ..."""
     return RELATIONS[question.kind].draw.kind

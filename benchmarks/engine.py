@@ -4,8 +4,8 @@
     python -m benchmarks.engine --quick         # a tiny model, to test the benchmark itself
     python -m benchmarks.engine --shape 7b      # 7B-shaped in bfloat16, for a large GPU
 
-Times are the shortest of a few runs. The results of both sides are compared as they are measured;
-if they differ, the program reports it and ends with an error.
+Times are the shortest of a few runs. The program compares the results of both sides while it measures; if they differ,
+it reports the difference and ends with an error.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Bench:
         return Row("compress passages", f"{ours:.1f}/s", f"{plain:.1f}/s", ours / plain, 3.2, bound=bound)
 
     def reranking(self) -> Row:
-        """One question over known candidates."""
+        """One question and candidates that are compressed already."""
         texts, ready = self.passages[:CANDIDATES], self.memories[:CANDIDATES]
         question = self.questions[0]
         ours = seconds(lambda: self.engine.rank(question, ready), 5 * self.repeats)
@@ -91,7 +91,7 @@ class Bench:
         return Row(measure, ms(ours), ms(plain), plain / ours, 1.5, bound=bound)
 
     def whole_question(self) -> Row:
-        """Like the published call: rank the candidates and answer from the best five."""
+        """The steps of the published call: rank the candidates and answer from the best five."""
         question, texts = self.questions[0], self.passages[:CANDIDATES]
 
         def ours() -> None:

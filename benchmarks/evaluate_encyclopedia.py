@@ -1,15 +1,15 @@
-"""Measures retrieval and reading in the invented encyclopedia, of names that no training has seen (``make eval``).
+"""Measures retrieval and answers on the synthetic encyclopedia, with names that no training contains (``make eval``).
 
     python benchmarks/evaluate_encyclopedia.py                  # 1,000 passages, 1,000 + 500 questions
     python benchmarks/evaluate_encyclopedia.py --quick --check  # a small part; fails if a figure is far too low
     python benchmarks/evaluate_encyclopedia.py --model FOLDER --json figures.json
 
-It measures the weights of ``tests/data/encyclopedia``, which were taught it, unless ``--model`` names others.
-The held-out corpus comes from a fixed seed, and all calls go through the public engine. Retrieval is measured over all
-passages of the corpus and compared with BM25 on the same questions. For reading, each question has five documents: the
-ones it needs, and the others that the model ranks highest. They are in the order of that ranking ("best first", as in
-use and in training) or in a random order ("any order"). "End to end" reads the five documents that the model itself
-retrieved, right or wrong. Answers are greedy.
+It measures the weights in ``tests/data/encyclopedia``, which were trained on the encyclopedia, unless ``--model`` names
+others. The held-out corpus comes from a fixed seed, and all calls go through the public engine. Retrieval is measured
+over all passages of the corpus and compared with BM25 on the same questions. For answers, each question has five
+documents: the right ones, and the others that the model ranks highest. They are in the order of that ranking ("best
+first", as in use and in training) or in a random order ("any order"). "End to end" reads the five documents that the
+model itself retrieved, right or wrong. Answers are greedy.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Evaluation:
         self.two_ranked: Ranking = memory_ranking(self.engine, self.world.double, self.memories)
 
     def retrieval(self) -> list[Figure]:
-        """By memory, by BM25, and by BM25 with the engine as reranker."""
+        """Retrieval by memory, by BM25, and by BM25 with the engine as reranker."""
         found = [
             score_rankings(ranking, [question.gold for question in self.world.single], ks=(1, 5, 20))
             for ranking in self._rankings(self.world.single, self.ranked)
@@ -112,7 +112,7 @@ class Evaluation:
         return {"two passages": sum(found) / len(found), **by(questions, found, family_of)}
 
     def reading(self) -> list[Figure]:
-        """Answers with the gold passages among five documents, with them alone, and from what was retrieved."""
+        """Answers from five documents with the gold passages, from these alone, and from retrieved documents."""
         single, double = self.world.single, self.world.double
         mixed, two_mixed = with_gold(single, self.ranked), with_gold(double, self.two_ranked)
         self.hard = self._read(single, best_first(mixed, self.ranked))
@@ -136,7 +136,7 @@ class Evaluation:
         return read(self.engine, questions, self.memories, documents)
 
     def cost(self) -> dict[str, float]:
-        """Speed and size. A question's times are the median of some asked one by one."""
+        """Speed and size. Times of a question are medians over several that run one by one."""
         ranking, answering = [], []
         for question in self.world.single[:ASKED_ALONE]:
             start = time.perf_counter()
@@ -207,7 +207,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures and wrong answers here.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the held-out corpus.")] = SEED,
 ) -> None:
-    """Measure retrieval and reading of a checkpoint on the held-out part of its world."""
+    """Measure retrieval and answers of a checkpoint on the held-out part of the encyclopedia."""
     world = make_world(200 if quick else 1000, seed)
     engine = ClaraEngine.from_pretrained(model)
     engine.load()

@@ -4,10 +4,10 @@
     python -m benchmarks.evaluate_retrieval --sizes 1000           # minutes instead of an hour
     python -m benchmarks.evaluate_retrieval --json figures.json --plot docs/retrieval.png
 
-Each corpus is from the held-out world of `benchmarks.encyclopedia_tasks`. It is compressed once into a `MemoryStore` in
-bfloat16 and one in int8 below ``--run``, which later runs use again. Every ranking comes from the public calls of the
-store, except plain BM25, which is bm25s over the same passages. Milliseconds are of questions asked one by one,
-including the query reasoner.
+Each corpus is from the held-out part of the synthetic encyclopedia (`benchmarks.encyclopedia_tasks`). It is compressed
+once into a `MemoryStore` in bfloat16 and one in int8 in the folder ``--run``, which later runs use again. Every ranking
+comes from the public calls of the store, except plain BM25, which is bm25s over the same passages. Milliseconds are
+those of questions that run one by one, including the query reasoner.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Corpus:
 
     Attributes:
         texts: Passages; the id of each in the stores is its number.
-        questions: Questions over one and over two passages.
+        questions: Questions about one and about two passages.
         stores: Stores by the type of their memories.
         vectors: Vectors of the questions, ``[Q, n_mem, hidden]``.
     """
@@ -106,7 +106,7 @@ class Method:
     bytes: float | None = None
 
     def scores(self, questions: Sequence[Question]) -> dict[str, float]:
-        """Measures over questions of one passage, recall@5 over those of two, nDCG over both."""
+        """Measures over questions about one passage, recall@5 over those about two, nDCG over both."""
         pairs = list(zip(self.rankings, questions, strict=True))
         groups = {n: [(r, q.gold) for r, q in pairs if len(q.gold) == n] for n in (1, 2)}
         found: dict[str, float] = {}
@@ -251,7 +251,7 @@ def table(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def markdown(lines: Sequence[dict[str, Any]]) -> str:
-    """The table of the docs."""
+    """The table of docs/retrieval.md."""
     columns = list(lines[0])
     rows = [[_cell(name, line.get(name)) for name in columns] for line in lines]
     heads = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
@@ -288,7 +288,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw them here.")] = None,
 ) -> None:
-    """Measure search in stores of a held-out world."""
+    """Measure search in stores of the held-out encyclopedia."""
     engine = ClaraEngine.from_pretrained(model)
     engine.load()
     tables: dict[int, list[dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""Measures reading of passages and everyday questions typed by hand.
+"""Measures retrieval and answers on passages and everyday questions that were typed by hand.
 
     python benchmarks/evaluate_typed.py                          # the bundled model on the open half
     python benchmarks/evaluate_typed.py --half closed            # final figures
@@ -9,7 +9,7 @@ and compared with BM25 on the same questions. It is answered from its passage al
 others that the model ranks highest ("best first", in the order of the ranking), and from the five that were retrieved
 ("end to end"), by memory alone and, as in `clara ask` and the adapters, by memory and words ("hybrid").
 A refusal is the answer "The documents do not say." It is right for questions that no passage answers and for those
-whose passage was taken away, and wrong for the others.
+without their passage, and wrong for the others.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ CALLERS = 50
 
 @dataclass
 class Bench:
-    """An engine, the components on it, and texts that the engine knows."""
+    """An engine, the components on it, and texts whose memories are in its cache."""
 
     engine: ClaraEngine
     passages: list[str]
@@ -51,7 +51,7 @@ class Bench:
         self.memories = self.engine.remember(self.passages)
 
     def one_answer(self) -> Row:
-        """`ChatClara.invoke` over known documents."""
+        """`ChatClara.invoke` with documents that are compressed already."""
         few, question = self.documents[:DOCUMENTS], self.questions[0]
 
         def plain() -> str:
@@ -61,7 +61,7 @@ class Bench:
         return self.row("ChatClara.invoke", plain, lambda: self.llm.invoke(question, documents=few).content, MOST)
 
     def reranking(self) -> Row:
-        """`ClaraRerank.compress_documents` over known candidates."""
+        """`ClaraRerank.compress_documents` with candidates that are compressed already."""
         few, question = self.documents[:CANDIDATES], self.questions[1]
         rerank = ClaraRerank(engine=self.engine, top_n=5)
 

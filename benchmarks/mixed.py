@@ -3,8 +3,8 @@
     python -m benchmarks.mixed                 # 60 M parameters
     python -m benchmarks.mixed --quick         # a tiny model, a few questions
 
-Questions over ready memories are asked one after the other: alone, while a corpus is compressed, and while a corpus is
-compressed and answers are written. The loads take turns, so that a slow moment of the machine affects all of them. The
+Questions are ranked against finished memories, one after the other: alone, while a corpus is compressed, while answers
+are generated, and during both. The loads take turns, so that a slow moment of the machine affects all of them. The
 program also prints passages per second with and without the answers.
 """
 
@@ -45,9 +45,9 @@ class Load:
 
     Attributes:
         work: Functions, each run in a thread of its own until its event is set.
-        times: Seconds of each question asked meanwhile.
+        times: Seconds of each question during the work.
         seconds: Total running time.
-        passages: Number of passages compressed meanwhile.
+        passages: Number of passages that the work compressed.
     """
 
     work: list[Work]

@@ -84,7 +84,7 @@ def pool_of(words: list[str], size: int, seed: int) -> list[Asked]:
 
 
 def watch(model: ClaraModel, outcome: Outcome) -> None:
-    """Read the used bytes of the KV cache in each pass; pages change only between passes."""
+    """Record the used bytes of the KV cache at each pass; pages change only between passes."""
 
     def look(cache: KVCache) -> None:
         outcome.passes += 1

@@ -23,10 +23,10 @@ class Row:
         measure: What was measured.
         engine: The engine's figure, with its unit.
         other: The figure to compare with, and its unit; "" for none.
-        value: The number compared with the target, mostly the ratio to ``other``.
+        value: The number that is compared with the target, usually the ratio to ``other``.
         target: Minimum of ``value``, or its maximum with ``at_most``; None for no target.
         at_most: Whether smaller is better.
-        bound: Fraction of the physical bound that was reached, if one is known.
+        bound: Fraction of the physical bound that was reached; None if it is not known.
     """
 
     measure: str

@@ -90,7 +90,7 @@ def begun(url: str, count: int) -> None:
 
 
 def leave(url: str, count: int) -> None:
-    """Clients that send a request and close their connection at one of four moments."""
+    """Send requests from clients that close their connection at one of four moments."""
     host, port = url.removeprefix("http://").split(":")
     rng = random.Random(1)
     for number in range(count):

@@ -24,7 +24,7 @@ from benchmarks.report import Row, hardware, show
 from benchmarks.server_process import serving
 from clara_core import ClaraEngine, Engine, open_engine
 
-MOST_MS = 10.0  # maximum overhead of HTTP when ranking twenty known documents
+MOST_MS = 10.0  # maximum overhead of HTTP when ranking twenty compressed documents
 CLIENTS = 16
 TEXTS = [
     f"The lighthouse of Port {n} was built in {1700 + n} by Ada Quill {n}, is {20 + n} metres high and shows a light "
@@ -42,7 +42,7 @@ class Call:
 
 
 def question(number: int) -> str:
-    """A question that was not asked before."""
+    """A question that no call had before."""
     return f"When was the lighthouse of Port {number % 20} built, asked for the time number {number}?"
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.soak                  # sixteen threads for a minute, on 60 M parameters
     python -m benchmarks.soak --quick          # a tiny model for a few seconds
 
-First every call runs once alone. Then all threads make the same calls in random order; tensors must
-agree within 1e-5 of the serial ones and texts must be equal.
+First every call runs once alone. Then all threads make the same calls in random order. Tensors must agree with the
+serial ones within 1e-5, and texts must be equal.
 """
 
 from __future__ import annotations

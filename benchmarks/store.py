@@ -55,7 +55,7 @@ class Part:
         store: Store that it is written to.
         seconds: Time spent in `MemoryStore.add`.
         work: Processor time of `MemoryStore.add` in seconds.
-        milliseconds: Time of each question that was asked alone.
+        milliseconds: Time of each search with one question.
         question_work: Milliseconds of processor time of a question, on average.
         found: The neighbours of each question by two-step search.
         exact: The true neighbours of each question.
@@ -72,7 +72,7 @@ class Part:
     exact: list[list[str]] = field(default_factory=list)
 
     def fill(self, curve: KeyCurve | None = None) -> None:
-        """Write everything, a batch at a time."""
+        """Write the corpus in batches."""
         rng = random.Random(self.corpus.seed)
         with tqdm(total=self.corpus.count, desc="writing", unit="doc") as bar:
             for start, tokens in self._batches():
@@ -88,7 +88,7 @@ class Part:
                 bar.update(len(tokens))
 
     def ask(self, questions: Tensor) -> None:
-        """Search each question alone."""
+        """Search with one question at a time."""
         self.store.search(questions[:1].flatten(1)[0], K)  # reads what is cached afterwards
         self.found, self.milliseconds = [], []
         work = time.process_time()
@@ -100,7 +100,7 @@ class Part:
         self.question_work = (time.process_time() - work) * 1e3 / len(questions)
 
     def compare(self, questions: Tensor) -> None:
-        """Search all questions exactly, for the true neighbours."""
+        """Find the true neighbours of all questions by exact search."""
         self.exact = [[hit.id for hit in hits] for hits in self.store.search(questions, K, exact=True)]
 
     @property

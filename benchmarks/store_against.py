@@ -227,7 +227,7 @@ def of_length(length: int, sizes: Sequence[int]) -> dict[str, float]:
 
 
 def private_bytes() -> int:
-    """Memory of the process that is no file's."""
+    """Anonymous memory of the process, in bytes; without Linux, the peak of all its memory."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

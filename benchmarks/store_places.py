@@ -2,10 +2,10 @@
 
     python -m benchmarks.store_places --documents 10000 --questions 200
 
-Passages are those of `make eval-retrieval`, compressed by its own weights and stored in float32 in both places unless
-``--memory-type`` is given (a folder writes bfloat16 by default). A store in a folder compares the best candidates by
-their keys, and one in memory compares all documents, so a document that the keys miss would show as a difference. The
-program prints a line for each mode and filter, and a JSON line.
+The passages and weights are those of `make eval-retrieval`. Memories are stored in float32 in both places unless
+``--memory-type`` is given (a folder writes bfloat16 by default). A store in a folder finds candidates by their keys,
+and one in memory compares all documents, so a document that the keys miss would show as a difference. The program
+prints a line for each mode and filter, and a JSON line.
 """
 
 from __future__ import annotations

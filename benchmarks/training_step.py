@@ -3,7 +3,7 @@ computed.
 
     python -m benchmarks.training_step [--model pocket] [--dtype bfloat16] [--steps 6]
 
-The lines are from the generated world, with 20 passages for each question in the end-to-end stage, as in the paper. A
+The lines are from the synthetic encyclopedia. In the end-to-end stage each question has 20 passages, as in the paper. A
 token is a position that passes through the decoder. The arithmetic is 2 operations for each weight in a forward pass
 and 2 more in a backward pass (the base is frozen, so its weights have no gradients), without attention. The program
 prints a table and one JSON line.
@@ -111,7 +111,7 @@ def _tokens(passes: Sequence[Step], *, frozen: bool, kept: bool) -> tuple[int, i
 
 
 def _write_lines(folder: Path, stage: Stage) -> Path:
-    """Lines over the generated world."""
+    """Write training lines from the synthetic encyclopedia."""
     rng = random.Random(1)
     corpus = make_corpus(rng, 120, words=(40, 70), questions_per_passage=4, two_passage=0.0)
     path = folder / f"{stage}.jsonl"

@@ -1,13 +1,13 @@
-"""Measures the citations, the confidence and the second reading in the invented encyclopedia (``make bench-trust``).
+"""Measures citations, confidence and the second reading on the synthetic encyclopedia (``make bench-trust``).
 
     python -m benchmarks.trust                             # 1,000 passages, 300 questions of each sort
     python -m benchmarks.trust --passages 300 --questions 100
-    python -m benchmarks.trust --calibrate FOLDER          # only fits calibration.json on another world
+    python -m benchmarks.trust --calibrate FOLDER          # only fits calibration.json, on a corpus of another seed
 
-All calls go through the public engine, on a held-out world with a fixed seed; confidence and its thresholds come from
-another world. Each question is read with five passages: the gold ones and the hardest others. Each figure is compared
+All calls go through the public engine, on a held-out corpus with a fixed seed. Confidence and its thresholds come from
+a corpus of another seed. Each question has five passages: the gold ones and the hardest others. Each figure is compared
 with a plain baseline of the same run: the query score as citation, the log-probability or the best cosine as
-confidence, a single reading. The world is invented and extractive, with one right string for each answer; figures of
+confidence, a single reading. The corpus is synthetic and extractive: each question has one right string. Figures of
 free answers differ.
 """
 
@@ -43,7 +43,7 @@ from clara_core.evaluation.trust import (
 from tools.pocket_factory.world import ENCYCLOPEDIA
 
 _TIMED = 40  # questions that are timed one by one
-_WORST = 0.1  # share of the values whose memories have lost most
+_WORST = 0.1  # share of the values with the highest loss in their memories
 _UNANSWERABLE = 0.4  # share of unanswerable questions in the fit of confidence
 Pairs = list[tuple[float, bool]]
 
@@ -194,7 +194,7 @@ def reading_rows(engine: ClaraEngine, best: Asked, double: Asked) -> list[Row]:
 
 
 def fidelity_rows(engine: ClaraEngine, lines: Sequence[RetrievalLine]) -> list[Row]:
-    """Row 12: does a name or a number that is improbable in its memory get read wrongly, from its passage alone?"""
+    """Row 12: whether names and numbers that are improbable in their memory are answered wrongly."""
     texts = [line.docs[line.pos_index[0]] for line in lines]
     memories = engine.remember(texts)
     items = [(line.question, [memory]) for line, memory in zip(lines, memories, strict=True)]
@@ -277,7 +277,7 @@ def _row(name: str, value: float, other: str, target: float) -> Row:
 
 
 def calibrate(engine: ClaraEngine, passages: int, questions: int, folder: Path) -> Path:
-    """Fit a calibration on a world of another seed, questions over two passages and unanswerable ones among them."""
+    """Fit a calibration on a corpus of another seed, including questions about two passages and unanswerable ones."""
     made: TrustSet = make_lines(engine, passages, CALIBRATED, questions)
     return engine.calibrate([*made.single, *made.double], show_progress=True, unanswerable=_UNANSWERABLE).write(folder)
 

@@ -1,4 +1,4 @@
-"""Questions of the invented world with known gold passages, including unanswerable ones."""
+"""Questions about the synthetic encyclopedia with known gold passages, including unanswerable ones."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from benchmarks.encyclopedia_tasks import DOCUMENTS, best_first, make_world, mem
 from clara_core import ClaraEngine
 from clara_core.data.examples import RetrievalLine
 
-CALIBRATED = 77  # seed of the world for fitting confidence; the benchmark uses another
+CALIBRATED = 77  # seed of the corpus for fitting confidence; the benchmark uses another one
 
 
 @dataclass(frozen=True)
 class TrustSet:
-    """Questions with their candidates, best first: the gold passages and the hardest others, one more than is read.
+    """Questions with candidates, best first: the gold passages and the hardest others, one more than an answer reads.
 
     Attributes:
-        single: Questions over one passage.
-        double: Questions over two passages.
-        families: Type of each question over two: pair, compare, same or bridge.
+        single: Questions about one passage.
+        double: Questions about two passages.
+        families: Type of each question about two passages: pair, compare, same or bridge.
     """
 
     single: list[RetrievalLine]
@@ -29,7 +29,7 @@ class TrustSet:
 
 
 def make_lines(engine: ClaraEngine, passages: int, seed: int, questions: int | None = None) -> TrustSet:
-    """Questions about a world of `passages` passages, all of which the engine ranks for each question."""
+    """Questions about a corpus of `passages` passages, all of which the engine ranks for each question."""
     world = make_world(passages, seed)
     memories = engine.compress(world.texts)
     made = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 TYPED = Path(__file__).parents[1] / "tests" / "data" / "typed.json"
-FACTS = TYPED.with_name("typed_facts.json")  # facts of the kinds that the encyclopedia tells
+FACTS = TYPED.with_name("typed_facts.json")  # facts of the same kinds as in the encyclopedia
 REFUSAL = "The documents do not say."
 
 Half = Literal["open", "closed"]
@@ -22,8 +22,8 @@ class Typed:
     """A question about one of the passages.
 
     Attributes:
-        text: Question.
-        answers: All answers that count as right; empty if the passage does not answer it.
+        text: The question.
+        answers: All right answers; empty if the passage does not answer it.
         gold: Number of its passage.
         kind: Its question word ("howmany", "why", …), "keyword", "yesno" or "none".
         form: The sort of its passage (recipe, lease, chat, …).

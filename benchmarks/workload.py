@@ -1,7 +1,7 @@
 """Workload of the benchmarks: a random model of a chosen shape, saved as a checkpoint, and texts.
 
-Speed does not depend on the values of the weights, so they are random. The language is random too: words
-of random syllables with the frequencies of natural text. The tokenizer is trained on it.
+Speed does not depend on the values of the weights, so they are random. The language is random, too: words of random
+syllables with the frequencies of natural text. The tokenizer is trained on it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Language:
         self._lengths = dict(zip(self.words, map(len, ids["input_ids"]), strict=True))
 
     def text(self, tokens: int) -> str:
-        """Words of about ``tokens`` tokens together, never more."""
+        """A text of about ``tokens`` tokens, never more."""
         words: list[str] = []
         left = tokens - 2  # the first word has no space before it and may take more tokens
         while left > 0:
