@@ -1,4 +1,4 @@
-"""A checkpoint of the parity fixtures, and a copy of it that a test may change."""
+"""Fixtures: a copy of a checkpoint of the parity fixtures, and a function that edits its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ B0 = "model.layers.0.self_attn.q_proj.lora_B.weight"
 
 @pytest.fixture
 def folder(parity_folder, tmp_path) -> Path:
-    """A copy of the e2e checkpoint that a test may break."""
+    """A copy of the e2e checkpoint that a test may damage."""
     return Path(shutil.copytree(parity_folder / "e2e" / "checkpoint", tmp_path / "checkpoint"))
 
 
@@ -26,7 +26,7 @@ def e2e(parity_folder):
 
 
 def edit(folder, change, file="adapters.pth"):
-    """Loads a .pth file, lets `change` alter its content, and writes it again."""
+    """Load a .pth file, let `change` modify its content, and write it again."""
     content = torch.load(folder / file, weights_only=True)
     changed = change(content)
     torch.save(changed if isinstance(changed, dict) else content, folder / file)

@@ -1,4 +1,4 @@
-"""What a config.json says, and what it may not say."""
+"""Reading config.json: accepted and refused values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint and its base are looked for, and what is said when they are not there.
+"""Locating a checkpoint and its base decoder, and the errors if they are missing.
 
 The Hub is a small HTTP server (`tests.hub`); the client is the real one.
 """
@@ -23,7 +23,7 @@ def config(name: str) -> ClaraConfig:
 
 @pytest.fixture
 def release(parity_folder, tmp_path) -> Path:
-    """A folder as of a release: two rates below it, no model at its root."""
+    """A folder like a released repository: two compression rates in subfolders, no model at its root."""
     for rate, name in ((8, "e2e"), (16, "instruct")):
         shutil.copytree(parity_folder / name / "checkpoint", tmp_path / f"r/compression-{rate}")
     (tmp_path / "r" / "compression-16" / "modeling_clara.py").write_text("raise SystemExit(3)")
@@ -50,7 +50,7 @@ def test_compression_chooses_the_subfolder(release):
     assert resolve(release, compression=8) == release / "compression-8"
     with pytest.raises(CheckpointError, match=r"no compression-4; it has 8, 16"):
         resolve(release, compression=4)
-    assert resolve(release) == release / "compression-8"  # the smallest keeps most of a text
+    assert resolve(release) == release / "compression-8"  # the lowest rate keeps most of a text
     shutil.rmtree(release / "compression-8")
     assert resolve(release) == release / "compression-16"
 
@@ -69,7 +69,7 @@ def test_another_rate_than_the_folder_holds(parity_folder):
         ("org/..", "no folder 'org/..'"),
         ("x" * 5000, "no folder 'xxx"),
         ("~nobody-of-this-name/x", "no folder"),
-        (Path("apple/CLaRa-7B-E2E"), "no folder 'apple/CLaRa-7B-E2E'"),  # a path is no Hub id
+        (Path("apple/CLaRa-7B-E2E"), "no folder 'apple/CLaRa-7B-E2E'"),  # a path is not a Hub id
     ],
 )
 def test_names_that_lead_nowhere(model, said, tmp_path, monkeypatch):
@@ -169,7 +169,7 @@ def test_the_callers_base_wins(parity_folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["/mnt/x/unknown-model", "unknown", "a\0b", "/", ".", "x" * 5000])
 def test_an_unknown_base_asks_for_the_argument(name, tmp_path):
-    config(name).write(tmp_path)  # "." is the checkpoint itself, which is no decoder
+    config(name).write(tmp_path)  # "." is the checkpoint itself, which is not a decoder
     with pytest.raises(CheckpointError, match="Pass base_model="):
         resolve_base(config(name), tmp_path)
 

@@ -1,4 +1,4 @@
-"""Checkpoints are read whole or refused, written whole or not at all, and exported for peft."""
+"""Reading, writing and exporting checkpoints: each is read completely or refused, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_rewriting_keeps_what_is_not_of_the_checkpoint(folder, e2e):
     (folder / "base").mkdir()
     (folder / "base" / "model.safetensors").write_text("weights of a base")
     (folder / "README.md").write_text("a card")
-    checkpoint = read_checkpoint(folder)  # tensors are views of the very files that go
+    checkpoint = read_checkpoint(folder)  # the tensors are views of the files that are replaced
     write_checkpoint(folder, checkpoint.config, checkpoint.adapters, checkpoint.embeddings)
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
@@ -197,7 +197,7 @@ WRITE_UNDER_LIMIT = """
 
 
 def test_a_write_that_fails_half_way_leaves_the_old_checkpoint(parity_folder, tmp_path):
-    """The system refuses to let a file grow, as on a full disk."""
+    """The system limits the size of a file, which has the effect of a full disk."""
     old = read_checkpoint(parity_folder / "instruct" / "checkpoint")
     target = tmp_path / "c"
     write_checkpoint(target, old.config, old.adapters, old.embeddings)
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(parity_folder, e2e, tmp_path):
 
 
 def test_a_failure_between_the_renames_is_undone(e2e, folder, monkeypatch):
-    """The last step before the new name holds fails; the old folder must be back, with its card."""
+    """The last rename fails; the old folder must be restored, with its model card."""
     (folder / "README.md").write_text("a card")
     replace = Path.replace
 

@@ -1,4 +1,4 @@
-"""PISCO's checkpoints: CLaRa's second stage under another layout. The fixture is `instruct` under PISCO's names."""
+"""PISCO checkpoints: CLaRa's second stage in another layout. The fixture is `instruct` with PISCO's file names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.hub import files_of, from_hub, serving
 from tests.parity_data import read_golden
 
 GOLDEN = read_golden("instruct")
-# What PISCO's config.json does not know, or says otherwise.
+# Fields that PISCO's config.json lacks or names differently.
 OF_CLARA = ("training_stage", "stage2_retrieval_top_n", "pure_inference", "load_pretrained_checkpoint", "ae_mode")
 LEFTOVERS = (
     "model-00001-of-00003.safetensors",
@@ -63,7 +63,7 @@ def test_answers_are_those_of_the_published_code(pisco, caplog):
 def test_the_config_is_that_of_the_second_stage(pisco, tmp_path):
     config = ClaraConfig.read(pisco)
     assert (config.family, config.training_stage) == ("PISCO", "stage1_2")
-    config.write(tmp_path)  # in CLaRa's layout: it is still known whose weights they are
+    config.write(tmp_path)  # in CLaRa's layout: the origin of the weights is still recorded
     assert ClaraConfig.read(tmp_path) == config
     assert ClaraConfig.read(GOLDEN.checkpoint).family == "CLaRa"
     assert ClaraConfig.read(GOLDEN.checkpoint).licence_note is None

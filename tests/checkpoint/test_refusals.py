@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, foreign, incomplete or inconsistent are refused, and the error says why."""
+"""Damaged, foreign, incomplete or inconsistent checkpoints are refused, and the error states the reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.checkpoint.conftest import A0, B0, edit
 
 
 def refused(folder, said):
-    """Asserts that reading fails with a CheckpointError whose text matches, and returns it."""
+    """Assert that reading fails with a CheckpointError whose text matches, and return the error."""
     with pytest.raises(CheckpointError, match=said) as caught:
         read_checkpoint(folder)
     return str(caught.value)
@@ -63,7 +63,7 @@ def test_foreign_file(folder, content, said):
 
 
 class Evil:
-    """What an attacker would put into a checkpoint."""
+    """An object with code, as an attacker would pickle it into a checkpoint."""
 
     def __init__(self, mark):
         self.mark = mark
