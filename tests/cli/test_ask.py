@@ -1,4 +1,4 @@
-"""`clara ask` as a user types it, and how files become passages."""
+"""The command `clara ask`, and the splitting of files into passages."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_as_a_command_of_the_shell_with_bytes_that_are_no_text(folder, model):
 
 
 def test_what_a_user_sees_is_ours_and_once(folder, model):
-    """A question that is cut: one line, no warning of Python, nothing of a library."""
+    """A truncated question gives one line, without Python's warning and without output of a library."""
     code = "from clara_core.cli.main import app; app()"
     done = subprocess.run(
         [sys.executable, "-c", code, "ask", folder, "Why? " * 200, "--model", model, "--max-tokens", "2"],

@@ -1,4 +1,4 @@
-"""`clara calibrate`: a file of questions, a file beside the checkpoint."""
+"""The command `clara calibrate`: it reads a file of questions and writes a file beside the checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.pocket_factory.world import ENCYCLOPEDIA, make_corpus
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three questions to each of ten passages, each with its passage and two others."""
+    """Three questions about each of ten passages, each with its passage and two others."""
     corpus = make_corpus(random.Random(8), 10, split="test", words=(20, 50), questions_per_passage=3, two_passage=0.0)
     texts = [passage.text for passage in corpus.passages]
     path = tmp_path_factory.mktemp("calibrate") / "questions.jsonl"

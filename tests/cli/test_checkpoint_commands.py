@@ -1,4 +1,4 @@
-"""`clara info` and `clara convert`, as a user types them."""
+"""The commands `clara info` and `clara convert`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clara_core.cli.main import app
 
 @dataclass(frozen=True)
 class Done:
-    """What a call of the command left behind."""
+    """Exit code and output of a call of the command."""
 
     exit_code: int
     stdout: str
@@ -27,7 +27,7 @@ class Done:
 
 @pytest.fixture
 def clara(capsys):
-    """The command itself, in this process."""
+    """Run the command in this process."""
 
     def call(*arguments) -> Done:
         with pytest.raises(SystemExit) as left:

@@ -1,4 +1,4 @@
-"""`clara eval` as a user types it: with a trained model and a tiny one, and with files that are wrong."""
+"""The command `clara eval`, with a trained model, a tiny one, and with invalid files."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_without_a_model_the_bundled_one_answers(clara, data):
 
 def test_missing_files_models_and_roles(clara, data, tmp_path):
     no_reasoner = build(tmp_path / "model", roles=("encoder_adapter", "decoder_adapter")).folder
-    clara("eval", tmp_path / "none.jsonl")  # what building it has said
+    clara("eval", tmp_path / "none.jsonl")  # output while the checkpoint was built
     code, _, err = clara("eval", tmp_path / "none.jsonl", "--model", "pocket")
     assert (code, err.count("\n")) == (2, 1)
     assert "none.jsonl" in err

@@ -1,4 +1,4 @@
-"""`clara inspect`: what memories have lost, of files and of a store."""
+"""The command `clara inspect`: the fidelity of memories of files and of a store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_files_and_a_store_say_the_same(folder: Path, tmp_path: Path, clara) -> 
     assert facts["passages"] >= 3
     assert facts["spans"] > facts["weak"] > 0
     assert len(facts["worst"]) == 2
-    assert facts["worst"][0]["source"].startswith("codes.md")  # nothing of it looks like what the model has learned
+    assert facts["worst"][0]["source"].startswith("codes.md")  # unlike all text that the model was trained on
     for span in facts["worst"][0]["spans"]:
         assert facts["worst"][0]["text"][span["start"] : span["end"]] == span["text"]
     store = tmp_path / "store"

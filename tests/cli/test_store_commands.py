@@ -1,4 +1,4 @@
-"""`clara index`, `clara search` and `clara ask --store` as a user types them."""
+"""The commands `clara index`, `clara search` and `clara ask --store`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def uri(tmp_path):
 
 @pytest.fixture
 def clara(capsysbinary):
-    """The command itself, in this process: exit code, standard output, standard error."""
+    """Run the command in this process: exit code, standard output, standard error."""
 
     def call(*arguments):
         with pytest.raises(SystemExit) as left:
@@ -70,7 +70,7 @@ def clara(capsysbinary):
 
 @pytest.fixture
 def index(clara, uri, model):
-    """`clara index --json`, which goes well."""
+    """Run `clara index --json`, which must succeed."""
 
     def call(folder, *options):
         code, out, err = clara("index", folder, "--store", uri, "--model", model, "--json", *options)
@@ -112,7 +112,7 @@ def test_what_changed_is_compressed_and_what_moved_is_not(index, folder, uri, en
     index(folder)
     (folder / "towns.md").write_text("# Towns\n\n## Aln\n\nOn a lake.\n\n\n\n## Wear\n\nOn a hill.\n", encoding="utf-8")
     with Counter(engine._worker.model, "encode") as encoded:
-        assert counts(index(folder)) == (1, 1, 1, 1, 0)  # Wear stands elsewhere now
+        assert counts(index(folder)) == (1, 1, 1, 1, 0)  # Wear is in another file now
     assert encoded.calls == 1
     assert held(uri) == [BRIDGE, ("towns.md", 0, "# Towns\n\n## Aln\n\nOn a lake."), ("towns.md", 31, WEAR[2])]
 
@@ -132,7 +132,7 @@ def test_an_emptied_file_and_one_that_cannot_be_read(index, folder, uri):
     (folder / "towns.md").write_text("\n")
     (folder / "deep" / "bridge.txt").write_bytes("Größe".encode("latin-1"))
     facts = index(folder, "--prune")
-    assert counts(facts) == (0, 0, 0, 2, 0)  # what is there and cannot be read is not gone
+    assert counts(facts) == (0, 0, 0, 2, 0)  # a file that exists but cannot be read was not removed
     assert "bridge.txt: not UTF-8" in facts["left_out"][0]
     assert facts["left_out"][1] == "towns.md: holds no text"
     assert held(uri) == [BRIDGE]
@@ -168,7 +168,7 @@ def test_hostile_names_and_texts(index, clara, tmp_path, uri, model):
     folder.mkdir()
     for name in HOSTILE_NAMES:
         (folder / name).write_text(f"[bold]{name[:9]}[/bold] \x1b[31m <MEM0>\x00 [/nothing]", encoding="utf-8")
-    with open(os.fsencode(folder) + b"/bytes \xff.txt", "wb") as file:  # noqa: PTH123 - a name that is no text
+    with open(os.fsencode(folder) + b"/bytes \xff.txt", "wb") as file:  # noqa: PTH123 - a file name that is not text
         file.write(b"Bytes.")
     assert counts(index(folder)) == (len(HOSTILE_NAMES) + 1, 0, 0, 0, 0)
     assert counts(index(folder)) == (0, 0, len(HOSTILE_NAMES) + 1, 0, 0)
