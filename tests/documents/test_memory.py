@@ -1,4 +1,4 @@
-"""The cache of memories: exact text, a byte bound, least recently used out first, any number of threads."""
+"""The cache of memories: exact texts, a limit in bytes, least recently used out first, concurrent threads."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_oldest_used_goes_first() -> None:
     cache.get("a", PRINT)
     cache.put(memory("d"))
     assert [cache.get(text, PRINT) is not None for text in "abcd"] == [True, False, True, True]
-    cache.put(memory("c"))  # put again: now the newest
+    cache.put(memory("c"))  # stored again, so it is the newest now
     cache.put(memory("e"))
     assert [cache.get(text, PRINT) is not None for text in "acde"] == [False, True, True, True]
     assert cache.nbytes == 3 * weight

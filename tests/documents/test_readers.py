@@ -1,4 +1,4 @@
-"""Files of many kinds: what is read of them, and what is said of those that are not."""
+"""Reading files of many kinds: their text, and the messages about files that cannot be read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 
 
 def pdf(*pages: str) -> bytes:
-    """A PDF that shows a line on each page, written by hand."""
+    """A PDF with one line of text on each page, written by hand."""
     numbers = [4 + 2 * index for index in range(len(pages))]
     kids = " ".join(f"{number} 0 R" for number in numbers)
     objects = {
@@ -49,7 +49,7 @@ def pdf(*pages: str) -> bytes:
 
 
 def docx(*paragraphs: tuple[str, str]) -> bytes:
-    """A Word document of paragraphs with their styles."""
+    """A Word document with paragraphs and their styles."""
     body = "".join(
         f'<w:p><w:pPr><w:pStyle w:val="{style}"/></w:pPr><w:r><w:t>{text}</w:t></w:r></w:p>'
         for style, text in paragraphs
@@ -185,7 +185,7 @@ def test_a_document_that_unpacks_to_more_than_is_read(monkeypatch):
 @pytest.mark.parametrize(
     "name, data",
     [("a.pdf", pdf("x")), ("a.docx", docx(("Normal", "x"))), ("a.html", b"<p>x")],
-    ids=["pdf", "docx", "html"],  # a document holds the time at which it was made
+    ids=["pdf", "docx", "html"],  # a document contains the time of its creation
 )
 def test_the_missing_extra_is_named(monkeypatch, name, data):
     def without(module, *args, **kwargs):
@@ -255,7 +255,7 @@ def test_every_file_is_read_or_named(folder):
 
 
 def test_a_folder_and_a_file_that_are_closed_to_us(folder, monkeypatch):
-    """The owner of a test may be root, whom nothing is closed to: the system's answer is given for it."""
+    """The tests may run as root, who may read everything, so the error of the system is simulated."""
     scandir, read_bytes = os.scandir, Path.read_bytes
 
     def closed(place):
