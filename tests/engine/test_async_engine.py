@@ -1,4 +1,4 @@
-"""The awaitable calls: the same results, a loop that is never blocked, and work that stops when nobody waits."""
+"""The awaitable calls: same results, an event loop that is never blocked, and work that stops if nobody waits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONG = {"max_tokens": 3000}
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> ClaraEngine:
-    """No answer of this checkpoint ends by itself."""
+    """An engine whose answers never end by themselves."""
     return open_engine(build(tmp_path_factory.mktemp("async"), "qwen2", window=64, rate=8, seed=5))
 
 
@@ -33,7 +33,7 @@ def memories(engine: ClaraEngine):
 
 @pytest.fixture(autouse=True)
 def idle(engine: ClaraEngine) -> Iterator[None]:
-    """After each test the engine has nothing left to do, soon, and works."""
+    """After each test the engine soon becomes idle, and works."""
     yield
     engine.load()
     end = time.monotonic() + 120
@@ -114,7 +114,7 @@ async def test_errors_reach_the_one_who_awaits(engine: ClaraEngine, memories, tm
 
 
 async def test_a_call_that_blocks_the_loop_is_seen(engine: ClaraEngine, monkeypatch) -> None:
-    """What the tests below stand on: the awaitable calls pass, the plain one does not."""
+    """The premise of the tests below: the awaitable calls pass, and the blocking one does not."""
     monkeypatch.setattr(event_loop, "PATIENCE", 0.5)
     with wrapped(engine.load().model, "encode", (witness := LoopWitness()).around):
         engine.reason(["Where?"])
@@ -136,7 +136,7 @@ async def test_a_slow_device_does_not_block_the_loop(engine: ClaraEngine, memori
 
 
 async def test_slow_tokenizing_loading_and_checking_do_not_block_it(engine: ClaraEngine, memories, monkeypatch) -> None:
-    """Each of them happens in a thread, also where an engine was unloaded by someone else meanwhile."""
+    """Each of them happens in a thread, even if other code unloaded the engine meanwhile."""
     from clara_core.engine import runtime
 
     with LoopWitness() as witness:
@@ -153,7 +153,7 @@ async def test_slow_tokenizing_loading_and_checking_do_not_block_it(engine: Clar
             await asyncio.to_thread(engine.unload)
             await call()
 
-        # Unloaded while the result is on its way back to the loop.
+        # The engine is unloaded while the result returns to the loop.
         def leaves(original, *args, **kwargs):
             result = original(*args, **kwargs)
             engine.unload()
@@ -175,7 +175,7 @@ async def test_the_loop_comes_round_under_real_work(engine: ClaraEngine, memorie
         )
 
 
-# -- leaving ---------------------------------------------------------------------------------------
+# -- cancelling ------------------------------------------------------------------------------------
 
 
 async def test_cancelling_a_task_stops_its_answer(engine: ClaraEngine, memories) -> None:
@@ -204,7 +204,7 @@ async def test_a_timeout_stops_all_answers_of_a_batch(engine: ClaraEngine, memor
 
 
 async def test_cancelling_before_anything_was_submitted(engine: ClaraEngine, memories, monkeypatch) -> None:
-    """The thread that tokenizes cannot be stopped; what it submits afterwards is cancelled."""
+    """The thread that tokenizes cannot be stopped; the request that it submits afterwards is cancelled."""
     begun, go_on = threading.Event(), threading.Event()
     chat_prompt = engine.tokenizer.chat_prompt
 
@@ -264,7 +264,7 @@ async def test_cancelling_a_compression_stops_the_rest_of_it(engine: ClaraEngine
 
 
 def test_a_loop_that_is_closed_leaves_no_work_behind(engine: ClaraEngine, memories) -> None:
-    """`asyncio.run` ends with a stream half read."""
+    """`asyncio.run` ends while a stream has been read only in part."""
 
     async def half() -> str:
         stream = engine.astream("Where?", memories[:1], **LONG)

@@ -1,4 +1,4 @@
-"""Citations by the attention that was paid while an answer was written, against a plain pass that shows its weights."""
+"""Citations by attention during an answer, compared with a plain forward pass that returns its attention weights."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def engine(tiny: Tiny) -> ClaraEngine:
 
 
 def asked(engine: ClaraEngine, count: int):
-    """A request for nine tokens over so many documents, watched."""
+    """A request for nine tokens over this number of documents, with recorded attention."""
     messages, sampling = [{"role": "user", "content": QUESTION}], Sampling(max_tokens=9, recorded=0)
     return engine._ask(messages, engine.remember(PASSAGES[:count]), sampling, Wanted(citations="attention")).request
 
 
 def plainly(plain: ClaraEngine, request) -> torch.Tensor:
-    """The same shares from one pass over prompt and answer by attention of transformers."""
+    """The same shares from one forward pass of transformers over prompt and answer."""
     model = plain.load().model
     layers = model.trunk.layers
     paid: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""From signals to confidence: the regression, its promises, its file; and fitting it with an engine."""
+"""Calibration: the regression from signals to confidence, its properties, its file, and its fit with an engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tiny import build
 
 
 def sample(count: int, seed: int = 0) -> tuple[list[list[float]], list[bool]]:
-    """Answers whose truth follows a known law: logit = 2 x - 1 + noise."""
+    """Answers that are right by a known law: logit = 2 x - 1 + noise."""
     rng = random.Random(seed)
     vectors = [[rng.gauss(0, 1), rng.gauss(0, 1)] for _ in range(count)]
     return vectors, [rng.random() < 1 / (1 + math.exp(1 - 2 * vector[0])) for vector in vectors]
@@ -85,7 +85,7 @@ def test_extracts_and_other_answers_have_a_regression_each() -> None:
     assert made.confidence(sure) > 0.95
     assert made.confidence(unsure) == pytest.approx(0.5, abs=0.05)
     assert len(made.levels["checked"].table) > 0 == len(made.levels["joined"].table)
-    # What a threshold keeps is counted over both.
+    # The coverage of a threshold is counted over both.
     assert made.levels["checked"].table[0].error == pytest.approx(1 - sum(right) / 2000)
     with pytest.raises(ValueError, match="level must be one of 'bare', 'fast', 'checked', got 'joined'"):
         made.threshold(0.1, "joined")
@@ -128,7 +128,7 @@ def test_gold_is_taken_away_from_a_share() -> None:
     for at, line in enumerate(some):
         if at in gone:
             assert line.docs == tuple(doc for n, doc in enumerate(PASSAGES[:3]) if n != at % 3)
-            assert line.references == ()  # nobody else says it
+            assert line.references == ()  # no other document has the answer
         else:
             assert line == given[at]
     with pytest.raises(ValueError, match="at least 0 and below 1, got 1"):
@@ -165,7 +165,7 @@ def test_a_file_of_other_weights_is_said_and_not_used(tmp_path: Path, caplog: py
     assert "calibration.json is not used" in caplog.text
     Calibration(engine.fingerprint, {"fast": fast_level()}).write(tiny.folder)
     engine.unload()
-    assert engine.calibration is None  # asked once
+    assert engine.calibration is None  # the file is read once
     again = open_engine(tiny, dtype="bfloat16")
     assert again.calibration is not None
     assert again.fingerprint == engine.fingerprint

@@ -1,4 +1,4 @@
-"""Whether a model fits its device: counted from the headers of its files, said in words, never refused in vain."""
+"""Whether a model fits its device: computed from the file headers, reported clearly, never refused if it fits."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_too_little_memory_is_said_before_anything_is_read(tiny, monkeypatch):
         engine.load()
     assert read == []
     free["bytes"] = needed
-    assert engine.load().model.dtype is torch.bfloat16  # the last byte counts, and a second try is a new one
+    assert engine.load().model.dtype is torch.bfloat16  # one byte decides, and a second try computes it again
     engine.unload()
 
 
@@ -122,7 +122,7 @@ def test_only_what_fits_is_advised(monkeypatch, dtype, quantization, free, said,
     ],
 )
 def test_memory_that_runs_out_while_loading_is_said_in_the_same_words(tiny, monkeypatch, error):
-    """What torch and the system raise; that they do is `test_memory_of_the_system_that_runs_out`."""
+    """The errors of torch and of the system; `test_memory_of_the_system_that_runs_out` tests that they occur."""
     from transformers import AutoModelForCausalLM
 
     def fail(*args, **kwargs):
@@ -146,7 +146,7 @@ def test_memory_that_runs_out_while_loading_is_said_in_the_same_words(tiny, monk
 )
 def test_every_spelling_of_out_of_memory_is_known(words):
     assert is_out_of_memory(RuntimeError(words))
-    assert not is_out_of_memory(ValueError(words))  # text of a caller may say anything
+    assert not is_out_of_memory(ValueError(words))  # a text of the caller may contain any words
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
 
 
@@ -184,7 +184,7 @@ STARVED = """
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is one of Linux")
 def test_memory_of_the_system_that_runs_out(tmp_path):
-    """A process that may take 30 MB more; afterwards the same engine loads."""
+    """A process may take only 30 MB more; without this limit the same engine loads."""
     from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
     tiny = build(tmp_path / "tiny")
@@ -213,7 +213,7 @@ def test_the_machine_says_what_is_free():
 
 
 def test_a_container_ends_before_its_machine(tmp_path, monkeypatch):
-    """The files of a control group, as a container sees its own."""
+    """The files of a control group, as a container sees them."""
     for name, text in (
         ("memory.max", "1000000\n"),
         ("memory.current", "400000\n"),
@@ -232,10 +232,10 @@ def test_a_container_ends_before_its_machine(tmp_path, monkeypatch):
 
 
 def test_progress_is_drawn_where_it_is_asked_for(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("clara_core.engine.loader._LARGE", 0)  # the model of the tests is large, for once
+    monkeypatch.setattr("clara_core.engine.loader._LARGE", 0)  # the model counts as large in this test
     tiny = build(tmp_path)
     (tiny.base / "model.safetensors").unlink()
-    tiny.model.save_pretrained(tiny.base, max_shard_size=50_000)  # transformers 4 draws no bar over a single file
+    tiny.model.save_pretrained(tiny.base, max_shard_size=50_000)  # so that transformers 4 shows a bar
     capfd.readouterr()
     for shown in (False, True):
         engine = open_engine(tiny)

@@ -1,4 +1,4 @@
-"""Answers in a KV memory for a few of them: they wait, make room, come back, and say what they would say alone."""
+"""Answers in a small KV cache: they wait, are preempted and continued, and equal the answers of single requests."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.tiny import Tiny, build
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """No answer of this checkpoint ends by itself."""
+    """A checkpoint whose answers never end by themselves."""
     return build(tmp_path_factory.mktemp("answers"), "qwen2", seed=5)
 
 
 def with_pages(tiny: Tiny, pages: int) -> ClaraEngine:
-    """The engine with memory for so many pages."""
+    """The engine, with this number of pages."""
     engine = open_engine(tiny)
     page = engine.load().model.kv_shape().page_bytes
     engine.unload()
@@ -34,7 +34,7 @@ def with_pages(tiny: Tiny, pages: int) -> ClaraEngine:
 
 @pytest.mark.slow
 def test_the_youngest_makes_room_and_comes_back(tiny: Tiny) -> None:
-    """Each needs three pages in the end, and there are four."""
+    """Each answer needs three pages in the end, and there are four."""
     engine = with_pages(tiny, 40)
     questions = ["Where?", "When was the bridge opened, by whom, and why?", "Who?"]
     alone = [engine.answer(question, max_tokens=2 * PAGE + 10) for question in questions]
@@ -124,7 +124,7 @@ def test_stats_say_what_is_there(tiny: Tiny) -> None:
     engine.remember(PASSAGES[:2])
     stats = engine.stats()
     assert stats.loaded
-    assert stats.weights_bytes > sum(weight.nbytes for weight in tiny.model.parameters())  # adapters as well
+    assert stats.weights_bytes > sum(weight.nbytes for weight in tiny.model.parameters())  # with adapters, too
     assert (stats.compressed, stats.cached, stats.kv_total_bytes) == (2, 2, 0)
     assert stats.cached_bytes > 0
     with engine.stream("Where?", max_tokens=500) as stream:
@@ -146,7 +146,7 @@ def test_many_requests_in_little_memory_get_what_they_would_get_alone(requests: 
 
 
 def test_tokens_that_are_read_late_are_the_same(tiny: Tiny) -> None:
-    """As on a GPU: the next step begins before the host has read the tokens, and who ends has taken one step more."""
+    """As on a GPU: the next step begins before the host has read the tokens, so an answer runs one step too long."""
     asked = [
         ("Where?", {"max_tokens": 30}),
         ("Who?", {"max_tokens": 1}),
@@ -157,7 +157,7 @@ def test_tokens_that_are_read_late_are_the_same(tiny: Tiny) -> None:
     ]
 
     def told(chunk: Chunk) -> tuple[object, ...]:
-        """What does not hang on the size of a batch in its last digits."""
+        """The fields of an answer that do not depend on the batch size in their last digits."""
         logged = [(one.token, [other.token for other in one.top]) for one in chunk.logprobs or ()]
         return chunk.text, logged, chunk.answer and replace(chunk.answer, logprobs=None)
 
@@ -171,7 +171,7 @@ def test_tokens_that_are_read_late_are_the_same(tiny: Tiny) -> None:
 
     engine = with_pages(tiny, 40)
     expected = everything(engine)
-    for pages in (40, 3):  # with room for all, and with so little that answers make room for others
+    for pages in (40, 3):  # with room for all answers, and with so little that some are preempted
         late = with_pages(tiny, pages)
         late.load()
         late._worker.answers._reads_late = True

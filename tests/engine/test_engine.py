@@ -1,4 +1,4 @@
-"""The shared engine's life: one object, lazy loading, failures, unloading; and what its calls promise."""
+"""The shared engine: one object, lazy loading, failures, unloading, and the contracts of its calls."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_what_is_resolved_counts(tiny: Tiny, engine: ClaraEngine, monkeypatch) -
 def test_copies_and_pickles_are_the_object_itself(engine: ClaraEngine) -> None:
     assert copy.copy(engine) is engine
     assert copy.deepcopy({"held": [engine]})["held"][0] is engine
-    assert pickle.loads(pickle.dumps(engine)) is engine  # noqa: S301 - our own bytes
+    assert pickle.loads(pickle.dumps(engine)) is engine  # noqa: S301 - pickled here
 
 
 def test_an_access_token_is_no_part_of_it_but_the_newest_is_used(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_weights_load_at_first_use(tmp_path: Path) -> None:
 
 
 def test_a_load_that_failed_may_be_tried_again(tmp_path: Path) -> None:
-    """The files come one after the other, and with the last of them a config that says something else."""
+    """The files appear one after the other, and the last one comes with another config."""
     tiny = build(tmp_path / "real", rate=16)
     engine = ClaraEngine.from_pretrained(str(tmp_path / "late"), base_model=str(tiny.base), device="cpu")
     with pytest.raises(CheckpointError, match="late"):
@@ -129,13 +129,13 @@ def test_a_load_that_failed_may_be_tried_again(tmp_path: Path) -> None:
     assert engine.n_mem == 4
     other = build(tmp_path / "other", rate=8)
     shutil.copytree(other.folder, tmp_path / "late", dirs_exist_ok=True)
-    with pytest.raises(CheckpointError):  # the config that was read before does not fit these files
+    with pytest.raises(CheckpointError):  # the config that was read before does not belong to these files
         engine.compress(["text"])
     assert engine.compress(["text"])[0].tokens.shape == (1, 8, 64)
 
 
 def test_unloading_while_others_wait(engine: ClaraEngine, memories) -> None:
-    """Who waits gets `EngineClosed`; the next use loads again and gives the same numbers."""
+    """Waiting callers get `EngineClosed`; the next call loads the model again and gives the same numbers."""
     expected = engine.reason(["Where?"])
     gate, inside = threading.Event(), threading.Event()
 
@@ -173,11 +173,11 @@ def test_unloading_while_others_wait(engine: ClaraEngine, memories) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:This process")
 def test_a_forked_process_makes_its_own_worker(engine: ClaraEngine) -> None:
-    """The parent's thread does not live in the child: a call there must not wait for it."""
+    """The worker thread of the parent does not exist in the child: a call there must not wait for it."""
     expected = engine.reason(["Where?"])
     child = os.fork()
     if child == 0:
-        signal.alarm(30)  # a child that hangs is killed
+        signal.alarm(30)  # kills a child that hangs
         os._exit(0 if torch.allclose(engine.reason(["Where?"]), expected, atol=1e-5) else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert torch.equal(engine.reason(["Where?"]), expected)
@@ -242,7 +242,7 @@ def test_a_stream_reads_ahead_only_so_far(engine: ClaraEngine) -> None:
         memory = next(stream)
     assert memory.text == "passage 601"
     assert read <= 601 + 512
-    assert memory.tokens.untyped_storage().nbytes() == memory.nbytes  # it does not hold a whole block
+    assert memory.tokens.untyped_storage().nbytes() == memory.nbytes  # the iterator does not keep a whole block
     stream.close()
 
 
@@ -265,7 +265,7 @@ def test_other_dtypes(tiny: Tiny, memories) -> None:
     engine = open_engine(tiny, dtype="bfloat16")
     [memory, *_] = engine.compress(PASSAGES)
     assert memory.tokens.dtype == torch.bfloat16
-    assert memory.fingerprint == memories[0].fingerprint  # float32 memories can be read here, and these there
+    assert memory.fingerprint == memories[0].fingerprint  # engines of both types read each other's memories
     scores = engine.score(["Where?"], memories)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, open_engine(tiny).score(["Where?"], memories), atol=0.02, rtol=0)
@@ -361,7 +361,7 @@ def test_roles_that_a_checkpoint_lacks(tmp_path: Path) -> None:
         ("system:s", "user:s"),
     ],
 )
-@pytest.mark.parametrize("family", FAMILIES)  # the template of "llama" refuses what does not alternate
+@pytest.mark.parametrize("family", FAMILIES)  # the chat template of "llama" refuses turns that do not alternate
 def test_conversations_of_odd_shapes(tmp_path_factory, family, odd, merged) -> None:
     engine = open_engine(build(tmp_path_factory.mktemp(family), family))
 

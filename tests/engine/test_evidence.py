@@ -1,4 +1,4 @@
-"""What answers stand on: parts and scores from log-probabilities, citations of a trained model, hostile cases."""
+"""Evidence of answers: parts and scores from log-probabilities, citations of a trained model, hostile input."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_word_that_joins_two_parts_belongs_to_none(text: str, cut: int, part
     sources = ["It lies in Mila.", "It lies in Vefa."]
     cut_off = [_without_joint(part, found, text, source) for part, source in zip(found, sources, strict=True)]
     assert [text[part.start : part.end].strip(" ,") for part in cut_off] == parts
-    whole = [_without_joint(part, found, text, text) for part in found]  # it stands there with the word
+    whole = [_without_joint(part, found, text, text) for part in found]  # the source contains the joining word
     assert whole == found
 
 
@@ -96,7 +96,7 @@ def test_tokens_behind_a_stop_string_lie_behind_the_end() -> None:
     assert token_spans(["富".encode()[:2], "富".encode()[2:]], "富") == [(0, 0), (0, 1)]
 
 
-# -- attribution is what the plain twin says -------------------------------------------------------
+# -- attribution equals that of the reference ------------------------------------------------------
 
 
 def test_attribution_is_the_lost_probability(tiny: Tiny, engine: ClaraEngine) -> None:
@@ -146,7 +146,7 @@ def test_evidence_changes_neither_text_nor_ids(encyclopedia: ClaraEngine, known:
 
 def test_a_document_given_many_times_is_cited_each_time(encyclopedia: ClaraEngine, known: Known) -> None:
     answer = encyclopedia.answer(known.question, [known.memories[known.gold]] * 20, citations=True)
-    assert max(answer.attribution) < 0.2  # by itself none is missed
+    assert max(answer.attribution) < 0.2  # hiding one of them loses nothing
     assert {one.document for one in answer.citations} == set(range(20))
     twice = encyclopedia.answer(known.question, [*known.memories, known.memories[known.gold]], citations=True)
     if twice.text == known.answer:
@@ -232,7 +232,7 @@ def test_an_empty_answer_is_sure_of_nothing(engine: ClaraEngine) -> None:
         try:
             assert engine.attribute("Where?", memories, text).citations == ()
         except ValueError as exc:
-            assert "the answer is empty" in str(exc)  # noqa: PT017 - either is right: a space may be a token
+            assert "the answer is empty" in str(exc)  # noqa: PT017 - both are right: a space may be a token
 
 
 def test_a_question_that_a_search_has_read_is_not_read_again(
@@ -271,7 +271,7 @@ def test_without_a_query_reasoner_nothing_is_known_of_ranks(name: str) -> None:
         assert answer.checks.grounded is not None
         assert len(answer.attribution) == 2
     given = engine.answer("Where does Ann live?", memories, max_tokens=4, citations=True, scores=[0.1, 0.9])
-    assert given.checks.cited_first is not None  # a search of another kind has ranked them
+    assert given.checks.cited_first is not None  # they were ranked by another search
     engine.unload()
 
 
@@ -285,7 +285,7 @@ def test_an_answer_that_was_cut_has_no_confidence(engine: ClaraEngine) -> None:
 
 
 def test_offsets_are_of_the_text_as_it_came_back(engine: ClaraEngine) -> None:
-    """A stop string cuts the text in the middle of the tokens."""
+    """A stop string ends the text in the middle of a token."""
     memories = engine.remember(PASSAGES[:3])
     plain = engine.answer("Where?", memories, max_tokens=20)
     stop = plain.text[len(plain.text) // 2 :][:2]
@@ -338,7 +338,7 @@ def test_cancelled_while_it_is_judged(encyclopedia: ClaraEngine, known: Known) -
         last = list(stream)[-1]
     assert last.answer.text == known.answer
     assert (last.answer.citations, last.answer.confidence, last.answer.checks) == (None, None, None)
-    assert encyclopedia.answer(known.question, known.memories).text == known.answer  # the engine is well
+    assert encyclopedia.answer(known.question, known.memories).text == known.answer  # the engine still works
 
 
 async def test_a_task_that_is_cancelled_while_it_is_judged(encyclopedia: ClaraEngine, known: Known) -> None:

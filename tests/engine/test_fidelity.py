@@ -1,4 +1,4 @@
-"""What memories have kept: spans of a text, and how probable they are behind their memory."""
+"""Fidelity of memories: spans of a text, and their probability given the memory."""
 
 from __future__ import annotations
 

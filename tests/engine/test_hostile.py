@@ -1,4 +1,4 @@
-"""What callers should never pass, and what documents should never hold, through the public calls."""
+"""Invalid arguments and hostile documents in the public calls."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_hostile_questions_and_documents_are_answered(engine: ClaraEngine, memor
 
 
 def test_special_tokens_as_text_differ_from_special_tokens(engine: ClaraEngine) -> None:
-    """The characters are read, not dropped: other characters give another memory."""
+    """The characters are read as text and not dropped: other characters give another memory."""
     a, b, c = engine.compress(["before <MEM0> after", "before <MEM1> after", "before  after"])
     assert not torch.allclose(a.tokens, b.tokens, atol=1e-3)
     assert not torch.allclose(a.tokens, c.tokens, atol=1e-3)
@@ -181,7 +181,7 @@ def test_a_memory_or_a_pair_alone_and_iterators(engine: ClaraEngine, memories) -
         engine.answer_batch(["Where?"])
     with pytest.raises(TypeError, match=r"items\[0\] must be a pair"):
         engine.answer_batch([("Where?",)])
-    # What can be read only once is read once.
+    # An iterator is read only once.
     assert engine.answer("Where?", iter(memories), max_tokens=3) == engine.answer("Where?", memories, max_tokens=3)
     assert engine.rank("Where?", iter(memories)) == engine.rank("Where?", memories)
 

@@ -1,4 +1,4 @@
-"""Judging given words with parts of what is read hidden, against reading each case by itself; and who waits for it."""
+"""Log-probabilities of a given text with hidden windows, compared with single passes; and their effect on others."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_each_row_is_what_reading_it_alone_gives(tiny: Tiny, engine: ClaraEngine
     [found] = judged(engine, request)
     expected = plainly(tiny.reference(), request)
     assert_alike(found, expected)
-    assert (expected[0] - expected[-1]).abs().max() > 1e-3  # hiding does something
+    assert (expected[0] - expected[-1]).abs().max() > 1e-3  # hiding changes the result
 
 
 def test_neighbours_of_other_lengths_change_nothing(tiny: Tiny, engine: ClaraEngine, kernel: None) -> None:
@@ -180,7 +180,7 @@ def test_one_that_is_cancelled_is_not_computed(engine: ClaraEngine) -> None:
         engine._submit(other)
         with pytest.raises(CancelledError):
             other.future.result(120)
-        assert engine.answer("Where?", max_tokens=2).completion_tokens >= 0  # the thread is well
+        assert engine.answer("Where?", max_tokens=2).completion_tokens >= 0  # the thread still works
     assert set(seen) == {1}
 
 

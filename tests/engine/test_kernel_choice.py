@@ -1,4 +1,4 @@
-"""Which kernels a processor takes: chosen by time, remembered, named by whoever wants them; the results agree."""
+"""The choice of kernels on a processor: by measured time, cached, or named by the user; all results agree."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(autouse=True)
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small models are measured too, and the choice lies in a folder of the test."""
+    """Small models are measured, too, and the cache of choices is in a folder of the test."""
     monkeypatch.setattr(kernel_choice, "SMALL", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -55,7 +55,7 @@ def fresh(tiny: Tiny, **options: str) -> ClaraEngine:
 def test_the_faster_kernel_is_chosen_and_a_tie_needs_no_copy(
     monkeypatch: pytest.MonkeyPatch, onednn: float, by_columns: float, chosen: str
 ) -> None:
-    """The clock alone is replaced: MKL takes 1, the others so many times as long."""
+    """Only the clock is replaced: MKL takes 1, the others the given multiples of it."""
 
     def times(calls, end):
         for call in calls:
@@ -101,10 +101,10 @@ def test_a_choice_is_measured_once_and_shown(tiny: Tiny, monkeypatch: pytest.Mon
     assert len(asked) == 1
     monkeypatch.setattr(kernel_choice, "_processor", lambda: "another")
     fresh(tiny).load()
-    assert len(asked) == 2  # another processor is another choice
+    assert len(asked) == 2  # another processor has its own choice
     monkeypatch.setattr(kernel_choice, "VERSION", kernel_choice.VERSION + 1)
     fresh(tiny).load()
-    assert len(asked) == 3  # and so are other kernels
+    assert len(asked) == 3  # and so have other kernels
     kernel_choice.cache_file().write_text("{damaged", encoding="utf-8")
     fresh(tiny).load()
     assert len(asked) == 4

@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens written: against the plain distribution, at any temperature, streamed, as bytes."""
+"""Log-probabilities of generated tokens: against the full distribution, at any temperature, streamed, as bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def engine(tiny: Tiny) -> ClaraEngine:
 
 
 def written(engine: ClaraEngine, **options) -> tuple[list[int], object]:
-    """The ids of an answer over two passages, and the answer."""
+    """The token ids of an answer from two passages, and the answer."""
     from clara_core.engine.answer_options import read_options
 
     sampling, _ = read_options(options)
@@ -85,7 +85,7 @@ def test_bytes_of_a_log_joined_are_the_text_whatever_the_tokens(engine: ClaraEng
     for text in ("富士山 is 3,776 m high 🙂", " leading", "naïve — “quoted”\n\nnext"):
         ids = tokenizer.encode_plain(text)
         log = TokenLog(tokenizer.token_bytes)
-        for token in [*tokenizer.memory_ids[:1], *ids]:  # a special token is no text, wherever it stands
+        for token in [*tokenizer.memory_ids[:1], *ids]:  # a special token is not text, at any place
             log.record(token, -1.0)
         assert b"".join(entry.bytes for entry in log.entries).decode() == tokenizer.decode(ids)
         assert len(log.entries) == len(ids) + 1

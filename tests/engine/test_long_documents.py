@@ -1,4 +1,4 @@
-"""Documents longer than the context: read from their best windows, or refused with the way to split them."""
+"""Documents longer than the context are read from their best windows, or refused with advice to split them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_document_whose_windows_fit_is_read_whole(engine):
 
 
 def test_an_answer_has_room_beside_a_long_document(engine, long):
-    """Not a document that just fits, and then an answer of three tokens."""
+    """A document must not fill the context so that only three tokens are left for the answer."""
     fixed = len(engine.tokenizer.answer_prompt(QUESTION, 0)) + 40
     fitting = (engine.context - fixed) // (engine.n_mem + 1)
     most = Memory(long.tokens[:fitting], long.text, long.spans[:fitting], 0, long.fingerprint)

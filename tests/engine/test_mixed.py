@@ -1,4 +1,4 @@
-"""Documents as text beside the memories of others: the prompt, its plain twin, and who may ask for it."""
+"""Documents as text beside memories of other documents: the prompt, its reference, and the conditions for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONG = " ".join(PASSAGES) * 3
 
 
 def mixed(tiny: Tiny) -> Tiny:
-    """The same checkpoint, which says that it was taught to read text beside memories."""
+    """The same checkpoint, whose config states that it was trained to read text beside memories."""
     path = tiny.folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "mixed": True}))
     return tiny
@@ -41,7 +41,7 @@ def engine(tiny: Tiny) -> ClaraEngine:
 
 
 def plainly(reference: Reference, background: list[str | None], memories: list, max_tokens: int) -> str:
-    """An answer of the plain twin; None in the background is a memory."""
+    """An answer of the reference; None in the background stands for a memory."""
     docs = "".join(reference.slots(1) if text is None else f"{text}<SEP>" for text in background)
     prompt = reference.prompt_ids(ANSWER_SYSTEM, f"Background:\n{docs}\n\nQuestion:{QUESTION}")
     tokens = [memory.tokens for memory in memories]

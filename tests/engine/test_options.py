@@ -1,4 +1,4 @@
-"""Every door takes every option of an engine, as `EngineOptions` names it, and refuses every other one by name."""
+"""Every entry point takes all options of `EngineOptions`, and refuses unknown ones by name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.engines import open_engine
 from tests.tiny import Tiny, build
 
 FIELDS = EngineOptions.model_fields
-# A value of each option that is not its default, and that an engine of the tiny checkpoint here can have.
+# For each option a value other than the default that an engine of the tiny checkpoint accepts.
 VALUES: dict[str, Any] = {
     "compression": 8,
     "revision": "main",
@@ -81,7 +81,7 @@ def read_config(**options: Any) -> TrainingConfig:
     return parse(TrainingConfig, {"stage": "stage1", "data": "a.jsonl", "out": "run", **options}, "stage1.toml")
 
 
-# What is called, what errors call it, and where its engine is.
+# The entry point, its name in errors, and how to get its engine.
 DOORS: list[tuple[Callable[..., Any], str, Callable[[Any], ClaraEngine] | None]] = [
     (ClaraEngine.from_pretrained, "ClaraEngine.from_pretrained", lambda made: made),
     (open_store, "MemoryStore.open", lambda made: made.engine),
@@ -108,7 +108,7 @@ DOORS: list[tuple[Callable[..., Any], str, Callable[[Any], ClaraEngine] | None]]
     (read_config, "stage1.toml", None),
 ]  # fmt: skip
 IDS = [f"{name} ({index})" for index, (_, name, _) in enumerate(DOORS)]
-MODELLESS = {"train", "store"}  # read their options from a file; look after files without a model
+MODELLESS = {"train", "store"}  # these read their options from a file, or maintain files without a model
 COMMANDS = [name for name in typer.main.get_command(app).commands if name not in MODELLESS]  # type: ignore[attr-defined]
 
 
@@ -131,10 +131,10 @@ def test_every_door_takes_every_option(
     options = {"model": str(tiny.folder), "base_model": str(tiny.base), **VALUES}
     assert options.keys() == FIELDS.keys(), "an option was added: give it a value here"
     if engine_of is None:
-        options["reasoner"] = "auto"  # a run makes its own query reasoner
+        options["reasoner"] = "auto"  # a run creates its own query reasoner
         assert {option: getattr(call(**options), option) for option in options} == options
         return
-    if call is query_engine:  # compresses at once: with options that can
+    if call is query_engine:  # compresses immediately, so it needs options that work
         options["quantization"], options["compression"] = None, RATE
     found = engine_of(call(**options)).arguments
     expected = EngineArguments(**options).resolved()
@@ -186,7 +186,7 @@ def test_an_engine_and_a_model_exclude_each_other(engine: ClaraEngine, call, nam
     with pytest.raises(ValueError, match="engine= or model=, not both"):
         call(engine=engine, model="pocket")
     if call is not query_engine:
-        assert engine_of(call(engine=engine, device="auto")) is engine  # what says nothing is no second engine
+        assert engine_of(call(engine=engine, device="auto")) is engine  # a default gives the same engine
 
 
 def test_a_token_is_not_written_anywhere() -> None:
@@ -197,13 +197,13 @@ def test_a_token_is_not_written_anywhere() -> None:
     assert "hf_secret" not in repr(pickle.dumps(EngineArguments(token="hf_secret")))
 
 
-# --- the model and the rate that nobody named ------------------------------------------------------------
+# --- default model and default rate ----------------------------------------------------------------------
 
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     announce.announce_again()
-    monkeypatch.setattr(announce.log, "propagate", True)  # the command line takes its lines out of the log
+    monkeypatch.setattr(announce.log, "propagate", True)  # the command line removes its lines from the log
     caplog.set_level(logging.INFO, logger="clara_core.common.announce")
     return lambda: [record.getMessage() for record in caplog.records if record.name == "clara_core.common.announce"]
 
@@ -249,7 +249,7 @@ def test_the_rate_that_a_checkpoint_has_names_the_same_engine(tiny: Tiny) -> Non
 
 
 def test_nothing_is_written_where_nobody_watches(tmp_path: Path) -> None:
-    """A service has neither a terminal nor a log of ours: its standard error stays clean."""
+    """A service has neither a terminal nor our log handler: its standard error stays empty."""
     program = "from clara_core import ClaraEngine; ClaraEngine.from_pretrained()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

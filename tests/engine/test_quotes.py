@@ -1,4 +1,4 @@
-"""Words of an answer in a text: found word for word, nearly, or not."""
+"""Finding the words of an answer in a text: literally, approximately, or not."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_verbatim_is_the_sentence_around(said: str, expected: str):
     [
         ("Who designed St. Mary's bridge in 1907?", 1.0),
         ("Who met J. Moss and Ada Quill in 1950?", 0.4),
-        ("When did the mill close?", 1.0),  # no name
-        ("Where was I? Tolmet knows.", 1.0),  # what opens a sentence
+        ("When did the mill close?", 1.0),  # not a name
+        ("Where was I? Tolmet knows.", 1.0),  # the first word of a sentence
         ("is the mill 12 m long", 0.0),
     ],
 )

@@ -1,4 +1,4 @@
-"""A second reading where the evidence speaks against the first: who reads what, and what is taken."""
+"""A second reading if the evidence contradicts the first answer: its documents, and the choice between both."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_sound_answer_is_not_read_again() -> None:
 
 
 def test_doubt_leads_to_the_best_ranked_document(engine: ClaraEngine) -> None:
-    """A random model is always in doubt: its words stand nowhere."""
+    """A random model is always in doubt, because no document contains its words."""
     memories = engine.remember(PASSAGES[:3])
     once = engine.answer(QUESTION, memories, max_tokens=6, citations=True)
     assert False in (once.checks.cited_first, once.checks.verbatim, once.checks.grounded)
@@ -50,7 +50,7 @@ def test_doubt_leads_to_the_best_ranked_document(engine: ClaraEngine) -> None:
     with wrapped(engine.load().model, "prefill", seen):
         again = engine.answer(QUESTION, memories, max_tokens=6, read="again")
     assert prompts == [3 * engine.n_mem, engine.n_mem]
-    assert again.text == once.text  # the other answer stands in no text either
+    assert again.text == once.text  # no text contains the other answer either
     assert again.judged_tokens > once.judged_tokens
     assert again.logprobs is None
 
@@ -112,7 +112,7 @@ def test_the_bare_base_reads_text(tiny: Tiny, engine: ClaraEngine) -> None:
 
 
 def test_rows_of_the_base_and_of_the_generator_step_side_by_side(tiny: Tiny, engine: ClaraEngine) -> None:
-    """Each says what it would say alone."""
+    """Each row gives the same answer as alone."""
     from clara_core.engine.sampling import Sampling
 
     def requests() -> list:

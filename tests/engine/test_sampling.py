@@ -1,4 +1,4 @@
-"""Options, text from tokens, stop strings and sampling; then the same through an engine."""
+"""Options, decoding of tokens, stop strings and sampling, first as functions and then through an engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def letters(ids: list[int]) -> str:
 
 
 def write(ids: list[int], sampling: Sampling, decode=letters, byte_ids: frozenset[int] = frozenset(), room=1000):
-    """The pieces of text that a sequence gives for these tokens, and the sequence."""
+    """The pieces of text that a sequence emits for these tokens, and the sequence."""
     sequence = SequenceState(decode, sampling, Ends(frozenset({EOS})), room, byte_ids)
     pieces = []
     for token in ids:
@@ -79,14 +79,14 @@ def test_options_have_the_documented_defaults() -> None:
 @pytest.mark.parametrize(
     "ids, stop, text",
     [
-        ([6, 1, 2, 6], ["ab"], "x"),  # across a border of tokens
+        ([6, 1, 2, 6], ["ab"], "x"),  # across two tokens
         ([6, 7, 6], ["b"], "xa"),  # in the middle of a token
         ([1, 2, 6], ["ab"], ""),  # at the very beginning
-        ([1, 1, 2, 6], ["aab", "ab"], ""),  # two begin at once: the earlier wins
+        ([1, 1, 2, 6], ["aab", "ab"], ""),  # two stops begin: the earlier one wins
         ([1, 2, 1, 2, 6], ["abab", "bx"], ""),
-        ([1, 1, 1, 2], ["ab"], "aa"),  # a beginning that begins again
+        ([1, 1, 1, 2], ["ab"], "aa"),  # the beginning of a stop is repeated
         ([3, 3, 6, 1], ["abx"], "ab"),
-        ([6, 1, 0], ["ab"], "xa"),  # the end sets free what was held back
+        ([6, 1, 0], ["ab"], "xa"),  # text that was held back is emitted at the end
         ([6, 1, 6, 6], ["ab"], "xaxx"),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_stream_is_its_answer_whatever_stops_it(ids: list[int], stops: list[st
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
 def test_streams_of_bytes_never_show_half_a_character(family: str, data: st.DataObject) -> None:
-    """Tokens that are bytes, right and wrong ones, with stop strings among them."""
+    """Tokens that are bytes, valid and invalid ones, with stop strings among them."""
     tokens = tokenizer_of(family)
     words = data.draw(
         st.lists(st.sampled_from(["富士山", "🙂", "é", "ab", " the", "\x00", "שלום", "👩\u200d🚀"]), max_size=6)
@@ -162,7 +162,7 @@ def test_ends_and_limits() -> None:
     assert write([1, 2, 1, 1], Sampling(max_tokens=3), room=2)[1].text == "ab"
 
 
-# -- what is drawn ---------------------------------------------------------------------------------
+# -- drawn tokens ----------------------------------------------------------------------------------
 
 
 def test_an_answer_says_how_its_next_token_is_drawn() -> None:
@@ -229,7 +229,7 @@ def test_usage_counts(engine: ClaraEngine, memories) -> None:
 
 
 def test_every_end_token_of_the_base_ends_an_answer(engine: ClaraEngine, memories) -> None:
-    """The base of this checkpoint names two end tokens in its generation config."""
+    """The generation config of this base has two end tokens."""
     model = engine.load().model
     ends = model.ends.ids | engine.tokenizer.eos_ids
     assert len(ends) == 2

@@ -1,4 +1,4 @@
-"""The worker under bad luck: no memory, failing batches, a dying thread, callers that leave, questions in between."""
+"""The worker under faults: no memory, failing batches, a dying thread, cancelled calls, questions between batches."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from clara_core.model.processor import Kernels
 from tests.engines import PASSAGES, Counter, open_engine, wrapped
 from tests.tiny import build
 
-LONG = {"max_tokens": 3000}  # an answer that would take much longer than any test here waits
+LONG = {"max_tokens": 3000}  # an answer that takes much longer than any test waits
 CORPUS = [f"{text} {index}" for index in range(40) for text in PASSAGES]
 QUESTIONS = ["Where?", "When was the bridge opened?", "Who sailed to Lisbon?", "What does the company make?", "Why?"]
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> ClaraEngine:
-    """No answer of this checkpoint ends by itself."""
+    """An engine whose answers never end by themselves."""
     return open_engine(build(tmp_path_factory.mktemp("worker"), "qwen2", window=64, rate=8, seed=5))
 
 
 @pytest.fixture
 def model(engine: ClaraEngine) -> Iterator[ClaraModel]:
-    """The loaded model; afterwards the engine is idle again and works."""
+    """The loaded model; after the test the engine is idle and works."""
     yield engine.load().model
     wait_until(lambda: not engine.load() or not engine._worker._has_work())
     assert engine.reason(["Where?"]).isfinite().all()
@@ -84,7 +84,7 @@ def wait_until(holds, seconds: float = 120.0) -> None:
 
 
 def sizes_above(limit: int, error: BaseException):
-    """Make a method fail whose first argument has more rows than `limit`."""
+    """Make a method fail if its first argument has more rows than `limit`."""
 
     def wrap(original, rows, *args, **kwargs):
         if len(rows) > limit:
@@ -130,7 +130,7 @@ def test_what_does_not_fit_alone_is_the_callers_error(engine, model, name, call)
 
 
 def test_halves_run_after_the_tensors_of_the_whole_are_gone(engine, model) -> None:
-    """An exception holds the frames it went through, and they hold the batch's tensors."""
+    """An exception references its frames, and these reference the tensors of the batch."""
     left: list[weakref.ref[torch.Tensor]] = []
 
     def wrap(original, rows, *args, **kwargs):
@@ -227,7 +227,7 @@ def _six():
 
 @pytest.mark.parametrize("name", ["encode", "prefill", "step"])
 def test_a_dying_thread_tells_all_who_wait(engine, model, pairs, name, caplog) -> None:
-    """Whatever was under way, queued or being written; the next call finds a new thread."""
+    """All running and queued work fails; the next call starts a new thread."""
     gate = threading.Event()
 
     def dies(original, *args, **kwargs):
@@ -245,7 +245,7 @@ def test_a_dying_thread_tells_all_who_wait(engine, model, pairs, name, caplog) -
             gate.set()
             died = 0
             for call in calls:
-                # Some were served before the thread got to the call that kills it.
+                # Some requests finished before the thread reached the call that kills it.
                 exc = call.exception(20)
                 died += isinstance(exc, EngineClosed)
                 assert exc is None or "SystemExit: gone" in str(exc)
@@ -256,7 +256,7 @@ def test_a_dying_thread_tells_all_who_wait(engine, model, pairs, name, caplog) -
     torch.testing.assert_close(engine.reason(QUESTIONS), expected, atol=1e-5, rtol=0)
 
 
-# -- callers that leave ----------------------------------------------------------------------------
+# -- cancelled calls -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("leave", ["close", "with", "drop"])
@@ -302,11 +302,11 @@ def test_closing_a_compression_stops_the_rest_of_it(engine, model) -> None:
         assert stopped < encoded.calls
 
 
-# -- who waits for whom ----------------------------------------------------------------------------
+# -- order of work ---------------------------------------------------------------------------------
 
 
 def test_a_question_passes_a_corpus_between_two_layers(engine, model, pairs) -> None:
-    """A question, and a whole answer, are done before the first batch of the corpus is."""
+    """A question and a whole answer finish before the first batch of the corpus."""
     done: list[str] = []
     begun, queued = threading.Event(), threading.Event()
 
@@ -356,7 +356,7 @@ def test_a_question_does_not_wait_for_a_long_answer(engine, model, pairs) -> Non
 
 
 def test_questions_without_end_do_not_hold_up_an_answer(engine, model, pairs) -> None:
-    """Each question that is served brings the next one: the answer has to get its turns all the same."""
+    """Each finished question submits the next one; the answer must still get its turns."""
     ids = engine.tokenizer.encode_passages(["And then?"])
     asked: list[EncodeRequest] = []
 
@@ -390,7 +390,7 @@ def test_batches_hold_the_oldest_row_and_its_neighbours(lengths: list[int], budg
     assert len(batch) == 1 or len(batch) * sizes[-1] <= budget
     left = [length for index, length in enumerate(lengths) if index not in taken]
     assert not any(sizes[0] < length < sizes[-1] for length in left)
-    # Nothing that would have fitted was left behind.
+    # No row that would have fitted was left out.
     assert not any((len(batch) + 1) * max(sizes[-1], length) <= budget for length in left if length <= sizes[-1])
 
 
@@ -408,7 +408,7 @@ def test_batches_follow_the_token_budget(engine, model) -> None:
 
 
 def test_a_question_waits_for_one_piece_of_a_long_prompt(engine, model, memories, monkeypatch) -> None:
-    """Answers go on between the pieces, short prompts pass, and nobody's words change."""
+    """Between the pieces answers continue and short prompts are read, and no answer changes."""
     calls = [("Where is that bridge?", memories * 5), ("Why?", []), ("Who?", memories[:1]), ("When?", memories * 4)]
     expected = [engine.answer(*call, max_tokens=20) for call in calls]
     answers = engine._worker.answers
@@ -438,7 +438,7 @@ def test_a_question_waits_for_one_piece_of_a_long_prompt(engine, model, memories
     lengths = [answer.prompt_tokens + answer.memory_tokens for answer in expected]
     pieces = [-(-length // 48) for length in lengths if length > 48]
     assert order.count("piece") == sum(pieces) > 10
-    # A question that came with a piece is served before the next one, and before the next short prompts are read.
+    # A question that arrived during a piece is computed before the next piece and the next short prompts.
     for at, name in enumerate(order):
         if name == "piece":
             behind = order[at + 1 :]
