@@ -1,4 +1,4 @@
-"""A run over questions with a tiny engine: what it says is what the engine says, and nothing is lost on the way."""
+"""An evaluation with a tiny engine: its results equal those of the engine, and none is lost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def engine(tmp_path_factory) -> ClaraEngine:
 
 @pytest.fixture(scope="module")
 def lines() -> list[RetrievalLine]:
-    """Five questions; each has other candidates, the second two gold passages, the last an answer of two names."""
+    """Five questions with different candidates; the second has two gold passages, the last an answer of two names."""
     made = []
     for number, question in enumerate(QUESTIONS):
         docs = tuple(PASSAGES[(number + place) % len(PASSAGES)] for place in range(5))
@@ -51,7 +51,7 @@ def lines() -> list[RetrievalLine]:
     return made
 
 
-# --- what comes out --------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------
 
 
 def test_rankings_and_answers_are_those_of_the_engine(engine, lines):
@@ -142,7 +142,7 @@ def test_a_corpus_that_no_cache_holds_is_compressed_once(engine, lines, monkeypa
 
 def test_documents_that_do_not_fit_the_context_fail_alone(tmp_path, lines):
     engine = open_engine(build(tmp_path, seed=5))
-    question = f"{lines[0].question} {'And why? ' * 100}"  # long documents are shortened, a question is not
+    question = f"{lines[0].question} {'And why? ' * 100}"  # long documents are shortened, questions are not
     long = replace(lines[0], question=question, docs=(*lines[0].docs, " ".join(PASSAGES) * 4))
     engine.load().model.decoder.config.max_position_embeddings = 200
     report = evaluate(engine, [lines[1], long, lines[2]], ranker="given", top_k=6, max_tokens=2, timed=3, paraphrases=6)
@@ -197,7 +197,7 @@ async def test_a_text_llm_in_a_running_loop_gets_so_many_prompts_at_a_time(engin
     both = threading.Barrier(2, timeout=120)
 
     def llm(prompt: str) -> str:
-        both.wait()  # passes only where two are asked together
+        both.wait()  # passes only if two questions are asked concurrently
         return "yes"
 
     report = evaluate(engine, lines[:2], text_llm=llm, bm25=False, batch=2, **SHORT)
@@ -236,7 +236,7 @@ def test_latency_compresses_anew(engine, lines):
     engine.remember([text for line in lines for text in line.docs])
     with Counter(engine.load().model, "encode") as calls:
         report = evaluate(engine, lines[:1], max_tokens=2, timed=1, paraphrases=0)
-    assert calls.calls >= 3  # the question twice, its candidates once, though all of them are in the cache
+    assert calls.calls >= 3  # the question twice, its candidates once, although all of them are in the cache
     latency = report.metrics["latency"]
     assert (latency["questions"], latency["passages"]) == (1, 5)
     for step in ("compress", "rank", "answer"):
@@ -288,7 +288,7 @@ def test_a_run_goes_on_after_its_last_whole_line(engine, lines, tmp_path):
     file = tmp_path / "questions.jsonl"
     written = file.read_bytes()
     second = written.index(b"\n", written.index(b"\n") + 1) + 1
-    file.write_bytes(written[: second + 30])  # killed in the middle of the third line
+    file.write_bytes(written[: second + 30])  # killed while writing the third line
     with Counter(engine.load().model, "prefill") as prompts:
         again = evaluate(engine, lines, batch=1, folder=tmp_path, **SHORT)
     assert prompts.calls == 3

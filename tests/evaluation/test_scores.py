@@ -1,4 +1,4 @@
-"""Measures of answers and rankings against values worked out by hand, and what must hold of all of them."""
+"""Measures of answers and rankings, compared with values computed by hand, and properties of all measures."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ relevants = st.sets(st.integers(0, 30), min_size=1, max_size=6)
         ("The River Orvane.", "river orvane"),
         ("  an  apple,\ta pear and\nthe plum ", "apple pear and plum"),
         ("1,200 metres", "1200 metres"),
-        ("theatre and banana", "theatre and banana"),  # articles inside words stay
+        ("theatre and banana", "theatre and banana"),  # articles inside words are kept
         ("co-op's", "coops"),
-        ("a-b", "ab"),  # punctuation goes before articles are looked for
+        ("a-b", "ab"),  # punctuation is removed before articles
         ("ÉCOLE", "école"),
-        ("«oak»", "«oak»"),  # only ASCII punctuation is taken away
+        ("«oak»", "«oak»"),  # only ASCII punctuation is removed
         ("The", ""),
         ("", ""),
     ],
@@ -70,14 +70,14 @@ def test_normalisation_keeps_what_is_not_english_punctuation():
         ("River", "River Orvane", 0, 0, 2 / 3),
         ("Sarn", "River Orvane", 0, 0, 0),
         ("north", "no", 0, 0, 0),
-        ("no, never", "no", 0, 1, 0),  # half a no is no answer
+        ("no, never", "no", 0, 1, 0),  # a part of "no" is not an answer
         ("no", "no", 1, 1, 1),
         ("True", "yes", 1, 1, 1),
         ("False", "no", 1, 1, 1),
         ("It is True", "yes", 0, 0, 0),
         ("red red blue", "red blue blue", 0, 1, 4 / 6),  # common: red once, blue once
         ("", "red", 0, 0, 0),
-        ("red", "the", 0, 0, 0),  # a gold answer without words is not covered by everything
+        ("red", "the", 0, 0, 0),  # a gold answer without words is not covered by every text
         ("a", "the", 1, 1, 1),
     ],
 )
@@ -205,7 +205,7 @@ def test_bad_rankings_are_errors(measure):
 def test_rankings_lie_in_bounds_and_agree(ranked, relevant, k):
     recall, hit, precision, reciprocal, ndcg = (measure(ranked, relevant, k) for measure in RANKING_MEASURES)
     assert all(0 <= value <= 1 + 1e-12 for value in (recall, hit, precision, reciprocal, ndcg))
-    assert recall * len(relevant) == pytest.approx(precision * k)  # both count the same hits
+    assert recall * len(relevant) == pytest.approx(precision * k)  # both have the same hits
     assert (hit == 1) == (recall > 0) == (reciprocal > 0) == (ndcg > 0)
     assert recall_at_k(ranked, relevant, k + 1) >= recall
 

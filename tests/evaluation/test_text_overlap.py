@@ -1,4 +1,4 @@
-"""BLEU, ROUGE, names and numbers: against the packages, and against values worked out by hand."""
+"""BLEU, ROUGE, names and numbers, compared with other packages and with values computed by hand."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_missing_package_is_named_with_the_pip_line(monkeypatch, module, call)
     [
         (PASSAGE, ["aln", "1907", "214.5", "ada quill"]),
         ("In May she met Captain Ada Quill, for 1,200,000 francs.", ["may", "captain ada quill", "1200000"]),
-        ("From Bristol, Lisbon and Aln", ["bristol", "lisbon", "aln"]),  # a comma divides
+        ("From Bristol, Lisbon and Aln", ["bristol", "lisbon", "aln"]),  # a comma separates names
         ("Old books are lost. Kotul is big. The mayor of Kotul is old.", ["kotul"]),
         ("Kotul's mayor is Pelfa Torel's son in Kotul", ["kotul", "pelfa torel"]),
         ("J. K. Rowling left at 12:30 on 3/4", ["j k rowling", "12:30", "3/4"]),
@@ -104,11 +104,11 @@ def test_entities(text, found):
 def test_preservation_by_hand():
     assert lost_entities(PASSAGE, AGAIN) == ["214.5"]  # 214 is another number
     assert entity_preservation(PASSAGE, AGAIN) == 3 / 4
-    assert entity_preservation(PASSAGE, "quill ada") == 0  # half a name, or its words in another order, is none
+    assert entity_preservation(PASSAGE, "quill ada") == 0  # a part, or another order, is not a match
     assert entity_preservation("nothing to keep", "at all") is None
 
 
-@example("Aᾶ")  # the second letter is two signs in lower case
+@example("Aᾶ")  # the second letter has two characters in lower case
 @given(st.text(max_size=80))
 def test_a_text_preserves_itself(text):
     assert entity_preservation(text, text) in (None, 1)
@@ -122,11 +122,11 @@ def test_means_of_paraphrases():
         each = [rouge(said, passage)[name] for said, passage in zip(again, passages, strict=True)]
         assert scores[name] == pytest.approx(sum(each) / 2)
     assert scores["bleu"] == pytest.approx(corpus_bleu(again, [passages]).score / 100)
-    assert scores["entities"] == 3 / 4  # over the one passage that has names
+    assert scores["entities"] == 3 / 4  # over the only passage with names
     assert "entities" not in score_paraphrases(["nothing to keep"], ["nothing"])
 
 
-# --- rankings to compare with ----------------------------------------------------------------------------
+# --- baseline rankings -----------------------------------------------------------------------------------
 
 
 def test_bm25_by_hand():
@@ -146,7 +146,7 @@ def test_bm25_keeps_the_order_where_nothing_is_known():
         ({9}, 3, [3, 1, 9]),  # 9 takes the place of 4
         ({1}, 3, [3, 1, 4]),  # nothing to do
         ({9, 5}, 3, [3, 5, 9]),
-        ({9, 5, 4}, 2, [4, 5]),  # more gold than room: the best ranked of it
+        ({9, 5, 4}, 2, [4, 5]),  # more gold passages than places: those that rank best
         ({3}, 1, [3]),
         ({9}, 1, [9]),
         ({9}, 20, [3, 1, 4, 5, 9]),

@@ -1,4 +1,4 @@
-"""Measures of confidence, each against a sum that can be done by hand or the plain definition."""
+"""Measures of confidence, compared with values computed by hand or with their definition."""
 
 from __future__ import annotations
 
