@@ -1,1 +1,1 @@
-"""The GPU path on a CUDA device that is made of the processor."""
+"""Tests of the GPU path, on a CUDA device that is simulated on the processor."""

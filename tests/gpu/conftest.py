@@ -1,4 +1,4 @@
-"""Puts the fake device in where only these tests run; it cannot be taken out again, so others must not follow.
+"""Installs the simulated device if only these tests run. It cannot be removed, so no other tests may follow.
 
 python -m pytest tests/gpu
 """
@@ -14,7 +14,7 @@ alone = False
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    global alone  # noqa: PLW0603 - pytest asks in two hooks
+    global alone  # noqa: PLW0603 - pytest calls two hooks
     places = [Path(str(argument).partition("::")[0]).resolve() for argument in config.args]
     alone = bool(places) and all(place.is_relative_to(HERE) for place in places)
     if alone:

@@ -1,16 +1,16 @@
-"""Tensors on the processor that say they are on a CUDA device: what they compute, refuse and count.
+"""A simulated CUDA device: tensors on the processor that report `cuda:N`, with its errors and counters.
 
-A `FakeCuda` tensor wraps a tensor on the processor and reports `cuda:N`. Every operation is computed on the processor
-in the type that was asked for, so bfloat16 is bfloat16, but
+A `FakeCuda` tensor wraps a tensor on the processor. Every operation is computed on the processor in the requested type,
+so bfloat16 has the rounding of bfloat16.
 
-* an operation that mixes devices raises what CUDA raises (tensors without dimension are let through, and index tensors
-  of the processor where PyTorch takes them); so do `.numpy()` and a generator of the processor;
-* every wait of the host for the device is counted, with the line of the caller: `.item()`, `.tolist()`, `.cpu()`,
-  copies from memory that is not pinned, boolean masks, `nonzero`;
-* every operation that would launch a kernel is counted, with its name;
-* live bytes are counted; `limit` makes an allocation raise `torch.OutOfMemoryError`, `fail_at` the n-th one.
+* An operation that mixes devices raises the error of CUDA. Tensors without dimensions are allowed, and index tensors on
+  the processor where PyTorch accepts them. `.numpy()` and a generator of the processor raise errors, too.
+* Every wait of the host for the device is counted, with the line of the caller: `.item()`, `.tolist()`, `.cpu()`,
+  copies from memory that is not pinned, boolean masks, `nonzero`.
+* Every operation that would launch a kernel is counted, with its name.
+* Live bytes are counted. Above `limit` an allocation raises `torch.OutOfMemoryError`; `fail_at` lets the n-th one fail.
 
-Not covered: kernels themselves, streams, graphs, asynchronous errors, fragmentation, gradients.
+Not simulated: the kernels themselves, streams, graphs, asynchronous errors, fragmentation, gradients.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOTS = ("clara_core",)
 
 
 class Stats:
-    """What happened on the device."""
+    """Counters of the device."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -50,7 +50,7 @@ class Stats:
         self.trace: list[str] | None = None
 
     def launch(self, name: str, made: torch.Tensor | None = None) -> None:
-        """Count a kernel; with what it reads first or makes, if the trace is to have the shape."""
+        """Count a kernel; if `made` is given, its first input or its result, the trace has its shape, too."""
         with self.lock:
             self.launches[name] += 1
             if self.trace is not None:
@@ -94,7 +94,7 @@ STATS = Stats()
 
 
 def caller() -> str:
-    """The nearest line of the project, else the nearest outside of torch."""
+    """The innermost line of the project, or the innermost line outside torch."""
     frame = sys._getframe(1)
     other = "?"
     while frame is not None:
@@ -111,7 +111,7 @@ def caller() -> str:
 
 
 def index_of(device: Any) -> int | None:
-    """The number of a CUDA device, None for any other."""
+    """The number of a CUDA device; None for other devices."""
     if isinstance(device, bool) or device is None:
         return None
     if isinstance(device, int):
@@ -126,7 +126,7 @@ def index_of(device: Any) -> int | None:
 
 
 class FakeCuda(torch.Tensor):
-    """A tensor of the processor that says it lies on `cuda:N`."""
+    """A tensor on the processor that reports the device `cuda:N`."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -170,7 +170,7 @@ def to_device(value: torch.Tensor, index: int) -> FakeCuda:
     return FakeCuda(value if type(value) is torch.Tensor else value.as_subclass(torch.Tensor), index)
 
 
-# Operations that only look at a tensor in another way, or at its numbers of shape.
+# Operations that only return views or read the shape of a tensor.
 NO_KERNEL = {
     "detach",
     "alias",
@@ -269,10 +269,10 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def check_same(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> None:
-    """Raise where a tensor of the processor takes part that CUDA would not take."""
+    """Raise an error if CUDA would refuse a tensor of the processor among the arguments."""
     looked = list(args)
     if name in INDEXED and isinstance(args[0], FakeCuda):
-        looked[1] = None  # index tensors may be anywhere
+        looked[1] = None  # index tensors may be on any device
     for value in tree_flatten((looked, kwargs))[0]:
         if isinstance(value, torch.Tensor) and not isinstance(value, FakeCuda) and value.device.type != "meta":
             if value.dim() == 0 and name not in ("cat", "stack", "mm", "bmm", "addmm", "embedding", "gather"):

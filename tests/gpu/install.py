@@ -1,6 +1,6 @@
-"""Puts the fake device into this process: a CUDA API that agrees with its tensors, and its attention kernel.
+"""Installs the simulated device in this process: a CUDA API that agrees with its tensors, and an attention kernel.
 
-It stays for the life of the process, so its tests run in one of their own (see `conftest.py`).
+It stays until the process ends, so its tests run in a process of their own (see `conftest.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = torch.Tensor
 
 
 class FakeMode(TorchFunctionMode):
-    """What has no device tensor among its arguments yet: factories, moves to the device; and what leaves PyTorch."""
+    """Operations without a device tensor as argument (factories, moves to the device), and exits from PyTorch."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -1,4 +1,4 @@
-"""Every call of an engine on the fake device: results, launches, waits, devices, memory that comes back."""
+"""Every call of an engine on the simulated device: results, launches, waits, devices, freed memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def engine(tiny: Tiny, request: pytest.FixtureRequest) -> Iterator[ClaraEngine]:
 
 
 def test_the_calls_give_what_the_processor_gives(engine: ClaraEngine, tiny: Tiny) -> None:
-    """In float32 by padded rows and copies, in bfloat16 by the kernel over packed rows and pages."""
+    """In float32 with padded rows and copies, in bfloat16 with the kernel over packed rows and pages."""
     exact = engine.dtype == torch.float32
     twin = open_engine(tiny, dtype="float32")
     assert isinstance(engine.load().model.kernel, TorchKernel) is (VARLEN is not None and not exact)
@@ -88,7 +88,7 @@ def test_an_answer_crosses_a_page(engine: ClaraEngine, tiny: Tiny) -> None:
 
 
 def test_launches_and_waits_of_a_step_are_bounded(engine: ClaraEngine, stats) -> None:
-    """One wait a token, for the tokens of the step before; launches by the layer."""
+    """One wait for each token, for the tokens of the step before; a fixed number of launches in each layer."""
     memories = engine.compress(PASSAGES)
     pairs = [(question, memories[:2]) for question in QUESTIONS]
 
@@ -102,7 +102,7 @@ def test_launches_and_waits_of_a_step_are_bounded(engine: ClaraEngine, stats) ->
     (launches, waits), (more, later) = cost(2), cost(6)
     layers = engine.load().model.decoder.config.num_hidden_layers
     assert later - waits <= 4, stats.syncs
-    # Without a kernel that reads pages, a layer copies its rows together.
+    # Without a kernel that reads pages, a layer copies its rows into one tensor.
     assert (more - launches) / 4 <= (20 if engine.load().model.packs else 23) * layers + 30, stats.launches
     stats.reset()
     engine.reason(QUESTIONS)
@@ -110,7 +110,7 @@ def test_launches_and_waits_of_a_step_are_bounded(engine: ClaraEngine, stats) ->
 
 
 def test_a_long_prompt_in_pieces_waits_for_nothing(engine: ClaraEngine, tiny: Tiny, stats, monkeypatch) -> None:
-    """The answer is the same, and a piece in the middle costs no wait: the next one follows at once."""
+    """The answer is the same, and pieces in the middle need no wait: the next one follows immediately."""
     memories = engine.compress(PASSAGES) * 3
     whole = engine.answer("Where?", memories, max_tokens=8)
     monkeypatch.setattr(engine._worker.answers, "limits", Limits(tokens=64, rows=16))
@@ -128,7 +128,7 @@ def test_a_long_prompt_in_pieces_waits_for_nothing(engine: ClaraEngine, tiny: Ti
 
 
 def test_consecutive_steps_are_the_same(engine: ClaraEngine, stats) -> None:
-    """The same operations over the same shapes: what a captured graph would repeat."""
+    """The same operations over the same shapes, as a captured graph would repeat them."""
     model = engine.load().model
     traces = []
     with torch.no_grad():
@@ -151,9 +151,9 @@ def test_consecutive_steps_are_the_same(engine: ClaraEngine, stats) -> None:
 
 
 def test_unloading_gives_all_of_it_back(tiny: Tiny, stats) -> None:
-    """Before it returns, and though an error that went through the model is still held."""
+    """The memory is free when the call returns, even if an error that passed through the model is still referenced."""
     engine = open_engine(tiny, device="cuda:1", dtype="float16")
-    gc.collect()  # what earlier tests left must not go while this one counts
+    gc.collect()  # memory of earlier tests must not be freed while this one counts
     before = stats.live
     memories = engine.compress(PASSAGES)
     answer = engine.answer("Where?", memories, max_tokens=3)
@@ -188,7 +188,7 @@ def test_one_device_has_one_engine(tiny: Tiny) -> None:
 
 
 def test_making_an_engine_leaves_cuda_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that forks its workers makes engines before it does; who touches CUDA by then has lost them."""
+    """A server creates engines before it forks its workers; CUDA must not be initialised by then."""
 
     def touched(*_: object) -> None:
         raise AssertionError("CUDA was initialised")
@@ -214,7 +214,7 @@ def test_after_a_fork_of_a_loaded_engine_there_is_a_clear_error(tiny: Tiny, monk
     engine = ClaraEngine(open_engine(tiny, device="cuda:1", dtype="float16").arguments)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     _forked(engine)
-    engine.reason(["Where?"])  # made, but not loaded, before the fork: fine
+    engine.reason(["Where?"])  # created but not loaded before the fork, so it works
     worker = engine._worker
     _forked(engine)
     with pytest.raises(EngineClosed, match="was loaded on cuda:1 before the process forked"):
@@ -229,7 +229,7 @@ def test_after_a_fork_of_a_loaded_engine_there_is_a_clear_error(tiny: Tiny, monk
 def test_transformers_that_believes_in_flash_attn_changes_nothing(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    """It would import a kernel for every name of attention that it takes for its own."""
+    """transformers would import a kernel for every attention name that it knows."""
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: found("json" if name == "flash_attn" else name, *rest)
@@ -251,7 +251,7 @@ def test_transformers_that_believes_in_flash_attn_changes_nothing(
 def test_an_installed_package_that_does_not_work_breaks_nothing(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """flash-attn 4 imports by the name of version 2 and lacks half of it; others are broken by the next torch."""
+    """flash-attn 4 has the import name of version 2 without half of its functions; others fail with a new torch."""
     package = tmp_path / "flash_attn"
     package.mkdir()
     (package / "__init__.py").write_text("raise OSError('undefined symbol: _ZN3c10')\n")
@@ -288,7 +288,7 @@ def test_a_kernel_that_gives_wrong_numbers_is_not_used(tiny: Tiny, monkeypatch: 
 
 @needs_varlen
 def test_flash_attn_is_called_directly(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its own two functions, whose arguments are those of version 2."""
+    """The engine calls its two functions, with the arguments of version 2."""
     package = tmp_path / "flash_attn"
     package.mkdir()
     (package / "__init__.py").write_text(

@@ -1,4 +1,4 @@
-"""Memory that runs out on the fake device: everyone is answered or told, and the engine goes on."""
+"""Out of memory on the simulated device: every caller gets a result or an error, and the engine continues."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.engines import PASSAGES, open_engine
 from tests.gpu.device import STATS
 from tests.tiny import Tiny, build
 
-# Every so many allocations is one that fails: 1 meets all of them, a larger one each kind in the time that CI has.
+# Interval of the allocations that fail: 1 tests all of them, a larger one each kind in the time of CI.
 STRIDE = int(os.environ.get("CLARA_TEST_STRIDE", "29"))
 QUESTIONS = [f"Who crossed bridge {number}?" for number in range(40)]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return build(tmp_path_factory.mktemp("gpu"), "qwen2", seed=5)  # no answer ends by itself
+    return build(tmp_path_factory.mktemp("gpu"), "qwen2", seed=5)  # answers never end by themselves
 
 
 @pytest.fixture(autouse=True)
@@ -35,19 +35,19 @@ def stats() -> Iterator[type[STATS]]:
 
 
 def fresh(tiny: Tiny, **options: object) -> ClaraEngine:
-    """An engine of its own, whatever the others share, and whatever another test wanted for the shared one."""
+    """An engine that no other test shares, without settings of other tests."""
     shared = open_engine(tiny, device="cuda:0", dtype="bfloat16")
     return ClaraEngine(shared.arguments.model_copy(update={"kv_cache_bytes": None, **options}))
 
 
 def ask_all(engine: ClaraEngine, questions: list[str], memories: list, **options: object) -> dict[str, object]:
-    """Answers or errors, by question; every thread has to end."""
+    """Answers or errors, by question; every thread must end."""
     results: dict[str, object] = {}
 
     def ask(question: str) -> None:
         try:
             results[question] = engine.answer(question, memories, **options)
-        except Exception as exc:  # noqa: BLE001 - it is what this test looks at
+        except Exception as exc:  # noqa: BLE001 - the test inspects it
             results[question] = exc
 
     threads = [threading.Thread(target=ask, args=(question,), daemon=True) for question in questions]
@@ -83,7 +83,7 @@ def test_forty_requests_wait_for_room_for_four(tiny: Tiny, stats) -> None:
 
 
 def test_what_can_never_fit_is_refused_with_both_numbers(tiny: Tiny) -> None:
-    engine = fresh(tiny, kv_cache_bytes=1)  # less than a page is one page
+    engine = fresh(tiny, kv_cache_bytes=1)  # a part of a page is one page
     memories = engine.compress(PASSAGES)
     with pytest.raises(
         ContextOverflow, match=rf"up to 500 tokens take \d+ positions, but the KV cache holds {PAGE} \("
@@ -121,7 +121,7 @@ def test_what_does_not_fit_alone_is_the_callers_error(tiny: Tiny, stats) -> None
 
 @pytest.mark.parametrize("together", [False, True], ids=["batch", "threads"])
 def test_the_kv_memory_makes_room_when_the_device_shrinks(tiny: Tiny, stats, together: bool) -> None:
-    """Another process took what was free: the pages that nobody needs are given back, and everyone is answered."""
+    """Another process took the free memory: unused pages are freed, and every caller gets an answer."""
     engine = fresh(tiny)
     memories = engine.compress(PASSAGES)
     pairs = [(question, memories[:2]) for question in QUESTIONS[:12]]
@@ -143,7 +143,7 @@ def test_the_kv_memory_makes_room_when_the_device_shrinks(tiny: Tiny, stats, tog
 
 
 def test_a_question_waits_for_the_memory_of_answers(tiny: Tiny, stats) -> None:
-    """It does not fit beside the KV memory: it is answered once the answers that are being written have ended."""
+    """The question does not fit beside the KV cache, so it is computed once the running answers have ended."""
     engine = fresh(tiny)
     expected = engine.reason(QUESTIONS[:1])
     weights = stats.live
@@ -151,7 +151,7 @@ def test_a_question_waits_for_the_memory_of_answers(tiny: Tiny, stats) -> None:
         next(iter(stream))
         assert engine.stats().running == 1
         stats.limit = weights + (stats.live - weights) // 2
-        # Steps of the answer fail as well from now on: it is taken up again later.
+        # From now on the steps of the answer fail, too, and it is continued later.
         torch.testing.assert_close(engine.reason(QUESTIONS[:1]).float(), expected.float(), atol=0.1, rtol=0)
         chunks = list(stream)
     assert chunks[-1].answer is not None
@@ -160,13 +160,13 @@ def test_a_question_waits_for_the_memory_of_answers(tiny: Tiny, stats) -> None:
 
 
 def test_no_allocation_that_fails_loses_a_request(tiny: Tiny, stats) -> None:
-    """The n-th allocation fails, for n after n: two answers and a compression end, and the engine works on."""
+    """The n-th allocation fails, for many n: two answers and a compression end, and the engine still works."""
     engine = fresh(tiny)
     memories = engine.compress(PASSAGES[:2])
     expected = [engine.answer(question, memories[:1], max_tokens=2) for question in QUESTIONS[:2]]
 
     def scenario() -> list[object]:
-        """Two answers together and a compression: results, or the errors that callers got."""
+        """Two concurrent answers and a compression: results, or the errors of the callers."""
         ended: list[object] = []
         calls = [
             lambda: engine.answer_batch([(question, memories[:1]) for question in QUESTIONS[:2]], max_tokens=2),
@@ -194,7 +194,7 @@ def test_no_allocation_that_fails_loses_a_request(tiny: Tiny, stats) -> None:
         assert engine.stats().kv_used_bytes == 0
         answers = [result for result in ended if isinstance(result, Answer)]
         assert [answer.completion_tokens for answer in answers] == [2] * len(answers)
-    # One failure is survived, by halves of the batch or by another try: nobody had to be told.
+    # One failure is handled by halving the batch or by another try, so no caller gets an error.
     assert failed == 0
     assert [engine.answer(question, memories[:1], max_tokens=2) for question in QUESTIONS[:2]] == expected
     engine.unload()
@@ -209,7 +209,7 @@ def test_a_broken_context_closes_the_engine_and_says_so(tiny: Tiny, monkeypatch:
         raise RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later")
 
     model.step = asserts
-    with pytest.raises(RuntimeError, match="device-side assert"):  # the context lives: it was this call's own
+    with pytest.raises(RuntimeError, match="device-side assert"):  # the context still works
         engine.answer("Where?", memories, max_tokens=5)
     assert engine.reason(["Where?"]).isfinite().all()
     monkeypatch.setattr(torch.cuda, "synchronize", asserts)
