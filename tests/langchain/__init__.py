@@ -1,1 +1,1 @@
-"""Tests of the LangChain components that need more of LangChain than its core."""
+"""Tests of the LangChain components."""

@@ -1,4 +1,4 @@
-"""What the tests of the LangChain components share: a model, documents, hostile text."""
+"""Shared data of the LangChain tests: a model, documents, hostile text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOSTILE = (
 
 
 def make_documents() -> list[Document]:
-    """Five documents: with and without id, with metadata, one longer than the tiny model's window."""
+    """Five documents: with and without an id, with metadata, one longer than the window of the tiny model."""
     return [
         Document("Weldenia is a genus of flowering plants.", id="weldenia", metadata={"source": "w.txt"}),
         Document("The bridge over the Aln was opened in 1907.", metadata={"source": "b.txt", "tags": ["a", "b"]}),
@@ -34,21 +34,21 @@ def make_documents() -> list[Document]:
 
 @cache
 def bundled_or_tiny() -> str:
-    """The bundled model by its name, or a random one where its weights are not there (yet)."""
+    """The name of the bundled model, or the folder of a random one if its weights are missing."""
     return served("pocket") if (BUNDLED["pocket"] / "config.json").exists() else tiny()
 
 
 @cache
 def tiny_folder() -> str:
-    """Folder of a random model, which always says something."""
+    """Folder of a random model, whose answers are never empty."""
     folder = tempfile.TemporaryDirectory(prefix="clara-tiny-")
     _kept.append(folder)
     return str(build(Path(folder.name)).folder)
 
 
 def tiny() -> str:
-    """The same as components are given it."""
+    """The same as the value of ``model=`` for components."""
     return served(tiny_folder())
 
 
-_kept: list[tempfile.TemporaryDirectory[str]] = []  # until the tests are over
+_kept: list[tempfile.TemporaryDirectory[str]] = []  # until the tests end

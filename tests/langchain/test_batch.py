@@ -1,4 +1,4 @@
-"""`batch` and `abatch`: one batch of the engine, and yet every conversation on its own."""
+"""`batch` and `abatch`: one batch of the engine, with separate results for every conversation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def llm(model):
 
 @pytest.fixture
 def asked(engine, monkeypatch):
-    """The sizes of the batches that the engine is asked for."""
+    """The sizes of the engine's batches."""
     sizes = []
     original = type(engine).achat_batch
 
@@ -112,7 +112,7 @@ async def test_each_has_its_own_callbacks(llm):
 
 
 async def test_all_have_started_before_the_first_ends(llm):
-    """So a trace shows how long an answer took, not how long it waited for its turn in a loop."""
+    """A trace then shows how long an answer took, not how long it waited for its turn in a loop."""
     recorder = Recorder()
     await llm.abatch(QUESTIONS, {"callbacks": [recorder]})
     kinds = [kind for kind, *_ in recorder.events]
@@ -141,7 +141,7 @@ async def test_one_that_fails_fails_alone(llm):
         llm.batch([QUESTIONS[0], too_much])
     with pytest.raises(ContextOverflow):
         await llm.abatch([too_much, QUESTIONS[0]])
-    assert llm.invoke(QUESTIONS[0]).content  # nothing is left behind
+    assert llm.invoke(QUESTIONS[0]).content  # no request is left
 
 
 async def test_calls_that_stream_do_not_wait_for_each_other(model, llm):
@@ -179,8 +179,8 @@ async def test_cancelling_a_batch_stops_the_work(engine, model):
 
 async def test_batch_inside_a_running_loop_and_its_threads_end(llm):
     before = threading.active_count()
-    assert len(llm.batch(QUESTIONS)) == 7  # blocks this loop, as `batch` says, but works
-    assert threading.active_count() <= before + 1  # the engine's own, if it was the first call
+    assert len(llm.batch(QUESTIONS)) == 7  # blocks this loop, as the docs of `batch` say, but works
+    assert threading.active_count() <= before + 1  # the engine's own task, if this was the first call
 
 
 def test_configurable_fields_batch(llm):

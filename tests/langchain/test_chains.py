@@ -1,4 +1,4 @@
-"""The documents chain, the agent's middleware and the splitter."""
+"""The documents chain, the middleware of agents, and the text splitter."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_history(engine, llm):
 
 
 def test_a_prompt_that_was_made_for_stuffing(engine, llm):
-    """{context} in its text stays empty: the documents are read, not pasted."""
+    """{context} in its text stays empty: the documents are read as memories, not pasted."""
     prompt = ChatPromptTemplate.from_messages(
         [("system", "Use this context:\n\n{context}"), MessagesPlaceholder("chat_history"), ("human", "{input}")]
     )
@@ -137,10 +137,10 @@ def test_hostile_documents_and_questions(engine, llm, text):
 
 
 class Listed(BaseRetriever):
-    """Gives the same documents for every question, and notes the questions."""
+    """Returns the same documents for every question, and records the questions."""
 
     documents: list[Document]
-    asked: list[str] = []  # noqa: RUF012 - a field: pydantic copies it
+    asked: list[str] = []  # noqa: RUF012 - pydantic copies this field
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         self.asked.append(query)
@@ -155,7 +155,7 @@ async def test_the_agent_reads_what_was_retrieved(engine, llm):
         answer = result["messages"][-1]
         assert answer.content == said(engine, make_documents()[:2])
         assert answer.response_metadata["documents"] == [{"id": "weldenia", "title": "w.txt"}, {"title": "b.txt"}]
-        # What was retrieved is for this question alone.
+        # Retrieved documents belong to this question only.
         assert [type(message) for message in result["messages"]] == [HumanMessage, AIMessage]
         assert result["messages"][0].content == QUESTION
     assert retriever.asked == [QUESTION] * 2
@@ -206,7 +206,7 @@ def test_nothing_retrieved_and_nothing_asked(engine, llm):
 
 
 def test_the_middleware_serves_other_models():
-    """Any model that reads documents in messages gets them the same way."""
+    """Any model that reads documents in messages gets them in the same form."""
     from langchain_core.language_models import GenericFakeChatModel
 
     seen = []

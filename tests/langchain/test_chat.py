@@ -1,4 +1,4 @@
-"""The chat model on a real tiny model, checked against the engine itself."""
+"""The chat model with a tiny model, compared with the engine."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_streaming_flag_streams_inside_invoke(model, llm):
 
 
 def wait_for(condition, seconds=60.0):
-    """Whether something comes true within some seconds."""
+    """Whether a condition becomes true within some seconds."""
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
         if condition():

@@ -1,4 +1,4 @@
-"""The components together: one engine, one chain, the demo."""
+"""The components together: a shared engine, a chain, the demo."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model(tiny):
 
 @pytest.fixture
 def chain(model):
-    """The documented chain: retrieve, rerank, answer from memory tokens; keeps what was read."""
+    """The documented chain: retrieve, rerank, answer from memory tokens; it returns the documents, too."""
     retriever = ClaraRetriever.from_documents(make_documents(), model=model, k=4)
     candidates = ClaraRerank(model=model, top_n=2).as_runnable(retriever)
     prompt = ChatPromptTemplate.from_messages([DocumentsPlaceholder("context"), ("human", "{question}")])
@@ -143,7 +143,7 @@ def test_threads_that_come_first_at_once_get_the_same_engine(tmp_path):
 
 
 def by_hand(model, question, n_candidates=4, n_read=2, max_tokens=8):
-    """What the chain should say, with the engine alone."""
+    """The expected answer of the chain, by calls of the engine."""
     engine = ClaraEngine.from_pretrained(model)
     texts = [document.page_content for document in make_documents()]
     memories = engine.compress(texts)
@@ -230,10 +230,10 @@ def test_demo_runs_and_judges_each_answer(model, capsys):
     shown = capsys.readouterr().out
     for question in demo.QUESTIONS:
         assert question in shown.replace("\n", " ")
-    assert shown.count("✗") == len(demo.QUESTIONS) - 1 == 7  # no document answers the last one
+    assert shown.count("✗") == len(demo.QUESTIONS) - 1 == 7  # no document answers the last question
     assert "No document answers this" in shown.split(demo.QUESTIONS[-1])[1]
     assert "0 of 7 right" in shown
-    assert "not sure" not in shown  # without a calibration it does not say
+    assert "not sure" not in shown  # without a calibration there is no confidence
 
 
 def test_demo_is_right_with_the_bundled_model(capsys):

@@ -1,4 +1,4 @@
-"""The pages say what is so: their tests exist, their numbers follow. (Their programs run in tests/test_docs.py.)"""
+"""The tests that the pages name exist, and their computed numbers are right; tests/test_docs.py runs the programs."""
 
 from __future__ import annotations
 

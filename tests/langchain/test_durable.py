@@ -1,4 +1,4 @@
-"""The vector store with `uri=`: what is so only there. The rest is tested for both kinds beside `ClaraVectorStore`."""
+"""The vector store with `uri=`: its special properties. `test_vectorstore.py` tests the common ones for both kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embeddings on a real tiny model, checked against the engine itself."""
+"""The embeddings with a tiny model, compared with the engine."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_copies_of_the_framework_reload_nothing(engine, model):
 
 
 async def test_embedding_holds_no_thread_and_blocks_no_loop(model):
-    """The default pool of threads is everybody's: work on the device must not fill it."""
+    """All code shares the default thread pool, so work on the device must not fill it."""
     embeddings = ClaraEmbeddings(model=model)
     await embeddings.aembed_query(QUESTION)
     texts = [f"Passage {number}: " + "word " * 12 for number in range(120)]

@@ -1,4 +1,4 @@
-"""Log-probabilities, citations and confidence in LangChain's shapes."""
+"""Log-probabilities, citations and confidence in LangChain's formats."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def test_a_stream_has_its_evidence_once(
 
 
 def test_what_is_withheld_is_a_draft(encyclopedia: ClaraEngine, known: Known, documents: list[Document]) -> None:
-    encyclopedia.warned_uncalibrated = True  # whether it warns is tested elsewhere
+    encyclopedia.warned_uncalibrated = True  # the warning is tested elsewhere
     llm = ChatClara(engine=encyclopedia, citations=True, min_confidence=1.0)
     message = llm.invoke(known.question, documents=documents)
     assert message.content == "I am not sure enough to answer."

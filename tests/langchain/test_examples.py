@@ -1,4 +1,4 @@
-"""The examples run; with the bundled model their answers are right."""
+"""The LangChain examples run, and their answers with the bundled model are right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people do first and second with the chat model, the reranker and the splitter."""
+"""Common first uses of the chat model, the reranker and the text splitter."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_what_can_be_counted_is_not_always_answered(llm, name):
         await llm.ainvoke(HISTORIES[name])
 
 
-# -- documents that can be walked through once -----------------------------------------------------
+# -- documents as iterators ------------------------------------------------------------------------
 
 ONCE = {
     "generator": lambda: (document for document in DOCUMENTS),
@@ -122,7 +122,7 @@ ONCE = {
 
 @pytest.mark.parametrize("once", ONCE.values(), ids=ONCE)
 async def test_documents_that_can_be_read_once_are_refused_everywhere(llm, once):
-    """The second question of a batch, and the next call of a bound model, would silently read nothing."""
+    """The second question of a batch, and the next call of a bound model, would silently read no documents."""
     words = r"documents must be a list of Documents, got \w+; list\(\.\.\.\) makes one"
     with pytest.raises(TypeError, match=words):
         llm.batch([QUESTION, QUESTION], documents=once())
@@ -136,7 +136,7 @@ async def test_documents_that_can_be_read_once_are_refused_everywhere(llm, once)
         list(llm.stream(QUESTION, documents=once()))
     with pytest.raises(TypeError, match=words):
         list(llm.batch_as_completed([QUESTION, QUESTION], documents=once()))
-    # A cache would tell calls apart by the address of a generator, which another one may have later.
+    # A cache would distinguish calls by the address of a generator, which a later generator may have, too.
     with pytest.raises(TypeError, match=words):
         llm.model_copy(update={"cache": InMemoryCache()}).invoke(QUESTION, documents=once())
 
@@ -221,7 +221,7 @@ def test_no_tools_are_no_reason_to_refuse(llm):
     assert llm.bind_tools([]).invoke(QUESTION).text == llm.invoke(QUESTION).text
 
 
-# -- what it says of itself ------------------------------------------------------------------------
+# -- profile and identity --------------------------------------------------------------------------
 
 
 @pytest.mark.in_process
@@ -239,7 +239,7 @@ def test_profile_says_what_the_engine_says(name):
 
 
 def hub_cache(folder, repo, files):
-    """A repo as the Hub's client keeps it after a download."""
+    """A repository in the cache of the Hub's client, as after a download."""
     root = folder / f"models--{repo.replace('/', '--')}"
     (root / "refs").mkdir(parents=True)
     (root / "refs" / "main").write_text("0" * 40)
@@ -348,7 +348,7 @@ def test_splitting_what_can_be_walked_through_once():
 
 
 async def test_an_answer_without_text_is_an_answer():
-    """A model may end at once; that is told by its usage, and breaks nothing."""
+    """A model may end immediately; the usage shows it, and nothing fails."""
     llm = ChatClara(model=tiny(), max_tokens=8)
     first = llm.invoke(QUESTION).text[0]
     silent = llm.bind(stop=[first])

@@ -1,4 +1,4 @@
-"""Messages, content blocks and the documents' piece of a prompt: no model is needed."""
+"""Messages, content blocks and the placeholder of documents in a prompt, without a model."""
 
 from __future__ import annotations
 

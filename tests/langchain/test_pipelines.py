@@ -1,4 +1,4 @@
-"""Other people's pipelines, with only the retriever, the reranker or the model swapped in."""
+"""Pipelines of LangChain in which only the retriever, the reranker or the model is replaced."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ PASSAGES = [
     Document("Brandt & Sons make clocks and barometers.", id="clock", metadata={"source": "clock.md"}),
     Document("Tolmet has a market every Friday.", id="market", metadata={"source": "market.md"}),
 ]
-# What LangChain's documentation shows, word for word but for the pieces that are swapped.
+# Programs of LangChain's documentation, unchanged except for the replaced parts.
 PROMPT = ChatPromptTemplate.from_messages([DocumentsPlaceholder("context"), ("human", "{question}")])
-# langchain_community says on import that it is being retired.
+# langchain_community warns at import that it is being retired.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -77,7 +77,7 @@ def llm(model):
 
 @pytest.fixture
 def retriever(model):
-    """By memory alone, as the engine ranks."""
+    """A retriever by memory only, as the engine ranks."""
     return ClaraRetriever.from_documents(PASSAGES, model=model, k=3, mode="memory")
 
 
@@ -109,7 +109,7 @@ async def test_documented_rag_chain_in_lcel(engine, llm, retriever):
 
 
 async def test_the_stuffing_chain_with_another_model_behind_our_retriever(retriever):
-    """The retriever is an ordinary one: its documents are full texts that any prompt can hold."""
+    """The retriever is an ordinary one: its documents are full texts that fit into any prompt."""
     seen = []
 
     class Other(GenericFakeChatModel):
@@ -143,7 +143,7 @@ def test_create_history_aware_retriever(engine, llm, retriever):
     history = [HumanMessage("Hello"), AIMessage("Hi")]
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
     result = chain.invoke({"input": QUESTION, "chat_history": history})
-    rephrased = said(engine, [], turns=turns)  # what the model made of the question is what was searched
+    rephrased = said(engine, [], turns=turns)  # the search got the question as the model rewrote it
     assert ids(result["context"]) == best(engine, rephrased)[:3]
     assert result["answer"] == said(engine, ids(result["context"]), turns=turns)
 
@@ -163,7 +163,7 @@ def test_contextual_compression_retriever(engine, model):
 
 
 async def test_compression_retriever_in_a_retrieval_chain(engine, llm, model):
-    """The context is capped by `top_n`, whatever the base retriever brings."""
+    """`top_n` limits the context, whatever the base retriever returns."""
     compressing = ContextualCompressionRetriever(
         base_compressor=ClaraRerank(model=model, top_n=2), base_retriever=BM25Retriever.from_documents(PASSAGES, k=5)
     )
@@ -178,7 +178,7 @@ async def test_ensemble_retriever_with_bm25(engine, retriever):
     ensemble = EnsembleRetriever(retrievers=[bm25, retriever], weights=[0.5, 0.5])
     both = {*ids(bm25.invoke(QUESTION)), *ids(retriever.invoke(QUESTION))}
     for found in (ensemble.invoke(QUESTION), await ensemble.ainvoke(QUESTION)):
-        # Documents of both are one document each: the texts are the same.
+        # A document that both return appears once, because the texts are equal.
         assert set(ids(found)) == both
         assert len(found) == len(both)
 
@@ -258,7 +258,7 @@ async def test_reranking_steps_of_a_chain(engine, model):
 
 
 def test_retriever_tool_in_an_agent(engine, retriever):
-    """CLaRa cannot be the model of an agent with tools; it can be what the agent searches with."""
+    """CLaRa cannot be the model of an agent with tools, but it can be the search tool of an agent."""
 
     class Caller(GenericFakeChatModel):
         def bind_tools(self, tools, **kwargs):
@@ -281,7 +281,7 @@ class State(TypedDict, total=False):
 
 
 async def test_graph_with_a_checkpointer(engine, llm, retriever):
-    """Documents with scores and answers with their account survive being written down and read again."""
+    """Documents with scores and answers with their usage survive serialization."""
     prompt = PROMPT | llm
 
     def retrieve(state: State) -> dict[str, Any]:
@@ -327,7 +327,7 @@ def test_set_llm_cache(engine, llm, retriever):
 
 
 class Tracer(BaseCallbackHandler):
-    """Records every event, as a tracing service does: with its run, the run above it, and JSON of its content."""
+    """Records every event as a tracing service does: with its run, the parent run, and its content as JSON."""
 
     def __init__(self):
         self.starts, self.ends, self.tokens, self.json = {}, [], 0, []
@@ -382,11 +382,11 @@ async def test_traces(llm, model, way):
     assert (kinds.count("model"), kinds.count("retriever")) == (runs, 2 * runs)
     for kind, parent, metadata, params in tracer.starts.values():
         if kind == "retriever":
-            assert tracer.starts[parent][0] in ("chain", "retriever")  # the base runs below ours
+            assert tracer.starts[parent][0] in ("chain", "retriever")  # the base retriever is a child run of ours
         if kind == "model":
             assert tracer.starts[parent][0] == "chain"
             assert (metadata["ls_provider"], metadata["ls_model_name"]) == ("clara", model)
-            assert "documents" not in params  # they are part of the messages
+            assert "documents" not in params  # the documents are part of the messages
     names = [
         metadata.get("ls_retriever_name") for kind, _, metadata, _ in tracer.starts.values() if kind == "retriever"
     ]
@@ -439,6 +439,6 @@ def test_other_stores_rank_as_the_engine_does(engine, llm, model, make, dimensio
         short = ClaraVectorStore.from_documents(PASSAGES, embeddings)
         expected = ids(short.similarity_search(QUESTION, k=5, mode="memory"))
     assert found == [next(p.page_content for p in PASSAGES if p.id == id_) for id_ in expected]
-    # Its documents are read by the chat model as any others: memory is found by the text.
+    # The chat model reads its documents like any others, because it looks up memories by text.
     documents = store.as_retriever(search_kwargs={"k": 2}).invoke(QUESTION)
     assert llm.invoke(QUESTION, documents=documents).content == said(engine, expected[:2])

@@ -1,4 +1,4 @@
-"""Retriever and reranker on a real tiny model, checked against the engine itself."""
+"""Retriever and reranker with a tiny model, compared with the engine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def retriever(model):
 
 
 def expected(engine, question, documents, k=None, score=lambda cosine: (cosine + 1) / 2):
-    """Texts and relevances as the engine itself ranks them; a reranker gives the cosines."""
+    """Texts and relevances in the ranking of the engine; a reranker returns cosines."""
     memories = engine.compress([document.page_content for document in documents])
     ranked = engine.rank(question, memories, top_k=k)
     return [(documents[hit.index].page_content, pytest.approx(score(hit.score), abs=1e-5)) for hit in ranked]
@@ -122,7 +122,7 @@ def test_ids_given_kept_or_made(model):
     assert made[4] == "long"
     assert len(set(made)) == 5
     assert {document.id for document in retriever.invoke(QUESTION)} == set(made)
-    # Made ids are the same in another process: answers cached under them are found again.
+    # Generated ids are the same in another process, so that answers cached under them are found again.
     assert ClaraRetriever(model=model).add_documents(documents) == made
     given = [str(number) for number in range(5)]
     assert ClaraRetriever(model=model).add_documents(documents, ids=given) == given

@@ -1,4 +1,4 @@
-"""One engine for all components, and many callers at once."""
+"""One engine for all components, and many concurrent callers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUESTIONS = [f"When was the bridge of town {number} opened?" for number in range
 
 
 def use_everything(model, device="auto"):
-    """Every component, made from the model's name and used."""
+    """Create every component from the name of the model, and use it."""
     options = {"model": model, "device": device}
     llm = ChatClara(max_tokens=4, **options)
     embeddings = ClaraEmbeddings(**options)
@@ -54,12 +54,12 @@ def use_everything(model, device="auto"):
 
 
 def bytes_of_tensors():
-    """Bytes of all storages that live, each once."""
+    """Bytes of all live storages, each counted once."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
         if type(thing) in (torch.Tensor, torch.nn.Parameter):
-            if thing.is_mkldnn:  # packed weights have no storage that could be asked
+            if thing.is_mkldnn:  # packed weights have no storage to inspect
                 storages[id(thing)] = thing.numel() * thing.element_size()
                 continue
             storage = thing.untyped_storage()
@@ -73,7 +73,7 @@ def test_all_components_hold_one_engine_and_one_copy_of_the_weights(tmp_path):
     empty = bytes_of_tensors()
     loaded = engine.load()
     weights = bytes_of_tensors() - empty
-    engine.answer("Where?", max_tokens=1)  # brings the memory for keys and values, which all answers share
+    engine.answer("Where?", max_tokens=1)  # allocates the KV cache, which all answers share
     before = bytes_of_tensors()
     components = use_everything(model)
     assert {id(component.shared_engine) for component in components} == {id(engine)}
@@ -94,7 +94,7 @@ def test_device_memory_holds_one_copy_of_the_weights(tmp_path):
 
 
 def test_embedding_reranking_and_answering_at_once_mix_nothing_up():
-    """The role is an argument of each row: no call sees the adapter of another."""
+    """The role is an argument of each row, so no call uses the adapter of another."""
     model = bundled_or_tiny()
     llm, embeddings = ChatClara(model=model, max_tokens=6), ClaraEmbeddings(model=model)
     rerank = ClaraRerank(model=model, top_n=None)
@@ -126,7 +126,7 @@ async def test_fifty_callers_keep_the_loop_ticking():
 
 
 async def test_fifty_callers_cost_what_a_batch_costs():
-    """At most 1.2 times the processor time of one `abatch`, in the best of some tries."""
+    """Fifty calls take at most 1.2 times the processor time of one `abatch`, in the best of several tries."""
     llm = ChatClara(model=bundled_or_tiny(), max_tokens=24)
     await llm.ainvoke(QUESTIONS[0], documents=DOCUMENTS)
     ratios = []
@@ -163,7 +163,7 @@ print([name for name in slow if importers.get(name) is threading.main_thread()])
 
 
 def test_the_first_call_of_a_process_does_not_block_the_loop():
-    """Importing torch and transformers takes most of it, and happens in a thread."""
+    """Most of the call is the import of torch and transformers, which happens in a thread."""
     code = COLD.format(root=str(ROOT), model=bundled_or_tiny())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

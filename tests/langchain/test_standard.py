@@ -1,4 +1,4 @@
-"""LangChain's own test suites, as `langchain-tests` has them for every partner package."""
+"""LangChain's standard test suites from `langchain-tests`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PASSAGES = (
 
 class TestChatModelUnit(ChatModelUnitTests):
     supports_model_override = False
-    # `bind_tools` and `with_structured_output` are overridden for the sake of their refusal.
+    # `bind_tools` and `with_structured_output` are overridden to refuse their arguments.
     has_tool_calling = False
     has_structured_output = False
 
@@ -80,7 +80,7 @@ class TestShortEmbeddingsIntegration(TestEmbeddingsIntegration):
 
 
 class TestVectorStoreOfOtherEmbeddings(VectorStoreIntegrationTests):
-    """With the suite's own embeddings, sync and async."""
+    """The vector store with the embeddings of the suite, sync and async."""
 
     @pytest.fixture
     def vectorstore(self):
@@ -88,7 +88,7 @@ class TestVectorStoreOfOtherEmbeddings(VectorStoreIntegrationTests):
 
 
 class TestVectorStoreOfMemories(VectorStoreIntegrationTests):
-    """The same with memories. With the compressor as reasoner, a text is found by itself whatever the weights."""
+    """The same with memories. With the compressor as reasoner, a text finds itself with any weights."""
 
     @pytest.fixture
     def vectorstore(self):
@@ -96,7 +96,7 @@ class TestVectorStoreOfMemories(VectorStoreIntegrationTests):
 
 
 class TestVectorStoreThatLasts(VectorStoreIntegrationTests):
-    """The same in a folder."""
+    """The same suite for a store in a folder."""
 
     @pytest.fixture
     def vectorstore(self, tmp_path):

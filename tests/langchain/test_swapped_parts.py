@@ -1,4 +1,4 @@
-"""The pieces that other people's pipelines swap in: a cross encoder, and a translator of structured queries."""
+"""Replacement parts for existing pipelines: a cross encoder, and a translator of structured queries."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ CONDITIONS = [
     (Operation(Operator.AND, [compare("eq", "town", "Orre"), compare("gt", "year", 1900)]), ["choir"]),
     (Operation(Operator.OR, [compare("eq", "town", "Skarn"), compare("lt", "year", 1900)]), ["ferry", "mill"]),
     (Operation(Operator.NOT, [compare("eq", "town", "Orre")]), ["ferry"]),
-    (compare("eq", "town", {"$ne": "Orre"}), []),  # a value, and never an operator
+    (compare("eq", "town", {"$ne": "Orre"}), []),  # always a value, never an operator
 ]
 
 
@@ -98,7 +98,7 @@ def test_a_structured_query_without_a_filter_and_with_a_limit():
 
 
 def test_dates_of_structured_queries():
-    """As LangChain's parser of queries writes them."""
+    """Dates in the format of LangChain's query parser."""
     date = compare("gte", "opened", {"date": "1907-05-01", "type": "date"})
     query = StructuredQuery("", Operation(Operator.NOT, [date]))
     condition = ClaraTranslator().visit_structured_query(query)[1]["filter"]

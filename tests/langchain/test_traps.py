@@ -1,4 +1,4 @@
-"""Traps of LangChain's interfaces that the other tests do not meet by the way; docs/langchain/traps.md lists all."""
+"""Pitfalls of LangChain's interfaces that other tests do not cover; docs/langchain/traps.md lists all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def llm(model):
 
 
 def test_cached_embeddings_need_a_place_for_questions(model):
-    """One place for both would serve the document's vector for the question of the same text."""
+    """A common cache would return the vector of a document for a question with the same text."""
     embeddings = ClaraEmbeddings(model=model)
     cached = CacheBackedEmbeddings.from_bytes_store(
         embeddings,
@@ -97,7 +97,7 @@ async def test_streams_of_events(llm):
 
 
 def test_a_stream_that_hops_between_threads_leaves_no_mode_behind(llm):
-    """A decode loop inside the generator would switch inference mode on in one thread and off in another."""
+    """A decode loop inside the generator would turn inference mode on in one thread and off in another."""
 
     def look(_):
         return torch.is_inference_mode_enabled(), torch.is_grad_enabled()
@@ -129,7 +129,7 @@ def test_a_model_that_was_trained_again_in_its_folder_is_another_one(tmp_path):
     llm = ChatClara(model=str(folder), max_tokens=4)
     first = llm._get_llm_string()
     llm.invoke(QUESTION)
-    assert llm._get_llm_string() == first  # loading changes nothing: what was cached is found again
+    assert llm._get_llm_string() == first  # loading changes nothing: cached answers are found again
     build(tmp_path, seed=2)
     assert llm._get_llm_string() == first  # this process still holds the old weights
     _identity._stamps.clear()  # as in another process
@@ -138,7 +138,7 @@ def test_a_model_that_was_trained_again_in_its_folder_is_another_one(tmp_path):
 
 @pytest.mark.parametrize("array", [torch.zeros(3, 64), np.zeros((3, 64)), [np.zeros(64)], [[0.0] * 64]])
 def test_arrays_are_no_documents(llm, array):
-    """As text in a cache key, two large arrays look the same."""
+    """Two large arrays look the same as text in a cache key."""
     with pytest.raises(TypeError, match=r"must be a (list of Documents|Document or a string), got"):
         llm.invoke(QUESTION, documents=array)
 
@@ -165,7 +165,7 @@ def test_tokens_are_not_counted_with_another_models_tokenizer(llm, monkeypatch):
 
 
 def test_versions_and_profile(llm):
-    with suppress(PackageNotFoundError):  # run from a folder, without being installed
+    with suppress(PackageNotFoundError):  # runs from a folder, without an installed package
         version("clara-rag")
         assert not hasattr(llm, "_add_version") or "clara-rag" in llm.metadata["lc_versions"]
     assert llm.profile["tool_calling"] is False
@@ -217,7 +217,7 @@ def test_no_progress_bar_unless_asked_for(model, capfd):
 
 
 def test_only_the_core_of_langchain_is_imported():
-    """Other packages of LangChain move and retire; only the middleware needs one."""
+    """Other packages of LangChain change and are retired; only the middleware needs one."""
     code = (
         "import sys, langchain_clara\n"
         "names = [name for name in langchain_clara.__all__ if name != 'ClaraContextMiddleware']\n"
@@ -251,7 +251,7 @@ def test_nothing_is_pickled_and_no_remote_code_is_trusted():
 
 
 def test_documents_of_a_search_suit_every_prompt(model):
-    """Full text, an id, the same keys on every document, none called page_content, JSON throughout."""
+    """Full text, an id, the same metadata keys in every document, none named page_content, all values JSON."""
     documents = [Document(f"Town {number}.", metadata={"source": f"{number}.md"}) for number in range(4)]
     retriever = ClaraRetriever.from_documents(documents, model=model)
     found = [*retriever.invoke(QUESTION), *ClaraRerank(model=model, top_n=None).compress_documents(documents, QUESTION)]

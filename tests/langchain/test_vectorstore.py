@@ -1,4 +1,4 @@
-"""The vector store on a real tiny model, checked against the engine itself, and over other embeddings."""
+"""The vector store with a tiny model, compared with the engine, and with other embeddings."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def place(request, tmp_path):
 @pytest.fixture
 def store(model, place, engine):
     yield ClaraVectorStore.from_documents(make_documents(), model=model, **place)
-    engine.cache.clear()  # of memories that were written in fewer bits and read again
+    engine.cache.clear()  # of memories that were stored in fewer bits
 
 
 @pytest.fixture
 def rounding(place):
-    """What a cosine may differ by: a store in a folder writes bfloat16."""
+    """Tolerance of a cosine: a store in a folder writes bfloat16."""
     return 4e-3 if place else 1e-5
 
 
 @pytest.fixture(params=["memories", "projection", "other"])
 def any_store(request, model, place):
-    """A store of each kind in each place, empty."""
+    """An empty store of each kind in each place."""
     if request.param == "other":
         return ClaraVectorStore(DeterministicFakeEmbedding(size=16), **place)
     dimensions = 64 if request.param == "projection" else None
@@ -104,7 +104,7 @@ async def test_relevance_is_in_zero_to_one_and_keeps_the_order(any_store, mode, 
         later = await any_store.asimilarity_search_with_relevance_scores(question, 5, score_threshold=floor, mode=mode)
         assert [document for document, _ in later] == [pairs[0][0]]
     if mode == "text":
-        assert scores[0] > 0.9  # it has every word of the question, and is longer than most
+        assert scores[0] > 0.9  # it contains every word of the question, and is longer than most
     assert not [each for each in recwarn if "elevance" in str(each.message)]
 
 
@@ -281,7 +281,7 @@ def test_nothing_given_is_changed_and_nothing_kept_can_be(any_store):
     assert documents == before
     documents[1].metadata["tags"].append("later")
     for found in (any_store.similarity_search(QUESTION, k=5), any_store.get_by_ids(ids), list(any_store)):
-        # Metadata comes back as it was: no score, no id of the store's own among it.
+        # Metadata are returned unchanged, without a score or an internal id.
         assert {json.dumps(d.metadata, sort_keys=True) for d in found} == {
             json.dumps(d.metadata, sort_keys=True) for d in before
         }
@@ -331,7 +331,7 @@ def test_half_precision_memories_come_back_exactly(model):
     engine = ClaraEngine.from_pretrained(model, dtype="bfloat16")
     store = ClaraVectorStore.from_texts(["The bridge.", "A plant."], engine=engine, ids=["a", "b"])
     [kept] = store.get_memories(["b"])
-    [memory] = engine.remember(["A plant."])  # a batch of other shape would round otherwise
+    [memory] = engine.remember(["A plant."])  # a batch of another shape would be rounded differently
     assert kept.tokens.dtype == torch.bfloat16
     assert torch.equal(kept.tokens, memory.tokens)
 
@@ -340,7 +340,7 @@ def test_half_precision_memories_come_back_exactly(model):
 def test_what_was_compressed_before_is_added_without_computing(engine, model, store, place, rounding):
     memories = engine.compress(texts(make_documents()))
     calls = engine._worker.model.encode
-    engine._worker.model.encode = None  # whoever computes now fails
+    engine._worker.model.encode = None  # any computation fails from now on
     try:
         other = ClaraVectorStore(model=model, **{name: folder / "other" for name, folder in place.items()})
         ids = other.add_memories(memories, [document.metadata for document in make_documents()])
@@ -372,7 +372,7 @@ def test_a_store_of_other_vectors_has_no_memories():
 
 
 def test_a_store_of_short_vectors_finds_every_window(engine, model):
-    """A projection keeps windows apart, where an embedding for other stores has to take their mean."""
+    """A projection keeps windows separate, whereas an embedding for other stores is their mean."""
     store = ClaraVectorStore.from_documents(make_documents(), ClaraEmbeddings(model=model, dimensions=128))
     assert sum(len(memory.tokens) for memory in store.get_memories([d.id for d in store])) > 5
     assert store.store.stats().bytes > 5 * 128 * 4
@@ -453,7 +453,7 @@ async def test_every_way_to_make_one(model):
 def test_a_deep_copy_is_on_its_own_and_shares_the_engine(store):
     other = copy.deepcopy(store)
     other.add_texts(["more"])
-    assert (len(store), len(other)) == (5 if store.store.uri == "memory://" else 6, 6)  # a folder is one and the same
+    assert (len(store), len(other)) == (5 if store.store.uri == "memory://" else 6, 6)  # a folder is not copied
     assert other.embeddings.shared_engine is store.embeddings.shared_engine
 
 
@@ -462,7 +462,7 @@ def test_threads_add_the_same_text_at_once(model, monkeypatch):
 
     def slow(*args):
         ids = original(*args)
-        time.sleep(0.005)  # others come between choosing an id and using it
+        time.sleep(0.005)  # other threads run between choosing an id and using it
         return ids
 
     monkeypatch.setattr(vectorstores, "complete_ids", slow)
@@ -473,7 +473,7 @@ def test_threads_add_the_same_text_at_once(model, monkeypatch):
 
 
 def test_a_search_multiplies_one_matrix():
-    """Fifty documents of a 7B model: LangChain's own store takes 0.3 s a question, rebuilding arrays from lists."""
+    """Fifty documents of a 7B model: LangChain's own store takes 0.3 s for a question, to rebuild arrays from lists."""
 
     class Fixed(DeterministicFakeEmbedding):
         def embed_documents(self, texts):

@@ -1,4 +1,4 @@
-"""What people do wrong first: each is said in words, before anything is computed or kept."""
+"""Common mistakes: each raises an error with a clear message, before anything is computed or stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clara_core import ClaraEngine
 from langchain_clara import ClaraEmbeddings, ClaraRetriever, ClaraVectorStore
 from tests.langchain.data import bundled_or_tiny
 
-# langchain_community says on import that it is being retired.
+# langchain_community warns at import that it is being retired.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TEXTS = ["The mill at Orre grinds oats.", "Ferries to Skarn leave at noon.", "The choir of Orre sings on Sundays."]
 
@@ -51,7 +51,7 @@ async def test_k_is_at_least_one(store, name, k):
 
 @pytest.mark.parametrize("options, named", [({"fetch_k": 0}, "fetch_k"), ({"lambda_mult": 1.5}, "lambda_mult")])
 async def test_limits_of_a_diverse_search(store, options, named):
-    """In an empty store too: else it fails on the day when the first document comes."""
+    """Limits are checked in an empty store, too; otherwise the search would fail once there is a document."""
     with pytest.raises(ValueError, match=named):
         store.max_marginal_relevance_search("What does the mill grind?", **options)
     with pytest.raises(ValueError, match=named):
@@ -100,7 +100,7 @@ async def test_documents_where_strings_belong(store):
 
 
 async def test_a_string_is_not_walked_through(store):
-    """Else a text becomes a document a letter, and an id becomes as many ids."""
+    """Otherwise each letter of a text would become a document, and each letter of an id an id."""
     with pytest.raises(TypeError, match="texts must be a list of strings, got one str"):
         store.add_texts(TEXTS[0])
     with pytest.raises(TypeError, match="texts must be a list of strings, got one str"):
