@@ -1,1 +1,1 @@
-"""The LlamaIndex components against LlamaIndex itself: the conformance suite that it does not ship."""
+"""Conformance tests of the components with LlamaIndex, which has no test suite for integrations."""

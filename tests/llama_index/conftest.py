@@ -1,4 +1,4 @@
-"""Fixtures of the LlamaIndex tests. No OpenAI package, no IS_TESTING: what asks for a default model fails."""
+"""Fixtures of the LlamaIndex tests. Without the OpenAI package and IS_TESTING, a use of a default model fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model(tiny):
-    """Folder of a random checkpoint: everything works, nothing makes sense."""
+    """Folder of a random checkpoint, whose answers have no meaning."""
     return served(tiny.folder)
 
 
@@ -38,16 +38,16 @@ def engine(model):
 
 @pytest.fixture(scope="session")
 def best_model(model):
-    """The bundled model where its weights are there, else the random one."""
+    """The bundled model, or the random one if its weights are missing."""
     return served("pocket") if (BUNDLED["pocket"] / "config.json").is_file() else model
 
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch):
-    """What a user without OpenAI has."""
+    """The environment of a user without OpenAI."""
     monkeypatch.delenv("IS_TESTING", raising=False)
     for name in ("openai", "llama_index.llms.openai", "llama_index.embeddings.openai"):
-        monkeypatch.setitem(sys.modules, name, None)  # importing it fails, installed or not
+        monkeypatch.setitem(sys.modules, name, None)  # importing it fails, even if it is installed
     for name in ("_llm", "_embed_model", "_callback_manager", "_tokenizer", "_node_parser", "_prompt_helper"):
         monkeypatch.setattr(Settings, name, None)
     monkeypatch.setattr(Settings, "_transformations", None)
@@ -55,7 +55,7 @@ def _bare_environment(monkeypatch):
 
 @pytest.fixture
 def recorder():
-    """Names of LlamaIndex's events while it is on."""
+    """Records the names of LlamaIndex's events during a test."""
     with Recorder() as recorder:
         yield recorder
 
@@ -77,23 +77,23 @@ def length(engine):
 
 @pytest.fixture(params=["memory", "durable"])
 def store(request, model, engine, tmp_path):
-    """A store in this process, and one in a folder."""
+    """A store in memory, and one in a folder."""
     if request.param == "memory":
         yield ClaraVectorStore(model=model)
     else:
         yield ClaraVectorStore(model=model, uri=tmp_path / "memories")
-        engine.cache.clear()  # of memories that were written in fewer bits and read again
+        engine.cache.clear()  # of memories that were stored in fewer bits
 
 
 @pytest.fixture
 def plain(model):
-    """A store of vectors of any embedding."""
+    """A store for vectors of any embedding."""
     return ClaraVectorStore(model=model, dimensions=ClaraVectorStore(model=model).engine.dimension)
 
 
 @pytest.fixture
 def pair(store, model, length):
-    """Our store and LlamaIndex's, with the same eight nodes under the same vectors."""
+    """Our store and LlamaIndex's, with the same eight nodes and vectors."""
     return filled(store, model, length)
 
 
@@ -103,7 +103,7 @@ def plain_pair(plain, model, length):
 
 
 def filled(store, model, length):
-    """The vectors are made up where the store keeps any vector."""
+    """A store with nodes; their vectors are invented if the store accepts any vector."""
     simple = SimpleVectorStore()
     given = nodes(8)
     for number, node in enumerate(given):
@@ -117,7 +117,7 @@ def filled(store, model, length):
 
 
 def rounding(store):
-    """What a cosine may differ by: a store in a folder writes bfloat16."""
+    """Tolerance of a cosine: a store in a folder writes bfloat16."""
     return 1e-5 if store.uri is None else 4e-3
 
 
@@ -140,7 +140,7 @@ def query_engine(retriever):
 
 @pytest.fixture
 def expected(engine):
-    """What a question is answered over our three best texts, by the core alone."""
+    """The expected answer to a question from the three best texts, by calls of the core."""
     store = MemoryStore.open("memory://", engine=engine)
     store.add(list(TEXTS))
 

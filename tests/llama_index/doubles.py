@@ -1,4 +1,4 @@
-"""Other people's components, as small as they can be, and ways to watch ours."""
+"""Minimal components of other authors, and a recorder of events."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def documents() -> list[Document]:
 
 
 def nodes(n: int = len(TEXTS), **fields: Any) -> list[TextNode]:
-    """Nodes with ids n-0, n-1, …, each of a source document doc-0, doc-1, …"""
+    """Nodes with the ids n-0, n-1, …, each from a source document doc-0, doc-1, …"""
     return [
         TextNode(
             id_=f"n-{number}",
@@ -64,14 +64,14 @@ def nodes(n: int = len(TEXTS), **fields: Any) -> list[TextNode]:
 
 
 def unit(seed: str, length: int) -> list[float]:
-    """A direction that follows from a text, and says nothing about it."""
+    """A unit vector that depends only on a text, without any meaning."""
     digest = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little")
     vector = np.random.default_rng(digest).standard_normal(length)
     return (vector / np.linalg.norm(vector)).tolist()
 
 
 class HashEmbedding(BaseEmbedding):
-    """Somebody else's embedding model."""
+    """An embedding model of another author."""
 
     length: int = 32
 
@@ -86,7 +86,7 @@ class HashEmbedding(BaseEmbedding):
 
 
 class ScriptedLLM(CustomLLM):
-    """Somebody else's LLM: says its lines in turn, the last one for ever."""
+    """An LLM of another author: returns its replies in order, and then always the last one."""
 
     lines: list[str] = Field(default_factory=lambda: ["YES"])
     _said: list[str] = PrivateAttr(default_factory=list)

@@ -1,4 +1,4 @@
-"""Every component: what it is, which engine it has, copies and pickles."""
+"""Every component: its class, its engine, copies and pickles."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ BASES = {
     ClaraNodeParser: NodeParser,
 }
 FIELDED = (ClaraEmbedding, ClaraVectorStore, ClaraRerank, ClaraLLM, ClaraNodeParser)
-SENT = (ClaraEmbedding, ClaraRerank, ClaraLLM, ClaraNodeParser)  # all but the store, which lives in its process
+SENT = (ClaraEmbedding, ClaraRerank, ClaraLLM, ClaraNodeParser)  # all except the store, which belongs to its process
 ENGINED = (*FIELDED, ClaraRetriever)
 
 
@@ -126,7 +126,7 @@ def test_serialized_component_has_fields_and_no_engine(model, engine, component)
     assert fields["model"] == model
     assert not {"engine", "_engine", "token"} & set(fields)
     assert len(json.dumps(fields)) < 2000
-    fields.pop("id_func", None)  # LlamaIndex writes this one as it cannot read it
+    fields.pop("id_func", None)  # LlamaIndex writes this one in a form that it cannot read
     assert component.from_dict(fields).engine is engine
 
 
@@ -220,7 +220,7 @@ def test_making_components_loads_no_torch():
     ],
 )
 def test_a_wrong_option_names_the_class_that_was_called(model, make, owner, option, near):
-    """Not the part that would have had it; and it is not taken for an option that excludes another."""
+    """The message does not name an inner part, and the option does not count as one that excludes another."""
     retriever = ClaraRetriever(model=model)
     with pytest.raises(TypeError, match=f"^{owner} has no option '{option}'; did you mean '{near}'"):
         make(retriever, ClaraSynthesizer(model=model))
@@ -259,7 +259,7 @@ def test_questions_of_a_retriever_are_counted_where_its_callbacks_are(model):
 
 
 def test_other_things_than_documents_and_nodes_are_said_in_words(model):
-    """Strings above all, which are what the engine itself takes."""
+    """Above all strings, which the engine itself accepts."""
     document, synthesizer = Document(text=TEXTS[0]), ClaraSynthesizer(model=model)
     store = ClaraVectorStore(model=model)
     for take, what in (

@@ -1,4 +1,4 @@
-"""Event loops, threads, processes, and LangChain beside LlamaIndex on one engine."""
+"""Event loops, threads, processes, and LangChain and LlamaIndex on one engine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def drained(stream):
 
 
 def calls_of(model):
-    """Every asynchronous method, as something to await."""
+    """An awaitable for every asynchronous method."""
     fresh = [TextNode(text=f"{text} {random.random()}") for text in TEXTS]
     embedding, llm = ClaraEmbedding(model=model), ClaraLLM(model=model, max_tokens=4)
     store, rerank = ClaraVectorStore(model=model), ClaraRerank(model=model)
@@ -95,7 +95,7 @@ async def test_no_call_holds_the_event_loop(model, engine, monkeypatch, call):
         wrapped(loaded, "encode", witness.around),
         wrapped(loaded, "prefill", witness.around),
     ):
-        if call == "add vectors":  # asks nothing of the device
+        if call == "add vectors":  # does not use the device
             monkeypatch.setattr(ClaraVectorStore, "add", witness.before(ClaraVectorStore.add))
         await make()
 
@@ -159,11 +159,11 @@ def test_many_threads_give_what_one_gives(model):
             assert result == serial[at]
         else:
             assert result == pytest.approx(serial[at], abs=1e-4)
-    assert any(serial[2] != serial[at] for at in range(6, len(jobs), 4))  # the questions do tell
+    assert any(serial[2] != serial[at] for at in range(6, len(jobs), 4))  # the questions differ
 
 
 def test_a_role_is_never_that_of_somebody_else(model, engine):
-    """Text and question vectors of the same string, asked for at once."""
+    """Text and question vectors of the same string, computed concurrently."""
     embedding = ClaraEmbedding(model=model)
     alone = embedding.get_text_embedding(QUESTION), embedding.get_query_embedding(QUESTION)
     assert alone[0] != pytest.approx(alone[1], abs=1e-2)
@@ -218,7 +218,7 @@ def test_both_frameworks_hold_one_engine(tmp_path):
         document.page_content for document in chain_rerank.compress_documents(found, QUESTION)
     ]
     assert str(response) == answer.content
-    # One model in memory: its weights are there once, whoever asks.
+    # One model in memory: its weights exist once for both frameworks.
     assert len(models_in_memory()) == before + 1
     weights = {tensor.data_ptr() for tensor in behind(engine).load().model.parameters()}
     assert weights == {tensor.data_ptr() for tensor in behind(chat.shared_engine).load().model.parameters()}

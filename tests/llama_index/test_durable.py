@@ -1,4 +1,4 @@
-"""The vector store with `uri=`: what is so only there. `test_store` and `test_queries` test the rest for both kinds."""
+"""The vector store with `uri=`: its special properties. `test_store` and `test_queries` test both kinds of stores."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def uri(tmp_path):
 @pytest.fixture
 def store(model, uri, engine):
     yield ClaraVectorStore(model=model, uri=uri)
-    engine.cache.clear()  # of memories that were written in fewer bits and read again
+    engine.cache.clear()  # of memories that were stored in fewer bits
 
 
 def answers(store):
@@ -94,7 +94,7 @@ def test_every_class_of_node_comes_back(store):
     back = store.get_nodes([node.node_id for node in given])
     assert [type(node) for node in back] == [*(type(node) for node in given[:-1]), TextNode]
     assert back[0].obj == inner
-    assert back[1].obj is None  # what it points at is no data
+    assert back[1].obj is None  # the object that it references is not data
     assert back[2].image_url == given[2].image_url
     assert back[4].metadata == given[4].metadata
     assert [node.get_content() for node in back] == ["b", "p", "c", "d", "e", "a"]
@@ -136,7 +136,7 @@ def test_found_nodes_are_read_without_compressing(store, model, engine):
 
 
 def test_ids_that_an_index_remembers_are_no_filter(store, model):
-    """An index passes the ids of all its index and image nodes, which would hide every other node."""
+    """An index passes the ids of all its index and image nodes, which as a filter would hide every other node."""
     store.add([*nodes(4), IndexNode(id_="index", text="An index.", index_id="x")])
     query = VectorStoreQuery(query_str=QUESTION, similarity_top_k=9, node_ids=["index", "elsewhere"])
     assert len(store.query(query).ids) == 5

@@ -1,4 +1,4 @@
-"""ClaraEmbedding against the engine and against what LlamaIndex does with an embedding model."""
+"""ClaraEmbedding, compared with the engine, and in LlamaIndex's uses of an embedding model."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_overflow_error_and_truncate(model, engine):
         vector = cut.get_text_embedding(long)
     with pytest.warns(UserWarning, match="truncated"):
         assert close(vector, unit_rows(engine.compress([long], "truncate")[0].tokens)[0])
-    assert engine.cache.get(long, engine.fingerprint) is None  # a cut memory is nobody else's
+    assert engine.cache.get(long, engine.fingerprint) is None  # a truncated memory is not shared
     cut.get_text_embedding("Fits well.")
     assert engine.cache.get("Fits well.", engine.fingerprint) is not None
 

@@ -1,4 +1,4 @@
-"""Drop-in: LlamaIndex's own machinery with only our objects swapped in."""
+"""Engines of LlamaIndex in which only our components are replaced."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from tests.llama_index.doubles import QUESTION, TEXTS, HashEmbedding, ScriptedLL
 
 
 def test_starter_example(best_model, tmp_path):
-    """The first program of LlamaIndex's documentation; `Settings` are the only lines that differ."""
+    """The first program of LlamaIndex's documentation; only the lines of `Settings` differ."""
     for number, text in enumerate(TEXTS):
         (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
     Settings.llm = ClaraLLM(model=best_model, max_tokens=8)
@@ -97,7 +97,7 @@ def test_index_with_everything_of_ours(model, expected):
 
 
 async def test_rerank_over_somebody_else_s_embedding(model, engine):
-    """One object swapped in; the index, its store and its vectors are other people's."""
+    """Only the reranker is ours; the index, its store and its vectors are of other authors."""
     index = VectorStoreIndex.from_documents(documents(), embed_model=HashEmbedding())
     query_engine = index.as_query_engine(
         llm=ScriptedLLM(), similarity_top_k=4, node_postprocessors=[ClaraRerank(model=model, top_n=2)]
@@ -160,7 +160,7 @@ def test_property_graph_without_embedded_entities(model):
     assert index.as_retriever(include_text=True).retrieve("bridge") is not None
 
 
-# -- other people's engines over ours --------------------------------------------------------------
+# -- engines of LlamaIndex with ours inside --------------------------------------------------------
 
 
 def tools(query_engine):
@@ -261,7 +261,7 @@ def test_fusion_writes_its_questions_with_our_llm(retriever, model):
 
 
 class ToolLLM(FunctionCallingLLM):
-    """Somebody else's LLM that calls the first tool with the user's words, and then repeats what the tool said."""
+    """An LLM that calls the first tool with the user's words, and then repeats the tool's result."""
 
     _turn: int = PrivateAttr(default=0)
 
@@ -366,7 +366,7 @@ def test_faithfulness_is_judged_by_the_text_of_the_sources(query_engine):
 
 
 def test_citations_are_compressed_anew(retriever, model, engine):
-    """It cuts nodes up and leaves the whole node's vector on each part."""
+    """The citation engine splits nodes and leaves the vector of the whole node on each part."""
     cited = CitationQueryEngine.from_args(
         VectorStoreIndex.from_vector_store(retriever.vector_store, embed_model=ClaraEmbedding(model=model)),
         llm=ClaraLLM(model=model),

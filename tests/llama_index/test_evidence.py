@@ -1,4 +1,4 @@
-"""Log-probabilities, citations and confidence in LlamaIndex's shapes."""
+"""Log-probabilities, citations and confidence in LlamaIndex's formats."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_a_stream_has_its_evidence_when_it_has_ended(
 
 
 def test_a_query_engine_withholds(encyclopedia: ClaraEngine, known: Known, nodes: list[NodeWithScore]) -> None:
-    encyclopedia.warned_uncalibrated = True  # whether it warns is tested elsewhere
+    encyclopedia.warned_uncalibrated = True  # the warning is tested elsewhere
     retriever = ClaraRetriever.from_documents([node.node for node in nodes], engine=encyclopedia, similarity_top_k=4)
     sure = ClaraQueryEngine(retriever, min_confidence=0.0).query(known.question)
     assert sure.metadata["clara"]["abstained"] is False

@@ -1,4 +1,4 @@
-"""The examples run as they are written, and the program that measures the store reaches its targets."""
+"""The LlamaIndex examples run unchanged, and the benchmark of the store reaches its targets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_example_is_short_and_runs(path, best_model, capsys):
 
 
 def test_store_needs_little_more_memory_than_its_memories_and_little_time():
-    """Three fifths of the benchmark's nodes: 157 MB of memories, so that what else a process takes does not count."""
+    """Three fifths of the benchmark's nodes (157 MB of memories), far more than all else that the process holds."""
     command = [sys.executable, "benchmarks/llama_index_store.py", "--measure", "memories", "--nodes", "600"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     row = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Files by LlamaIndex's own loader: what it notes of a file is neither compressed nor read, wherever nodes go."""
+"""Files from LlamaIndex's own loader: its notes about a file are neither compressed nor read by any component."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def loaded(folder):
 
 @pytest.fixture
 def texts(monkeypatch, engine):
-    """Every text that the engine is given to compress."""
+    """Every text that the engine compresses."""
     seen: list[str] = []
     for name in ("remember", "compress"):
         original = getattr(type(engine), name)
@@ -84,7 +84,7 @@ def test_the_parser_leaves_notes_of_files_out_and_empty_files_too(loaded, model)
 @pytest.mark.parametrize("uri", [False, True])
 @pytest.mark.parametrize("splitter", [ClaraNodeParser, SentenceSplitter])
 def test_an_index_stores_the_texts_alone(loaded, model, engine, tmp_path, uri, splitter):
-    """Another splitter leaves the path before each text, and an index embeds it; the store knows better."""
+    """Another splitter leaves the path before each text, and an index embeds it; the store removes it."""
     store = ClaraVectorStore(model=model, uri=str(tmp_path / "memories") if uri else None)
     parser = splitter(model=model) if splitter is ClaraNodeParser else splitter()
     given = [document for document in loaded if document.text]
@@ -101,7 +101,7 @@ def test_an_index_stores_the_texts_alone(loaded, model, engine, tmp_path, uri, s
     question = ClaraEmbedding(model=model).get_query_embedding(QUESTION)
     (score,) = store.query(VectorStoreQuery(question, similarity_top_k=1, node_ids=[harbour.node_id])).similarities
     wanted = engine.score([QUESTION], engine.compress([HARBOUR]))[0, 0].item()
-    assert score == pytest.approx(wanted, abs=1e-3)  # a folder keeps half of the digits
+    assert score == pytest.approx(wanted, abs=1e-3)  # a folder stores half of the digits
 
 
 async def test_a_pipeline_embeds_the_texts_alone(loaded, model, engine):
@@ -115,7 +115,7 @@ async def test_a_pipeline_embeds_the_texts_alone(loaded, model, engine):
 
 
 async def test_nodes_from_anywhere_are_read_without_notes(model, texts):
-    """The retriever, the reranker, the synthesizer, the LLM: none of them met the parser."""
+    """Retriever, reranker, synthesizer and LLM remove the notes of nodes that our parser never saw."""
     node = TextNode(text=HARBOUR, metadata=NOTES | {"page_label": "3"}, excluded_llm_metadata_keys=["page_label"])
     hits = [NodeWithScore(node=node, score=0.5)]
     llm = ClaraLLM(model=model, max_tokens=4)
@@ -132,20 +132,20 @@ async def test_nodes_from_anywhere_are_read_without_notes(model, texts):
     ClaraSynthesizer(llm, metadata_mode=MetadataMode.LLM).synthesize(QUESTION, hits)
     assert set(texts) == {HARBOUR}
     texts.clear()
-    ClaraSynthesizer(llm, metadata_mode=MetadataMode.ALL).synthesize(QUESTION, hits)  # all is all
+    ClaraSynthesizer(llm, metadata_mode=MetadataMode.ALL).synthesize(QUESTION, hits)  # "all" includes the notes
     assert all("/home/ada/a.pdf" in text for text in texts)
     assert texts
     assert node.excluded_embed_metadata_keys == []
 
 
 def test_notes_are_read_where_they_are_asked_for(folder, model):
-    """Under a name of one's own, which is how a loader's ``file_metadata=`` gives it as well."""
+    """Under another name, which is also possible with ``file_metadata=`` of a loader."""
     named = SimpleDirectoryReader(folder, file_metadata=lambda path: {"report": path.rpartition("/")[2]}).load_data()
     assert f"report: harbour.txt\n\n{HARBOUR}" in contents(ClaraNodeParser(model=model).get_nodes_from_documents(named))
 
 
 def test_dates_of_other_things_are_content(model):
-    """A date is a file's where a file is named beside it."""
+    """A date belongs to a file only if the metadata name a file, too."""
     painting = Document(text="Oil on wood.", metadata={"creation_date": "1642", "artist": "Rembrandt"})
     scan = Document(text="Oil on wood.", metadata={"creation_date": "2026-01-02", "file_name": "scan.png"})
     parser = ClaraNodeParser(model=model)
@@ -214,7 +214,7 @@ def test_a_folder_of_files_is_answered_rightly(encyclopedia_files):
         storage_context=StorageContext.from_defaults(vector_store=ClaraVectorStore(model=model)),
     )
     llm = ClaraLLM(model=model)
-    # By memory alone: the words of the question stand in the passage of another mountain.
+    # By memory only, because the passage about another mountain contains the words of the question.
     search = {"vector_store_query_mode": "hybrid", "alpha": 1.0}
     engine = index.as_query_engine(llm=llm, response_synthesizer=ClaraSynthesizer(llm), **search)
     assert str(engine.query("When was Mount Masar first climbed?")) == "1689"

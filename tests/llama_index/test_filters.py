@@ -1,4 +1,4 @@
-"""LlamaIndex's filters as filters of the core, with LlamaIndex's own evaluator as the oracle."""
+"""Translation of LlamaIndex's filters to filters of the core, compared with LlamaIndex's own evaluator."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_same_as_llama_index_wherever_it_gives_an_answer(several, condition, met
     given = MetadataFilters(filters=several, condition=condition)
     try:
         expected = build_metadata_filter_fn(lambda _: metadata, given)("node")
-    except TypeError:  # it compares what has no order, or looks for a number in a string
+    except TypeError:  # compares values without an order, or looks for a number in a string
         return
     try:
         translated = core_filter(given)

@@ -1,6 +1,6 @@
-"""What goes wrong when LlamaIndex meets local models with state and long vectors: twelve traps, a test for each.
+"""Twelve pitfalls of LlamaIndex with local models that have state and long vectors, and a test for each.
 
-Each of them was found in LlamaIndex as it is, or in packages around it; each test fails when its trap is open again.
+Each pitfall exists in LlamaIndex or in packages around it. A test fails if our components no longer avoid its pitfall.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def wide_model(tmp_path_factory):
 
 
 def test_1_long_vectors_are_searched_as_a_matrix(wide_model):
-    """The store of LlamaIndex turns lists into an array at every query: 3.7 s for 100 nodes of 65,536 numbers."""
+    """LlamaIndex's own store converts lists to an array at every query: 3.7 s for 100 nodes of 65,536 numbers."""
     engine = ClaraEngine.from_pretrained(wide_model)
     assert engine.dimension == 65_536
     rng = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def test_1_long_vectors_are_searched_as_a_matrix(wide_model):
 
 
 def synthetic(engine, text, rng):
-    """A memory out of thin air, as large as a real one."""
+    """A synthetic memory as large as a real one."""
     import torch
 
     tokens = torch.from_numpy(rng.standard_normal((1, engine.n_mem, engine.hidden), np.float32))
@@ -83,7 +83,7 @@ def synthetic(engine, text, rng):
 
 
 def test_2_nothing_of_a_chunk_is_cut_off(model, engine, caplog):
-    """The default splitter makes chunks of 1,024 tokens of another tokenizer; most of each would be cut in silence."""
+    """The default splitter makes chunks of 1,024 tokens of another tokenizer; most of each would be cut silently."""
     text = " ".join(f"Sentence number {number} speaks of the town." for number in range(60))
     assert engine.tokenizer.count(text) > 4 * engine.window
     (whole,) = engine.remember([text])
@@ -91,12 +91,12 @@ def test_2_nothing_of_a_chunk_is_cut_off(model, engine, caplog):
     ClaraEmbedding(model=model).get_text_embedding(text)
     assert "Split documents with ClaraNodeParser" in caplog.text
     pieces = ClaraNodeParser(model=model).split_text(text)
-    assert "".join(pieces) == text  # and no overlap: no piece of the work is done twice
+    assert "".join(pieces) == text  # and no overlap, so no text is compressed twice
     assert all(engine.tokenizer.count(piece) <= engine.window for piece in pieces)
 
 
 def test_3_the_model_is_shared_by_copies_and_never_pickled(model, engine):
-    """The framework tries to pickle every attribute, and deletes from the living object what cannot be."""
+    """The framework tries to pickle every attribute, and deletes those that fail from the live object."""
     engine.load()
     for made in (ClaraEmbedding(engine=engine), ClaraLLM(engine=engine), ClaraRerank(engine=engine)):
         made.callback_manager.add_handler(Unpicklable())
@@ -109,7 +109,7 @@ def test_3_the_model_is_shared_by_copies_and_never_pickled(model, engine):
 
 
 class Unpicklable:
-    """A handler with a lock in it."""
+    """A handler that contains a lock."""
 
     event_starts_to_ignore: tuple[str, ...] = ()
     event_ends_to_ignore: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ class Unpicklable:
 
 
 def test_4_threads_get_the_vectors_of_their_own_role(model, engine):
-    """LlamaIndex calls a model from many threads at once and locks nothing; adapters that are switched would race."""
+    """LlamaIndex calls a model from many threads without a lock; switching adapters would be a race."""
     embedding = ClaraEmbedding(model=model)
     alone = [embedding.get_text_embedding(text) for text in TEXTS], [embedding.get_query_embedding(t) for t in TEXTS]
 
@@ -134,17 +134,17 @@ def test_4_threads_get_the_vectors_of_their_own_role(model, engine):
 
 
 def test_5_a_cache_by_the_bare_text_is_refused(model):
-    """It gives a question the vector of an equal document."""
+    """Such a cache gives a question the vector of a document with the same text."""
     with pytest.raises(ValueError, match="mixes questions and documents"):
         ClaraEmbedding(model=model, embeddings_cache=SimpleKVStore())
     embedding = ClaraEmbedding(model=model)
-    for _ in range(2):  # ours keeps memories by role
+    for _ in range(2):  # our cache separates roles
         text, question = embedding.get_text_embedding(QUESTION), embedding.get_query_embedding(QUESTION)
         assert np.abs(np.array(text) - question).max() > 1e-2
 
 
 async def test_6_nodes_reach_the_generator_as_memories(model, engine):
-    """A synthesizer is given texts; ours hands the nodes on, and keeps all else that the base class does."""
+    """A synthesizer gets texts; ours passes the nodes on, and otherwise works like the base class."""
     hits = [NodeWithScore(node=node, score=0.5) for node in nodes(3)]
     wanted = engine.answer(QUESTION, engine.remember(list(TEXTS[:3])), max_tokens=8)
     synthesizer = ClaraSynthesizer(model=model, max_tokens=8)
@@ -156,14 +156,14 @@ async def test_6_nodes_reach_the_generator_as_memories(model, engine):
 
 
 def test_7_stale_memories_are_not_trusted(model, engine):
-    """Post-processors change a node's text and leave its id and its vector: what was masked would leak through."""
+    """Postprocessors change the text of a node and keep its id and vector; masked text would then leak."""
     given = nodes(2)
     ClaraEmbedding(model=model)(given)
     given[0].metadata["window"] = "The name was taken out."
     given[0].excluded_embed_metadata_keys = ["window"]
     hits = [NodeWithScore(node=node, score=0.5) for node in given]
     synthesizer, rerank = ClaraSynthesizer(model=model, max_tokens=8), ClaraRerank(model=model)
-    synthesizer.synthesize(QUESTION, hits)  # they have seen these ids with other texts
+    synthesizer.synthesize(QUESTION, hits)  # the components know these ids with other texts
     rerank.postprocess_nodes(hits, query_str=QUESTION)
     replaced = MetadataReplacementPostProcessor(target_metadata_key="window").postprocess_nodes(hits)
     assert replaced[0].node.embedding is not None
@@ -175,7 +175,7 @@ def test_7_stale_memories_are_not_trusted(model, engine):
 
 
 def test_8_nodes_without_memory_are_compressed_on_the_fly(model, engine):
-    """Sub-question engines make nodes out of answers; docstores give nodes back without vectors."""
+    """Sub-question engines create nodes from answers; docstores return nodes without vectors."""
     engine.cache.clear()
     hit = NodeWithScore(node=TextNode(text="Sub question: when?\nResponse: 1907"), score=None)
     wanted = engine.answer(QUESTION, engine.compress([hit.text]), max_tokens=8).text
@@ -187,7 +187,7 @@ def test_8_nodes_without_memory_are_compressed_on_the_fly(model, engine):
 
 
 async def test_9_chat_engines_can_stream(retriever):
-    """They switch `_response_synthesizer._streaming` of a `RetrieverQueryEngine`, between calls."""
+    """Chat engines switch `_response_synthesizer._streaming` of a `RetrieverQueryEngine` between calls."""
     query_engine = ClaraQueryEngine(retriever, max_tokens=8)
     assert isinstance(query_engine, RetrieverQueryEngine)
     wanted = str(query_engine.query(QUESTION))
@@ -202,7 +202,7 @@ async def test_9_chat_engines_can_stream(retriever):
 
 
 def test_10_nothing_asks_for_openai(retriever, model):
-    """Without an LLM at hand LlamaIndex imports a package that is not there."""
+    """Without an LLM, LlamaIndex would import the OpenAI package, which is not installed."""
     with pytest.raises(ImportError, match="llama-index-llms-openai"):
         _ = Settings.llm
     llm = ClaraLLM(model=model, max_tokens=8)
@@ -219,7 +219,7 @@ def test_10_nothing_asks_for_openai(retriever, model):
 
 
 def test_11_ids_that_an_index_remembers_are_no_filter(model):
-    """`as_retriever` passes the ids that the index keeps: none, or those of its index nodes alone."""
+    """`as_retriever` passes the ids that the index stores: none, or those of its index nodes only."""
     store, embedding = ClaraVectorStore(model=model), ClaraEmbedding(model=model)
     index = VectorStoreIndex(
         nodes(), embed_model=embedding, storage_context=StorageContext.from_defaults(vector_store=store)
@@ -231,11 +231,11 @@ def test_11_ids_that_an_index_remembers_are_no_filter(model):
     assert len(index.as_retriever(similarity_top_k=9).retrieve(QUESTION)) == 6
     vector = unit("x", store.engine.dimension)
     strict = VectorStoreQuery(query_embedding=vector, similarity_top_k=9, node_ids=["n-1", "points"])
-    assert sorted(store.query(strict).ids) == ["n-1", "points"]  # a filter is still one
+    assert sorted(store.query(strict).ids) == ["n-1", "points"]  # a real filter still works
 
 
 def test_12_the_package_stands_by_itself():
-    """The repository of LlamaIndex takes no new integrations: ours imports its core alone, under its own name."""
+    """LlamaIndex's repository takes no new integrations, so our package imports only its core, under its own name."""
     found = set()
     for path in (ROOT / "llama_index_clara").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -251,7 +251,7 @@ def test_12_the_package_stands_by_itself():
 
 
 def test_nodes_are_read_with_the_metadata_that_was_compressed(model, engine):
-    """One memory serves the search and the answer, so that they have to agree on one text."""
+    """Search and answer share one memory, so both must use the same text."""
     node = TextNode(text=TEXTS[0], metadata={"page": 3}, excluded_llm_metadata_keys=["page"])
     retriever = ClaraRetriever(model=model)
     retriever.add_nodes([node])

@@ -1,4 +1,4 @@
-"""ClaraLLM against the engine: completions, conversations, streams, documents."""
+"""ClaraLLM, compared with the engine: completions, conversations, streams, documents."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def llm(model):
 
 
 async def every_way(llm, prompt):
-    """The text of an answer by all eight calls; the streams are held to what they promise on the way."""
+    """The text of an answer from all eight calls; the contract of streams is checked, too."""
     chat = [ChatMessage(content=prompt)]
     texts = [llm.complete(prompt).text, (await llm.acomplete(prompt)).text]
     texts += [llm.chat(chat).message.content, (await llm.achat(chat)).message.content]
@@ -173,7 +173,7 @@ def test_system_prompt_is_a_system_turn(model, engine):
 
 
 def idle(engine):
-    """Whether nobody is writing any more."""
+    """Whether no answer is running."""
     worker = behind(engine)._worker
     deadline = time.monotonic() + 60
     while worker._has_work() and time.monotonic() < deadline:
@@ -181,7 +181,7 @@ def idle(engine):
     return not worker._has_work()
 
 
-LONG = {"max_tokens": 3000, "temperature": 1.5, "seed": 1}  # never ends by itself in these tests
+LONG = {"max_tokens": 3000, "temperature": 1.5, "seed": 1}  # answers never end by themselves
 
 
 def test_leaving_a_stream_stops_the_work(llm, engine):

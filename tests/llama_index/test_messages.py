@@ -1,4 +1,4 @@
-"""ClaraLLM and conversations: documents in them, system prompts, what others left there, what is refused."""
+"""ClaraLLM and conversations: documents, system prompts, messages of other components, refused content."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_documents_in_messages_are_read_as_memories(llm, engine):
 
 
 def test_documents_of_a_conversation(llm, engine):
-    """One that comes up again is read once; a message of documents alone asks nothing; `reading` comes first."""
+    """A repeated document is read once; a message with only documents is not a question; `reading` comes first."""
     history = [
         ChatMessage(role="user", blocks=[block(LETTER)]),
         ChatMessage(role="user", blocks=[TextBlock(text="Who sealed it?"), block(LETTER)]),
@@ -114,7 +114,7 @@ def test_documents_that_are_no_text_are_refused(llm, wrong, words):
 
 
 async def test_system_prompts_count(model, engine):
-    """Of the object and of a call, by all eight calls; one of the conversation's own stands instead."""
+    """The prompt of the object or of the call is used in all eight calls; one in the conversation replaces it."""
     system, ask = "Answer with a name.", {"role": "user", "content": QUESTION}
     wanted = engine.chat([{"role": "system", "content": system}, ask], max_tokens=8)
     assert wanted.prompt_tokens > engine.chat([ask], max_tokens=8).prompt_tokens

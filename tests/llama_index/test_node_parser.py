@@ -1,4 +1,4 @@
-"""ClaraNodeParser: whole windows, the whole text."""
+"""ClaraNodeParser: nodes fit one window, and together they contain the whole text."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def windows(engine, parsed):
 
 
 def words_of(engine, n):
-    """A text of about so many tokens."""
+    """A text of about this number of tokens."""
     text = "sea"
     while engine.tokenizer.count(text) < n:
         text += " sea"
@@ -100,7 +100,7 @@ def words_of(engine, n):
 
 
 def test_metadata_is_counted_as_it_is_embedded(parser, engine):
-    """A key that the LLM alone would see takes no room; a template of one's own takes as much as it does."""
+    """A key that only the LLM sees takes no tokens; a custom template takes its own number of tokens."""
     secret = Document(text=TOWN, metadata={"note": words_of(engine, 30)}, excluded_embed_metadata_keys=["note"])
     bare = Document(text=TOWN)
     assert [p.text for p in parser.get_nodes_from_documents([secret])] == [
@@ -118,7 +118,7 @@ def test_metadata_is_counted_as_it_is_embedded(parser, engine):
 
 
 def test_half_a_window_of_metadata_leaves_nodes_of_one_window(parser, engine, caplog):
-    """What was warned of as two windows had one; now all have, and a short text is nothing to warn of."""
+    """All nodes have one window, and a short text gives no warning."""
     metadata = {"abstract": words_of(engine, engine.window // 2 + 2)}
     with caplog.at_level(logging.WARNING, logger="llama_index_clara"):
         short = parser.get_nodes_from_documents([Document(text="It sank.", metadata=metadata)])
@@ -130,7 +130,7 @@ def test_half_a_window_of_metadata_leaves_nodes_of_one_window(parser, engine, ca
 
 
 def test_one_cause_is_one_warning(parser, engine, model, caplog):
-    """Of all documents together, and not again by the embedding, which would advise the parser that was used."""
+    """One warning for all documents, and none from the embedding, which would advise to use this parser."""
     abstract = words_of(engine, engine.window)
     given = [Document(text=TOWN, metadata={"title": "Sea", "abstract": abstract}) for _ in range(5)]
     with caplog.at_level(logging.WARNING, logger="llama_index_clara"):
@@ -151,7 +151,7 @@ def test_one_cause_is_one_warning(parser, engine, model, caplog):
         embedding = ClaraEmbedding(model=model)
         for _ in range(3):
             embedding.get_text_embedding_batch([TOWN] * 15)
-    assert len(caplog.records) == 1  # of other texts it speaks, once
+    assert len(caplog.records) == 1  # it warns about other texts, once
 
 
 def test_a_document_without_text_has_no_pieces(parser):

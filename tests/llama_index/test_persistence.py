@@ -1,4 +1,4 @@
-"""A store on disk: through StorageContext, any file system, crashes and other models."""
+"""A store on disk: StorageContext, other file systems, crashes, other models."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_storage_context_round_trip(model, tmp_path):
 
 
 def test_forgotten_vector_store_is_an_error_not_an_empty_index(store, model, tmp_path):
-    """A file under LlamaIndex's own name would be read as an empty store, and nothing would be found, silently."""
+    """A file with LlamaIndex's own name would be read as an empty store, which silently finds nothing."""
     index = VectorStoreIndex.from_vector_store(store, embed_model=ClaraEmbedding(model=model))
     index.storage_context.persist(str(tmp_path))
     assert NAME not in listed(tmp_path)
@@ -99,7 +99,7 @@ def test_namespaces_do_not_collide(model, tmp_path, namespace):
 
 def test_any_file_system(store, model):
     memory = fsspec.filesystem("memory")
-    for _ in range(2):  # over itself
+    for _ in range(2):  # over its own files
         store.persist(f"/clara/{NAME}", fs=memory)
     same(store, ClaraVectorStore.from_persist_dir("/clara", fs=memory, model=model))
     assert [Path(path).name for path in memory.ls("/clara", detail=False)] == [NAME + ".clara"]

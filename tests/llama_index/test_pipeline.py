@@ -1,4 +1,4 @@
-"""IngestionPipeline: upserts, deletions, duplicates, cache, and workers that get an answer."""
+"""IngestionPipeline: upserts, deletions, duplicates, cache, and worker processes."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def test_cache_is_hit_and_told_apart_by_what_changes_vectors(model, engine):
             pipe = IngestionPipeline(transformations=[ClaraEmbedding(model=model, **options)], cache=cache)
             found = pipe.run(nodes=[document.model_copy() for document in documents()])
         assert len(found[0].embedding) == (64 if "dimensions" in options else engine.dimension)
-        assert (encoded.calls == 0) == (number == 1 or "dtype" in options)  # another dtype is another engine
+        assert (encoded.calls == 0) == (number == 1 or "dtype" in options)  # another dtype gives another engine
 
 
 def test_cached_vectors_become_memories_again(model, engine):
-    """Vectors from a cache are kept as they are, and what reads the nodes finds their memories by the text."""
+    """Vectors from a cache are kept unchanged, and readers of the nodes look up memories by text."""
     cache = IngestionCache()
     stores = []
     for _ in range(2):
@@ -80,7 +80,7 @@ def test_workers_are_refused_in_words(model):
     pipe = IngestionPipeline(transformations=[ClaraEmbedding(model=model)], disable_cache=True)
     with pytest.raises(TypeError, match=r"ClaraEmbedding is not sent to other processes.*num_workers at None"):
         pipe.run(documents=documents(), num_workers=2)
-    assert len(pipe.run(documents=documents())) == len(TEXTS)  # the living object is whole
+    assert len(pipe.run(documents=documents())) == len(TEXTS)  # the live object is unchanged
 
 
 async def test_async_workers_too(model):
@@ -99,4 +99,4 @@ def test_whatever_holds_weights_is_refused(component):
     for made in (component(), Mine()):
         with pytest.raises(TypeError, match="num_workers"):
             ForkingPickler.dumps(made)
-    ForkingPickler.dumps(ClaraNodeParser())  # only a tokenizer
+    ForkingPickler.dumps(ClaraNodeParser())  # needs only a tokenizer

@@ -1,4 +1,4 @@
-"""Queries and filters of ClaraVectorStore, with LlamaIndex's own store and filter evaluator as the oracle."""
+"""Queries and filters of ClaraVectorStore, compared with LlamaIndex's own store and filter evaluator."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ VALUES = (1907, 0.5, "Aln", "", ["bridge"], ["bridge", "river"], [1907], None)
 
 
 def outcome(call):
-    """What a call gives, or the type of its error."""
+    """The result of a call, or the type of its error."""
     try:
         return call()
-    except Exception as exc:  # noqa: BLE001 - the oracle decides which errors are right
+    except Exception as exc:  # noqa: BLE001 - LlamaIndex decides which errors are right
         return type(exc)
 
 
@@ -87,7 +87,7 @@ def test_text_search_is_bm25(plain):
     plain.add([TextNode(id_=str(i), text=text) for i, text in enumerate(texts)])
     oracle = BM25(method="lucene", k1=1.5, b=0.75)
     oracle.index([text.split() for text in texts], show_progress=False)
-    expected = oracle.get_scores(["red", "fox"]) * 2.5  # Lucene leaves out the constant k1 + 1
+    expected = oracle.get_scores(["red", "fox"]) * 2.5  # Lucene omits the constant factor k1 + 1
     found = plain.query(VectorStoreQuery(query_str="red fox", mode="text_search", similarity_top_k=9))
     assert dict(zip(found.ids, found.similarities, strict=True)) == pytest.approx(
         {str(i): score for i, score in enumerate(expected) if score > 0}, rel=1e-4
@@ -158,7 +158,7 @@ def test_every_operator_filters_as_llama_index_does(plain_pair, length, operator
             outcome(lambda store=store: sorted(ask(store, length, similarity_top_k=9, filters=filters).ids))  # noqa: B023
             for store in plain_pair
         )
-        # Values that have no order do not match here, and a value that an operator cannot take is an error.
+        # Values without an order do not match here, and an invalid value for an operator is an error.
         assert ours == theirs or theirs is TypeError or ours is ValueError, (operator, key, value)
 
 
@@ -183,7 +183,7 @@ def test_every_condition_filters_as_llama_index_does(plain_pair, length, conditi
 
 @needs_filters_of_today
 def test_filters_of_a_store_in_a_folder(model, length, tmp_path):
-    """What `core_filter` makes of every filter is tested beside it; here, that the store asks it."""
+    """`test_filters` tests the result of `core_filter`; this tests that the store uses it."""
     store, simple = filled(ClaraVectorStore(model=model, uri=str(tmp_path / "memories")), model, length)
     answered = 0
     for operator in FilterOperator:

@@ -88,7 +88,7 @@ async def test_retriever_modes(model, mode):
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("way", ["sync", "async"])
 async def test_events_come_in_the_order_of_the_stock_engine(model, retriever, recorder, way, streaming):
-    """Same LLM, same index; theirs with its default synthesizer, ours with ours."""
+    """The same LLM and index, once with LlamaIndex's default synthesizer and once with ours."""
     index = VectorStoreIndex.from_vector_store(retriever.vector_store, embed_model=ClaraEmbedding(model=model))
     llm = ClaraLLM(model=model, max_tokens=8)
     stock = RetrieverQueryEngine.from_args(index.as_retriever(similarity_top_k=3), llm=llm, streaming=streaming)
@@ -104,10 +104,10 @@ async def test_events_come_in_the_order_of_the_stock_engine(model, retriever, re
             response = await engine.aquery(QUESTION)
             if streaming:
                 [piece async for piece in response.response_gen]
-        # How many pieces there are is the model's affair.
+        # The number of pieces depends on the model.
         orders.append([name for name in recorder.names if name not in ("LLMChatInProgressEvent", "SpanDropEvent")])
     if streaming and orders[0].index("LLMPredictStartEvent") < orders[0].index("GetResponseEndEvent"):
-        # Older versions began to write before anybody read; ours does as the newest does.
+        # Older versions started the answer before anything was read; ours behaves like the newest version.
         orders = [sorted(order) for order in orders]
         assert orders[0] == orders[1]
         return

@@ -1,4 +1,4 @@
-"""ClaraLLM calls no tools and fills no schema, and says so before any model runs."""
+"""ClaraLLM refuses tools and schemas before any model runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def outcome(ask, llm):
 
 @pytest.mark.parametrize("ask", REFUSED.values(), ids=REFUSED)
 async def test_tools_and_schemas_are_refused_before_a_model_runs(tmp_path, tiny, ask):
-    """In a sentence that says why, and what to do instead; weights are not even read."""
+    """The error states the reason and an alternative; weights are not even read."""
     shutil.copytree(tiny.folder, folder := tmp_path / "unread")
     llm = ClaraLLM(model=str(folder))
     with pytest.raises(NotImplementedError, match=r"trained to answer briefly.*general LLM"):

@@ -1,4 +1,4 @@
-"""ClaraRerank on anybody's nodes."""
+"""ClaraRerank on nodes of any origin."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_given_nodes_are_untouched(model):
 
 
 async def test_retrieval_score_is_kept_beside_the_node(model):
-    """In the metadata, where other rerankers put it, it would change hashes and be read by the next model."""
+    """Other rerankers put it into the metadata, where it changes hashes and is read by the next model."""
     given = candidates()
     hashes = {hit.node_id: hit.node.hash for hit in given}
     for hit in await both(ClaraRerank(model=model, keep_retrieval_score=True), given):

@@ -1,4 +1,4 @@
-"""ClaraVectorStore: writing, deleting, memories, and nodes that come back as they were added."""
+"""ClaraVectorStore: writing, deleting, memories, and nodes that are returned unchanged."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_memories_come_back_whole(store, model, engine, how):
         assert np.allclose(memory.tokens.float(), wanted.tokens, atol=1e-4 if store.uri is None else 2e-2)
         assert (memory.text, memory.spans, memory.source_tokens) == (wanted.text, wanted.spans, wanted.source_tokens)
     assert len(memories[2].spans) > 2
-    assert engine.cache.misses == 0  # nothing was compressed again
+    assert engine.cache.misses == 0  # no text was compressed again
     with pytest.raises(KeyError, match="no node '\\?'"):
         store.memories(["?"])
 
@@ -149,7 +149,7 @@ def test_long_node_scores_by_its_best_window(store, engine):
 def test_vector_that_is_no_memory_is_searched_as_it_is(plain, engine, length):
     given = nodes(1)
     given[0].embedding = unit("anything", length)
-    engine.remember([TEXTS[0]])  # known to the engine, and another one
+    engine.remember([TEXTS[0]])  # one in the cache of the engine, and another one
     plain.add(given)
     found = plain.query(VectorStoreQuery(query_embedding=unit("anything", length)))
     assert found.similarities[0] == pytest.approx(1.0, abs=1e-5)
@@ -207,7 +207,7 @@ def test_nodes_come_back_as_they_were_and_as_copies(store, length):
     )  # fmt: skip
     kept = node.model_copy(deep=True)
     store.add([node])
-    assert node == kept  # ours to read, not to change
+    assert node == kept  # the node must not be changed
     expected = node.model_copy(update={"embedding": None})
     for _ in range(2):
         found = store.query(VectorStoreQuery(query_embedding=unit("a", length))).nodes[0]
@@ -236,7 +236,7 @@ def test_every_class_of_node_comes_back(plain):
     plain.add(given)
     back = plain.get_nodes([node.node_id for node in given])
     assert [type(node) for node in back] == [TextNode, *(type(node) for node in given[1:])]  # it knows no others
-    assert back[1].obj is None  # what it points at is not data
+    assert back[1].obj is None  # the object that it references is not data
     assert back[2].image_url == given[2].image_url
     assert [node.get_content() for node in back] == ["a", "b", "c", "d", "e"]
 

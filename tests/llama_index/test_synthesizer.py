@@ -1,4 +1,4 @@
-"""ClaraSynthesizer: nodes reach the generator as memories, whatever state they come in."""
+"""ClaraSynthesizer: nodes reach the generator as memories, whatever their state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def scored(items):
 
 
 async def answered(synthesizer, way, items, **more):
-    """Text and response of one way to ask; the response is of the type that the way promises."""
+    """Text and response of one call; the response must have the type that the call promises."""
     synthesizer._streaming = "stream" in way
     if "async" in way:
         response = await synthesizer.asynthesize(QUESTION, items, **more)
@@ -57,7 +57,7 @@ async def test_nodes_are_read_as_their_text_is_now(synthesizer, model, engine, w
     engine.cache.clear()
     if state != "unknown":
         ClaraEmbedding(model=model)(given)
-    if state == "stale":  # as post-processors do that mask or replace text
+    if state == "stale":  # as postprocessors do that mask or replace text
         given[1].set_content("A text that was put in later.")
         texts[1] = given[1].text
     if state == "foreign vector":
