@@ -1,4 +1,4 @@
-"""What only a real card can show: kernels against plain attention, and an engine in bfloat16 (`make test-gpu`)."""
+"""Tests that need a real GPU: kernels against plain attention, and an engine in bfloat16 (`make test-gpu`)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tests.tiny import build
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda", 0)
-LENGTHS = (1, 300, 17, 64, 5)  # ragged; one crosses a page
+LENGTHS = (1, 300, 17, 64, 5)  # different lengths; one row crosses a page
 
 
 @pytest.fixture(params=[torch_kernel, flash_kernel], ids=["torch", "flash-attn"])
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     try:
         kernel: Kernel = request.param()
-    except Exception as exc:  # noqa: BLE001 - whatever a missing or broken installation raises
+    except Exception as exc:  # noqa: BLE001 - any error of a missing or broken installation
         pytest.skip(f"not installed here: {exc}")
     return kernel
 
 
 def close(ours: torch.Tensor, plain: torch.Tensor) -> None:
-    """Within what bfloat16 keeps of numbers about 1 in size."""
+    """Equal within the precision of bfloat16 for numbers of about 1."""
     torch.testing.assert_close(ours.float().cpu(), plain.float().cpu(), atol=2e-2, rtol=2e-2)
 
 

@@ -1,4 +1,4 @@
-"""Steps in few operations against the decoder's own forward."""
+"""The fused decode step, compared with the decoder's own forward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.tiny import FAMILIES, build
 
 
 def steps(model: ClaraModel, role: Role | None, count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of some steps over rows of several lengths, one of which crosses a page, and the last layer's memory."""
+    """Logits of steps over rows of several lengths, one of which crosses a page, and the cache of the last layer."""
     memory = model.kv_memory(6)
     prompts = [[5, 6, 7], [9] * (PAGE - 3), [*range(3, 40)]]
     rows = [memory.open(len(prompt) + count) for prompt in prompts]
@@ -70,7 +70,7 @@ def test_weights_that_are_put_together_are_held_once(tmp_path: Path) -> None:
 
 
 def test_what_is_built_otherwise_takes_its_own_steps(tmp_path: Path) -> None:
-    """Rotary positions that follow the length of a prompt are in no table."""
+    """A decoder whose rotary positions depend on the length of the prompt cannot use the table."""
     model = open_engine(build(tmp_path, "llama")).load().model
     assert fits(model.trunk, model.routed)
     assert not fits(model.decoder, model.routed)
@@ -84,7 +84,7 @@ def test_what_is_built_otherwise_takes_its_own_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kernel", [None, PlainKernel()], ids=["copies", "pages"])
 @torch.no_grad()
 def test_a_prompt_in_pieces_is_the_whole_one(kernel: PlainKernel | None, attention: str, tmp_path: Path) -> None:
-    """With a memory token on each side of a cut, pieces of all sizes, and a step behind."""
+    """With a memory token on each side of a cut, pieces of all sizes, and a step after them."""
     model = open_engine(build(tmp_path, "mistral", seed=4), attn_implementation=attention).load().model
     model.kernel = kernel
     ids = [3 + at * 7 % 80 for at in range(PAGE + 44)]

@@ -1,4 +1,4 @@
-"""Layers of 8 bits against plain products with the same rounded weights."""
+"""Linear layers with 8-bit weights, compared with plain products of the same rounded weights."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def layer_of(bias: bool = True, seed: int = 4) -> nn.Linear:
 @pytest.mark.parametrize("rows", [(1, 1), (3, 7), (2, 130)])
 @pytest.mark.parametrize("outlier", [1.0, 100.0])
 def test_what_is_read_is_hardly_rounded(bias: bool, rows: tuple[int, int], outlier: float) -> None:
-    """Against the rounded weights in float64, also where one feature is a hundred times as large as the others."""
+    """Compared with the rounded weights in float64, even if one feature is a hundred times as large as the others."""
     layer = layer_of(bias)
     fast = Int8Linear(layer)
     x = torch.randn(*rows, 96, generator=torch.Generator().manual_seed(1))
     x[..., 5] *= outlier
     wanted = x.double() @ fast.weight.double().T + (0 if layer.bias is None else layer.bias.double())
-    # Half a step of the second digit for every number that is read.
+    # Half a step of the second digit for every input.
     most = x.abs().amax(-1, keepdim=True) * fast.weight.abs().sum(1) / (2 * 63 * 126)  # [..., out]
     assert ((fast(x) - wanted).abs() <= 1.01 * most + 1e-5 * outlier).all()
     assert fast(x).shape == (*rows, 80)
@@ -49,7 +49,7 @@ def test_a_row_gives_the_same_numbers_in_every_batch() -> None:
 
 
 def test_saturation_shows_nowhere() -> None:
-    """The largest sums of pairs that there are."""
+    """With the largest possible sums of two products."""
     layer = nn.Linear(512, 2, bias=False).requires_grad_(False)
     layer.weight.fill_(1.0)
     x = torch.ones(1, 512)

@@ -1,4 +1,4 @@
-"""The KV memory, its pages and its caches: against reading the whole sequence again, and against transformers."""
+"""The KV cache and its pages, compared with reading the whole sequence again and with transformers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_pages_are_handed_out_once_and_come_back() -> None:
     one, two = memory.open(1), memory.open(2 * PAGE + 1)
     assert (len(one.pages), len(two.pages)) == (1, 3)
     assert memory.used_bytes == 4 * SHAPE.page_bytes
-    assert memory.open(PAGE + 1) is None  # nothing is taken for a row that does not fit
+    assert memory.open(PAGE + 1) is None  # no page is allocated for a row that does not fit
     assert memory.grow(one)
     assert not memory.grow(two)
     assert len({*one.pages, *two.pages}) == 5
@@ -93,7 +93,7 @@ def test_no_page_is_in_two_rows_and_none_is_lost(moves: list[tuple[bool, int]]) 
 @pytest.mark.parametrize(
     "pages, lengths",
     [
-        ([[0], [1], [2]], [3, PAGE, 17]),  # one page a row, in order
+        ([[0], [1], [2]], [3, PAGE, 17]),  # one page for each row, in order
         ([[4], [1], [3]], [3, PAGE, 17]),  # out of order, with a hole
         ([[0], [9]], [40, 5]),  # far apart
         ([[5, 0, 7], [1], [6, 2]], [2 * PAGE + 9, 4, PAGE + 1]),  # several pages a row, mixed
@@ -131,13 +131,13 @@ def test_the_three_readings_are_plain_attention(kv_heads: int, pages: list[list[
 
 
 def is_greedy(model: ClaraModel, prompt: list[int], written: list[int]) -> bool:
-    """Whether each token is the best one after those before it, read all at once: no cache, no step."""
+    """Whether each token is the best one after those before it, in one pass without a cache."""
     states = model.hidden_states([prompt + written[:-1]], Role.GENERATOR)[0, len(prompt) - 1 :]
     return bool(model.head(states).argmax(-1).tolist() == written)
 
 
 class Decoder:
-    """Rows that come and go over one memory, by the model's own two passes."""
+    """Rows that join and leave one KV cache, with prefill and decode step of the model."""
 
     def __init__(self, model: ClaraModel, memory: KVMemory) -> None:
         self.model, self.memory = model, memory
@@ -170,7 +170,7 @@ class Decoder:
 
 @torch.no_grad()
 def test_rows_join_and_leave_and_cross_pages(model: ClaraModel) -> None:
-    """Row 0 starts alone, 1 and 2 join later, 0 leaves, 3 takes its pages, and several cross a page's border."""
+    """Row 0 starts alone, 1 and 2 join later, 0 leaves, 3 gets its pages, and several rows cross a page boundary."""
     rng = random.Random(3)
     prompts = {
         name: [rng.randrange(3, 90) for _ in range(length)] for name, length in enumerate((9, PAGE - 12, PAGE + 30, 1))
@@ -214,7 +214,7 @@ def test_a_pass_that_is_not_committed_may_run_again(model: ClaraModel) -> None:
 
 @torch.no_grad()
 def test_packed_texts_are_the_padded_ones(engine: ClaraEngine) -> None:
-    """Of one role and of several: each text sees itself alone, from position 0 on, through its own adapter."""
+    """With one role and with several: each text sees only itself, from position 0 on, with its own adapter."""
     model = engine.load().model
     texts = ["a", "The bridge over the river Aln was opened in 1907.", "Short note.", "Who sailed to Lisbon?"]
     ids = engine.tokenizer.encode_passages(texts)
@@ -254,7 +254,7 @@ def test_the_cache_goes_by_the_name_that_the_forward_takes(trunk, keyword):
 @pytest.mark.parametrize("family", ["mistral", "llama", "qwen2"])
 @torch.no_grad()
 def test_a_prefill_fills_every_layer_and_no_call_warns(family, attention, tmp_path):
-    """A cache that a forward swallows unused would leave it empty and every answer wrong."""
+    """If a forward pass ignored the cache, it would stay empty and every answer would be wrong."""
     model = open_engine(build(tmp_path, family, seed=3), attn_implementation=attention).load().model
     prompts = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
     memory = model.kv_memory(2)

@@ -1,4 +1,4 @@
-"""Roles as arguments: routed layers against merged weights and peft."""
+"""Role routing, compared with merged weights and with peft."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def layer() -> RoutedLinear:
 
 
 def plain(layer: RoutedLinear, role: Role, x: Tensor) -> Tensor:
-    """The layer with one adapter folded into its weight."""
+    """The layer with one adapter merged into its weight."""
     a, b = layer.export(role)
     return nn.functional.linear(x, layer.base.weight + SCALE * b @ a, layer.base.bias)
 
@@ -132,7 +132,7 @@ def test_a_fresh_adapter_changes_nothing(layer: RoutedLinear) -> None:
     a, _ = layer.export(Role.REASONER)
     assert a.abs().max() <= 12**-0.5
     assert a.std() > 0.1
-    with routed(Role.COMPRESSOR, RANK):  # the others are as they were
+    with routed(Role.COMPRESSOR, RANK):  # the others are unchanged
         assert not torch.allclose(layer(x), layer.base(x))
 
 

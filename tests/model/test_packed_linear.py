@@ -1,4 +1,4 @@
-"""Packed products against the plain ones."""
+"""Packed matrix products, compared with plain ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine, through its public names, against recorded results and against the slow twin."""
+"""The public calls of the engine, compared with recorded results and with the reference implementation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def engine_for(folder: Path, base: Path, reasoner: str = "auto") -> ClaraEngine:
 
 
 def stacked(memories: list[Memory]) -> Tensor:
-    """[n, n_mem, hidden] of memories that have one window each."""
+    """Memories of one window each as one tensor [n, n_mem, hidden]."""
     assert all(len(memory.tokens) == 1 for memory in memories)
     return torch.cat([memory.tokens for memory in memories])
 
@@ -49,7 +49,7 @@ def engine(golden: Golden) -> ClaraEngine:
 
 @pytest.fixture(scope="module")
 def memories(engine: ClaraEngine, golden: Golden) -> list[Memory]:
-    # The recorded code cuts what is longer than the window.
+    # The published code truncates longer texts to the window.
     return engine.compress(golden.documents, overflow="truncate")
 
 
@@ -84,7 +84,7 @@ def test_answers_one_by_one(engine: ClaraEngine, memories: list[Memory], golden:
 
 
 def test_answers_of_one_ragged_batch(engine: ClaraEngine, memories: list[Memory], golden: Golden) -> None:
-    """Eleven questions with one to four documents each, together."""
+    """Eleven questions with one to four documents each, in one batch."""
     cases = golden.from_text + golden.from_questions
     pairs = [(case.question, [memories[index] for index in case.documents]) for case in cases]
     answers = engine.answer_batch(pairs, max_tokens=TOKENS)
@@ -103,7 +103,7 @@ def test_paraphrases(engine: ClaraEngine, memories: list[Memory], golden: Golden
         assert engine.paraphrase(memories[0], instruction, max_tokens=TOKENS).text == answer
 
 
-# -- the slow twin, on three kinds of base ---------------------------------------------------------
+# -- the reference, on three kinds of base ---------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -152,7 +152,7 @@ def test_twin_paraphrase(tiny: Tiny, twin: Reference) -> None:
 
 
 def test_repeated_memory_token(tmp_path: Path) -> None:
-    """``different_mem_tokens: false``: one token, as many times as there are slots."""
+    """``different_mem_tokens: false``: one token, repeated in all slots."""
     tiny = build(tmp_path, "mistral", distinct_memory_tokens=False, seed=1)
     engine, twin = engine_for(tiny.folder, tiny.base), tiny.reference()
     memories, expected = engine.compress(TEXTS), twin.compress(TEXTS)

@@ -1,4 +1,4 @@
-"""Quantized bases: the adapters stay exact, the memories stay close."""
+"""Quantized base decoders: adapters stay exact, and memories stay close."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_int8_on_a_processor_answers_like_the_exact_model_and_takes_less() -> No
         assert float(torch.cosine_similarity(memory.tokens.flatten(), other.tokens.flatten(), dim=0)) > 0.999
     alone = [engine.compress([text])[0] for text in texts[:3]]
     for memory, one in zip(memories, alone, strict=False):
-        # The last bit of a float can tip a rounding to 8 bits over, so a batch is not equal to 1e-5 as in float32.
+        # The last bit of a float can change a rounding to 8 bits, so a batch is not equal within 1e-5 as in float32.
         torch.testing.assert_close(memory.tokens, one.tokens, atol=1e-3, rtol=1e-3)
     pairs = [(question, wanted[:count]) for count, question in enumerate(("What is it?", "Who built it?", "Where?"), 1)]
     assert engine.answer_batch(pairs, max_tokens=6) == [engine.answer(*pair, max_tokens=6) for pair in pairs]

@@ -1,7 +1,7 @@
-"""The slow twin against what the published code returned for three small checkpoints.
+"""The reference implementation, compared with the results of the published code for three small checkpoints.
 
-Everything else is compared with ``tests/reference.py``, so this file is where trust starts. The
-recorded results (``tests/parity``) are of float32 on a CPU.
+All other results are compared with ``tests/reference.py``, which this file tests. The recorded results in
+``tests/parity`` are float32 on a CPU.
 """
 
 from __future__ import annotations

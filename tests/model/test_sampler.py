@@ -1,4 +1,4 @@
-"""Drawn tokens: the right shares, the same ones whoever shares the batch, and noise that is none but itself."""
+"""Sampling: correct shares, the same tokens in every batch, and noise that never changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clara_core.model.sampler import Draw, _key, draw, gumbel
 
 
 def several(logits: list[float] | torch.Tensor, n: int, seed: int = 0, **options: float) -> list[int]:
-    """``n`` tokens of one answer whose logits never change."""
+    """``n`` tokens of one answer with constant logits."""
     given = {"temperature": 1.0, "top_p": 1.0, **options}
     rows = torch.as_tensor(logits, dtype=torch.float32).expand(n, -1)
     tokens: list[int] = draw(rows, [Draw(seed=seed, position=at, **given) for at in range(n)]).tolist()
@@ -24,7 +24,7 @@ def test_top_p_keeps_the_smallest_set_that_holds_the_mass() -> None:
     assert set(several(logits, 300, top_p=0.6)) == {0, 1}
     assert set(several(logits, 300, top_p=0.9)) == {0, 1, 2}
     assert set(several(logits, 300)) == {0, 1, 2, 3}
-    assert set(several([0.0, 0.0, -1.0], 300, top_p=0.4)) == {0}  # of two that are equal, the first
+    assert set(several([0.0, 0.0, -1.0], 300, top_p=0.4)) == {0}  # the first one of two equal ones
 
 
 def test_temperature_shapes_the_shares() -> None:
@@ -37,7 +37,7 @@ def test_temperature_shapes_the_shares() -> None:
 
 
 def test_shares_are_those_of_the_plain_way() -> None:
-    """A softmax over many tokens, drawn 20,000 times: a chi-squared test with its own expectations."""
+    """A chi-squared test of 20,000 draws from a softmax over many tokens."""
     shares = torch.linspace(-3, 3, 40).softmax(0).double()
     tokens = torch.tensor(several(shares.log().float(), 20_000, seed=11))
     counts = torch.bincount(tokens, minlength=40).double()
@@ -67,14 +67,14 @@ def test_the_noise_is_gumbel_s_and_independent() -> None:
     mean, deviation = 0.5772156649, math.pi / math.sqrt(6)
     assert noise.mean(1).tolist() == pytest.approx([mean] * 6, abs=0.03)
     assert noise.std(1).tolist() == pytest.approx([deviation] * 6, abs=0.03)
-    beside = torch.corrcoef(noise) - torch.eye(6)  # seeds and positions next to each other
+    beside = torch.corrcoef(noise) - torch.eye(6)  # adjacent seeds and positions
     assert float(beside.abs().max()) < 0.03
     follows = torch.corrcoef(torch.stack([noise[0, 1:], noise[0, :-1]]))[0, 1]
     assert abs(float(follows)) < 0.03
 
 
 def test_the_noise_stays_what_it_is() -> None:
-    """A seed written down today draws the same answer tomorrow, and on a GPU."""
+    """A seed draws the same answer in every version, and on a GPU."""
     assert _key(3, 5) == (2755181363, 3541937597)
     assert gumbel(torch.tensor([_key(3, 5)]), 4)[0].tolist() == pytest.approx(
         [1.318159, -0.731072, -0.234262, 0.356405], rel=1e-5

@@ -1,4 +1,4 @@
-"""Text becomes the published ids, and text from outside never becomes a special one."""
+"""Token ids equal those of the published code, and text from outside never becomes a special token."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ TRIMS = (
 
 @cache
 def tokenizer_of(family: str) -> ClaraTokenizer:
-    """Tokenizers that treat the borders of special tokens in the ways that are found in the wild."""
-    if family == "llama2":  # metaspace as a pre-tokenizer, a space only at the very beginning
+    """Tokenizers with different treatment of the text around special tokens, as in existing models."""
+    if family == "llama2":  # metaspace as a pre-tokenizer, a space only at the beginning
         inner = _sentencepiece_like()
-    elif family == "llama3":  # byte level, a template that trims, BOS by post-processing
+    elif family == "llama3":  # byte level, a template that strips spaces, BOS from post-processing
         inner = _byte_level(("<|begin_of_text|>", "<|stop|>"), TRIMS, ignore_merges=True)
-    elif family == "phi3":  # special tokens that swallow the space around them
+    elif family == "phi3":  # special tokens that strip the spaces around them
         inner = _byte_level(("<s>", "</s>"), CHATML, strips=True)
     else:
         inner = make_tokenizer(family)
@@ -47,7 +47,7 @@ def _sentencepiece_like() -> PreTrainedTokenizerFast:
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
     specials = ["<unk>", "<s>", "</s>", *bytes_]
     core.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=500, special_tokens=specials, show_progress=False))
-    plain = Tokenizer.from_str(core.to_str())  # training makes special tokens of the bytes; released files do not
+    plain = Tokenizer.from_str(core.to_str())  # training marks the bytes as special tokens; released files do not
     return PreTrainedTokenizerFast(
         tokenizer_object=_without_added(plain, bytes_),
         bos_token="<s>",
@@ -79,7 +79,7 @@ def _byte_level(
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
-    core.train_from_iterator([*TEXTS, " " * 48, " " * 48], trainer)  # runs of spaces get tokens of their own
+    core.train_from_iterator([*TEXTS, " " * 48, " " * 48], trainer)  # sequences of spaces get their own tokens
     bos, eos = ends
     more = ["<|im_start|>", "<|im_end|>"] if strips else ["<|start|>"]
     core.add_special_tokens([AddedToken(bos, special=True), AddedToken(eos, special=True, rstrip=strips)])
@@ -90,13 +90,13 @@ def _byte_level(
 
 
 def specials_of(tokens: ClaraTokenizer) -> dict[str, int]:
-    """Every special token and its id, but for the bytes that stand for characters without a token."""
+    """Every special token and its id, except the bytes for characters without a token."""
     added = tokens._tokenizer.added_tokens_decoder
     return {token.content: index for index, token in added.items() if token.special and index not in tokens.byte_ids}
 
 
 def texts(family: str) -> st.SearchStrategy[str]:
-    """Any text, among it the special tokens, their halves, and what tokenizers stumble over."""
+    """Any text, including special tokens, parts of them, and characters that are hard for tokenizers."""
     names = [*specials_of(tokenizer_of(family)), "<MEM>", "<0x0A>", "<|think|>", "[INST]", "[/INST]", "</s>", "<s>"]
     parts = [name[:cut] for name in names for cut in (1, len(name) - 1)] + [name[1:] for name in names]
     odd = [
@@ -118,7 +118,7 @@ def texts(family: str) -> st.SearchStrategy[str]:
 
 
 def expected_ids(tokens: ClaraTokenizer, text: str) -> list[int]:
-    """What the published code asks its tokenizer for."""
+    """The ids from the published code's call of its tokenizer."""
     markup = f"<ENC>{tokens._bos}{text}{tokens._eos}"
     return tokens._tokenizer(markup, add_special_tokens=False)["input_ids"]
 
@@ -136,7 +136,7 @@ def test_outside_text_never_becomes_a_special_id(family: str, data: st.DataObjec
     assert ids[:head] == expected_ids(tokens, "")[:head]
     assert ids[-1] == tokens.token_id(tokens._eos)
     assert special.isdisjoint(ids[head:-1])
-    # What is left of the memory ids belongs to the slots alone.
+    # The remaining memory ids belong to the slots only.
     assert sum(tokens.is_slot(tokens.encode_passages([text])[0])) == CONFIG.n_mem
     assert special.isdisjoint(tokens._plain.encode(text.encode("utf-8", "replace").decode()).ids)
 
@@ -145,7 +145,7 @@ def test_outside_text_never_becomes_a_special_id(family: str, data: st.DataObjec
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_prompts_keep_the_special_ids_of_their_template(family: str, data: st.DataObject) -> None:
-    """With hostile text in every turn a prompt holds the special ids of the same prompt with harmless text."""
+    """With hostile text in every turn, a prompt has the same special ids as with harmless text."""
     tokens = tokenizer_of(family)
     system, question = data.draw(texts(family)), data.draw(texts(family))
     special = set(specials_of(tokens).values())
@@ -171,7 +171,7 @@ def test_prompts_keep_the_special_ids_of_their_template(family: str, data: st.Da
 def test_harmless_text_keeps_the_published_ids(family: str, data: st.DataObject) -> None:
     tokens = tokenizer_of(family)
     text = tokens._pattern.sub("", data.draw(texts(family)))
-    if tokens._pattern.search(text):  # what was left has closed up to another one
+    if tokens._pattern.search(text):  # the rest forms another special token
         text = "harmless"
     text = text.encode("utf-8", "replace").decode()
     ids = expected_ids(tokens, text)
@@ -183,7 +183,7 @@ def test_harmless_text_keeps_the_published_ids(family: str, data: st.DataObject)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_both_routes_agree_on_harmless_text(family: str, data: st.DataObject) -> None:
-    """The route for hostile text gives harmless text the ids that it has without it."""
+    """The code path for hostile text gives harmless text the same ids as the ordinary path."""
     tokens = tokenizer_of(family)
     text = data.draw(texts(family)).encode("utf-8", "replace").decode()
     text = "harmless" if tokens._pattern.search(text) else text
@@ -239,7 +239,7 @@ def test_windows_end_at_sentences_then_at_words() -> None:
 
 
 def test_a_text_of_long_tokens_is_one_window_while_it_fits() -> None:
-    """Characters say little about tokens: 32 spaces are one here."""
+    """The number of characters says little about the number of tokens: 32 spaces are one token here."""
     tokens = tokenizer_of("llama3")
     text = ("." + " " * 33) * 8
     assert len(text) > WINDOW * 8
@@ -293,7 +293,7 @@ ODD_HISTORIES = (
     "user assistant assistant user user",
     "user system",
     "system",
-    "user assistant",  # a history that is counted before it is answered
+    "user assistant",  # a history that is counted before it ends with a question
     "assistant",
     "",
 )
