@@ -1,4 +1,4 @@
-"""The bundled model: its size, and what it finds, reads and cites of the open half of the texts typed by hand."""
+"""The bundled model: its size, and its retrieval, answers and citations on the open half of the hand-typed texts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from clara_core.checkpoint.hub import BUNDLED
 from clara_core.evaluation import exact_match, score_rankings
 
 LARGEST = 20_000_000  # bytes of all files
-# Floors of the open half; the whole of both halves is measured by benchmarks/evaluate_typed.py.
+# Lower bounds for the open half; benchmarks/evaluate_typed.py measures both halves completely.
 HYBRID_RECALL_1 = 0.82
 HYBRID_RECALL_5 = 0.95
-EXACT_ALONE = 0.52  # each question with its own passage and no other
-# Floors of plain facts, read with the five passages that rank best.
+EXACT_ALONE = 0.52  # each question with its own passage only
+# Lower bounds for plain facts, answered from the five passages that rank best.
 EXACT_FACTS = 0.5
 CITED = 0.95  # right answers that cite their own passage
 AUROC = 0.85  # of confidence

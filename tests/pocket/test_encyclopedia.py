@@ -1,4 +1,4 @@
-"""The frozen weights through the public engine: a small slice of the figures of their encyclopedia."""
+"""The frozen weights with the public engine: a small part of the figures on the synthetic encyclopedia."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def world() -> World:
     return make_world(200)
 
 
-# --- what is measured ------------------------------------------------------------------------------------
+# --- the corpus ------------------------------------------------------------------------------------------
 
 
 def test_the_corpus_is_held_out_and_the_same_every_time(world: World):
@@ -77,7 +77,7 @@ def test_bm25_finds_what_shares_words(world: World):
     ranking = bm25_ranking(world.single, world.texts)
     assert all(sorted(one) == list(range(200)) for one in ranking)
     scores = score_rankings(ranking, [question.gold for question in world.single])
-    assert 0.6 < scores["recall@1"] < 0.95  # passages share words: no easy corpus, no hopeless one
+    assert 0.6 < scores["recall@1"] < 0.95  # passages share words: the corpus is neither trivial nor impossible
     assert scores["recall@20"] > 0.95
 
 
@@ -112,7 +112,7 @@ def test_it_tells_passages_apart_by_their_names(engine: ClaraEngine, world: Worl
     asked = world.single[:60]
     reading = read(engine, asked, memories, with_gold(asked, memory_ranking(engine, asked, memories)))
     right = reading.right()
-    assert sum(right) / len(right) >= 0.70, reading.wrong()  # in any order: a guess would be right in a fifth
+    assert sum(right) / len(right) >= 0.70, reading.wrong()  # in any order; a guess would be right in one of five cases
 
 
 def test_it_reads_two_passages(engine: ClaraEngine, world: World, memories: list[Memory]):
@@ -124,7 +124,7 @@ def test_it_reads_two_passages(engine: ClaraEngine, world: World, memories: list
 
 
 def test_the_program_reports(world: World, tmp_path: Path, monkeypatch, capsys):
-    """On a corpus that is small enough for a test; everything else is as in `make eval`."""
+    """The program of `make eval` on a small corpus."""
     small = World(
         world.texts[:40], *([q for q in asked if max(q.gold) < 40][:6] for asked in (world.single, world.double))
     )

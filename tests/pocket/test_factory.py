@@ -1,4 +1,4 @@
-"""The program that makes up everyday passages and questions: that its questions fit its passages."""
+"""The generator of everyday passages and questions: its questions fit its passages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PROSE = {
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few names and sentences, in the layout of the collected sources."""
+    """A few names and sentences in the format of the collected sources."""
     work = tmp_path_factory.mktemp("work")
     (work / "pools.json").write_text(json.dumps(POOLS))
     (work / "prose.json").write_text(json.dumps(PROSE))
@@ -170,7 +170,7 @@ def test_questions_are_held_against_earlier_passages_too(lesson: Lesson):
     with torch.no_grad():
         alone = Remembering(opened.model, terms, earlier)(first)
         assert len(earlier.kept) == len(first.sequences)
-        # Nothing was read before the first step: it is the plain objective, and the way back from passage to question.
+        # Before the first step there are no earlier passages: it is the plain objective and the reverse loss.
         plain = Objective(opened.model, terms)(first)
         assert alone.losses["contrastive"] == pytest.approx(float(plain.losses["contrastive"]), rel=1e-4)
         assert float(alone.losses["reverse"]) > 0
@@ -225,7 +225,7 @@ def test_the_handbook_holds_the_answers_to_its_questions():
 
 
 def test_a_run_goes_on_from_what_it_saved(work: Path, tmp_path: Path):
-    """One step a call: the second run begins where the first one ended, and writes a checkpoint that loads."""
+    """Each call makes one step: the second run continues the first one, and writes a checkpoint that loads."""
     (tmp_path / "mix.json").write_text(json.dumps({"passages": 3, "several": 1, "contrast": 2}))
     run = Run(work, tmp_path, "pocket", new_vocabulary=False)
     run.learn(hours=1e-9)

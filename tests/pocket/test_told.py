@@ -1,4 +1,4 @@
-"""Questions over real sentences: what is read off their parses, and what stands in the passages made of them."""
+"""Questions about real sentences: derived from parse trees, and answered by the passages made from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOUNS = {"table": "06", "elbow": "08", "head": "08", "window": "06", "cellar": "
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> WordNet:
-    """A few words in the layout of WordNet's files."""
+    """A few words in the format of WordNet's files."""
     folder = tmp_path_factory.mktemp("wordnet")
     (folder / "index.verb").write_text("strike v\nstick v\nlock v\ntutor v\nexplore v\n")
     (folder / "verb.exc").write_text("struck strike\nstuck stick\n")
@@ -114,4 +114,4 @@ def test_answers_stand_in_the_passage_and_no_mark_is_left(words: WordNet, tmp_pa
         assert all(answer.lower() in made.text.lower() for _, answer in made.asked)
         assert len({question for question, _ in made.asked}) == len(made.asked)
         seen |= {question.split()[0] for question, _ in made.asked}
-    assert {"Who", "What", "Where", "When", "Why", "How", "With"} <= seen  # some are about what was added
+    assert {"Who", "What", "Where", "When", "Why", "How", "With"} <= seen  # some are about added phrases

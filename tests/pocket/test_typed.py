@@ -1,4 +1,4 @@
-"""The passages and questions that were typed by hand, and the program that measures models on them."""
+"""The hand-typed passages and questions, and the program that measures models on them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_refusal_is_told_from_an_answer():
 
 
 def test_the_program_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """On a slice that is small enough for a test; everything else is as in `make eval`."""
+    """The program of `make eval` on a small part of the questions."""
     whole = typed_set("open")
     small = TypedSet(whole.texts[:12], [q for q in whole.answerable if q.gold[0] < 12][:8], whole.unanswerable[:2])
     monkeypatch.setattr(evaluate_typed, "typed_set", lambda half: small)
@@ -94,7 +94,7 @@ def test_evidence_of_the_frozen_weights_on_facts_of_their_kinds(encyclopedia: Cl
     found = measure(encyclopedia, typed_set("open", FACTS))
     assert found.answerable >= 40
     assert found.unanswerable >= 15
-    assert found.exact >= 0.5  # enough right answers to say something of
+    assert found.exact >= 0.5  # enough right answers for a statement
     assert found.cited >= 0.95
     assert found.offsets == 1.0
     assert found.auroc >= 0.85

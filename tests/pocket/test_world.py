@@ -1,4 +1,4 @@
-"""The generated encyclopedia: deterministic, split cleanly, and right in every answer."""
+"""The synthetic encyclopedia: deterministic, with separate splits, and with correct answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def all_texts(corpus: Corpus) -> list[str]:
 
 
 def asked(corpus: Corpus, question: Question) -> list[tuple[int, str, str]]:
-    """Passage, subject and value of the relation asked for, in the order of the question's text."""
+    """Passage, subject and value of the relation of a question, in the order of its text."""
     relation = question.kind.split(":")[-1]
     found = []
     for index in question.gold:
@@ -47,7 +47,7 @@ def asked(corpus: Corpus, question: Question) -> list[tuple[int, str, str]]:
 
 
 def check(corpus: Corpus) -> None:
-    """Check what must hold of every corpus."""
+    """Check properties of every corpus."""
     stated: dict[tuple[str, str], int] = {}
     kinds: dict[str, str] = {}
     for index, passage in enumerate(corpus.passages):
@@ -58,7 +58,7 @@ def check(corpus: Corpus) -> None:
             assert (fact.subject, fact.relation) not in stated
             stated[fact.subject, fact.relation] = index
             assert fact.relation in KINDS[passage.kind].relations
-            # One name, one thing: a second passage of a subject is of the same kind.
+            # A name belongs to one subject: a second passage about it has the same kind.
             assert kinds.setdefault(fact.subject, passage.kind) == passage.kind
         assert len({fact.subject for fact in passage.facts}) == 1
         assert passage.title[1:] == passage.facts[0].subject[1:]
@@ -103,7 +103,7 @@ def check_double(corpus: Corpus, question: Question) -> None:
     if form == "pair":
         assert left != right
         assert question.answer == f"{left} and {right}"
-        # In the order of the question; the longer name first, lest "Sarn" be found in "New Sarn".
+        # In the order of the question; longer names first, so that "Sarn" is not found in "New Sarn".
         marked = question.text
         for name in sorted((a, b), key=len, reverse=True):
             marked = marked.replace(name, "#A" if name == a else "#B", 1)
@@ -120,7 +120,7 @@ def check_double(corpus: Corpus, question: Question) -> None:
 
 
 def number(value: str) -> float:
-    """A size of a year, a date or a quantity, worked out apart from the package."""
+    """The number of a year, a date or a quantity, computed independently of the package."""
     parts = value.replace(",", "").split()
     if len(parts) == 3 and parts[1] in MONTHS:
         return int(parts[2]) * 10000 + MONTHS.index(parts[1]) * 100 + int(parts[0])
@@ -147,7 +147,7 @@ def test_splits_share_no_invented_word() -> None:
         invented = words - VOCABULARY
         assert len(invented) > 2000
         assert {split_of(word) for word in invented} == {split}
-    # Not one word apart from the ordinary vocabulary is common to both, in the texts themselves.
+    # In the texts, both splits have only ordinary words in common.
     assert seen["train"] & seen["test"] <= VOCABULARY
 
 
@@ -195,7 +195,7 @@ def test_passages_are_short_mostly_and_within_bounds() -> None:
     assert max(lengths) <= 200
     assert 43 <= statistics.mean(lengths) <= 58
     assert 0.05 <= sum(length > 110 for length in lengths) / len(lengths) <= 0.15
-    # Longer texts tell more, and every number of facts from two to eight occurs.
+    # Longer texts state more facts, and every number of facts from two to eight occurs.
     facts = [len(passage.facts) for passage in passages]
     assert statistics.correlation(lengths, facts) > 0.6
     assert set(range(2, 9)) <= set(facts)
@@ -212,7 +212,7 @@ def test_language_is_varied() -> None:
         assert relation.bridge_asks, relation.name
     used = {name for kind in KINDS.values() for name in kind.relations}
     assert used == set(RELATIONS)
-    # They are really used, not only listed.
+    # They are used, not only listed.
     drawn: dict[str, set[str]] = {}
     for seed in range(40):
         for question in make_corpus(random.Random(seed), 96, two_passage=0.0).questions:
@@ -260,7 +260,7 @@ def test_paraphrase_tells_the_same_facts_in_other_words() -> None:
         assert text == paraphrase(random.Random(index), passage)
         assert passage.facts[0].subject in text
         assert all(fact.value in text for fact in passage.facts)
-        # Nothing is invented: every word is of the passage's facts or an ordinary one.
+        # Every word belongs to the facts of the passage or is an ordinary word.
         told = words_of(" ".join(f"{fact.subject} {fact.value}" for fact in passage.facts))
         assert words_of(text) <= told | VOCABULARY
         changed += text != passage.text

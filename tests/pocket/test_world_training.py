@@ -1,4 +1,4 @@
-"""Losses against plain formulas, rows against what they must teach, and a run against itself after a stop."""
+"""Losses compared with plain formulas, contents of training rows, and a run that is continued after a stop."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_pointing_loss_wants_attention_on_the_right_documents() -> None:
     assert attention.grad is not None
     assert (attention.grad[0, :, 3, 2] < 0).all()  # more of it lowers the loss
     assert (attention.grad[0, :, 3, :2] > 0).all()
-    assert not attention.grad[..., 3:].any()  # what is no slot is free
+    assert not attention.grad[..., 3:].any()  # positions that are not slots do not count
 
 
 def test_straight_through_top_k_is_exact_forward_and_soft_backward() -> None:
@@ -126,12 +126,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-# One lesson of each kind: text, one passage, several, the base that learns no more, retrieval, and end to end.
+# One stage of each kind: text, one passage, several passages, a frozen base, retrieval, and end to end.
 LESSONS = ("base", "stage1", "stage1_2", "stage1_2_namesakes", "stage2_pretrain_retrieval", "stage2")
 
 
 def tiny_config(out: Path, steps: int = 2, names: Sequence[str] = LESSONS, **given: Any) -> WorldConfig:
-    """Lessons of the encyclopedia, short and over small worlds."""
+    """Short stages of the encyclopedia with small corpora."""
     config = WorldConfig.read(CONFIG_FILE, out=out, tensorboard=False, seed=5)
     lessons = {
         stage.name: config.lessons[stage.name]
@@ -149,7 +149,7 @@ def metrics(out: Path) -> list[dict[str, float]]:
 
 
 class Killed(BaseException):
-    """Ends a run like a kill: nothing is saved after it."""
+    """Ends a run like a kill, without saving."""
 
 
 @pytest.mark.parametrize("name", ["finished", "pocket"])
@@ -242,7 +242,7 @@ def test_rows_teach_the_answers_and_nothing_else(finished: Path) -> None:
     assert batch.sources is not None
     assert batch.wanted is not None
     for number, read in enumerate(batch.windows):
-        # Each window's document is one bit, and a turn looks at the documents of its question.
+        # The document of each window is one bit, and a turn attends to the documents of its question.
         row = taught_rows.get(read)
         bits = batch.sources[number][batch.slots[number]].tolist()
         assert bits[:: CONFIG.n_mem] == bits[CONFIG.n_mem - 1 :: CONFIG.n_mem]
