@@ -1,4 +1,4 @@
-"""The projection against a dense one, against theory, and against itself on another day."""
+"""The projection, compared with a dense one, with theory, and with recorded values."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_sparse_vectors_are_spread_as_well():
 def test_the_same_on_every_machine_and_other_under_another_seed():
     vectors = torch.arange(1, 101, dtype=torch.float32).view(1, 100)
     projected = Projection(100, 8, seed=3).apply(vectors)
-    # Recorded; sums of whole numbers leave nothing to rounding but the scale.
+    # Recorded; sums of integers are exact, so only the scale is rounded.
     recorded = [126.125, -256.375, 329.125, 115.625, -449.125, 245.625, 0.3750031, 201.125]
     assert torch.allclose(projected, torch.tensor([recorded]), rtol=1e-6)
     assert not torch.allclose(projected, Projection(100, 8, seed=4).apply(vectors))

@@ -1,4 +1,4 @@
-"""Ranking against plain loops."""
+"""Ranking, compared with plain loops."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_nothing_to_rank() -> None:
 
 
 def test_a_cosine_stays_in_its_bounds() -> None:
-    """Rounding must not push the score of a text with itself past one."""
+    """Rounding must not raise the score of a text with itself above one."""
     memories = random_memories([1] * 200, seed=6)
     scores = score_memories(torch.cat([m.tokens for m in memories]), memories)
     assert scores.diagonal().min() > 1 - 1e-6
