@@ -1,4 +1,4 @@
-"""A browser without a window, for tests of the page; they are skipped where none is installed."""
+"""A headless browser for tests of the page; they are skipped if none is installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FLAGS = (
 
 
 class Browser:
-    """Chromium, and the parts of the page by their ids."""
+    """Chromium, with access to the elements of the page by their ids."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
@@ -34,14 +34,14 @@ class Browser:
         self.driver.get(url)
 
     def ready(self, url: str, *, origin: str | None = None) -> None:
-        """Open a page whose server takes questions, and choose what it answers from: a store, or "" for text."""
+        """Open the page of a server that is ready, and choose the source of answers: a store, or "" for text."""
         self.open(url)
         self.until(lambda: self["model"].get_attribute("data-state") == "ready")
         if origin is not None:
             Select(self["origin"]).select_by_value(origin)
 
     def ask(self, question: str, documents: str | None = None) -> None:
-        """Ask as a person does, and wait for the end of the answer."""
+        """Ask a question as a person does, and wait for the end of the answer."""
         self.begin(question, documents)
         self.until(lambda: not self.busy)
 
@@ -70,7 +70,7 @@ class Browser:
         return self.driver.execute_script(script)
 
     def log(self) -> list[str]:
-        """What the browser complained of since the last time."""
+        """Messages of the browser since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def emulate(self, *, width: int = 1000, dark: bool = False) -> None:
@@ -85,7 +85,7 @@ class Browser:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Browser]:
-    """A browser with an empty profile."""
+    """Start a browser with an empty profile."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
         pytest.skip("needs Chromium and its driver in PATH: apt-get install chromium chromium-driver")

@@ -1,4 +1,4 @@
-"""Servers on a free port of this machine, in a thread: everything in these tests goes over a real socket."""
+"""Runs servers in a thread, on a free port of this machine, so that the tests use real sockets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Running:
         return self.http.post(path, json=body, headers=headers)
 
     def wait_until(self, holds: Any) -> None:
-        """Wait for something that will be so, however busy the machine is."""
+        """Wait until a condition is true, however busy the machine is."""
         end = time.monotonic() + PATIENCE
         while not holds():
             assert time.monotonic() < end, "it never came to be"
@@ -40,7 +40,7 @@ class Running:
 
 @contextmanager
 def running(*, ready: bool = True, **config: Any) -> Iterator[Running]:
-    """A server of the bundled model, unless `config` names another."""
+    """Run a server of the bundled model, unless `config` names another one."""
     server = server_of(ServeConfig.model_validate({"options": {"model": "pocket"}, **config}))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

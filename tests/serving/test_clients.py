@@ -1,7 +1,7 @@
-"""Other people's clients against a real server, each as its documentation says; what is not installed is skipped.
+"""Clients of other projects with a real server, used as their documentation says; missing ones are skipped.
 
-The server is this project's or, where ``CLARA_TEST_SERVER`` names one, that one: so the clients can be in an
-environment of their own, without this project and without each other.
+The server is started here, unless ``CLARA_TEST_SERVER`` has the address of one. With it, each client can be tested in
+an environment of its own, without this project and without the other clients.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def url(request):
 
 @pytest.fixture(scope="module")
 def expected(url):
-    """What the routes themselves say, by plain bodies."""
+    """The responses of the routes to plain requests."""
     httpx = pytest.importorskip("httpx")
 
     def ask(path, body):
@@ -153,7 +153,7 @@ async def test_llama_index_tei(url, expected):
 
 async def test_huggingface_inference_client(url, expected, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # a server of this machine is no hub
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # a server of this machine is not the Hub
     client = hub.InferenceClient(base_url=url)
     told = client.chat_completion([{"role": "user", "content": QUESTION}], model="clara", max_tokens=16)
     assert told.choices[0].message.content == expected["text"]

@@ -1,4 +1,4 @@
-"""Too much to do, clients that leave at every moment, a device that hangs or dies, a server that is killed."""
+"""Overload, clients that disconnect at any moment, a device that hangs or fails, a server that is killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.serving.servers import PATIENCE, running
 from tests.serving.test_gate import CHAT, idle
 from tests.tiny import build
 
-TAKEN = 16 + 4  # answers that are written at once on a processor, and those that wait
+TAKEN = 16 + 4  # answers in the batch on a processor, and answers that wait
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def server():
 
 @contextmanager
 def held(server, name):
-    """A method of the server's model that waits until it is let go."""
+    """A method of the server's model that waits until it is released."""
     calls = SimpleNamespace(entered=threading.Event(), let_go=threading.Event(), count=0)
 
     def wait(original, *arguments, **options):
@@ -63,7 +63,7 @@ async def test_what_is_above_three_times_as_much_is_refused_and_the_rest_finishe
         with held(server, "prefill"):
             asked = {asyncio.create_task(http.post("/v1/chat/completions", json=CHAT)) for _ in range(3 * TAKEN)}
             done: set[asyncio.Task[httpx.Response]] = set()
-            while len(done) < 2 * TAKEN:  # while nothing is answered
+            while len(done) < 2 * TAKEN:  # while no answer is finished
                 done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
                 await asyncio.sleep(0.01)
             refused = [each.result() for each in done]
@@ -76,7 +76,7 @@ async def test_what_is_above_three_times_as_much_is_refused_and_the_rest_finishe
 
 
 def sent(server, path, body):
-    """A request on a socket that somebody is about to close."""
+    """A request on a socket that is closed next."""
     host, port = server.url.removeprefix("http://").split(":")
     content = json.dumps(body).encode()
     raw = socket.create_connection((host, int(port)), PATIENCE)
@@ -95,7 +95,7 @@ def test_who_leaves_while_a_prompt_is_read_or_waits_leaves_no_work(server, strea
         server.wait_until(lambda: server.state.engine.stats().waiting >= TAKEN - 1)
         for client in clients:
             client.close()
-        server.wait_until(lambda: server.state.in_flight == server.state.answers == 0)  # though the device is held
+        server.wait_until(lambda: server.state.in_flight == server.state.answers == 0)  # although the device is blocked
         prefill.let_go.set()
         server.wait_until(lambda: idle(server.state))
     assert steps.calls <= 1
@@ -134,7 +134,7 @@ def test_a_device_that_hangs_and_one_that_died_are_seen(server):
     assert reply.json()["error"]["code"] == "engine_unavailable"
     assert reply.headers["retry-after"]
     assert health().json() == {"status": "the engine's thread has ended"}
-    assert server.post("/v1/chat/completions", CHAT).status_code == 200  # which begins another
+    assert server.post("/v1/chat/completions", CHAT).status_code == 200  # which starts another one
     assert health().status_code == 200
 
 
@@ -144,11 +144,11 @@ def test_a_device_that_is_lost_stays_lost(tmp_path):
             assert server.post("/v1/chat/completions", CHAT).status_code == 503
         for _ in range(2):
             assert server.post("/v1/chat/completions", CHAT).json()["error"]["code"] == "engine_unavailable"
-            assert server.http.get("/health/live").status_code == 503  # whoever started the process starts another
+            assert server.http.get("/health/live").status_code == 503  # its supervisor restarts it
 
 
 class Writer(threading.Thread):
-    """Adds documents, eight in a request, until it cannot."""
+    """Adds documents, eight in each request, until this fails."""
 
     def __init__(self, store, name, known):
         super().__init__()
@@ -178,7 +178,7 @@ def test_a_server_that_is_killed_loses_nothing_that_it_acknowledged(tmp_path, ki
     known: dict[str, str] = {}
     for kill in range(kills + 1):
         with serving("--store", f"a={folder}", "--writable", "a", port=port) as server:
-            assert len(store) == len(known)  # the client goes on where it was, by the same objects
+            assert len(store) == len(known)  # the client continues with the same objects
             if kill == kills:
                 break
             writer = Writer(store, str(kill), known)
@@ -192,6 +192,6 @@ def test_a_server_that_is_killed_loses_nothing_that_it_acknowledged(tmp_path, ki
             writer.join(PATIENCE)
         assert "does not answer" in str(writer.failure)
         found = {record.id: record.text for record in MemoryStore.open(folder, model="pocket")}
-        # One request is one commit: of what was being written there is all or nothing.
+        # One request is one commit: its documents are all stored, or none is.
         assert found in (known, known | writer.under_way)
         known = found

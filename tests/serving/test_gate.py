@@ -1,4 +1,4 @@
-"""Who is let in, how much is taken, and that nobody who left is worked for."""
+"""Access to a server, its limits, and the cancellation of work for clients that disconnect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHAT = {"model": "clara", "messages": [{"role": "user", "content": "Hello"}], "m
 
 
 def test_another_address_needs_a_key(tmp_path):
-    everywhere = "0.0.0.0"  # noqa: S104 - what is refused
+    everywhere = "0.0.0.0"  # noqa: S104 - this is refused
     with pytest.raises(ValueError, match="can be reached from other machines, and there is no key"):
         checked_config({"host": everywhere})
     for host in ("127.0.0.1", "::1", "localhost", "127.3.2.1"):
@@ -71,7 +71,7 @@ def locked():
 
 
 def paths(app):
-    """Every path and method that an app answers, however it is put together."""
+    """Every path and method of an app, including those of nested routers."""
     found = set()
     waiting = list(app.routes)
     while waiting:
@@ -238,7 +238,7 @@ def test_text_that_looks_like_control_is_text(server, local):
 
 @pytest.fixture(scope="module")
 def small():
-    """A server of small limits."""
+    """A server with small limits."""
     limits = {"body_bytes": 4096, "body_seconds": 0.5, "requests": 2, "waiting_bytes": 8192}
     with running(limits=limits) as server:
         yield server
@@ -250,7 +250,7 @@ def test_bodies_without_end_are_cut_off(small):
         while True:
             yield b"a" * 1000
 
-    # The server may answer, or close the connection on a client that goes on sending.
+    # The server may answer, or close the connection of a client that continues to send.
     try:
         response = small.http.post(
             "/v1/chat/completions", content=endless(), headers={"content-type": "application/json"}
@@ -290,7 +290,7 @@ def test_slow_senders_and_large_headers_are_let_go(small):
     assert small.http.get("/health").status_code == 200
 
 
-# --- too much to do --------------------------------------------------------------------------------------
+# --- overload --------------------------------------------------------------------------------------------
 
 
 def test_what_is_too_much_is_refused_at_once(small):
@@ -339,7 +339,7 @@ def test_a_request_may_say_how_long_it_waits(server):
     server.wait_until(lambda: server.state.in_flight == 0)
 
 
-# --- clients that leave ----------------------------------------------------------------------------------
+# --- clients that disconnect -----------------------------------------------------------------------------
 
 
 def idle(state) -> bool:
@@ -362,7 +362,7 @@ def test_who_leaves_is_not_worked_for(server, stream):
         with socket.create_connection((host, int(port)), PATIENCE) as raw:
             raw.sendall((head + body).encode())
             if stream and n % 2:
-                raw.recv(1)  # being written
+                raw.recv(1)  # while it is generated
             elif n % 3 == 0:
                 server.wait_until(lambda: server.state.in_flight > 0)
     server.wait_until(lambda: idle(server.state))
@@ -384,7 +384,7 @@ def test_a_closed_stream_stops_the_work_on_the_server(server, remote):
     server.wait_until(lambda: idle(server.state))
 
 
-# --- nobody reads what is another's ----------------------------------------------------------------------
+# --- separation of clients -------------------------------------------------------------------------------
 
 
 async def test_answers_of_many_at_once_are_each_their_own(server, local):

@@ -1,4 +1,4 @@
-"""The page on which a person asks: in a browser, over a real socket."""
+"""The web page for questions, in a browser and over a real socket."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _silence(request):
-    """No test leaves a complaint of the browser's policy, or an exception of the script."""
+    """After each test, the browser has reported no violation of its policy and no exception of the script."""
     yield
     if "browser" in request.fixturenames:
         said = request.getfixturevalue("browser").log()
@@ -117,7 +117,7 @@ def _silence(request):
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory, local: ClaraEngine):
-    """A server with a store whose titles are hostile, too."""
+    """A server with a store, in which some titles are hostile."""
     folder = tmp_path_factory.mktemp("store")
     metadata = [{"title": HOSTILE[1]}, {"file": "bridge.txt", "source": "/srv"}, {"title": HOSTILE[2]}]
     MemoryStore.open(str(folder), local).add([*DOCUMENTS, HOSTILE[0]], metadata)
@@ -126,7 +126,7 @@ def shelf(tmp_path_factory, local: ClaraEngine):
 
 
 def told(engine: Any, monkeypatch: pytest.MonkeyPatch, *chunks: Any) -> None:
-    """Let an engine answer what a test wants to see on the page."""
+    """Let an engine give the answer that a test wants to see on the page."""
 
     async def stream(*_: object, **__: object) -> AsyncIterator[Chunk]:
         for chunk in chunks:
@@ -203,7 +203,7 @@ def test_hostile_text_is_shown_and_does_nothing(server: Running, browser: Browse
     assert browser.texts("#unused .text") == [HOSTILE[0], HOSTILE[2], HOSTILE[3]]
     assert not browser.all("#result img, #result script, #result svg, #result a:not(.number)")
     assert browser.driver.title == "Ask your documents"
-    # The browser itself refuses markup, whatever a script of the page may try one day.
+    # The browser itself refuses markup, so that a later change of the script cannot insert any.
     assert (
         browser.run("try { document.body.innerHTML = '<b>'; return false } catch (error) { return error.name }")
         == "TypeError"
@@ -221,7 +221,7 @@ def test_offsets_are_of_characters_and_long_sources_are_shortened(server: Runnin
     ]
     told(server.state.engine, monkeypatch, Chunk(said), ended(said, citations))
     browser.ready(server.url)
-    # The driver types characters of the basic plane only.
+    # The driver can only type characters of the basic multilingual plane.
     browser.driver.execute_script("document.getElementById('documents').value = arguments[0]", f"first\n\n{long}")
     browser.ask("What?")
     assert browser.texts("#answer .cited") == ["🐏 grazes", "not so"]
@@ -316,7 +316,7 @@ def test_refusals_are_said_in_words(browser: Browser, monkeypatch):
     browser.ask("When?", "It rains.")
     assert browser["refusal"].text == "The server cannot be reached. Is it still running?"
     browser.until(lambda: browser["model"].text == "not reached")
-    browser.open("about:blank")  # it looks for the server until then
+    browser.open("about:blank")  # until then it polls the server
 
 
 def test_a_key_is_asked_for_and_kept_in_memory_alone(browser: Browser, tmp_path):
@@ -351,7 +351,7 @@ def test_a_page_that_was_opened_early_waits_for_the_model(browser: Browser):
         browser.until(lambda: browser["model"].text == "pocket")
 
 
-# --- how it looks ----------------------------------------------------------------------------------------
+# --- appearance ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -372,7 +372,7 @@ def test_it_can_be_read_on_narrow_and_dark_screens(server: Running, browser: Bro
 
 
 def _contrast(browser: Browser, selector: str) -> float:
-    """Of a text and what it stands on, as the guidelines for accessible content count it."""
+    """Contrast ratio of text and background, by the formula of the accessibility guidelines (WCAG)."""
     colours = browser.driver.execute_script(
         """
         let element = document.querySelector(arguments[0]);

@@ -1,4 +1,4 @@
-"""Each public call of an engine says the same through a server, whether it blocks or is awaited."""
+"""Each public call of an engine, blocking or awaited, gives the same result through a server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXTS = [
     LONG,
     "",
 ]
-MANY = [f"Note {n}" for n in range(70)]  # more than go into one request
+MANY = [f"Note {n}" for n in range(70)]  # more than fit into one request
 TURNS = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hello"},
@@ -34,7 +34,7 @@ TURNS = [
 ]
 EVERYTHING = {"logprobs": True, "top_logprobs": 2, "citations": True, "min_confidence": 0.0, "max_tokens": 16}
 
-# What both engines are asked: a call, its arguments by what is at hand (`At`), its options.
+# The calls of both engines: name, arguments as a function of `At`, options.
 CALLS = [
     ("compress", lambda at: (TEXTS,), {}),
     ("compress", lambda at: ([],), {}),
@@ -77,7 +77,7 @@ CALLS = [
     ("fidelity", lambda at: (at.read[:1], "Say {docs} again."), {}),
     ("count_tokens", lambda at: (LONG,), {}),
 ]
-# Calls that are the same error.
+# Calls that raise the same error.
 WRONG = [
     ("compress", lambda at: ([LONG], "error"), {}),
     ("compress", lambda at: ([LONG], "spilt"), {}),
@@ -113,9 +113,9 @@ WRONG = [
 
 
 def told(value):
-    """A value as lists, numbers, texts and tensors, which can be compared."""
+    """Convert a value to lists, numbers, texts and tensors, which can be compared."""
     if isinstance(value, torch.Tensor):
-        return value if value.ndim < 3 else value / value.flatten(1).norm(dim=1)[:, None, None]  # as search scales them
+        return value if value.ndim < 3 else value / value.flatten(1).norm(dim=1)[:, None, None]  # scaled as in a search
     if isinstance(value, Memory):
         names = ("text", "spans", "source_tokens", "fingerprint", "n_windows", "nbytes", "tokens")
         return [told(getattr(value, name)) for name in names]
@@ -127,7 +127,7 @@ def told(value):
 
 
 def assert_alike(one, other, place="result"):
-    """Equal but for numbers, which may differ by 1e-6."""
+    """Assert that values are equal; numbers may differ by 1e-6."""
     if isinstance(one, torch.Tensor):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     elif isinstance(one, list) and isinstance(other, list):
@@ -142,7 +142,7 @@ def assert_alike(one, other, place="result"):
 
 
 class At:
-    """What calls are made of: memories of an engine, and an answer of it."""
+    """Arguments of the calls: memories and an answer of an engine."""
 
     def __init__(self, engine):
         self.read = engine.remember(TEXTS)
@@ -161,7 +161,7 @@ def there(remote):
 
 
 async def called(engine, name, arguments, options):
-    """What a call gives, of whatever kind it is."""
+    """The result of a call: blocking, awaitable or streamed."""
     given = getattr(engine, name)(*arguments, **options)
     if inspect.isawaitable(given):
         return await given

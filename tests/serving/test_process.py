@@ -1,4 +1,4 @@
-"""`clara serve` as a process of its own: it starts, says what it does, and ends without losing a request."""
+"""`clara serve` as a process: start, log, and shutdown without a lost request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_end_under_load_loses_no_request_that_was_taken():
                 try:
                     replies.append(http.post("/v1/chat/completions", json=CHAT))
                 except httpx.ConnectError:
-                    pass  # not taken
+                    pass  # not free
                 except httpx.TransportError as exc:
                     failures.append(exc)
 

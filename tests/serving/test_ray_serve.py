@@ -22,7 +22,7 @@ from clara_core import ClaraEngine, MemoryStore, open_engine
 from tests.serving.servers import PATIENCE
 from tests.serving.test_process import free_port
 
-# Ray's own use of pydantic is not ours to mend.
+# Ray's own use of pydantic gives warnings.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:Using extra keyword arguments:DeprecationWarning")]
 
 ROOT = Path(__file__).parents[2]
@@ -33,11 +33,11 @@ PASSAGES = [
     "Fesunrin Bridge is made of white marble and rests on 3 arches.",
 ]
 CHAT = {"model": "clara", "messages": [{"role": "user", "content": "Tell me about the bridge"}], "max_tokens": 200}
-SERVE = "from ray.serve.scripts import cli; cli()"  # the command `serve`, of this Python
+SERVE = "from ray.serve.scripts import cli; cli()"  # the command `serve` of this Python
 
 
 class Cluster:
-    """What `serve run` has started."""
+    """A cluster that `serve run` has started."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
         self.process = process
@@ -61,7 +61,7 @@ class Cluster:
             return False
 
     def by_replica(self, ask: Callable[[], httpx.Response], several: int = 2) -> dict[str, httpx.Response]:
-        """A response of each replica."""
+        """One response of each replica."""
         found: dict[str, httpx.Response] = {}
 
         def asked() -> bool:
@@ -83,7 +83,7 @@ def cluster(tmp_path_factory, local: ClaraEngine) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("ray")
     MemoryStore.open(str(folder / "store"), local).add(PASSAGES)
     (folder / "keys.txt").write_text(KEY)
-    # The file of deploy/ as it stands, but for what this machine has.
+    # The file of deploy/, with the resources of this machine.
     config = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())
     port = free_port()
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
@@ -99,7 +99,7 @@ def cluster(tmp_path_factory, local: ClaraEngine) -> Iterator[Cluster]:
     del deployment["autoscaling_config"]
     deployment |= {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.5}}
     (folder / "serve.yaml").write_text(yaml.safe_dump(config))
-    # Ray gives its workers what others leave, on a busy machine nothing.
+    # Ray gives its workers only the processors that other programs leave, which on a busy machine are none.
     env = {**os.environ, "RAY_worker_niceness": "0", "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-c", SERVE, "run", "--blocking", str(folder / "serve.yaml")]
     with subprocess.Popen(command, env=env, cwd=folder) as process:
@@ -117,7 +117,7 @@ def test_what_is_told_is_checked_before_anything_starts(monkeypatch):
     from clara_core.serving.ray_app import Replica, application
 
     for values, message in (
-        ({"host": "0.0.0.0"}, "host is not set here"),  # noqa: S104 - what is refused
+        ({"host": "0.0.0.0"}, "host is not set here"),  # noqa: S104 - this is refused
         ({"keys": [KEY]}, "keys is not set here"),
         ({"writeable": []}, "writeable"),
         ({"writable": ["x"]}, "names the store 'x'"),
@@ -162,7 +162,7 @@ def test_a_stream_comes_piece_by_piece_and_ends_with_its_client(cluster: Cluster
     assert lines[-1] == "data: [DONE]"
 
     def given_up() -> bool:
-        """Whether a replica has seen a client leave: one whose answer had begun to arrive, and was being written."""
+        """Whether a replica has noticed that a client disconnected while its answer was being streamed."""
         with cluster.http.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as response:
             next(response.iter_lines())
         shown = cluster.by_replica(lambda: cluster.http.get("/metrics")).values()

@@ -1,4 +1,4 @@
-"""A remote engine says what the engine behind the server says, call by call."""
+"""A remote engine gives the same results as the engine of the server."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_process_that_talks_to_a_server_imports_no_model_library(server, local
     assert set(said) == {local.answer("Who sailed to Lisbon?", memories).text}
 
 
-# --- a server that lies ----------------------------------------------------------------------------------
+# --- a server with invalid replies -----------------------------------------------------------------------
 
 
 def tensors(header: object, body: bytes = b"") -> bytes:

@@ -1,4 +1,4 @@
-"""The routes of OpenAI, Cohere, Jina and TEI, called by OpenAI's own client and by bodies as the others send them."""
+"""The routes of OpenAI, Cohere, Jina and TEI, called by OpenAI's client and with the bodies of the other clients."""
 
 from __future__ import annotations
 
@@ -242,5 +242,5 @@ def test_a_rerank_without_documents_says_so(server):
     for path in ("/v1/rerank", "/rerank"):
         response = server.post(path, {"query": QUESTION})
         assert response.status_code == 400
-        assert response.json()["detail"] == "documents is missing"  # where Jina's client looks
+        assert response.json()["detail"] == "documents is missing"  # the field that Jina's client reads
     assert server.post("/rerank", {"query": QUESTION, "documents": []}).json()["results"] == []

@@ -1,4 +1,4 @@
-"""Stores of a server: what the store in this process says, over HTTP."""
+"""Stores on a server, compared with the store in this process."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_writing(stores, local):
     assert remote.search(QUESTION) == []
     assert remote.fingerprint is None
     assert remote.add(iter(TEXTS), METADATAS, [*IDS[:-1], None])[:-1] == IDS[:-1]
-    assert remote.add(TEXTS[:2], METADATAS[:2], IDS[:2]) == IDS[:2]  # again: nothing changes
+    assert remote.add(TEXTS[:2], METADATAS[:2], IDS[:2]) == IDS[:2]  # repeated: nothing changes
     assert remote.count() == len(TEXTS)
     assert remote.get(["id-1"])[0].metadata == METADATAS[1]
     assert remote.add(memories=local.compress(["A new note."]), ids=["new"]) == ["new"]

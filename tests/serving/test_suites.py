@@ -1,4 +1,4 @@
-"""LangChain's own suites over a server; with the marker `heavy` every test of the components, too."""
+"""LangChain's standard suites with a server; with the marker `heavy`, all tests of the components, too."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def chatty():
-    """A server of a random model, which always says something."""
+    """A server of a random model, whose answers are never empty."""
     with running(options={"model": tiny_folder()}) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def keeping(tmp_path_factory):
-    """A server with a store; the compressor reads questions, so that a text is found by itself."""
+    """A server with a store; the compressor reads questions, so a text finds itself."""
     folder = str(tmp_path_factory.mktemp("stores") / "a")
     with running(options={"model": "pocket", "reasoner": "encoder"}, stores={"a": folder}, writable={"a"}) as server:
         yield server
