@@ -1,4 +1,4 @@
-"""Memories without a model, and a tiny model, for the tests of the store."""
+"""Fixtures of the store tests: memories without a model, and a tiny model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FINGERPRINT = "a" * 64
 
 
 def made_memory(text: str, windows: int = 1, fingerprint: str = FINGERPRINT, shape: tuple[int, int] = (N_MEM, HIDDEN)):
-    """A memory that follows from the text alone, with a strong common part, exact in bfloat16."""
+    """A memory that depends only on the text, with a large common part, exact in bfloat16."""
     seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:7], "little")
     generator = torch.Generator().manual_seed(seed)
     common = torch.linspace(-1, 1, shape[0] * shape[1]).view(1, *shape)
@@ -29,12 +29,12 @@ def made_memory(text: str, windows: int = 1, fingerprint: str = FINGERPRINT, sha
 
 
 def told(hits):
-    """Hits as pairs of id and score, which rounding may change."""
+    """Hits as pairs of id and approximate score."""
     return [(hit.id, pytest.approx(hit.score, abs=1e-5)) for hit in hits]
 
 
 def add(store: MemoryStore, *names: str, windows: int = 1, **given: Any) -> list[str]:
-    """Add a made memory for each name, which is its id."""
+    """Add an artificial memory for each name; the name is the id."""
     return store.add(memories=[made_memory(f"text of {name}", windows) for name in names], ids=names, **given)
 
 

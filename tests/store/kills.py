@@ -1,4 +1,4 @@
-"""Sixty kills of several writers at once: nothing acknowledged may be lost, no document torn. Takes minutes.
+"""Kills several concurrent writers sixty times: no acknowledged document may be lost or mixed. It takes minutes.
 
 python -m tests.store.kills            # 20 rounds of three writers
 python -m tests.store.kills 5
@@ -17,11 +17,11 @@ from typing import Any
 from clara_core import MemoryStore
 from tests.store.test_faults import PATIENCE, Writers, contents, replay
 
-NAMES = ("a", "b", "c")  # of writers, each with documents of its own
+NAMES = ("a", "b", "c")  # of writers, each with its own documents
 
 
 def main(rounds: int = 20) -> None:
-    """Kill all writers of a round at random moments, and look at what they left."""
+    """Kill all writers of a round at random moments, and check the store."""
     rng = random.Random(2026)
     acknowledged = interrupted = 0
     versions: dict[str, dict[str, int]] = {name: {} for name in NAMES}

@@ -1,4 +1,4 @@
-"""A dataset in a store: the same by every way, whole or not at all, and gone on with after any end."""
+"""Bulk jobs: the same store by every way, completely or not at all, and resumable after any interruption."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def source(table, tmp_path):
 
 
 def contents(uri):
-    """All of a store, by id."""
+    """The contents of a store, by id."""
     store = MemoryStore.open(uri)
     found = {record.id: record for record in store}
     memories = dict(zip(found, store.memories(list(found)), strict=True))
@@ -83,7 +83,7 @@ def contents(uri):
 
 
 def assert_equal(one, other):
-    """Texts are batched with others than in `add`: a number may be rounded to the next one of bfloat16."""
+    """Assert equality; texts are in other batches than in `add`, so a number may differ by one step of bfloat16."""
     assert one.keys() == other.keys()
     for id_, (record, tokens, spans) in one.items():
         assert (record, spans) == (other[id_][0], other[id_][2])
@@ -92,7 +92,7 @@ def assert_equal(one, other):
 
 @pytest.fixture(scope="module")
 def added(engine, table, tmp_path_factory):
-    """What `MemoryStore.add` makes of the table."""
+    """The store that `MemoryStore.add` writes from the table."""
     folder = tmp_path_factory.mktemp("added")
     rows = table.to_pylist()
     MemoryStore.open(folder, engine=engine).add(
@@ -116,7 +116,7 @@ def test_sets_of_digests_are_sets(known, found):
 
 
 def test_batches_of_texts_become_the_rows_that_add_writes(arguments, table, added, tmp_path):
-    """As Spark and others would call it: pickled, with an iterator of batches of any size, a task at a time."""
+    """As Spark would call it: pickled, with an iterator of batches of any size, one task at a time."""
     uri = str(tmp_path / "store")
     schema = prepare_store(uri, table["text"].to_pylist()[:20], arguments)
     assert MemoryStore.open(uri).count() == 0
@@ -130,10 +130,10 @@ def test_batches_of_texts_become_the_rows_that_add_writes(arguments, table, adde
         [note] = FragmentWriter(uri)(iter(rows))
         assert note.schema == WRITTEN
         written.append(note)
-    assert MemoryStore.open(uri).count() == 0  # nothing is seen of it yet
+    assert MemoryStore.open(uri).count() == 0  # readers do not see it yet
     assert commit_written(uri, written) == N
     assert_equal(contents(uri), added)
-    assert commit_written(uri, written) == N  # again: the same documents take their own places
+    assert commit_written(uri, written) == N  # repeated: the same documents replace themselves
     assert_equal(contents(uri), added)
 
 
@@ -141,7 +141,7 @@ def test_batches_of_texts_become_the_rows_that_add_writes(arguments, table, adde
 def test_a_document_that_bulk_and_add_put_in_at_the_same_moment_is_there_once(
     first, arguments, engine, table, tmp_path, monkeypatch
 ):
-    """One commits while the other has begun; the later one's document stays."""
+    """One commits while the other is running; the document of the later commit stays."""
     uri = str(tmp_path / "store")
     schema = prepare_store(uri, ["a text"], arguments)
     written = list(FragmentWriter(uri)(BatchCompressor(schema, arguments, COLUMNS)(iter(table.to_batches()))))
@@ -171,7 +171,7 @@ def test_a_document_that_bulk_and_add_put_in_at_the_same_moment_is_there_once(
 
 
 def test_any_number_of_batches_takes_bounded_memory(arguments, table, tmp_path, monkeypatch):
-    """Rows come out while texts go in."""
+    """Rows are returned while texts are still read."""
     monkeypatch.setattr("clara_core.store.bulk.fragments._BATCH_BYTES", 1)
     schema = prepare_store(str(tmp_path / "store"), [], arguments)
     taken = 0
@@ -191,7 +191,7 @@ def test_an_access_token_does_not_travel(arguments):
     compress = BatchCompressor(pa.schema([]), arguments.model_copy(update={"token": "secret"}), COLUMNS)
     assert b"secret" not in pickle.dumps(compress)
     assert compress.engine.token is None
-    assert BatchCompressor(pa.schema([]), EngineArguments()).engine.device == "auto"  # found where the work is done
+    assert BatchCompressor(pa.schema([]), EngineArguments()).engine.device == "auto"  # noticed by the worker
 
 
 def test_another_engine_than_the_stores_is_refused(arguments, table, tmp_path, tmp_path_factory):
@@ -226,7 +226,7 @@ def test_a_dataset_becomes_what_add_makes_of_it(source, arguments, added, rows_p
     assert_equal(contents(uri), added)
     store = MemoryStore.open(uri)
     version = store.stats().version
-    assert compress_dataset(source, uri, arguments, COLUMNS) == 0  # all of it is there
+    assert compress_dataset(source, uri, arguments, COLUMNS) == 0  # complete
     assert store.stats().version == version
     assert [path.name for path in Path(uri).iterdir() if path.name == "bulk"] == []
 
@@ -268,7 +268,7 @@ def test_equal_texts_without_ids_are_one_document(arguments, engine, tmp_path):
         ("three", {"n": 3}),
     ]
     store = MemoryStore.open(uri, engine=engine)
-    assert store.add(["two"], [{"n": 1}]) == [found[1].id]  # ids are those that `add` makes
+    assert store.add(["two"], [{"n": 1}]) == [found[1].id]  # ids are those of `add`
     assert store.count() == 3
 
 
@@ -310,11 +310,11 @@ def test_a_job_needs_a_store_that_others_can_reach(source, arguments):
         compress_dataset(source, "memory://", arguments)
 
 
-# --- stopped and gone on with ------------------------------------------------------------------------------
+# --- interrupted and resumed -------------------------------------------------------------------------------
 
 
 def test_finished_shards_are_kept(source, arguments, added, tmp_path, monkeypatch):
-    """Every third shard fails at first; the next call goes on there, and no finished shard is read again."""
+    """Every third shard fails at first; the next call continues with these, and reads no finished shard again."""
     uri = str(tmp_path / "store")
     original, calls = bulk.FragmentWriter.__call__, []
 
@@ -335,7 +335,7 @@ def test_finished_shards_are_kept(source, arguments, added, tmp_path, monkeypatc
             assert MemoryStore.open(uri).count() == 0
     assert total == N
     assert attempts == 6
-    assert len(calls) == 12 + 5  # each shard once, and once more where it failed
+    assert len(calls) == 12 + 5  # each shard once, and failed ones once more
     assert_equal(contents(uri), added)
 
 
@@ -403,7 +403,7 @@ def test_the_command_goes_on_after_it_was_killed(source, added, engine, argument
     process = subprocess.Popen(command(source, uri, *options), cwd=ROOT, stderr=subprocess.PIPE)
     notes = Path(uri) / "bulk"
     while process.poll() is None and len(list(notes.glob("*.arrow"))) < 3:
-        time.sleep(0.005)  # the child needs the processor more than this loop does
+        time.sleep(0.005)  # leaves the processor to the child
     assert process.poll() is None, process.stderr.read()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""Memories as bytes: exact sizes, a plain twin number by number, what is lost, and what is refused."""
+"""Memories as bytes: exact sizes, a plain reference implementation, rounding errors, refused input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def drawn(*shape, seed=0, dtype=torch.float32):
 
 
 def plain_bytes(memory_type, window):
-    """A window ``[T, H]`` by the documented format, one number after the other."""
+    """Encode a window ``[T, H]`` in the documented format, one number after the other."""
     if memory_type == "float32":
         return b"".join(struct.pack("<f", number) for number in window.flatten().tolist())
     if memory_type == "bfloat16":

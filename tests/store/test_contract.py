@@ -1,6 +1,6 @@
-"""What every store does, whatever the place and the door: folder or memory, the core's own or a framework's.
+"""The contract of all stores: in a folder and in memory, through the core, LangChain and LlamaIndex.
 
-What one of them takes the others take, find, rank and give back alike, or refuse in the same words.
+All of them accept, find, rank and return the same documents, or refuse them with the same message.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LLAMA_INDEX_MODES = {None: "default", "memory": "default", "text": "text_search"
 
 
 class Core:
-    """The core's own door."""
+    """The store of the core."""
 
     def __init__(self, model, uri):
         self.store = MemoryStore.open(uri or "memory://", model=model, memory_type="float32")
@@ -73,7 +73,7 @@ class Core:
 
 
 class LangChain(Core):
-    """A LangChain store; its folder is made with float32, so that scores are those of memory."""
+    """A LangChain store; its folder has float32, so that scores equal those of the store in memory."""
 
     def __init__(self, model, uri):
         engine = ClaraEngine.from_pretrained(model)
@@ -99,7 +99,7 @@ class LangChain(Core):
 
 
 class LlamaIndex(Core):
-    """A LlamaIndex store; metadata is kept out of what is compressed, as it is at the other doors."""
+    """A LlamaIndex store; metadata are excluded from the compressed text, as in the other stores."""
 
     def __init__(self, model, uri):
         engine = ClaraEngine.from_pretrained(model)
@@ -166,7 +166,7 @@ def filled(door):
 
 @pytest.fixture(scope="module")
 def expected(model):
-    """What a store in memory finds, by mode and filter: what all others have to find."""
+    """The results of a store in memory by mode and filter, which all others must find, too."""
     store = Core(model, None)
     store.add([*TEXTS, LONG], [*METADATAS, {"n": 99, "town": "Long"}], [*IDS, "long"])
     return store
@@ -202,14 +202,14 @@ def test_every_word_is_found(filled):
     for word, id_ in firsts.items():
         assert filled.search(word, mode="text")[0][0] == id_, word
         assert filled.search(word, mode="hybrid")[0][0] == id_, word
-    assert filled.search("clock", mode="text") == []  # no stems
+    assert filled.search("clock", mode="text") == []  # no stemming
     filled.add(["x" * 300], None, ["huge"])
     assert filled.search("X" * 300, mode="text")[0][0] == "huge"
 
 
 def test_mmr(filled, expected):
     if isinstance(filled, LlamaIndex):
-        assert len(filled.mmr(QUESTION, 3)) == 3  # by the rule of LlamaIndex
+        assert len(filled.mmr(QUESTION, 3)) == 3  # LlamaIndex's rule
     else:
         assert filled.mmr(QUESTION, 3) == expected.mmr(QUESTION, 3)
 
@@ -224,7 +224,7 @@ def test_k_below_one(filled, k):
             search(QUESTION, k)
 
 
-# --- what is taken ---------------------------------------------------------------------------------------
+# --- accepted values -------------------------------------------------------------------------------------
 
 
 def test_an_empty_page_among_good_ones_is_kept_and_not_found(door, caplog):
@@ -246,12 +246,12 @@ def test_only_empty_pages(door):
 
 
 class Name(str):
-    """A string of a kind of its own, such as loaders give."""
+    """A subclass of str, as some loaders return."""
 
     __slots__ = ()
 
 
-NAIVE = datetime(1907, 5, 1, 12)  # noqa: DTZ001 - without a time zone, as many loaders give it
+NAIVE = datetime(1907, 5, 1, 12)  # noqa: DTZ001 - without a time zone, as from many loaders
 KEPT = {
     "nested": {"deep": {"er": [1, None, {"x": [True, 2.5]}]}},
     "date": date(1907, 5, 1),
@@ -346,7 +346,7 @@ def test_copies_and_pickles(filled, uri, way):
     assert twin.search(QUESTION) == filled.search(QUESTION)
     twin.add(["A text of the copy alone: zebra."], [{}], ["own"])
     assert twin.search("zebra", mode="text")[0][0] == "own"
-    assert bool(filled.get(["own"])) == (uri is not None)  # a folder is one and the same
+    assert bool(filled.get(["own"])) == (uri is not None)  # a folder is not copied
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda store: pickle.loads(pickle.dumps(store))])  # noqa: S301
@@ -359,11 +359,11 @@ def test_retrievers_travel(model, uri, way):
     assert [hit.score for hit in way(llama).retrieve(QUESTION)] == [hit.score for hit in llama.retrieve(QUESTION)]
 
 
-# --- vectors of others -----------------------------------------------------------------------------------
+# --- vectors of other embeddings -------------------------------------------------------------------------
 
 
 def test_vectors_of_any_embedding(uri, model):
-    """A prototype in memory may get a `uri=`, whatever its vectors are."""
+    """A prototype in memory can get a `uri=`, with any vectors."""
     store = LangChainStore(DeterministicFakeEmbedding(size=12), uri=uri)
     twin = LangChainStore(DeterministicFakeEmbedding(size=12))
     for each in (store, twin):
@@ -382,7 +382,7 @@ def test_vectors_of_any_embedding(uri, model):
 
 
 def test_vectors_of_another_process_rank_like_fresh_ones(uri, model, tmp_path):
-    """Nodes of an ingestion cache come with vectors, and the engine of a new process remembers no text."""
+    """Nodes from an ingestion cache have vectors, and the engine of a new process has no texts in its cache."""
     nodes = [TextNode(id_=id_, text=text) for id_, text in zip([*IDS, "long"], [*TEXTS, LONG], strict=True)]
     embedded = ClaraEmbedding(model=model)(nodes)
     fresh = LlamaIndexStore(model=model)

@@ -1,4 +1,4 @@
-"""Other people's vector databases find candidates, a `MemoryStore` ranks them by their whole memories."""
+"""External vector databases find candidates, and a `MemoryStore` ranks them by their whole memories."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tools.pocket_factory.world import ENCYCLOPEDIA, make_corpus
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external_databases.py"
 CANDIDATES = 20
-# langchain_community says on import that it is being retired.
+# langchain_community warns at import that it is being retired.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -42,7 +42,7 @@ def corpus(engine):
 
 @pytest.fixture(scope="module")
 def store(engine, corpus, tmp_path_factory):
-    """Written, closed, and opened again."""
+    """A store that was written, closed and opened again."""
     folder = tmp_path_factory.mktemp("store")
     texts, _ = corpus
     with_ids = MemoryStore.open(str(folder), engine=engine)
@@ -105,7 +105,7 @@ def chroma(embeddings, texts, request):
         ids=list(texts),
         collection_name=f"passages-{uuid4()}",
         client_settings=Settings(anonymized_telemetry=False, is_persistent=False),
-        # As many neighbours as there are passages: the search is exact.
+        # As many neighbours as passages, so the search is exact.
         collection_metadata={"hnsw:space": "cosine", "hnsw:search_ef": 100},
     )
     return lambda question, k: [document.id for document in found.similarity_search(question, k=k)]
@@ -134,7 +134,7 @@ def pgvector(embeddings, texts, request):
 def test_candidates_of_a_database_are_ranked_by_whole_memories(
     make, dimensions, engine, corpus, store, example, request
 ):
-    """What a database finds with short vectors is put right by the store; the best passage is not lost on the way."""
+    """The store corrects the ranking that a database makes with short vectors; the best passage is not lost."""
     texts, questions = corpus
     search = make(ClaraEmbeddings(engine=engine, dimensions=dimensions), texts, request)
     exact = engine.score(questions, store.memories(list(texts)))  # [questions, passages]
@@ -147,7 +147,7 @@ def test_candidates_of_a_database_are_ranked_by_whole_memories(
         found = example.rerank(engine, store, question, candidates, top_k=5)
         assert [memory.text for memory in found] == [texts[id_] for id_ in order[:5]]
         lost += max(of, key=of.__getitem__) not in candidates
-        if dimensions is None:  # nothing was projected: the database ranks as the store does, but for its rounding
+        if dimensions is None:  # without a projection the database ranks as the store does, up to rounding
             assert [of[id_] for id_ in candidates] == pytest.approx(
                 sorted(scores.tolist())[::-1][:CANDIDATES], abs=1e-3
             )
@@ -181,7 +181,7 @@ def test_ids_are_data_to_a_database_and_to_the_store(engine, corpus, example, da
 
 
 def test_pgvector_takes_projected_memories_of_65536_numbers(database):
-    """The whole memory is refused; 4,000 halves of it have an index, whose candidates hold the best."""
+    """PostgreSQL refuses whole memories; an index over 4,000 numbers of half precision finds the best one."""
     import psycopg
     from pgvector import HalfVector
 
@@ -234,7 +234,7 @@ def test_a_database_and_a_store_are_there_after_a_restart(engine, corpus, store,
 @pytest.mark.parametrize("kind", ["qdrant", "postgres"])
 def test_the_example_answers(kind, example, capsys, request):
     if kind == "postgres":
-        request.getfixturevalue("database")  # drops the table afterwards
+        request.getfixturevalue("database")  # this also drops the table
         answer = example.main("pocket", request.getfixturevalue("server").uri)
     else:
         answer = example.main("pocket")

@@ -1,4 +1,4 @@
-"""What happens to a store when processes are killed, disks are full, files are broken: really done, with real files."""
+"""A store with killed processes, full disks and broken files, without any simulation."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from clara_core.store.table import Table
 from tests.store.writers import IDS, add, memory_of, text_of
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 600.0  # seconds after which a test has failed; nothing here takes one
+PATIENCE = 600.0  # seconds after which a test fails; every step takes less than one
 
 
 class Writers:
-    """The parent of the writing processes, and what they say."""
+    """The parent of the writing processes, and their messages."""
 
     def __init__(self):
         self.process = subprocess.Popen(
@@ -54,7 +54,7 @@ class Writers:
             self.said.put(json.loads(line))
 
     def hear(self, kind):
-        """The next thing that is said, which must be of a kind."""
+        """The next message, which must be of this kind."""
         pid, found, what = self.said.get(timeout=PATIENCE)
         assert found == kind, (pid, found, what)
         return what
@@ -64,12 +64,12 @@ class Writers:
         heard = []
         while not heard or heard[-1][1] != "started":
             heard.append(self.said.get(timeout=PATIENCE))
-        for early in heard[:-1]:  # of the child, which may be quicker than its parent
+        for early in heard[:-1]:  # a message of the child, which may arrive before that of its parent
             self.said.put(early)
         return heard[-1][2]
 
     def end(self, pid):
-        """Everything that was said until a process ended; waits for that."""
+        """Wait until a process ends; returns all its messages."""
         print(json.dumps({"wait": pid}), file=self.process.stdin, flush=True)
         heard = []
         while not heard or heard[-1][1:] != ["ended", pid]:
@@ -86,7 +86,7 @@ def writers():
 
 
 def replay(said, versions):
-    """What is in the store after these steps, and the step that was under way, if any."""
+    """The expected contents after these steps, and the step that was in progress, if any."""
     under_way = None
     for _, kind, what in said:
         if kind == "will":
@@ -101,7 +101,7 @@ def replay(said, versions):
 
 
 def version_in(record):
-    """Which version of a document a record is; all of it must be of that one."""
+    """The version of a document in a record; all parts must belong to it."""
     version = record.metadata["version"]
     memory = memory_of(record.id, version)
     assert record.metadata == {"version": version, "name": record.id}
@@ -110,7 +110,7 @@ def version_in(record):
 
 
 def contents(store):
-    """Version of every document; checks that each is whole, is there once, and is found."""
+    """Version of every document; checks that each is complete, exists once, and is found."""
     found = {}
     for record in store:
         assert record.id not in found
@@ -134,14 +134,14 @@ def contents(store):
 
 
 def test_a_writer_that_is_killed_again_and_again_loses_nothing(writers, tmp_path):
-    """At random moments: while a store is made, written, tidied. The next one goes on with what the last one left."""
+    """Kills at random moments while a store is created, written and maintained; the next writer continues."""
     rng = random.Random(2026)
     uri = str(tmp_path / "store")
     versions, interrupted, acknowledged = {}, 0, 0
     for attempt in range(12):
         pid = writers.start(uri=uri, seed=attempt, versions=versions)
         steps = rng.randint(0, 3)
-        said = [writers.said.get(timeout=PATIENCE)]  # it is about to take its first step
+        said = [writers.said.get(timeout=PATIENCE)]  # it begins its first step
         while sum(kind == "done" for _, kind, _ in said) < steps:
             said.append(writers.said.get(timeout=PATIENCE))
         time.sleep(rng.uniform(0, 0.04))
@@ -158,11 +158,11 @@ def test_a_writer_that_is_killed_again_and_again_loses_nothing(writers, tmp_path
             allowed = {expected.get(name), maybe[name]} if name in maybe else {expected[name]}
             assert found.get(name) in allowed
         versions = found
-    assert interrupted > 3  # or nothing was tried
+    assert interrupted > 3  # otherwise nothing was tested
     assert acknowledged > 8
 
 
-# --- together ----------------------------------------------------------------------------------------------
+# --- concurrent writers ------------------------------------------------------------------------------------
 
 
 def test_two_processes_that_write_lose_nothing(writers, tmp_path):
@@ -195,7 +195,7 @@ def test_two_processes_that_write_the_same_documents_leave_one_of_each(writers, 
 
 @pytest.mark.parametrize("indexed", [False, True])
 def test_threads_that_put_in_the_same_new_document_leave_one(tmp_path, indexed):
-    """At the same moment, each with its own object: also when there is an index of the ids."""
+    """Each thread has its own store object; also with an index of the ids."""
     uri = str(tmp_path / "store")
     add(MemoryStore.open(uri), {"document 0": 0})
     if indexed:
@@ -235,7 +235,7 @@ def test_readers_see_whole_documents_while_others_write_and_compact(writers, tmp
         assert "failed" not in [kind for _, kind, _ in said]
     said += writers.end(pid)
     assert reads > 3
-    assert len(seen) > 2  # it saw the store change
+    assert len(seen) > 2  # it noticed the change of the store
     expected, _ = replay(said, {f"document {number}": 0 for number in range(IDS)})
     assert contents(reader) == expected
 
@@ -253,12 +253,12 @@ def test_a_reader_goes_on_with_what_it_began_while_all_of_it_is_replaced(tmp_pat
     assert {version_in(record) for record in reader} == {1}
 
 
-# --- no room -----------------------------------------------------------------------------------------------
+# --- full disks --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of one megabyte; skips where none may be mounted."""
+    """A file system of one megabyte; skips the test if mounting is not allowed."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount") or pytest.skip("needs the program mount")
@@ -293,7 +293,7 @@ def test_a_full_disk_is_said_and_loses_nothing(small_disk):
 
 
 def test_a_file_that_may_not_grow_is_said_and_loses_nothing(writers, tmp_path):
-    """The same where nothing may be mounted: a writer whose files are bounded."""
+    """The same without mounting: a writer with a limit on the size of files."""
     uri = str(tmp_path / "store")
     first = writers.start(uri=uri, seed=6, versions={}, steps=8)
     versions, _ = replay(writers.end(first), {})
@@ -320,7 +320,7 @@ def emptied(path):
 
 
 def garbled(path):
-    """Its first half is noise; size and end are as they were."""
+    """Replace the first half of a file with noise; its size and end do not change."""
     content = path.read_bytes()
     half = len(content) // 2
     path.write_bytes(random.Random(1).randbytes(half) + content[half:])
@@ -389,7 +389,7 @@ def test_a_broken_manifest_is_said(three_files):
 
 
 def covered(store, **changes):
-    """Change what the metadata of the schema says."""
+    """Change the metadata of the schema."""
     dataset = lance.dataset(f"{store.uri}/memories.lance")
     settings = json.loads(dataset.schema.metadata[b"clara.store"]) | changes
     dataset.update_schema_metadata({"clara.store": json.dumps(settings)})
@@ -494,7 +494,7 @@ def test_what_is_no_filter_is_refused(filter_, three_files):
 
 
 def test_versions_are_dropped_while_readers_come_and_go(tmp_path):
-    """A tag that its reader releases between the listing of the tags and their reading is no error."""
+    """A tag that its reader releases after the tags are listed and before they are read is not an error."""
     uri = str(tmp_path / "store")
     add(MemoryStore.open(uri), {"document 1": 0})
     table, stop = Table(uri), threading.Event()

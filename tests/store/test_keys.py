@@ -1,4 +1,4 @@
-"""Short keys: against a dense twin, against theory, on what memories are like, and the same on another day."""
+"""Short keys, compared with a dense implementation, with theory, on realistic memories, and with recorded values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clara_core.store.keys import Key
 
 
 def memories(count, dimension=4096, common=0.57, seed=0):
-    """Windows ``[count, 16, dimension / 16]`` of which any two have about this cosine."""
+    """Windows ``[count, 16, dimension / 16]``; any two have about this cosine."""
     draw = torch.Generator().manual_seed(seed)
     shared = torch.randn(1, dimension, generator=draw)
     own = torch.randn(count, dimension, generator=draw)
@@ -31,7 +31,7 @@ def cosines(questions, documents):
 
 
 def plain_key(key, tokens):
-    """The documented formula with the dense matrix of the projection, in double precision."""
+    """The documented formula with a dense matrix for the projection, in double precision."""
     projection = key._fold.apply(torch.eye(key.dimension)).double()  # [D, L - 1]
     common = key._common.double()
     rows = []
@@ -55,7 +55,7 @@ def test_keys_are_those_of_the_dense_formula(dimension, length):
 
 def test_blocks_of_the_projection_are_orthogonal():
     fold = Key(256, 129)._fold
-    dense = fold.apply(torch.eye(256))  # [256, 128]: each number goes to 64 others, each in one of two blocks
+    dense = fold.apply(torch.eye(256))  # [256, 128]: each number is spread over 64 others, each in one of two blocks
     assert torch.allclose(dense.abs()[dense != 0], torch.tensor(1 / 8))
     assert torch.equal((dense != 0).sum(dim=1), torch.full((256,), 64))
     assert torch.allclose(dense.square().sum(dim=0), torch.full((128,), 2.0))
@@ -73,7 +73,7 @@ def test_scores_are_cosines_within_the_error_that_is_told(length, dtype):
 
 
 def test_questions_that_share_nothing_with_documents():
-    """So it is with a trained model: what documents have in common, questions do not have."""
+    """As with a trained model, questions do not have the common part of documents."""
     documents, questions = memories(100), torch.randn(40, 16, 256, generator=torch.Generator().manual_seed(7))
     key = Key(4096, 512).fitted(documents)
     error = estimates(key, questions, documents) - cosines(questions, documents)
@@ -90,7 +90,7 @@ def test_a_fitted_key_is_sharper():
 
 
 def test_energy_in_few_numbers_is_spread():
-    """A few channels of a decoder are a hundred times as large as the others, in every token."""
+    """Some channels of a decoder are a hundred times as large as the others, in every token."""
     tokens = memories(120, common=0.0)
     tokens[:, :, 5] *= 20
     tokens[:, :, 77] *= 20
@@ -151,7 +151,7 @@ def test_settings_make_the_same_keys_again():
 
 def test_the_same_on_every_machine():
     projected = Key(1000, 8, seed=5)._fold.apply(torch.arange(1, 1001, dtype=torch.float32)[None])
-    # Recorded; whole numbers over eight leave nothing to rounding.
+    # Recorded; eighths of integers are exact.
     recorded = [-1564.75, -1461.75, -1341.75, -3001.75, -135.75, -1763.25, -109.75]
     assert projected.flatten().tolist() == recorded
 

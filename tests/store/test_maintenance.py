@@ -49,7 +49,7 @@ def test_keys_are_fitted_again_once_there_are_enough(tmp_path):
     assert [record.id for record in store] == [str(number) for number in range(FIT_ROWS + 64)]
     exact = told(reader.search(question, k=5, exact=True))
     assert told(reader.search(question, k=5)) == exact
-    # A writer that had not seen the new settings: readers make the keys of its rows anew, optimize writes them.
+    # A writer without the new settings: readers compute the keys of its rows again, and `optimize` stores them.
     old = replace(layout, key=Key(N_MEM * HIDDEN, 128))
     late = entry("late", made_memory("text of 7", 2))
     table.merge(pa.Table.from_batches([old.rows([late], serial=time.time_ns())]))
@@ -76,7 +76,7 @@ def test_optimize_makes_indexes_that_what_comes_later_does_not_need(store, monke
     assert store.search("text of 7", mode="text")[0].id == "7"
     add(store, "new", windows=2)
     store.add(ids=["3"], memories=[made_memory("other words", 2)])
-    assert store.stats().word_index_rows == 29  # of those that are still there
+    assert store.stats().word_index_rows == 29  # of the remaining documents
     assert store.search("text of new", mode="text", k=1)[0].id == "new"
     assert [hit.id for hit in store.search("other", mode="text")] == ["3"]
     assert "3" not in [hit.id for hit in store.search("text 3", mode="text", k=40)]
@@ -89,7 +89,7 @@ def test_optimize_makes_indexes_that_what_comes_later_does_not_need(store, monke
 
 
 def test_many_small_writes_leave_few_files(tmp_path, monkeypatch):
-    """Files of rows are merged, and old versions are dropped, while documents come; what a reader holds stays."""
+    """While documents are added, files are merged and old versions removed, except those that a reader uses."""
     monkeypatch.setattr(maintenance, "EVERY", 4)
     monkeypatch.setattr(maintenance, "_SUPERSEDED", timedelta(0))
     store = MemoryStore.open(tmp_path / "store")

@@ -1,4 +1,4 @@
-"""A store on object storage: a real S3 server of this machine (moto), with writers in lock step."""
+"""A store on object storage: an S3 server on this machine (moto), with writers in lockstep."""
 
 from __future__ import annotations
 

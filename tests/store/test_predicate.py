@@ -1,4 +1,4 @@
-"""Predicates of the table against `clara_core.retrieval.filters.matches`, on a real Lance table."""
+"""Predicates of a real Lance table, compared with `clara_core.retrieval.filters.matches`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """Every value that is likely to go wrong, alone under a name, and a row without metadata."""
+    """One row for every difficult value, and a row without metadata."""
     single = [*NUMBERS, *LARGE, *TEXTS, None, True, False]
     nested = [[], {}, [1], [True], [[True]], [[1]], {"a": 1}, {"a": True}, {"a": 1.0}, [math.nan], ["a", None], "ab"]
     rows = [{}, *({"x": value} for value in (*single, *nested)), *({name: 1} for name in NAMES)]

@@ -1,4 +1,4 @@
-"""The bulk job with workers of Ray, one of which is killed: `make test-ray`, a minute or more."""
+"""The bulk job with Ray workers, one of which is killed: `make test-ray`, a minute or more."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ ROWS = 20  # of a shard
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Ray with two processors, on this machine alone."""
-    # Ray gives its workers what others leave, on a busy machine nothing.
+    """Ray with two processors, on this machine only."""
+    # Ray gives its workers only the processors that other programs leave, which on a busy machine are none.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
     ray = pytest.importorskip("ray", reason="needs the extra ray")
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
@@ -54,7 +54,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(source, tmp_path_factory):
-    """What one process makes of it, and the seconds that takes."""
+    """The store that one process writes, and the seconds that this takes."""
     uri = str(tmp_path_factory.mktemp("alone") / "store")
     assert compress_dataset(source, uri, arguments(), Columns(id="id"), rows_per_shard=ROWS) == PASSAGES
     return uri
@@ -65,13 +65,13 @@ def arguments():
 
 
 def workers():
-    """Processes of Ray that compress."""
+    """The compressing processes of Ray."""
     children = psutil.Process().children(recursive=True)
     return [child for child in children if any("MapWorker" in part for part in child.cmdline())]
 
 
 def assert_equal(uri, other):
-    """Bit for bit: the same shards were compressed in the same batches."""
+    """Assert exact equality, because the same shards were compressed in the same batches."""
     one, two = MemoryStore.open(uri), MemoryStore.open(other)
     ids = sorted(record.id for record in one)
     assert ids == sorted(record.id for record in two)
@@ -109,7 +109,7 @@ def test_two_workers_of_which_one_is_killed_make_what_one_process_makes(cluster,
 
 @pytest.mark.timeout(900)
 def test_what_is_wrong_with_a_dataset_stops_the_job_with_its_own_error(cluster, source, tmp_path):
-    """The mistake is found before workers are started; nothing is written."""
+    """The error is found before workers are started, and nothing is written."""
     from clara_core import DataError
 
     twice = tmp_path / "twice.parquet"

@@ -1,4 +1,4 @@
-"""Searching a store: two steps find what one finds, filters come first, words find names."""
+"""Searching a store: two-step search equals exact search, filters are applied first, words find names."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_two_steps_find_what_exact_search_finds(store, memories, questions):
     assert [found(own) for own in hits] == [expected(question, memories, 5) for question in questions]
     for index, question in enumerate(questions):
         assert told(store.search(question.flatten(), k=5, oversample=40)) == told(hits[index])
-    few = store.search(questions, k=1, oversample=1)  # the best key alone need not be the best memory
+    few = store.search(questions, k=1, oversample=1)  # the best key may not belong to the best memory
     right = sum(
         own[0].id == expected(question, memories, 1)[0][0] for own, question in zip(few, questions, strict=True)
     )
@@ -285,7 +285,7 @@ def test_relevance_is_a_number_from_zero_to_one_in_the_order_of_the_search(tmp_p
 
 
 def test_what_stands_in_one_document_alone_comes_first(store, memories):
-    """A code, a name or a number in the words, whatever the memory of the question is like."""
+    """A code, a name or a number in the words decides, whatever the memory of the question is."""
     asked = [7, 50, 123, 217, 299]
     vectors = torch.stack([memories[(number + 100) % COUNT].tokens[0] for number in asked])
     hits = store.search([f"Who knows number{number}?" for number in asked], k=3, vectors=vectors)
@@ -331,7 +331,7 @@ def test_an_index_over_keys_finds_the_same_and_what_came_after_it(tmp_path, memo
 
 
 def test_keys_follow_the_table(tmp_path):
-    """Whatever happens to the files: what is kept in memory is what a fresh look gives."""
+    """After every change of the files, the keys in memory equal those that are read again."""
     rng = random.Random(3)
     store = MemoryStore.open(tmp_path / "store", key=16)
     table, kept = Table(store.uri), KeyScan()
@@ -354,4 +354,4 @@ def test_keys_follow_the_table(tmp_path):
         assert keys.rows[keys.alive][order].tolist() == sorted(fresh.rows.tolist())
         own, again = np.concatenate(keys.blocks)[keys.alive], np.concatenate(fresh.blocks)
         np.testing.assert_array_equal(own[order], again[np.argsort(fresh.rows)])
-        assert len(keys.rows) <= 3 * len(fresh.rows) + 64  # what is gone does not pile up
+        assert len(keys.rows) <= 3 * len(fresh.rows) + 64  # removed rows do not accumulate

@@ -1,4 +1,4 @@
-"""A dataset is cut the same way every time, and its shards together are its rows, once each and in order."""
+"""A dataset is always split in the same way, and its shards contain each row once and in order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = Columns(id="id")
 
 
 def written(folder, kind):
-    """`ROWS` in two files (or one Lance dataset) of a kind."""
+    """`ROWS` in two files of a format (or one Lance dataset)."""
     source = folder / ("data.lance" if kind == "lance" else "data")
     table = pa.Table.from_pylist([{**row, "tags": row["tags"][:1]} for row in ROWS])
     if kind == "lance":
@@ -70,9 +70,9 @@ def test_shards_are_the_dataset(kind, rows, tmp_path):
     tags = ROWS[0]["tags"] if kind == "jsonl" else ROWS[0]["tags"][:1]
     assert found.metadatas == [{"year": row["year"], "tags": tags} for row in ROWS]
     if rows == 1000:
-        assert len(planned) == (1 if kind == "lance" else 2)  # a shard lies in one file
+        assert len(planned) == (1 if kind == "lance" else 2)  # a shard belongs to one file
     if rows == 10 and kind == "parquet":
-        assert [shard.rows for shard in planned] == [14, 14, 12, 14, 3]  # row groups of seven stay whole
+        assert [shard.rows for shard in planned] == [14, 14, 12, 14, 3]  # row groups of seven are not split
 
 
 @given(lines=st.lists(st.binary(max_size=6).filter(lambda line: b"\n" not in line)), rows=st.integers(1, 5))
@@ -90,7 +90,7 @@ def test_lines_are_cut_at_their_ends(lines, rows, tmp_path_factory, monkeypatch_
 
 @pytest.fixture(scope="module")
 def monkeypatch_session():
-    """Blocks of a few bytes, so that lines lie across them."""
+    """Sets blocks of a few bytes, so that lines cross their boundaries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "_READ", 5)
         yield

@@ -1,4 +1,4 @@
-"""Stores that several threads, processes and objects use at once."""
+"""Stores that several threads, processes and objects use concurrently."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_many_threads_write_and_read_at_once(store):
 
 
 def test_what_many_writers_add_at_once_is_there_once(tmp_path):
-    """In lock step, each with a store of its own: new ids and known ones, in a folder that nobody made yet."""
+    """Writers in lockstep, each with its own store object: new and existing ids, in a folder that does not exist."""
     stores = [MemoryStore.open(tmp_path / "store") for _ in range(3)]
     barrier = threading.Barrier(3)
 
@@ -92,7 +92,7 @@ def test_a_store_may_be_pickled_and_copied(store, engine):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_store_that_was_made_before_a_fork_is_written_after_it(tmp_path):
-    """In a process of its own, since a fork takes all threads but one away."""
+    """Runs in a process of its own, because a fork keeps only one thread."""
     code = """
 import os, sys, threading
 from clara_core import MemoryStore

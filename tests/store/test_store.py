@@ -1,4 +1,4 @@
-"""`MemoryStore`: what goes in comes out, once, whole, and only what belongs there."""
+"""`MemoryStore`: documents are returned as they were added, once and complete; others are refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_another_object_and_another_process_see_the_same(store):
 
 def test_a_store_in_memory_is_its_own(store):
     first, second = MemoryStore.open("memory://"), MemoryStore.open("memory://")
-    assert first  # an empty one is a store, too
+    assert first  # an empty store is a store, too
     add(first, "a")
     assert (first.count(), second.count()) == (1, 0)
     first.optimize()
@@ -97,7 +97,7 @@ def test_an_empty_store_is_asked_like_any_other(store):
 
 
 def test_a_store_that_is_just_being_made_is_an_empty_one(tmp_path):
-    """So it looks to others before its first version, and for ever when its maker is killed there."""
+    """Other processes see this state before the first version, or permanently if the creator is killed then."""
     (tmp_path / "store" / "memories.lance" / "_versions").mkdir(parents=True)
     store = MemoryStore.open(tmp_path / "store")
     assert (store.count(), store.get(["a"]), list(store)) == (0, [], [])
@@ -223,7 +223,7 @@ def test_texts_are_compressed_once(tmp_path, engine):
         assert compressed > 0
         version = store.stats().version
         assert store.add(texts, [{"n": number} for number in range(len(texts))]) == ids
-        assert store.stats().version == version  # nothing was written either
+        assert store.stats().version == version  # and nothing was written
         store.add(texts, [{"other": number} for number in range(len(texts))], ids)  # metadata alone
         store.add([LONG, PASSAGES[0]], ids=["again", "and again"])  # under other ids
         assert counter.calls == compressed
@@ -236,7 +236,7 @@ def test_texts_are_compressed_once(tmp_path, engine):
     fresh = {memory.text: memory for memory in engine.compress([*texts, "A changed text."])}
     for memory in store.memories([*ids, "again", "and again"]):
         expected = fresh[memory.text]
-        # Other texts in the batch may round a number to its neighbour.
+        # With other texts in the batch a number may be rounded to its neighbour.
         torch.testing.assert_close(
             memory.tokens, expected.tokens.bfloat16().to(memory.tokens.dtype), rtol=2**-7, atol=1e-3
         )
@@ -266,7 +266,7 @@ def test_fidelity_is_measured_once_where_it_is_asked_for(tmp_path, engine, monke
     store.add(texts, metadatas, ids)
     assert [record.metadata for record in store] == [{"n": 1}, {}, {}]
     assert not asked
-    for _ in range(2):  # the second time nothing is new
+    for _ in range(2):  # the second time all of it is cached
         store.add(texts, metadatas, ids, fidelity=True)
         kept = [one.kept for one in real(store.memories(ids))]
         assert [record.metadata for record in store.get(ids)] == [
@@ -276,7 +276,7 @@ def test_fidelity_is_measured_once_where_it_is_asked_for(tmp_path, engine, monke
         ]
         assert asked == [3, 0][: len(asked)]
     assert store.count({"fidelity": {"$lte": kept[1]}}) >= 1
-    store.add(texts[:1], [{"n": 2}], ids[:1])  # not asked for: the metadata are what is given
+    store.add(texts[:1], [{"n": 2}], ids[:1])  # without `fidelity` the metadata are unchanged
     assert store.get(["a"])[0].metadata == {"n": 2}
 
 
@@ -298,7 +298,7 @@ def test_the_generator_reads_what_comes_out(tmp_path, engine):
 
 
 def test_any_number_of_documents_in_bounded_memory(tmp_path, monkeypatch):
-    """No more batches are under way than are compressed ahead, whatever the iterators would give."""
+    """Only as many batches are in progress as are compressed ahead, whatever the iterators could return."""
     monkeypatch.setattr(writing, "_BATCH_MOST", 10)
     store = MemoryStore.open(tmp_path / "store")
     given = 0
@@ -330,7 +330,7 @@ def test_what_was_counted_is_safe_when_the_rest_fails(tmp_path, monkeypatch):
     assert list(store) == store.get([made_id(f"text {number}", 0) for number in range(count)])
 
 
-# --- replacing and taking out ------------------------------------------------------------------------------
+# --- replacing and deleting --------------------------------------------------------------------------------
 
 
 def test_a_document_takes_the_place_of_the_one_with_its_id(store):
@@ -338,7 +338,7 @@ def test_a_document_takes_the_place_of_the_one_with_its_id(store):
     for windows in (1, 4, 2):
         text = f"another text of {windows}"
         store.add(ids=["b"], memories=[made_memory(text, windows)], metadatas=[{"windows": windows}])
-        assert [record.id for record in store] == ["a", "c", "b"]  # what is replaced comes last
+        assert [record.id for record in store] == ["a", "c", "b"]  # replaced documents come last
         [record] = store.get(["b"])
         assert (record.text, len(record.spans), record.metadata) == (text, windows, {"windows": windows})
         assert len(store.memories(["b"])[0].tokens) == windows
@@ -361,7 +361,7 @@ def test_delete_by_ids_by_filter_and_by_both(store):
         store.delete(filter={"n": {"$gt3": 1}})
 
 
-# --- what does not belong there ----------------------------------------------------------------------------
+# --- refused documents -------------------------------------------------------------------------------------
 
 
 def nan_memory():

@@ -1,10 +1,10 @@
-"""Processes that write into a store until they are killed, for `test_faults.py`.
+"""Processes that write to a store until they are killed, for `test_faults.py`.
 
     python -m tests.store.writers
 
-Reads one JSON object a line: the arguments of `write`. For each it forks a child, which writes, and says each step on
-standard output before it begins (XX Imports are
-made once, so that a child is there in milliseconds; the parent opens nothing that a child could share.
+It reads JSON objects, one on each line, with the arguments of `write`. For each it forks a child that writes, and that
+reports each step on standard output before it begins ("will") and after it ends ("done" or "failed"). Imports happen
+once in the parent, so that a child starts in milliseconds. The parent opens nothing that a child could share.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ IDS = 60
 
 
 def text_of(name: str, version: int) -> str:
-    """Text of a version of a document; says which it is."""
+    """Text of a version of a document; it names the version."""
     return f"{name} in its version {version}: " + "words of it " * (version % 7)
 
 
 def memory_of(name: str, version: int) -> Memory:
-    """A memory of one to three windows that no other version of any document has."""
+    """A memory of one to three windows, different for each version of each document."""
     text = text_of(name, version)
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ def memory_of(name: str, version: int) -> Memory:
 
 
 def add(store: MemoryStore, versions: dict[str, int]) -> None:
-    """Write documents, each in its version."""
+    """Write documents, each with its version."""
     memories = [memory_of(name, version) for name, version in versions.items()]
     store.add(
         [memory.text for memory in memories],
@@ -57,7 +57,7 @@ def add(store: MemoryStore, versions: dict[str, int]) -> None:
 
 
 def step(rng: random.Random, versions: dict[str, int], name: str) -> dict[str, Any]:
-    """What to do next: mostly new or changed documents, now and then a deletion or a tidying up."""
+    """The next step: usually new or changed documents, sometimes a deletion or maintenance."""
     chance = rng.random()
     if chance < 0.15 and versions:
         return {"delete": rng.sample(sorted(versions), min(len(versions), 3))}
@@ -70,7 +70,7 @@ def step(rng: random.Random, versions: dict[str, int], name: str) -> dict[str, A
 
 
 def say(kind: str, what: Any) -> None:
-    """One line, at once and whole (it is shorter than a pipe's buffer), with the process that says it."""
+    """Write one line with the id of the process; it is atomic, because it is shorter than the buffer of a pipe."""
     os.write(1, (json.dumps([os.getpid(), kind, what]) + "\n").encode())
 
 
@@ -85,15 +85,15 @@ def write(
     """Change the store again and again.
 
     Args:
-        uri: Of the store.
-        seed: Of what is done.
-        versions: Of the documents that are in it.
-        name: What the names of the documents begin with.
-        steps: How many; None for no end.
-        largest_file: Bytes that a file may have; None for no bound.
+        uri: Address of the store.
+        seed: Seed of the steps.
+        versions: Version of each document in the store.
+        name: Prefix of the names of the documents.
+        steps: Number of steps; None: no end.
+        largest_file: Maximum bytes of a file; None: no limit.
     """
     if largest_file is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error of the call instead of the end of the process
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the call raises an error and the process does not end
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     rng = random.Random(seed)
     store = MemoryStore.open(uri)
@@ -102,14 +102,14 @@ def write(
         say("will", todo)
         try:
             take(store, todo, versions)
-        except Exception as exc:  # noqa: BLE001 - said to the test, whatever it is
+        except Exception as exc:  # noqa: BLE001 - any error is reported to the test
             say("failed", [type(exc).__name__, str(exc)])
             return
         say("done", todo)
 
 
 def take(store: MemoryStore, todo: dict[str, Any], versions: dict[str, int]) -> None:
-    """Take a step, and note it in `versions`."""
+    """Apply a step, and record it in `versions`."""
     if "add" in todo:
         add(store, todo["add"])
         versions |= todo["add"]
@@ -124,7 +124,7 @@ def take(store: MemoryStore, todo: dict[str, Any], versions: dict[str, int]) -> 
 def main() -> None:
     """Fork a writer for each line, or wait for the end of one that was forked."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # forking before anything was opened is safe
+    warnings.simplefilter("ignore")  # forking is safe before anything is opened
     say("ready", None)
     for line in sys.stdin:
         arguments = json.loads(line)
