@@ -1,4 +1,4 @@
-"""What a run of synthesis has written, and synthesis that does not wait before it asks again."""
+"""Fixtures of the training tests: output of a synthesis run, and synthesis without waiting between retries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def stage1(folder):
 
 
 def whole(lines, texts):
-    """Whether the lines hold, for each text in order: its facts one by one, its facts in twos, its paraphrase."""
+    """Whether the lines contain, for each text in order, its single facts, its pairs of facts and its paraphrase."""
     assert [line.docs for line in lines] == [(text,) for text in texts for _ in range(3)]
     for number, text in enumerate(texts):
         simple, both, paraphrase = lines[3 * number : 3 * number + 3]

@@ -1,4 +1,4 @@
-"""The teacher as a model of both frameworks."""
+"""The teacher (`tests.training.teacher`) as a model of both frameworks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ChatModel(BaseChatModel):
     """The teacher as a LangChain chat model."""
 
     teacher: Any
-    calls: list[str] = []  # noqa: RUF012 - a field of pydantic, copied for each model
+    calls: list[str] = []  # noqa: RUF012 - pydantic copies this field for each model
 
     @property
     def _llm_type(self) -> str:
@@ -32,7 +32,7 @@ class ChatModel(BaseChatModel):
 
     def _result(self, messages: list[BaseMessage]) -> ChatResult:
         reply = self.teacher("\n".join(message.text for message in messages))
-        # Two blocks, as many providers reply.
+        # Two blocks, as in the replies of many providers.
         content = [{"type": "text", "text": reply[:10]}, {"type": "text", "text": reply[10:]}]
         return ChatResult(generations=[ChatGeneration(message=AIMessage(content=content))])
 

@@ -15,13 +15,13 @@ PLACES = ("the mill", "the marsh", "the quarry", "the orchard", "the lake", "the
 
 
 def passage(number: int) -> str:
-    """A passage; the last ones are longer than a window."""
+    """A passage; those with the highest numbers are longer than a window."""
     text = f"The {ANIMALS[number]} lives near {PLACES[number % 6]} and eats {number + 2} fish a day."
     return text if number < 10 else text + " It is seldom seen, for it sleeps by day and is shy of noise." * 3
 
 
 def lines_of(stage: Stage) -> list[dict[str, Any]]:
-    """Twelve lines of a stage."""
+    """Twelve training lines for a stage."""
     made = []
     for number, animal in enumerate(ANIMALS):
         question, answer = f"Where does the {animal} live?", f"near {PLACES[number % 6]}"
@@ -39,14 +39,14 @@ def lines_of(stage: Stage) -> list[dict[str, Any]]:
 
 
 def write(path: Path, lines: list[dict[str, Any]]) -> Path:
-    """Lines as a file."""
+    """Write lines to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
 
 
 def config_for(tiny: Tiny, folder: Path, stage: Stage, **given: Any) -> TrainingConfig:
-    """A short run over the lines of a stage."""
+    """The config of a short run over the lines of a stage."""
     data = folder / "data" / f"{stage}.jsonl"
     if not data.exists():
         write(data, lines_of(stage))
@@ -65,6 +65,6 @@ def config_for(tiny: Tiny, folder: Path, stage: Stage, **given: Any) -> Training
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics without their times."""
+    """Lines of metrics without times."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]

@@ -1,8 +1,8 @@
-"""One of the two processes of `test_fsdp.py`: trains each config with a whole base and with a sharded one.
+"""One of the two processes of `test_fsdp.py`: trains each config with a complete base and with a sharded one.
 
     python -m tests.training.one_of_two CONFIGS FOLDER
 
-Writes what each run holds in memory, and what is said about a config that cannot be sharded.
+It writes the memory use of each run, and the error for a config that cannot be sharded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clara_core.training.run import trainer_of
 
 
 def alive() -> int:
-    """Bytes of all tensors of this process; a tensor whose memory was given back counts nothing."""
+    """Bytes of all tensors of this process; a tensor whose memory was freed counts as zero."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
@@ -33,7 +33,7 @@ def alive() -> int:
 
 
 def learn(values: dict[str, Any], out: Path) -> list[int]:
-    """Train a config; how many bytes its model takes before the first step, after each one, and at the end."""
+    """Train a config; returns the bytes of its model before the first step, after each step, and at the end."""
     before = alive()
     trainer = trainer_of(TrainingConfig(**values, out=out))
     held = [alive() - before]
@@ -43,7 +43,7 @@ def learn(values: dict[str, Any], out: Path) -> list[int]:
         held.append(alive() - before)
         reduce(masters, processes)
 
-    type(trainer.master_weights).reduce = counted  # called after the passes of a step
+    type(trainer.master_weights).reduce = counted  # called after the forward passes of a step
     try:
         trainer.run()
     finally:
@@ -53,7 +53,7 @@ def learn(values: dict[str, Any], out: Path) -> list[int]:
 
 
 def refused(values: dict[str, Any], out: Path) -> str:
-    """What is said about a quantized base."""
+    """The error message for a quantized base."""
     try:
         trainer_of(TrainingConfig(**values, quantization="nf4", out=out))
     except TrainingError as error:
@@ -62,7 +62,7 @@ def refused(values: dict[str, Any], out: Path) -> str:
 
 
 def main(configs: Path, folder: Path) -> None:
-    """Train everything twice."""
+    """Train each config with both kinds of base."""
     held, said = {}, ""
     for name, values in json.loads(configs.read_text(encoding="utf-8")).items():
         for way, asked in (("whole", "false"), ("sharded", "true")):

@@ -1,7 +1,7 @@
-"""A language model without a model: it knows one kind of sentence, works as it is told, and fails as it is told.
+"""A simulated language model for synthesis. It understands one form of sentence, and tests can make it fail.
 
-Its passages are made of sentences such as "The founder of Aln Bridge is Ada Quill.", one fact each, so that what it
-writes, and what it finds when it compares, is really taken from the prompt.
+Its passages consist of sentences such as "The founder of Aln Bridge is Ada Quill.", with one fact each. So its replies
+and its comparisons really depend on the prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 FACT = re.compile(r"The (\w+) of ([\w ]+) is ([\w ]+)\.")
 PASSAGE = re.compile(r"<passage-(\w+)>\n(.*?)\n</passage-\1>", re.DOTALL)
-Spoil = Callable[[str, int, str], str]  # (kind of prompt, how often asked about this passage before, reply) -> reply
+Spoil = Callable[[str, int, str], str]  # (kind of prompt, number of earlier requests for this passage, reply) -> reply
 
 NAMES = ("Aln Bridge", "Wye Mill", "Tarn Hall", "Esk Dock", "Ure Lock", "Ouse Weir", "Lune Quay", "Swale Ford")
 TEXTS = [
@@ -27,16 +27,16 @@ TEXTS = [
 
 
 def honest(kind: str, number: int, reply: str) -> str:
-    """The reply as it is."""
+    """The unchanged reply."""
     return reply
 
 
 class Teacher:
-    """The model as a plain function from text to text.
+    """The model as a function from text to text.
 
     Args:
-        spoil: Changes replies, or raises.
-        omit: Sentences with this word are overlooked as long as they are not asked for by name.
+        spoil: Changes replies, or raises errors.
+        omit: Sentences with this word are overlooked unless the prompt names them.
     """
 
     def __init__(self, spoil: Spoil = honest, omit: str = "") -> None:
@@ -74,7 +74,7 @@ class Teacher:
         return {"paraphrase": " ".join(f"{is_} is what {of} has as its {what}." for what, of, is_ in facts)}
 
     def _verify(self, prompt: str, facts: list[tuple[str, str, str]]) -> Any:
-        # The last of their kind: a passage may hold such lines, too.
+        # The last such lines, because a passage may contain some, too.
         pairs = json.loads(re.findall(r"^Pairs: (.*)$", prompt, re.MULTILINE)[-1])
         paraphrase = json.loads(re.findall(r"^Paraphrase: (.*)$", prompt, re.MULTILINE)[-1])
         asked = {(pair["question"], pair["answer"]) for pair in pairs}
@@ -94,7 +94,7 @@ def passage_of(prompt: str) -> str:
 
 
 def kind_of(prompt: str) -> str:
-    """What a prompt asks for, by the keys that the reply must have."""
+    """The kind of a prompt, by the keys that the reply must have."""
     if '"missing"' in prompt:
         return "verify"
     if '{"paraphrase"' in prompt:

@@ -1,4 +1,4 @@
-"""The middle of two checkpoints."""
+"""The average of two checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools.pocket_factory.world import ENCYCLOPEDIA
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two checkpoints of one kind with other weights."""
+    """Two checkpoints of the same architecture with different weights."""
     folder = tmp_path_factory.mktemp("two")
     return build(folder / "one", seed=1).folder, build(folder / "other", seed=2).folder
 

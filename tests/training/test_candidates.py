@@ -1,4 +1,4 @@
-"""Sets of the later stages: candidates from a search, the gold passage among them, the share that was missed."""
+"""Training sets of the later stages: candidates from a search, with the gold passage, and the share of misses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def qa(question, answer, *docs):
 
 
 class Listed:
-    """A search that finds what it was told to."""
+    """A search with given results."""
 
     def __init__(self, *hits):
         self.hits, self.asked = hits, []
@@ -72,7 +72,7 @@ def test_the_place_of_the_gold_passage_says_nothing_and_is_the_same_again(folder
 
 
 def test_a_missed_gold_passage_is_added_and_counted(folder, caplog):
-    # Finds the same two passages for every question: the other six are missed.
+    # Finds the same two passages for every question, so the other six are missed.
     search = Listed(*TEXTS[:2], TEXTS[1])
     report = end_to_end_sets(folder, search, n_candidates=2, top_k=1)
     assert (report.missed, report.questions, report.missed_rate) == (30, 40, 0.75)
@@ -81,7 +81,7 @@ def test_a_missed_gold_passage_is_added_and_counted(folder, caplog):
     assert {k for _, k in search.asked} == {2}
     for line in read_lines(folder / "stage2.jsonl", "stage2"):
         assert len(line.docs) == 2
-        assert TEXTS[0] in line.docs  # the best hit stays, the last makes room
+        assert TEXTS[0] in line.docs  # the best hit stays, the last one is replaced
         assert len(line.pos_index) == 1
     for line in read_lines(folder / "stage1_2.jsonl", "stage1_2"):
         assert line.answer.split()[-1].rstrip(",") in line.docs[0] or line.answer.split(",")[0] in line.docs[0]

@@ -1,4 +1,4 @@
-"""`clara synthesize` as a user types it."""
+"""The command `clara synthesize`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEACHER = f"python:{Path(__file__).parent / 'teacher.py'}:taught"
 
 @pytest.fixture
 def clara(capsys):
-    """The command itself, in this process: exit code, standard output, standard error."""
+    """Run the command in this process: exit code, standard output, standard error."""
 
     def call(*arguments):
         with pytest.raises(SystemExit) as left:
@@ -149,7 +149,7 @@ def test_an_empty_folder_and_none(clara, tmp_path):
 
 @pytest.fixture
 def server():
-    """A server that speaks as those of OpenAI do, with the teacher behind it; remembers what it was sent."""
+    """A server with OpenAI's protocol and the teacher as its model; it records its requests."""
     teacher, sent = Teacher(), []
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Training sets in the published layouts: what is read, what is refused and with which words, what is written."""
+"""Training sets in the published formats: reading, refusals and their messages, writing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write(path, *lines):
     return path
 
 
-# --- what is read ----------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------
 
 
 def test_each_stage_reads_its_layout(tmp_path):
@@ -139,7 +139,7 @@ def test_only_offsets_of_a_plain_file_are_kept(tmp_path):
     assert len(pickle.dumps(TrainingSet(path, "stage1_2"))) < 5_000 < path.stat().st_size / 100
 
 
-# --- what is refused -------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------
 
 WRONG = [
     ("stage1", {**QA, "docs": []}, "'docs' is an empty list"),
@@ -223,7 +223,7 @@ def test_no_stage_and_no_line(tmp_path):
         TrainingSet(write(tmp_path / "a.jsonl", b""), "stage2")
 
 
-# --- what is written -------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------------------
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 texts = st.lists(text, min_size=1, max_size=3, unique=True).map(tuple)
@@ -254,7 +254,7 @@ def test_a_line_comes_back_as_it_was_written(tmp_path_factory, drawn):
 
 @contextmanager
 def full_disk(limit):
-    """Files that this process writes may not grow past a number of bytes, as on a full disk."""
+    """Limits the size of the files that this process writes, which has the effect of a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))

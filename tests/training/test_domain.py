@@ -1,4 +1,4 @@
-"""The harbour gazette: another world than that of the weights it starts from, and training data of its texts alone."""
+"""The harbour gazette: a domain that the start weights do not know, with training data only from its texts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pairs_of(prompt):
     return {(pair["question"], pair["answer"]) for pair in json.loads(templated_llm(prompt))["pairs"]}
 
 
-# --- the world -------------------------------------------------------------------------------------------
+# --- the corpus ------------------------------------------------------------------------------------------
 
 
 def test_it_is_the_same_every_time(domain):
@@ -168,7 +168,7 @@ def test_synthesis_covers_every_fact_and_takes_no_held_out_question(domain, tmp_
     seen = [document.text for document in domain.documents if document.seen][:60]
     report = synthesize(seen, templated_llm, tmp_path)
     assert report.kept == len(seen)
-    assert report.calls > 4 * len(seen)  # what was overlooked at first was asked for again
+    assert report.calls > 4 * len(seen)  # facts that were overlooked at first were requested again
     lines = list(TrainingSet(tmp_path / "stage1.jsonl", "stage1"))
     asked = {}
     for line in [line for line in lines if line.kind == "qa"]:
@@ -178,7 +178,7 @@ def test_synthesis_covers_every_fact_and_takes_no_held_out_question(domain, tmp_
     assert not {q.question for q in domain.questions} & {question for pairs in asked.values() for question, _ in pairs}
 
 
-# --- adaptation in small ---------------------------------------------------------------------------------
+# --- a short adaptation ----------------------------------------------------------------------------------
 
 CHANGES = {
     "stage1": ["steps=24", "batch_size=8"],

@@ -1,4 +1,4 @@
-"""A frozen base that is sharded over processes: the results stay, and each process holds its shard."""
+"""A frozen base that is sharded over processes: same results, and each process holds only its shard."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from clara_core.training.model_setup import open_checkpoint
 from tests.tiny import Tiny, build
 from tests.training.lessons import config_for, metrics
 
-# Each makes the two processes differ in another way: in the lines of their share, in passes, in windows.
+# In each, the two processes differ in another way: in lines, in passes, in windows.
 RUNS: dict[str, dict[str, Any]] = {
     "stage1": {"batch_size": 5, "micro_batch_size": 2, "held_out": 0.25, "eval_every": 2},
     "stage1_2": {"batch_size": 3, "gradient_checkpointing": True, "micro_batch_size": 1},
-    "contrastive": {"batch_size": 1, "memory_room_mb": 0},  # the second process never has a line
+    "contrastive": {"batch_size": 1, "memory_room_mb": 0},  # the second process gets no lines
     "stage2": {"batch_size": 5, "micro_batch_size": 1, "held_out": 0.25, "gradient_checkpointing": True},
 }
 LIGHT = "stage2"
@@ -47,12 +47,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="module")
 def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder with a stage's runs of two processes, with a whole base and with a sharded one."""
+    """The folder with the runs of a stage by two processes, with a complete base and with a sharded one."""
     pytest.importorskip("accelerate")
     made: dict[bool, Path] = {}
 
     def folder_of(stage: str) -> Path:
-        light = stage == LIGHT  # the heavy stages share one start of two processes
+        light = stage == LIGHT  # the heavy stages share one pair of processes
         if light not in made:
             made[light] = tmp_path_factory.mktemp("runs")
             wanted = {stage: given for stage, given in RUNS.items() if (stage == LIGHT) == light}
@@ -128,7 +128,7 @@ def test_each_process_holds_half_of_the_layers_between_passes(
     held = found(trained(stage), rank)["held"]
     saved = [whole - shard for whole, shard in zip(held[f"{stage} whole"], held[f"{stage} sharded"], strict=True)]
     assert len(saved) == 6
-    # After a step its last pass is still there, which has a copy of its input where the base is sharded.
+    # After a step its last pass is still in memory, with a copy of its input if the base is sharded.
     assert saved == pytest.approx([layers / 2] * len(saved), rel=0.1)
 
 
@@ -182,7 +182,7 @@ def test_the_configuration_of_accelerate_decides(
 ) -> None:
     clean(monkeypatch, environment)
     assert wants_sharding() is shards
-    assert not Processes(torch.device("cpu")).shards  # one process has nobody to share with
+    assert not Processes(torch.device("cpu")).shards  # a single process cannot share
 
 
 def test_deepspeeds_own_file_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_deepspeeds_own_file_decides(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def clean(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
-    """An environment in which accelerate has said this and no more."""
+    """An environment with only these variables of accelerate."""
     for name in list(os.environ):
         if name.startswith(("ACCELERATE_", "FSDP_")):
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""Muon in float32 against torch's own."""
+"""Muon in float32, compared with torch's implementation."""
 
 from __future__ import annotations
 

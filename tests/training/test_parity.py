@@ -1,4 +1,4 @@
-"""Losses and gradients of every stage against those that the published code recorded."""
+"""Losses and gradients of every stage, compared with recorded ones of the published code."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load(name: str) -> tuple[ClaraModel, ClaraTokenizer]:
 
 
 def gradient_norm(model: ClaraModel, role: Role) -> float:
-    """Norm over the adapter of one role, of all layers."""
+    """Gradient norm of the adapter of one role, over all layers."""
     squares = 0.0
     for layer in model.routed.values():
         for matrix in (layer.lora_A, layer.lora_B):

@@ -1,4 +1,4 @@
-"""Prompts hold passages as data, and replies are read whatever they are."""
+"""Prompts contain passages as data, and the parser accepts any reply."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_passage_stands_in_every_prompt_as_it_is_and_once(text, other):
 
 def test_a_passage_that_holds_its_own_tag_gets_another():
     tag = re.search(r"<passage-(\w+)>", simple_prompt("text"))[1]
-    # A passage whose hash is known before it is written can only be found by trying; this is what would happen.
+    # A passage with a known hash can only be found by trying; this tests what would happen.
     assert tag not in re.search(r"<passage-(\w+)>", simple_prompt(f"text </passage-{tag}>"))[1]
 
 

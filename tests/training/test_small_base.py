@@ -1,4 +1,4 @@
-"""The recipe for a small base from the Hub: its four stages, one after the other, over a tiny base of the same kind."""
+"""The recipe for a small base from the Hub: its four stages in order, with a tiny base of the same architecture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "small-base"
 
 
 def test_the_first_steps_of_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a bare base to a checkpoint that answers, with nothing changed in the configs but length and data."""
+    """From a base decoder to a checkpoint that answers; only length and data of the configs are changed."""
     tiny = build(tmp_path / "tiny", "llama")
     monkeypatch.chdir(tmp_path)
     for stage in ("stage1", "stage1_2", "stage2"):

@@ -1,4 +1,4 @@
-"""Synthesis with every kind of language model and document; what a run resumes after it was stopped."""
+"""Synthesis with every kind of language model and document, and resuming a run that was stopped."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_kind_of_model(tmp_path, name):
     assert whole(stage1(tmp_path), TEXTS)
     assert (report.passages, report.kept, report.resumed, report.dropped) == (8, 8, 0, {})
     assert (report.simple, report.complex, report.held_out) == (24, 16, 0)
-    # Round one: three replies and a comparison; round two: the colour and a comparison.
+    # First round: three replies and a comparison; second round: the colour and a comparison.
     assert report.calls == len(teacher.prompts) == 8 * 6
 
 
@@ -61,7 +61,7 @@ async def test_every_kind_of_model_awaited(tmp_path):
 
 
 def test_the_plain_call_is_used_where_no_loop_was_running(tmp_path):
-    # A client that lives on another event loop would fail in ours.
+    # A client that belongs to another event loop would fail in ours.
     chat = ChatModel(teacher=Teacher())
     synthesize(TEXTS, chat, tmp_path)
     assert set(chat.calls) == {"plain"}
@@ -124,7 +124,7 @@ def test_wrong_settings_are_refused(tmp_path, wrong):
     assert not (tmp_path / "out").exists()
 
 
-# --- going on --------------------------------------------------------------------------------------------
+# --- resuming --------------------------------------------------------------------------------------------
 
 RUN = """
 import signal, sys, time
@@ -159,7 +159,7 @@ def test_killed_runs_go_on_and_write_what_one_run_writes(tmp_path, request):
     report = synthesize(texts, teacher, out)
     done = {text for text in texts if ("simple", text) not in teacher.asked}
     assert report.resumed == len(done) >= 30
-    # Four calls a passage: each of the three kills lost at most those of the three passages under way.
+    # Four calls for each passage: each of the three kills lost at most those of the three passages in progress.
     assert sum(asked.values()) - 4 * len(done) <= 3 * 3 * 4
 
     synthesize(texts, Teacher(), tmp_path / "at once")
@@ -267,7 +267,7 @@ def test_questions_that_are_held_out_are_nowhere_in_training(tmp_path):
     assert not set(asked) & set(kept_out)
     assert {line.kind for line in apart} == {"qa"}
 
-    # Which they are does not change with other passages; without any, no stale file is left.
+    # The choice does not change with other passages; if none is chosen, no old file is left.
     synthesize(TEXTS[4:], Teacher(), tmp_path / "part", held_out=0.3)
     part = [q for line in read_lines(tmp_path / "part" / "held_out.jsonl", "stage1") for q in line.questions]
     assert set(part) == {question for question in kept_out if any(text in question for text in part)}

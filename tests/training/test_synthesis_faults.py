@@ -1,4 +1,4 @@
-"""Synthesis with a language model that fails in the ways language models do."""
+"""Synthesis with a language model that makes typical mistakes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.training.teacher import TEXTS, Teacher, kind_of, passage_of
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
-# --- the ways in which models fail -----------------------------------------------------------------------
+# --- bad replies -----------------------------------------------------------------------------------------
 
 
 def first(spoiled):
-    """A failure that the model shows the first time it is asked for something about a passage, and not again."""
+    """A failure at the first request of a kind for a passage only."""
     return lambda kind, number, reply: spoiled(kind, reply) if number == 0 else reply
 
 
@@ -120,7 +120,7 @@ def empty(kind_spoiled, reply_instead):
 
 
 def forgetful(kind, reply):
-    """Asks about all facts but the last, even when that one is asked for by name."""
+    """Omits the last fact, even if the prompt names it."""
     return json.dumps({"pairs": json.loads(reply)["pairs"][:2]}) if kind == "simple" else reply
 
 
@@ -150,7 +150,7 @@ def test_a_passage_that_fails_to_the_end_is_dropped_and_counted(tmp_path, reason
 def test_missing_facts_are_asked_for_by_name_at_most_as_often_as_wanted(tmp_path):
     teacher = Teacher(always(forgetful))
     report = synthesize(TEXTS[:1], teacher, tmp_path)
-    assert report.kept == 1  # asked for alone, the third fact is among the first two
+    assert report.kept == 1  # requested alone, the third fact is among the first two
     again = [prompt for kind, prompt in teacher.prompts if kind == "simple"][1]
     assert '["The colour of Aln Bridge is dark green 0."]' in again
 
@@ -185,7 +185,7 @@ def test_an_unsupported_pair_is_not_taken_a_second_time(tmp_path):
         wrong = {"question": "Who painted the door?", "answer": "Nobody knows"}
         if kind != "simple":
             return reply
-        # The first time a fact is left out, so that there is a second time.
+        # The first time a fact is left out, so that there is a second request.
         pairs = json.loads(reply)["pairs"]
         return json.dumps({"pairs": [*(pairs[:-1] if number == 0 else pairs), wrong]})
 

@@ -1,4 +1,4 @@
-"""Stages over files of lines: what learns, what comes out, and how a batch may be cut without changing a number."""
+"""Training stages over files: trained weights, results, and splitting a batch without changing the numbers."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="module")
 def untaught(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A checkpoint without a query reasoner."""
+    """A checkpoint that has no query reasoner."""
     return build(tmp_path_factory.mktemp("untaught"), "llama", roles=("encoder_adapter", "decoder_adapter"))
 
 
 def moved(one: Checkpoint, other: Checkpoint) -> set[Role]:
-    """Roles whose adapters differ."""
+    """Roles whose adapters have changed."""
     shared = set(one.adapters) & set(other.adapters)
     return {
         role
@@ -127,7 +127,7 @@ def test_recomputed_gradients_are_those_that_are_kept(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("stage", ["stage1", "stage1_2", "contrastive"])
 def test_gradients_are_finite_differences(tiny: Tiny, stage: Stage) -> None:
-    """The end-to-end stage has a gradient that its loss has not: see the straight-through test."""
+    """Not for the end-to-end stage, whose gradient is not that of its loss: see the straight-through test."""
     opened = open_checkpoint(arguments(tiny))
     lines = [check_line(line, stage, "") for line in lines_of(stage)[:3]]
     step = LineReader(opened.tokenizer, opened.model.context, 2, answers=False).step(lines)
@@ -193,7 +193,7 @@ def test_a_mixed_lesson_reads_some_documents_as_text(tiny: Tiny, tmp_path: Path)
     result = train(config_for(tiny, tmp_path, "stage1_2", mixed=0.5, learn=("generator",)))
     before, after = read_checkpoint(tiny.folder), read_checkpoint(result.checkpoint)
     assert (before.config.mixed, after.config.mixed) == (False, True)
-    assert moved(before, after) == {Role.GENERATOR}  # memories stay what they were
+    assert moved(before, after) == {Role.GENERATOR}  # memories are unchanged
     opened = open_checkpoint(arguments(tiny))
     lines = [check_line(line, "stage1_2", "") for line in lines_of("stage1_2")]
     reader = LineReader(opened.tokenizer, opened.model.context, 2, mixed=0.5)
@@ -203,7 +203,7 @@ def test_a_mixed_lesson_reads_some_documents_as_text(tiny: Tiny, tmp_path: Path)
         [step], [again] = source(number), source(number)
         assert step.rows.ids == again.rows.ids
         for ids, windows in zip(step.rows.ids, step.rows.windows, strict=True):
-            assert windows  # never all of them
+            assert windows  # at least one document is a memory
             shown = opened.tokenizer.decode(ids)
             [line] = [line for line in lines if line.question in shown]
             as_text = [text for text in line.docs if text in shown]
@@ -211,7 +211,7 @@ def test_a_mixed_lesson_reads_some_documents_as_text(tiny: Tiny, tmp_path: Path)
             assert len(as_text) < 2
             texts, memories = texts + len(as_text), memories + len(line.docs) - len(as_text)
     assert 0.2 < texts / (texts + memories) < 0.5
-    for step in (reader.step(lines), *source.passes(lines)):  # what is held out is read from memories
+    for step in (reader.step(lines), *source.passes(lines)):  # held-out lines are read from memories
         assert all(len(own) >= 2 for own in step.rows.windows)
     with pytest.raises(ValueError, match="mixed is for stage1_2"):
         config_for(tiny, tmp_path, "stage2", mixed=0.2)

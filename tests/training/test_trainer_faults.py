@@ -1,4 +1,4 @@
-"""What can go wrong in a run: kills, full disks, losses that are no number, wrong lines, wrong configs."""
+"""Faults of a training run: kills, full disks, losses that are not numbers, wrong lines, wrong configs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 def as_file(config: TrainingConfig, path: Path, **given: Any) -> Path:
-    """A config as YAML (of which JSON is a part)."""
+    """Write a config as JSON, which is valid YAML."""
     values = config.model_dump(mode="json", exclude={"shape"}, exclude_none=True) | given
     path.write_text(json.dumps(values), encoding="utf-8")
     return path
@@ -51,7 +51,7 @@ def environment() -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [(5,), pytest.param((5, 21), marks=pytest.mark.heavy)], ids=len)
 def test_a_killed_run_goes_on_with_the_same_curve(tiny: Tiny, tmp_path: Path, kills: tuple[int, ...]) -> None:
-    """The signal comes while the child works, in whatever it is doing then."""
+    """The signal arrives at any moment of the child's work."""
     given = {"steps": 60, "save_every": 1, "held_out": 0.25, "eval_every": 7}
     whole = train(config_for(tiny, tmp_path, "stage2", out=tmp_path / "whole", **given))
     config = config_for(tiny, tmp_path, "stage2", **given)
@@ -81,7 +81,7 @@ def test_a_killed_run_goes_on_with_the_same_curve(tiny: Tiny, tmp_path: Path, ki
 def test_memory_that_runs_out_says_what_to_lower(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """In the second step, in a pass of more than one line; with passes of one line the same run goes on."""
+    """Memory runs out in the second step, in a pass of several lines; with passes of one line the run continues."""
     given = {"steps": 3, "save_every": 1, "dropout": 0.0}
     whole = train(config_for(tiny, tmp_path, "stage2", out=tmp_path / "whole", micro_batch_size=1, **given))
     config = config_for(tiny, tmp_path, "stage2", micro_batch_size=2, **given)
@@ -155,11 +155,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_weights(tiny: Tiny
     saved = load_state(config.out / STATE_FILE)
     assert saved is not None
     assert saved[1]["state"]["step"] == 1
-    good = read_checkpoint(config.out / "checkpoint")  # what it has learned up to there
+    good = read_checkpoint(config.out / "checkpoint")  # the weights trained so far
     for role, tensors in good.adapters.items():
         name, weight = next(iter(tensors.items()))
         assert torch.isfinite(weight).all(), (role, name)
-    with pytest.raises(TrainingError, match="step 1"):  # it goes on where it stopped, and says the same
+    with pytest.raises(TrainingError, match="step 1"):  # it continues where it stopped, with the same results
         train(config)
 
 
@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_the_state_that_was_saved_before(tiny: Tiny, tmp_path
     assert saved[1] == {"step": 1}
     assert float(saved[0]["weights"].sum()) == 10
     assert sorted(file.name for file in tmp_path.glob("*state*")) == ["state.safetensors"]
-    # With room again, the same command ends the run.
+    # With free space again, the same command finishes the run.
     again = train(config_for(tiny, tmp_path, "stage1", save_every=1, out=tmp_path / "full"))
     assert len(metrics(again.metrics)) == 4
 
