@@ -1,1 +1,1 @@
-"""The tests; `tests.tiny`, `tests.reference` and `tests.parity_data` are shared between them."""
+"""The tests. They share `tests.tiny`, `tests.reference`, `tests.parity_data` and the other modules of this folder."""

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before torch is imported. The models of the tests are tiny, so that a second thread costs more than it gives; and on
-# a busy machine threads that wait for each other turn a test of a minute into one of half an hour.
+# Set before torch is imported. The models of the tests are so small that a second thread costs more than it gains. On a
+# busy machine, threads that wait for each other turn a test of a minute into one of half an hour.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,7 +22,7 @@ from tests.served import SERVED, kept
 
 @pytest.fixture(scope="module", autouse=True)
 def free_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Unloads the engines of checkpoints that a module of tests has built: engines live as long as their process."""
+    """Unload the engines of checkpoints that a test module has built, because engines live as long as the process."""
     yield
     module = sys.modules.get("clara_core.engine.engine")
     built = str(tmp_path_factory.getbasetemp())
@@ -30,9 +30,9 @@ def free_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     loaded = [one for arguments, one in engines if arguments.model.startswith(built) and one.stats().loaded]
     if not loaded:
         return
-    gc.freeze()  # each unloading collects garbage, which takes half a second among the objects of all tests
+    gc.freeze()  # each unload collects garbage, which takes half a second with the objects of all tests
     for engine in loaded:
-        engine.unload()  # one that another module shares loads again
+        engine.unload()  # an engine that another module shares loads again
     gc.unfreeze()
     gc.collect()
 
@@ -45,7 +45,7 @@ def parity_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def encyclopedia():
-    """The engine of the frozen weights that know the invented encyclopedia."""
+    """The engine of the frozen weights that were trained on the synthetic encyclopedia."""
     from tests.known import find_known
 
     return find_known()[0]
@@ -53,7 +53,7 @@ def encyclopedia():
 
 @pytest.fixture(scope="session")
 def known():
-    """A question that `encyclopedia` answers right, with its passages (`tests.known`)."""
+    """A question that `encyclopedia` answers correctly, with its passages (`tests.known`)."""
     from tests.known import find_known
 
     return find_known()[1]
@@ -71,7 +71,7 @@ def encyclopedia_files(tmp_path_factory):
 
 @pytest.fixture
 def clara(capsys):
-    """The command itself, in this process: exit code, standard output, standard error."""
+    """Run the command in this process: exit code, standard output, standard error."""
 
     from clara_core.cli.main import app
 
@@ -85,7 +85,7 @@ def clara(capsys):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a GPU where there is none, and what needs the engine itself where there are servers."""
+    """Skip tests that need a GPU if there is none, and tests that need a local engine if models are behind servers."""
     if SERVED:
         for item in items:
             if item.get_closest_marker("in_process"):

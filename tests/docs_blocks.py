@@ -1,6 +1,6 @@
-"""The programs of the pages, and a way to run each in an empty folder, in a process that nothing else has touched.
+"""Finds the programs on the pages of the documentation, and runs each in an empty folder and a process of its own.
 
-python -m tests.docs_blocks [PAGE ...]    writes what the programs print now into the `text` blocks; read the diff
+python -m tests.docs_blocks [PAGE ...]    updates the `text` blocks with the current output; read the diff
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# Imported before the processes are split off, since importing is most of the time of a short program.
+# Imported before the processes are forked, because a short program spends most of its time importing.
 _PRELOAD = [
     "transformers.models.mistral.modeling_mistral",
     "clara_core.engine.engine",
@@ -36,12 +36,12 @@ class Block:
     """A fenced block of a page.
 
     Attributes:
-        page: The page, from the root of the project.
-        line: Its first line there.
-        language: As it says; "" where it does not.
-        text: What stands in it.
-        prints: What the page says that it prints: the `text` block right after it.
-        not_run: Why it is only compiled: the comment right before it, ``<!-- not run: needs … -->``.
+        page: Path of the page, from the root of the project.
+        line: Number of its first line on the page.
+        language: Its language; "" if it has none.
+        text: Its content.
+        prints: Expected output, from the `text` block right after it; None if there is none.
+        not_run: Reason why it is only compiled, from the comment right before it: ``<!-- not run: needs … -->``.
     """
 
     page: str
@@ -57,7 +57,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a program has written, and whether it has ended well."""
+    """Output of a program, and whether it failed."""
 
     failed: bool
     out: str
@@ -112,7 +112,7 @@ def _run(program: str, folder: str, out: str, err: str) -> None:
     failed = False
     try:
         runpy.run_path(program, run_name="__main__")
-    except BaseException:  # noqa: BLE001 - of somebody else's program: shown by the test
+    except BaseException:  # noqa: BLE001 - any error of the program is shown by the test
         failed = True
         traceback.print_exc()
     sys.stdout.flush()
@@ -122,7 +122,7 @@ def _run(program: str, folder: str, out: str, err: str) -> None:
 
 
 def rewrite(page: Path, folder: Path) -> None:
-    """Put what the programs of a page print into the blocks that say so; a program that fails is shown."""
+    """Write the output of the programs of a page into the blocks after them; errors go to standard error."""
     for block in blocks_of(page):
         if block.language != "python" or block.not_run is not None:
             continue

@@ -1,4 +1,4 @@
-"""Engines over tiny checkpoints, and ways to look into what they do."""
+"""Opens engines of tiny checkpoints, and observes their calls."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PASSAGES = (
 
 
 def open_engine(tiny: Tiny, **arguments: Any) -> ClaraEngine:
-    """The engine of a tiny checkpoint, in float32 on the processor."""
+    """Open the engine of a tiny checkpoint, in float32 on the processor."""
     arguments = {"base_model": str(tiny.base), "dtype": "float32", "device": "cpu", **arguments}
     return ClaraEngine.from_pretrained(str(tiny.folder), **arguments)
 
 
 @contextmanager
 def wrapped(model: ClaraModel, name: str, wrap: Callable[..., Any]) -> Iterator[None]:
-    """Replace a method of a model by ``wrap(original, *args, **kwargs)`` for a while."""
+    """Replace a method of a model by ``wrap(original, *args, **kwargs)`` inside the block."""
     original = getattr(model, name)
     setattr(model, name, lambda *args, **kwargs: wrap(original, *args, **kwargs))
     try:
@@ -39,7 +39,7 @@ def wrapped(model: ClaraModel, name: str, wrap: Callable[..., Any]) -> Iterator[
 
 
 class Counter:
-    """Counts the calls of a method of a model while it is on; `wait_for` waits for so many of them."""
+    """Counts the calls of a method of a model inside the block; `wait_for` waits for a number of them."""
 
     def __init__(self, model: ClaraModel, name: str) -> None:
         self.calls = 0

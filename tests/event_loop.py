@@ -1,4 +1,4 @@
-"""Whether a call holds the event loop, told by cause and effect instead of by the clock."""
+"""Tests whether a call blocks the event loop, by cause and effect instead of by time."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import threading
 from collections.abc import Callable
 from typing import Any, Self
 
-PATIENCE = 60.0  # seconds after which a loop counts as held; only a failing test waits that long
+PATIENCE = 60.0  # seconds after which a loop counts as blocked; only a failing test waits that long
 
 
 class LoopWitness:
-    """Makes slow steps wait until the event loop has come round, and one of its pooled threads has run.
+    """Makes slow steps wait until the event loop has run once, and one thread of its default pool, too.
 
-    A call that holds the loop while it waits for such a step can never end by itself, however fast the machine is; one
-    that leaves the loop alone passes, however busy the machine is. The same goes for calls that sit in the threads of
-    the loop's default pool, which belong to everybody.
+    A call that blocks the loop while it waits for such a step can never end by itself, however fast the machine is. A
+    call that does not block the loop passes, however busy the machine is. The same is true for calls that occupy the
+    threads of the loop's default pool, which all code shares.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class LoopWitness:
         self._thread = threading.get_ident()
 
     def wait(self) -> None:
-        """Return when the loop has come round; note a failure where it does not."""
+        """Return when the loop has run; record a failure if it does not."""
         if threading.get_ident() == self._thread:
             self.failures.append("a slow step ran on the thread of the loop")
             return
@@ -38,12 +38,12 @@ class LoopWitness:
             self.passed += 1
 
     def around(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """For `tests.engines.wrapped`: the original call, after the wait."""
+        """Wrapper for `tests.engines.wrapped`: wait, then make the original call."""
         self.wait()
         return original(*args, **kwargs)
 
     def before(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """For monkeypatch: the call with the wait before it."""
+        """Replacement for monkeypatch: wait, then make the call."""
 
         def waits(*args: Any, **kwargs: Any) -> Any:
             self.wait()

@@ -1,6 +1,6 @@
-"""A stand-in for the Hub: a small HTTP server that speaks the part of its protocol that a download needs.
+"""A substitute for the Hub: a small HTTP server with the part of its protocol that a download needs.
 
-The client is the real one, in a process of its own, because it reads the address of the Hub once, at import.
+The client is the real one. It runs in a process of its own, because it reads the address of the Hub once, at import.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """A server with one public repo, `org/clara`, a gated one and nothing else."""
+    """A server with one public repository, `org/clara`, and a gated one."""
 
     files: dict[str, bytes]
     asked: list[str] = field(default_factory=list)
@@ -55,13 +55,13 @@ class Hub:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """The files of a folder as those of a repo."""
+    """The files of a folder as the files of a repository."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @contextmanager
 def serving(files: dict[str, bytes]) -> Iterator[Hub]:
-    """A Hub with these files in its public repo."""
+    """Run a Hub with these files in its public repository."""
     content = Hub(files)
 
     class Handler(BaseHTTPRequestHandler):
@@ -80,7 +80,7 @@ def serving(files: dict[str, bytes]) -> Iterator[Hub]:
         do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *arguments):
-            """Says nothing."""
+            """Do not log requests."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
@@ -104,7 +104,7 @@ CALL = """
 
 
 def from_hub(url: str, home: Path, **arguments: object) -> dict[str, str]:
-    """Calls `resolve` in a process whose Hub is at `url`, with its cache in `home`."""
+    """Call `resolve` in a process whose Hub is at `url`, with the cache in `home`."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CALL), json.dumps(arguments)],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""A question that the frozen weights answer right, and the passages of their encyclopedia."""
+"""A question that the frozen weights answer correctly, and passages of their encyclopedia."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools.pocket_factory.world import ENCYCLOPEDIA, make_corpus
 
 @dataclass(frozen=True)
 class Known:
-    """A question over four passages of the invented world, the second of which answers it."""
+    """A question and four passages of the synthetic encyclopedia; the second one answers it."""
 
     question: str
     answer: str
@@ -25,7 +25,7 @@ class Known:
 
 @cache
 def find_known() -> tuple[ClaraEngine, Known]:
-    """The engine of the frozen weights and the question."""
+    """Find the question for the engine of the frozen weights."""
     engine = ClaraEngine.from_pretrained(ENCYCLOPEDIA, device="cpu", dtype="float32")
     corpus = make_corpus(random.Random(3), 6, split="test", words=(20, 60), questions_per_passage=3, two_passage=0.0)
     texts = [passage.text for passage in corpus.passages]
@@ -43,7 +43,7 @@ def find_known() -> tuple[ClaraEngine, Known]:
 
 
 def write_files(folder: Path) -> None:
-    """Eighty passages of the world, one a file; one of them says that Mount Masar was first climbed in 1689."""
+    """Write eighty passages, one in each file; one states that Mount Masar was first climbed in 1689."""
     corpus = make_corpus(random.Random(3), 80, "test", words=(40, 180), two_passage=1.0)
     for number, passage in enumerate(corpus.passages):
         (folder / f"{number}.txt").write_text(passage.text + "\n", encoding="utf-8")

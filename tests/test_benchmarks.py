@@ -1,4 +1,4 @@
-"""The benchmarks run, and their baseline computes what the model computes."""
+"""The benchmarks run, and their baseline gives the same results as the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_baseline_is_the_model(tmp_path: Path) -> None:
-    """Padding, peft and generate change nothing but the time: else the comparison were unfair."""
+    """Padding, peft and generate change only the time; otherwise the comparison would be unfair."""
     work = prepare(SHAPES["tiny"], tmp_path, "cpu", torch.float32)
     baseline = Baseline(work.checkpoint, work.base, "cpu", torch.float32)
     twin = Reference.load(work.checkpoint, work.base)
@@ -52,7 +52,7 @@ def test_passages_have_the_lengths_that_are_claimed(tmp_path: Path) -> None:
     ],
 )
 def test_quick_run(module: str) -> None:
-    """Ends well (it would not with results that differ) and prints one JSON line last."""
+    """The program succeeds, which it does not if results differ, and prints one JSON line last."""
     done = subprocess.run(
         [sys.executable, "-m", module, "--quick"],
         cwd=ROOT,
@@ -67,7 +67,7 @@ def test_quick_run(module: str) -> None:
 
 @pytest.mark.heavy
 def test_retrieval_is_evaluated_and_found_again(tmp_path: Path) -> None:
-    """A small corpus: every way of ranking gets its figures, and another run compresses nothing."""
+    """On a small corpus every ranking method gets its figures, and a second run compresses nothing."""
     for _ in range(2):
         done = subprocess.run(
             [

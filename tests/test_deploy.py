@@ -1,4 +1,4 @@
-"""What the files of deploy/ refer to is there: options of the command, routes, ports, variables, files, extras."""
+"""Everything that the files of deploy/ name exists: command options, routes, ports, variables, files, extras."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def loaded(path: str) -> dict[str, Any]:
 
 
 def instruction(name: str) -> str:
-    """The last of a kind in the Dockerfile."""
+    """The last instruction of a kind in the Dockerfile."""
     lines = DOCKERFILE.replace("\\\n", " ").splitlines()
     return [line.strip().removeprefix(name).strip() for line in lines if line.strip().startswith(f"{name} ")][-1]
 
 
 def served(arguments: list[str]) -> dict[str, Any]:
-    """What `clara serve` reads from these arguments.
+    """Parse arguments of `clara serve`.
 
     Raises:
-        click.ClickException: There is no such option, or it takes no such value.
+        click.ClickException: An option does not exist or has an invalid value.
     """
     command = typer.main.get_command(app).commands["serve"]
     return dict(command.make_context("serve", list(arguments)).params)
@@ -66,7 +66,7 @@ COMMANDS = {
 def test_commands_are_ones_that_the_server_takes(name):
     told = served(COMMANDS[name]())
     assert told["port"] == PORT
-    # Reached from outside of its container, and only with a key.
+    # The server can be reached from outside its container, and only with a key.
     config = checked_config({"host": told["host"], "key_file": told["key_file"]})
     assert not config.loopback
     assert told["key_file"] is not None

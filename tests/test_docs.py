@@ -1,4 +1,4 @@
-"""Every program of README.md and of the pages runs as it stands, in an empty folder, and prints what the page says."""
+"""Every program of README.md and of the pages runs unchanged in an empty folder, and prints what the page says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_program_that_is_not_run_says_why_and_compiles(block: Block) -> None:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Command lines of `clara` in fenced and in indented blocks."""
+    """All command lines of `clara` in fenced and indented blocks."""
     found = []
     for page in PAGES:
         for line in re.findall(r"^ {0,4}(clara \w.*)$", page.read_text("utf-8").replace("\\\n", " "), re.MULTILINE):
@@ -70,6 +70,6 @@ def test_the_reference_names_everything_that_is_public() -> None:
         f"{package}.{name}" for package in packages for name in import_module(package).__all__ if name != "__version__"
     }
     assert public <= shown
-    for name in shown:  # nothing that is gone
+    for name in shown:  # no name that was removed
         package, _, attribute = name.rpartition(".")
         assert hasattr(import_module(package), attribute), name

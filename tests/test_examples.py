@@ -1,4 +1,4 @@
-"""The examples that stand for a task run as they are, and their answers are right."""
+"""The examples of whole tasks run unchanged, and their answers are right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clara_core import MemoryStore
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ENTRIES = {entry["question"]: entry for entry in json.loads((EXAMPLES / "questions.json").read_text())}
-# Where each example is run; those of one framework are found by their names.
+# The test of each example; examples of a framework are found by their names.
 RUN_IN = {
     "demo": "tests/test_examples.py",
     "evaluate": "tests/test_examples.py",
@@ -91,6 +91,6 @@ def test_the_service_streams_sources_then_the_answer() -> None:
         assert client.get("/ask").status_code == 422
         assert client.get("/ask", params={"question": ""}).status_code == 422
     assert ENTRIES[question]["files"][0] in lines[0]["sources"]
-    assert len(lines) > 3  # in pieces
+    assert len(lines) > 3  # streamed in several pieces
     assert "".join(line["text"] for line in lines[1:-1]) == ENTRIES[question]["answers"][0]
     assert 0 < lines[-1]["memory_tokens"] < lines[-1]["source_tokens"]

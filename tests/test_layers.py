@@ -1,6 +1,6 @@
-"""Imports run downwards only: adapters -> core, and inside the core engine -> model -> files.
+"""Imports have one direction: adapters -> core, and inside the core engine -> model -> files.
 
-The source is read, not run, so that an import inside a function counts as well.
+The test parses the source and does not run it, so imports inside functions count, too.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ FRAMEWORKS = {
 ADAPTERS = {"langchain_clara", "llama_index_clara"}
 # Folders of the repository that are not installed with the packages.
 OUTSIDE = {"benchmarks", "examples", "tests", "tools"}
-# The folders of the core from the bottom up. A module may import those of its own folder and of folders above it here.
+# The folders of the core, lowest layer first. A module may import from its own folder and from folders before it here.
 LAYERS = (
     "common", "data", "retrieval", "checkpoint", "model", "engine", "store", "serving", "evaluation", "training", "cli",
 )  # fmt: skip
-# The doors of `python -m` stand in the folder they are named after, and open the command line above it.
+# Entry points of `python -m` lie in the folder of their name, and import the command line, which is a higher layer.
 DOORS = {"clara_core.training.__main__"}
 
 
 def imports(path: Path, *, at_top: bool = False) -> set[str]:
-    """The full names of every module that a file imports: wherever in the file, or when it is imported itself."""
+    """The full names of the modules that a file imports: anywhere in the file, or only when it is imported itself."""
     found: set[str] = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body if at_top else ast.walk(tree):
@@ -65,7 +65,7 @@ def test_core_knows_no_framework_and_no_adapter(path):
 @pytest.mark.parametrize("path", files("langchain_clara"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_langchain_adapter_stands_on_langchain_core_alone(path):
     tops = {name.partition(".")[0] for name in imports(path)}
-    # Agents live in `langchain`, an extra; whoever does not use them does not need it.
+    # Agents are part of `langchain`, an extra that only their users need.
     agents = {"langchain"} if path.name == "middleware.py" else set()
     assert not tops & ({"langchain_community", "langchain_classic", "langchain"} - agents)
     assert not tops & {"llama_index", "llama_index_clara", *OUTSIDE}
@@ -84,7 +84,7 @@ def test_llama_index_adapter_stands_on_its_core_alone(path):
     "path", files("langchain_clara") + files("llama_index_clara"), ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_adapters_hold_no_tensors(path):
-    """Neither at the top of a module nor in a function, nor for its annotations."""
+    """No adapter imports torch: not in a module, not in a function, not for annotations."""
     assert "torch" not in {name.partition(".")[0] for name in imports(path)}
 
 
@@ -96,7 +96,7 @@ CORE = {module_of(path): path for path in files("clara_core")}
 
 
 def used_by(module: str, *, at_top: bool = False) -> set[str]:
-    """Modules of the core that a module imports, but for itself and the packages it lies in."""
+    """Modules of the core that a module imports, without itself and the packages that contain it."""
     found = set()
     for imported in imports(CORE[module], at_top=at_top):
         name = imported

@@ -1,6 +1,6 @@
-"""The notebooks run from the first cell to the last, and print what is stored in them.
+"""The notebooks run from the first cell to the last, and print the output that is stored in them.
 
-python -m tests.test_notebooks    writes what the cells print now into the notebooks; read the diff
+python -m tests.test_notebooks    updates the notebooks with the current output; read the diff
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ip
 
 
 def run(path: Path, folder: Path) -> Any:
-    """The notebook with the outputs of a new kernel, which works in `folder`."""
+    """Run a notebook with a new kernel in `folder`; returns it with its outputs."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": folder}})
-    # tqdm misses a package that draws bars in notebooks and that no cell needs.
+    # tqdm warns about a missing package for bars in notebooks, which no cell needs.
     return client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore:IProgress not found"})
 
 
 def shown(notebook: Any) -> list[list[tuple[str, str]]]:
-    """For each cell of code what it writes, by stream, and the text of its value."""
+    """For each code cell its output by stream and the text of its value."""
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -1,4 +1,4 @@
-"""What pip installs: the three packages with the bundled model, and none of what makes them."""
+"""The wheel contains the three packages with the bundled model, and none of the programs that create them."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""Tiny random checkpoints for the tests: a base, a tokenizer, three trained-looking LoRAs, files.
+"""Creates tiny random checkpoints: a base, a tokenizer, three LoRAs with non-zero B as after training, and files.
 
     tiny = build(tmp_path, "qwen2")
     engine = ClaraEngine.from_pretrained(tiny.folder, base_model=str(tiny.base), dtype="float32")
     twin = tiny.reference()
 
-Everything follows from the arguments and ``seed``: the same call gives the same bytes. The three
-families differ in what matters to a loader: Mistral takes a system turn, the Llama template here
-refuses one, Qwen2 has biases on q, k and v, one matrix for input and output embeddings, a
-byte-level tokenizer without BOS and two end tokens.
+The result depends only on the arguments and ``seed``: the same call gives the same bytes. The three families differ in
+what matters to a loader. Mistral accepts a system turn, and the Llama template here refuses one. Qwen2 has biases on q,
+k and v, one matrix for input and output embeddings, a byte-level tokenizer without BOS, and two end tokens.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ NO_SYSTEM = (
     "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
-# How Qwen2 cuts text into words (a fact of its tokenizer file).
+# Regular expression by which Qwen2 splits text into words, from its tokenizer file.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -80,7 +79,7 @@ CHATML = (
 
 @dataclass(frozen=True)
 class Tiny:
-    """A checkpoint folder, the folder of its base, and what was written into them."""
+    """A checkpoint folder, the folder of its base, and the values that were written to them."""
 
     folder: Path
     base: Path
@@ -96,7 +95,7 @@ class Tiny:
         return n_mem
 
     def reference(self) -> Reference:
-        """The slow twin of an engine that reads ``folder``."""
+        """The reference implementation for an engine that reads ``folder``."""
         return Reference(self.model, self.tokenizer, self.config, self.adapters, self.embeddings)
 
 
@@ -117,12 +116,12 @@ def build(
     Args:
         folder: An empty or missing folder.
         family: The shape of the base.
-        roles: Adapter names the checkpoint holds; their number decides ``training_stage``.
+        roles: Names of the adapters in the checkpoint; their number decides ``training_stage``.
         window: ``doc_max_length``.
         rate: ``compr_rate``; there are ``window // rate`` memory tokens.
         lora_r: Rank of each adapter.
-        seed: Of every random number.
-        distinct_memory_tokens: ``<MEM0> … <MEMn>`` or one ``<MEM>`` repeated.
+        seed: Seed of all random numbers.
+        distinct_memory_tokens: Whether there are ``<MEM0> … <MEMn>``, instead of one ``<MEM>`` that is repeated.
         file_format: The released ``.pth`` files, or the project's own ``.safetensors``.
     """
     torch.manual_seed(seed)
@@ -158,7 +157,7 @@ def build(
 
 
 def make_tokenizer(family: Family) -> PreTrainedTokenizerBase:
-    """The parity fixtures' tokenizer, or for Qwen2 a byte-level BPE without BOS."""
+    """The tokenizer of the parity fixtures or, for Qwen2, a byte-level BPE without BOS."""
     if family == "qwen2":
         return _byte_level_tokenizer()
     tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parent / "parity" / "e2e" / "base")
@@ -170,7 +169,7 @@ def make_tokenizer(family: Family) -> PreTrainedTokenizerBase:
 def _byte_level_tokenizer() -> PreTrainedTokenizerBase:
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     core = Tokenizer(models.BPE())
-    # Newer transformers put these two in place whatever the file says, older ones read the file.
+    # Newer versions of transformers set these two whatever the file says; older ones read the file.
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -197,7 +196,7 @@ def _byte_level_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def make_model(family: Family, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A random decoder of two layers, 64 wide, four heads that share two key-value heads."""
+    """A random decoder: two layers, hidden size 64, four heads that share two key-value heads."""
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -228,7 +227,7 @@ def make_model(family: Family, tokenizer: PreTrainedTokenizerBase) -> PreTrained
 
 
 def random_lora(model: PreTrainedModel, r: int, std: float = 0.1) -> dict[str, Tensor]:
-    """LoRA tensors for every linear layer of every block, B not zero, as after training."""
+    """LoRA tensors for every linear layer of every block; B is not zero, as after training."""
     lora: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and ".layers." in name:
@@ -239,7 +238,7 @@ def random_lora(model: PreTrainedModel, r: int, std: float = 0.1) -> dict[str, T
 
 
 def random_embeddings(model: PreTrainedModel, vocabulary: int, std: float = 0.1) -> dict[str, Tensor]:
-    """Embeddings of the base with the rows of the added tokens drawn at random."""
+    """Embeddings of the base, with random rows for the added tokens."""
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     new = vocabulary - table.shape[0]
     rows = torch.randn(new, table.shape[1]) * std
@@ -259,7 +258,7 @@ def save_released(
     adapters: Mapping[str, Mapping[str, Tensor]],
     embeddings: Mapping[str, Tensor],
 ) -> None:
-    """Write the layout of the releases: ``config.json`` and two ``.pth`` files."""
+    """Write the released layout: ``config.json`` and two ``.pth`` files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "CLaRa", **config}, indent=1))
     torch.save({name: dict(lora) for name, lora in adapters.items()}, folder / "adapters.pth")
