@@ -39,7 +39,7 @@ def llm(model):
 
 
 @pytest.fixture
-def asked(engine, monkeypatch):
+def batch_sizes(engine, monkeypatch):
     """The sizes of the engine's batches."""
     sizes = []
     original = type(engine).achat_batch
@@ -76,24 +76,24 @@ async def both(llm, inputs, config=None, **kwargs):
     yield await llm.abatch(inputs, config, **kwargs)
 
 
-async def test_a_batch_is_one_batch_and_equals_a_loop(llm, asked):
+async def test_a_batch_is_one_batch_and_equals_a_loop(llm, batch_sizes):
     inputs = [with_documents(number) for number in range(7)]
     alone = [llm.invoke(each) for each in inputs]
-    asked.clear()
+    batch_sizes.clear()
     async for answers in both(llm, inputs):
         assert [answer.content for answer in answers] == [answer.content for answer in alone]
         assert [answer.usage_metadata for answer in answers] == [answer.usage_metadata for answer in alone]
         assert [answer.response_metadata for answer in answers] == [answer.response_metadata for answer in alone]
-    assert asked == [7, 7]
+    assert batch_sizes == [7, 7]
 
 
-async def test_max_concurrency_bounds_a_batch(llm, asked):
+async def test_max_concurrency_bounds_a_batch(llm, batch_sizes):
     async for answers in both(llm, QUESTIONS, {"max_concurrency": 3}):
         assert len(answers) == 7
-    assert asked == [3, 3, 1, 3, 3, 1]
+    assert batch_sizes == [3, 3, 1, 3, 3, 1]
 
 
-async def test_options_of_the_call_are_for_all(llm, asked):
+async def test_options_of_the_call_are_for_all(llm, batch_sizes):
     documents = [Document("Town 3 lies on the Aln.")]
     alone = [llm.invoke(question, documents=documents, max_tokens=3) for question in QUESTIONS]
     async for answers in both(llm.bind(documents=documents, max_tokens=3), QUESTIONS):
@@ -119,13 +119,13 @@ async def test_all_have_started_before_the_first_ends(llm):
     assert kinds == ["start"] * 7 + ["end"] * 7
 
 
-async def test_what_a_cache_knows_is_not_asked(model, asked):
+async def test_what_a_cache_knows_is_not_asked(model, batch_sizes):
     llm = ChatClara(model=model, max_tokens=6, cache=InMemoryCache())
     first = llm.batch(QUESTIONS[:3])
-    asked.clear()
+    batch_sizes.clear()
     async for answers in both(llm, QUESTIONS[:5]):
         assert [answer.content for answer in answers[:3]] == [answer.content for answer in first]
-    assert asked == [2]
+    assert batch_sizes == [2]
 
 
 async def test_one_that_fails_fails_alone(llm):
@@ -151,7 +151,7 @@ async def test_calls_that_stream_do_not_wait_for_each_other(model, llm):
         assert [answer.content for answer in answers] == expected
 
 
-async def test_few_and_none(llm, asked):
+async def test_few_and_none(llm, batch_sizes):
     async for answers in both(llm, []):
         assert answers == []
     async for answers in both(llm, QUESTIONS[:1]):

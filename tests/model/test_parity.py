@@ -112,53 +112,55 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def twin(tiny: Tiny) -> Reference:
+def reference(tiny: Tiny) -> Reference:
     return tiny.reference()
 
 
-def test_twin_tokens_and_tensors(tiny: Tiny, twin: Reference) -> None:
+def test_twin_tokens_and_tensors(tiny: Tiny, reference: Reference) -> None:
     engine = engine_for(tiny.folder, tiny.base)
-    assert engine.tokenizer.encode_passages(TEXTS) == [twin.passage_ids(text) for text in TEXTS]
+    assert engine.tokenizer.encode_passages(TEXTS) == [reference.passage_ids(text) for text in TEXTS]
     memories = engine.compress(TEXTS)
-    expected = twin.compress(TEXTS)
+    expected = reference.compress(TEXTS)
     torch.testing.assert_close(stacked(memories), expected, atol=1e-4, rtol=0)
-    query = twin.reason(QUESTIONS)
+    query = reference.reason(QUESTIONS)
     torch.testing.assert_close(engine.reason(QUESTIONS), query, atol=1e-4, rtol=0)
-    scores = twin.score(query, expected)
+    scores = reference.score(query, expected)
     torch.testing.assert_close(engine.score(QUESTIONS, memories), scores, atol=1e-5, rtol=0)
     for question, row in zip(QUESTIONS, scores, strict=True):
         ranked = engine.rank(question, memories, top_k=3)
         assert [hit.index for hit in ranked] == row.topk(3).indices.tolist()
 
 
-def test_twin_answers(tiny: Tiny, twin: Reference) -> None:
+def test_twin_answers(tiny: Tiny, reference: Reference) -> None:
     engine = engine_for(tiny.folder, tiny.base)
     memories = engine.compress(TEXTS)
-    tokens = twin.compress(TEXTS)
+    tokens = reference.compress(TEXTS)
     picks = [[0], [1, 4], [3, 2, 0, 1, 4]]
-    expected = [twin.answer(question, tokens[pick], TOKENS) for question, pick in zip(QUESTIONS, picks, strict=True)]
+    expected = [
+        reference.answer(question, tokens[pick], TOKENS) for question, pick in zip(QUESTIONS, picks, strict=True)
+    ]
     pairs = [(question, [memories[index] for index in pick]) for question, pick in zip(QUESTIONS, picks, strict=True)]
     assert [engine.answer(*pair, max_tokens=TOKENS).text for pair in pairs] == expected
     together = engine.answer_batch(pairs, max_tokens=TOKENS)
     assert [answer.text for answer in together] == expected
 
 
-def test_twin_paraphrase(tiny: Tiny, twin: Reference) -> None:
+def test_twin_paraphrase(tiny: Tiny, reference: Reference) -> None:
     engine = engine_for(tiny.folder, tiny.base)
     [memory] = engine.compress(TEXTS[:1])
     instruction = "Background: {docs} means the same as"
-    expected = twin.paraphrase(twin.compress(TEXTS[:1])[0], instruction, TOKENS)
+    expected = reference.paraphrase(reference.compress(TEXTS[:1])[0], instruction, TOKENS)
     assert engine.paraphrase(memory, instruction, max_tokens=TOKENS).text == expected
 
 
 def test_repeated_memory_token(tmp_path: Path) -> None:
     """``different_mem_tokens: false``: one token, repeated in all slots."""
     tiny = build(tmp_path, "mistral", distinct_memory_tokens=False, seed=1)
-    engine, twin = engine_for(tiny.folder, tiny.base), tiny.reference()
-    memories, expected = engine.compress(TEXTS), twin.compress(TEXTS)
+    engine, reference = engine_for(tiny.folder, tiny.base), tiny.reference()
+    memories, expected = engine.compress(TEXTS), reference.compress(TEXTS)
     torch.testing.assert_close(stacked(memories), expected, atol=1e-4, rtol=0)
     written = engine.answer(QUESTIONS[0], memories[:3], max_tokens=TOKENS).text
-    assert written == twin.answer(QUESTIONS[0], expected[:3], TOKENS)
+    assert written == reference.answer(QUESTIONS[0], expected[:3], TOKENS)
 
 
 def test_own_format_gives_the_same_numbers(tmp_path: Path) -> None:
@@ -183,6 +185,6 @@ def test_missing_reasoner_is_named_and_can_be_stood_in_for() -> None:
     assert re.search(r"""reasoner=["']encoder["']""", str(caught.value))
 
     stand_in = engine_for(golden.checkpoint, golden.base, reasoner="encoder")
-    twin = Reference.load(golden.checkpoint, golden.base)
-    expected = twin.reason(QUESTIONS, adapter="encoder_adapter")
+    reference = Reference.load(golden.checkpoint, golden.base)
+    expected = reference.reason(QUESTIONS, adapter="encoder_adapter")
     torch.testing.assert_close(stand_in.reason(QUESTIONS), expected, atol=1e-4, rtol=0)

@@ -116,7 +116,7 @@ def _silence(request):
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory, local: ClaraEngine):
+def store_server(tmp_path_factory, local: ClaraEngine):
     """A server with a store, in which some titles are hostile."""
     folder = tmp_path_factory.mktemp("store")
     metadata = [{"title": HOSTILE[1]}, {"file": "bridge.txt", "source": "/srv"}, {"title": HOSTILE[2]}]
@@ -178,8 +178,8 @@ def test_the_example_is_answered_by_the_bundled_model(browser: Browser):
         assert len(browser.all("#sources li")) == 1
 
 
-def test_a_store_is_asked_and_its_hostile_titles_are_text(shelf: Running, browser: Browser):
-    browser.ready(shelf.url)
+def test_a_store_is_asked_and_its_hostile_titles_are_text(store_server: Running, browser: Browser):
+    browser.ready(store_server.url)
     assert browser["origin"].get_attribute("value") == "handbook"
     assert not browser["documents"].is_displayed()
     browser.ask(QUESTION)
@@ -238,23 +238,23 @@ def test_offsets_are_of_characters_and_long_sources_are_shortened(server: Runnin
 
 
 @pytest.mark.parametrize("how", ["button", "escape"])
-def test_stop_ends_the_work_and_keeps_what_was_written(shelf: Running, browser: Browser, monkeypatch, how):
+def test_stop_ends_the_work_and_keeps_what_was_written(store_server: Running, browser: Browser, monkeypatch, how):
     gone = 'clara_cancelled_total{why="disconnect"}'
-    before = _metric(shelf, gone)
-    told(shelf.state.engine, monkeypatch, Chunk("Half an "), asyncio.Event(), ended("Half an answer"))
-    browser.ready(shelf.url)
+    before = _metric(store_server, gone)
+    told(store_server.state.engine, monkeypatch, Chunk("Half an "), asyncio.Event(), ended("Half an answer"))
+    browser.ready(store_server.url)
     browser.begin("When?")
     browser.until(lambda: browser["answer"].text == "Half an ")
     assert not browser["send"].is_displayed()
     assert browser.driver.switch_to.active_element.get_attribute("id") == "stop"
-    assert shelf.state.in_flight == 1
+    assert store_server.state.in_flight == 1
     if how == "button":
         browser["stop"].click()
     else:
         browser["question"].send_keys(Keys.ESCAPE)
     browser.until(lambda: not browser.busy)
-    shelf.wait_until(lambda: shelf.state.in_flight == 0)
-    assert _metric(shelf, gone) == before + 1
+    store_server.wait_until(lambda: store_server.state.in_flight == 0)
+    assert _metric(store_server, gone) == before + 1
     assert browser["state"].text == "Stopped."
     assert browser["answer"].text == "Half an "
     assert browser["send"].is_displayed()

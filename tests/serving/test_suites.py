@@ -23,14 +23,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def chatty():
+def random_server():
     """A server of a random model, whose answers are never empty."""
     with running(options={"model": tiny_folder()}) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def keeping(tmp_path_factory):
+def store_server(tmp_path_factory):
     """A server with a store; the compressor reads questions, so a text finds itself."""
     folder = str(tmp_path_factory.mktemp("stores") / "a")
     with running(options={"model": "pocket", "reasoner": "encoder"}, stores={"a": folder}, writable={"a"}) as server:
@@ -39,8 +39,8 @@ def keeping(tmp_path_factory):
 
 class TestChatModel(standard.TestChatModelIntegration):
     @pytest.fixture(autouse=True)
-    def _address(self, chatty):
-        self.url = chatty.url
+    def _address(self, random_server):
+        self.url = random_server.url
 
     @property
     def chat_model_params(self):
@@ -59,10 +59,10 @@ class TestEmbeddings(standard.TestEmbeddingsIntegration):
 
 class TestStoreOfAServer(VectorStoreIntegrationTests):
     @pytest.fixture
-    def vectorstore(self, keeping):
-        uri = f"{keeping.url}/v1/stores/a"
+    def vectorstore(self, store_server):
+        uri = f"{store_server.url}/v1/stores/a"
         MemoryStore.open(uri).delete(filter={})
-        return ClaraVectorStore(uri=uri, model=keeping.url)
+        return ClaraVectorStore(uri=uri, model=store_server.url)
 
 
 @pytest.mark.heavy

@@ -154,14 +154,14 @@ def uri(request, tmp_path):
 
 
 @pytest.fixture(params=[Core, LangChain, LlamaIndex])
-def door(request, model, uri):
+def entry_point(request, model, uri):
     return request.param(model, uri)
 
 
 @pytest.fixture
-def filled(door):
-    door.add([*TEXTS, LONG], [*METADATAS, {"n": 99, "town": "Long"}], [*IDS, "long"])
-    return door
+def filled(entry_point):
+    entry_point.add([*TEXTS, LONG], [*METADATAS, {"n": 99, "town": "Long"}], [*IDS, "long"])
+    return entry_point
 
 
 @pytest.fixture(scope="module")
@@ -227,22 +227,22 @@ def test_k_below_one(filled, k):
 # --- accepted values -------------------------------------------------------------------------------------
 
 
-def test_an_empty_page_among_good_ones_is_kept_and_not_found(door, caplog):
+def test_an_empty_page_among_good_ones_is_kept_and_not_found(entry_point, caplog):
     texts = [TEXTS[0], "", TEXTS[1], " \n\t"]
-    assert door.add(texts, None, ["a", "b", "c", "d"]) == ["a", "b", "c", "d"]
-    assert [text for _, text, _ in door.get(["a", "b", "c", "d"])] == texts
+    assert entry_point.add(texts, None, ["a", "b", "c", "d"]) == ["a", "b", "c", "d"]
+    assert [text for _, text, _ in entry_point.get(["a", "b", "c", "d"])] == texts
     for mode in MODES:
-        assert {id_ for id_, _ in door.search(QUESTION, mode=mode)} <= {"a", "c"}
+        assert {id_ for id_, _ in entry_point.search(QUESTION, mode=mode)} <= {"a", "c"}
     assert "'b'" in caplog.text
-    door.delete(["b"])
-    assert door.core.count() == 3
+    entry_point.delete(["b"])
+    assert entry_point.core.count() == 3
 
 
-def test_only_empty_pages(door):
-    door.add(["", " "], None, ["a", "b"])
-    assert door.search(QUESTION) == []
-    door.add([TEXTS[0]], None, ["c"])
-    assert [id_ for id_, _ in door.search(QUESTION)] == ["c"]
+def test_only_empty_pages(entry_point):
+    entry_point.add(["", " "], None, ["a", "b"])
+    assert entry_point.search(QUESTION) == []
+    entry_point.add([TEXTS[0]], None, ["c"])
+    assert [id_ for id_, _ in entry_point.search(QUESTION)] == ["c"]
 
 
 class Name(str):
@@ -264,32 +264,32 @@ KEPT = {
 }
 
 
-def test_metadata_comes_back_as_it_was(door):
-    door.add([TEXTS[0]], [KEPT], ["a"])
-    [(_, _, back)] = door.get(["a"])
+def test_metadata_comes_back_as_it_was(entry_point):
+    entry_point.add([TEXTS[0]], [KEPT], ["a"])
+    [(_, _, back)] = entry_point.get(["a"])
     assert back == KEPT
     assert {name: type(value) for name, value in back.items()} == {name: type(value) for name, value in KEPT.items()}
 
 
-def test_metadata_of_kinds_that_equal_plain_ones(door):
+def test_metadata_of_kinds_that_equal_plain_ones(entry_point):
     given = {"int": np.int64(3), "float": np.float32(0.5), "bool": np.bool_(True), "text": Name("x"),
              "time": np.datetime64("1907-05-01T12:00:00"), "list": [np.float64(1.5)]}  # fmt: skip
     plain = {"int": 3, "float": 0.5, "bool": True, "text": "x", "time": NAIVE, "list": [1.5]}
-    door.add([TEXTS[0]], [given], ["a"])
-    [(_, _, back)] = door.get(["a"])
+    entry_point.add([TEXTS[0]], [given], ["a"])
+    [(_, _, back)] = entry_point.get(["a"])
     assert back == plain
     assert [type(value) for value in back.values()] == [type(value) for value in plain.values()]
-    assert [id_ for id_, _ in door.search(QUESTION, filter={"int": 3})] == ["a"]
+    assert [id_ for id_, _ in entry_point.search(QUESTION, filter={"int": 3})] == ["a"]
 
 
 @pytest.mark.parametrize("value, error", [
     (math.nan, ValueError), (-math.inf, ValueError), (np.float64("nan"), ValueError), ({1}, TypeError),
     (b"x", TypeError), (np.zeros(2), TypeError), ({"x": object()}, TypeError), ({1: 2}, TypeError),
 ])  # fmt: skip
-def test_metadata_that_is_refused_names_document_and_key_and_nothing_is_kept(door, value, error):
+def test_metadata_that_is_refused_names_document_and_key_and_nothing_is_kept(entry_point, value, error):
     with pytest.raises(error, match=r"(?s)'bad'.*'key'"):
-        door.add(TEXTS[:2], [{}, {"key": [value]}], ["good", "bad"])
-    assert door.get(["good", "bad"]) == []
+        entry_point.add(TEXTS[:2], [{}, {"key": [value]}], ["good", "bad"])
+    assert entry_point.get(["good", "bad"]) == []
 
 
 def test_dates_are_filtered(uri, model):
@@ -301,11 +301,11 @@ def test_dates_are_filtered(uri, model):
 
 
 @pytest.mark.parametrize("ids", [[1, 2], ["a", 2], ["a", b"b"]])
-def test_ids_are_strings(door, ids):
-    if isinstance(door, LlamaIndex):
+def test_ids_are_strings(entry_point, ids):
+    if isinstance(entry_point, LlamaIndex):
         pytest.skip("a node refuses an id that is no string itself")
     with pytest.raises(TypeError, match=r"ids\[\d\] must be a string"):
-        door.add(TEXTS[:2], None, ids)
+        entry_point.add(TEXTS[:2], None, ids)
 
 
 def test_a_string_where_ids_belong(filled):

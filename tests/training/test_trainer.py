@@ -35,9 +35,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="module")
-def untaught(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def without_reasoner(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A checkpoint that has no query reasoner."""
-    return build(tmp_path_factory.mktemp("untaught"), "llama", roles=("encoder_adapter", "decoder_adapter"))
+    return build(tmp_path_factory.mktemp("without_reasoner"), "llama", roles=("encoder_adapter", "decoder_adapter"))
 
 
 def moved(one: Checkpoint, other: Checkpoint) -> set[Role]:
@@ -91,8 +91,8 @@ def test_a_plain_base_becomes_a_checkpoint_stage_by_stage(tiny: Tiny, tmp_path: 
     engine.unload()
 
 
-def test_the_query_reasoner_starts_as_a_copy_of_the_compressor(untaught: Tiny, tmp_path: Path) -> None:
-    result = train(config_for(untaught, tmp_path, "contrastive", lr=1e-12))
+def test_the_query_reasoner_starts_as_a_copy_of_the_compressor(without_reasoner: Tiny, tmp_path: Path) -> None:
+    result = train(config_for(without_reasoner, tmp_path, "contrastive", lr=1e-12))
     after = read_checkpoint(result.checkpoint)
     for key, value in after.adapters[Role.COMPRESSOR].items():
         assert torch.allclose(after.adapters[Role.REASONER][key], value, atol=1e-9)
