@@ -14,9 +14,11 @@ from clara_core import ClaraEngine
 from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.hub import BUNDLED
 from clara_core.model.tokenizer import load_tokenizer
+from clara_core.training.model_setup import write_model
 from clara_core.training.objective import Objective, Terms
 from tools.pocket_factory.base import CONFIG
 from tools.pocket_factory.frames import SLOT, Frames, Made, read_frames
+from tools.pocket_factory.grow import grow
 from tools.pocket_factory.lesson import REFUSAL, Lesson, Mix
 from tools.pocket_factory.look import HANDBOOK, right, typed
 from tools.pocket_factory.remember import Earlier, Remembering
@@ -236,6 +238,27 @@ def test_a_run_goes_on_from_what_it_saved(work: Path, tmp_path: Path):
         assert torch.equal(weight, run.master_weights.weights[name]), name
     engine = ClaraEngine.from_pretrained(str(tmp_path / "checkpoint"), device="cpu", dtype="float32")
     assert len(engine.roles) == 3
+
+
+def test_a_checkpoint_with_more_layers_says_the_same(tmp_path: Path):
+    """The copies add nothing until they are trained, and their gradients are not zero."""
+    old, new = open_old("pocket"), grow("pocket", [1, 2])
+    assert new.model.decoder.config.num_hidden_layers == old.model.decoder.config.num_hidden_layers + 2
+    ids = old.tokenizer.encode_passages(["The ferry leaves at half past nine."])
+    for role in Role:
+        assert torch.equal(new.model.hidden_states(ids, role), old.model.hidden_states(ids, role)), role
+    new.model.hidden_states(ids, Role.COMPRESSOR).square().sum().backward()
+    layers = new.model.trunk.layers
+    assert layers[2].mlp.down_proj.base.weight.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="expected some of 0 to"):
+        grow("pocket", [99])
+    write_model(tmp_path / "grown", new, "stage2", "# grown\n", base_trained=True)
+    answers = []
+    for name in ("pocket", str(tmp_path / "grown")):
+        engine = ClaraEngine.from_pretrained(name, device="cpu", dtype="float32")
+        memories = engine.compress(["The ferry leaves at half past nine."])
+        answers.append(engine.answer("When does the ferry leave?", memories).text)
+    assert answers[0] == answers[1] != ""
 
 
 def test_the_rate_rises_stays_and_falls():

@@ -229,7 +229,15 @@ class Told:
         self.known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
     def make(self, rng: random.Random) -> Made:
-        """A passage about one person, or about several."""
+        """A passage about one person, or about several.
+
+        Raises:
+            SystemExit: There are no sentences.
+        """
+        if not self.known:
+            raise SystemExit(
+                "no told.json in the folder of sources: run parse.py and told.py, or set `told` to 0 in mix.json"
+            )
         count = rng.choice((1, 1, 2, 2, 3, 4))
         one = self.pools.draw(rng, "person" if rng.random() < 0.7 else "given")
         parts: list[str] = []

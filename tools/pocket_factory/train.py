@@ -24,7 +24,7 @@ import clara_core.training.objective as objectives
 from clara_core.checkpoint.config import Role
 from clara_core.training.batch import RowBatch, Step, _part
 from clara_core.training.distributed import Processes
-from clara_core.training.master_weights import MasterWeights, TrainableSpec
+from clara_core.training.master_weights import MasterWeights, TrainableSpec, pass_dtype
 from clara_core.training.model_setup import Opened, write_model
 from clara_core.training.muon import Muon
 from clara_core.training.objective import Objective, Outcome, Terms
@@ -36,7 +36,7 @@ from tools.pocket_factory.vocabulary import open_old, transplant
 from tools.pocket_factory.world.stages import Stage
 from tools.pocket_factory.world.steps import WorldSteps
 
-CHUNK = 10  # rows of one pass, sorted by length; with 32 rows, a quarter of all positions was padding
+CHUNK = 14  # rows of one pass, sorted by length; with 32 rows, a quarter of all positions was padding
 REPORT = 40  # steps between two lines of the log
 REHEARSAL = Stage(
     name="rehearsal",
@@ -142,6 +142,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.processes = Processes(torch.device("cpu"))
+        self.dtype = pass_dtype("auto", torch.device("cpu"))
         seed = seed * 1000 + self.processes.index if self.processes.count > 1 else seed
         self.lesson = Lesson(work, seed)
         self.opened: Opened = transplant(folder / "base", self.lesson, start) if new_vocabulary else open_old(start)
@@ -210,7 +211,8 @@ class Run:
             old = bool(self.plan.rehearse) and progress.step % self.plan.rehearse == self.plan.rehearse - 1
             tokenizer = self.opened.tokenizer
             step = self.world(progress.step)[0] if old else self.lesson.step(tokenizer, progress.step, self.mix)
-            outcome, norm = self.step(step, progress.seconds / (hours * 3600))
+            with torch.autocast("cpu", self.dtype, enabled=self.dtype is not torch.float32):
+                outcome, norm = self.step(step, progress.seconds / (hours * 3600))
             losses = {name: float(loss.detach()) for name, loss in outcome.losses.items()}
             means.add({**losses, **outcome.metrics, "norm": norm}, "old " if old else "")
             now = time.monotonic()
