@@ -17,7 +17,10 @@ pytest.importorskip("lance", reason="the store is not installed: pip install 'cl
 
 from benchmarks.server_process import free_port, serving
 from clara_core import MemoryStore, ServerUnreachable, open_engine
+from clara_core.common.errors import ClaraError, ServerError, StoreError
+from clara_core.engine.remote.wire import CODES, code_of
 from clara_core.model.devices import DeviceLost
+from clara_core.serving.failures import failure, refused_of
 from tests.engines import Counter, wrapped
 from tests.serving.servers import PATIENCE, running
 from tests.serving.test_gate import CHAT, idle
@@ -195,3 +198,13 @@ def test_a_server_that_is_killed_loses_nothing_that_it_acknowledged(tmp_path, ki
         # One request is one commit: its documents are all stored, or none is.
         assert found in (known, known | writer.under_way)
         known = found
+
+
+def test_a_fault_of_a_store_is_not_a_missing_store():
+    """The client raises what the engine raised, and a damaged store answers 500, not 404."""
+    refused = refused_of(StoreError("the table cannot be read"), "r1")
+    assert (refused.code, failure(refused).status_code) == ("store_error", 500)
+    assert failure(refused).headers["x-should-retry"] == "false"
+    for code, (_, kind) in CODES.items():
+        if issubclass(kind, ClaraError) and kind is not ServerError:
+            assert CODES[code_of(kind("said"))][1] is kind, code

@@ -76,7 +76,9 @@ def code_of(exc: BaseException) -> str:
     """The error code of an exception; ``internal`` for an unexpected one."""
     if isinstance(exc, ClaraError):
         # Checked first, because UnknownOption is a TypeError, too.
-        return next((code for code, (_, kind) in CODES.items() if type(exc) is kind), "internal")
+        # A store that is not there is refused by the server itself: a fault of a store is never that.
+        codes = (code for code, (_, kind) in CODES.items() if type(exc) is kind and code != "store_not_found")
+        return next(codes, "internal")
     return "invalid_request" if isinstance(exc, ValueError | TypeError) else "internal"
 
 
