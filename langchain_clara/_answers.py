@@ -56,7 +56,7 @@ def _account(answer: Answer, model: str, read: Sequence[ReadDocument], options: 
     documents: list[dict[str, Any]] = [dict(document.account()) for document in read]
     for document, score in zip(documents, answer.attribution or (), strict=False):
         document["score"] = score
-    account = {
+    account: dict[str, Any] = {
         "model_name": model,
         "model_provider": "clara",
         "finish_reason": answer.finish_reason,

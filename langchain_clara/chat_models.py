@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
@@ -181,10 +180,6 @@ class ChatClara(BaseChatModel, EngineFields):
             return self.custom_get_token_ids(text)
         return self.shared_engine.tokenizer.encode_plain(text)
 
-    def get_num_tokens(self, text: str) -> int:
-        """Number of tokens of a text."""
-        return len(self.get_token_ids(text))
-
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Positions of the context that any part of a history takes, with documents as memory tokens.
 
@@ -204,11 +199,9 @@ class ChatClara(BaseChatModel, EngineFields):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        *,
-        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        turns, read, options = self._prepared(messages, stop, kwargs)
         engine = self.shared_engine
         answer = engine.chat(turns, engine.remember([document.text for document in read]), **options)
         return chat_result(answer, self.model_label, read, options)
@@ -218,11 +211,9 @@ class ChatClara(BaseChatModel, EngineFields):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        *,
-        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        turns, read, options = self._prepared(messages, stop, kwargs)
         slot = BATCH_SLOT.get()
         barrier = None if slot is None else slot.take(self)
         if barrier is not None:
@@ -237,11 +228,9 @@ class ChatClara(BaseChatModel, EngineFields):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        *,
-        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        turns, read, options = self._prepared(messages, stop, kwargs)
         engine = self.shared_engine
         memories = engine.remember([document.text for document in read])
         # Closing this generator closes the stream, which stops the work on the device.
@@ -257,11 +246,9 @@ class ChatClara(BaseChatModel, EngineFields):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        *,
-        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        turns, read, options = self._prepared(messages, stop, kwargs)
         engine = await self.ashared_engine()
         memories = await engine.aremember([document.text for document in read])
         stream = cast("AsyncGenerator[Chunk, None]", engine.astream_chat(turns, memories, **options))
@@ -373,15 +360,11 @@ class ChatClara(BaseChatModel, EngineFields):
                 yield chunk
 
     def _prepared(
-        self,
-        messages: Sequence[BaseMessage],
-        documents: Sequence[Document | str] | None,
-        stop: Sequence[str] | None,
-        call: Mapping[str, Any],
+        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, call: Mapping[str, Any]
     ) -> Request:
         """The request of a call, whose options replace those of the object."""
-        check_call({**call, "documents": documents, "stop": stop})
-        turns, read = read_messages(messages, documents)
+        check_call({**call, "stop": stop})
+        turns, read = read_messages(messages, call.get("documents"))
         options = {name: call.get(name, getattr(self, name)) for name in OPTIONS}
         options["top_logprobs"] = options["top_logprobs"] or 0
         options["stop"] = self.stop if stop is None else stop
