@@ -9,32 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Generic, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-Item = TypeVar("Item")
+from langchain_clara._engine import EngineFields
+from langchain_clara._messages import Request
+
+if TYPE_CHECKING:
+    from clara_core import Answer
+
 Result = TypeVar("Result")
 
 
-class BatchBarrier(Generic[Item, Result]):
+class BatchBarrier:
     """Collects the calls of one batch. Belongs to one event loop.
 
     Args:
+        model: The model that answers, all calls with the same options.
         expected: Number of calls.
-        answer: Answers all items at once; the result of an item that fails is its exception.
     """
 
-    def __init__(self, expected: int, answer: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]]) -> None:
+    def __init__(self, model: EngineFields, expected: int) -> None:
+        self.model = model
         self._missing = expected
-        self._answer = answer
-        self._items: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._items: list[tuple[Request, asyncio.Future[Answer]]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def join(self, item: Item) -> Result:
-        """Add an item and wait for its answer; the work stops if no caller waits any more."""
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._items.append((item, future))
+    async def join(self, request: Request) -> Answer:
+        """Add a conversation and wait for its answer; the work stops if no caller waits any more."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._items.append((request, future))
         self.leave()
         try:
             return await future
@@ -51,7 +56,7 @@ class BatchBarrier(Generic[Item, Result]):
     async def _run(self) -> None:
         waiting = [pair for pair in self._items if not pair[1].done()]
         try:
-            results = await self._answer([item for item, _ in waiting])
+            results = await self._answer([request for request, _ in waiting])
         except Exception as exc:  # noqa: BLE001 - raised in the waiting calls
             results = [exc] * len(waiting)
         for (_, future), result in zip(waiting, results, strict=True):
@@ -62,17 +67,34 @@ class BatchBarrier(Generic[Item, Result]):
             else:
                 future.set_result(result)
 
+    async def _answer(self, requests: list[Request]) -> Sequence[Answer | Exception]:
+        """Answer conversations together; an error in one does not affect the others."""
+        engine = await self.model.ashared_engine()
+        known = iter(await engine.aremember([document.text for _, read, _ in requests for document in read]))
+        conversations = [(turns, [next(known) for _ in read]) for turns, read, _ in requests]
+        options = requests[0][2]
+        try:
+            return await engine.achat_batch(conversations, **options)
+        except Exception as exc:  # noqa: BLE001 - answering one by one shows whose error it is
+            if len(requests) == 1:
+                return [exc]
+        alone = (engine.achat(turns, memories, **options) for turns, memories in conversations)
+        results = await asyncio.gather(*alone, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, Exception):
+                raise result
+        return cast("list[Answer | Exception]", results)
+
 
 class BatchSlot:
     """The slot of one call at a barrier, which is taken once or given up."""
 
-    def __init__(self, owner: object, barrier: BatchBarrier[Any, Any]) -> None:
-        self._owner = owner
-        self._barrier: BatchBarrier[Any, Any] | None = barrier
+    def __init__(self, barrier: BatchBarrier) -> None:
+        self._barrier: BatchBarrier | None = barrier
 
-    def take(self, owner: object) -> BatchBarrier[Any, Any] | None:
-        """Return the barrier to the model that owns the slot, the first time only."""
-        if owner is not self._owner:
+    def take(self, model: object) -> BatchBarrier | None:
+        """Return the barrier to its model, the first time only."""
+        if self._barrier is None or self._barrier.model is not model:
             return None
         barrier, self._barrier = self._barrier, None
         return barrier
@@ -102,37 +124,19 @@ def run_apart(start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
 
     An interruption while waiting (ctrl-C) cancels it.
     """
-    outcome: list[Result] = []
-    failure: list[BaseException] = []
-    ready = threading.Event()
-    cancel: list[Callable[[], object]] = []
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
 
-    async def main() -> None:
-        task = asyncio.ensure_future(start())
-        loop = asyncio.get_running_loop()
-        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        ready.set()
-        outcome.append(await task)
-
-    def run() -> None:
-        try:
-            asyncio.run(main())
-        except BaseException as exc:  # noqa: BLE001 - raised again in the calling thread
-            failure.append(exc)
-        finally:
-            ready.set()
+    async def main() -> Result:
+        begun.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        return await start()
 
     context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(run,), name="clara-batch")
-    thread.start()
-    try:
-        thread.join()
-    except BaseException:
-        ready.wait()
-        for stop in cancel:
-            stop()
-        thread.join()
-        raise
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    with ThreadPoolExecutor(1, "clara-batch") as pool:
+        outcome = pool.submit(lambda: context.run(asyncio.run, main()))
+        try:
+            return outcome.result()
+        finally:
+            if not outcome.done():  # interrupted
+                loop, task = begun.result()
+                if task is not None:
+                    loop.call_soon_threadsafe(task.cancel)

@@ -1,4 +1,4 @@
-"""The fields that every component shares: the model, or the engine.
+"""The fields that every component shares (the model, or the engine), and what is known of a model without loading it.
 
 Components name a model or hold an engine; they never hold weights. The engine is looked up at first use, so creating a
 component is cheap, and components with the same model get the same engine.
@@ -7,12 +7,21 @@ component is cheap, and components with the same model get the same engine.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+from weakref import WeakKeyDictionary
 
 from pydantic import Field, field_validator, model_validator
 
+from clara_core.checkpoint.config import CONFIG_FILE, ClaraConfig
+from clara_core.checkpoint.hub import BUNDLED, resolve, resolve_base
+from clara_core.common.errors import CheckpointError
 from clara_core.common.suggest import refuse_unknown
+from clara_core.engine.door import is_server
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions, given_options, option_values
 
 if TYPE_CHECKING:
@@ -20,6 +29,12 @@ if TYPE_CHECKING:
 
 SCORE_KEY = "relevance_score"
 """Metadata key of a document's score: a Python float, the cosine in [-1, 1]."""
+# Arguments of an engine that do not change its answers.
+_NOT_IDENTITY: Final = frozenset({"token", "cache_dir", "local_files_only", "kv_cache_bytes"})
+_WEIGHTS: Final = ("*.safetensors", "*.pth", "*.bin", "config.json", "tokenizer.json")
+_WINDOWED: Final = {"mistral": 4096}
+"""Sliding window of architectures whose config does not give one."""
+_identities: WeakKeyDictionary[Engine, dict[str, Any]] = WeakKeyDictionary()
 
 
 class EngineFields(EngineOptions):
@@ -91,3 +106,92 @@ class EngineFields(EngineOptions):
         if "shared_engine" not in self.__dict__:
             await asyncio.to_thread(lambda: self.shared_engine)
         return self.shared_engine
+
+
+# --- a model that is not loaded ---------------------------------------------------------------------
+
+
+def identity(engine: Engine) -> dict[str, Any]:
+    """The arguments that answers depend on, and a stamp of the model's files, for LangChain's cache.
+
+    The stamp of a folder consists of names, sizes and times of its files, so a model trained again in the same folder
+    has another one; it is taken once for an engine. The stamp of a Hub repository is the commit, once it was
+    downloaded. The stamp of a server is its fingerprint. Weights are not read, so that a cached answer needs no model.
+    On another machine the stamp of a folder may differ, and the answer is then computed again.
+    """
+    if engine in _identities:
+        return _identities[engine]
+    arguments = {name: value for name, value in engine.arguments.public().items() if name not in _NOT_IDENTITY}
+    if is_server(engine.arguments.model):
+        return {**arguments, "weights": engine.fingerprint}
+    found = {**arguments, "weights": _stamp(engine)}
+    if found["weights"]:
+        _identities[engine] = found
+    return found
+
+
+def _stamp(engine: Engine) -> str:
+    """Empty if nothing is known yet."""
+    facts = [fact for name in ("model", "base_model") for fact in _facts(engine, getattr(engine.arguments, name))]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16] if facts else ""
+
+
+def _facts(engine: Engine, name: str | None) -> Iterator[str]:
+    if name is None:
+        return
+    folder = BUNDLED.get(name, Path(name))
+    if folder.is_dir():
+        rate = folder / f"compression-{engine.arguments.compression}"
+        folder = rate if rate.is_dir() else folder
+        for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+            found = path.stat()
+            yield f"{path.name} {found.st_size} {found.st_mtime_ns}"
+        return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path(engine.arguments.cache_dir or HF_HUB_CACHE)
+    commit = cache / f"models--{name.replace('/', '--')}" / "refs" / (engine.arguments.revision or "main")
+    if commit.is_file():
+        yield f"{name} {commit.read_text().strip()}"
+
+
+def local_context(source: Any) -> int | None:
+    """Most positions of a prompt and its answer together, equal to `ClaraEngine.context`.
+
+    Args:
+        source: The fields that name the model: `EngineFields` or `EngineArguments`.
+
+    Returns:
+        int | None: None if the files are not on this machine (a Hub repository that was never downloaded), or do
+        not give it.
+    """
+    try:
+        folder = resolve(
+            source.model or DEFAULT_MODEL,
+            source.compression,
+            source.revision,
+            cache_dir=source.cache_dir,
+            local_files_only=True,
+        )
+        base = Path(resolve_base(ClaraConfig.read(folder), folder, source.base_model))
+        path = base / CONFIG_FILE if base.is_absolute() else _fetched(base.as_posix(), source.cache_dir)
+        config = json.loads(path.read_text("utf-8"))
+        positions = int(config["max_position_embeddings"])
+        sliding = config.get("sliding_window", _WINDOWED.get(config.get("model_type")))
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError, ImportError):
+        return None
+    return min(positions, sliding or positions)
+
+
+def _fetched(repo: str, cache_dir: str | None) -> Path:
+    """The config of a base decoder in the local Hub cache.
+
+    Raises:
+        FileNotFoundError: It was never downloaded.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, CONFIG_FILE, cache_dir=cache_dir)
+    if not isinstance(found, str):
+        raise FileNotFoundError(repo)
+    return Path(found)

@@ -1,25 +1,49 @@
-"""Converts LangChain messages to the engine's conversation: alternating turns, and documents to read."""
+"""Converts documents to content blocks, and messages to the engine's conversation and the documents to read.
+
+What `ChatClara` cannot read or do is refused here, before any model runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
 from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage
+from langchain_core.runnables import Runnable
+from langchain_core.runnables.base import coerce_to_runnable
+from langchain_core.vectorstores import VectorStore
 
+from clara_core.common.suggest import refuse_unknown
+from clara_core.engine.answer_options import EVIDENCE
 from clara_core.model.chat_format import Turn, alternating
-from langchain_clara._documents import (
-    DOCUMENT_BLOCKS,
-    ReadDocument,
-    document_from_block,
-    read_documents,
-)
 
+OPTIONS: Final = ("max_tokens", "temperature", "top_p", "seed", *EVIDENCE)
+"""Options of a call besides ``documents`` and ``stop``."""
+NO_TOOLS: Final = (
+    "ChatClara cannot call tools or return structured output, which agents request as a tool: CLaRa was trained to "
+    "answer in plain text from documents. Use another model as the agent, with a ClaraRetriever as its tool "
+    "(langchain_core.tools.create_retriever_tool), or give an agent of ChatClara its documents without tools "
+    "(ClaraContextMiddleware)"
+)
+NO_SCHEMA: Final = (
+    "ChatClara cannot return structured output: CLaRa was trained to answer in plain text. Parse its text with an "
+    "output parser such as PydanticOutputParser, or give the answer to a model with structured output"
+)
+_TOOLS: Final = ("tools", "tool_choice", "functions", "function_call", "response_format")
+DOCUMENT_BLOCKS: Final = ("text-plain", "document", "search_result")
+_TITLE_KEYS: Final = ("title", "source")
+_HOW = "give the text itself, as a text-plain block or a Document"
 _ROLES: Final = {"system": "system", "human": "user", "ai": "assistant"}
 _CHAT_ROLES: Final = {**_ROLES, "user": "user", "assistant": "assistant", "developer": "system"}
 # Blocks in answers of other models that this model ignores.
 _SILENT_BLOCKS: Final = frozenset({"reasoning", "thinking", "redacted_thinking"})
+Request: TypeAlias = "tuple[list[Turn], list[ReadDocument], dict[str, Any]]"
+"""A conversation, its documents, and the engine's options."""
+
+
+# --- messages ---------------------------------------------------------------------------------------
 
 
 def read_messages(
@@ -127,3 +151,151 @@ def _counted_block(block: Mapping[str, Any]) -> str | ReadDocument:
         return _read_block(block)
     except ValueError:
         return ""
+
+
+def last_human(messages: Sequence[BaseMessage]) -> int:
+    """Index of the last message of the human; -1 if there is none."""
+    return max((index for index, message in enumerate(messages) if isinstance(message, HumanMessage)), default=-1)
+
+
+# --- documents --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReadDocument:
+    """A document for the model to read.
+
+    Attributes:
+        text: The text to compress and read.
+        id: The document's id, if it has one.
+        title: Name of the document in `response_metadata`.
+    """
+
+    text: str
+    id: str | None = None
+    title: str | None = None
+
+    def account(self) -> dict[str, str]:
+        """The entry of the document in `response_metadata`."""
+        named = {"id": self.id, "title": self.title}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+def block_from_document(document: Document | str) -> dict[str, Any]:
+    """The content block ``text-plain`` of a document: its text, id and title.
+
+    The block's id is that of the document, or none: a generated id would prevent hits in LangChain's cache.
+    """
+    read = read_document(document)
+    return {"type": "text-plain", "mime_type": "text/plain", "text": read.text, **read.account()}
+
+
+def listed_documents(documents: object, name: str = "documents") -> Sequence[Document | str]:
+    """Return the documents unchanged, after checking that they can be iterated repeatedly.
+
+    A fallback, a retry, the next input of a batch and the next call of a bound model all get the same object, and
+    LangChain's cache identifies calls by its printed form. An iterator would be empty there.
+
+    Raises:
+        TypeError: It is a single document, or not a list.
+    """
+    if isinstance(documents, str | bytes | Document | Mapping):
+        raise TypeError(f"{name} must be a list of Documents, got one {type(documents).__name__}; put it into a list")
+    if not isinstance(documents, Sequence):
+        hint = "; list(...) makes one, which can be read again" if isinstance(documents, Iterable) else ""
+        raise TypeError(f"{name} must be a list of Documents, got {type(documents).__name__}{hint}")
+    return documents
+
+
+def as_retriever(source: object, name: str = "retriever") -> Runnable[str, list[Document]]:
+    """Check that an object turns a question into documents: a retriever, another runnable, or a function.
+
+    Raises:
+        TypeError: It is none of these, for example a store.
+    """
+    if isinstance(source, Runnable) or callable(source):
+        return coerce_to_runnable(source)
+    hint = "; use store.as_retriever()" if isinstance(source, VectorStore) else ""
+    raise TypeError(f"{name} must be a retriever or a function, got {type(source).__name__}{hint}")
+
+
+def read_documents(documents: Sequence[Document | str]) -> list[ReadDocument]:
+    """The documents of ``documents=``.
+
+    Raises:
+        TypeError: It is not a list, or contains something other than documents and strings.
+    """
+    return [read_document(document) for document in listed_documents(documents)]
+
+
+def read_document(document: Document | str) -> ReadDocument:
+    """Text, id and title (metadata "title", else "source") of one document."""
+    if isinstance(document, str):
+        return ReadDocument(document)
+    if not isinstance(document, Document):
+        raise TypeError(f"a document must be a Document or a string, got {type(document).__name__}")
+    titles = (document.metadata.get(key) for key in _TITLE_KEYS)
+    title = next((str(title) for title in titles if title is not None), None)
+    return ReadDocument(document.page_content, document.id, title)
+
+
+def document_from_block(block: Mapping[str, Any]) -> ReadDocument:
+    """The document in a content block of a type in `DOCUMENT_BLOCKS`.
+
+    Raises:
+        ValueError: The block refers to a file or contains something other than text.
+    """
+    id_, title = block.get("id"), block.get("title")
+    if block["type"] == "text-plain":
+        text = block.get("text")
+        if not isinstance(text, str):
+            raise ValueError(f"a text-plain block without text cannot be read; {_HOW}")
+        return ReadDocument(text, id_, title)
+    if block["type"] == "search_result":
+        return ReadDocument(_joined(block.get("content"), "search_result"), id_, title or block.get("source"))
+    source = block.get("source")
+    if not isinstance(source, Mapping):
+        raise ValueError(f"a document block needs a source, got {source!r}; {_HOW}")  # noqa: TRY004
+    if source.get("type") == "text":
+        return ReadDocument(_joined(source.get("data"), "document"), id_, title)
+    if source.get("type") == "content":
+        return ReadDocument(_joined(source.get("content"), "document"), id_, title)
+    raise ValueError(f"a document block with a source of type {source.get('type')!r} cannot be read; {_HOW}")
+
+
+def _joined(content: Any, kind: str) -> str:
+    """The text of content that is a string or a list of text blocks."""
+    if isinstance(content, str):
+        return content
+    parts = []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str):
+            parts.append(part)
+        elif isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+            parts.append(part["text"])
+        else:
+            shown = part.get("type") if isinstance(part, Mapping) else part
+            raise ValueError(f"a {kind} block may hold text only, got {shown!r}; {_HOW}")
+    return "\n".join(parts)
+
+
+# --- options of a call ------------------------------------------------------------------------------
+
+
+def check_call(call: Mapping[str, Any]) -> None:
+    """Refuse options that no call can take.
+
+    Raises:
+        TypeError: An unknown option, or an iterator instead of a list.
+        ValueError: Tools, or a response format.
+    """
+    known = (*OPTIONS, "stop", "documents")
+    for name, value in call.items():
+        if name in _TOOLS and value:
+            raise ValueError(f"{name}= cannot be used: {NO_SCHEMA if name == 'response_format' else NO_TOOLS}")
+        if name not in (*known, *_TOOLS, "stream"):
+            refuse_unknown("a call of ChatClara", [name], known)
+    if call.get("documents") is not None:
+        listed_documents(call["documents"])
+    if isinstance(call.get("stop"), Iterator):
+        raise TypeError(f"stop must be a list of strings, got {type(call['stop']).__name__}")

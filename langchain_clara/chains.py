@@ -7,13 +7,13 @@ from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.output_parsers import BaseOutputParser, StrOutputParser
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, MessagesPlaceholder, format_document
 from langchain_core.runnables import Runnable, RunnableLambda
 
-from langchain_clara._documents import listed_documents
+from langchain_clara._messages import last_human, listed_documents
 from langchain_clara.prompts import DocumentsPlaceholder
 
 
@@ -91,6 +91,6 @@ def _filled(prompt: BasePromptTemplate[Any], values: dict[str, Any], name: str) 
         return prompt.invoke(values)
     documents = DocumentsPlaceholder(name).format_messages(**values)
     messages = prompt.invoke({**values, name: ""}).to_messages()
-    human = [index for index, message in enumerate(messages) if isinstance(message, HumanMessage)]
-    place = human[-1] if human else len(messages)
+    place = last_human(messages)
+    place = len(messages) if place < 0 else place
     return ChatPromptValue(messages=[*messages[:place], *documents, *messages[place:]])

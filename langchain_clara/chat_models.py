@@ -6,51 +6,24 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, model_validator
 
-from clara_core.common.suggest import refuse_unknown
 from clara_core.common.version import __version__
-from clara_core.engine.answer_options import EVIDENCE
-from clara_core.engine.logprobs import logprobs_account
-from clara_core.model.chat_format import Turn
+from langchain_clara._answers import chat_chunk, chat_result
 from langchain_clara._batching import BATCH_SLOT, BatchBarrier, BatchSlot, in_slot, run_apart
-from langchain_clara._documents import ReadDocument, listed_documents
-from langchain_clara._engine import EngineFields
-from langchain_clara._evidence import documents_account, evidence_account
-from langchain_clara._identity import identity
-from langchain_clara._messages import read_history, read_messages
-from langchain_clara._profile import local_context
+from langchain_clara._engine import EngineFields, identity, local_context
+from langchain_clara._messages import NO_SCHEMA, NO_TOOLS, OPTIONS, Request, check_call, read_history, read_messages
 
 if TYPE_CHECKING:
-    from clara_core import Answer
     from clara_core.engine.sampling import Chunk
-
-_SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed")
-_OPTIONS: Final = (*_SAMPLING, *EVIDENCE)
-_NO_TOOLS: Final = (
-    "ChatClara cannot call tools or return structured output, which agents request as a tool: CLaRa was trained to "
-    "answer in plain text from documents. Use another model as the agent, with a ClaraRetriever as its tool "
-    "(langchain_core.tools.create_retriever_tool), or give an agent of ChatClara its documents without tools "
-    "(ClaraContextMiddleware)"
-)
-_NO_SCHEMA: Final = (
-    "ChatClara cannot return structured output: CLaRa was trained to answer in plain text. Parse its text with an "
-    "output parser such as PydanticOutputParser, or give the answer to a model with structured output"
-)
-_TOOLS: Final = ("tools", "tool_choice", "functions", "function_call", "response_format")
-
-Request: TypeAlias = "tuple[list[Turn], list[ReadDocument], dict[str, Any]]"
-"""A conversation, its documents, and the engine's options."""
 
 
 class ChatClara(BaseChatModel, EngineFields):
@@ -171,7 +144,7 @@ class ChatClara(BaseChatModel, EngineFields):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         """All that an answer depends on; LangChain's cache distinguishes models by it."""
-        options = {name: getattr(self, name) for name in _OPTIONS}
+        options = {name: getattr(self, name) for name in OPTIONS}
         # Not as "stop": LangChain puts the stop of the call there, and None would replace ours.
         return {**identity(self.shared_engine), **options, "default_stop": self.stop}
 
@@ -207,17 +180,13 @@ class ChatClara(BaseChatModel, EngineFields):
             return self.custom_get_token_ids(text)
         return self.shared_engine.tokenizer.encode_plain(text)
 
-    def get_num_tokens(self, text: str) -> int:
-        """Number of tokens of a text."""
-        return len(self.get_token_ids(text))
-
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Positions of the context that any part of a history takes, with documents as memory tokens.
 
         A history may end with the model or a tool, or be empty; content that `invoke` would refuse counts as text.
         """
         if tools:
-            raise ValueError(f"tools= cannot be counted: {_NO_TOOLS}")
+            raise ValueError(f"tools= cannot be counted: {NO_TOOLS}")
         turns, documents = read_history(messages)
         tokenizer = self.shared_engine.tokenizer
         n_windows = sum(len(tokenizer.windows(document.text)) for document in documents)
@@ -230,49 +199,44 @@ class ChatClara(BaseChatModel, EngineFields):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        *,
-        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        turns, read, options = self._prepared(messages, stop, kwargs)
         engine = self.shared_engine
         answer = engine.chat(turns, engine.remember([document.text for document in read]), **options)
-        return self._result(answer, read, options)
+        return chat_result(answer, self.model_label, read, options)
 
     async def _agenerate(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        *,
-        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        turns, read, options = self._prepared(messages, stop, kwargs)
         slot = BATCH_SLOT.get()
         barrier = None if slot is None else slot.take(self)
         if barrier is not None:
-            return self._result(await barrier.join((turns, read, options)), read, options)
+            return chat_result(await barrier.join((turns, read, options)), self.model_label, read, options)
         engine = await self.ashared_engine()
         memories = await engine.aremember([document.text for document in read])
-        return self._result(await engine.achat(turns, memories, **options), read, options)
+        answer = await engine.achat(turns, memories, **options)
+        return chat_result(answer, self.model_label, read, options)
 
     def _stream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        *,
-        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        turns, read, options = self._prepared(messages, stop, kwargs)
         engine = self.shared_engine
         memories = engine.remember([document.text for document in read])
         # Closing this generator closes the stream, which stops the work on the device.
         with closing(engine.stream_chat(turns, memories, **options)) as pieces:
             for piece in pieces:
-                chunk = self._chunk(piece, read, options)
+                chunk = chat_chunk(piece, self.model_label, read, options)
                 if run_manager:
                     run_manager.on_llm_new_token(piece.text, chunk=chunk)
                 yield chunk
@@ -282,17 +246,15 @@ class ChatClara(BaseChatModel, EngineFields):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        *,
-        documents: Sequence[Document | str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        turns, read, options = self._prepared(messages, documents, stop, kwargs)
+        turns, read, options = self._prepared(messages, stop, kwargs)
         engine = await self.ashared_engine()
         memories = await engine.aremember([document.text for document in read])
         stream = cast("AsyncGenerator[Chunk, None]", engine.astream_chat(turns, memories, **options))
         async with aclosing(stream) as pieces:
             async for piece in pieces:
-                chunk = self._chunk(piece, read, options)
+                chunk = chat_chunk(piece, self.model_label, read, options)
                 if run_manager:
                     await run_manager.on_llm_new_token(piece.text, chunk=chunk)
                 yield chunk
@@ -308,7 +270,7 @@ class ChatClara(BaseChatModel, EngineFields):
         **kwargs: Any,
     ) -> list[AIMessage]:
         """Answer many conversations as one batch of the engine; see `abatch`."""
-        _check_call(kwargs)
+        check_call(kwargs)
         if len(inputs) < 2:
             return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
         return run_apart(lambda: self.abatch(inputs, config, return_exceptions=return_exceptions, **kwargs))
@@ -331,17 +293,15 @@ class ChatClara(BaseChatModel, EngineFields):
             return_exceptions: Return the error of a failed conversation in its place instead of raising it.
             **kwargs: Options of the call, the same for all.
         """
-        _check_call(kwargs)
+        check_call(kwargs)
         configs = get_config_list(config, len(inputs))
         size = (configs[0].get("max_concurrency") if configs else None) or max(len(inputs), 1)
         answers: list[Any] = []
         for start in range(0, len(inputs), size):
             part, part_configs = inputs[start : start + size], configs[start : start + size]
-            barrier: BatchBarrier[Request, Answer] = BatchBarrier(len(part), self._answer_all)
+            barrier = BatchBarrier(self, len(part))
             calls = [
-                asyncio.ensure_future(
-                    in_slot(BatchSlot(self, barrier), partial(self.ainvoke, each, settings, **kwargs))
-                )
+                asyncio.ensure_future(in_slot(BatchSlot(barrier), partial(self.ainvoke, each, settings, **kwargs)))
                 for each, settings in zip(part, part_configs, strict=True)
             ]
             try:
@@ -351,29 +311,11 @@ class ChatClara(BaseChatModel, EngineFields):
                     call.cancel()
         return answers
 
-    async def _answer_all(self, requests: list[Request]) -> Sequence[Answer | Exception]:
-        """Answer conversations with the same options; an error in one does not affect the others."""
-        engine = await self.ashared_engine()
-        known = iter(await engine.aremember([document.text for _, read, _ in requests for document in read]))
-        conversations = [(turns, [next(known) for _ in read]) for turns, read, _ in requests]
-        options = requests[0][2]
-        try:
-            return await engine.achat_batch(conversations, **options)
-        except Exception as exc:  # noqa: BLE001 - answering one by one shows whose error it is
-            if len(requests) == 1:
-                return [exc]
-        alone = (engine.achat(turns, memories, **options) for turns, memories in conversations)
-        results = await asyncio.gather(*alone, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, Exception):
-                raise result
-        return cast("list[Answer | Exception]", results)
-
     # --- what is refused -------------------------------------------------------------------------
 
     def bind(self, **kwargs: Any) -> Any:  # the oldest supported version has no type for its binding
         """The model bound to options of the call; options that no call can take are refused here."""
-        _check_call(kwargs)
+        check_call(kwargs)
         return super().bind(**kwargs)
 
     def bind_tools(
@@ -385,7 +327,7 @@ class ChatClara(BaseChatModel, EngineFields):
             NotImplementedError: The message gives the alternatives.
         """
         if tools or tool_choice:
-            raise NotImplementedError(_NO_TOOLS)
+            raise NotImplementedError(NO_TOOLS)
         bound: Runnable[LanguageModelInput, AIMessage] = self.bind(**kwargs)
         return bound
 
@@ -395,7 +337,7 @@ class ChatClara(BaseChatModel, EngineFields):
         Raises:
             NotImplementedError: The message gives the alternatives.
         """
-        raise NotImplementedError(_NO_SCHEMA)
+        raise NotImplementedError(NO_SCHEMA)
 
     # --- an event loop that is not blocked -------------------------------------------------------
 
@@ -418,76 +360,12 @@ class ChatClara(BaseChatModel, EngineFields):
                 yield chunk
 
     def _prepared(
-        self,
-        messages: Sequence[BaseMessage],
-        documents: Sequence[Document | str] | None,
-        stop: Sequence[str] | None,
-        call: Mapping[str, Any],
-    ) -> tuple[list[Turn], list[ReadDocument], dict[str, Any]]:
-        """Turns, documents, and the engine's options; options of the call replace those of the object."""
-        _check_call({**call, "documents": documents, "stop": stop})
-        turns, read = read_messages(messages, documents)
-        options = {name: call.get(name, getattr(self, name)) for name in _OPTIONS}
+        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, call: Mapping[str, Any]
+    ) -> Request:
+        """The request of a call, whose options replace those of the object."""
+        check_call({**call, "stop": stop})
+        turns, read = read_messages(messages, call.get("documents"))
+        options = {name: call.get(name, getattr(self, name)) for name in OPTIONS}
         options["top_logprobs"] = options["top_logprobs"] or 0
         options["stop"] = self.stop if stop is None else stop
         return turns, read, options
-
-    def _result(self, answer: Answer, read: Sequence[ReadDocument], options: Mapping[str, Any]) -> ChatResult:
-        account = self._account(answer, read, options)
-        if answer.logprobs is not None:
-            account["logprobs"] = logprobs_account(answer.logprobs)
-        message = AIMessage(content=answer.text, usage_metadata=_usage(answer), response_metadata=account)
-        return ChatResult(generations=[ChatGeneration(message=message)])
-
-    def _chunk(self, piece: Chunk, read: Sequence[ReadDocument], options: Mapping[str, Any]) -> ChatGenerationChunk:
-        """A piece of an answer. Only the last one has the counts, because merging adds them up.
-
-        Merging joins lists, so each piece has its own log-probabilities.
-        """
-        logged = {} if piece.logprobs is None else {"logprobs": logprobs_account(piece.logprobs)}
-        if piece.answer is None:
-            return ChatGenerationChunk(message=AIMessageChunk(content=piece.text, response_metadata=logged))
-        message = AIMessageChunk(
-            content=piece.text,
-            usage_metadata=_usage(piece.answer),
-            response_metadata=self._account(piece.answer, read, options) | logged,
-            chunk_position="last",
-        )
-        return ChatGenerationChunk(message=message)
-
-    def _account(self, answer: Answer, read: Sequence[ReadDocument], options: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "model_name": self.model_name,
-            "model_provider": "clara",
-            "finish_reason": answer.finish_reason,
-            "memory_tokens": answer.memory_tokens,
-            "source_tokens": answer.source_tokens,
-            "windows_left_out": answer.windows_left_out,
-            "saved_tokens": answer.source_tokens - answer.memory_tokens,
-            "documents": documents_account(answer, read),
-            **evidence_account(answer, options),
-        }
-
-
-def _usage(answer: Answer) -> UsageMetadata:
-    read = answer.prompt_tokens + answer.memory_tokens
-    written = answer.completion_tokens
-    return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
-
-
-def _check_call(call: Mapping[str, Any]) -> None:
-    """Refuse options that no call can take.
-
-    Raises:
-        TypeError: An unknown option, or an iterator instead of a list.
-        ValueError: Tools, or a response format.
-    """
-    for name, value in call.items():
-        if name in _TOOLS and value:
-            raise ValueError(f"{name}= cannot be used: {_NO_SCHEMA if name == 'response_format' else _NO_TOOLS}")
-        if name not in {*_TOOLS, "stream"}:
-            refuse_unknown("a call of ChatClara", [name], [*_OPTIONS, "stop", "documents"])
-    if call.get("documents") is not None:
-        listed_documents(call["documents"])
-    if isinstance(call.get("stop"), Iterator):
-        raise TypeError(f"stop must be a list of strings, got {type(call['stop']).__name__}")

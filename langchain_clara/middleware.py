@@ -9,7 +9,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import AnyMessage, HumanMessage
 from langchain_core.runnables import Runnable
 
-from langchain_clara._documents import DOCUMENT_BLOCKS, as_retriever, block_from_document
+from langchain_clara._messages import DOCUMENT_BLOCKS, as_retriever, block_from_document, last_human
 
 try:
     from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
@@ -64,7 +64,7 @@ class ClaraContextMiddleware(AgentMiddleware[Any, Any, Any]):
         blocks: list[str | dict[Any, Any]] = [block_from_document(document) for document in documents[: self.k]]
         if not blocks:
             return request
-        place = _last_human(request.messages)
+        place = last_human(request.messages)
         messages: list[AnyMessage] = list(request.messages)
         messages.insert(place, HumanMessage(content=blocks))
         return request.override(messages=messages)
@@ -72,14 +72,9 @@ class ClaraContextMiddleware(AgentMiddleware[Any, Any, Any]):
 
 def _question(messages: Sequence[AnyMessage]) -> str | None:
     """Text of the last human message; None if it has its own documents, or there is none."""
-    place = _last_human(messages)
+    place = last_human(messages)
     if place < 0:
         return None
     message = messages[place]
     kinds = {block.get("type") for block in message.content if isinstance(block, dict)}
     return None if kinds & set(DOCUMENT_BLOCKS) else message.text
-
-
-def _last_human(messages: Sequence[AnyMessage]) -> int:
-    places = [index for index, message in enumerate(messages) if isinstance(message, HumanMessage)]
-    return places[-1] if places else -1

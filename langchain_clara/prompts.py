@@ -7,7 +7,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.prompts.message import BaseMessagePromptTemplate
 
-from langchain_clara._documents import block_from_document, listed_documents
+from langchain_clara._messages import block_from_document, listed_documents
 
 
 class DocumentsPlaceholder(BaseMessagePromptTemplate):

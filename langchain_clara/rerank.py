@@ -16,9 +16,9 @@ from langchain_core.runnables import (
 )
 from pydantic import ConfigDict, Field
 
-from langchain_clara._documents import as_retriever, listed_documents
 from langchain_clara._engine import EngineFields
 from langchain_clara._entries import with_score
+from langchain_clara._messages import as_retriever, listed_documents
 
 if TYPE_CHECKING:
     from clara_core import Ranked

@@ -220,17 +220,13 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         query: str,
         *,
         run_manager: CallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: Filter | None = None,  # noqa: A002
-        score_threshold: float | None = None,
-        mode: str | None = None,
+        **call: Any,
     ) -> list[Document]:
-        k, condition, score_threshold = self._limits(k, filter, score_threshold)
+        k, condition, score_threshold, mode = self._limits(**call)
         if self.base is None:
-            options = {"filter": condition, "mode": mode or self.mode}
-            return _above(score_threshold, self._store().similarity_search_with_relevance_scores(query, k, **options))
-        candidates = self.base.invoke(query, {"callbacks": run_manager.get_child()})
-        candidates = _accepted(candidates, condition)
+            found = self._store().similarity_search_with_relevance_scores(query, k, filter=condition, mode=mode)
+            return _above(score_threshold, found)
+        candidates = _accepted(self.base.invoke(query, {"callbacks": run_manager.get_child()}), condition)
         if not candidates:
             return []
         engine = self.shared_engine
@@ -242,19 +238,13 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         query: str,
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: Filter | None = None,  # noqa: A002
-        score_threshold: float | None = None,
-        mode: str | None = None,
+        **call: Any,
     ) -> list[Document]:
-        k, condition, score_threshold = self._limits(k, filter, score_threshold)
+        k, condition, score_threshold, mode = self._limits(**call)
         if self.base is None:
-            options = {"filter": condition, "mode": mode or self.mode}
-            return _above(
-                score_threshold, await self._store().asimilarity_search_with_relevance_scores(query, k, **options)
-            )
-        candidates = await self.base.ainvoke(query, {"callbacks": run_manager.get_child()})
-        candidates = _accepted(candidates, condition)
+            search = self._store().asimilarity_search_with_relevance_scores
+            return _above(score_threshold, await search(query, k, filter=condition, mode=mode))
+        candidates = _accepted(await self.base.ainvoke(query, {"callbacks": run_manager.get_child()}), condition)
         if not candidates:
             return []
         engine = await self.ashared_engine()
@@ -263,16 +253,18 @@ class ClaraRetriever(BaseRetriever, EngineFields):
 
     def _limits(
         self,
-        k: int | None,
-        condition: Filter | None,
-        score_threshold: float | None,
-    ) -> tuple[int, Filter | None, float | None]:
-        """An option of the call, else that of this object."""
+        *,
+        k: int | None = None,
+        filter: Filter | None = None,  # noqa: A002
+        score_threshold: float | None = None,
+        mode: str | None = None,
+    ) -> tuple[int, Filter | None, float | None, str | None]:
+        """The options of a call, else those of this object."""
         k = self.k if k is None else k
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        condition = self.filter if condition is None else condition
-        return k, condition, self.score_threshold if score_threshold is None else score_threshold
+        condition = self.filter if filter is None else filter
+        return k, condition, self.score_threshold if score_threshold is None else score_threshold, mode or self.mode
 
     def _ordered(self, candidates: Sequence[Document], ranked: Sequence[Ranked]) -> list[tuple[Document, float]]:
         """Candidates with their scores, in the order of the reranking or of both rankings fused."""
@@ -322,9 +314,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
 def _accepted(candidates: Sequence[Document], condition: Filter | None) -> list[Document]:
     """The candidates that pass the filter."""
     accept = acceptor(condition)
-    if accept is None:
-        return list(candidates)
-    return [document for document in candidates if accept(document)]
+    return [document for document in candidates if accept is None or accept(document)]
 
 
 def _above(

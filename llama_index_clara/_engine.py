@@ -48,7 +48,7 @@ class EngineFields(EngineOptions, BaseComponent):
         """
         refuse_unknown(type(self).__name__, options, [*type(self).model_fields, *_ALWAYS])
         if engine is not None:
-            options |= fields_of(engine, options)
+            options |= _fields_of(engine, options)
         elif options.get("model") is None:
             announce_default()
             options["model"] = DEFAULT_MODEL
@@ -62,11 +62,18 @@ class EngineFields(EngineOptions, BaseComponent):
             # multiprocessing calls this for objects that it sends to workers, unlike a plain pickle.
             ForkingPickler.register(cls, _refuse_to_be_sent)
 
+    @classmethod
+    def class_name(cls) -> str:
+        """Name in serialized components and traces; a subclass of a component keeps it."""
+        return next(base.__name__ for base in cls.__mro__ if base.__module__.startswith("llama_index_clara."))
+
     @property
     def engine(self) -> Engine:
         """The engine, looked up at first use; its weights load when it first computes."""
         if self._engine is None:
-            self._engine = find_engine(option_values(self))
+            from clara_core import open_engine
+
+            self._engine = open_engine(**option_values(self))
         found: Engine = self._engine
         return found
 
@@ -84,14 +91,7 @@ class EngineFields(EngineOptions, BaseComponent):
         self.__init__(**state["__dict__"])  # type: ignore[misc]
 
 
-def find_engine(options: Mapping[str, Any]) -> Engine:
-    """The engine of a model and its options; the same object for all callers."""
-    from clara_core import open_engine
-
-    return open_engine(**options)
-
-
-def fields_of(engine: object, given: Mapping[str, Any]) -> dict[str, Any]:
+def _fields_of(engine: object, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields with the arguments of a given engine.
 
     Raises:

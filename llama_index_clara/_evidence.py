@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -53,22 +52,6 @@ def chat_response(completion: CompletionResponse) -> ChatResponse:
     return ChatResponse(
         message=message, raw=completion.raw, delta=completion.delta, logprobs=completion.logprobs
     )  # fmt: skip
-
-
-def chat_stream(pieces: Generator[CompletionResponse, None, None]) -> Generator[ChatResponse, None, None]:
-    """`chat_response` of each piece; closing this iterator closes the pieces."""
-    try:
-        for piece in pieces:
-            yield chat_response(piece)
-    finally:
-        pieces.close()
-
-
-async def chat_stream_async(pieces: AsyncGenerator[CompletionResponse, None]) -> AsyncGenerator[ChatResponse, None]:
-    """`chat_stream`, asynchronous."""
-    async with aclosing(pieces) as several:
-        async for piece in several:
-            yield chat_response(piece)
 
 
 def response_evidence(answer: Answer, nodes: Sequence[NodeWithScore]) -> dict[str, Any]:

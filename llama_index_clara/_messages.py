@@ -1,9 +1,9 @@
-"""Converts LlamaIndex messages to the engine's conversation: alternating turns, and documents to read."""
+"""What `ClaraLLM` reads, as the engine's conversation and documents, and what it refuses before any model runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NoReturn
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -12,10 +12,20 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ToolCallBlock,
 )
+from llama_index.core.prompts import BasePromptTemplate
 
 from clara_core.model.chat_format import Turn, alternating
-from llama_index_clara._refusals import NO_TOOLS
 
+NO_TOOLS: Final = (
+    "ClaraLLM cannot call tools: it is trained to answer briefly from documents. Give the agent a general LLM with "
+    "function calling, and CLaRa as its tool: QueryEngineTool.from_defaults(ClaraQueryEngine(retriever))"
+)
+NO_STRUCTURE: Final = (
+    "ClaraLLM cannot write JSON: it is trained to answer briefly in plain text. Give this step a general LLM, which "
+    "may read the answer of ClaraSynthesizer"
+)
+_TOOLS: Final = frozenset({"tools", "tool_choice", "tool_required", "functions", "function_call"})
+_STRUCTURE: Final = frozenset({"response_format", "output_cls"})
 _ROLES: Final = {
     "system": "system",
     "developer": "system",
@@ -104,3 +114,42 @@ def _text(block: Any) -> str:
     except UnicodeDecodeError as exc:
         raise ValueError(f"{name} is not text in UTF-8; {_HOW}") from exc
     return text
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+def refuse_options(call: Mapping[str, Any]) -> None:
+    """Refuse options of a call that request tools or structured output."""
+    if _TOOLS & call.keys():
+        raise NotImplementedError(NO_TOOLS)
+    if _STRUCTURE & call.keys():
+        raise NotImplementedError(NO_STRUCTURE)
+
+
+def refuse_json(prompt: BasePromptTemplate) -> None:
+    """Refuse a prompt whose answer is parsed as JSON, such as those of selectors and question generators."""
+    from llama_index.core.output_parsers import PydanticOutputParser
+    from llama_index.core.output_parsers.selection import SelectionOutputParser
+    from llama_index.core.question_gen.output_parser import SubQuestionOutputParser
+
+    parser = prompt.output_parser
+    if isinstance(parser, PydanticOutputParser | SelectionOutputParser | SubQuestionOutputParser):
+        raise NotImplementedError(f"the prompt parses its answer with {type(parser).__name__}. {NO_STRUCTURE}")
+
+
+def _refused(message: str) -> Callable[..., NoReturn]:
+    def refused(self: object, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not supported: raises an error that names the alternatives."""
+        raise NotImplementedError(message)
+
+    return refused
+
+
+class Refusals:
+    """The methods of a LlamaIndex LLM that the generator does not support. Must be the first of the bases."""
+
+    structured_predict = stream_structured_predict = as_structured_llm = _refused(NO_STRUCTURE)
+    astructured_predict = astream_structured_predict = structured_predict
+    predict_and_call = apredict_and_call = _refused(NO_TOOLS)
+    chat_with_tools = achat_with_tools = stream_chat_with_tools = astream_chat_with_tools = _refused(NO_TOOLS)

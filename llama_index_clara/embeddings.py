@@ -53,11 +53,6 @@ class ClaraEmbedding(EngineFields, BaseEmbedding):
         super().__init__(engine=engine, **options)
         self.model_name = self.model
 
-    @classmethod
-    def class_name(cls) -> str:
-        """Name in serialized components and traces."""
-        return "ClaraEmbedding"
-
     @field_validator("embeddings_cache")
     @classmethod
     def _check_cache(cls, value: Any) -> Any:

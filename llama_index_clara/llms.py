@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -28,22 +28,19 @@ from clara_core.common.suggest import refuse_unknown
 from clara_core.engine.answer_options import EVIDENCE
 from clara_core.model.chat_format import Turn
 from llama_index_clara._engine import EngineFields
-from llama_index_clara._evidence import (
-    chat_response,
-    chat_stream,
-    chat_stream_async,
-    evidence_account,
-    logprobs_of,
-)
-from llama_index_clara._messages import read_messages
+from llama_index_clara._evidence import chat_response, evidence_account, logprobs_of
+from llama_index_clara._messages import Refusals, read_messages, refuse_json, refuse_options
 from llama_index_clara._nodes import texts_of
-from llama_index_clara._refusals import Refusals, refuse_json, refuse_options
 
 if TYPE_CHECKING:
     from clara_core import Answer
     from clara_core.engine.sampling import Chunk
 
 _OPTIONS: Final = ("max_tokens", "temperature", "top_p", "seed", "stop", *EVIDENCE)
+
+_Request: TypeAlias = "tuple[list[Turn], tuple[str, ...], dict[str, Any]]"
+"""A conversation, the texts to read, and the engine's options."""
+_Piece = TypeVar("_Piece", CompletionResponse, ChatResponse)
 
 
 class ClaraLLM(Refusals, EngineFields, CustomLLM):
@@ -100,11 +97,6 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
             )
         return value
 
-    @classmethod
-    def class_name(cls) -> str:
-        """Name in serialized components and traces."""
-        return "ClaraLLM"
-
     @property
     def metadata(self) -> LLMMetadata:
         """The metadata by which LlamaIndex plans prompts. Finds the checkpoint, but reads no weights."""
@@ -155,44 +147,44 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt, which becomes the only turn of a conversation."""
-        return self._answer(*self._request(prompt, formatted, kwargs), kwargs)
+        return self._answer(*self._request(prompt, formatted, kwargs))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete`, in pieces."""
-        return self._stream(*self._request(prompt, formatted, kwargs), kwargs)
+        return self._stream(*self._request(prompt, formatted, kwargs), form=_unchanged)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete`, awaitable."""
-        return await self._aanswer(*self._request(prompt, formatted, kwargs), kwargs)
+        return await self._aanswer(*self._request(prompt, formatted, kwargs))
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete`, asynchronous."""
-        return self._astream(*self._request(prompt, formatted, kwargs), kwargs)
+        return self._astream(*self._request(prompt, formatted, kwargs), form=_unchanged)
 
     # --- conversations -----------------------------------------------------------------------------------
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation; the documents are read with its last user turn."""
-        return chat_response(self._answer(*self._read(messages, kwargs), kwargs))
+        return chat_response(self._answer(*self._read(messages, kwargs)))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """`chat`, in pieces."""
-        return chat_stream(self._stream(*self._read(messages, kwargs), kwargs))
+        return self._stream(*self._read(messages, kwargs), form=chat_response)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat`, awaitable."""
-        return chat_response(await self._aanswer(*self._read(messages, kwargs), kwargs))
+        return chat_response(await self._aanswer(*self._read(messages, kwargs)))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """`stream_chat`, asynchronous."""
-        return chat_stream_async(self._astream(*self._read(messages, kwargs), kwargs))
+        return self._astream(*self._read(messages, kwargs), form=chat_response)
 
     # --- prompts: the framework asks for `metadata` on the loop, so the engine is found before -----------
 
@@ -221,23 +213,24 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
 
     # --- the engine --------------------------------------------------------------------------------------
 
-    def _request(self, prompt: str, formatted: bool, call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
-        """The conversation of a prompt, and the texts to read. A formatted prompt contains everything."""
+    def _request(self, prompt: str, formatted: bool, call: Mapping[str, Any]) -> _Request:
+        """The request of a prompt. A formatted prompt contains everything."""
+        options = self._options(call)
         system = call.get("system_prompt", None if formatted else self.system_prompt)
         if not formatted and self.query_wrapper_prompt is not None:
             prompt = self.query_wrapper_prompt.format(query_str=prompt)
         if not formatted and self.completion_to_prompt is not None:
             prompt = self.completion_to_prompt(prompt)
         turns = [{"role": "user", "content": prompt}]
-        return [{"role": "system", "content": system}, *turns] if system else turns, self._documents
+        return [{"role": "system", "content": system}, *turns] if system else turns, self._documents, options
 
-    def _read(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
-        """A conversation, and the texts to read: the documents of `reading`, then its own."""
-        self._options(call)  # refuses invalid options first
+    def _read(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> _Request:
+        """The request of a conversation, which reads the documents of `reading`, then its own."""
+        options = self._options(call)
         if own := call.get("system_prompt"):
             messages = [ChatMessage(role="system", content=own), *messages]
         turns, documents = read_messages(messages, None if "system_prompt" in call else self.system_prompt)
-        return turns, (*self._documents, *(text for text in documents if text not in self._documents))
+        return turns, (*self._documents, *(text for text in documents if text not in self._documents)), options
 
     def _options(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """The engine's options; options of the call replace those of the object."""
@@ -245,51 +238,49 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         refuse_unknown("a call of ClaraLLM", call, [*_OPTIONS, "system_prompt"])
         return {name: call.get(name, getattr(self, name)) for name in _OPTIONS}
 
-    def _answer(self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]) -> CompletionResponse:
-        options = self._options(call)
+    def _answer(self, turns: list[Turn], documents: tuple[str, ...], options: dict[str, Any]) -> CompletionResponse:
         engine = self.engine
-        answer = engine.chat(turns, engine.remember(documents), **options)
-        return self._completion(answer)
+        return self._completion(engine.chat(turns, engine.remember(documents), **options))
 
     async def _aanswer(
-        self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]
+        self, turns: list[Turn], documents: tuple[str, ...], options: dict[str, Any]
     ) -> CompletionResponse:
-        options = self._options(call)
         engine = await self.aengine()
-        answer = await engine.achat(turns, await engine.aremember(documents), **options)
-        return self._completion(answer)
+        return self._completion(await engine.achat(turns, await engine.aremember(documents), **options))
 
-    def _stream(self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]) -> CompletionResponseGen:
-        options = self._options(call)  # refuses invalid options now, not at the first piece
+    def _stream(
+        self,
+        turns: list[Turn],
+        documents: tuple[str, ...],
+        options: dict[str, Any],
+        *,
+        form: Callable[[CompletionResponse], _Piece],
+    ) -> Generator[_Piece, None, None]:
+        engine = self.engine
+        memories = engine.remember(documents)
+        text = ""
+        # Closing this generator closes the stream, which stops the work on the device.
+        with closing(engine.stream_chat(turns, memories, **options)) as chunks:
+            for chunk in chunks:
+                text += chunk.text
+                yield form(self._piece(text, chunk))
 
-        def pieces() -> CompletionResponseGen:
-            engine = self.engine
-            memories = engine.remember(documents)
-            text = ""
-            # Closing this generator closes the stream, which stops the work on the device.
-            with closing(engine.stream_chat(turns, memories, **options)) as chunks:
-                for chunk in chunks:
-                    text += chunk.text
-                    yield self._piece(text, chunk)
-
-        return pieces()
-
-    def _astream(
-        self, turns: list[Turn], documents: tuple[str, ...], call: Mapping[str, Any]
-    ) -> CompletionResponseAsyncGen:
-        options = self._options(call)
-
-        async def pieces() -> CompletionResponseAsyncGen:
-            engine = await self.aengine()
-            memories = await engine.aremember(documents)
-            text = ""
-            stream = cast("AsyncGenerator[Chunk, None]", engine.astream_chat(turns, memories, **options))
-            async with aclosing(stream) as chunks:
-                async for chunk in chunks:
-                    text += chunk.text
-                    yield self._piece(text, chunk)
-
-        return pieces()
+    async def _astream(
+        self,
+        turns: list[Turn],
+        documents: tuple[str, ...],
+        options: dict[str, Any],
+        *,
+        form: Callable[[CompletionResponse], _Piece],
+    ) -> AsyncGenerator[_Piece, None]:
+        engine = await self.aengine()
+        memories = await engine.aremember(documents)
+        text = ""
+        stream = cast("AsyncGenerator[Chunk, None]", engine.astream_chat(turns, memories, **options))
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
+                text += chunk.text
+                yield form(self._piece(text, chunk))
 
     def _completion(self, answer: Answer) -> CompletionResponse:
         return CompletionResponse(text=answer.text, raw=self._account(answer), logprobs=logprobs_of(answer.logprobs))
@@ -316,3 +307,7 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
             "usage": usage,
             **evidence_account(answer),
         }
+
+
+def _unchanged(piece: CompletionResponse) -> CompletionResponse:
+    return piece

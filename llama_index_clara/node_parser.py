@@ -42,11 +42,6 @@ class ClaraNodeParser(EngineFields, MetadataAwareTextSplitter):
 
     chunk_size: int | None = Field(default=None, ge=8, description="Tokens of a piece; None is the whole window.")
 
-    @classmethod
-    def class_name(cls) -> str:
-        """Name in serialized components and traces."""
-        return "ClaraNodeParser"
-
     def split_text(self, text: str) -> list[str]:
         """Pieces of a text without metadata."""
         return self.split_text_metadata_aware(text, "")

@@ -50,11 +50,6 @@ class ClaraRerank(EngineFields, BaseNodePostprocessor):
         "would change the node's hash and appear in prompts.",
     )
 
-    @classmethod
-    def class_name(cls) -> str:
-        """Name in serialized components and traces."""
-        return "ClaraRerank"
-
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:

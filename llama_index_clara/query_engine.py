@@ -58,7 +58,9 @@ class ClaraQueryEngine(RetrieverQueryEngine):
                 f"{type(retriever).__name__}"
             )
         if response_synthesizer is None:
-            response_synthesizer = _synthesizer(retriever, callback_manager, options)
+            if isinstance(retriever, ClaraRetriever) and not {"llm", "engine", "model"} & set(options):
+                options["engine"] = retriever.engine
+            response_synthesizer = ClaraSynthesizer(callback_manager=callback_manager, **options)
         elif options:
             raise ValueError(f"give response_synthesizer= or {next(iter(options))}=, not both")
         super().__init__(retriever, response_synthesizer, node_postprocessors, callback_manager)
@@ -118,11 +120,3 @@ class ClaraQueryEngine(RetrieverQueryEngine):
     def with_retriever(self, retriever: BaseRetriever) -> ClaraQueryEngine:
         """A copy of this engine with another retriever."""
         return type(self)(retriever, self._response_synthesizer, self._node_postprocessors, self.callback_manager)
-
-
-def _synthesizer(
-    retriever: BaseRetriever, callback_manager: CallbackManager | None, options: dict[str, Any]
-) -> ClaraSynthesizer:
-    if isinstance(retriever, ClaraRetriever) and not {"llm", "engine", "model"} & set(options):
-        options = {**options, "engine": retriever.engine}
-    return ClaraSynthesizer(callback_manager=callback_manager, **options)

@@ -129,10 +129,8 @@ class ClaraSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TYPE:
         """Answer from nodes."""
         nodes = list(checked(nodes, NodeWithScore, "nodes"))
-        account = _Account(self._readable(nodes))
-        response = super().synthesize(
-            query, nodes, additional_source_nodes, clara_nodes=nodes, clara_account=account, **response_kwargs
-        )
+        account = self._account(nodes)
+        response = super().synthesize(query, nodes, additional_source_nodes, clara_account=account, **response_kwargs)
         return self._accounted(response, account)
 
     async def asynthesize(
@@ -144,9 +142,9 @@ class ClaraSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TYPE:
         """`synthesize`, awaitable."""
         nodes = list(checked(nodes, NodeWithScore, "nodes"))
-        account = _Account(self._readable(nodes))
+        account = self._account(nodes)
         response = await super().asynthesize(
-            query, nodes, additional_source_nodes, clara_nodes=nodes, clara_account=account, **response_kwargs
+            query, nodes, additional_source_nodes, clara_account=account, **response_kwargs
         )
         return self._accounted(response, account)
 
@@ -154,12 +152,11 @@ class ClaraSynthesizer(BaseSynthesizer):
         self,
         query_str: str,
         text_chunks: Sequence[str],
-        clara_nodes: Sequence[NodeWithScore] | None = None,
         clara_account: _Account | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
-        """Answer from texts, or from nodes if they are given: a string, or a generator if streaming."""
-        texts = self._texts(query_str, text_chunks, clara_nodes)
+        """Answer from texts, or from the nodes of an account: a string, or a generator if streaming."""
+        texts = self._texts(query_str, text_chunks, clara_account)
         answer: RESPONSE_TEXT_TYPE
         if self._streaming:  # read at every call, because chat engines change it
             answer = self._stream(texts, query_str, response_kwargs, clara_account)
@@ -174,12 +171,11 @@ class ClaraSynthesizer(BaseSynthesizer):
         self,
         query_str: str,
         text_chunks: Sequence[str],
-        clara_nodes: Sequence[NodeWithScore] | None = None,
         clara_account: _Account | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """`get_response`, awaitable; an asynchronous generator if streaming."""
-        texts = self._texts(query_str, text_chunks, clara_nodes)
+        texts = self._texts(query_str, text_chunks, clara_account)
         answer: RESPONSE_TEXT_TYPE
         if self._streaming:
             answer = self._astream(texts, query_str, response_kwargs, clara_account)
@@ -192,10 +188,12 @@ class ClaraSynthesizer(BaseSynthesizer):
         dispatcher.event(GetResponseEndEvent())
         return answer
 
-    def _texts(self, query_str: str, text_chunks: Sequence[str], nodes: Sequence[NodeWithScore] | None) -> list[str]:
+    def _texts(self, query_str: str, text_chunks: Sequence[str], account: _Account | None) -> list[str]:
         """The texts to read; sends the start event."""
-        texts = list(text_chunks) if nodes is None else [text_of(node, self._metadata_mode) for node in nodes]
-        texts = [text for text in texts if text.strip()]
+        if account is None:
+            texts = [text for text in text_chunks if text.strip()]
+        else:
+            texts = [text_of(node, self._metadata_mode) for node in account.nodes]
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=texts))
         return texts
 
@@ -234,9 +232,9 @@ class ClaraSynthesizer(BaseSynthesizer):
         changes = {"citations": True} if self._citations else {}
         return reader.recording(account.answers, **changes)
 
-    def _readable(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
-        """The nodes with text, which are read; others stay among the sources."""
-        return [node for node in nodes if text_of(node, self._metadata_mode).strip()]
+    def _account(self, nodes: Sequence[NodeWithScore]) -> _Account:
+        """An account of the nodes with text, which are read; others stay among the sources."""
+        return _Account([node for node in nodes if text_of(node, self._metadata_mode).strip()])
 
     def _accounted(self, response: RESPONSE_TYPE, account: _Account) -> RESPONSE_TYPE:
         """Add the evidence to the response; for a stream when it has ended."""

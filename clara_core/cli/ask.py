@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from clara_core.cli.options import Mode, ModeName, engine_of, load_watched, with_options
 from clara_core.cli.shown import (
@@ -24,7 +23,7 @@ from clara_core.cli.shown import (
     source_of,
     write_json,
 )
-from clara_core.data.documents import SUFFIXES, Passage, TextFile, cut_passages, group_left_out, read_folder
+from clara_core.data.documents import SUFFIXES, TextFile, cut_passages, group_left_out, read_folder
 from clara_core.engine.answer_options import confidence_account
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
 
@@ -134,7 +133,7 @@ def _in_memory(engine: Engine, files: Sequence[TextFile], folder: str, notes: Co
             [passage.text for passage in passages],
             [{"file": passage.file, "start": passage.start} for passage in passages],
             [str(number) for number in range(len(passages))],
-            _compress(engine, passages, notes),
+            show_progress=notes.is_terminal,
         )
     return reading
 
@@ -169,16 +168,6 @@ def written_store(uri: str, engine: Engine | None) -> MemoryStore:
     if store.fingerprint is None:
         raise ValueError(f"there is no store at {uri!r}; `clara index FOLDER --store {uri}` makes one")
     return store
-
-
-def _compress(engine: Engine, passages: Sequence[Passage], notes: Console) -> list[Memory]:
-    """Compress the passages, with a progress bar on a terminal."""
-    texts = [passage.text for passage in passages]
-    if not notes.is_terminal:
-        return engine.compress(texts)
-    with Progress(console=notes, transient=True) as progress:
-        stream = engine.compress_stream(texts)
-        return list(progress.track(stream, total=len(passages), description="compressing"))
 
 
 def _facts(question: str, answer: Answer, reading: _Reading) -> dict[str, object]:

@@ -71,8 +71,8 @@ def evaluate_file(
 ) -> None:
     """Measure retrieval, answers and latency of a model."""
     from clara_core.evaluation import evaluate, over_corpus, read_questions
-    from clara_core.evaluation.plots import load_figure
-    from clara_core.evaluation.trust_run import measure_trust
+    from clara_core.evaluation.report import load_figure
+    from clara_core.evaluation.trust import measure_trust
     from clara_core.training.llm_spec import open_llm
 
     engine = local_engine_of(options)

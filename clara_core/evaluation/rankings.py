@@ -107,3 +107,13 @@ def _found(ranked: Sequence[Id], relevant: Collection[Id], k: int) -> tuple[list
 
 def _discount(rank: int) -> float:
     return 1 / math.log2(rank + 1)
+
+
+def with_gold(ranked: Sequence[int], gold: Collection[int], k: int) -> list[int]:
+    """`k` documents of a ranking that include the gold passages (the first `k` of them, if there are more).
+
+    A gold passage below rank `k` replaces the last document that is not gold. The order is that of the ranking.
+    """
+    places = [place for place, index in enumerate(ranked) if index in gold][:k]
+    others = [place for place, index in enumerate(ranked) if index not in gold]
+    return [ranked[place] for place in sorted([*places, *others[: k - len(places)]])]

@@ -11,7 +11,7 @@ from clara_core.common.errors import ContextOverflow
 from clara_core.data.examples import RetrievalLine
 from clara_core.evaluation.answers import cover_match, exact_match, f1
 from clara_core.evaluation.outcomes import KEPT, Mode, Outcome, Ranker, Ranking, Reply, Sizes, line_key
-from clara_core.evaluation.search import with_gold
+from clara_core.evaluation.rankings import with_gold
 from clara_core.evaluation.text_reader import TextReader
 from clara_core.retrieval.bm25 import Bm25
 

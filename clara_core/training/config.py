@@ -205,6 +205,31 @@ class TrainingConfig(EngineOptions, Settings):
         return parse(cls, {**read_table(path, changes), **given}, str(path))
 
 
+def out_of_memory(config: TrainingConfig, exc: Exception) -> str:
+    """The message for a run that ran out of memory, with the settings that need less, the cheapest first."""
+    first = str(exc).strip().splitlines()[0] if str(exc) else type(exc).__name__
+    remedies = []
+    if config.micro_batch_size > 1:
+        remedies.append(
+            f"lower micro_batch_size={config.micro_batch_size} (batch_size and the result stay the same)"
+            if not config.in_batch_negatives
+            else f"lower micro_batch_size={config.micro_batch_size} (fewer in-batch negatives, so start a new run)"
+        )
+    if not config.gradient_checkpointing:
+        remedies.append("set gradient_checkpointing=true (a third more arithmetic)")
+    if config.memory_room_mb and config.stage in FROZEN_STAGES:
+        remedies.append(f"lower memory_room_mb={config.memory_room_mb}")
+    if config.dtype == "float32":
+        remedies.append('set dtype="bfloat16"')
+    if config.quantization is None:
+        remedies.append('set quantization="nf4"')
+    remedies.append("give fewer or shorter documents a line, or shard the base over several GPUs (FSDP)")
+    return (
+        f"training ran out of memory ({first}): {'; '.join(remedies)}. Start the same command again to resume from the "
+        "last saved state"
+    )
+
+
 def read_table(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     """The values of a config file with overrides, not validated."""
     path = Path(path)

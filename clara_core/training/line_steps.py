@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 from clara_core.common.errors import DataError
@@ -49,10 +49,11 @@ class _Documents:
         return tuple(window for document in documents for window in self.windows[document])
 
 
+@dataclass(frozen=True, slots=True)
 class LineReader:
     """Tokenizes lines into steps.
 
-    Args:
+    Attributes:
         tokenizer: Tokenizer of the checkpoint.
         context: Most positions of a prompt and its answer together.
         top_k: Windows that the generator reads for a line with candidates.
@@ -62,22 +63,13 @@ class LineReader:
         mixed: Share of the documents of stage 1_2 that are read as text.
     """
 
-    def __init__(
-        self,
-        tokenizer: ClaraTokenizer,
-        context: int,
-        top_k: int,
-        overflow: Overflow = "split",
-        *,
-        answers: bool = True,
-        mixed: float = 0.0,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.context = context
-        self.top_k = top_k
-        self.overflow: Overflow = overflow
-        self.answers = answers
-        self.mixed = mixed
+    tokenizer: ClaraTokenizer
+    context: int
+    top_k: int
+    overflow: Overflow = "split"
+    _: KW_ONLY
+    answers: bool = True
+    mixed: float = 0.0
 
     def step(self, lines: Sequence[Line], rng: random.Random | None = None) -> Step:
         """Make one step of lines of one stage.
@@ -212,13 +204,14 @@ def _texts(line: Line) -> list[str]:
     return [line.question, line.answer]
 
 
+@dataclass(slots=True)
 class LineSteps:
     """The steps of a phase over lines; each depends only on the seed and its number.
 
     A step takes the next `batch` lines of an order that is shuffled for each epoch; the last step of an epoch may be
     smaller. Each process takes its share of them, in passes of at most `micro` lines.
 
-    Args:
+    Attributes:
         lines: The training set.
         reader: Tokenizes the lines.
         seed: Seed of the order.
@@ -228,26 +221,20 @@ class LineSteps:
         processes: Number of processes.
     """
 
-    def __init__(
-        self,
-        lines: Sequence[Line],
-        reader: LineReader,
-        *,
-        seed: int,
-        batch: int,
-        micro: int,
-        process: int = 0,
-        processes: int = 1,
-    ) -> None:
-        self.lines = lines
-        self.reader = reader
-        self.seed = seed
-        self.batch = batch
-        self.micro = micro
-        self.process = process
-        self.processes = processes
-        self.per_epoch = -(-len(lines) // batch)
-        self._order: tuple[int, list[int]] = (-1, [])
+    lines: Sequence[Line]
+    reader: LineReader
+    _: KW_ONLY
+    seed: int
+    batch: int
+    micro: int
+    process: int = 0
+    processes: int = 1
+    _order: tuple[int, list[int]] = field(default=(-1, []), init=False, repr=False)
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self.lines) // self.batch)
 
     def __call__(self, number: int) -> list[Step]:
         """This process's passes of a step; empty if the batch is too small for all processes."""
@@ -264,9 +251,3 @@ class LineSteps:
         """Split lines into passes; `rng` as in `LineReader.step`."""
         for start in range(0, len(lines), self.micro):
             yield self.reader.step(lines[start : start + self.micro], rng)
-
-
-def without_gold(lines: Iterable[Line]) -> tuple[int, int]:
-    """The number of lines with candidates but without a gold one, and the number of lines with candidates."""
-    has_gold = [bool(line.pos_index) for line in lines if isinstance(line, RetrievalLine)]
-    return has_gold.count(False), len(has_gold)

@@ -7,7 +7,6 @@ import logging
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 log = logging.getLogger(__name__)
@@ -85,9 +84,7 @@ class MetricsLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.end()
 
     def _truncate(self, phase: str, number: int) -> None:

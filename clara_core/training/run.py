@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -20,13 +20,13 @@ from clara_core.data.examples import Line, RetrievalLine
 from clara_core.data.jsonl import TrainingSet
 from clara_core.engine.loader import DTYPES
 from clara_core.engine.options import EngineArguments, option_values
+from clara_core.model.devices import memory_said
 from clara_core.training.card import DataFile, card, hardware, versions
-from clara_core.training.config import FROZEN_STAGES, TrainingConfig
+from clara_core.training.config import FROZEN_STAGES, TrainingConfig, out_of_memory
 from clara_core.training.distributed import Processes
 from clara_core.training.fsdp import check_quantization
 from clara_core.training.line_steps import LineReader, LineSteps
 from clara_core.training.master_weights import TrainableSpec, pass_dtype
-from clara_core.training.memory import memory_errors
 from clara_core.training.memory_cache import MemoryCache
 from clara_core.training.metrics_log import METRICS_FILE, MetricsLog, read_lines
 from clara_core.training.model_setup import Opened, checkpoint_gradients, open_base, open_checkpoint, write_model
@@ -84,7 +84,7 @@ def train(config: TrainingConfig, *, progress: bool = False) -> TrainingResult:
         TrainingError: A loss was not finite, a file could not be written, or `out` holds another run.
     """
     started = time.monotonic()
-    with memory_errors(config):
+    with memory_said(partial(out_of_memory, config)):
         trainer = trainer_of(config, progress=progress)
         trainer.run()
     trainer.processes.wait()
@@ -143,9 +143,6 @@ class _Part(Sequence[Line]):
         if isinstance(index, slice):
             return [self.lines[number] for number in self.indices[index]]
         return self.lines[self.indices[index]]
-
-    def __iter__(self) -> Iterator[Line]:
-        return (self.lines[number] for number in self.indices)
 
 
 def _data(config: TrainingConfig) -> tuple[Sequence[Line], Sequence[Line]]:

@@ -106,8 +106,17 @@ def synthesize(
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        ask = asker(llm, asynchronous=False)
-        return asyncio.run(_synthesize(documents, ask, out, max_rounds, concurrency, timeout, held_out, show_progress))
+        run = asynthesize(
+            documents,
+            asker(llm, asynchronous=False),
+            out,
+            max_rounds=max_rounds,
+            concurrency=concurrency,
+            timeout=timeout,
+            held_out=held_out,
+            show_progress=show_progress,
+        )
+        return asyncio.run(run)
     raise RuntimeError("synthesize() would block the running event loop; use `await asynthesize(...)`")
 
 
@@ -124,19 +133,6 @@ async def asynthesize(
 ) -> SynthesisReport:
     """Async variant of `synthesize`; it uses the async method of the language model if there is one."""
     ask = asker(llm, asynchronous=True)
-    return await _synthesize(documents, ask, out, max_rounds, concurrency, timeout, held_out, show_progress)
-
-
-async def _synthesize(
-    documents: Iterable[object],
-    ask: Ask,
-    out: str | Path,
-    max_rounds: int,
-    concurrency: int,
-    timeout: float,  # noqa: ASYNC109
-    held_out: float,
-    show_progress: bool,
-) -> SynthesisReport:
     if max_rounds < 1 or concurrency < 1 or timeout <= 0:
         raise ValueError(
             "max_rounds and concurrency must be at least 1 and timeout more than 0, "

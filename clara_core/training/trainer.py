@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,10 +110,11 @@ class Saving:
     run: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class Trainer:
     """Trains a model in phases.
 
-    Args:
+    Attributes:
         opened: The model.
         phases: The phases, in order.
         out: Folder of the run; if it holds a state, the run is resumed from it.
@@ -128,34 +129,26 @@ class Trainer:
         TrainingError: The state in `out` is damaged or belongs to another run, or a trainable base is to be sharded.
     """
 
-    def __init__(
-        self,
-        opened: Opened,
-        phases: Sequence[Phase],
-        out: Path,
-        export: Callable[[Phase, TrainerState], None],
-        *,
-        processes: Processes,
-        dtype: torch.dtype,
-        metrics_log: MetricsLog,
-        seed: int = 1,
-        saving: Saving | None = None,
-    ) -> None:
-        self.opened = opened
+    opened: Opened
+    phases: Sequence[Phase]
+    out: Path
+    export: Callable[[Phase, TrainerState], None]
+    _: KW_ONLY
+    processes: Processes
+    dtype: torch.dtype
+    metrics_log: MetricsLog
+    seed: int
+    saving: Saving
+
+    def __post_init__(self) -> None:
+        phases, opened = self.phases, self.opened
         self.model = opened.model
-        self.phases = phases
-        self.out = out
-        self.export = export
-        self.processes = processes
-        self.metrics_log = metrics_log
-        self.seed = seed
-        self.saving = saving or Saving()
         self.state = TrainerState()
-        saved = load_state(out / STATE_FILE)
+        saved = load_state(self.out / STATE_FILE)
         if saved is not None:
             self._check_run(saved[1]["run"])
             self.state = TrainerState(**saved[1]["state"])
-        self.base = base_of(self.model, processes, [each.trainable for each in phases])
+        self.base = base_of(self.model, self.processes, [each.trainable for each in phases])
         phase = phases[min(self.state.phase, len(phases) - 1)]
         opened.begin(phase.trainable)
         self._trained: dict[str, Part] = {}  # weights that earlier phases trained
@@ -165,8 +158,8 @@ class Trainer:
             write_parts(self._trained, saved[0])
         self.master_weights = MasterWeights(self.model, phase.trainable)
         self._weights_phase = min(self.state.phase, len(phases) - 1)
-        if self.model.dtype is not dtype:
-            self.model.to(dtype)
+        if self.model.dtype is not self.dtype:
+            self.model.to(self.dtype)
         if saved is not None and self.state.phase < len(phases):
             if phases[saved[1]["weights_phase"]].trainable == phase.trainable:
                 self.master_weights.load(saved[0])

@@ -25,7 +25,7 @@ from clara_core.evaluation import (
     score_rankings,
 )
 from clara_core.evaluation.cost import align, mean_states, percentile
-from clara_core.evaluation.search import with_gold
+from clara_core.evaluation.rankings import with_gold
 from clara_core.retrieval.bm25 import Bm25
 from tests.engines import PASSAGES, Counter, open_engine
 from tests.tiny import build

@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 
 from clara_core.evaluation import bleu, entities, entity_preservation, rouge, score_paraphrases
-from clara_core.evaluation.search import with_gold
+from clara_core.evaluation.rankings import with_gold
 from clara_core.evaluation.text_overlap import lost_entities
 from clara_core.retrieval.bm25 import Bm25
 

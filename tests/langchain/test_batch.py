@@ -14,7 +14,7 @@ from langchain_core.runnables import ConfigurableField
 
 from clara_core import ClaraEngine, ContextOverflow
 from langchain_clara import ChatClara
-from langchain_clara._documents import block_from_document
+from langchain_clara._messages import block_from_document
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
 from tests.served import behind, served

@@ -22,7 +22,7 @@ from langchain_core.load import dumps, loads
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from clara_core import ClaraEngine
-from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever, ClaraVectorStore, _identity
+from langchain_clara import ChatClara, ClaraEmbeddings, ClaraRerank, ClaraRetriever, ClaraVectorStore, _engine
 from tests.langchain.data import make_documents
 from tests.served import served
 from tests.tiny import build
@@ -132,7 +132,7 @@ def test_a_model_that_was_trained_again_in_its_folder_is_another_one(tmp_path):
     assert llm._get_llm_string() == first  # loading changes nothing: cached answers are found again
     build(tmp_path, seed=2)
     assert llm._get_llm_string() == first  # this process still holds the old weights
-    _identity._stamps.clear()  # as in another process
+    _engine._identities.clear()  # as in another process
     assert llm._get_llm_string() != first
 
 
