@@ -16,6 +16,7 @@ from clara_core.retrieval.filters import check_filter
 from clara_core.retrieval.ranking import diversify, fuse, memory_relevance, text_relevance
 from clara_core.store.accepting import Accepting
 from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot, Space
+from clara_core.store.explaining import reads
 from clara_core.store.records import Hit, Record
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ class StoreSearch:
         check_condition(filter)
         return self._results(words, given, filter, how)[0]
 
+    @reads
     def _results(
         self, words: list[str] | None, given: Tensor | None, condition: Filter | None, how: Search
     ) -> list[list[Hit]]:

@@ -16,7 +16,7 @@ from clara_core.engine.door import is_server
 from clara_core.engine.options import OPTIONS, given_options
 from clara_core.store.backend import Backend
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
-from clara_core.store.explaining import explaining
+from clara_core.store.explaining import reads, writes
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.records import Broken, Record, StoreStats
 from clara_core.store.search import Filter, StoreSearch, check_condition
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 _KEEP: Final = timedelta(hours=1)  # old versions are kept this long for readers in other processes
 
 
-@explaining("delete", "compact", "optimize", "salvage", "check", reading=False)
-@explaining(
-    "get", "memories", "count", "__contains__", "__iter__", "stats", "_results", reading=True
-)  # fmt: skip
 class MemoryStore(StoreSearch):
     """Documents by id with text, metadata and memory. Safe under threads and beside other processes.
 
@@ -185,6 +181,7 @@ class MemoryStore(StoreSearch):
         compress = None if self.engine is None else self.engine.remember
         yield from Writer(self._backend, fingerprint, self._shape, compress, measure).write(chain([first], documents))
 
+    @writes
     def delete(self, ids: Iterable[str] | None = None, filter: Filter | None = None) -> int:  # noqa: A002
         """Delete the documents with one of the ids, those that pass the filter, or, with both, those that meet both.
 
@@ -205,6 +202,7 @@ class MemoryStore(StoreSearch):
             return self._backend.delete([record.id for record in records if filter(record)], None)
         return self._backend.delete(wanted, filter)
 
+    @writes
     def compact(self, older_than: timedelta = _KEEP) -> None:
         """Merge small files, free the space of deleted and replaced documents, and delete old versions.
 
@@ -214,6 +212,7 @@ class MemoryStore(StoreSearch):
         self._check_writable()
         self._backend.compact(older_than)
 
+    @writes
     def optimize(self, *, show_progress: bool = False) -> None:
         """Update keys and indexes. This makes searches faster and does not change what they find.
 
@@ -226,11 +225,13 @@ class MemoryStore(StoreSearch):
         self._check_writable()
         self._shown(self._backend.optimize, show_progress)
 
+    @writes
     def check(self, *, show_progress: bool = False) -> list[Broken]:
         """Read everything in the store, and return the files that cannot be read."""
         found: list[Broken] = self._shown(self._backend.check, show_progress)
         return found
 
+    @writes
     def salvage(self, *, show_progress: bool = False) -> list[Broken]:
         """Delete the documents of broken files, so that all others can be read. Reads everything in the store.
 
@@ -256,6 +257,7 @@ class MemoryStore(StoreSearch):
 
     # --- reading -----------------------------------------------------------------------------------------
 
+    @reads
     def get(self, ids: Iterable[str]) -> list[Record]:
         """Documents in the order of their ids; unknown ids are ignored."""
         wanted = checked_ids(ids)
@@ -263,6 +265,7 @@ class MemoryStore(StoreSearch):
         found = {} if snapshot is None or not wanted else snapshot.records(wanted)
         return [found[id_] for id_ in wanted if id_ in found]
 
+    @reads
     def memories(self, ids: Iterable[str]) -> list[Memory]:
         """Memories of documents, for the generator, in the order of their ids.
 
@@ -280,6 +283,7 @@ class MemoryStore(StoreSearch):
                 raise KeyError(f"there is no document with the id {id_!r}")
         return [found[id_] for id_ in wanted]
 
+    @reads
     def count(self, filter: Filter | None = None) -> int:  # noqa: A002
         """Number of documents, or of those that pass a filter."""
         check_condition(filter)
@@ -290,15 +294,18 @@ class MemoryStore(StoreSearch):
             return sum(1 for record in snapshot if filter(record))
         return snapshot.count() if filter is None else len(snapshot.passing(filter))
 
+    @reads
     def __contains__(self, id_: object) -> bool:
         snapshot = self._backend.latest()
         return snapshot is not None and isinstance(id_, str) and bool(snapshot.states([id_]))
 
+    @reads
     def __iter__(self) -> Iterator[Record]:
         """All documents of the latest version, in the order of adding (a replaced document comes last)."""
         snapshot = self._backend.latest()
         return iter(() if snapshot is None else snapshot)
 
+    @reads
     def stats(self) -> StoreStats:
         """Size and state."""
         snapshot = self._backend.latest()
