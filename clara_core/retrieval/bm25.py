@@ -217,7 +217,7 @@ class WordIndex:
         total = sum(segment.n_alive for segment in segments)
         mean = max(sum(segment.n_words for segment in segments), 1) / max(total, 1)
         found = [[segment.found(word) for segment in segments] for word in dict.fromkeys(words)]
-        weights = [_weight(total, sum(len(texts) for texts, _ in own)) for own in found]
+        weights = [word_weight(total, sum(len(texts) for texts, _ in own)) for own in found]
         rows: list[Rows] = [np.zeros(0, np.uint64)]
         scores: list[NDArray[np.float64]] = [np.zeros(0)]
         for at, segment in enumerate(segments):
@@ -232,7 +232,7 @@ class WordIndex:
         return _best(np.concatenate(rows), np.concatenate(scores), k, allowed), math.fsum(weights)
 
 
-def _weight(total: int, having: int) -> float:
+def word_weight(total: int, having: int) -> float:
     """Inverse document frequency of a word; above 0 even if every text has it."""
     return math.log1p((total - having + 0.5) / (having + 0.5))
 

@@ -46,6 +46,12 @@ class Space:
     n_mem: int
     hidden: int
 
+    @classmethod
+    def of(cls, memory: Memory, memory_type: MemoryType) -> Space:
+        """The space of a memory."""
+        n_mem, hidden = map(int, memory.tokens.shape[1:])
+        return cls(memory.fingerprint, memory_type, n_mem, hidden)
+
     def check_model(self, fingerprint: str, uri: str) -> None:
         """Refuse a model other than the one whose memories the store holds.
 

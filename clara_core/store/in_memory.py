@@ -231,8 +231,7 @@ class InMemory:
         texts = [words_of(entry.text) for entry in entries]
         windows = self._windows(memories)
         with self._writing:
-            shape = map(int, memories[0].tokens.shape[1:])
-            state = self._state or self._empty(Space(memories[0].fingerprint, self._memory_type, *shape))
+            state = self._state or self._empty(Space.of(memories[0], self._memory_type))
             state.space.check(entries, self.uri)
             replaced = list(state.known([entry.id for entry in entries]).values())
             rows = np.arange(self._next, self._next + len(entries), dtype=np.uint64)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -75,8 +75,7 @@ class Maintenance:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._lock = threading.Lock()
-        self._pid = -1
-        self._maintained = 0
+        self._maintained: int | None = None
         self._running: Future[None] | None = None
 
     def committed(self) -> None:
@@ -85,15 +84,14 @@ class Maintenance:
             return
         turn = dataset.version // EVERY
         with self._lock:
-            if self._pid != os.getpid():  # a fork does not copy threads
-                self._pid, self._maintained, self._running = os.getpid(), (dataset.version - 1) // EVERY, None
+            if self._maintained is None:
+                self._maintained = (dataset.version - 1) // EVERY
             if turn > self._maintained and (self._running is None or self._running.done()):
-                self._maintained, self._running = turn, _pool().submit(self._maintain)
+                self._maintained, self._running = turn, _pool(os.getpid()).submit(self._maintain)
 
     def wait(self) -> None:
         """Wait for running maintenance."""
-        running = self._running
-        if running is not None and self._pid == os.getpid():
+        if (running := self._running) is not None:
             running.result()
 
     def _maintain(self) -> None:
@@ -104,17 +102,10 @@ class Maintenance:
             _log.info("the files of %s were not merged: %s", self._table.uri, exc)
 
 
-_pools: dict[int, ThreadPoolExecutor] = {}
-_making = threading.Lock()
-
-
-def _pool() -> ThreadPoolExecutor:
-    """The single maintenance thread of this process."""
-    with _making:
-        if os.getpid() not in _pools:
-            _pools.clear()
-            _pools[os.getpid()] = ThreadPoolExecutor(1, "clara-store-maintenance")
-        return _pools[os.getpid()]
+@cache
+def _pool(pid: int) -> ThreadPoolExecutor:
+    """The maintenance thread of a process; a fork does not copy it."""
+    return ThreadPoolExecutor(1, "clara-store-maintenance")
 
 
 def merge_tiers(table: Table) -> None:

@@ -6,7 +6,6 @@ document, the later one fails and is repeated on the result of the earlier one. 
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -34,7 +33,7 @@ T = TypeVar("T")
 
 
 class Table:
-    """The table at an address; it need not exist yet. Safe under threads; a forked child opens it again.
+    """The table at an address; it need not exist yet. Safe under threads, but not after a fork.
 
     Args:
         uri: A folder, or the address of an object store.
@@ -52,10 +51,6 @@ class Table:
         self.storage_options = storage_options
         self._folder = folder
         self.address = f"{self.uri.rstrip('/')}/{TABLE}.lance"
-        self._forget()
-
-    def _forget(self) -> None:
-        self._pid = os.getpid()
         self._dataset: LanceDataset | None = None
         self._state = threading.Lock()
 
@@ -67,8 +62,6 @@ class Table:
         Raises:
             StoreError: The table exists but cannot be opened.
         """
-        if self._pid != os.getpid():  # a forked child cannot use what its parent opened
-            self._forget()
         with self._state:
             if self._dataset is None:
                 self._dataset = self._opened()

@@ -28,7 +28,7 @@ from clara_core.engine.options import EngineArguments
 from clara_core.store.backend import Entry, Space
 from clara_core.store.bulk.digests import DIGEST, digests, first_of_each
 from clara_core.store.bulk.shards import Columns, Rows
-from clara_core.store.keys import DEFAULT_LENGTH, Key
+from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.lance_calls import commit_files
 from clara_core.store.maintenance import refit
 from clara_core.store.reading import batches
@@ -77,10 +77,8 @@ def prepare_store(
     if dataset is None:
         opened = ClaraEngine.from_pretrained(**(engine or EngineArguments()).public())
         space = Space(opened.fingerprint, memory_type, opened.n_mem, opened.hidden)
-        layout = Layout(space, Key(opened.dimension, key_length))
-        if memories := opened.compress([text for text in texts if not is_blank(text)]):
-            layout = layout.fitted(torch.cat([memory.tokens for memory in memories]))
-        dataset = table.create(layout.schema)
+        memories = opened.compress([text for text in texts if not is_blank(text)])
+        dataset = table.create(Layout.new(space, key_length, memories).schema)
     return dataset.schema
 
 
