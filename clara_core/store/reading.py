@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
+from lance.dataset import ScannerBuilder, serialize_row_addrs
 
 from clara_core.common.errors import StoreError
 from clara_core.store.backend import Rows
-from clara_core.store.lance_calls import scanner
 from clara_core.store.records import escape
 
 if TYPE_CHECKING:
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 _AHEAD_BYTES: Final = 1 << 27  # bytes read ahead; Lance's default is two gigabytes
 _VALUES: Final = 10_000  # most strings in a predicate
+
+
+def scanner(dataset: LanceDataset, columns: Sequence[str], rows: Rows | None) -> ScannerBuilder:
+    """A scan over the rows with given numbers, or over all rows for None; its result includes ``_rowid``."""
+    builder = ScannerBuilder(dataset).columns(list(columns)).with_row_id()
+    # Both names are public, but not documented; pyproject bounds the version of Lance because of them.
+    return builder if rows is None else builder.row_addr_prefilter(serialize_row_addrs(rows.tolist())).prefilter(True)
 
 
 @contextmanager

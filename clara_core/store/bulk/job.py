@@ -29,13 +29,15 @@ from clara_core.common.errors import DataError, StoreError
 from clara_core.common.place import absolute
 from clara_core.engine.options import EngineArguments, option_values
 from clara_core.store.bulk import ROWS_PER_SHARD
-from clara_core.store.bulk.digests import DIGEST, digests, first_of_each
 from clara_core.store.bulk.fragments import (
+    DIGEST,
     BatchCompressor,
     FragmentWriter,
     commit_written,
     described_documents,
+    digests,
     elsewhere,
+    first_of_each,
     prepare_store,
 )
 from clara_core.store.bulk.progress import Progress
