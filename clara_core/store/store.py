@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import chain
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from clara_core.common.errors import FingerprintMismatch, StoreError
 from clara_core.common.place import IN_MEMORY
@@ -24,6 +24,8 @@ from clara_core.store.writing import VECTORS, Document, Measure, Writer, checked
 
 if TYPE_CHECKING:
     from clara_core.engine.protocol import Engine
+
+T = TypeVar("T")
 
 _KEEP: Final = timedelta(hours=1)  # old versions are kept this long for readers in other processes
 
@@ -192,11 +194,7 @@ class MemoryStore(StoreSearch):
         Returns:
             int: Number of deleted documents.
         """
-        self._check_writable()
-        if ids is None and filter is None:
-            raise ValueError("delete needs ids or a filter; filter={} deletes all documents")
-        wanted = None if ids is None else checked_ids(ids)
-        check_condition(filter)
+        wanted = self._to_delete(ids, filter)
         if callable(filter):
             records = self if wanted is None else self.get(wanted)
             return self._backend.delete([record.id for record in records if filter(record)], None)
@@ -278,10 +276,7 @@ class MemoryStore(StoreSearch):
         if snapshot is not None and self.engine is not None:
             snapshot.space.check_model(self.engine.fingerprint, self.uri)
         found = {} if snapshot is None or not wanted else snapshot.memories(wanted)
-        for id_ in wanted:
-            if id_ not in found:
-                raise KeyError(f"there is no document with the id {id_!r}")
-        return [found[id_] for id_ in wanted]
+        return in_order(wanted, found)
 
     @reads
     def count(self, filter: Filter | None = None) -> int:  # noqa: A002
@@ -349,6 +344,14 @@ class MemoryStore(StoreSearch):
             )
         return lambda memories: [one.kept for one in engine.fidelity(memories)]
 
+    def _to_delete(self, ids: Iterable[str] | None, condition: Filter | None) -> list[str] | None:
+        """The ids of a `delete`, checked like its filter."""
+        self._check_writable()
+        if ids is None and condition is None:
+            raise ValueError("delete needs ids or a filter; filter={} deletes all documents")
+        check_condition(condition)
+        return None if ids is None else checked_ids(ids)
+
     def _check_writable(self) -> None:
         if self._read_only:
             raise StoreError(f"the store at {self.uri} was opened with read_only=True; open it without read_only")
@@ -364,6 +367,17 @@ def _place(uri: str, memory_type: MemoryType | None, key: int, options: Mapping[
     except ImportError as exc:
         raise ImportError(f"a store at {uri!r} needs Lance: pip install 'clara-rag[store]'") from exc
     return OnLance(uri, memory_type or "bfloat16", key, dict(options) if options else None)
+
+
+def in_order(ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
+    """What was found of each document.
+
+    Raises:
+        KeyError: Nothing was found of one.
+    """
+    if missing := [id_ for id_ in ids if id_ not in found]:
+        raise KeyError(f"there is no document with the id {missing[0]!r}")
+    return [found[id_] for id_ in ids]
 
 
 def checked_ids(ids: Iterable[str]) -> list[str]:
