@@ -35,8 +35,7 @@ class Projection:
 
     def __init__(self, source: int, target: int, seed: int = 0) -> None:
         if not 1 <= target <= source:
-            msg = f"target must lie between 1 and source={source}, got target={target}"
-            raise ValueError(msg)
+            raise ValueError(f"target must lie between 1 and source={source}, got target={target}")
         self.source, self.target, self.seed = source, target, seed
         self._padded = 1 << (source - 1).bit_length()  # N, a power of two
         stream = _random_bytes(seed, _ROUNDS * self._padded // 8 + 1 + 8 * self._padded)
@@ -53,8 +52,7 @@ class Projection:
         Norms are preserved on average; normalize the result for a store that compares by inner product.
         """
         if vectors.ndim != 2 or vectors.shape[1] != self.source:
-            msg = f"vectors must have the shape [n, {self.source}], got {list(vectors.shape)}"
-            raise ValueError(msg)
+            raise ValueError(f"vectors must have the shape [n, {self.source}], got {list(vectors.shape)}")
         if self.target == self.source:
             return vectors.float()
         step = max(1, _BLOCK // self._padded)

@@ -81,8 +81,7 @@ def rank_memories(question: Tensor, memories: Sequence[Memory], top_k: int | Non
         ValueError: `top_k` is negative.
     """
     if top_k is not None and top_k < 0:
-        msg = f"top_k must be at least 0, got {top_k}"
-        raise ValueError(msg)
+        raise ValueError(f"top_k must be at least 0, got {top_k}")
     best = [scores[0].max(0) for scores in window_scores(question[None], memories)]
     ranked = [Ranked(index, float(top.values), int(top.indices)) for index, top in enumerate(best)]
     ranked.sort(key=lambda candidate: -candidate.score)
@@ -107,8 +106,7 @@ def diversify(question: Tensor, candidates: Tensor, k: int, lambda_mult: float =
     import torch
 
     if not 0.0 <= lambda_mult <= 1.0:
-        msg = f"lambda_mult must lie in [0, 1], got {lambda_mult}"
-        raise ValueError(msg)
+        raise ValueError(f"lambda_mult must lie in [0, 1], got {lambda_mult}")
     vectors = torch.nn.functional.normalize(candidates.float(), dim=1)
     relevance = vectors @ torch.nn.functional.normalize(question.float(), dim=0)  # [M]
     repeated = torch.full_like(relevance, -1.0)
@@ -139,8 +137,9 @@ def fuse_ranks(
     """
     weights = [1.0] * len(rankings) if weights is None else weights
     if len(weights) != len(rankings):
-        msg = f"weights must hold one weight a ranking, got {len(weights)} weights for {len(rankings)} rankings"
-        raise ValueError(msg)
+        raise ValueError(
+            f"weights must hold one weight a ranking, got {len(weights)} weights for {len(rankings)} rankings"
+        )
     totals: dict[Item, float] = {}
     for ranking, weight in zip(rankings, weights, strict=True):
         for rank, item in enumerate(dict.fromkeys(ranking), start=1):

@@ -52,16 +52,14 @@ class Search:
     with_memories: bool = False
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, got {self.k}")
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        if self.oversample < 1:
-            raise ValueError(f"oversample must be at least 1, got {self.oversample}")
-        if not 0.0 <= self.text_weight <= 1.0:
-            raise ValueError(f"text_weight must lie in [0, 1], got {self.text_weight}")
-        if not 0.0 <= self.lambda_mult <= 1.0:
-            raise ValueError(f"lambda_mult must lie in [0, 1], got {self.lambda_mult}")
+        for name, count in (("k", self.k), ("oversample", self.oversample)):
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        for name, share in (("text_weight", self.text_weight), ("lambda_mult", self.lambda_mult)):
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}")
 
 
 @dataclass(frozen=True, slots=True)
