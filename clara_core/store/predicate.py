@@ -68,30 +68,25 @@ def predicate_fields() -> list[pa.Field]:
 
 def predicate_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Values of the columns of `predicate_fields` for metadata that was read from JSON."""
-    facts: list[str] = []
-    numbers: list[tuple[str, float]] = []
-    texts: list[tuple[str, str]] = []
-    odd = False
-    for name, value in metadata.items():
-        facts.extend(_facts(name, value))
-        if isinstance(value, str):
-            if _is_unicode(value):
-                texts.append((_escaped(name), value))
-            else:
-                odd = True
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            if _is_double(value):
-                numbers.append((_escaped(name), value + 0.0))  # turns -0.0, which Lance orders below 0.0, into 0.0
-            else:
-                odd = odd or isinstance(value, int)  # not for NaN, which equals nothing and has no order
-    return {
-        "facts": facts,
-        "number_names": [name for name, _ in numbers],
-        "numbers": [number for _, number in numbers],
-        "text_names": [name for name, _ in texts],
-        "texts": [text for _, text in texts],
-        "odd": odd,
+    values: dict[str, Any] = {
+        "facts": [],
+        "number_names": [],
+        "numbers": [],
+        "text_names": [],
+        "texts": [],
+        "odd": False,
     }
+    for name, value in metadata.items():
+        values["facts"] += _facts(name, value)
+        if isinstance(value, str) and _is_unicode(value):
+            values["text_names"].append(_escaped(name))
+            values["texts"].append(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and _is_double(value):
+            values["number_names"].append(_escaped(name))
+            values["numbers"].append(value + 0.0)  # turns -0.0, which Lance orders below 0.0, into 0.0
+        elif isinstance(value, str) or type(value) is int:  # not NaN, which equals nothing and has no order
+            values["odd"] = True
+    return values
 
 
 def _facts(name: str, value: Any) -> Iterator[str]:
