@@ -33,29 +33,17 @@ Rows = NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """An immutable inverted index of some texts.
+    """An immutable inverted index of some texts."""
 
-    Attributes:
-        codes: Code of each word.
-        starts: Offset of each word's pairs, ``[words + 1]``.
-        texts: Index of the text of each pair, ``[P]``, ascending for each word.
-        counts: Term frequency of each pair, ``[P]``.
-        lengths: Number of words of each text, ``[n]``.
-        rows: Row numbers of the texts, ``[n]``, ascending.
-        alive: Mask of the texts that were not removed, ``[n]``; None for all.
-        n_alive: Number of texts that were not removed.
-        n_words: Number of their words.
-    """
-
-    codes: dict[str, int]
-    starts: NDArray[np.int64]
-    texts: NDArray[np.int32]
-    counts: NDArray[np.int32]
-    lengths: NDArray[np.int64]
-    rows: Rows
-    alive: NDArray[np.bool_] | None
-    n_alive: int
-    n_words: int
+    codes: dict[str, int]  # of the words
+    starts: NDArray[np.int64]  # [words + 1], offset of each word's pairs
+    texts: NDArray[np.int32]  # [P], index of the text of each pair, ascending for each word
+    counts: NDArray[np.int32]  # [P], term frequency of each pair
+    lengths: NDArray[np.int64]  # [n], number of words of each text
+    rows: Rows  # [n], row numbers of the texts, ascending
+    alive: NDArray[np.bool_] | None  # [n], the texts that were not removed; None for all
+    n_alive: int  # number of texts that were not removed
+    n_words: int  # number of their words
 
     @classmethod
     def of(cls, rows: Rows, texts: Sequence[Sequence[str]]) -> _Segment:

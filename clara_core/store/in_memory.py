@@ -39,31 +39,20 @@ _RESTORED: Final = 256  # documents that a copy adds at a time
 
 @dataclass(slots=True)
 class _Document:
-    """A stored document. Only `parsed` and `end` change, each once.
-
-    Attributes:
-        id, text, metadata, content: As in `Entry`.
-        spans, source_tokens: Of its memory.
-        dtype: Type in which the memory was given.
-        row: Row number.
-        start: Index of its first window in the matrix.
-        earlier: The previous document with the same id.
-        end: The version that deleted the document.
-        parsed: The parsed metadata, once a filter has used it.
-    """
+    """A stored document. Only `parsed` and `end` change, each once."""
 
     id: str
     text: str
-    metadata: str
+    metadata: str  # and `content` as in `Entry`
     content: str
     spans: tuple[tuple[int, int], ...]
     source_tokens: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # in which the memory was given
     row: int
-    start: int
-    earlier: _Document | None = None
-    end: int | None = None
-    parsed: dict[str, Any] | None = None
+    start: int  # index of its first window in the matrix
+    earlier: _Document | None = None  # the previous document with the same id
+    end: int | None = None  # the version that deleted the document
+    parsed: dict[str, Any] | None = None  # metadata, once a filter has used it
 
     def facts(self) -> dict[str, Any]:
         """The parsed metadata; do not change it."""

@@ -32,13 +32,7 @@ _OF_SYSTEM: Final = re.compile(
 
 
 def broken_files(dataset: LanceDataset, report: Report, *, sizes_only: bool = False) -> list[Broken]:
-    """Return the files of a table that cannot be read. All sizes are checked before any file is read.
-
-    Args:
-        dataset: The table.
-        report: Receives the number of files done.
-        sizes_only: Check only sizes and ends of files.
-    """
+    """Return the files of a table that cannot be read. All sizes are checked before any file is read, if any is."""
     fragments = dataset.get_fragments()
     found = [broken for fragment in fragments if (broken := _misshapen(dataset, fragment))]
     seen = {broken.fragment for broken in found}

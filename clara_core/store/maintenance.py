@@ -66,11 +66,7 @@ _log = logging.getLogger(__name__)
 
 
 class Maintenance:
-    """Merges files of a table and deletes old versions in a thread of this process, triggered by commits.
-
-    Args:
-        table: The table.
-    """
+    """Merges files of a table and deletes old versions in a thread of this process, triggered by commits."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -225,12 +221,7 @@ def refit(table: Table) -> None:
 
 
 def rewrite_keys(table: Table, progress: Callable[[int], Any]) -> None:
-    """Write the keys that were made with older settings again.
-
-    Args:
-        table: The table.
-        progress: Receives the number of rows done.
-    """
+    """Write the keys that were made with older settings again; `progress` receives the number of rows done."""
     dataset = table.latest()
     if dataset is None:
         return
@@ -270,12 +261,7 @@ def indexed_rows(dataset: LanceDataset, name: str) -> int | None:
 
 
 def build_indexes(table: Table, report: Report) -> None:
-    """Build missing indexes, and add new rows to the others.
-
-    Args:
-        table: The table.
-        report: Receives the current step, and its progress if Lance reports it.
-    """
+    """Build missing indexes, and add new rows to the others; `report` receives the progress if Lance reports it."""
     dataset = table.latest()
     if dataset is None or not dataset.count_rows():
         return

@@ -53,18 +53,11 @@ _SERIALS: Final = Serials()
 
 @dataclass(frozen=True, slots=True)
 class LanceSnapshot:
-    """A version of a table; see `clara_core.store.backend.Snapshot`.
-
-    Attributes:
-        dataset: The version.
-        layout: Its layout.
-        keys: Cache of keys.
-        words: Cache of words.
-    """
+    """A version of a table; see `clara_core.store.backend.Snapshot`."""
 
     dataset: LanceDataset
     layout: Layout
-    keys: KeyScan
+    keys: KeyScan  # caches of all versions
     words: WordScan
 
     @property
@@ -237,15 +230,9 @@ def cosines(units: Tensor, layout: Layout, memory: pa.Array | pa.ChunkedArray) -
 
 
 class OnLance:
-    """The backend on a Lance table; see `clara_core.store.backend.Backend`.
+    """The backend on a Lance table; see `clara_core.store.backend.Backend` and, for its options, `MemoryStore.open`.
 
     A pickle contains only its address and settings.
-
-    Args:
-        uri: A folder, or the address of an object store.
-        memory_type: Number format of memories in a new table.
-        key_length: Numbers of a key in a new table.
-        storage_options: Credentials and settings of the object store.
 
     Raises:
         StoreError: The address holds something other than a store, or cannot be read.

@@ -123,17 +123,11 @@ class KeyScan:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words of a version of the table. Immutable.
+    """The words of a version of the table. Immutable."""
 
-    Attributes:
-        index: Index of the words by serial number, so that texts with equal scores are in the order of adding.
-        rows: Row numbers, ascending.
-        serials: Serial number of each row.
-    """
-
-    index: WordIndex
-    rows: Rows
-    serials: Rows
+    index: WordIndex  # by serial number, so that texts with equal scores are in the order of adding
+    rows: Rows  # ascending
+    serials: Rows  # of each row
 
     def search(self, words: Sequence[str], k: int, allowed: Rows | None) -> tuple[list[Candidate], float]:
         """The k rows that share words with a question, and the unit of the scores."""

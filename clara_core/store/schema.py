@@ -57,17 +57,11 @@ _KEY: Final = "clara.key"
 
 @dataclass(frozen=True)
 class Layout:
-    """The settings of a table, fixed when it is created.
-
-    Attributes:
-        space: Kind of its memories.
-        key: Computes keys.
-        fitted_to: Number of windows that the key was fitted to; if it is small, the key is fitted again later.
-    """
+    """The settings of a table, fixed when it is created."""
 
     space: Space
     key: Key
-    fitted_to: int = 0
+    fitted_to: int = 0  # windows that the key was fitted to; if they are few, the key is fitted again later
 
     @cached_property
     def codec(self) -> MemoryCodec:

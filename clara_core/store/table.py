@@ -35,10 +35,6 @@ T = TypeVar("T")
 class Table:
     """The table at an address; it need not exist yet. Safe under threads, but not after a fork.
 
-    Args:
-        uri: A folder, or the address of an object store.
-        storage_options: Credentials and settings of the object store.
-
     Raises:
         StoreError: The address is that of a file.
     """
@@ -129,10 +125,7 @@ class Table:
         return int(done["num_deleted_rows"])
 
     def change(self, work: Callable[[LanceDataset], T]) -> T:
-        """Make a change that Lance commits; repeat it if it conflicts with others.
-
-        Args:
-            work: Called with the latest version, as an object that may change in place.
+        """Make a change of the latest version, an object of its own; repeat it if it conflicts with others.
 
         Raises:
             StoreError: There is no table, or other writers were faster every time.

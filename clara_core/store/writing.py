@@ -170,21 +170,13 @@ def is_blank(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes documents of one fingerprint.
-
-    Attributes:
-        backend: The backend to write to.
-        fingerprint: Fingerprint of the memories.
-        shape: Returns ``(n_mem, hidden)``; called if all documents are blank.
-        compress: Compresses texts; None if every document has its memory.
-        measure: Measures how much memories have kept; None: not measured.
-    """
+    """Writes documents of one fingerprint."""
 
     backend: Backend
     fingerprint: str
-    shape: Callable[[], tuple[int, int]]
-    compress: Compress | None
-    measure: Measure | None
+    shape: Callable[[], tuple[int, int]]  # ``(n_mem, hidden)`` of a blank document's memory
+    compress: Compress | None  # None if every document has its memory
+    measure: Measure | None  # of how much memories have kept
 
     def write(self, documents: Iterable[Document]) -> Iterator[list[str]]:
         """Write documents; yields after each batch the ids of its documents, which are now safe.

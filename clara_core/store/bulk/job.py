@@ -66,23 +66,13 @@ class Task:
 
 @dataclass(frozen=True)
 class ShardWorker:
-    """Compresses shards and records the files that it wrote.
-
-    It holds only plain values, so that it can be sent to other processes.
-
-    Attributes:
-        source: The dataset.
-        uri: Address of the store.
-        compress: Converts texts to rows.
-        run: Identifies this call of the job.
-        serial: Number of the first row of the dataset.
-    """
+    """Compresses shards and records the files that it wrote. Holds only plain values, to be sent to other processes."""
 
     source: str
     uri: str
     compress: BatchCompressor
-    run: str
-    serial: int
+    run: str  # identifies this call of the job
+    serial: int  # of the first row of the dataset
 
     def __call__(self, task: Task) -> int:
         """Write a shard, unless it is written already; returns its number of documents."""
@@ -250,11 +240,7 @@ def _without(parts: Iterable[Rows], left_out: set[int]) -> Iterator[Rows]:
 
 
 class _Ray:
-    """Runs tasks in Ray actors, each with one GPU if the cluster has any, else a processor core.
-
-    Args:
-        workers: Number of actors.
-    """
+    """Runs tasks in Ray actors, each with one GPU if the cluster has any, else a processor core."""
 
     def __init__(self, workers: int) -> None:
         try:
