@@ -35,6 +35,13 @@ from clara_core.store.records import metadata_from_json
 if TYPE_CHECKING:
     from lance import LanceDataset
 
+_LISTS: Final = {  # columns of lists, with the type of their members
+    "facts": pa.string(),
+    "number_names": pa.string(),
+    "numbers": pa.float64(),
+    "text_names": pa.string(),
+    "texts": pa.string(),
+}
 _LONGEST_FACT: Final = 96  # characters; a longer fact is replaced by its hash
 _MOST_PARTS: Final = 500  # most names in a filter that becomes a predicate
 _DEEPEST: Final = 12  # deepest nesting of filters; Lance parses 20
@@ -55,27 +62,12 @@ class _Beyond(Exception):
 
 def predicate_fields() -> list[pa.Field]:
     """The columns that predicates use."""
-    words = pa.list_(pa.string())
-    return [
-        pa.field("facts", words),
-        pa.field("number_names", words),
-        pa.field("numbers", pa.list_(pa.float64())),
-        pa.field("text_names", words),
-        pa.field("texts", words),
-        pa.field("odd", pa.bool_()),
-    ]
+    return [*(pa.field(name, pa.list_(kind)) for name, kind in _LISTS.items()), pa.field("odd", pa.bool_())]
 
 
 def predicate_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Values of the columns of `predicate_fields` for metadata that was read from JSON."""
-    values: dict[str, Any] = {
-        "facts": [],
-        "number_names": [],
-        "numbers": [],
-        "text_names": [],
-        "texts": [],
-        "odd": False,
-    }
+    values: dict[str, Any] = {name: [] for name in _LISTS} | {"odd": False}
     for name, value in metadata.items():
         values["facts"] += _facts(name, value)
         if isinstance(value, str) and _is_unicode(value):
