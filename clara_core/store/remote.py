@@ -14,9 +14,9 @@ from clara_core.common.surrogates import replace_surrogates
 from clara_core.data.memory import Memory
 from clara_core.engine.protocol import Engine
 from clara_core.engine.remote.engine import RemoteEngine
-from clara_core.store.records import Hit, Record, StoreStats, metadata_from_json, metadata_json
+from clara_core.store.records import Hit, Record, StoreStats, checked_ids, in_order, metadata_from_json, metadata_json
 from clara_core.store.search import Filter, Search, check_condition
-from clara_core.store.store import MemoryStore, checked_ids, in_order
+from clara_core.store.store import MemoryStore
 from clara_core.store.writing import Document
 
 PLACE: Final = "/v1/stores/"

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import chain
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-from clara_core.common.errors import FingerprintMismatch, StoreError
+from clara_core.common.errors import StoreError
 from clara_core.common.place import IN_MEMORY
 from clara_core.common.suggest import parameters, refuse_unknown
 from clara_core.data.memory import Memory
@@ -18,14 +18,12 @@ from clara_core.store.backend import Backend
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
 from clara_core.store.explaining import reads, writes
 from clara_core.store.keys import DEFAULT_LENGTH
-from clara_core.store.records import Broken, Record, StoreStats
+from clara_core.store.records import Broken, Record, StoreStats, checked_ids, in_order
 from clara_core.store.search import Filter, StoreSearch, check_condition
-from clara_core.store.writing import VECTORS, Document, Measure, Writer, checked_documents
+from clara_core.store.writing import Document, Writer, checked_documents, fidelity_measure, written_fingerprint
 
 if TYPE_CHECKING:
     from clara_core.engine.protocol import Engine
-
-T = TypeVar("T")
 
 _KEEP: Final = timedelta(hours=1)  # old versions are kept this long for readers in other processes
 
@@ -176,12 +174,10 @@ class MemoryStore(StoreSearch):
 
     def _write(self, documents: Iterator[Document], vectors: object, *, fidelity: bool) -> Iterator[list[str]]:
         """Write documents; yields after each batch the ids of its documents, which are now safe."""
-        measure = self._fidelity_measure(vectors) if fidelity else None
-        if (first := next(documents, None)) is None:
-            return
-        fingerprint = self._writing_fingerprint(first.memory)
-        compress = None if self.engine is None else self.engine.remember
-        yield from Writer(self._backend, fingerprint, self._shape, compress, measure).write(chain([first], documents))
+        measure = fidelity_measure(self.engine, vectors) if fidelity else None
+        if (first := next(documents, None)) is not None:
+            fingerprint = written_fingerprint(self.engine, first.memory)
+            yield from Writer(self._backend, self.engine, fingerprint, measure).write(chain([first], documents))
 
     @writes
     def delete(self, ids: Iterable[str] | None = None, filter: Filter | None = None) -> int:  # noqa: A002
@@ -312,38 +308,6 @@ class MemoryStore(StoreSearch):
 
     # --- within ------------------------------------------------------------------------------------------
 
-    def _shape(self) -> tuple[int, int]:
-        """``(n_mem, hidden)`` of a memory."""
-        if (snapshot := self._backend.latest()) is not None:
-            return snapshot.space.n_mem, snapshot.space.hidden
-        if self.engine is None:
-            raise ValueError("the first document of a store without an engine must not be blank; add another one first")
-        return self.engine.n_mem, self.engine.hidden
-
-    def _writing_fingerprint(self, memory: Memory | None) -> str:
-        if memory is not None:
-            if self.engine is not None and memory.fingerprint not in (self.engine.fingerprint, VECTORS):
-                raise FingerprintMismatch(
-                    f"the memories are of the model {memory.fingerprint[:12]}, the engine of this store is "
-                    f"{self.engine.fingerprint[:12]}: give texts, or open the store with the model that made them"
-                )
-            return memory.fingerprint
-        if self.engine is None:
-            raise ValueError("the store has no engine for texts: open it with engine= or model=, or give memories")
-        return self.engine.fingerprint
-
-    def _fidelity_measure(self, vectors: object) -> Measure:
-        from clara_core.engine.engine import ClaraEngine
-
-        engine = self.engine
-        if vectors is not None or not isinstance(engine, ClaraEngine):
-            given = "vectors of other embeddings" if vectors is not None else f"the engine {engine!r}"
-            raise ValueError(
-                f"fidelity=True reads memories back with their model in this process, got {given}: open the store with "
-                "model= or a ClaraEngine, and give texts or memories"
-            )
-        return lambda memories: [one.kept for one in engine.fidelity(memories)]
-
     def _to_delete(self, ids: Iterable[str] | None, condition: Filter | None) -> list[str] | None:
         """The ids of a `delete`, checked like its filter."""
         self._check_writable()
@@ -367,29 +331,3 @@ def _place(uri: str, memory_type: MemoryType | None, key: int, options: Mapping[
     except ImportError as exc:
         raise ImportError(f"a store at {uri!r} needs Lance: pip install 'clara-rag[store]'") from exc
     return OnLance(uri, memory_type or "bfloat16", key, dict(options) if options else None)
-
-
-def in_order(ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
-    """What was found of each document.
-
-    Raises:
-        KeyError: Nothing was found of one.
-    """
-    if missing := [id_ for id_ in ids if id_ not in found]:
-        raise KeyError(f"there is no document with the id {missing[0]!r}")
-    return [found[id_] for id_ in ids]
-
-
-def checked_ids(ids: Iterable[str]) -> list[str]:
-    """Ids as a list.
-
-    Raises:
-        TypeError: It is a single string, or an id is not a string.
-    """
-    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise TypeError(f"ids must be several strings, got one {type(ids).__name__}; put it into a list")
-    wanted = list(ids)
-    for index, id_ in enumerate(wanted):
-        if not isinstance(id_, str):
-            raise TypeError(f"ids[{index}] must be a string, got {type(id_).__name__}: {id_!r:.60}")
-    return wanted
