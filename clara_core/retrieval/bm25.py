@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from clara_core.retrieval.words import words_of
 
-__all__ = ["Bm25", "WordIndex"]
-
 K1: Final = 1.5  # saturation of the term frequency
 B: Final = 0.75  # length normalization
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from clara_core.data.memory import Memory
 from clara_core.retrieval.projection import Projection
 from clara_core.retrieval.ranking import unit_rows
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from clara_core.data.memory import Memory
 
 Array = NDArray[np.float32]
 

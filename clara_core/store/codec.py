@@ -17,8 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["MEMORY_TYPES", "MemoryCodec", "MemoryType"]
-
 MemoryType = Literal["float32", "bfloat16", "int8"]
 MEMORY_TYPES: Final = get_args(MemoryType)
 

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pyarrow as pa
+from lance import LanceDataset, LanceFragment
 
 from clara_core.common.errors import StoreError
 from clara_core.store.backend import Report
 from clara_core.store.records import Broken
-
-if TYPE_CHECKING:
-    from lance import LanceDataset, LanceFragment
-
-    from clara_core.store.table import Table
-
-__all__ = ["broken_files", "meaning", "salvage"]
+from clara_core.store.table import Table
 
 _MAGIC: Final = b"LANC"  # the last bytes of a data file
 _SHOWN: Final = 3  # files named in an error

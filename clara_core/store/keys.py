@@ -29,8 +29,6 @@ from torch.nn import functional as F
 from clara_core.retrieval.projection import hadamard
 from clara_core.retrieval.ranking import unit_rows
 
-__all__ = ["DEFAULT_LENGTH", "Key"]
-
 DEFAULT_LENGTH: Final = 1024
 
 _KIND = "folded-hadamard-2"  # must change whenever the same settings would give other keys

@@ -16,10 +16,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from lance import LanceDataset
 from lance.progress import IndexProgress
 
 from clara_core.common.errors import StoreError
@@ -28,9 +29,6 @@ from clara_core.store.reading import batches, readable
 from clara_core.store.scan import made_keys
 from clara_core.store.schema import FIT_ROWS, Layout, list_column, window_counts
 from clara_core.store.table import Table, data_bytes
-
-if TYPE_CHECKING:
-    from lance import LanceDataset
 
 INDEX_ROWS: Final = 500_000  # documents from which on indexes over keys and words are built
 KEY_INDEX: Final = "key_near"

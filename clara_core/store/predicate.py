@@ -24,16 +24,14 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from lance import LanceDataset
 
 from clara_core.retrieval.filters import check_filter, is_operators, matches
 from clara_core.store.records import metadata_from_json
-
-if TYPE_CHECKING:
-    from lance import LanceDataset
 
 _LISTS: Final = {  # columns of lists, with the type of their members
     "facts": pa.string(),

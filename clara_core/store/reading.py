@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pyarrow as pa
+from lance import LanceDataset, LanceFragment
 from lance.dataset import ScannerBuilder, serialize_row_addrs
 
 from clara_core.common.errors import StoreError
 from clara_core.store.backend import Rows
 from clara_core.store.records import escape
-
-if TYPE_CHECKING:
-    from lance import LanceDataset, LanceFragment
 
 _AHEAD_BYTES: Final = 1 << 27  # bytes read ahead; Lance's default is two gigabytes
 _VALUES: Final = 10_000  # most strings in a predicate

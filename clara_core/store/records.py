@@ -9,14 +9,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from clara_core.data.memory import Memory
-
-__all__ = ["Broken", "Hit", "Record", "StoreStats"]
+from clara_core.data.memory import Memory
 
 Metadata = dict[str, Any]
 T = TypeVar("T")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
+from lance import LanceDataset, LanceFragment
 from numpy.typing import NDArray
 
 from clara_core.retrieval.bm25 import WordIndex, members
@@ -21,9 +22,6 @@ from clara_core.store.reading import batches, rows_at
 from clara_core.store.records import unescape
 from clara_core.store.schema import Layout, number_rows, window_counts
 from clara_core.store.windows import WindowMatrix, Windows
-
-if TYPE_CHECKING:
-    from lance import LanceDataset, LanceFragment
 
 _BLOCK_BYTES: Final = 1 << 26  # bytes of memories that keys are computed from at a time
 _NO_ROWS: Final[Rows] = np.empty(0, np.uint64)

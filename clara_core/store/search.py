@@ -5,22 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
+from typing import Any, Final, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clara_core.engine.protocol import Engine
 from clara_core.retrieval.filters import check_filter
 from clara_core.retrieval.ranking import diversify, fuse, memory_relevance, text_relevance
 from clara_core.store.accepting import Accepting
 from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot, Space
 from clara_core.store.explaining import reads
 from clara_core.store.records import Hit, Record
-
-if TYPE_CHECKING:
-    from clara_core.engine.protocol import Engine
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Record], bool]
 """A filter: a dict as in `clara_core.retrieval.filters`, or a function of the document."""

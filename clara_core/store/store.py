@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import chain
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from clara_core.common.errors import StoreError
 from clara_core.common.place import IN_MEMORY
@@ -14,6 +14,7 @@ from clara_core.common.suggest import parameters, refuse_unknown
 from clara_core.data.memory import Memory
 from clara_core.engine.door import is_server
 from clara_core.engine.options import OPTIONS, given_options
+from clara_core.engine.protocol import Engine
 from clara_core.store.backend import Backend
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
 from clara_core.store.explaining import reads, writes
@@ -21,9 +22,6 @@ from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.records import Broken, Record, StoreStats, checked_ids, in_order
 from clara_core.store.search import Filter, StoreSearch, check_condition
 from clara_core.store.writing import Document, Writer, checked_documents, fidelity_measure, written_fingerprint
-
-if TYPE_CHECKING:
-    from clara_core.engine.protocol import Engine
 
 _KEEP: Final = timedelta(hours=1)  # old versions are kept this long for readers in other processes
 

@@ -10,18 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
 from clara_core.common.errors import FingerprintMismatch
 from clara_core.data.memory import Memory, content_key
+from clara_core.engine.protocol import Engine
 from clara_core.store.backend import Backend, Entry, Space
 from clara_core.store.explaining import explained, retry_read
 from clara_core.store.records import made_id, metadata_json
-
-if TYPE_CHECKING:
-    from clara_core.engine.protocol import Engine
 
 _log = logging.getLogger(__name__)
 

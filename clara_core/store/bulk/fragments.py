@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from clara_core.engine.engine import ClaraEngine
 from clara_core.engine.options import EngineArguments
 from clara_core.store.backend import Entry, Space
 from clara_core.store.bulk.shards import Columns, Rows
+from clara_core.store.codec import MemoryType
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.maintenance import refit
 from clara_core.store.reading import batches
@@ -36,9 +37,6 @@ from clara_core.store.records import made_id, metadata_json, unescape
 from clara_core.store.schema import Layout
 from clara_core.store.table import Table
 from clara_core.store.writing import Document, is_blank
-
-if TYPE_CHECKING:
-    from clara_core.store.codec import MemoryType
 
 WRITTEN: Final = pa.schema(
     [

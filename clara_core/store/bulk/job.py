@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from uuid import uuid4
 
 import numpy as np
@@ -42,14 +42,12 @@ from clara_core.store.bulk.fragments import (
 )
 from clara_core.store.bulk.progress import Progress
 from clara_core.store.bulk.shards import Columns, Rows, Shard, plan_shards, read_shard
+from clara_core.store.codec import MemoryType
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.reading import batches
 from clara_core.store.records import unescape
 from clara_core.store.schema import FIT_ROWS, Layout
 from clara_core.store.table import Table
-
-if TYPE_CHECKING:
-    from clara_core.store.codec import MemoryType
 
 _SAMPLE: Final = FIT_ROWS  # texts that keys are fitted to
 _TRIES: Final = 5  # attempts for a shard whose worker dies; Ray alone would retry it for ever
