@@ -51,14 +51,10 @@ class Accepting:
         wanted = max(_NARROWEST, _WIDER * k)
         while True:
             found = search(wanted)
-            self._judge(found)
+            if rows := sorted({each.row for each in found}.difference(self._known)):
+                there = self.snapshot.at_rows(np.array(rows, np.uint64), with_memories=False)
+                self._known |= {row: bool(self.accept(record)) for row, (record, _) in there.items()}
             accepted = [each for each in found if self._known[each.row]]
             if len(accepted) >= k or len(found) < wanted:
                 return accepted[:k]
             wanted *= _WIDER
-
-    def _judge(self, found: Sequence[Candidate]) -> None:
-        rows = sorted({each.row for each in found}.difference(self._known))
-        if rows:
-            there = self.snapshot.at_rows(np.array(rows, np.uint64), with_memories=False)
-            self._known |= {row: bool(self.accept(record)) for row, (record, _) in there.items()}
