@@ -141,16 +141,6 @@ class WordIndex:
         self._parts = _Parts()
         self._writing = threading.Lock()
 
-    def __getstate__(self) -> _Parts:
-        return self._parts
-
-    def __setstate__(self, parts: _Parts) -> None:
-        self._parts, self._writing = parts, threading.Lock()
-
-    def __len__(self) -> int:
-        parts = self._parts
-        return sum(segment.n_alive for segment in parts.segments) + len(parts.pending)
-
     def snapshot(self) -> WordIndex:
         """A copy of the current index, which later changes do not affect."""
         copy = WordIndex()
@@ -158,12 +148,7 @@ class WordIndex:
         return copy
 
     def add(self, rows: Rows, texts: Sequence[Sequence[str]]) -> None:
-        """Add texts.
-
-        Args:
-            rows: New row numbers, ascending.
-            texts: Words of each text, from `words_of`.
-        """
+        """Add texts, by the words of each from `words_of`, under new row numbers, which ascend."""
         with self._writing:
             parts = self._parts.merged or self._parts
             if len(texts) >= _PENDING:
@@ -188,12 +173,7 @@ class WordIndex:
     def search(
         self, words: Sequence[str], k: int, allowed: Rows | None = None
     ) -> tuple[list[tuple[int, float]], float]:
-        """Find the texts that share words with a question.
-
-        Args:
-            words: Words of the question; repeated words count once.
-            k: Most texts to return.
-            allowed: Row numbers of the texts to search, ascending; None for all.
+        """Find at most k texts that share words with a question, among the allowed rows (ascending; None for all).
 
         Returns:
             tuple: Row numbers with scores (above 0), best first and equal scores by row number; and the score of a text
@@ -255,11 +235,7 @@ def members(rows: Rows, among: Rows) -> NDArray[np.bool_]:
 
 
 class Bm25:
-    """Ranks a fixed list of texts by BM25.
-
-    Args:
-        texts: The texts.
-    """
+    """Ranks a fixed list of texts by BM25."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = list(texts)

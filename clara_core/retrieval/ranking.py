@@ -53,15 +53,7 @@ def window_scores(questions: Tensor, memories: Sequence[Memory]) -> list[Tensor]
 
 
 def score_memories(questions: Tensor, memories: Sequence[Memory]) -> Tensor:
-    """Cosine of each question with each document's best window.
-
-    Args:
-        questions: ``[Q, n_mem, hidden]``, from the query reasoner.
-        memories: The documents.
-
-    Returns:
-        Tensor: ``[Q, M]``, float32.
-    """
+    """Cosine of each question ``[Q, n_mem, hidden]`` with each document's best window: ``[Q, M]``, float32."""
     import torch
 
     if not memories:
@@ -70,12 +62,7 @@ def score_memories(questions: Tensor, memories: Sequence[Memory]) -> Tensor:
 
 
 def rank_memories(question: Tensor, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
-    """Rank documents by score, best first; equal scores keep the order of `memories`.
-
-    Args:
-        question: ``[n_mem, hidden]``.
-        memories: The candidates.
-        top_k: Most candidates to return; None for all.
+    """Rank documents by their score for a question ``[n_mem, hidden]``, best first; equal scores keep their order.
 
     Raises:
         ValueError: `top_k` is negative.
@@ -89,16 +76,9 @@ def rank_memories(question: Tensor, memories: Sequence[Memory], top_k: int | Non
 
 
 def diversify(question: Tensor, candidates: Tensor, k: int, lambda_mult: float = 0.5) -> list[int]:
-    """Choose candidates by maximal marginal relevance.
+    """Indices of at most k candidates ``[M, D]`` by maximal marginal relevance, in order of choice.
 
-    Args:
-        question: ``[D]``, of any norm.
-        candidates: ``[M, D]``.
-        k: Most candidates to choose.
-        lambda_mult: 1 for relevance alone, 0 for diversity alone.
-
-    Returns:
-        list: Indices of the chosen candidates, in order of choice.
+    The question ``[D]`` has any norm; `lambda_mult` is 1 for relevance alone, 0 for diversity alone.
 
     Raises:
         ValueError: `lambda_mult` is out of range.
@@ -156,11 +136,9 @@ def memory_relevance(cosine: float) -> float:
 
 
 def text_relevance(score: float, unit: float) -> float:
-    """Map a BM25 score to [0, 1); a text of mean length that has each word of the question once gives 0.9.
+    """Map a BM25 score to [0, 1); `unit`, which `WordIndex.search` returns, gives 0.9.
 
-    Args:
-        score: BM25 score of a text.
-        unit: Score of such a text, from `clara_core.retrieval.bm25.WordIndex.search`.
+    It is the score of a text of mean length that has each word of the question once.
     """
     return 1 - 10 ** (-score / unit) if unit > 0 else 0.0
 
@@ -170,14 +148,9 @@ def fuse(
 ) -> list[tuple[Item, float]]:
     """Fuse the rankings of one question by memory and by words, best first, with scores in [0, 1].
 
-    A score is the weighted mean of both relevances. A text with a rare word of the question (a code, a name, a number)
-    comes first, because the cosines of candidates differ less than their BM25 scores. Equal scores keep their order.
-
-    Args:
-        cosines: Cosines of the candidates with a comparable memory.
-        texts: BM25 scores of the candidates that share words with the question.
-        unit: As in `text_relevance`.
-        text_weight: Weight of the BM25 scores, in [0, 1]; the cosines have the rest.
+    A score is the mean of the relevance by cosine and by BM25 (with its `unit`), which has the weight `text_weight`. A
+    text with a rare word of the question (a code, a name, a number) comes first, because the cosines of candidates
+    differ less than their BM25 scores. Equal scores keep their order.
     """
     scores = {
         item: (1 - text_weight) * (memory_relevance(cosines[item]) if item in cosines else 0.0)

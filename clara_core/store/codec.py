@@ -26,13 +26,9 @@ _NUMBERS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.
 
 
 class MemoryCodec:
-    """Encodes windows of one shape as rows of bytes and decodes them.
+    """Encodes windows ``[w, n_mem, hidden]`` as rows of bytes and decodes them.
 
-    Args:
-        memory_type: ``float32`` (exact), ``bfloat16`` (exact for a model that computes in bfloat16), or ``int8``
-            (half the bytes of bfloat16).
-        n_mem: Memory tokens of a window.
-        hidden: Numbers of a memory token.
+    ``float32`` is exact, ``bfloat16`` is exact for a model that computes in it, ``int8`` takes half the bytes of that.
 
     Raises:
         ValueError: The type is unknown, or a size is not positive.

@@ -123,11 +123,8 @@ class _State:
         return {id_: document.record() for id_, document in self.known(ids).items()}
 
     def at_rows(self, rows: Rows, *, with_memories: bool) -> dict[int, tuple[Record, Memory | None]]:
-        found = {row: self._at(row) for row in rows.tolist()}
-        return {
-            row: (document.record(), self.memory(document) if with_memories else None)
-            for row, document in found.items()
-        }
+        found = list(map(self._at, rows.tolist()))
+        return {each.row: (each.record(), self.memory(each) if with_memories else None) for each in found}
 
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         return {id_: (document.content, document.metadata) for id_, document in self.known(ids).items()}

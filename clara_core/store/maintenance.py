@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import cache, partial
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -266,20 +266,20 @@ def build_indexes(table: Table, report: Report) -> None:
     there, many = index_names(dataset), dataset.count_rows() >= INDEX_ROWS
     for name, (column, kind, settings) in {**_INDEXES, **(_LARGE_INDEXES if many else {})}.items():
         if name not in there:
-            shown = _reporting(report, f"index of {column}")
-            table.change(partial(_build_index, column=column, kind=kind, name=name, settings=settings, shown=shown))
+            _build_index(table, report, name, column, kind, settings)
     report("rows added since", 0, 0)
     table.change(lambda own: own.optimize.optimize_indices())
 
 
-def _build_index(
-    dataset: LanceDataset, column: str, kind: str, name: str, settings: Mapping[str, Any],
-    shown: Callable[[IndexProgress], None],
-) -> None:  # fmt: skip
-    build: Callable[..., object] = dataset.create_index if kind == "IVF_RQ" else dataset.create_scalar_index
-    build(column, kind, name=name, progress_callback=shown, **settings)
-
-
-def _reporting(report: Report, step: str) -> Callable[[IndexProgress], None]:
+def _build_index(table: Table, report: Report, name: str, column: str, kind: str, settings: Mapping[str, Any]) -> None:
+    step = f"index of {column}"
     report(step, 0, 0)
-    return lambda event: report(f"{step}: {event.stage}", event.completed or 0, event.total or 0)
+
+    def shown(event: IndexProgress) -> None:
+        report(f"{step}: {event.stage}", event.completed or 0, event.total or 0)
+
+    def build(own: LanceDataset) -> None:
+        make: Callable[..., object] = own.create_index if kind == "IVF_RQ" else own.create_scalar_index
+        make(column, kind, name=name, progress_callback=shown, **settings)
+
+    table.change(build)
