@@ -68,11 +68,9 @@ def _numbers(dataset: LanceDataset, fragment: LanceFragment) -> list[Rows]:
 class KeyScan:
     """Reads the keys of a version and caches those of the last one. Safe under threads."""
 
-    _seen: tuple[int, int]  # version of the table and of the key settings
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._forget(0)
+        self._seen = (-1, 0)  # version of the table and of the key settings
 
     def at(self, dataset: LanceDataset, layout: Layout) -> Windows:
         """The keys of a version."""
@@ -80,20 +78,15 @@ class KeyScan:
             if self._seen != (dataset.version, layout.key_version):
                 if self._seen[1] != layout.key_version:
                     self._forget(layout.key.length)
-                try:
-                    self._refresh(dataset, layout)
-                except BaseException:
-                    self._forget(layout.key.length)
-                    raise
+                self._seen = (-1, 0)  # unless the update succeeds, all is read again
+                self._refresh(dataset, layout)
                 self._seen = (dataset.version, layout.key_version)
             return self._keys
 
     def _forget(self, length: int) -> None:
         self._files = _Files()
-        self._matrix = WindowMatrix(max(1, length), np.float16, scaled=False)
+        self._matrix = WindowMatrix(length, np.float16, scaled=False)
         self._turn = 0
-        self._keys = self._matrix.at(0)
-        self._seen = (-1, 0)
 
     def _refresh(self, dataset: LanceDataset, layout: Layout) -> None:
         if len(gone := self._files.gone(dataset)):
@@ -142,28 +135,21 @@ class Words:
 class WordScan:
     """Reads the words of a version and caches those of the last one. Safe under threads."""
 
-    _seen: int  # version
-    _words: Words
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._forget()
+        self._seen = -1  # version of the table
 
     def at(self, dataset: LanceDataset) -> Words:
         """The words of a version."""
         with self._lock:
             if self._seen != dataset.version:
-                try:
-                    self._refresh(dataset)
-                except BaseException:
-                    self._forget()
-                    raise
+                if self._seen < 0:
+                    self._files, self._index = _Files(), WordIndex()
+                    self._words = Words(self._index, _NO_ROWS, _NO_ROWS)
+                self._seen = -1  # unless the update succeeds, all is read again
+                self._refresh(dataset)
                 self._seen = dataset.version
             return self._words
-
-    def _forget(self) -> None:
-        self._files, self._index, self._seen = _Files(), WordIndex(), -1
-        self._words = Words(self._index, _NO_ROWS, _NO_ROWS)
 
     def _refresh(self, dataset: LanceDataset) -> None:
         rows, serials = self._words.rows, self._words.serials
