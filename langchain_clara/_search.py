@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
-from langchain_clara._entries import Filter, checked, document_of, stored_filter
+from langchain_clara._entries import Filter, document_of, stored_filter
 from langchain_clara._vectors import Vectors, vector_of
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class StoreSearch(VectorStore):
         from clara_core.store.search import DEFAULT_MODE, Search
 
         Search(k, mode or DEFAULT_MODE)
-        rules = stored_filter(checked(filter))
+        rules = stored_filter(filter)
         return {"k": k, "filter": rules, "mode": mode, "with_memories": self._vectors.are_memories}
 
     def _diverse(self, question: Array, how: Mapping[str, Any]) -> list[Document]:
@@ -199,7 +199,7 @@ def _mmr_options(
     if fetch_k < 1:
         raise ValueError(f"fetch_k must be at least 1, got {fetch_k}")
     Search(k, "memory", lambda_mult=lambda_mult)
-    rules = stored_filter(checked(filter))
+    rules = stored_filter(filter)
     return {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, "filter": rules}
 
 
