@@ -201,6 +201,11 @@ def fidelity_measure(engine: Engine | None, vectors: object) -> Measure:
     return lambda memories: [one.kept for one in engine.fidelity(memories)]
 
 
+def blank_memory(text: str, of: Space | Engine, fingerprint: str) -> Memory:
+    """The memory of a blank text: without windows, of the shape of other memories."""
+    return Memory(torch.empty(0, of.n_mem, of.hidden), text, (), 0, fingerprint)
+
+
 # --- writing ---------------------------------------------------------------------------------------------
 
 
@@ -312,7 +317,7 @@ class Writer:
         of: Space | Engine | None = self.engine if (snapshot := self.backend.latest()) is None else snapshot.space
         if of is None:
             raise ValueError("the first document of a store without an engine must not be blank; add another one first")
-        return Memory(torch.empty(0, of.n_mem, of.hidden), text, (), 0, self.fingerprint)
+        return blank_memory(text, of, self.fingerprint)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -11,20 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import tee
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import torch
 from lance import LanceDataset, LanceFragment, LanceOperation
 from lance.fragment import FragmentMetadata, write_fragments
 from numpy.typing import NDArray
 
 from clara_core.common.errors import DataError, FingerprintMismatch, StoreError
-from clara_core.data.memory import Memory, content_key
+from clara_core.data.memory import content_key
 from clara_core.engine.engine import ClaraEngine
 from clara_core.engine.options import EngineArguments
 from clara_core.store.backend import Entry, Space
@@ -36,7 +35,7 @@ from clara_core.store.reading import batches
 from clara_core.store.records import made_id, metadata_json, unescape
 from clara_core.store.schema import Layout
 from clara_core.store.table import Table
-from clara_core.store.writing import Document, is_blank
+from clara_core.store.writing import Document, blank_memory, is_blank
 
 WRITTEN: Final = pa.schema(
     [
@@ -134,27 +133,12 @@ class BatchCompressor:
 
     def _entries(self, engine: ClaraEngine, parts: Iterable[Rows]) -> Iterator[Entry]:
         """Documents with their memories, in order; a blank document has no windows."""
-        waiting: deque[tuple[Document, str]] = deque()
-
-        def texts() -> Iterator[str]:
-            for part in parts:
-                for described in described_documents(part, engine.fingerprint):
-                    waiting.append(described)
-                    if not is_blank(described[0].text):
-                        yield described[0].text
-
-        def blank() -> Iterator[Entry]:
-            while waiting and is_blank(waiting[0][0].text):
-                document, content = waiting.popleft()
-                nothing = torch.empty(0, engine.n_mem, engine.hidden)
-                memory = Memory(nothing, document.text, (), 0, engine.fingerprint)
-                yield Entry(document.id, document.text, document.metadata, content, memory)
-
-        for memory in engine.compress_stream(texts()):
-            yield from blank()
-            document, content = waiting.popleft()
+        described, ahead = tee(pair for part in parts for pair in described_documents(part, engine.fingerprint))
+        memories = engine.compress_stream(document.text for document, _ in ahead if not is_blank(document.text))
+        for document, content in described:
+            blank = is_blank(document.text)
+            memory = blank_memory(document.text, engine, engine.fingerprint) if blank else next(memories)
             yield Entry(document.id, document.text, document.metadata, content, memory)
-        yield from blank()
 
 
 @dataclass(frozen=True)
@@ -279,7 +263,7 @@ def _numbered(rows: Iterable[int]) -> str:
 def digests(strings: Iterable[str]) -> NDArray[np.bytes_]:
     """16-byte digests ``[n]`` of type `DIGEST`, for sets of very many strings."""
     hashes = (hashlib.blake2b(string.encode("utf-8", "surrogatepass"), digest_size=16).digest() for string in strings)
-    return np.frombuffer(b"".join(hashes), DIGEST)
+    return np.fromiter(hashes, DIGEST)
 
 
 def first_of_each(found: NDArray[np.bytes_]) -> NDArray[np.bool_]:

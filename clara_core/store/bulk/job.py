@@ -199,11 +199,9 @@ def _states_in(uri: str) -> NDArray[Any]:
     dataset = Table(uri).latest()
     if dataset is None:
         return np.empty(0, DIGEST)
-    parts = []
-    for batch in batches(dataset, ["id", "content", "metadata"], batch_size=1 << 14):
-        rows = batch.to_pylist()
-        parts.append(digests(_state(unescape(row["id"]), row["content"], row["metadata"]) for row in rows))
-    return np.concatenate(parts or [np.empty(0, DIGEST)])
+    found = batches(dataset, ["id", "content", "metadata"], batch_size=1 << 14)
+    rows = (row for batch in found for row in batch.to_pylist())
+    return digests(_state(unescape(row["id"]), row["content"], row["metadata"]) for row in rows)
 
 
 def _state(id_: str, content: str, metadata: str) -> str:
