@@ -16,7 +16,7 @@ from lance import LanceDataset, LanceFragment
 from clara_core.common.errors import StoreError
 from clara_core.store.backend import Report
 from clara_core.store.records import Broken
-from clara_core.store.table import Table
+from clara_core.store.table import Table, data_bytes
 
 _MAGIC: Final = b"LANC"  # the last bytes of a data file
 _SHOWN: Final = 3  # files named in an error
@@ -101,7 +101,7 @@ def _suspects(dataset: LanceDataset, reason: str, *, read: bool) -> list[Broken]
     named = [each for each in fragments if any(file.path in reason for file in each.metadata.files)]
     left = _READ_BYTES
     for fragment in named or fragments:
-        left -= sum(file.file_size_bytes or 0 for file in fragment.metadata.files)
+        left -= data_bytes([fragment])
         if left < 0:
             break
         if broken := _unreadable(dataset, fragment):

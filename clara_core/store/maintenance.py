@@ -147,7 +147,7 @@ def _compact(table: Table, rows: int, width: int) -> bool:
 
 
 def _row_bytes(dataset: LanceDataset) -> int:
-    return max(1, data_bytes(dataset) // max(1, int(dataset.count_rows())))
+    return max(1, data_bytes(dataset.get_fragments()) // max(1, int(dataset.count_rows())))
 
 
 # --- versions --------------------------------------------------------------------------------------------

@@ -66,12 +66,13 @@ class LanceSnapshot:
 
     def stats(self) -> StoreStats:
         with readable(self.dataset):
-            documents, size = int(self.dataset.count_rows()), data_bytes(self.dataset)
+            fragments = self.dataset.get_fragments()
+            documents, size = int(self.dataset.count_rows()), data_bytes(fragments)
             return StoreStats(
                 documents=documents,
                 bytes=size,
                 bytes_per_document=size / documents if documents else 0.0,
-                fragments=len(self.dataset.get_fragments()),
+                fragments=len(fragments),
                 version=self.dataset.version,
                 fingerprint=self.space.fingerprint,
                 memory_type=self.space.memory_type,

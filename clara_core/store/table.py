@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -18,7 +18,7 @@ from urllib.request import url2pathname
 
 import lance
 import pyarrow as pa
-from lance import LanceDataset
+from lance import LanceDataset, LanceFragment
 
 from clara_core.common.errors import StoreError
 
@@ -50,8 +50,6 @@ class Table:
         self._dataset: LanceDataset | None = None
         self._state = threading.Lock()
 
-    # --- reading -----------------------------------------------------------------------------------------
-
     def latest(self) -> LanceDataset | None:
         """The latest version of the table; None if the table does not exist. The returned object never changes.
 
@@ -77,8 +75,6 @@ class Table:
 
     def _holds_data(self) -> bool:
         return self._folder is not None and any((self._folder / f"{TABLE}.lance" / "data").glob("*"))
-
-    # --- writing -----------------------------------------------------------------------------------------
 
     def create(self, schema: pa.Schema) -> LanceDataset:
         """Create the table, unless it exists."""
@@ -172,9 +168,9 @@ def _is_conflict(exc: OSError | ValueError) -> bool:
     return "conflict" in text or "contention" in text or "concurrent" in text
 
 
-def data_bytes(dataset: LanceDataset) -> int:
-    """Bytes on disk of the rows of a version."""
-    return sum(file.file_size_bytes or 0 for fragment in dataset.get_fragments() for file in fragment.metadata.files)
+def data_bytes(fragments: Iterable[LanceFragment]) -> int:
+    """Bytes on disk of rows."""
+    return sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.metadata.files)
 
 
 def folder_of(uri: str) -> Path | None:
