@@ -250,8 +250,6 @@ class Bm25:
         """The indices of all texts for each question, best first; equal scores keep the order of the texts."""
         ranked: list[list[int]] = []
         for question in questions:
-            found = (
-                [row for row, _ in self._index.search(words_of(question), len(self._texts))[0]] if self._texts else []
-            )
+            found = [row for row, _ in self._index.search(words_of(question), len(self._texts))[0]]
             ranked.append([*found, *sorted({*range(len(self._texts))}.difference(found))])
         return ranked

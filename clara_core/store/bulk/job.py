@@ -209,12 +209,10 @@ def _state(id_: str, content: str, metadata: str) -> str:
 
 
 def _twice(source: str, shards: Sequence[Shard], columns: Columns, place: int, sizes: Sequence[int]) -> str:
-    for shard, size in zip(shards, sizes, strict=True):
-        if place < size:
-            ids = [id_ for rows in read_shard(source, shard, columns) for id_ in rows.ids or ()]
-            return f"the id {ids[place]!r:.80} occurs again in {shard.path}; give each document its own id"
-        place -= size
-    raise IndexError(place)
+    at = int(np.searchsorted(np.cumsum(sizes), place, side="right"))
+    ids = [id_ for rows in read_shard(source, shards[at], columns) for id_ in rows.ids or ()]
+    id_ = ids[place - sum(sizes[:at])]
+    return f"the id {id_!r:.80} occurs again in {shards[at].path}; give each document its own id"
 
 
 def _sample(source: str, shards: Sequence[Shard], columns: Columns) -> list[str]:

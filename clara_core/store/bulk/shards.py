@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -206,8 +207,6 @@ def _parquet_shards(filesystem: pafs.FileSystem, path: str, rows: int) -> Iterat
 
 
 def _line_shards(filesystem: pafs.FileSystem, path: str, rows: int) -> Iterator[Shard]:
-    import numpy as np
-
     start = place = held = 0
     with filesystem.open_input_file(path) as file:
         size = file.size()
