@@ -107,10 +107,7 @@ def fuse_ranks(
 ) -> list[tuple[Item, float]]:
     """Reciprocal rank fusion (Cormack et al., 2009): ``sum of weight / (constant + rank)``, best first.
 
-    Args:
-        rankings: Lists of items, best first; an item may be missing in some.
-        weights: Weight of each ranking; None for equal weights.
-        constant: Reduces the advantage of the first ranks.
+    An item may be missing in some rankings. A larger constant reduces the advantage of the first ranks.
 
     Raises:
         ValueError: The number of weights differs from that of rankings.

@@ -99,7 +99,7 @@ class _State:
             cache_key = json.dumps(condition)
         except (TypeError, ValueError):
             cache_key = None
-        if cache_key is not None and cache_key in self.filtered:
+        if cache_key in self.filtered:
             return self.filtered[cache_key]
         found = [document.row for document in self.there() if matches(condition, document.facts())]
         rows = np.array(found, np.uint64)

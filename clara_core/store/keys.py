@@ -41,11 +41,8 @@ _SCORED = 1 << 19  # numbers of keys compared at a time
 class Key:
     """Makes keys of one length from memories and questions, the same on every machine (up to rounding).
 
-    Args:
-        dimension: D.
-        length: L; with ``length >= dimension`` a key is the unit vector itself.
-        seed: Seed of the projection; only keys with equal settings are comparable.
-        common: ``[D]``, the direction that memories share; None for none. See `fitted`.
+    With ``length >= dimension`` a key is the unit vector itself. `common` is the direction ``[D]`` that memories share,
+    see `fitted`. Only keys with equal settings are comparable.
 
     Raises:
         ValueError: A length is not positive, or the direction has another length.

@@ -70,19 +70,12 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A file of a store that cannot be read.
-
-    Attributes:
-        path: Path of the file.
-        rows: Number of documents in it.
-        reason: Why it cannot be read.
-        fragment: Its number in the table.
-    """
+    """A file of a store that cannot be read."""
 
     path: str
-    rows: int
+    rows: int  # documents in it
     reason: str
-    fragment: int
+    fragment: int  # its number in the table
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,6 @@ class RemoteStore(MemoryStore):
         """Fingerprint of the model whose memories the store holds; None if it holds none."""
         return self.stats().fingerprint
 
-    # --- writing -----------------------------------------------------------------------------------------
-
     def _write(self, documents: Iterator[Document], vectors: object, *, fidelity: bool) -> Iterator[list[str]]:
         """Send documents. Of memories only the texts are sent. Vectors of other embeddings are refused."""
         if vectors is not None:
@@ -82,8 +80,6 @@ class RemoteStore(MemoryStore):
         return int(self._ask("delete", {"ids": wanted, "filter": _sent(filter)})["deleted"])
 
     compact, optimize, check, salvage = map(_refused, ("compact", "optimize", "check", "salvage"))
-
-    # --- reading -----------------------------------------------------------------------------------------
 
     def get(self, ids: Iterable[str]) -> list[Record]:
         """See `MemoryStore.get`."""
@@ -114,8 +110,6 @@ class RemoteStore(MemoryStore):
 
     def close(self) -> None:
         """Does nothing: the client holds no cache."""
-
-    # --- searching ---------------------------------------------------------------------------------------
 
     def _results(
         self, words: list[str] | None, given: Tensor | None, condition: Filter | None, how: Search
