@@ -57,7 +57,8 @@ def rows_at(dataset: LanceDataset, rows: Rows, columns: Sequence[str]) -> pa.Tab
         return _none(dataset, columns)
     with readable(dataset):
         found = scanner(dataset, columns, rows).to_scanner().to_table()
-    return found if _ascend(found["_rowid"]) else found.sort_by("_rowid")
+    numbers = found["_rowid"].to_numpy()
+    return found if bool((numbers[1:] > numbers[:-1]).all()) else found.sort_by("_rowid")
 
 
 def batches(
@@ -85,11 +86,6 @@ def batches(
 def quoted(value: str) -> str:
     """A string as a literal of a predicate."""
     return "'" + escape(value).replace("'", "''") + "'"
-
-
-def _ascend(numbers: pa.ChunkedArray) -> bool:
-    values = numbers.to_numpy()
-    return bool((values[1:] > values[:-1]).all())
 
 
 def _none(dataset: LanceDataset, columns: Sequence[str]) -> pa.Table:

@@ -43,7 +43,8 @@ class _Files:
                 del self._files[number]
                 gone.append(rows)
             elif fragment.num_deletions != deletions:
-                left = np.concatenate([_NO_ROWS, *_numbers(dataset, fragment)])
+                there = batches(dataset, [], fragments=[fragment])
+                left = np.concatenate([_NO_ROWS, *(batch.column("_rowid").to_numpy() for batch in there)])
                 kept = members(rows, left)
                 self._files[number] = (left, fragment.num_deletions)
                 gone.append(rows[~kept])
@@ -59,10 +60,6 @@ class _Files:
     def read(self, fragment: LanceFragment, rows: Rows) -> None:
         """Note that a file is in the cache."""
         self._files[fragment.fragment_id] = (rows, fragment.num_deletions)
-
-
-def _numbers(dataset: LanceDataset, fragment: LanceFragment) -> list[Rows]:
-    return [batch.column("_rowid").to_numpy() for batch in batches(dataset, [], fragments=[fragment])]
 
 
 class KeyScan:
