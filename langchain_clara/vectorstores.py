@@ -23,8 +23,7 @@ from langchain_clara._entries import (
     stored_filter,
     with_texts,
 )
-from langchain_clara._search import StoreSearch
-from langchain_clara._vectors import Vectors
+from langchain_clara._search import StoreSearch, Vectors
 from langchain_clara.embeddings import ClaraEmbeddings
 
 if TYPE_CHECKING:
