@@ -89,34 +89,33 @@ def complete_ids(documents: Sequence[Document], ids: Sequence[str | None], taken
     return complete
 
 
-def checked(condition: Filter | None) -> Filter | None:
-    """Check a filter before anything is computed with it.
+def _checked(condition: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    from clara_core.retrieval.filters import check_filter
 
-    Raises:
-        TypeError, ValueError: It is invalid; see `check_filter`.
-    """
-    if condition is not None and not callable(condition):
-        from clara_core.retrieval.filters import check_filter
-
+    if condition is not None:
         check_filter(condition)
     return condition
 
 
 def acceptor(condition: Filter | None) -> Callable[[Document], bool] | None:
-    """A filter as a function of documents."""
-    if (rules := checked(condition)) is None or callable(rules):
-        return rules
+    """A filter, checked like that of `stored_filter`, as a function of documents."""
     from clara_core.retrieval.filters import matches
 
-    return lambda document: matches(rules, document.metadata)
+    if callable(condition):
+        return condition
+    rules = _checked(condition)
+    return None if rules is None else lambda document: matches(rules, document.metadata)
 
 
 def stored_filter(condition: Filter | None) -> Mapping[str, Any] | Callable[[Record], bool] | None:
-    """A filter in the form of the store."""
-    if condition is None or not callable(condition):
-        return condition
-    accept = condition
-    return lambda record: accept(document_of(record))
+    """A filter, checked before anything is computed with it, in the form of the store.
+
+    Raises:
+        TypeError, ValueError: It is invalid; see `check_filter`.
+    """
+    if not callable(condition):
+        return _checked(condition)
+    return lambda record: condition(document_of(record))
 
 
 def document_of(found: Record | Hit) -> Document:

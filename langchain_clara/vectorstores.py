@@ -16,7 +16,6 @@ from clara_core.common.place import IN_MEMORY, absolute
 from clara_core.common.suggest import parameters, refuse_unknown
 from langchain_clara._entries import (
     Filter,
-    checked,
     complete_ids,
     document_of,
     listed,
@@ -24,8 +23,7 @@ from langchain_clara._entries import (
     stored_filter,
     with_texts,
 )
-from langchain_clara._search import StoreSearch
-from langchain_clara._vectors import Vectors
+from langchain_clara._search import StoreSearch, Vectors
 from langchain_clara.embeddings import ClaraEmbeddings
 
 if TYPE_CHECKING:
@@ -311,7 +309,7 @@ class ClaraVectorStore(StoreSearch):
         Returns:
             bool: True; unknown ids are ignored.
         """
-        condition = stored_filter(checked(filter))
+        condition = stored_filter(filter)
         if ids is None and condition is None:
             condition = {}
         self.store.delete(None if ids is None else several(ids, "ids", "strings"), condition)
@@ -332,10 +330,9 @@ class ClaraVectorStore(StoreSearch):
         wanted = several(ids, "ids", "strings")
         if self._vectors.are_memories:
             return self.store.memories(wanted)
-        found = {record.id: record.text for record in self.store.get(wanted)}
-        if missing := [id_ for id_ in wanted if id_ not in found]:
-            raise KeyError(f"there is no document with the id {missing[0]!r}")
-        return engine.remember([found[id_] for id_ in wanted])
+        from clara_core.store.records import in_order
+
+        return engine.remember(in_order(wanted, {record.id: record.text for record in self.store.get(wanted)}))
 
     # --- making one ------------------------------------------------------------------------------
 

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from clara_core.retrieval.words import words_of
 
-__all__ = ["Bm25", "WordIndex"]
-
 K1: Final = 1.5  # saturation of the term frequency
 B: Final = 0.75  # length normalization
 
@@ -33,29 +31,17 @@ Rows = NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """An immutable inverted index of some texts.
+    """An immutable inverted index of some texts."""
 
-    Attributes:
-        codes: Code of each word.
-        starts: Offset of each word's pairs, ``[words + 1]``.
-        texts: Index of the text of each pair, ``[P]``, ascending for each word.
-        counts: Term frequency of each pair, ``[P]``.
-        lengths: Number of words of each text, ``[n]``.
-        rows: Row numbers of the texts, ``[n]``, ascending.
-        alive: Mask of the texts that were not removed, ``[n]``; None for all.
-        n_alive: Number of texts that were not removed.
-        n_words: Number of their words.
-    """
-
-    codes: dict[str, int]
-    starts: NDArray[np.int64]
-    texts: NDArray[np.int32]
-    counts: NDArray[np.int32]
-    lengths: NDArray[np.int64]
-    rows: Rows
-    alive: NDArray[np.bool_] | None
-    n_alive: int
-    n_words: int
+    codes: dict[str, int]  # of the words
+    starts: NDArray[np.int64]  # [words + 1], offset of each word's pairs
+    texts: NDArray[np.int32]  # [P], index of the text of each pair, ascending for each word
+    counts: NDArray[np.int32]  # [P], term frequency of each pair
+    lengths: NDArray[np.int64]  # [n], number of words of each text
+    rows: Rows  # [n], row numbers of the texts, ascending
+    alive: NDArray[np.bool_] | None  # [n], the texts that were not removed; None for all
+    n_alive: int  # number of texts that were not removed
+    n_words: int  # number of their words
 
     @classmethod
     def of(cls, rows: Rows, texts: Sequence[Sequence[str]]) -> _Segment:
@@ -155,16 +141,6 @@ class WordIndex:
         self._parts = _Parts()
         self._writing = threading.Lock()
 
-    def __getstate__(self) -> _Parts:
-        return self._parts
-
-    def __setstate__(self, parts: _Parts) -> None:
-        self._parts, self._writing = parts, threading.Lock()
-
-    def __len__(self) -> int:
-        parts = self._parts
-        return sum(segment.n_alive for segment in parts.segments) + len(parts.pending)
-
     def snapshot(self) -> WordIndex:
         """A copy of the current index, which later changes do not affect."""
         copy = WordIndex()
@@ -172,12 +148,7 @@ class WordIndex:
         return copy
 
     def add(self, rows: Rows, texts: Sequence[Sequence[str]]) -> None:
-        """Add texts.
-
-        Args:
-            rows: New row numbers, ascending.
-            texts: Words of each text, from `words_of`.
-        """
+        """Add texts, by the words of each from `words_of`, under new row numbers, which ascend."""
         with self._writing:
             parts = self._parts.merged or self._parts
             if len(texts) >= _PENDING:
@@ -202,12 +173,7 @@ class WordIndex:
     def search(
         self, words: Sequence[str], k: int, allowed: Rows | None = None
     ) -> tuple[list[tuple[int, float]], float]:
-        """Find the texts that share words with a question.
-
-        Args:
-            words: Words of the question; repeated words count once.
-            k: Most texts to return.
-            allowed: Row numbers of the texts to search, ascending; None for all.
+        """Find at most k texts that share words with a question, among the allowed rows (ascending; None for all).
 
         Returns:
             tuple: Row numbers with scores (above 0), best first and equal scores by row number; and the score of a text
@@ -217,7 +183,7 @@ class WordIndex:
         total = sum(segment.n_alive for segment in segments)
         mean = max(sum(segment.n_words for segment in segments), 1) / max(total, 1)
         found = [[segment.found(word) for segment in segments] for word in dict.fromkeys(words)]
-        weights = [_weight(total, sum(len(texts) for texts, _ in own)) for own in found]
+        weights = [word_weight(total, sum(len(texts) for texts, _ in own)) for own in found]
         rows: list[Rows] = [np.zeros(0, np.uint64)]
         scores: list[NDArray[np.float64]] = [np.zeros(0)]
         for at, segment in enumerate(segments):
@@ -232,7 +198,7 @@ class WordIndex:
         return _best(np.concatenate(rows), np.concatenate(scores), k, allowed), math.fsum(weights)
 
 
-def _weight(total: int, having: int) -> float:
+def word_weight(total: int, having: int) -> float:
     """Inverse document frequency of a word; above 0 even if every text has it."""
     return math.log1p((total - having + 0.5) / (having + 0.5))
 
@@ -269,11 +235,7 @@ def members(rows: Rows, among: Rows) -> NDArray[np.bool_]:
 
 
 class Bm25:
-    """Ranks a fixed list of texts by BM25.
-
-    Args:
-        texts: The texts.
-    """
+    """Ranks a fixed list of texts by BM25."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = list(texts)
@@ -288,8 +250,6 @@ class Bm25:
         """The indices of all texts for each question, best first; equal scores keep the order of the texts."""
         ranked: list[list[int]] = []
         for question in questions:
-            found = (
-                [row for row, _ in self._index.search(words_of(question), len(self._texts))[0]] if self._texts else []
-            )
+            found = [row for row, _ in self._index.search(words_of(question), len(self._texts))[0]]
             ranked.append([*found, *sorted({*range(len(self._texts))}.difference(found))])
         return ranked

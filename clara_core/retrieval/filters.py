@@ -13,10 +13,11 @@ without regard to case.
 
 from __future__ import annotations
 
-import difflib
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
+
+from clara_core.common.suggest import nearest_or_all
 
 _MISSING: Final = object()
 
@@ -39,7 +40,7 @@ def check_filter(condition: Mapping[str, Any]) -> None:
         elif name == "$not":
             check_filter(value)
         elif not isinstance(name, str) or name.startswith("$"):
-            raise ValueError(f"unknown operator {name!r} on filters{_nearest(name, ('$and', '$or', '$not'))}")
+            raise ValueError(f"unknown operator {name!r} on filters{nearest_or_all(name, ('$and', '$or', '$not'))}")
         elif is_operators(value):
             _check_operators(name, value)
 
@@ -70,7 +71,7 @@ def is_operators(value: object) -> bool:
 def _check_operators(name: str, operators: Mapping[str, Any]) -> None:
     for sign, operand in operators.items():
         if sign not in _OPERATORS:
-            raise ValueError(f"unknown operator {sign!r} for {name!r}{_nearest(sign, _OPERATORS)}")
+            raise ValueError(f"unknown operator {sign!r} for {name!r}{nearest_or_all(sign, _OPERATORS)}")
         listed = isinstance(operand, Collection) and not isinstance(operand, str | bytes | Mapping)
         if sign in ("$in", "$nin") and not listed:
             raise TypeError(f"{sign} for {name!r} takes a list of values, got {type(operand).__name__}")
@@ -124,8 +125,3 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "$icontains": _contains_any_case,
     "$exists": lambda found, value: (found is not _MISSING) == value,
 }
-
-
-def _nearest(name: object, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -35,12 +35,12 @@ class Projection:
 
     def __init__(self, source: int, target: int, seed: int = 0) -> None:
         if not 1 <= target <= source:
-            msg = f"target must lie between 1 and source={source}, got target={target}"
-            raise ValueError(msg)
+            raise ValueError(f"target must lie between 1 and source={source}, got target={target}")
         self.source, self.target, self.seed = source, target, seed
         self._padded = 1 << (source - 1).bit_length()  # N, a power of two
-        stream = _random_bytes(seed, _ROUNDS * self._padded // 8 + 1 + 8 * self._padded)
         n_bits = _ROUNDS * self._padded
+        # From a hash, because generators of libraries may change between versions.
+        stream = hashlib.shake_256(f"clara projection {seed}".encode()).digest(n_bits // 8 + 1 + 8 * self._padded)
         bits = np.unpackbits(np.frombuffer(stream, np.uint8, n_bits // 8 + 1))[:n_bits]
         self._signs = torch.from_numpy(bits.astype(np.float32) * 2 - 1).view(_ROUNDS, self._padded)
         order = np.frombuffer(stream, "<u8", self._padded, offset=n_bits // 8 + 1)
@@ -53,8 +53,7 @@ class Projection:
         Norms are preserved on average; normalize the result for a store that compares by inner product.
         """
         if vectors.ndim != 2 or vectors.shape[1] != self.source:
-            msg = f"vectors must have the shape [n, {self.source}], got {list(vectors.shape)}"
-            raise ValueError(msg)
+            raise ValueError(f"vectors must have the shape [n, {self.source}], got {list(vectors.shape)}")
         if self.target == self.source:
             return vectors.float()
         step = max(1, _BLOCK // self._padded)
@@ -87,8 +86,3 @@ def hadamard(rows: Tensor) -> Tensor:
         rows = torch.stack((first + second, first - second), dim=2).view(n, length)
         half *= 2
     return rows / math.sqrt(length)
-
-
-def _random_bytes(seed: int, count: int) -> bytes:
-    """Pseudorandom bytes from a hash, because generators of libraries may change between versions."""
-    return hashlib.shake_256(f"clara projection {seed}".encode()).digest(count)

@@ -53,15 +53,7 @@ def window_scores(questions: Tensor, memories: Sequence[Memory]) -> list[Tensor]
 
 
 def score_memories(questions: Tensor, memories: Sequence[Memory]) -> Tensor:
-    """Cosine of each question with each document's best window.
-
-    Args:
-        questions: ``[Q, n_mem, hidden]``, from the query reasoner.
-        memories: The documents.
-
-    Returns:
-        Tensor: ``[Q, M]``, float32.
-    """
+    """Cosine of each question ``[Q, n_mem, hidden]`` with each document's best window: ``[Q, M]``, float32."""
     import torch
 
     if not memories:
@@ -70,19 +62,13 @@ def score_memories(questions: Tensor, memories: Sequence[Memory]) -> Tensor:
 
 
 def rank_memories(question: Tensor, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
-    """Rank documents by score, best first; equal scores keep the order of `memories`.
-
-    Args:
-        question: ``[n_mem, hidden]``.
-        memories: The candidates.
-        top_k: Most candidates to return; None for all.
+    """Rank documents by their score for a question ``[n_mem, hidden]``, best first; equal scores keep their order.
 
     Raises:
         ValueError: `top_k` is negative.
     """
     if top_k is not None and top_k < 0:
-        msg = f"top_k must be at least 0, got {top_k}"
-        raise ValueError(msg)
+        raise ValueError(f"top_k must be at least 0, got {top_k}")
     best = [scores[0].max(0) for scores in window_scores(question[None], memories)]
     ranked = [Ranked(index, float(top.values), int(top.indices)) for index, top in enumerate(best)]
     ranked.sort(key=lambda candidate: -candidate.score)
@@ -90,16 +76,9 @@ def rank_memories(question: Tensor, memories: Sequence[Memory], top_k: int | Non
 
 
 def diversify(question: Tensor, candidates: Tensor, k: int, lambda_mult: float = 0.5) -> list[int]:
-    """Choose candidates by maximal marginal relevance.
+    """Indices of at most k candidates ``[M, D]`` by maximal marginal relevance, in order of choice.
 
-    Args:
-        question: ``[D]``, of any norm.
-        candidates: ``[M, D]``.
-        k: Most candidates to choose.
-        lambda_mult: 1 for relevance alone, 0 for diversity alone.
-
-    Returns:
-        list: Indices of the chosen candidates, in order of choice.
+    The question ``[D]`` has any norm; `lambda_mult` is 1 for relevance alone, 0 for diversity alone.
 
     Raises:
         ValueError: `lambda_mult` is out of range.
@@ -107,8 +86,7 @@ def diversify(question: Tensor, candidates: Tensor, k: int, lambda_mult: float =
     import torch
 
     if not 0.0 <= lambda_mult <= 1.0:
-        msg = f"lambda_mult must lie in [0, 1], got {lambda_mult}"
-        raise ValueError(msg)
+        raise ValueError(f"lambda_mult must lie in [0, 1], got {lambda_mult}")
     vectors = torch.nn.functional.normalize(candidates.float(), dim=1)
     relevance = vectors @ torch.nn.functional.normalize(question.float(), dim=0)  # [M]
     repeated = torch.full_like(relevance, -1.0)
@@ -129,18 +107,16 @@ def fuse_ranks(
 ) -> list[tuple[Item, float]]:
     """Reciprocal rank fusion (Cormack et al., 2009): ``sum of weight / (constant + rank)``, best first.
 
-    Args:
-        rankings: Lists of items, best first; an item may be missing in some.
-        weights: Weight of each ranking; None for equal weights.
-        constant: Reduces the advantage of the first ranks.
+    An item may be missing in some rankings. A larger constant reduces the advantage of the first ranks.
 
     Raises:
         ValueError: The number of weights differs from that of rankings.
     """
     weights = [1.0] * len(rankings) if weights is None else weights
     if len(weights) != len(rankings):
-        msg = f"weights must hold one weight a ranking, got {len(weights)} weights for {len(rankings)} rankings"
-        raise ValueError(msg)
+        raise ValueError(
+            f"weights must hold one weight a ranking, got {len(weights)} weights for {len(rankings)} rankings"
+        )
     totals: dict[Item, float] = {}
     for ranking, weight in zip(rankings, weights, strict=True):
         for rank, item in enumerate(dict.fromkeys(ranking), start=1):
@@ -157,11 +133,9 @@ def memory_relevance(cosine: float) -> float:
 
 
 def text_relevance(score: float, unit: float) -> float:
-    """Map a BM25 score to [0, 1); a text of mean length that has each word of the question once gives 0.9.
+    """Map a BM25 score to [0, 1); `unit`, which `WordIndex.search` returns, gives 0.9.
 
-    Args:
-        score: BM25 score of a text.
-        unit: Score of such a text, from `clara_core.retrieval.bm25.WordIndex.search`.
+    It is the score of a text of mean length that has each word of the question once.
     """
     return 1 - 10 ** (-score / unit) if unit > 0 else 0.0
 
@@ -171,14 +145,9 @@ def fuse(
 ) -> list[tuple[Item, float]]:
     """Fuse the rankings of one question by memory and by words, best first, with scores in [0, 1].
 
-    A score is the weighted mean of both relevances. A text with a rare word of the question (a code, a name, a number)
-    comes first, because the cosines of candidates differ less than their BM25 scores. Equal scores keep their order.
-
-    Args:
-        cosines: Cosines of the candidates with a comparable memory.
-        texts: BM25 scores of the candidates that share words with the question.
-        unit: As in `text_relevance`.
-        text_weight: Weight of the BM25 scores, in [0, 1]; the cosines have the rest.
+    A score is the mean of the relevance by cosine and by BM25 (with its `unit`), which has the weight `text_weight`. A
+    text with a rare word of the question (a code, a name, a number) comes first, because the cosines of candidates
+    differ less than their BM25 scores. Equal scores keep their order.
     """
     scores = {
         item: (1 - text_weight) * (memory_relevance(cosines[item]) if item in cosines else 0.0)

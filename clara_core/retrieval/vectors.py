@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from clara_core.data.memory import Memory
 from clara_core.retrieval.projection import Projection
 from clara_core.retrieval.ranking import unit_rows
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from clara_core.data.memory import Memory
 
 Array = NDArray[np.float32]
 
@@ -32,17 +29,11 @@ class Dimensioned(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VectorSpace:
-    """The vectors of one engine, optionally projected. Arrays are float32.
-
-    Attributes:
-        engine: Engine of the memories.
-        dimensions: Dimensions of projected vectors; None for the full `engine.dimension`.
-        seed: Seed of the projection; only vectors with the same seed are comparable.
-    """
+    """The vectors of one engine, optionally projected. Arrays are float32."""
 
     engine: Dimensioned
-    dimensions: int | None = None
-    seed: int = 0
+    dimensions: int | None = None  # of projected vectors; None for the full `engine.dimension`
+    seed: int = 0  # of the projection; only vectors with the same seed are comparable
 
     @property
     def length(self) -> int:
@@ -84,6 +75,4 @@ class VectorSpace:
         return _projection(self.engine.dimension, self.dimensions, self.seed).apply(vectors)
 
 
-@lru_cache(maxsize=8)
-def _projection(source: int, target: int, seed: int) -> Projection:
-    return Projection(source, target, seed)
+_projection = lru_cache(maxsize=8)(Projection)

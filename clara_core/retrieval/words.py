@@ -16,8 +16,6 @@ from typing import Final
 
 import regex
 
-__all__ = ["words_of"]
-
 _JOINS: Final = "-_./:@'&+,"
 _UNSPACED: Final = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
 # A character of such a script with its marks, or an emoji.

@@ -32,19 +32,18 @@ Report: TypeAlias = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The kind of memories that a store holds; fixed by the first ones.
+    """The kind of memories that a store holds; fixed by the first ones."""
 
-    Attributes:
-        fingerprint: Fingerprint of the model that made them.
-        memory_type: Number format in which they are stored.
-        n_mem: Memory tokens of a window.
-        hidden: Numbers of a memory token.
-    """
+    fingerprint: str  # of the model that made them
+    memory_type: MemoryType  # in which they are stored
+    n_mem: int  # memory tokens of a window
+    hidden: int  # numbers of a memory token
 
-    fingerprint: str
-    memory_type: MemoryType
-    n_mem: int
-    hidden: int
+    @classmethod
+    def of(cls, memory: Memory, memory_type: MemoryType) -> Space:
+        """The space of a memory."""
+        n_mem, hidden = map(int, memory.tokens.shape[1:])
+        return cls(memory.fingerprint, memory_type, n_mem, hidden)
 
     def check_model(self, fingerprint: str, uri: str) -> None:
         """Refuse a model other than the one whose memories the store holds.
@@ -75,52 +74,31 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A checked and compressed document, ready to be stored.
-
-    Attributes:
-        id: Id of the document.
-        text: The exact text that was given.
-        metadata: JSON from `clara_core.store.records.metadata_json`.
-        content: `clara_core.data.memory.content_key` of text and fingerprint.
-        memory: Memory of the text.
-    """
+    """A checked and compressed document, ready to be stored."""
 
     id: str
-    text: str
-    metadata: str
-    content: str
+    text: str  # exactly as it was given
+    metadata: str  # JSON from `clara_core.store.records.metadata_json`
+    content: str  # `clara_core.data.memory.content_key` of text and fingerprint
     memory: Memory
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A document found by a backend.
-
-    Attributes:
-        row: Row number of the document.
-        score: Cosine between the question and the best window, or BM25.
-        window: Index of the window with the best score; 0 in a search by words.
-        order: Position by time of adding, for backends whose row numbers do not give it.
-    """
+    """A document found by a backend."""
 
     row: int
-    score: float
-    window: int = 0
-    order: int = 0
+    score: float  # cosine between the question and the best window, or BM25
+    window: int = 0  # index of the window with the best score; 0 in a search by words
+    order: int = 0  # position by time of adding, for backends whose row numbers do not give it
 
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """Result of a search by words.
+    """Result of a search by words."""
 
-    Attributes:
-        candidates: Best first; of equal scores the lower row first.
-        unit: BM25 score of a text of mean length that has each word of the question once; scores are measured by
-            it.
-    """
-
-    candidates: list[Candidate]
-    unit: float
+    candidates: list[Candidate]  # best first; of equal scores the lower row first
+    unit: float  # BM25 score of a text of mean length that has each word of the question once; measures the scores
 
 
 class Snapshot(Protocol):
@@ -199,14 +177,10 @@ class Backend(Protocol):
         """
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Store documents, all of them or none; documents with known ids replace the stored ones.
-
-        Args:
-            entries: Documents of one space with different ids. The first documents of a store fix its space.
+        """Store documents of one space with different ids, all or none; known ids replace the stored documents.
 
         Raises:
-            FingerprintMismatch: The store holds memories of another model.
-            ValueError: The store holds memories of another shape.
+            FingerprintMismatch, ValueError: The store holds memories of another model, or of another shape.
             StoreError: Other writers were faster every time, or the store cannot be written.
         """
 

@@ -17,24 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["MEMORY_TYPES", "MemoryCodec", "MemoryType"]
-
 MemoryType = Literal["float32", "bfloat16", "int8"]
 MEMORY_TYPES: Final = get_args(MemoryType)
 
 _LEVELS = 127  # steps of int8 on each side of zero; -128 is not used
 _SCALE_BYTES = 4
-_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a number
+_NUMBERS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 class MemoryCodec:
-    """Encodes windows of one shape as rows of bytes and decodes them.
+    """Encodes windows ``[w, n_mem, hidden]`` as rows of bytes and decodes them.
 
-    Args:
-        memory_type: ``float32`` (exact), ``bfloat16`` (exact for a model that computes in bfloat16), or ``int8``
-            (half the bytes of bfloat16).
-        n_mem: Memory tokens of a window.
-        hidden: Numbers of a memory token.
+    ``float32`` is exact, ``bfloat16`` is exact for a model that computes in it, ``int8`` takes half the bytes of that.
 
     Raises:
         ValueError: The type is unknown, or a size is not positive.
@@ -54,7 +48,7 @@ class MemoryCodec:
     def row_bytes(self) -> int:
         """Bytes of an encoded window."""
         scales = _SCALE_BYTES * self.n_mem if self.memory_type == "int8" else 0
-        return scales + _BYTES[self.memory_type] * self.n_mem * self.hidden
+        return scales + _NUMBERS[self.memory_type].itemsize * self.n_mem * self.hidden
 
     def encode(self, tokens: Tensor) -> NDArray[np.uint8]:
         """Encode windows ``[w, T, H]`` of any float type as ``[w, row_bytes]``, contiguous.
@@ -67,12 +61,12 @@ class MemoryCodec:
             raise ValueError(f"memory must have the shape [windows, {self.n_mem}, {self.hidden}], "
                              f"got {list(tokens.shape)}")  # fmt: skip
         given = tokens.detach().cpu()
-        if self.memory_type != "int8":
-            numbers = given.to(torch.bfloat16 if self.memory_type == "bfloat16" else torch.float32).contiguous()
-            self._check_finite(numbers)
-            return numbers.flatten(1).view(torch.uint8).numpy()
-        self._check_finite(given)
-        return self._quantize(given.float())
+        if self.memory_type == "int8":
+            self._check_finite(given)
+            return self._quantize(given.float())
+        numbers = given.to(_NUMBERS[self.memory_type]).contiguous()
+        self._check_finite(numbers)
+        return numbers.flatten(1).view(torch.uint8).numpy()
 
     def decode(self, rows: NDArray[np.uint8], dtype: torch.dtype = torch.float32) -> Tensor:
         """Decode rows ``[w, row_bytes]`` to windows ``[w, T, H]``. The result is a copy and does not refer to the rows.
@@ -84,16 +78,11 @@ class MemoryCodec:
             raise ValueError(f"a stored memory of [{self.n_mem}, {self.hidden}] in {self.memory_type} has "
                              f"{self.row_bytes} bytes, got an array of {rows.dtype} {list(rows.shape)}")  # fmt: skip
         shape = (len(rows), self.n_mem, self.hidden)
-        if self.memory_type == "float32":
-            return torch.from_numpy(np.ascontiguousarray(rows).view(np.float32).copy()).view(shape).to(dtype)
-        if self.memory_type == "bfloat16":
-            # bfloat16 is the upper half of float32. numpy has no bfloat16, but it can move the bits.
-            halves = np.ascontiguousarray(rows).view(np.uint16)
-            if dtype == torch.bfloat16:
-                return torch.from_numpy(halves.copy()).view(torch.bfloat16).view(shape)
-            wide = halves.astype(np.uint32)
-            wide <<= 16
-            return torch.from_numpy(wide.view(np.float32)).view(shape).to(dtype)
+        if self.memory_type != "int8":
+            copied = rows.flatten().view(
+                np.float32 if self.memory_type == "float32" else np.int16
+            )  # no bfloat16 in numpy
+            return torch.from_numpy(copied).view(_NUMBERS[self.memory_type]).view(shape).to(dtype)
         split = _SCALE_BYTES * self.n_mem
         scales = np.ascontiguousarray(rows[:, :split]).view(np.float32)  # [w, T]
         steps = torch.from_numpy(rows[:, split:].view(np.int8).astype(np.float32)).view(shape)

@@ -5,18 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from clara_core.store.backend import Backend
 
 _TRIES: Final = 3  # attempts of a read whose files others delete meanwhile
 
-C = TypeVar("C", bound=type[Any])
+Method = TypeVar("Method", bound=Callable[..., Any])
 T = TypeVar("T")
-
-
-class _HasBackend(Protocol):
-    _backend: Backend
 
 
 @contextmanager
@@ -34,32 +30,6 @@ def explained(backend: Backend) -> Iterator[None]:
         raise meant from exc
 
 
-def explaining(*methods: str, reading: bool) -> Callable[[C], C]:
-    """Decorate a class with a ``_backend`` so that some of its methods explain errors.
-
-    Args:
-        methods: Names of the methods.
-        reading: Whether they only read. Reads are repeated if a file is missing, since others may delete an old
-            version.
-    """
-
-    def decorated(cls: C) -> C:
-        for name in methods:
-            setattr(cls, name, _explaining(getattr(cls, name), _TRIES if reading else 1))
-        return cls
-
-    return decorated
-
-
-def _explaining(method: Callable[..., Any], tries: int) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def wrapper(self: _HasBackend, *args: Any, **kwargs: Any) -> Any:
-        result = retry_read(self._backend, lambda: method(self, *args, **kwargs), tries)
-        return _each(self._backend, result) if isinstance(result, Iterator) else result
-
-    return wrapper
-
-
 def retry_read(backend: Backend, work: Callable[[], T], tries: int = _TRIES) -> T:
     """Call a function that reads the latest version; repeat it if a file that it reads is deleted meanwhile."""
     for left in reversed(range(tries)):
@@ -70,6 +40,22 @@ def retry_read(backend: Backend, work: Callable[[], T], tries: int = _TRIES) -> 
             if not left or "not found" not in str(exc.__cause__).lower():
                 raise
     raise AssertionError
+
+
+def writes(method: Method, tries: int = 1) -> Method:
+    """Decorate a method of a class with a ``_backend`` so that it explains errors, also of an iterator it returns."""
+
+    @functools.wraps(method)
+    def explaining(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = retry_read(self._backend, lambda: method(self, *args, **kwargs), tries)
+        return _each(self._backend, result) if isinstance(result, Iterator) else result
+
+    return cast("Method", explaining)
+
+
+def reads(method: Method) -> Method:
+    """`writes` for a method that only reads: it is repeated if others delete the version that it reads."""
+    return writes(method, _TRIES)
 
 
 def _each(backend: Backend, values: Iterator[Any]) -> Iterator[Any]:

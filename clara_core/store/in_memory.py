@@ -39,31 +39,20 @@ _RESTORED: Final = 256  # documents that a copy adds at a time
 
 @dataclass(slots=True)
 class _Document:
-    """A stored document. Only `parsed` and `end` change, each once.
-
-    Attributes:
-        id, text, metadata, content: As in `Entry`.
-        spans, source_tokens: Of its memory.
-        dtype: Type in which the memory was given.
-        row: Row number.
-        start: Index of its first window in the matrix.
-        earlier: The previous document with the same id.
-        end: The version that deleted the document.
-        parsed: The parsed metadata, once a filter has used it.
-    """
+    """A stored document. Only `parsed` and `end` change, each once."""
 
     id: str
     text: str
-    metadata: str
+    metadata: str  # and `content` as in `Entry`
     content: str
     spans: tuple[tuple[int, int], ...]
     source_tokens: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # in which the memory was given
     row: int
-    start: int
-    earlier: _Document | None = None
-    end: int | None = None
-    parsed: dict[str, Any] | None = None
+    start: int  # index of its first window in the matrix
+    earlier: _Document | None = None  # the previous document with the same id
+    end: int | None = None  # the version that deleted the document
+    parsed: dict[str, Any] | None = None  # metadata, once a filter has used it
 
     def facts(self) -> dict[str, Any]:
         """The parsed metadata; do not change it."""
@@ -110,7 +99,7 @@ class _State:
             cache_key = json.dumps(condition)
         except (TypeError, ValueError):
             cache_key = None
-        if cache_key is not None and cache_key in self.filtered:
+        if cache_key in self.filtered:
             return self.filtered[cache_key]
         found = [document.row for document in self.there() if matches(condition, document.facts())]
         rows = np.array(found, np.uint64)
@@ -134,11 +123,8 @@ class _State:
         return {id_: document.record() for id_, document in self.known(ids).items()}
 
     def at_rows(self, rows: Rows, *, with_memories: bool) -> dict[int, tuple[Record, Memory | None]]:
-        found = {row: self._at(row) for row in rows.tolist()}
-        return {
-            row: (document.record(), self.memory(document) if with_memories else None)
-            for row, document in found.items()
-        }
+        found = list(map(self._at, rows.tolist()))
+        return {each.row: (each.record(), self.memory(each) if with_memories else None) for each in found}
 
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         return {id_: (document.content, document.metadata) for id_, document in self.known(ids).items()}
@@ -231,8 +217,7 @@ class InMemory:
         texts = [words_of(entry.text) for entry in entries]
         windows = self._windows(memories)
         with self._writing:
-            shape = map(int, memories[0].tokens.shape[1:])
-            state = self._state or self._empty(Space(memories[0].fingerprint, self._memory_type, *shape))
+            state = self._state or self._empty(Space.of(memories[0], self._memory_type))
             state.space.check(entries, self.uri)
             replaced = list(state.known([entry.id for entry in entries]).values())
             rows = np.arange(self._next, self._next + len(entries), dtype=np.uint64)

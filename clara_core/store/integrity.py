@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pyarrow as pa
+from lance import LanceDataset, LanceFragment
 
 from clara_core.common.errors import StoreError
 from clara_core.store.backend import Report
 from clara_core.store.records import Broken
-
-if TYPE_CHECKING:
-    from lance import LanceDataset, LanceFragment
-
-    from clara_core.store.table import Table
-
-__all__ = ["broken_files", "meaning", "salvage"]
+from clara_core.store.table import Table, data_bytes
 
 _MAGIC: Final = b"LANC"  # the last bytes of a data file
 _SHOWN: Final = 3  # files named in an error
@@ -32,13 +27,7 @@ _OF_SYSTEM: Final = re.compile(
 
 
 def broken_files(dataset: LanceDataset, report: Report, *, sizes_only: bool = False) -> list[Broken]:
-    """Return the files of a table that cannot be read. All sizes are checked before any file is read.
-
-    Args:
-        dataset: The table.
-        report: Receives the number of files done.
-        sizes_only: Check only sizes and ends of files.
-    """
+    """Return the files of a table that cannot be read. All sizes are checked before any file is read, if any is."""
     fragments = dataset.get_fragments()
     found = [broken for fragment in fragments if (broken := _misshapen(dataset, fragment))]
     seen = {broken.fragment for broken in found}
@@ -112,7 +101,7 @@ def _suspects(dataset: LanceDataset, reason: str, *, read: bool) -> list[Broken]
     named = [each for each in fragments if any(file.path in reason for file in each.metadata.files)]
     left = _READ_BYTES
     for fragment in named or fragments:
-        left -= sum(file.file_size_bytes or 0 for file in fragment.metadata.files)
+        left -= data_bytes([fragment])
         if left < 0:
             break
         if broken := _unreadable(dataset, fragment):

@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from clara_core.retrieval.projection import hadamard
 from clara_core.retrieval.ranking import unit_rows
-
-__all__ = ["DEFAULT_LENGTH", "Key"]
 
 DEFAULT_LENGTH: Final = 1024
 
@@ -42,11 +41,8 @@ _SCORED = 1 << 19  # numbers of keys compared at a time
 class Key:
     """Makes keys of one length from memories and questions, the same on every machine (up to rounding).
 
-    Args:
-        dimension: D.
-        length: L; with ``length >= dimension`` a key is the unit vector itself.
-        seed: Seed of the projection; only keys with equal settings are comparable.
-        common: ``[D]``, the direction that memories share; None for none. See `fitted`.
+    With ``length >= dimension`` a key is the unit vector itself. `common` is the direction ``[D]`` that memories share,
+    see `fitted`. Only keys with equal settings are comparable.
 
     Raises:
         ValueError: A length is not positive, or the direction has another length.
@@ -180,7 +176,7 @@ class _Fold:
         signs = torch.from_numpy(np.unpackbits(bits)[: 2 * self._padded].astype(np.float32) * 2 - 1)
         first, second = signs.view(2, self._padded)
         self._first, self._second = first.bfloat16(), second.view(-1, self._groups, _BLOCK).bfloat16()
-        self._mix = _hadamard_matrix(_BLOCK)
+        self._mix = hadamard(torch.eye(_BLOCK))
 
     def apply(self, vectors: Tensor) -> Tensor:
         """Project ``[n, source]`` in float32 or bfloat16 to ``[n, target]`` in float32."""
@@ -191,15 +187,6 @@ class _Fold:
         blocks = mixed.view(n, *self._second.shape) * self._second  # [n, blocks of a group, groups, B]
         folded: Tensor = blocks.sum(dim=1, dtype=torch.float32).flatten(1)[:, : self.target]
         return folded
-
-
-def _hadamard_matrix(size: int) -> Tensor:
-    """An orthogonal matrix of ``+-1 / sqrt(size)``; `size` is a power of two."""
-    matrix = torch.ones(1, 1)
-    while len(matrix) < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    matrix /= math.sqrt(size)
-    return matrix
 
 
 def _in_bytes(direction: Tensor) -> Tensor:

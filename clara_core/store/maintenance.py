@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from functools import cache
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from lance import LanceDataset
 from lance.progress import IndexProgress
 
 from clara_core.common.errors import StoreError
@@ -28,9 +29,6 @@ from clara_core.store.reading import batches, readable
 from clara_core.store.scan import made_keys
 from clara_core.store.schema import FIT_ROWS, Layout, list_column, window_counts
 from clara_core.store.table import Table, data_bytes
-
-if TYPE_CHECKING:
-    from lance import LanceDataset
 
 INDEX_ROWS: Final = 500_000  # documents from which on indexes over keys and words are built
 KEY_INDEX: Final = "key_near"
@@ -66,17 +64,12 @@ _log = logging.getLogger(__name__)
 
 
 class Maintenance:
-    """Merges files of a table and deletes old versions in a thread of this process, triggered by commits.
-
-    Args:
-        table: The table.
-    """
+    """Merges files of a table and deletes old versions in a thread of this process, triggered by commits."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
         self._lock = threading.Lock()
-        self._pid = -1
-        self._maintained = 0
+        self._maintained: int | None = None
         self._running: Future[None] | None = None
 
     def committed(self) -> None:
@@ -85,15 +78,14 @@ class Maintenance:
             return
         turn = dataset.version // EVERY
         with self._lock:
-            if self._pid != os.getpid():  # a fork does not copy threads
-                self._pid, self._maintained, self._running = os.getpid(), (dataset.version - 1) // EVERY, None
+            if self._maintained is None:
+                self._maintained = (dataset.version - 1) // EVERY
             if turn > self._maintained and (self._running is None or self._running.done()):
-                self._maintained, self._running = turn, _pool().submit(self._maintain)
+                self._maintained, self._running = turn, _pool(os.getpid()).submit(self._maintain)
 
     def wait(self) -> None:
         """Wait for running maintenance."""
-        running = self._running
-        if running is not None and self._pid == os.getpid():
+        if (running := self._running) is not None:
             running.result()
 
     def _maintain(self) -> None:
@@ -104,17 +96,10 @@ class Maintenance:
             _log.info("the files of %s were not merged: %s", self._table.uri, exc)
 
 
-_pools: dict[int, ThreadPoolExecutor] = {}
-_making = threading.Lock()
-
-
-def _pool() -> ThreadPoolExecutor:
-    """The single maintenance thread of this process."""
-    with _making:
-        if os.getpid() not in _pools:
-            _pools.clear()
-            _pools[os.getpid()] = ThreadPoolExecutor(1, "clara-store-maintenance")
-        return _pools[os.getpid()]
+@cache
+def _pool(pid: int) -> ThreadPoolExecutor:
+    """The maintenance thread of a process; a fork does not copy it."""
+    return ThreadPoolExecutor(1, "clara-store-maintenance")
 
 
 def merge_tiers(table: Table) -> None:
@@ -162,7 +147,7 @@ def _compact(table: Table, rows: int, width: int) -> bool:
 
 
 def _row_bytes(dataset: LanceDataset) -> int:
-    return max(1, data_bytes(dataset) // max(1, int(dataset.count_rows())))
+    return max(1, data_bytes(dataset.get_fragments()) // max(1, int(dataset.count_rows())))
 
 
 # --- versions --------------------------------------------------------------------------------------------
@@ -234,12 +219,7 @@ def refit(table: Table) -> None:
 
 
 def rewrite_keys(table: Table, progress: Callable[[int], Any]) -> None:
-    """Write the keys that were made with older settings again.
-
-    Args:
-        table: The table.
-        progress: Receives the number of rows done.
-    """
+    """Write the keys that were made with older settings again; `progress` receives the number of rows done."""
     dataset = table.latest()
     if dataset is None:
         return
@@ -279,32 +259,27 @@ def indexed_rows(dataset: LanceDataset, name: str) -> int | None:
 
 
 def build_indexes(table: Table, report: Report) -> None:
-    """Build missing indexes, and add new rows to the others.
-
-    Args:
-        table: The table.
-        report: Receives the current step, and its progress if Lance reports it.
-    """
+    """Build missing indexes, and add new rows to the others; `report` receives the progress if Lance reports it."""
     dataset = table.latest()
     if dataset is None or not dataset.count_rows():
         return
     there, many = index_names(dataset), dataset.count_rows() >= INDEX_ROWS
     for name, (column, kind, settings) in {**_INDEXES, **(_LARGE_INDEXES if many else {})}.items():
         if name not in there:
-            shown = _reporting(report, f"index of {column}")
-            table.change(partial(_build_index, column=column, kind=kind, name=name, settings=settings, shown=shown))
+            _build_index(table, report, name, column, kind, settings)
     report("rows added since", 0, 0)
     table.change(lambda own: own.optimize.optimize_indices())
 
 
-def _build_index(
-    dataset: LanceDataset, column: str, kind: str, name: str, settings: Mapping[str, Any],
-    shown: Callable[[IndexProgress], None],
-) -> None:  # fmt: skip
-    build: Callable[..., object] = dataset.create_index if kind == "IVF_RQ" else dataset.create_scalar_index
-    build(column, kind, name=name, progress_callback=shown, **settings)
-
-
-def _reporting(report: Report, step: str) -> Callable[[IndexProgress], None]:
+def _build_index(table: Table, report: Report, name: str, column: str, kind: str, settings: Mapping[str, Any]) -> None:
+    step = f"index of {column}"
     report(step, 0, 0)
-    return lambda event: report(f"{step}: {event.stage}", event.completed or 0, event.total or 0)
+
+    def shown(event: IndexProgress) -> None:
+        report(f"{step}: {event.stage}", event.completed or 0, event.total or 0)
+
+    def build(own: LanceDataset) -> None:
+        make: Callable[..., object] = own.create_index if kind == "IVF_RQ" else own.create_scalar_index
+        make(column, kind, name=name, progress_callback=shown, **settings)
+
+    table.change(build)

@@ -24,17 +24,22 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from lance import LanceDataset
 
 from clara_core.retrieval.filters import check_filter, is_operators, matches
 from clara_core.store.records import metadata_from_json
 
-if TYPE_CHECKING:
-    from lance import LanceDataset
-
+_LISTS: Final = {  # columns of lists, with the type of their members
+    "facts": pa.string(),
+    "number_names": pa.string(),
+    "numbers": pa.float64(),
+    "text_names": pa.string(),
+    "texts": pa.string(),
+}
 _LONGEST_FACT: Final = 96  # characters; a longer fact is replaced by its hash
 _MOST_PARTS: Final = 500  # most names in a filter that becomes a predicate
 _DEEPEST: Final = 12  # deepest nesting of filters; Lance parses 20
@@ -55,43 +60,23 @@ class _Beyond(Exception):
 
 def predicate_fields() -> list[pa.Field]:
     """The columns that predicates use."""
-    words = pa.list_(pa.string())
-    return [
-        pa.field("facts", words),
-        pa.field("number_names", words),
-        pa.field("numbers", pa.list_(pa.float64())),
-        pa.field("text_names", words),
-        pa.field("texts", words),
-        pa.field("odd", pa.bool_()),
-    ]
+    return [*(pa.field(name, pa.list_(kind)) for name, kind in _LISTS.items()), pa.field("odd", pa.bool_())]
 
 
 def predicate_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Values of the columns of `predicate_fields` for metadata that was read from JSON."""
-    facts: list[str] = []
-    numbers: list[tuple[str, float]] = []
-    texts: list[tuple[str, str]] = []
-    odd = False
+    values: dict[str, Any] = {name: [] for name in _LISTS} | {"odd": False}
     for name, value in metadata.items():
-        facts.extend(_facts(name, value))
-        if isinstance(value, str):
-            if _is_unicode(value):
-                texts.append((_escaped(name), value))
-            else:
-                odd = True
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            if _is_double(value):
-                numbers.append((_escaped(name), value + 0.0))  # turns -0.0, which Lance orders below 0.0, into 0.0
-            else:
-                odd = odd or isinstance(value, int)  # not for NaN, which equals nothing and has no order
-    return {
-        "facts": facts,
-        "number_names": [name for name, _ in numbers],
-        "numbers": [number for _, number in numbers],
-        "text_names": [name for name, _ in texts],
-        "texts": [text for _, text in texts],
-        "odd": odd,
-    }
+        values["facts"] += _facts(name, value)
+        if isinstance(value, str) and _is_unicode(value):
+            values["text_names"].append(_escaped(name))
+            values["texts"].append(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and _is_double(value):
+            values["number_names"].append(_escaped(name))
+            values["numbers"].append(value + 0.0)  # turns -0.0, which Lance orders below 0.0, into 0.0
+        elif isinstance(value, str) or type(value) is int:  # not NaN, which equals nothing and has no order
+            values["odd"] = True
+    return values
 
 
 def _facts(name: str, value: Any) -> Iterator[str]:

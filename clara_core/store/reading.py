@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pyarrow as pa
+from lance import LanceDataset, LanceFragment
+from lance.dataset import ScannerBuilder, serialize_row_addrs
 
 from clara_core.common.errors import StoreError
 from clara_core.store.backend import Rows
-from clara_core.store.lance_calls import scanner
 from clara_core.store.records import escape
-
-if TYPE_CHECKING:
-    from lance import LanceDataset, LanceFragment
 
 _AHEAD_BYTES: Final = 1 << 27  # bytes read ahead; Lance's default is two gigabytes
 _VALUES: Final = 10_000  # most strings in a predicate
+
+
+def scanner(dataset: LanceDataset, columns: Sequence[str], rows: Rows | None) -> ScannerBuilder:
+    """A scan over the rows with given numbers, or over all rows for None; its result includes ``_rowid``."""
+    builder = ScannerBuilder(dataset).columns(list(columns)).with_row_id()
+    # Both names are public, but not documented; pyproject bounds the version of Lance because of them.
+    return builder if rows is None else builder.row_addr_prefilter(serialize_row_addrs(rows.tolist())).prefilter(True)
 
 
 @contextmanager
@@ -52,7 +57,8 @@ def rows_at(dataset: LanceDataset, rows: Rows, columns: Sequence[str]) -> pa.Tab
         return _none(dataset, columns)
     with readable(dataset):
         found = scanner(dataset, columns, rows).to_scanner().to_table()
-    return found if _ascend(found["_rowid"]) else found.sort_by("_rowid")
+    numbers = found["_rowid"].to_numpy()
+    return found if bool((numbers[1:] > numbers[:-1]).all()) else found.sort_by("_rowid")
 
 
 def batches(
@@ -80,11 +86,6 @@ def batches(
 def quoted(value: str) -> str:
     """A string as a literal of a predicate."""
     return "'" + escape(value).replace("'", "''") + "'"
-
-
-def _ascend(numbers: pa.ChunkedArray) -> bool:
-    values = numbers.to_numpy()
-    return bool((values[1:] > values[:-1]).all())
 
 
 def _none(dataset: LanceDataset, columns: Sequence[str]) -> pa.Table:

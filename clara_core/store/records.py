@@ -6,19 +6,17 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from clara_core.data.memory import Memory
-
-__all__ = ["Broken", "Hit", "Record", "StoreStats"]
+from clara_core.data.memory import Memory
 
 Metadata = dict[str, Any]
+T = TypeVar("T")
 
 # Arrow strings cannot hold lone surrogates, and not every reader accepts NUL: both are written as this noncharacter and
 # four digits.
@@ -72,19 +70,12 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A file of a store that cannot be read.
-
-    Attributes:
-        path: Path of the file.
-        rows: Number of documents in it.
-        reason: Why it cannot be read.
-        fragment: Its number in the table.
-    """
+    """A file of a store that cannot be read."""
 
     path: str
-    rows: int
+    rows: int  # documents in it
     reason: str
-    fragment: int
+    fragment: int  # its number in the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +119,38 @@ def unescape(text: str) -> str:
     return _MARKED.sub(lambda found: chr(int(found[1], 16)), text)
 
 
+# --- ids -------------------------------------------------------------------------------------------------
+
+
 def made_id(text: str, seen: int) -> str:
     """The generated id of a text, the same in every process; `seen` distinguishes equal texts of one call."""
     return hashlib.sha256(f"{seen}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def in_order(ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
+    """What was found of each document.
+
+    Raises:
+        KeyError: Nothing was found of one.
+    """
+    if missing := [id_ for id_ in ids if id_ not in found]:
+        raise KeyError(f"there is no document with the id {missing[0]!r}")
+    return [found[id_] for id_ in ids]
+
+
+def checked_ids(ids: Iterable[str]) -> list[str]:
+    """Ids as a list.
+
+    Raises:
+        TypeError: It is a single string, or an id is not a string.
+    """
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise TypeError(f"ids must be several strings, got one {type(ids).__name__}; put it into a list")
+    wanted = list(ids)
+    for index, id_ in enumerate(wanted):
+        if not isinstance(id_, str):
+            raise TypeError(f"ids[{index}] must be a string, got {type(id_).__name__}: {id_!r:.60}")
+    return wanted
 
 
 # --- metadata --------------------------------------------------------------------------------------------

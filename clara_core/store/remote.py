@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
-from datetime import timedelta
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, Final, NoReturn, TypeVar
 
 from torch import Tensor
 
@@ -15,15 +14,24 @@ from clara_core.common.surrogates import replace_surrogates
 from clara_core.data.memory import Memory
 from clara_core.engine.protocol import Engine
 from clara_core.engine.remote.engine import RemoteEngine
-from clara_core.store.records import Broken, Hit, Record, StoreStats, metadata_from_json, metadata_json
+from clara_core.store.records import Hit, Record, StoreStats, checked_ids, in_order, metadata_from_json, metadata_json
 from clara_core.store.search import Filter, Search, check_condition
-from clara_core.store.store import MemoryStore, checked_ids
+from clara_core.store.store import MemoryStore
 from clara_core.store.writing import Document
 
 PLACE: Final = "/v1/stores/"
 _BATCH: Final = 256  # most documents of a request
 _BATCH_BYTES: Final = 4 << 20
-_KEEP: Final = timedelta(hours=1)
+
+T = TypeVar("T", Hit, Record, StoreStats)
+
+
+def _refused(name: str) -> Callable[..., NoReturn]:
+    def refuse(self: RemoteStore, *_: object, **__: object) -> NoReturn:
+        """Not available over HTTP: raises `StoreError`."""
+        raise StoreError(f"{name} is not available over HTTP, got {self.uri}: run clara store {name} URI on the server")
+
+    return refuse
 
 
 class RemoteStore(MemoryStore):
@@ -38,10 +46,9 @@ class RemoteStore(MemoryStore):
         address, _, name = uri.rstrip("/").rpartition(PLACE)
         if not address or not name or "/" in name:
             raise ValueError(f"a store of a server is named http://host:port{PLACE}NAME, got {uri!r}")
-        same = (
-            isinstance(engine, RemoteEngine) and engine.connection.url == RemoteEngine.connect(address).connection.url
-        )
-        self._server = engine if isinstance(engine, RemoteEngine) and same else RemoteEngine.connect(address)
+        self._server = RemoteEngine.connect(address)
+        if isinstance(engine, RemoteEngine) and engine.connection.url == self._server.connection.url:
+            self._server = engine
         self._uri = uri
         self._path = f"{PLACE}{name}"
         self._read_only = read_only
@@ -57,8 +64,6 @@ class RemoteStore(MemoryStore):
         """Fingerprint of the model whose memories the store holds; None if it holds none."""
         return self.stats().fingerprint
 
-    # --- writing -----------------------------------------------------------------------------------------
-
     def _write(self, documents: Iterator[Document], vectors: object, *, fidelity: bool) -> Iterator[list[str]]:
         """Send documents. Of memories only the texts are sent. Vectors of other embeddings are refused."""
         if vectors is not None:
@@ -71,46 +76,20 @@ class RemoteStore(MemoryStore):
 
     def delete(self, ids: Iterable[str] | None = None, filter: Filter | None = None) -> int:  # noqa: A002
         """See `MemoryStore.delete`."""
-        self._check_writable()
-        if ids is None and filter is None:
-            raise ValueError("delete needs ids or a filter; filter={} deletes all documents")
-        payload = {"ids": None if ids is None else checked_ids(ids), "filter": _sent(filter)}
-        return int(self._ask("delete", payload)["deleted"])
+        wanted = self._to_delete(ids, filter)
+        return int(self._ask("delete", {"ids": wanted, "filter": _sent(filter)})["deleted"])
 
-    def compact(self, older_than: timedelta = _KEEP) -> None:
-        """Not available over HTTP: raises `StoreError`."""
-        self._refuse("compact")
-
-    def optimize(self, *, show_progress: bool = False) -> None:
-        """Not available over HTTP: raises `StoreError`."""
-        self._refuse("optimize")
-
-    def check(self, *, show_progress: bool = False) -> list[Broken]:
-        """Not available over HTTP: raises `StoreError`."""
-        self._refuse("check")
-
-    def salvage(self, *, show_progress: bool = False) -> list[Broken]:
-        """Not available over HTTP: raises `StoreError`."""
-        self._refuse("salvage")
-
-    def _refuse(self, name: str) -> NoReturn:
-        raise StoreError(f"{name} is not available over HTTP, got {self.uri}: run clara store {name} URI on the server")
-
-    # --- reading -----------------------------------------------------------------------------------------
+    compact, optimize, check, salvage = map(_refused, ("compact", "optimize", "check", "salvage"))
 
     def get(self, ids: Iterable[str]) -> list[Record]:
         """See `MemoryStore.get`."""
         wanted = checked_ids(ids)
-        return [_record(each) for each in self._ask("get", {"ids": wanted})["records"]] if wanted else []
+        return [_read(Record, each) for each in self._ask("get", {"ids": wanted})["records"]] if wanted else []
 
     def memories(self, ids: Iterable[str]) -> list[Memory]:
         """See `MemoryStore.memories`. Tensors are fetched when they are read."""
         wanted = checked_ids(ids)
-        found = {record.id: record.text for record in self.get(wanted)}
-        for id_ in wanted:
-            if id_ not in found:
-                raise KeyError(f"there is no document with the id {id_!r}")
-        return self._server.remember([found[id_] for id_ in wanted])
+        return self._server.remember(in_order(wanted, {record.id: record.text for record in self.get(wanted)}))
 
     def count(self, filter: Filter | None = None) -> int:  # noqa: A002
         """See `MemoryStore.count`."""
@@ -123,17 +102,14 @@ class RemoteStore(MemoryStore):
         """All documents of the latest version, streamed from the server."""
         with self._server.connection.lines(f"{self._path}/documents") as lines:
             for line in lines:
-                yield _record(line)
+                yield _read(Record, line)
 
     def stats(self) -> StoreStats:
         """See `MemoryStore.stats`."""
-        reply = self._server.connection.get(self._path)
-        return StoreStats(**{each.name: reply[each.name] for each in fields(StoreStats) if each.name in reply})
+        return _read(StoreStats, self._server.connection.get(self._path))
 
     def close(self) -> None:
         """Does nothing: the client holds no cache."""
-
-    # --- searching ---------------------------------------------------------------------------------------
 
     def _results(
         self, words: list[str] | None, given: Tensor | None, condition: Filter | None, how: Search
@@ -151,21 +127,11 @@ class RemoteStore(MemoryStore):
         return [self._hits(each, with_memories=how.with_memories) for each in results]
 
     def _hits(self, results: Sequence[Mapping[str, Any]], *, with_memories: bool) -> list[Hit]:
-        memories: Sequence[Memory | None] = [None] * len(results)
-        if with_memories:
-            memories = self._server.remember([str(each["text"]) for each in results])
-        return [
-            Hit(
-                str(each["id"]),
-                str(each["text"]),
-                _metadata(each["metadata"]),
-                float(each["score"]),
-                float(each["relevance"]),
-                int(each["window"]),
-                memory,
-            )
-            for each, memory in zip(results, memories, strict=True)
-        ]
+        found = [_read(Hit, each) for each in results]
+        if not with_memories:
+            return found
+        memories = self._server.remember([hit.text for hit in found])
+        return [replace(hit, memory=memory) for hit, memory in zip(found, memories, strict=True)]
 
     def _ask(self, what: str, payload: Mapping[str, Any]) -> Any:
         # Ids and values as they are: one that is no text at all is refused, and never taken for another one.
@@ -182,14 +148,14 @@ def _sent(condition: Filter | None) -> Any:
     return json.loads(metadata_json(dict(condition), "filter"))
 
 
-def _record(found: Mapping[str, Any]) -> Record:
-    spans = tuple((int(start), int(end)) for start, end in found["spans"])
-    metadata = _metadata(found["metadata"])
-    return Record(str(found["id"]), str(found["text"]), metadata, spans, int(found["source_tokens"]))
-
-
-def _metadata(value: Any) -> dict[str, Any]:
-    return metadata_from_json(json.dumps(value))
+def _read(kind: type[T], reply: Mapping[str, Any]) -> T:
+    """A value from its JSON form; what only a newer server knows is left out."""
+    known = {each.name: reply[each.name] for each in fields(kind) if each.name in reply}
+    if "metadata" in known:
+        known["metadata"] = metadata_from_json(json.dumps(known["metadata"]))
+    if "spans" in known:
+        known["spans"] = tuple(map(tuple, known["spans"]))
+    return kind(**known)
 
 
 def _line(document: Document) -> bytes:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
+from lance import LanceDataset, LanceFragment
 from numpy.typing import NDArray
 
 from clara_core.retrieval.bm25 import WordIndex, members
@@ -21,9 +22,6 @@ from clara_core.store.reading import batches, rows_at
 from clara_core.store.records import unescape
 from clara_core.store.schema import Layout, number_rows, window_counts
 from clara_core.store.windows import WindowMatrix, Windows
-
-if TYPE_CHECKING:
-    from lance import LanceDataset, LanceFragment
 
 _BLOCK_BYTES: Final = 1 << 26  # bytes of memories that keys are computed from at a time
 _NO_ROWS: Final[Rows] = np.empty(0, np.uint64)
@@ -45,7 +43,8 @@ class _Files:
                 del self._files[number]
                 gone.append(rows)
             elif fragment.num_deletions != deletions:
-                left = np.concatenate([_NO_ROWS, *_numbers(dataset, fragment)])
+                there = batches(dataset, [], fragments=[fragment])
+                left = np.concatenate([_NO_ROWS, *(batch.column("_rowid").to_numpy() for batch in there)])
                 kept = members(rows, left)
                 self._files[number] = (left, fragment.num_deletions)
                 gone.append(rows[~kept])
@@ -63,18 +62,12 @@ class _Files:
         self._files[fragment.fragment_id] = (rows, fragment.num_deletions)
 
 
-def _numbers(dataset: LanceDataset, fragment: LanceFragment) -> list[Rows]:
-    return [batch.column("_rowid").to_numpy() for batch in batches(dataset, [], fragments=[fragment])]
-
-
 class KeyScan:
     """Reads the keys of a version and caches those of the last one. Safe under threads."""
 
-    _seen: tuple[int, int]  # version of the table and of the key settings
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._forget(0)
+        self._seen = (-1, 0)  # version of the table and of the key settings
 
     def at(self, dataset: LanceDataset, layout: Layout) -> Windows:
         """The keys of a version."""
@@ -82,20 +75,15 @@ class KeyScan:
             if self._seen != (dataset.version, layout.key_version):
                 if self._seen[1] != layout.key_version:
                     self._forget(layout.key.length)
-                try:
-                    self._refresh(dataset, layout)
-                except BaseException:
-                    self._forget(layout.key.length)
-                    raise
+                self._seen = (-1, 0)  # unless the update succeeds, all is read again
+                self._refresh(dataset, layout)
                 self._seen = (dataset.version, layout.key_version)
             return self._keys
 
     def _forget(self, length: int) -> None:
         self._files = _Files()
-        self._matrix = WindowMatrix(max(1, length), np.float16, scaled=False)
+        self._matrix = WindowMatrix(length, np.float16, scaled=False)
         self._turn = 0
-        self._keys = self._matrix.at(0)
-        self._seen = (-1, 0)
 
     def _refresh(self, dataset: LanceDataset, layout: Layout) -> None:
         if len(gone := self._files.gone(dataset)):
@@ -123,17 +111,11 @@ class KeyScan:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words of a version of the table. Immutable.
+    """The words of a version of the table. Immutable."""
 
-    Attributes:
-        index: Index of the words by serial number, so that texts with equal scores are in the order of adding.
-        rows: Row numbers, ascending.
-        serials: Serial number of each row.
-    """
-
-    index: WordIndex
-    rows: Rows
-    serials: Rows
+    index: WordIndex  # by serial number, so that texts with equal scores are in the order of adding
+    rows: Rows  # ascending
+    serials: Rows  # of each row
 
     def search(self, words: Sequence[str], k: int, allowed: Rows | None) -> tuple[list[Candidate], float]:
         """The k rows that share words with a question, and the unit of the scores."""
@@ -150,28 +132,21 @@ class Words:
 class WordScan:
     """Reads the words of a version and caches those of the last one. Safe under threads."""
 
-    _seen: int  # version
-    _words: Words
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._forget()
+        self._seen = -1  # version of the table
 
     def at(self, dataset: LanceDataset) -> Words:
         """The words of a version."""
         with self._lock:
             if self._seen != dataset.version:
-                try:
-                    self._refresh(dataset)
-                except BaseException:
-                    self._forget()
-                    raise
+                if self._seen < 0:
+                    self._files, self._index = _Files(), WordIndex()
+                    self._words = Words(self._index, _NO_ROWS, _NO_ROWS)
+                self._seen = -1  # unless the update succeeds, all is read again
+                self._refresh(dataset)
                 self._seen = dataset.version
             return self._words
-
-    def _forget(self) -> None:
-        self._files, self._index, self._seen = _Files(), WordIndex(), -1
-        self._words = Words(self._index, _NO_ROWS, _NO_ROWS)
 
     def _refresh(self, dataset: LanceDataset) -> None:
         rows, serials = self._words.rows, self._words.serials

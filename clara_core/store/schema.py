@@ -24,7 +24,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any, Final
@@ -36,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 
 from clara_core.common.errors import StoreError
+from clara_core.data.memory import Memory
 from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Entry, Space
 from clara_core.store.codec import MemoryCodec
@@ -56,17 +57,11 @@ _KEY: Final = "clara.key"
 
 @dataclass(frozen=True)
 class Layout:
-    """The settings of a table, fixed when it is created.
-
-    Attributes:
-        space: Kind of its memories.
-        key: Computes keys.
-        fitted_to: Number of windows that the key was fitted to; if it is small, the key is fitted again later.
-    """
+    """The settings of a table, fixed when it is created."""
 
     space: Space
     key: Key
-    fitted_to: int = 0
+    fitted_to: int = 0  # windows that the key was fitted to; if they are few, the key is fitted again later
 
     @cached_property
     def codec(self) -> MemoryCodec:
@@ -86,15 +81,7 @@ class Layout:
     @cached_property
     def schema_metadata(self) -> dict[str, str]:
         """The metadata of the table's schema."""
-        space = self.space
-        settings = {
-            "format": FORMAT,
-            "fingerprint": space.fingerprint,
-            "memory_type": space.memory_type,
-            "n_mem": space.n_mem,
-            "hidden": space.hidden,
-            "fitted_to": self.fitted_to,
-        }
+        settings = {"format": FORMAT, **asdict(self.space), "fitted_to": self.fitted_to}
         return {_SETTINGS: json.dumps(settings), _KEY: self.key.to_json()}
 
     @cached_property
@@ -116,6 +103,13 @@ class Layout:
             pa.field("memory", pa.list_(pa.list_(pa.uint8(), self.codec.row_bytes)), nullable=False),
         ]
         return pa.schema(fields, metadata=self.schema_metadata)
+
+    @classmethod
+    def new(cls, space: Space, key_length: int, memories: Sequence[Memory]) -> Layout:
+        """The layout of a new table, with keys fitted to the memories, if there are any."""
+        layout = cls(space, Key(space.n_mem * space.hidden, key_length))
+        windows = [memory.tokens for memory in memories if len(memory.tokens)]
+        return layout.fitted(torch.cat(windows)) if windows else layout
 
     def fitted(self, tokens: torch.Tensor) -> Layout:
         """The same layout with keys fitted to memories ``[windows, n_mem, hidden]``."""

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clara_core.engine.protocol import Engine
 from clara_core.retrieval.filters import check_filter
 from clara_core.retrieval.ranking import diversify, fuse, memory_relevance, text_relevance
-from clara_core.store.accepting import Accepting
 from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot, Space
+from clara_core.store.explaining import reads
 from clara_core.store.records import Hit, Record
-
-if TYPE_CHECKING:
-    from clara_core.engine.protocol import Engine
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Record], bool]
 """A filter: a dict as in `clara_core.retrieval.filters`, or a function of the document."""
@@ -28,13 +27,14 @@ Vectors: TypeAlias = Tensor | NDArray[np.float32]
 """Memories of questions that are computed already, in this process or in a database."""
 
 Mode = Literal["memory", "text", "hybrid"]
-
-MODES: Final = ("memory", "text", "hybrid")
+MODES: Final = get_args(Mode)
 DEFAULT_MODE: Final[Mode] = "hybrid"
 DEFAULT_OVERSAMPLE: Final = 10
 DEFAULT_TEXT_WEIGHT: Final = 0.5  # the best value in docs/retrieval.md
 
 _FUSED: Final = 30  # fewest documents of each ranking that are fused
+_WIDER: Final = 4  # factor by which a search is widened if a function accepts too few documents
+_NARROWEST: Final = 16  # smallest number of documents to search for then
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +51,14 @@ class Search:
     with_memories: bool = False
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, got {self.k}")
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        if self.oversample < 1:
-            raise ValueError(f"oversample must be at least 1, got {self.oversample}")
-        if not 0.0 <= self.text_weight <= 1.0:
-            raise ValueError(f"text_weight must lie in [0, 1], got {self.text_weight}")
-        if not 0.0 <= self.lambda_mult <= 1.0:
-            raise ValueError(f"lambda_mult must lie in [0, 1], got {self.lambda_mult}")
+        for name, count in (("k", self.k), ("oversample", self.oversample)):
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        for name, share in (("text_weight", self.text_weight), ("lambda_mult", self.lambda_mult)):
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,6 @@ class StoreSearch:
         how = Search(k, mode, exact, oversample, text_weight, with_memories=with_memories)
         if mode != "memory" and words is None:
             raise ValueError(f"mode={mode!r} needs the words of the question, got a tensor; use mode='memory'")
-        check_condition(filter)
         found = self._results(words, given, filter, how)
         return found[0] if one else found
 
@@ -173,19 +170,23 @@ class StoreSearch:
         how = Search(
             k, "memory", exact, oversample, fetch_k=fetch_k, lambda_mult=lambda_mult, with_memories=with_memories
         )
-        check_condition(filter)
         return self._results(words, given, filter, how)[0]
 
+    @reads
     def _results(
         self, words: list[str] | None, given: Tensor | None, condition: Filter | None, how: Search
     ) -> list[list[Hit]]:
         """The results of each question, from its words, its given vector, or both."""
+        check_condition(condition)
         count = len(words) if words is not None else len(given) if given is not None else 0
         snapshot = self._backend.latest()
         if snapshot is None or not count:
             return [[] for _ in range(count)]
         tokens = None if how.mode == "text" else self._vectors(words, given, snapshot.space)
-        found = _find(*_among(snapshot, condition), words, tokens, how)
+        if callable(condition):
+            found = _find(_Accepting(snapshot, condition), None, words, tokens, how)
+        else:
+            found = _find(snapshot, None if condition is None else snapshot.passing(condition), words, tokens, how)
         if how.fetch_k is not None and tokens is not None and found[0]:
             windows = snapshot.windows([each.candidate for each in found[0]])
             chosen = diversify(tokens[0].flatten(), windows, how.k, how.lambda_mult)
@@ -223,15 +224,48 @@ def check_condition(condition: Filter | None) -> None:
         check_filter(condition)
 
 
-def _among(snapshot: Snapshot, condition: Filter | None) -> tuple[Snapshot | Accepting, Rows | None]:
-    """The searches to use, and the rows that may be found."""
-    if condition is None:
-        return snapshot, None
-    return (Accepting(snapshot, condition), None) if callable(condition) else (snapshot, snapshot.passing(condition))
+@dataclass(slots=True)
+class _Accepting:
+    """The searches of a snapshot among the documents that a function accepts; it is called once for each document.
+
+    Lance cannot evaluate a Python function, and applying it to every document would read them all. So a search is
+    widened until enough documents are accepted. Each ranking is filtered before two are fused, so that a function finds
+    the same documents as an equivalent dict.
+    """
+
+    snapshot: Snapshot
+    accept: Callable[[Record], bool]
+    known: dict[int, bool] = field(default_factory=dict)
+
+    def nearest(
+        self, questions: Tensor, k: int, allowed: Rows | None, *, exact: bool, oversample: int
+    ) -> list[list[Candidate]]:
+
+        def accepted(question: Tensor) -> list[Candidate]:
+            nearest = partial(self.snapshot.nearest, question, allowed=allowed, exact=exact, oversample=oversample)
+            return self._accepted(lambda wanted: nearest(wanted)[0], k)
+
+        return list(map(accepted, questions.split(1)))
+
+    def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
+        found = self._accepted(lambda wanted: self.snapshot.matching(question, wanted, allowed).candidates, k)
+        return Matches(found, self.snapshot.matching(question, 1, allowed).unit)
+
+    def _accepted(self, search: Callable[[int], Sequence[Candidate]], k: int) -> list[Candidate]:
+        wanted = max(_NARROWEST, _WIDER * k)
+        while True:
+            found = search(wanted)
+            if rows := sorted({each.row for each in found}.difference(self.known)):
+                there = self.snapshot.at_rows(np.array(rows, np.uint64), with_memories=False)
+                self.known |= {row: bool(self.accept(record)) for row, (record, _) in there.items()}
+            accepted = [each for each in found if self.known[each.row]]
+            if len(accepted) >= k or len(found) < wanted:
+                return accepted[:k]
+            wanted *= _WIDER
 
 
 def _find(
-    snapshot: Snapshot | Accepting,
+    snapshot: Snapshot | _Accepting,
     allowed: Rows | None,
     words: list[str] | None,
     tokens: Tensor | None,
@@ -243,43 +277,37 @@ def _find(
         return snapshot.nearest(tokens, k, among, exact=how.exact, oversample=oversample)
 
     if tokens is None:
-        return [_by_words(snapshot.matching(question, how.k, allowed)) for question in words or ()]
+        by_words = [snapshot.matching(question, how.k, allowed) for question in words or ()]
+        return [
+            [_Found(each, each.score, text_relevance(each.score, own.unit)) for each in own.candidates]
+            for own in by_words
+        ]
     if how.mode == "memory" or words is None:
         most = max(how.k, how.fetch_k or 0)
-        return [list(map(_by_cosine, found)) for found in nearest(tokens, most, allowed, how.oversample)]
+        by_memory = nearest(tokens, most, allowed, how.oversample)
+        return [[_Found(each, each.score, memory_relevance(each.score)) for each in own] for own in by_memory]
     depth = max(how.k, _FUSED)
     by_memory = nearest(tokens, depth, allowed, max(2, how.oversample * how.k // depth))
     result = []
     for question, own, near in zip(words, tokens, by_memory, strict=True):
-        by_words = snapshot.matching(question, depth, allowed)
+        having = snapshot.matching(question, depth, allowed)
         # Documents found in only one ranking also get their score in the other one.
-        [others] = nearest(own[None], depth, _rows(by_words.candidates, near), 1)
-        others += near
-        known = snapshot.matching(question, 2 * depth, _rows(near, by_words.candidates)).candidates
-        result.append(_fused(others, Matches([*by_words.candidates, *known], by_words.unit), how))
+        [others] = nearest(own[None], depth, _rows(having.candidates, near), 1)
+        known = snapshot.matching(question, 2 * depth, _rows(near, having.candidates)).candidates
+        result.append(_fused([*others, *near], Matches([*having.candidates, *known], having.unit), how))
     return result
 
 
 def _rows(candidates: Sequence[Candidate], without: Sequence[Candidate]) -> Rows:
-    """Rows of candidates that are not in `without`."""
     rows = {each.row for each in candidates} - {each.row for each in without}
     return np.array(sorted(rows), np.uint64)
-
-
-def _by_cosine(candidate: Candidate) -> _Found:
-    return _Found(candidate, candidate.score, memory_relevance(candidate.score))
-
-
-def _by_words(matches: Matches) -> list[_Found]:
-    return [_Found(each, each.score, text_relevance(each.score, matches.unit)) for each in matches.candidates]
 
 
 def _fused(near: Sequence[Candidate], matches: Matches, how: Search) -> list[_Found]:
     """Fuse both rankings; of equal scores the document that was added first comes first."""
     known = {each.row: each for each in [*matches.candidates, *near]}  # the window of `near` wins
-    by_order = sorted(known.values(), key=lambda each: (each.order, each.row))
     found = {each.row: each.score for each in near}
-    cosines = {each.row: found[each.row] for each in by_order if each.row in found}
+    cosines = {row: found[row] for row in sorted(found, key=lambda row: (known[row].order, row))}
     texts = {each.row: each.score for each in matches.candidates}
     ranked = fuse(cosines, texts, matches.unit, how.text_weight)
     return [_Found(known[place], score, score) for place, score in ranked[: how.k]]
@@ -313,9 +341,10 @@ def _questions(
             raise TypeError(
                 f"question[{index}] must be a string, got {type(each).__name__}; pass vectors as one tensor or array"
             )
-    given = None if vectors is None else torch.as_tensor(vectors)
-    if given is not None and given.ndim == 1:
-        given = given[None]
-    if given is not None and len(given) != len(words):
+    if vectors is None:
+        return words, None, isinstance(question, str)
+    given = torch.as_tensor(vectors)
+    given = given[None] if given.ndim == 1 else given
+    if len(given) != len(words):
         raise ValueError(f"one vector a question is needed, got {len(given)} for {len(words)}")
     return words, given, isinstance(question, str)

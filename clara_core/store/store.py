@@ -6,32 +6,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import chain
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from clara_core.common.errors import FingerprintMismatch, StoreError
+from clara_core.common.errors import StoreError
 from clara_core.common.place import IN_MEMORY
 from clara_core.common.suggest import parameters, refuse_unknown
 from clara_core.data.memory import Memory
 from clara_core.engine.door import is_server
 from clara_core.engine.options import OPTIONS, given_options
+from clara_core.engine.protocol import Engine
 from clara_core.store.backend import Backend
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
-from clara_core.store.explaining import explaining
+from clara_core.store.explaining import reads, writes
 from clara_core.store.keys import DEFAULT_LENGTH
-from clara_core.store.records import Broken, Record, StoreStats
+from clara_core.store.records import Broken, Record, StoreStats, checked_ids, in_order
 from clara_core.store.search import Filter, StoreSearch, check_condition
-from clara_core.store.writing import VECTORS, Document, Measure, Writer, checked_documents
-
-if TYPE_CHECKING:
-    from clara_core.engine.protocol import Engine
+from clara_core.store.writing import Document, Writer, checked_documents, fidelity_measure, written_fingerprint
 
 _KEEP: Final = timedelta(hours=1)  # old versions are kept this long for readers in other processes
 
 
-@explaining("delete", "compact", "optimize", "salvage", "check", reading=False)
-@explaining(
-    "get", "memories", "count", "__contains__", "__iter__", "stats", "_results", reading=True
-)  # fmt: skip
 class MemoryStore(StoreSearch):
     """Documents by id with text, metadata and memory. Safe under threads and beside other processes.
 
@@ -178,13 +172,12 @@ class MemoryStore(StoreSearch):
 
     def _write(self, documents: Iterator[Document], vectors: object, *, fidelity: bool) -> Iterator[list[str]]:
         """Write documents; yields after each batch the ids of its documents, which are now safe."""
-        measure = self._fidelity_measure(vectors) if fidelity else None
-        if (first := next(documents, None)) is None:
-            return
-        fingerprint = self._writing_fingerprint(first.memory)
-        compress = None if self.engine is None else self.engine.remember
-        yield from Writer(self._backend, fingerprint, self._shape, compress, measure).write(chain([first], documents))
+        measure = fidelity_measure(self.engine, vectors) if fidelity else None
+        if (first := next(documents, None)) is not None:
+            fingerprint = written_fingerprint(self.engine, first.memory)
+            yield from Writer(self._backend, self.engine, fingerprint, measure).write(chain([first], documents))
 
+    @writes
     def delete(self, ids: Iterable[str] | None = None, filter: Filter | None = None) -> int:  # noqa: A002
         """Delete the documents with one of the ids, those that pass the filter, or, with both, those that meet both.
 
@@ -195,16 +188,13 @@ class MemoryStore(StoreSearch):
         Returns:
             int: Number of deleted documents.
         """
-        self._check_writable()
-        if ids is None and filter is None:
-            raise ValueError("delete needs ids or a filter; filter={} deletes all documents")
-        wanted = None if ids is None else checked_ids(ids)
-        check_condition(filter)
+        wanted = self._to_delete(ids, filter)
         if callable(filter):
             records = self if wanted is None else self.get(wanted)
             return self._backend.delete([record.id for record in records if filter(record)], None)
         return self._backend.delete(wanted, filter)
 
+    @writes
     def compact(self, older_than: timedelta = _KEEP) -> None:
         """Merge small files, free the space of deleted and replaced documents, and delete old versions.
 
@@ -214,6 +204,7 @@ class MemoryStore(StoreSearch):
         self._check_writable()
         self._backend.compact(older_than)
 
+    @writes
     def optimize(self, *, show_progress: bool = False) -> None:
         """Update keys and indexes. This makes searches faster and does not change what they find.
 
@@ -226,11 +217,13 @@ class MemoryStore(StoreSearch):
         self._check_writable()
         self._shown(self._backend.optimize, show_progress)
 
+    @writes
     def check(self, *, show_progress: bool = False) -> list[Broken]:
         """Read everything in the store, and return the files that cannot be read."""
         found: list[Broken] = self._shown(self._backend.check, show_progress)
         return found
 
+    @writes
     def salvage(self, *, show_progress: bool = False) -> list[Broken]:
         """Delete the documents of broken files, so that all others can be read. Reads everything in the store.
 
@@ -256,6 +249,7 @@ class MemoryStore(StoreSearch):
 
     # --- reading -----------------------------------------------------------------------------------------
 
+    @reads
     def get(self, ids: Iterable[str]) -> list[Record]:
         """Documents in the order of their ids; unknown ids are ignored."""
         wanted = checked_ids(ids)
@@ -263,6 +257,7 @@ class MemoryStore(StoreSearch):
         found = {} if snapshot is None or not wanted else snapshot.records(wanted)
         return [found[id_] for id_ in wanted if id_ in found]
 
+    @reads
     def memories(self, ids: Iterable[str]) -> list[Memory]:
         """Memories of documents, for the generator, in the order of their ids.
 
@@ -275,11 +270,9 @@ class MemoryStore(StoreSearch):
         if snapshot is not None and self.engine is not None:
             snapshot.space.check_model(self.engine.fingerprint, self.uri)
         found = {} if snapshot is None or not wanted else snapshot.memories(wanted)
-        for id_ in wanted:
-            if id_ not in found:
-                raise KeyError(f"there is no document with the id {id_!r}")
-        return [found[id_] for id_ in wanted]
+        return in_order(wanted, found)
 
+    @reads
     def count(self, filter: Filter | None = None) -> int:  # noqa: A002
         """Number of documents, or of those that pass a filter."""
         check_condition(filter)
@@ -290,15 +283,18 @@ class MemoryStore(StoreSearch):
             return sum(1 for record in snapshot if filter(record))
         return snapshot.count() if filter is None else len(snapshot.passing(filter))
 
+    @reads
     def __contains__(self, id_: object) -> bool:
         snapshot = self._backend.latest()
         return snapshot is not None and isinstance(id_, str) and bool(snapshot.states([id_]))
 
+    @reads
     def __iter__(self) -> Iterator[Record]:
         """All documents of the latest version, in the order of adding (a replaced document comes last)."""
         snapshot = self._backend.latest()
         return iter(() if snapshot is None else snapshot)
 
+    @reads
     def stats(self) -> StoreStats:
         """Size and state."""
         snapshot = self._backend.latest()
@@ -310,37 +306,13 @@ class MemoryStore(StoreSearch):
 
     # --- within ------------------------------------------------------------------------------------------
 
-    def _shape(self) -> tuple[int, int]:
-        """``(n_mem, hidden)`` of a memory."""
-        if (snapshot := self._backend.latest()) is not None:
-            return snapshot.space.n_mem, snapshot.space.hidden
-        if self.engine is None:
-            raise ValueError("the first document of a store without an engine must not be blank; add another one first")
-        return self.engine.n_mem, self.engine.hidden
-
-    def _writing_fingerprint(self, memory: Memory | None) -> str:
-        if memory is not None:
-            if self.engine is not None and memory.fingerprint not in (self.engine.fingerprint, VECTORS):
-                raise FingerprintMismatch(
-                    f"the memories are of the model {memory.fingerprint[:12]}, the engine of this store is "
-                    f"{self.engine.fingerprint[:12]}: give texts, or open the store with the model that made them"
-                )
-            return memory.fingerprint
-        if self.engine is None:
-            raise ValueError("the store has no engine for texts: open it with engine= or model=, or give memories")
-        return self.engine.fingerprint
-
-    def _fidelity_measure(self, vectors: object) -> Measure:
-        from clara_core.engine.engine import ClaraEngine
-
-        engine = self.engine
-        if vectors is not None or not isinstance(engine, ClaraEngine):
-            given = "vectors of other embeddings" if vectors is not None else f"the engine {engine!r}"
-            raise ValueError(
-                f"fidelity=True reads memories back with their model in this process, got {given}: open the store with "
-                "model= or a ClaraEngine, and give texts or memories"
-            )
-        return lambda memories: [one.kept for one in engine.fidelity(memories)]
+    def _to_delete(self, ids: Iterable[str] | None, condition: Filter | None) -> list[str] | None:
+        """The ids of a `delete`, checked like its filter."""
+        self._check_writable()
+        if ids is None and condition is None:
+            raise ValueError("delete needs ids or a filter; filter={} deletes all documents")
+        check_condition(condition)
+        return None if ids is None else checked_ids(ids)
 
     def _check_writable(self) -> None:
         if self._read_only:
@@ -357,18 +329,3 @@ def _place(uri: str, memory_type: MemoryType | None, key: int, options: Mapping[
     except ImportError as exc:
         raise ImportError(f"a store at {uri!r} needs Lance: pip install 'clara-rag[store]'") from exc
     return OnLance(uri, memory_type or "bfloat16", key, dict(options) if options else None)
-
-
-def checked_ids(ids: Iterable[str]) -> list[str]:
-    """Ids as a list.
-
-    Raises:
-        TypeError: It is a single string, or an id is not a string.
-    """
-    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise TypeError(f"ids must be several strings, got one {type(ids).__name__}; put it into a list")
-    wanted = list(ids)
-    for index, id_ in enumerate(wanted):
-        if not isinstance(id_, str):
-            raise TypeError(f"ids[{index}] must be a string, got {type(id_).__name__}: {id_!r:.60}")
-    return wanted

@@ -6,11 +6,10 @@ document, the later one fails and is repeated on the result of the earlier one. 
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -19,7 +18,7 @@ from urllib.request import url2pathname
 
 import lance
 import pyarrow as pa
-from lance import LanceDataset
+from lance import LanceDataset, LanceFragment
 
 from clara_core.common.errors import StoreError
 
@@ -34,11 +33,7 @@ T = TypeVar("T")
 
 
 class Table:
-    """The table at an address; it need not exist yet. Safe under threads; a forked child opens it again.
-
-    Args:
-        uri: A folder, or the address of an object store.
-        storage_options: Credentials and settings of the object store.
+    """The table at an address; it need not exist yet. Safe under threads, but not after a fork.
 
     Raises:
         StoreError: The address is that of a file.
@@ -52,14 +47,8 @@ class Table:
         self.storage_options = storage_options
         self._folder = folder
         self.address = f"{self.uri.rstrip('/')}/{TABLE}.lance"
-        self._forget()
-
-    def _forget(self) -> None:
-        self._pid = os.getpid()
         self._dataset: LanceDataset | None = None
         self._state = threading.Lock()
-
-    # --- reading -----------------------------------------------------------------------------------------
 
     def latest(self) -> LanceDataset | None:
         """The latest version of the table; None if the table does not exist. The returned object never changes.
@@ -67,8 +56,6 @@ class Table:
         Raises:
             StoreError: The table exists but cannot be opened.
         """
-        if self._pid != os.getpid():  # a forked child cannot use what its parent opened
-            self._forget()
         with self._state:
             if self._dataset is None:
                 self._dataset = self._opened()
@@ -88,8 +75,6 @@ class Table:
 
     def _holds_data(self) -> bool:
         return self._folder is not None and any((self._folder / f"{TABLE}.lance" / "data").glob("*"))
-
-    # --- writing -----------------------------------------------------------------------------------------
 
     def create(self, schema: pa.Schema) -> LanceDataset:
         """Create the table, unless it exists."""
@@ -136,10 +121,7 @@ class Table:
         return int(done["num_deleted_rows"])
 
     def change(self, work: Callable[[LanceDataset], T]) -> T:
-        """Make a change that Lance commits; repeat it if it conflicts with others.
-
-        Args:
-            work: Called with the latest version, as an object that may change in place.
+        """Make a change of the latest version, an object of its own; repeat it if it conflicts with others.
 
         Raises:
             StoreError: There is no table, or other writers were faster every time.
@@ -186,9 +168,9 @@ def _is_conflict(exc: OSError | ValueError) -> bool:
     return "conflict" in text or "contention" in text or "concurrent" in text
 
 
-def data_bytes(dataset: LanceDataset) -> int:
-    """Bytes on disk of the rows of a version."""
-    return sum(file.file_size_bytes or 0 for fragment in dataset.get_fragments() for file in fragment.metadata.files)
+def data_bytes(fragments: Iterable[LanceFragment]) -> int:
+    """Bytes on disk of rows."""
+    return sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.metadata.files)
 
 
 def folder_of(uri: str) -> Path | None:

@@ -33,12 +33,8 @@ def scored_windows(
 ) -> list[NDArray[Any]]:
     """For each question, the windows of a part that may belong to its k best documents.
 
-    Args:
-        scores: ``[Q, n]``; ``-inf`` for a window that may not be found.
-        rows: Rows of their documents, ``[n]``; the windows of a document are adjacent.
-        orders: Positions of their documents in order of adding, ``[n]``.
-        windows: Index of each window in its document, ``[n]``.
-        k: Maximum number of documents.
+    The scores are ``[Q, n]``, ``-inf`` for a window that may not be found. The rest is as in `SCORED`, ``[n]``; the
+    windows of a document are adjacent.
     """
     found = []
     for own in scores:
@@ -79,21 +75,13 @@ def _contenders(scores: NDArray[np.float32], rows: Rows, k: int) -> NDArray[np.i
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """The windows of one version. Immutable, although the matrix may grow.
+    """The windows of one version, in the order of the rows of their documents. Immutable, although the matrix grows."""
 
-    Attributes:
-        blocks: ``[n, L]`` each; all but the last have the same length.
-        rows, windows: Of each window, as in `SCORED`, ``[N]``. Documents are in the order of their rows.
-        scales: Factor of the score of each window, ``[N]``; None is 1.
-        ends: The version that deleted each window, ``[N]``.
-        version: This version.
-    """
-
-    blocks: tuple[NDArray[Any], ...]
-    rows: Rows
-    windows: NDArray[np.int64]
-    scales: NDArray[np.float32] | None
-    ends: NDArray[np.int64]
+    blocks: tuple[NDArray[Any], ...]  # [n, L] each; all but the last have the same length
+    rows: Rows  # [N], as in `SCORED`
+    windows: NDArray[np.int64]  # [N], as in `SCORED`
+    scales: NDArray[np.float32] | None  # [N], factors of the scores; None is 1
+    ends: NDArray[np.int64]  # [N], the version that deleted each window
     version: int
 
     @property
@@ -110,14 +98,9 @@ class Windows:
         self, questions: int, k: int, allowed: Rows | None, score: Callable[[NDArray[Any]], NDArray[np.float32]],
         threads: int = 1,
     ) -> list[NDArray[Any]]:  # fmt: skip
-        """The windows that may belong to the k best documents of each question.
+        """The windows that may belong to the k best documents of each question, among the allowed rows (None: all).
 
-        Args:
-            questions: Q.
-            k: Maximum number of documents.
-            allowed: Rows that may be found; None allows all.
-            score: Computes scores ``[Q, n]`` of windows ``[n, L]``.
-            threads: Number of threads that compare blocks.
+        `score` computes scores ``[questions, n]`` of windows ``[n, L]``.
         """
         there = self.alive if allowed is None else self.alive & members(self.rows, allowed)
         step = len(self.blocks[0]) if self.blocks else 1
@@ -145,13 +128,7 @@ class Windows:
 
 
 class WindowMatrix:
-    """A growing matrix of windows. Nothing is moved, so that readers of earlier versions are not disturbed.
-
-    Args:
-        length: L.
-        dtype: Type of the numbers.
-        scaled: Whether windows have scales.
-    """
+    """A growing matrix of windows. Nothing is moved, so that readers of earlier versions are not disturbed."""
 
     def __init__(self, length: int, dtype: Any, *, scaled: bool) -> None:
         self._blocks: list[NDArray[Any]] = []
@@ -164,14 +141,7 @@ class WindowMatrix:
     def add(
         self, numbers: NDArray[Any], rows: Rows, counts: NDArray[np.int64], scales: NDArray[np.float32] | None = None
     ) -> None:
-        """Add documents.
-
-        Args:
-            numbers: All their windows, ``[n, L]``.
-            rows: Row of each document.
-            counts: Number of windows of each document.
-            scales: Scale of each window.
-        """
+        """Add all windows ``[n, L]`` of some documents, each with its row and its number of windows."""
         stop, step = self.used + len(numbers), self._shape[0]
         self._rows, self._windows = _grown(self._rows, stop), _grown(self._windows, stop)
         self._ends, self._scales = _grown(self._ends, stop), _grown(self._scales, stop if self._scaled else 0)

@@ -16,7 +16,8 @@ import torch
 
 from clara_core.common.errors import FingerprintMismatch
 from clara_core.data.memory import Memory, content_key
-from clara_core.store.backend import Backend, Entry
+from clara_core.engine.protocol import Engine
+from clara_core.store.backend import Backend, Entry, Space
 from clara_core.store.explaining import explained, retry_read
 from clara_core.store.records import made_id, metadata_json
 
@@ -31,7 +32,6 @@ FIDELITY: Final = "fidelity"  # metadata field: how much of its text a memory ha
 
 _MISSING: Final = object()
 
-Compress = Callable[[list[str]], Sequence[Memory]]
 Measure = Callable[[list[Memory]], Sequence[float]]
 
 
@@ -165,26 +165,58 @@ def is_blank(text: str) -> bool:
     return not text.strip()
 
 
+def written_fingerprint(engine: Engine | None, memory: Memory | None) -> str:
+    """Fingerprint of the memories to write, from the first document's memory, if it has one.
+
+    Raises:
+        FingerprintMismatch: The memory is of another model than the engine.
+        ValueError: There is neither a memory nor an engine.
+    """
+    if memory is None:
+        if engine is None:
+            raise ValueError("the store has no engine for texts: open it with engine= or model=, or give memories")
+        return engine.fingerprint
+    if engine is not None and memory.fingerprint not in (engine.fingerprint, VECTORS):
+        raise FingerprintMismatch(
+            f"the memories are of the model {memory.fingerprint[:12]}, the engine of this store is "
+            f"{engine.fingerprint[:12]}: give texts, or open the store with the model that made them"
+        )
+    return memory.fingerprint
+
+
+def fidelity_measure(engine: Engine | None, vectors: object) -> Measure:
+    """Measures how much of their texts memories of an engine have kept.
+
+    Raises:
+        ValueError: The engine is in another process, or there are vectors instead of memories.
+    """
+    from clara_core.engine.engine import ClaraEngine
+
+    if vectors is not None or not isinstance(engine, ClaraEngine):
+        given = "vectors of other embeddings" if vectors is not None else f"the engine {engine!r}"
+        raise ValueError(
+            f"fidelity=True reads memories back with their model in this process, got {given}: open the store with "
+            "model= or a ClaraEngine, and give texts or memories"
+        )
+    return lambda memories: [one.kept for one in engine.fidelity(memories)]
+
+
+def blank_memory(text: str, of: Space | Engine, fingerprint: str) -> Memory:
+    """The memory of a blank text: without windows, of the shape of other memories."""
+    return Memory(torch.empty(0, of.n_mem, of.hidden), text, (), 0, fingerprint)
+
+
 # --- writing ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes documents of one fingerprint.
-
-    Attributes:
-        backend: The backend to write to.
-        fingerprint: Fingerprint of the memories.
-        shape: Returns ``(n_mem, hidden)``; called if all documents are blank.
-        compress: Compresses texts; None if every document has its memory.
-        measure: Measures how much memories have kept; None: not measured.
-    """
+    """Writes documents of one fingerprint."""
 
     backend: Backend
+    engine: Engine | None  # None if every document has its memory
     fingerprint: str
-    shape: Callable[[], tuple[int, int]]
-    compress: Compress | None
-    measure: Measure | None
+    measure: Measure | None  # of how much memories have kept
 
     def write(self, documents: Iterable[Document]) -> Iterator[list[str]]:
         """Write documents; yields after each batch the ids of its documents, which are now safe.
@@ -274,15 +306,18 @@ class Writer:
             there |= retry_read(self.backend, lambda: self._stored(missing))
             missing = [content for content in missing if content not in there]
         if missing:
-            if self.compress is None:
+            if self.engine is None:
                 raise ValueError(f"{len(missing)} texts have no memory and there is no engine to compress them: open "
                                  "the store with engine= or model=")  # fmt: skip
-            made = self.compress([wanted[content] for content in missing])
+            made = self.engine.remember([wanted[content] for content in missing])
             there |= {content_key(memory.text, self.fingerprint): memory for memory in made}
         return [there[content] if document.memory is None else document.memory for document, content in changed]
 
     def _blank(self, text: str) -> Memory:
-        return Memory(torch.empty(0, *self.shape()), text, (), 0, self.fingerprint)
+        of: Space | Engine | None = self.engine if (snapshot := self.backend.latest()) is None else snapshot.space
+        if of is None:
+            raise ValueError("the first document of a store without an engine must not be blank; add another one first")
+        return blank_memory(text, of, self.fingerprint)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

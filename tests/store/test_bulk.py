@@ -30,8 +30,7 @@ from clara_core.store.bulk import (
     prepare_store,
 )
 from clara_core.store.bulk import job as bulk
-from clara_core.store.bulk.digests import digests, first_of_each
-from clara_core.store.bulk.fragments import WRITTEN
+from clara_core.store.bulk.fragments import WRITTEN, digests, first_of_each
 from clara_core.store.bulk.progress import Progress
 from clara_core.store.table import Table
 from tests.tiny import TEXTS, build

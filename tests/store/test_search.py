@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clara_core import MemoryStore
 from clara_core.retrieval.filters import matches
 from clara_core.retrieval.ranking import diversify, rank_memories, score_memories
-from clara_core.store import maintenance, snapshot, windows
+from clara_core.store import maintenance, on_lance, windows
 from clara_core.store.scan import KeyScan
 from clara_core.store.schema import Layout
 from clara_core.store.table import Table
@@ -134,8 +134,8 @@ def test_equal_scores_keep_the_order_of_the_table(tmp_path):
 def test_search_in_parts_gives_the_same(store, questions, monkeypatch):
     whole = [told(own) for own in store.search(questions, k=4)]
     monkeypatch.setattr(windows, "_BLOCK_BYTES", 7 * 128 * 2)
-    monkeypatch.setattr(snapshot, "_SCAN_BYTES", 3 * N_MEM * HIDDEN * 2)
-    monkeypatch.setattr(snapshot, "_NEAR_BYTES", 2 * N_MEM * HIDDEN * 4)
+    monkeypatch.setattr(on_lance, "_SCAN_BYTES", 3 * N_MEM * HIDDEN * 2)
+    monkeypatch.setattr(on_lance, "_NEAR_BYTES", 2 * N_MEM * HIDDEN * 4)
     again = MemoryStore.open(store.uri)
     assert [told(own) for own in again.search(questions, k=4)] == whole
     assert [told(own) for own in again.search(questions, k=4, exact=True)] == [

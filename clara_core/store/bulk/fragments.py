@@ -8,39 +8,34 @@ devices. They hold only plain values, so that they can be sent there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from itertools import tee
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import torch
+from lance import LanceDataset, LanceFragment, LanceOperation
 from lance.fragment import FragmentMetadata, write_fragments
 from numpy.typing import NDArray
 
 from clara_core.common.errors import DataError, FingerprintMismatch, StoreError
-from clara_core.data.memory import Memory, content_key
+from clara_core.data.memory import content_key
 from clara_core.engine.engine import ClaraEngine
 from clara_core.engine.options import EngineArguments
 from clara_core.store.backend import Entry, Space
-from clara_core.store.bulk.digests import DIGEST, digests, first_of_each
 from clara_core.store.bulk.shards import Columns, Rows
-from clara_core.store.keys import DEFAULT_LENGTH, Key
-from clara_core.store.lance_calls import commit_files
+from clara_core.store.codec import MemoryType
+from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.maintenance import refit
 from clara_core.store.reading import batches
 from clara_core.store.records import made_id, metadata_json, unescape
 from clara_core.store.schema import Layout
 from clara_core.store.table import Table
-from clara_core.store.writing import Document, is_blank
-
-if TYPE_CHECKING:
-    from lance import LanceDataset
-
-    from clara_core.store.codec import MemoryType
+from clara_core.store.writing import Document, blank_memory, is_blank
 
 WRITTEN: Final = pa.schema(
     [
@@ -51,6 +46,7 @@ WRITTEN: Final = pa.schema(
 )
 """Describes rows that are written but not committed: one row for each part of a dataset."""
 
+DIGEST: Final = np.dtype("S16")  # digest of an id or a text: 128 bits
 _BATCH_BYTES: Final = 1 << 25  # bytes of memories in a batch of rows
 _FILE_BYTES: Final = 1 << 30  # approximate bytes of a file of rows
 
@@ -77,10 +73,8 @@ def prepare_store(
     if dataset is None:
         opened = ClaraEngine.from_pretrained(**(engine or EngineArguments()).public())
         space = Space(opened.fingerprint, memory_type, opened.n_mem, opened.hidden)
-        layout = Layout(space, Key(opened.dimension, key_length))
-        if memories := opened.compress([text for text in texts if not is_blank(text)]):
-            layout = layout.fitted(torch.cat([memory.tokens for memory in memories]))
-        dataset = table.create(layout.schema)
+        memories = opened.compress([text for text in texts if not is_blank(text)])
+        dataset = table.create(Layout.new(space, key_length, memories).schema)
     return dataset.schema
 
 
@@ -139,27 +133,12 @@ class BatchCompressor:
 
     def _entries(self, engine: ClaraEngine, parts: Iterable[Rows]) -> Iterator[Entry]:
         """Documents with their memories, in order; a blank document has no windows."""
-        waiting: deque[tuple[Document, str]] = deque()
-
-        def texts() -> Iterator[str]:
-            for part in parts:
-                for described in described_documents(part, engine.fingerprint):
-                    waiting.append(described)
-                    if not is_blank(described[0].text):
-                        yield described[0].text
-
-        def blank() -> Iterator[Entry]:
-            while waiting and is_blank(waiting[0][0].text):
-                document, content = waiting.popleft()
-                nothing = torch.empty(0, engine.n_mem, engine.hidden)
-                memory = Memory(nothing, document.text, (), 0, engine.fingerprint)
-                yield Entry(document.id, document.text, document.metadata, content, memory)
-
-        for memory in engine.compress_stream(texts()):
-            yield from blank()
-            document, content = waiting.popleft()
+        described, ahead = tee(pair for part in parts for pair in described_documents(part, engine.fingerprint))
+        memories = engine.compress_stream(document.text for document, _ in ahead if not is_blank(document.text))
+        for document, content in described:
+            blank = is_blank(document.text)
+            memory = blank_memory(document.text, engine, engine.fingerprint) if blank else next(memories)
             yield Entry(document.id, document.text, document.metadata, content, memory)
-        yield from blank()
 
 
 @dataclass(frozen=True)
@@ -229,44 +208,69 @@ def commit_written(uri: str, written: Iterable[pa.RecordBatch]) -> int:
     """
     rows = pa.Table.from_batches(written, WRITTEN).to_pylist()
     ids = np.frombuffer(b"".join(row["ids"] for row in rows), DIGEST)
-    if not first_of_each(ids).all():
-        raise DataError(f"{len(ids) - first_of_each(ids).sum()} ids were written twice; give each document its own")
+    if twice := len(ids) - int(first_of_each(ids).sum()):
+        raise DataError(f"{twice} ids were written twice; give each document its own")
     if not len(ids):
         return 0
     fragments = [FragmentMetadata.from_json(fragment) for row in rows for fragment in row["files"]]
     table = Table(uri)
 
     def commit(latest: LanceDataset) -> tuple[int, int]:
-        there = {fragment.fragment_id for fragment in latest.get_fragments()}
-        done = commit_files(latest, fragments, _rows_of(latest, ids, there), table.storage_options)
-        return latest.version, done.version
+        changed, gone = [], []
+        for fragment, replaced in _rows_with(latest, ids, latest.get_fragments()):
+            if (left := fragment.delete(_numbered(replaced))) is None:
+                gone.append(fragment.fragment_id)
+            else:
+                changed.append(left)
+        # Lance documents this operation for distributed jobs; pyproject bounds the version of Lance because of it.
+        operation = LanceOperation.Update(
+            removed_fragment_ids=gone, updated_fragments=changed, new_fragments=fragments, fields_modified=[]
+        )
+        return latest.version, LanceDataset.commit(latest, operation, read_version=latest.version).version
 
     before, after = table.change(commit)
     if after != before + 1 and (dataset := table.latest()) is not None:
         # Others wrote at the same time: of ids that they added as well, the rows of this job stay.
         written = {file.path for fragment in fragments for file in fragment.files}
-        others = {
-            fragment.fragment_id
+        others = [
+            fragment
             for fragment in dataset.get_fragments()
             if not written.intersection(file.path for file in fragment.metadata.files)
-        }
-        doubles = [row for own in _rows_of(dataset, ids, others).values() for row in own]
-        if doubles:
-            table.remove_where(f"_rowid IN ({', '.join(map(str, doubles))})")
+        ]
+        if doubles := [row for _, own in _rows_with(dataset, ids, others) for row in own]:
+            table.remove_where(_numbered(doubles))
     refit(table)
     return len(ids)
 
 
-def _rows_of(dataset: LanceDataset, ids: NDArray[np.bytes_], files: set[int]) -> dict[int, list[int]]:
-    """Numbers of the rows with one of the ids in some files, by file."""
-    found: dict[int, list[int]] = {}
-    for fragment in dataset.get_fragments():
-        if fragment.fragment_id in files:
-            for batch in batches(dataset, ["id"], batch_size=1 << 16, fragments=[fragment]):
-                known = np.isin(digests(map(unescape, batch["id"].to_pylist())), ids)
-                rows = batch["_rowid"].filter(pa.array(known)).to_pylist()
-                found.setdefault(fragment.fragment_id, []).extend(rows)
-    return found
+def _rows_with(
+    dataset: LanceDataset, ids: NDArray[np.bytes_], files: Iterable[LanceFragment]
+) -> Iterator[tuple[LanceFragment, list[int]]]:
+    """The files that have rows with one of the ids, and the numbers of those rows."""
+    for fragment in files:
+        rows: list[int] = []
+        for batch in batches(dataset, ["id"], batch_size=1 << 16, fragments=[fragment]):
+            known = np.isin(digests(map(unescape, batch["id"].to_pylist())), ids)
+            rows += batch["_rowid"].filter(pa.array(known)).to_pylist()
+        if rows:
+            yield fragment, rows
+
+
+def _numbered(rows: Iterable[int]) -> str:
+    return f"_rowid IN ({', '.join(map(str, rows))})"
+
+
+def digests(strings: Iterable[str]) -> NDArray[np.bytes_]:
+    """16-byte digests ``[n]`` of type `DIGEST`, for sets of very many strings."""
+    hashes = (hashlib.blake2b(string.encode("utf-8", "surrogatepass"), digest_size=16).digest() for string in strings)
+    return np.fromiter(hashes, DIGEST)
+
+
+def first_of_each(found: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    """Which digests ``[n]`` did not occur before."""
+    first = np.zeros(len(found), bool)
+    first[np.unique(found, return_index=True)[1]] = True
+    return first
 
 
 def elsewhere(engine: EngineArguments) -> EngineArguments:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from uuid import uuid4
 
 import numpy as np
@@ -29,25 +29,25 @@ from clara_core.common.errors import DataError, StoreError
 from clara_core.common.place import absolute
 from clara_core.engine.options import EngineArguments, option_values
 from clara_core.store.bulk import ROWS_PER_SHARD
-from clara_core.store.bulk.digests import DIGEST, digests, first_of_each
 from clara_core.store.bulk.fragments import (
+    DIGEST,
     BatchCompressor,
     FragmentWriter,
     commit_written,
     described_documents,
+    digests,
     elsewhere,
+    first_of_each,
     prepare_store,
 )
 from clara_core.store.bulk.progress import Progress
 from clara_core.store.bulk.shards import Columns, Rows, Shard, plan_shards, read_shard
+from clara_core.store.codec import MemoryType
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.reading import batches
 from clara_core.store.records import unescape
 from clara_core.store.schema import FIT_ROWS, Layout
 from clara_core.store.table import Table
-
-if TYPE_CHECKING:
-    from clara_core.store.codec import MemoryType
 
 _SAMPLE: Final = FIT_ROWS  # texts that keys are fitted to
 _TRIES: Final = 5  # attempts for a shard whose worker dies; Ray alone would retry it for ever
@@ -64,23 +64,13 @@ class Task:
 
 @dataclass(frozen=True)
 class ShardWorker:
-    """Compresses shards and records the files that it wrote.
-
-    It holds only plain values, so that it can be sent to other processes.
-
-    Attributes:
-        source: The dataset.
-        uri: Address of the store.
-        compress: Converts texts to rows.
-        run: Identifies this call of the job.
-        serial: Number of the first row of the dataset.
-    """
+    """Compresses shards and records the files that it wrote. Holds only plain values, to be sent to other processes."""
 
     source: str
     uri: str
     compress: BatchCompressor
-    run: str
-    serial: int
+    run: str  # identifies this call of the job
+    serial: int  # of the first row of the dataset
 
     def __call__(self, task: Task) -> int:
         """Write a shard, unless it is written already; returns its number of documents."""
@@ -209,11 +199,9 @@ def _states_in(uri: str) -> NDArray[Any]:
     dataset = Table(uri).latest()
     if dataset is None:
         return np.empty(0, DIGEST)
-    parts = []
-    for batch in batches(dataset, ["id", "content", "metadata"], batch_size=1 << 14):
-        rows = batch.to_pylist()
-        parts.append(digests(_state(unescape(row["id"]), row["content"], row["metadata"]) for row in rows))
-    return np.concatenate(parts or [np.empty(0, DIGEST)])
+    found = batches(dataset, ["id", "content", "metadata"], batch_size=1 << 14)
+    rows = (row for batch in found for row in batch.to_pylist())
+    return digests(_state(unescape(row["id"]), row["content"], row["metadata"]) for row in rows)
 
 
 def _state(id_: str, content: str, metadata: str) -> str:
@@ -221,12 +209,10 @@ def _state(id_: str, content: str, metadata: str) -> str:
 
 
 def _twice(source: str, shards: Sequence[Shard], columns: Columns, place: int, sizes: Sequence[int]) -> str:
-    for shard, size in zip(shards, sizes, strict=True):
-        if place < size:
-            ids = [id_ for rows in read_shard(source, shard, columns) for id_ in rows.ids or ()]
-            return f"the id {ids[place]!r:.80} occurs again in {shard.path}; give each document its own id"
-        place -= size
-    raise IndexError(place)
+    at = int(np.searchsorted(np.cumsum(sizes), place, side="right"))
+    ids = [id_ for rows in read_shard(source, shards[at], columns) for id_ in rows.ids or ()]
+    id_ = ids[place - sum(sizes[:at])]
+    return f"the id {id_!r:.80} occurs again in {shards[at].path}; give each document its own id"
 
 
 def _sample(source: str, shards: Sequence[Shard], columns: Columns) -> list[str]:
@@ -248,11 +234,7 @@ def _without(parts: Iterable[Rows], left_out: set[int]) -> Iterator[Rows]:
 
 
 class _Ray:
-    """Runs tasks in Ray actors, each with one GPU if the cluster has any, else a processor core.
-
-    Args:
-        workers: Number of actors.
-    """
+    """Runs tasks in Ray actors, each with one GPU if the cluster has any, else a processor core."""
 
     def __init__(self, workers: int) -> None:
         try:

@@ -22,11 +22,7 @@ FOLDER: Final = "bulk"
 
 
 class Progress:
-    """The finished shards of one job.
-
-    Args:
-        uri: Address of the store.
-    """
+    """The finished shards of the job at a store."""
 
     def __init__(self, uri: str) -> None:
         if uri.startswith(IN_MEMORY):

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -29,23 +30,14 @@ _ROWS = 1024  # rows in a batch
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A part of a dataset.
+    """A part of a dataset."""
 
-    Attributes:
-        path: The file (or Lance dataset) that contains it.
-        format: Format of the file.
-        start: First row group (Parquet), byte (JSON lines) or row (Lance).
-        stop: The one after the last.
-        rows: Number of rows, including empty lines.
-        version: Changes if the file changes: its size, or the version of a Lance dataset.
-    """
-
-    path: str
+    path: str  # of the file or Lance dataset
     format: Format
-    start: int
-    stop: int
-    rows: int
-    version: int
+    start: int  # first row group (Parquet), byte (JSON lines) or row (Lance)
+    stop: int  # the one after the last
+    rows: int  # including empty lines
+    version: int  # changes if the file changes: its size, or the version of a Lance dataset
 
     @property
     def name(self) -> str:
@@ -215,8 +207,6 @@ def _parquet_shards(filesystem: pafs.FileSystem, path: str, rows: int) -> Iterat
 
 
 def _line_shards(filesystem: pafs.FileSystem, path: str, rows: int) -> Iterator[Shard]:
-    import numpy as np
-
     start = place = held = 0
     with filesystem.open_input_file(path) as file:
         size = file.size()
