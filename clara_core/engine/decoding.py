@@ -19,8 +19,8 @@ from threading import Condition
 import torch
 from torch import Tensor
 
+from clara_core.engine.capacity import allocate_cache, too_large
 from clara_core.engine.chosen import Chosen, Running, not_finite
-from clara_core.engine.kv_space import allocate, too_large
 from clara_core.engine.prompts import choose_prompts, read_prompts
 from clara_core.engine.requests import GenerateRequest, Limits, emit, fail, finish
 from clara_core.engine.threads import DecodeThreads
@@ -188,7 +188,7 @@ class Answers:
     def _allocated(self) -> bool:
         """Allocate the KV cache; if that fails, the oldest waiting request gets the error."""
         try:
-            self.memory = allocate(self.model, self.limits, self._kv_bytes, self._most_pages)
+            self.memory = allocate_cache(self.model, self.limits, self._kv_bytes, self._most_pages)
         except Exception as exc:  # noqa: BLE001 - the caller gets it
             if self._beside and is_out_of_memory(exc):
                 self._fits = False
