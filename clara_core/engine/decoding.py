@@ -23,13 +23,13 @@ from clara_core.engine.capacity import allocate_cache, too_large
 from clara_core.engine.chosen import Chosen, Running, not_finite
 from clara_core.engine.prompts import choose_prompts, read_prompts
 from clara_core.engine.requests import GenerateRequest, Limits, emit, fail, finish
-from clara_core.engine.threads import DecodeThreads
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import attempt, in_halves, is_out_of_memory, release_memory, upload
 from clara_core.model.kernels import PAGE
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory, KVRow
 from clara_core.model.paid_attention import paid_attention
+from clara_core.model.processor import StepThreads
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Answers:
         self._kv_bytes = kv_bytes
         self._hurry, self._pause = hurry, pause
         self._long_next = True  # whether the next pass reads a long prompt, if long and short ones wait
-        self._threads = DecodeThreads(model)
+        self._threads = StepThreads(model.processor.single if model.device.type == "cpu" else 0)
         self._turn = 0
         self._step_rows = limits.rows  # most rows of a step; fewer after one ran out of memory
         self._reads_late = model.device.type == "cuda"  # the host reads tokens while the next step runs
