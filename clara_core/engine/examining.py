@@ -29,7 +29,7 @@ from clara_core.engine.evidence import Attribution, Checks, Citation
 from clara_core.engine.quotes import says_yes_or_no, share_of_names, stands_in
 from clara_core.engine.requests import GenerateRequest, Request
 from clara_core.engine.sampling import Answer, Sampling
-from clara_core.engine.steps import Steps
+from clara_core.engine.steps import Steps, together
 from clara_core.model.chat_format import alternating
 from clara_core.model.tokenizer import ANSWER_SYSTEM
 from clara_core.retrieval.ranking import score_memories
@@ -104,6 +104,13 @@ def examine(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) 
         return _without_unasked(answer, wanted)
     reading, signals = yield from weigh(engine, chat, answer, wanted)
     return _finished(engine, reading, signals, wanted)
+
+
+def examine_all(
+    engine: EngineInstance, several: Sequence[Chat], answers: Sequence[Answer], wanted: Wanted
+) -> Steps[list[Answer]]:
+    """`examine` for several answers side by side."""
+    return together([examine(engine, one, answer, wanted) for one, answer in zip(several, answers, strict=True)])
 
 
 def weigh(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) -> Steps[tuple[Reading, Signals | None]]:

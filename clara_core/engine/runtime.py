@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import gc
 import logging
@@ -19,14 +20,8 @@ from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import EngineClosed, FingerprintMismatch, RoleError
 from clara_core.data.memory import Memory, MemoryCache
 from clara_core.engine.calibration import CALIBRATION_FILE, Calibration
-from clara_core.engine.checks import Message, Overflow, checked_memories, checked_texts
-from clara_core.engine.inputs import (
-    Documents,
-    prepare_chat,
-    prepare_documents,
-    prepare_generation,
-    prepare_questions,
-)
+from clara_core.engine.checks import Message, checked_memories, checked_texts
+from clara_core.engine.inputs import prepare_chat, prepare_generation, prepare_questions
 from clara_core.engine.loader import DTYPES, Loaded, Plan, load_model, plan_engine
 from clara_core.engine.options import EngineArguments
 from clara_core.engine.protocol import Engine
@@ -35,6 +30,7 @@ from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
 from clara_core.engine.sampling import Sampling
 from clara_core.engine.scheduler import Worker
 from clara_core.engine.stats import EngineStats
+from clara_core.engine.steps import Steps, T, adrive, drive
 from clara_core.model.devices import release_memory
 from clara_core.model.tokenizer import ClaraTokenizer
 
@@ -209,17 +205,6 @@ class EngineInstance(Engine):
 
     # --- requests ----------------------------------------------------------------------------------------
 
-    def _submit_documents(self, texts: list[str], overflow: Overflow) -> tuple[Documents, EncodeRequest]:
-        self._require(Role.COMPRESSOR)
-        documents = prepare_documents(texts, self.tokenizer, overflow)
-        request = documents.request()
-        self._submit(request)
-        return documents, request
-
-    def _collect(self, documents: Documents, request: EncodeRequest) -> list[Memory]:
-        """Wait for documents that were submitted."""
-        return documents.memories(request.future.result(), self.fingerprint)
-
     @property
     def _question_role(self) -> Role:
         return Role.COMPRESSOR if self.arguments.reasoner == "encoder" else Role.REASONER
@@ -237,9 +222,6 @@ class EngineInstance(Engine):
     def _recent_tokens(self, question: str) -> Tensor | None:
         """Memory tokens ``[n_mem, hidden]`` of a question; None if it was not encoded recently."""
         return self._recent.get(question, self._question_role)
-
-    def _no_questions(self) -> Tensor:
-        return torch.zeros(0, self.n_mem, self.hidden, dtype=self.dtype)
 
     def _chat_request(
         self,
@@ -325,6 +307,22 @@ class EngineInstance(Engine):
             for request in requests:
                 request.cancel()
             raise
+
+    def _drive(self, steps: Steps[T]) -> T:
+        return drive(steps, self._wait)
+
+    async def _adrive(self, steps: Steps[T]) -> T:
+        return await adrive(steps, self._submit_all, _results)
+
+
+async def _results(requests: Sequence[Request]) -> list[Any]:
+    """Await the results of all requests; if that is cancelled or one fails, the others are cancelled."""
+    try:
+        return [await asyncio.wrap_future(request.future) for request in requests]
+    except BaseException:
+        for request in requests:
+            request.cancel()
+        raise
 
 
 def _forked(engine: EngineInstance | None) -> None:

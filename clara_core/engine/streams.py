@@ -1,20 +1,26 @@
-"""Streams of answers, and awaiting of futures; a caller that stops listening stops the work on the device."""
+"""Streams of answers; a caller that stops listening stops the work on the device."""
 
 from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import CancelledError
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
-from clara_core.engine.requests import EncodeRequest, GenerateRequest, JudgeRequest, Request
-from clara_core.engine.sampling import Chunk
+from clara_core.engine.answer_options import Wanted
+from clara_core.engine.examining import Chat, examine_all
+from clara_core.engine.requests import GenerateRequest, Request
+from clara_core.engine.sampling import Answer, Chunk, Pieces
+from clara_core.engine.steps import drive, off_loop
 
-R = TypeVar("R", bound=EncodeRequest | GenerateRequest | JudgeRequest)
+if TYPE_CHECKING:
+    from clara_core.engine.runtime import EngineInstance
 
 
-class AnswerStream(Iterator[Chunk]):
+class AnswerStream(Pieces):
     """The pieces of one answer as they are generated; the last one carries the whole `Answer`.
 
     Closing it (or leaving its ``with`` block, or losing the last reference) stops the work on the device.
@@ -50,16 +56,63 @@ class AnswerStream(Iterator[Chunk]):
         self._done = True
         self._request.cancel()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         self._request.cancel()
+
+
+class ExaminedStream(AnswerStream):
+    """The pieces of one answer; the last one carries the answer with its evidence.
+
+    A text that may still be withheld or replaced comes as one piece once it is final. If the stream is cancelled during
+    the examination, the answer has no evidence.
+
+    Args:
+        engine: The engine that generates the answer.
+        chat: The conversation and its first request.
+        wanted: The options of the answer.
+    """
+
+    def __init__(self, engine: EngineInstance, chat: Chat, wanted: Wanted) -> None:
+        self._engine, self._chat, self._wanted = engine, chat, wanted
+        self._cancelled = False
+        self._open: list[Request] = []
+        super().__init__(chat.request, engine._submit)  # noqa: SLF001 - a part of the engine
+
+    def __next__(self) -> Chunk:
+        while True:
+            chunk = super().__next__()
+            if chunk.answer is not None:
+                return _last(chunk, self._examine(chunk.answer), self._wanted)
+            if not self._wanted.withholds:
+                return chunk if self._wanted.logprobs else replace(chunk, logprobs=None)
+
+    def cancel(self) -> None:
+        """Stop generation or examination; the last piece carries the answer so far."""
+        self._cancelled = True
+        super().cancel()
+        for request in self._open:
+            request.cancel()
+
+    def close(self) -> None:
+        """Stop generation and examination, and end the stream."""
+        self.cancel()
+        super().close()
+
+    def _examine(self, answer: Answer) -> Answer:
+        steps = examine_all(self._engine, [self._chat], [answer], self._wanted)
+        try:
+            return drive(steps, self._wait)[0]
+        except CancelledError:
+            return answer if self._wanted.logprobs else replace(answer, logprobs=None)
+
+    def _wait(self, requests: list[Request]) -> list[Any]:
+        self._open = requests
+        if self._cancelled:  # before the requests existed
+            raise CancelledError
+        results = self._engine._wait(requests)  # noqa: SLF001
+        if self._cancelled:
+            raise CancelledError
+        return results
 
 
 async def stream_async(
@@ -90,30 +143,27 @@ async def stream_async(
         request.cancel()
 
 
-async def off_loop(start: Callable[[], Sequence[R]]) -> Sequence[R]:
-    """Prepare and submit requests in a thread, because tokenizing and loading take time.
+async def examined_stream(engine: EngineInstance, ask: Callable[[], Chat], wanted: Wanted) -> AsyncIterator[Chunk]:
+    """Asynchronous version of `ExaminedStream`."""
+    made: list[Chat] = []
 
-    If the caller is cancelled in the meantime, the requests are cancelled once they are submitted.
-    """
-    task = asyncio.ensure_future(asyncio.to_thread(start))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.add_done_callback(_cancel_all)
-        raise
+    def prepare() -> GenerateRequest:
+        made.append(ask())
+        return made[0].request
 
-
-async def results(requests: Sequence[Request]) -> list[Any]:
-    """Await the results of all requests; if that is cancelled or one fails, the others are cancelled."""
-    try:
-        return [await asyncio.wrap_future(request.future) for request in requests]
-    except BaseException:
-        for request in requests:
-            request.cancel()
-        raise
+    stream = cast("AsyncGenerator[Chunk, None]", stream_async(prepare, engine._submit))  # noqa: SLF001
+    async with aclosing(stream) as pieces:
+        async for chunk in pieces:
+            if chunk.answer is not None:
+                [examined] = await engine._adrive(examine_all(engine, made, [chunk.answer], wanted))  # noqa: SLF001
+                yield _last(chunk, examined, wanted)
+                return
+            if not wanted.withholds:
+                yield chunk if wanted.logprobs else replace(chunk, logprobs=None)
 
 
-def _cancel_all(task: asyncio.Task[Sequence[R]]) -> None:
-    if not task.cancelled() and task.exception() is None:
-        for request in task.result():
-            request.cancel()
+def _last(chunk: Chunk, answer: Answer, wanted: Wanted) -> Chunk:
+    """The last piece; it has the whole text if the stream held the text back."""
+    text = answer.text if wanted.withholds else chunk.text
+    logprobs = answer.logprobs if wanted.withholds else chunk.logprobs
+    return Chunk(text, answer, logprobs if wanted.logprobs else None)

@@ -15,6 +15,7 @@ from clara_core.common.surrogates import replace_surrogates
 from clara_core.data.memory import Memory
 from clara_core.engine.protocol import Engine
 from clara_core.engine.remote.engine import RemoteEngine
+from clara_core.engine.remote.http import Call
 from clara_core.store.records import Broken, Hit, Record, StoreStats, metadata_from_json, metadata_json
 from clara_core.store.search import Filter, Search, check_condition
 from clara_core.store.store import MemoryStore, checked_ids
@@ -66,7 +67,7 @@ class RemoteStore(MemoryStore):
         path = f"{self._path}/documents" + ("?fidelity=true" if fidelity else "")
         for batch in _batches(documents):
             body = b"".join(map(_line, batch))
-            self._server.connection.send(path, body, {"content-type": "application/x-ndjson"})
+            self._server.connection.ask(Call(path, body, {"content-type": "application/x-ndjson"}))
             yield [document.id for document in batch]
 
     def delete(self, ids: Iterable[str] | None = None, filter: Filter | None = None) -> int:  # noqa: A002
@@ -127,7 +128,7 @@ class RemoteStore(MemoryStore):
 
     def stats(self) -> StoreStats:
         """See `MemoryStore.stats`."""
-        reply = self._server.connection.get(self._path)
+        reply = self._server.connection.ask(Call(self._path))
         return StoreStats(**{each.name: reply[each.name] for each in fields(StoreStats) if each.name in reply})
 
     def close(self) -> None:
@@ -169,7 +170,8 @@ class RemoteStore(MemoryStore):
 
     def _ask(self, what: str, payload: Mapping[str, Any]) -> Any:
         # Ids and values as they are: one that is no text at all is refused, and never taken for another one.
-        return self._server.connection.send(f"{self._path}/{what}", json.dumps(payload, allow_nan=False).encode(), {})
+        body = json.dumps(payload, allow_nan=False).encode()
+        return self._server.connection.ask(Call(f"{self._path}/{what}", body))
 
 
 def _sent(condition: Filter | None) -> Any:

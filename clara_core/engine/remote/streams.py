@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from clara_core.common.errors import ServerError
 from clara_core.engine.remote.http import Connection
 from clara_core.engine.remote.wire import answer_from_wire, logprobs_from_wire
-from clara_core.engine.sampling import Answer, Chunk
+from clara_core.engine.sampling import Answer, Chunk, Pieces
 
 
-class RemoteStream(Iterator[Chunk]):
+class RemoteStream(Pieces):
     """The pieces of one answer from a server; the last one carries the whole `Answer`. Closing it stops the work."""
 
     def __init__(self, connection: Connection, path: str, payload: dict[str, Any]) -> None:
@@ -52,14 +51,6 @@ class RemoteStream(Iterator[Chunk]):
         if self._events is not None:
             self._events = None
             self._scope.__exit__(None, None, None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_events", None) is not None:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from math import prod
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Final
 
 from clara_core.common.errors import (
@@ -25,6 +26,7 @@ from clara_core.common.errors import (
     UnknownOption,
     WindowOverflow,
 )
+from clara_core.common.surrogates import replace_surrogates
 from clara_core.engine.evidence import Attribution, Checks, Citation
 from clara_core.engine.logprobs import TokenLogprob, logprobs_account
 from clara_core.engine.sampling import Answer
@@ -150,6 +152,36 @@ def logprobs_from_wire(data: Sequence[Mapping[str, Any]] | None) -> tuple[TokenL
 def _logprob_from_wire(data: Mapping[str, Any]) -> TokenLogprob:
     top = logprobs_from_wire(data.get("top_logprobs")) or ()
     return TokenLogprob(str(data["token"]), float(data["logprob"]), bytes(data["bytes"]), top)
+
+
+def json_to_wire(payload: Mapping[str, Any]) -> bytes:
+    """A payload as JSON; numbers may be those of numpy, and lone surrogates become U+FFFD."""
+    body = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_number)
+    try:
+        return body.encode()
+    except UnicodeEncodeError:
+        return replace_surrogates(body).encode()  # the tokenizer replaces them in the same way
+
+
+def _number(value: object) -> int | float:
+    """Convert a number, such as one of numpy, to a JSON number."""
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"a {type(value).__name__} cannot be sent to a server: {value!r:.60}")
+
+
+def json_from_wire(reply: bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ServerError: It is not JSON.
+    """
+    try:
+        return json.loads(reply)
+    except (ValueError, RecursionError) as exc:
+        raise ServerError(f"the server sent invalid JSON: {reply[:100]!r}") from exc
 
 
 # --- tensors ---------------------------------------------------------------------------------------------
