@@ -6,14 +6,16 @@ import asyncio
 import json
 import os
 import random
+import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
     ExitStack,
     asynccontextmanager,
     contextmanager,
+    suppress,
 )
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -131,8 +133,13 @@ class Connection:
     # --- streams -----------------------------------------------------------------------------------------
 
     @contextmanager
-    def events(self, path: str, payload: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
-        """POST JSON, and yield the events of the stream in reply; retried only before it begins, closed on exit."""
+    def events(
+        self, path: str, payload: Mapping[str, Any]
+    ) -> Iterator[tuple[Iterator[dict[str, Any]], Callable[[], None]]]:
+        """POST JSON, and yield the events of the stream in reply, and a function that ends the connection at once.
+
+        It is retried only before the stream begins, and closed on exit.
+        """
         tries = _Tries(self.url, repeatable=False)
         request = self._request(Call(path, payload, _STREAM), _STREAM_TIMEOUT)
         with ExitStack() as stack:
@@ -144,11 +151,11 @@ class Connection:
                 stack.close()
                 time.sleep(tries.pause)
             self._check(response)
-            yield _events(response.iter_lines(), self.url)
+            yield _events(response.iter_lines(), self.url), lambda: _hang_up(response)
 
     @asynccontextmanager
     async def aevents(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """Asynchronous `events`."""
+        """Asynchronous `events`, without the function: cancelling the task ends the connection."""
         tries = _Tries(self.url, repeatable=False)
         request = self._request(Call(path, payload, _STREAM), _STREAM_TIMEOUT)
         async with AsyncExitStack() as stack:
@@ -318,6 +325,15 @@ async def _aevents(lines: AsyncIterator[str], url: str) -> AsyncIterator[dict[st
                 yield event
     except httpx.TransportError as exc:
         raise _broken(url, exc) from exc
+
+
+def _hang_up(response: httpx.Response) -> None:
+    """Shut down the connection of a reply, also while another thread waits for data from it."""
+    stream = response.extensions.get("network_stream")
+    connected = None if stream is None else stream.get_extra_info("socket")
+    if connected is not None:
+        with suppress(OSError):  # the server has closed it already
+            connected.shutdown(socket.SHUT_RDWR)
 
 
 def _broken(url: str, exc: Exception) -> ServerUnreachable:
