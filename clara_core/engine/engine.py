@@ -29,7 +29,7 @@ from clara_core.engine.requests import EncodeRequest
 from clara_core.engine.runtime import EngineInstance
 from clara_core.engine.sampling import Answer, Chunk, Sampling
 from clara_core.engine.steps import Steps
-from clara_core.engine.streams import AnswerStream, ExaminedStream, examined_stream, stream_async
+from clara_core.engine.streams import AnswerStream, stream_async
 from clara_core.model.tokenizer import PARAPHRASE_INSTRUCTION
 from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
 
@@ -233,19 +233,14 @@ class ClaraEngine(EngineInstance):
     ) -> AnswerStream:
         """Like `chat`, in pieces of text as they are generated."""
         sampling, wanted = read_options(options)
-        chat = self._ask(messages, memories, sampling, wanted)
-        if wanted.afterwards:
-            return ExaminedStream(self, chat, wanted)
-        return AnswerStream(chat.request, self._submit)
+        return AnswerStream(self, self._ask(messages, memories, sampling, wanted), wanted)
 
     def astream_chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream_chat`."""
         sampling, wanted = read_options(options)
-        if wanted.afterwards:
-            return examined_stream(self, lambda: self._ask(messages, memories, sampling, wanted), wanted)
-        return stream_async(lambda: self._ask(messages, memories, sampling, wanted).request, self._submit)
+        return stream_async(self, lambda: self._ask(messages, memories, sampling, wanted), wanted)
 
     # --- evidence ----------------------------------------------------------------------------------------
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError
-from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from clara_core.engine.answer_options import Wanted
 from clara_core.engine.examining import Chat, examine_all
@@ -21,50 +21,11 @@ if TYPE_CHECKING:
 
 
 class AnswerStream(Pieces):
-    """The pieces of one answer as they are generated; the last one carries the whole `Answer`.
+    """The pieces of one answer as they are generated; the last one carries the whole `Answer`, with its evidence.
 
-    Closing it (or leaving its ``with`` block, or losing the last reference) stops the work on the device.
-    """
-
-    def __init__(self, request: GenerateRequest, submit: Callable[[GenerateRequest], None]) -> None:
-        self._request = request
-        self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        request.on_chunk = self._chunks.put
-        # None after the last piece, so that an error of the future reaches the reader.
-        chunks = self._chunks
-        request.future.add_done_callback(lambda _future: chunks.put(None))
-        self._done = False
-        submit(request)
-
-    def __next__(self) -> Chunk:
-        if self._done:
-            raise StopIteration
-        chunk = self._chunks.get()
-        if chunk is None:
-            self._done = True
-            self._request.future.result()
-            raise StopIteration
-        self._done = chunk.answer is not None
-        return chunk
-
-    def cancel(self) -> None:
-        """Stop generation; pieces so far can still be read, and the last one has the finish reason "cancelled"."""
-        self._request.cancel()
-
-    def close(self) -> None:
-        """Stop generation and end the stream."""
-        self._done = True
-        self._request.cancel()
-
-    def __del__(self) -> None:
-        self._request.cancel()
-
-
-class ExaminedStream(AnswerStream):
-    """The pieces of one answer; the last one carries the answer with its evidence.
-
-    A text that may still be withheld or replaced comes as one piece once it is final. If the stream is cancelled during
-    the examination, the answer has no evidence.
+    Closing it (or leaving its ``with`` block, or losing the last reference) stops the work on the device. A text that
+    may still be withheld or replaced comes as one piece once it is final. If the stream is cancelled while the answer
+    is examined, the answer has no evidence.
 
     Args:
         engine: The engine that generates the answer.
@@ -74,92 +35,103 @@ class ExaminedStream(AnswerStream):
 
     def __init__(self, engine: EngineInstance, chat: Chat, wanted: Wanted) -> None:
         self._engine, self._chat, self._wanted = engine, chat, wanted
-        self._cancelled = False
-        self._open: list[Request] = []
-        super().__init__(chat.request, engine._submit)  # noqa: SLF001 - a part of the engine
+        self._cancelled = threading.Event()
+        self._done = False
+        self._open: list[Request] = [chat.request]
+        self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+        _listen(chat.request, self._chunks.put)
+        engine._submit(chat.request)  # noqa: SLF001 - a part of the engine
 
     def __next__(self) -> Chunk:
-        while True:
-            chunk = super().__next__()
-            if chunk.answer is not None:
-                return _last(chunk, self._examine(chunk.answer), self._wanted)
-            if not self._wanted.withholds:
-                return chunk if self._wanted.logprobs else replace(chunk, logprobs=None)
+        while not self._done:
+            chunk = self._chunks.get()
+            if chunk is None:
+                self._done = True
+                self._chat.request.future.result()
+            elif chunk.answer is not None:
+                self._done = True
+                return _last(chunk, self._examined(chunk.answer), self._wanted)
+            elif not self._wanted.withholds:
+                return _shown(chunk, self._wanted)
+        raise StopIteration
 
     def cancel(self) -> None:
-        """Stop generation or examination; the last piece carries the answer so far."""
-        self._cancelled = True
-        super().cancel()
+        """Stop generation or examination; pieces so far can still be read, and the last one carries the answer so far.
+
+        Its finish reason is "cancelled" if it was still being generated.
+        """
+        self._cancelled.set()
         for request in self._open:
             request.cancel()
 
     def close(self) -> None:
         """Stop generation and examination, and end the stream."""
+        self._done = True
         self.cancel()
-        super().close()
 
-    def _examine(self, answer: Answer) -> Answer:
-        steps = examine_all(self._engine, [self._chat], [answer], self._wanted)
+    def __del__(self) -> None:
+        self._chat.request.cancel()
+
+    def _examined(self, answer: Answer) -> Answer:
+        if not self._wanted.afterwards:
+            return answer
         try:
-            return drive(steps, self._wait)[0]
+            return drive(examine_all(self._engine, [self._chat], [answer], self._wanted), self._wait)[0]
         except CancelledError:
             return answer if self._wanted.logprobs else replace(answer, logprobs=None)
 
     def _wait(self, requests: list[Request]) -> list[Any]:
         self._open = requests
-        if self._cancelled:  # before the requests existed
+        if self._cancelled.is_set():  # before the requests existed
             raise CancelledError
         results = self._engine._wait(requests)  # noqa: SLF001
-        if self._cancelled:
+        if self._cancelled.is_set():
             raise CancelledError
         return results
 
 
-async def stream_async(
-    prepare: Callable[[], GenerateRequest], submit: Callable[[GenerateRequest], None]
-) -> AsyncIterator[Chunk]:
-    """Asynchronous version of `AnswerStream`: `prepare` makes the request in a thread, `submit` queues it."""
+async def stream_async(engine: EngineInstance, ask: Callable[[], Chat], wanted: Wanted) -> AsyncIterator[Chunk]:
+    """Asynchronous version of `AnswerStream`; `ask` makes the request in a thread."""
     loop = asyncio.get_running_loop()
     chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
+    chats: list[Chat] = []
 
     def deliver(chunk: Chunk | None) -> None:
-        loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+        if chunk is not None or not loop.is_closed():
+            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
     def start() -> list[GenerateRequest]:
-        request = prepare()
-        request.on_chunk = deliver
-        request.future.add_done_callback(lambda _future: None if loop.is_closed() else deliver(None))
-        submit(request)
+        chats.append(ask())
+        request = chats[0].request
+        _listen(request, deliver)
+        engine._submit(request)  # noqa: SLF001
         return [request]
 
     [request] = await off_loop(start)
     try:
         while (chunk := await chunks.get()) is not None:
-            yield chunk
             if chunk.answer is not None:
+                answers = [chunk.answer]
+                if wanted.afterwards:
+                    answers = await engine._adrive(examine_all(engine, chats, answers, wanted))  # noqa: SLF001
+                yield _last(chunk, answers[0], wanted)
                 return
+            if not wanted.withholds:
+                yield _shown(chunk, wanted)
         request.future.result()
     finally:
         request.cancel()
 
 
-async def examined_stream(engine: EngineInstance, ask: Callable[[], Chat], wanted: Wanted) -> AsyncIterator[Chunk]:
-    """Asynchronous version of `ExaminedStream`."""
-    made: list[Chat] = []
+def _listen(request: GenerateRequest, deliver: Callable[[Chunk | None], None]) -> None:
+    """Deliver the pieces of a request, and None at its end, so that an error of the future reaches the reader."""
+    request.on_chunk = deliver
+    request.future.add_done_callback(lambda _future: deliver(None))
 
-    def prepare() -> GenerateRequest:
-        made.append(ask())
-        return made[0].request
 
-    stream = cast("AsyncGenerator[Chunk, None]", stream_async(prepare, engine._submit))  # noqa: SLF001
-    async with aclosing(stream) as pieces:
-        async for chunk in pieces:
-            if chunk.answer is not None:
-                [examined] = await engine._adrive(examine_all(engine, made, [chunk.answer], wanted))  # noqa: SLF001
-                yield _last(chunk, examined, wanted)
-                return
-            if not wanted.withholds:
-                yield chunk if wanted.logprobs else replace(chunk, logprobs=None)
+def _shown(chunk: Chunk, wanted: Wanted) -> Chunk:
+    """A piece without log-probabilities that the caller did not ask for."""
+    return chunk if wanted.logprobs or chunk.logprobs is None else replace(chunk, logprobs=None)
 
 
 def _last(chunk: Chunk, answer: Answer, wanted: Wanted) -> Chunk:
