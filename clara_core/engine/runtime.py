@@ -28,8 +28,7 @@ from clara_core.engine.protocol import Engine
 from clara_core.engine.recent import RecentQuestions
 from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
 from clara_core.engine.sampling import Sampling
-from clara_core.engine.scheduler import Worker
-from clara_core.engine.stats import EngineStats
+from clara_core.engine.scheduler import EngineStats, Worker
 from clara_core.engine.steps import Steps, T, adrive, drive
 from clara_core.model.devices import release_memory
 from clara_core.model.tokenizer import ClaraTokenizer
@@ -232,9 +231,8 @@ class EngineInstance(Engine):
     ) -> GenerateRequest:
         self._require(Role.GENERATOR)
         memories = self._checked(memories)
-        model = self.load().model
         return prepare_chat(
-            messages, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.ends,
+            messages, memories, sampling, tokenizer=self.tokenizer, model=self.load().model,
             reason=self._question_tokens if self._question_role in self.roles else None, as_text=as_text,
         )  # fmt: skip
 
@@ -258,10 +256,7 @@ class EngineInstance(Engine):
 
     def _prompt_request(self, ids: list[int], memories: Sequence[Memory], sampling: Sampling) -> GenerateRequest:
         self._require(Role.GENERATOR)
-        model = self.load().model
-        return prepare_generation(
-            ids, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.ends
-        )
+        return prepare_generation(ids, memories, sampling, tokenizer=self.tokenizer, model=self.load().model)
 
     def _checked(self, memories: Iterable[object]) -> list[Memory]:
         return checked_memories(memories, lambda: self.fingerprint)
