@@ -104,11 +104,7 @@ def attribute_by_attention(
 ) -> Attribution:
     """Attribute a text to documents by the attention of its tokens: an estimate that needs no pass.
 
-    Args:
-        continuation: The text.
-        paid: ``[tokens, windows]``: share of the attention of each token.
-        tokenizer: Tokenizer of the model.
-        logprob: Log-probability of the text.
+    ``paid [tokens, windows]`` has the share of each token's attention that each window gets.
     """
     documents = continuation.prompt.documents
     windows = _windows_of(documents)
@@ -144,11 +140,8 @@ def _windows_of(documents: Sequence[Memory]) -> list[frozenset[int]]:
 def _keeping(missing: Sequence[float], documents: Sequence[Memory]) -> set[int]:
     """Indexes of the documents that explain some tokens alone, and of those with the same text.
 
-    Copies are included because a copy far in front of the question explains the tokens less well.
-
-    Args:
-        missing: Nats that the tokens lose if only one document is read, for each document.
-        documents: The documents.
+    `missing` has the nats that the tokens lose if only one document is read, for each document. Copies are included
+    because a copy far in front of the question explains the tokens less well.
     """
     texts = {document.text for document, nats in zip(documents, missing, strict=True) if nats <= GROUNDED}
     return {at for at, document in enumerate(documents) if document.text in texts}

@@ -87,13 +87,7 @@ def judge_answers(engine: ClaraEngine, lines: Sequence[RetrievalLine], top_k: in
 
 
 def fit_calibration(engine: ClaraEngine, judged: Sequence[Judged], unanswerable: float, documents: int) -> Calibration:
-    """Fit a calibration of every level that the answers have the signals of.
-
-    Args:
-        engine: The engine that gave the answers.
-        judged: Answers whose correctness is known.
-        unanswerable: Share of the questions that no document answered.
-        documents: Most documents of a question.
+    """Fit a calibration of every level that the answers of an engine have the signals of.
 
     Raises:
         ValueError: There are too few answers, or nearly all are right, or nearly all are wrong.

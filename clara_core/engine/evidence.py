@@ -127,18 +127,13 @@ def token_spans(pieces: Sequence[bytes], text: str) -> list[Span]:
 def find_parts(text: str, spans: Sequence[Span], drops: Tensor) -> list[Part]:
     """Split an answer into parts by the document whose hiding costs most.
 
-    Args:
-        text: The answer.
-        spans: Character span of each token.
-        drops: ``[docs, tokens]``: nats that each token loses without each document.
-
-    Returns:
-        list: The parts of each sentence in order. A document that supports the sentence, but is not the best one for
-            any part of it, gets the whole sentence. Documents with a score below `CITED` get no part.
+    `spans` has the characters of each token, and ``drops [docs, tokens]`` the nats that it loses without each document.
+    The parts of each sentence are in order. A document that supports the sentence, but is not the best one for any part
+    of it, gets the whole sentence. Documents with a score below `CITED` get no part.
     """
     found: list[Part] = []
     for sentence in split_sentences(text):
-        inside = [at for at, span in enumerate(spans) if _overlap(span, sentence)]
+        inside = _within(spans, sentence)
         if inside:
             found += _parts_of(text, sentence, inside, spans, drops)
     whole = drops.sum(1)  # [docs]
@@ -156,14 +151,11 @@ def find_parts(text: str, spans: Sequence[Span], drops: Tensor) -> list[Part]:
 def attended_parts(text: str, spans: Sequence[Span], shares: Tensor) -> list[Part]:
     """Split an answer into parts by the document that each word paid most attention to; scores are mean shares.
 
-    Args:
-        text: The answer.
-        spans: Character span of each token.
-        shares: ``[docs, tokens]``: share of each document in the attention that a token paid to documents.
+    ``shares [docs, tokens]`` has the share of each document in the attention that a token paid to documents.
     """
     strongest = shares.new_zeros(shares.shape)
     for word in split_words(text):
-        own = [at for at, span in enumerate(spans) if _overlap(span, (word.start, word.end))]
+        own = _within(spans, (word.start, word.end))
         if own:
             document = int(shares[:, own].sum(1).argmax())
             strongest[document, own] = shares[document, own]
@@ -183,15 +175,11 @@ def whole_parts(text: str, spans: Sequence[Span], scores: dict[int, float], toke
 def unexplained(text: str, spans: Sequence[Span], drops: Tensor, lost: Tensor) -> list[int]:
     """Tokens of words that lose probability without all documents, but not without any single one.
 
-    Args:
-        text: The answer.
-        spans: Character span of each token.
-        drops: As in `find_parts`.
-        lost: ``[tokens]``: nats that each token loses without any document.
+    ``lost [tokens]`` has the nats that each token loses without any document; `drops` is as in `find_parts`.
     """
     found: list[int] = []
     for word in split_words(text):
-        own = [at for at, span in enumerate(spans) if _overlap(span, (word.start, word.end))]
+        own = _within(spans, (word.start, word.end))
         if own and float(lost[own].sum()) > GROUNDED and float(drops[:, own].sum(1).max()) < _CITED_DROP:
             found += own
     return list(dict.fromkeys(found))
@@ -246,6 +234,11 @@ def _runs_of(
         joined[0] = (joined[0][0], (start, joined[0][1][1]))
         joined[-1] = (joined[-1][0], (joined[-1][1][0], end))
     return joined
+
+
+def _within(spans: Sequence[Span], place: Span) -> list[int]:
+    """Indexes of the spans that overlap a place."""
+    return [at for at, span in enumerate(spans) if _overlap(span, place)]
 
 
 def _overlap(one: Span, other: Span) -> bool:

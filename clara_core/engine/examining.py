@@ -92,13 +92,9 @@ class Reading:
 
 
 def examine(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) -> Steps[Answer]:
-    """Complete an answer with its evidence and confidence, read again or withhold it, as the options say.
+    """Complete the answer of the first reading with its evidence and confidence, read again or withhold it.
 
-    Args:
-        engine: The engine that gave the answer.
-        chat: The conversation with its documents.
-        answer: Answer of the first reading, with its log-probabilities.
-        wanted: The options of the answer.
+    The answer has the log-probabilities of its tokens.
     """
     if answer.finish_reason == "cancelled":
         return _without_unasked(answer, wanted)
@@ -116,11 +112,7 @@ def examine_all(
 def weigh(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) -> Steps[tuple[Reading, Signals | None]]:
     """The final reading and the signals of its confidence, which are None if the answer is empty or was cut.
 
-    Args:
-        engine: The engine that gave the answer; its calibration only decides whether text is read.
-        chat: The conversation with its documents.
-        answer: Answer of the first reading, with its log-probabilities.
-        wanted: The options of the answer.
+    The calibration of the engine only decides whether text is read.
     """
     cosines = yield from _cosines(engine, chat, wanted)
     reading = yield from _evidence_of(engine, chat, chat.request, answer, range(len(chat.memories)), cosines, wanted)
@@ -155,16 +147,10 @@ def _evidence_of(
     cosines: Sequence[float] | None,
     wanted: Wanted,
 ) -> Steps[Reading]:
-    """Attribute the answer of a reading and check it.
+    """Attribute the answer of a reading, whose request is finished, and check it.
 
-    Args:
-        engine: The engine.
-        chat: The conversation with its documents.
-        request: The finished request of the reading.
-        answer: Its answer.
-        numbers: Index of each document of the reading in the caller's order.
-        cosines: Cosine of the question with each of the caller's documents.
-        wanted: The options of the answer.
+    `numbers` has the index of each document of the reading in the caller's order, and `cosines` one number for each of
+    the caller's documents.
     """
     if not wanted.judges or not request.documents or not request.sequence.ids:
         return Reading(answer)
@@ -219,14 +205,10 @@ def _again(
     if wanted.attends:
         engine._watch(request)  # noqa: SLF001
     [answer] = yield [request]
-    second = Reading(answer)
-    spent = first.answer.judged_tokens
-    if answer.finish_reason == "cancelled":
-        return first
-    if not stands_in(answer.text, document.text) or second.logprob <= first.logprob:
-        return replace(first, answer=replace(first.answer, judged_tokens=spent + _positions(answer)))
-    taken = replace(answer, reading="again", judged_tokens=spent + _positions(first.answer))
-    return (yield from _evidence_of(engine, chat, request, taken, [best], cosines, wanted))
+    better = _better(first, replace(answer, reading="again"), [document.text])
+    if better.answer.reading != "again":
+        return better
+    return (yield from _evidence_of(engine, chat, request, better.answer, [best], cosines, wanted))
 
 
 def _text_helps(engine: EngineInstance, wanted: Wanted) -> bool:
@@ -252,14 +234,17 @@ def _as_text(engine: EngineInstance, chat: Chat, first: Reading, cosines: Sequen
     except ContextOverflow:
         return first  # the memories fit the context, but the texts do not
     [answer] = yield [request]
+    return _better(first, replace(answer, reading="text"), texts)
+
+
+def _better(first: Reading, answer: Answer, texts: Sequence[str]) -> Reading:
+    """The reading that gave this answer if a text contains it and it is more probable; otherwise `first`."""
     if answer.finish_reason == "cancelled":
         return first
-    second = Reading(answer, checks=Checks(verbatim=True))
-    spent = first.answer.judged_tokens
+    second, spent = Reading(answer, checks=Checks(verbatim=True)), first.answer.judged_tokens
     if not any(stands_in(answer.text, text) for text in texts) or second.logprob <= first.logprob:
         return replace(first, answer=replace(first.answer, judged_tokens=spent + _positions(answer)))
-    taken = replace(answer, reading="text", judged_tokens=spent + _positions(first.answer))
-    return replace(second, answer=taken)
+    return replace(second, answer=replace(answer, judged_tokens=spent + _positions(first.answer)))
 
 
 def _with_texts(chat: Chat, texts: Sequence[str]) -> list[Message]:

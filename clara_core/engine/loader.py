@@ -26,6 +26,7 @@ from clara_core.model.devices import check_forked, is_out_of_memory
 from clara_core.model.int8_linear import check_int8
 from clara_core.model.kernels import find_kernel
 from clara_core.model.tokenizer import ClaraTokenizer
+from clara_core.model.weights import context_of
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +94,8 @@ def plan_engine(arguments: EngineArguments) -> Plan:
     with _base_errors(base, folder):
         base_config = AutoConfig.from_pretrained(base, **arguments.hub())
         tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
-    sliding = getattr(base_config, "sliding_window", None)
-    context = min(base_config.max_position_embeddings, sliding or base_config.max_position_embeddings)
-    return Plan(folder, config, base, int(base_config.hidden_size), int(context), ClaraTokenizer(tokenizer, config))
+    hidden, context = int(base_config.hidden_size), context_of(base_config)
+    return Plan(folder, config, base, hidden, context, ClaraTokenizer(tokenizer, config))
 
 
 def load_model(arguments: EngineArguments, plan: Plan, *, show_progress: bool = False) -> Loaded:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from math import prod
 from numbers import Integral, Real
@@ -93,7 +94,7 @@ def answer_from_wire(data: Mapping[str, Any]) -> Answer:
     Raises:
         ServerError: It is not an answer.
     """
-    try:
+    with _parsing("answer", data):
         known = {each.name: data[each.name] for each in fields(Answer) if each.name in data}
         known["logprobs"] = logprobs_from_wire(data.get("logprobs"))
         if (citations := data.get("citations")) is not None:
@@ -103,8 +104,6 @@ def answer_from_wire(data: Mapping[str, Any]) -> Answer:
         if (checks := data.get("checks")) is not None:
             known["checks"] = Checks(**checks)
         return Answer(**known)
-    except (TypeError, ValueError, AttributeError) as exc:
-        raise ServerError(f"the server sent an invalid answer: {data!r:.100}") from exc
 
 
 def attribution_from_wire(data: Mapping[str, Any]) -> Attribution:
@@ -113,11 +112,9 @@ def attribution_from_wire(data: Mapping[str, Any]) -> Attribution:
     Raises:
         ServerError: A field is missing or invalid.
     """
-    try:
+    with _parsing("attribution", data):
         scores = tuple(map(float, data["scores"]))
         return Attribution(**{**data, "scores": scores, "citations": _citations(data["citations"])})
-    except (TypeError, ValueError, KeyError) as exc:
-        raise ServerError(f"the server sent an invalid attribution: {data!r:.100}") from exc
 
 
 def fidelity_from_wire(data: Mapping[str, Any]) -> Fidelity:
@@ -128,11 +125,17 @@ def fidelity_from_wire(data: Mapping[str, Any]) -> Fidelity:
     """
     from clara_core.engine.fidelity import Fidelity, WeakSpan
 
-    try:
+    with _parsing("fidelity", data):
         spans = tuple(WeakSpan(**each) for each in data["spans"])
         return Fidelity(tuple(map(float, data["windows"])), float(data["loss"]), spans)
-    except (TypeError, ValueError, KeyError) as exc:
-        raise ServerError(f"the server sent an invalid fidelity: {data!r:.100}") from exc
+
+
+@contextmanager
+def _parsing(what: str, data: object) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError) as exc:
+        raise ServerError(f"the server sent an invalid {what}: {data!r:.100}") from exc
 
 
 def _citations(data: Sequence[Mapping[str, Any]]) -> tuple[Citation, ...]:
