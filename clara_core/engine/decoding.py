@@ -44,8 +44,6 @@ class Answers:
         pause: Runs that work; called between the layers of a prompt.
 
     Attributes:
-        model: The model.
-        limits: Sizes of batches.
         memory: The KV cache; None before the first answer and after it was freed.
         waiting: Requests that wait for pages, oldest first.
         running: Admitted answers.
@@ -58,10 +56,10 @@ class Answers:
         model: ClaraModel,
         limits: Limits,
         lock: Condition,
-        kv_bytes: int | None = None,
+        kv_bytes: int | None,
         *,
-        hurry: Callable[[], bool] = lambda: False,
-        pause: Callable[[], None] | None = None,
+        hurry: Callable[[], bool],
+        pause: Callable[[], None],
     ) -> None:
         self.model = model
         self.limits = limits

@@ -106,12 +106,6 @@ class ClaraEngine(EngineInstance):
             engine.arguments = engine.arguments.joined(arguments)
             return engine
 
-    def __copy__(self) -> ClaraEngine:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ClaraEngine:
-        return self
-
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], ClaraEngine], tuple[dict[str, Any]]]:
         return _from_arguments, (self.arguments.public(),)
 

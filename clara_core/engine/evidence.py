@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, TypeAlias
 
 from clara_core.engine.quotes import Span, split_sentences, split_words
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 GROUNDED = 1.0  # an answer that loses more nats without any document came from the documents
 CITED = 0.2  # lowest score of a cited document
 _CITED_DROP = -math.log1p(-CITED)  # the same in nats
+_Run: TypeAlias = tuple[int, int, int, float]  # document, start, end, nats
 _NEUTRAL = 0.05  # a word that loses fewer nats does not depend on any document
 
 
@@ -208,7 +211,7 @@ def _runs_of(
 ) -> list[tuple[int, Span]]:
     """Runs of words that the same document supports; words that depend on none belong to the enclosing run."""
     start, end = sentence
-    owned: list[tuple[int, int, int, float]] = []  # document, start, end, nats
+    owned: list[_Run] = []
     for word in split_words(text[start:end]):
         place = (start + word.start, start + word.end)
         own = [at for at in inside if _overlap(spans[at], place)]
@@ -218,22 +221,21 @@ def _runs_of(
         most = float(nats.max())
         if most < _NEUTRAL:
             continue
-        document = cited[int(nats.argmax())]
-        if owned and owned[-1][0] == document:
-            owned[-1] = (document, owned[-1][1], place[1], owned[-1][3] + most)
-        else:
-            owned.append((document, *place, most))
-    kept = [one for one in owned if one[3] >= _CITED_DROP]
-    joined: list[tuple[int, Span]] = []
-    for document, first, last, _ in kept:
-        if joined and joined[-1][0] == document:
-            joined[-1] = (document, (joined[-1][1][0], last))
-        else:
-            joined.append((document, (first, last)))
+        owned.append((cited[int(nats.argmax())], *place, most))
+    joined = [
+        (document, (first, last))
+        for document, first, last, _ in _joined([run for run in _joined(owned) if run[3] >= _CITED_DROP])
+    ]
     if joined:  # the words before the first run and after the last one belong to these runs
         joined[0] = (joined[0][0], (start, joined[0][1][1]))
         joined[-1] = (joined[-1][0], (joined[-1][1][0], end))
     return joined
+
+
+def _joined(runs: Sequence[_Run]) -> list[_Run]:
+    """Adjacent runs of the same document as one."""
+    groups = [(document, list(some)) for document, some in groupby(runs, key=itemgetter(0))]
+    return [(document, some[0][1], some[-1][2], sum(nats for *_, nats in some)) for document, some in groups]
 
 
 def _within(spans: Sequence[Span], place: Span) -> list[int]:

@@ -97,7 +97,7 @@ def examine(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) 
     The answer has the log-probabilities of its tokens.
     """
     if answer.finish_reason == "cancelled":
-        return _without_unasked(answer, wanted)
+        return without_unasked(answer, wanted)
     reading, signals = yield from weigh(engine, chat, answer, wanted)
     return _finished(engine, reading, signals, wanted)
 
@@ -301,7 +301,7 @@ def _finished(engine: EngineInstance, reading: Reading, signals: Signals | None,
     if signals is not None:
         confidence, calibrated = _confidence(engine, signals, wanted)
         answer = replace(answer, confidence=confidence, calibrated=calibrated)
-    answer = _without_unasked(answer, wanted)
+    answer = without_unasked(answer, wanted)
     least = wanted.min_confidence
     if not least or (answer.confidence is not None and answer.confidence >= least):
         return answer
@@ -326,6 +326,6 @@ def _confidence(engine: EngineInstance, signals: Signals, wanted: Wanted) -> tup
     return math.exp(min(signals.logprob, 0.0)), False
 
 
-def _without_unasked(answer: Answer, wanted: Wanted) -> Answer:
+def without_unasked(answer: Answer, wanted: Wanted) -> Answer:
     """Drop log-probabilities that the caller did not ask for."""
     return answer if wanted.logprobs else replace(answer, logprobs=None)

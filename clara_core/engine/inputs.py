@@ -13,7 +13,7 @@ from torch import Tensor
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import CheckpointError, ContextOverflow, WindowOverflow
 from clara_core.data.memory import Memory
-from clara_core.engine.checks import Message, Overflow, check_messages, check_overflow
+from clara_core.engine.checks import Message, Overflow, check_messages
 from clara_core.engine.logprobs import TokenLog
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Sampling, SequenceState
@@ -65,10 +65,8 @@ def prepare_documents(texts: list[str], tokenizer: ClaraTokenizer, overflow: Ove
     """Cut documents into windows and tokenize them.
 
     Raises:
-        ValueError: `overflow` is unknown.
         WindowOverflow: A text is too long and ``overflow="error"``.
     """
-    check_overflow(overflow)
     spans = [_spans(text, tokenizer, overflow) for text in texts]
     pieces = [text[start:end] for text, windows in zip(texts, spans, strict=True) for start, end in windows]
     return Documents(texts, spans, tokenizer.encode_passages(pieces), tokenizer.overhead + tokenizer.config.n_mem)
@@ -142,8 +140,9 @@ def prepare_chat(
         check_as_text(as_text, len(memories), tokenizer.config)
     ids = tokenizer.chat_prompt(turns, _layout(memories, as_text))
     read = memories
+    has_long = any(memory.n_windows > tokenizer.config.generation_top_k for memory in memories)
     room = min(sampling.max_tokens, model.context // _ANSWER_SHARE)
-    if model.context - len(ids) < room and reason is not None and _any_long(memories, tokenizer):
+    if model.context - len(ids) < room and reason is not None and has_long:
         read = keep_best_windows(reason(turns[-1]["content"]), memories, tokenizer)
         ids = tokenizer.chat_prompt(turns, _layout(read, as_text))
     compressed = [memory for at, memory in enumerate(read) if at not in as_text]
@@ -183,10 +182,6 @@ def _layout(memories: Sequence[Memory], as_text: Collection[int]) -> Windows:
         for at, memory in enumerate(memories)
         for start, end in memory.spans
     ]
-
-
-def _any_long(memories: Sequence[Memory], tokenizer: ClaraTokenizer) -> bool:
-    return any(memory.n_windows > tokenizer.config.generation_top_k for memory in memories)
 
 
 def prepare_generation(

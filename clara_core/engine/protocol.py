@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, Unpack
+from typing import TYPE_CHECKING, Protocol, Self, Unpack
 
 from clara_core.engine.checks import Message, Overflow, as_conversations, check_overflow, checked_texts, user_turn
 from clara_core.engine.steps import CallSteps
@@ -65,6 +65,12 @@ class Engine(CallSteps):
 
     arguments: EngineArguments
     cache: MemoryCache
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
 
     # --- facts of the model ------------------------------------------------------------------------------
 

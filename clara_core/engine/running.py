@@ -98,7 +98,7 @@ def choose_prompts(running: Sequence[Running], budget: int, long_next: bool, *, 
 
 
 def read_prompts(
-    model: ClaraModel, part: Sequence[Running], cache: KVCache, budget: int, pause: Callable[[], None] | None
+    model: ClaraModel, part: Sequence[Running], cache: KVCache, budget: int, pause: Callable[[], None]
 ) -> Tensor | None:
     """Read prompts: logits of the next token ``[rows, vocab]``; None if the rest of a long prompt follows.
 
@@ -165,7 +165,7 @@ class Chosen:
         if self._arrived is not None:
             self._arrived.synchronize()
         self._read = self._numbers.tolist()
-        self._recorded = self._measured.read()
+        self._recorded = self._measured()
 
     def finite(self, row: int) -> bool:
         """Whether the logits of a row were finite; call `wait` first."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clara_core.engine.answer_options import Wanted
-from clara_core.engine.examining import Chat, examine_all
+from clara_core.engine.examining import Chat, examine_all, without_unasked
 from clara_core.engine.requests import GenerateRequest, Request
 from clara_core.engine.sampling import Answer, Chunk, Pieces
 from clara_core.engine.steps import drive, off_loop
@@ -78,7 +78,7 @@ class AnswerStream(Pieces):
         try:
             return drive(examine_all(self._engine, [self._chat], [answer], self._wanted), self._wait)[0]
         except CancelledError:
-            return answer if self._wanted.logprobs else replace(answer, logprobs=None)
+            return without_unasked(answer, self._wanted)
 
     def _wait(self, requests: list[Request]) -> list[Any]:
         self._open = requests

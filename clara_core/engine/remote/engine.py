@@ -63,12 +63,6 @@ class RemoteEngine(RemoteInstance):
         with _engines_lock:
             return _engines.setdefault((url, key), cls(url, key))
 
-    def __copy__(self) -> RemoteEngine:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RemoteEngine:
-        return self
-
     def __reduce__(self) -> tuple[Callable[[str], RemoteEngine], tuple[str]]:
         return RemoteEngine.connect, (self.arguments.model,)
 
