@@ -31,20 +31,13 @@ _MOST_WINDOWS = 16  # of a document, hidden one by one to find the window that s
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """A text as the continuation of a prompt.
+    """A text as the continuation of a prompt."""
 
-    Attributes:
-        prompt: The prompt, with the documents that it reads.
-        ids: Token ids of the text.
-        text: The text.
-        question: The question of the prompt.
-        logprobs: Log-probabilities of the tokens, if they were recorded during generation; this saves a row to judge.
-    """
-
-    prompt: GenerateRequest
-    ids: list[int]
+    prompt: GenerateRequest  # the prompt, with the documents that it reads
+    ids: list[int]  # token ids of the text
     text: str
     question: str
+    # log-probabilities of the tokens, if they were recorded during generation; this saves a row to judge
     logprobs: Sequence[float] = ()
 
     def judged(self, tokenizer: ClaraTokenizer, hidden: Sequence[frozenset[int]]) -> JudgeRequest:

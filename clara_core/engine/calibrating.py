@@ -24,15 +24,10 @@ _MAX_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """An answer whose correctness is known.
-
-    Attributes:
-        signals: The signals of the answer.
-        right: Whether it contains one of the accepted answers, word for word, ignoring case.
-    """
+    """An answer whose correctness is known."""
 
     signals: Signals
-    right: bool
+    right: bool  # whether it contains one of the accepted answers, word for word, ignoring case
 
 
 def without_gold(lines: Sequence[RetrievalLine], share: float) -> list[RetrievalLine]:

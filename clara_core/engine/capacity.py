@@ -45,17 +45,11 @@ _CACHE_SHARE: Final = 0.8  # of the free memory of a GPU, after the weights and 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights of a decoder as its files describe them.
+    """The weights of a decoder as its files describe them."""
 
-    Attributes:
-        packable: Number of elements of the matrices that quantization packs.
-        others: Number of all other elements.
-        dtypes: Types in the files.
-    """
-
-    packable: int
-    others: int
-    dtypes: frozenset[str]
+    packable: int  # number of elements of the matrices that quantization packs
+    others: int  # number of all other elements
+    dtypes: frozenset[str]  # types in the files
 
     def nbytes(self, dtype: str, quantization: str | None) -> int:
         """Bytes on the device."""
@@ -172,23 +166,14 @@ def _swap(group: Path, free: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The memory that a model needs on its device.
+    """The memory that a model needs on its device."""
 
-    Attributes:
-        base: Name of the base decoder in messages.
-        device: The device.
-        dtype: Type of the weights that are not packed.
-        quantization: Packing of the other weights.
-        weights: Weights of the base decoder; None if they are not known.
-        adapters: Bytes of the adapters.
-    """
-
-    base: str
+    base: str  # name of the base decoder in messages
     device: torch.device
-    dtype: str
-    quantization: str | None
-    weights: Weights | None
-    adapters: int
+    dtype: str  # type of the weights that are not packed
+    quantization: str | None  # packing of the other weights
+    weights: Weights | None  # weights of the base decoder; None if they are not known
+    adapters: int  # bytes of the adapters
 
     @property
     def nbytes(self) -> int | None:

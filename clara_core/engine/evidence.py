@@ -93,21 +93,13 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of an answer that one document supports.
-
-    Attributes:
-        document: Index of the document.
-        score: Score of the document for this part.
-        start: First character of the part in the answer's text.
-        end: End of the part, exclusive.
-        tokens: Indexes of the tokens of the part.
-    """
+    """A part of an answer that one document supports."""
 
     document: int
     score: float
-    start: int
-    end: int
-    tokens: tuple[int, ...]
+    start: int  # first character of the part in the answer's text
+    end: int  # end of the part, exclusive
+    tokens: tuple[int, ...]  # indexes of the tokens of the part
 
 
 def score(drop: float) -> float:

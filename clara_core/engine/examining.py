@@ -45,19 +45,12 @@ _SAME = 1e-5  # documents whose cosines differ by less are taken as equal
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation and the request of its first reading.
-
-    Attributes:
-        messages: The conversation.
-        memories: The documents, as given by the caller.
-        sampling: Options of sampling.
-        request: The request of the first reading.
-    """
+    """A conversation and the request of its first reading."""
 
     messages: Sequence[Message]
-    memories: Sequence[Memory]
+    memories: Sequence[Memory]  # the documents, as given by the caller
     sampling: Sampling
-    request: GenerateRequest
+    request: GenerateRequest  # the request of the first reading
 
     @property
     def question(self) -> str:
@@ -67,15 +60,10 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The answer of one reading with its evidence.
-
-    Attributes:
-        answer: The answer.
-        evidence: Its attribution, with document indexes of the caller's order; None if nothing was judged.
-        checks: Its checks.
-    """
+    """The answer of one reading with its evidence."""
 
     answer: Answer
+    # its attribution, with document indexes of the caller's order; None if nothing was judged
     evidence: Attribution | None = None
     checks: Checks = field(default_factory=Checks)
 

@@ -31,19 +31,12 @@ URGENT_TOKEN_LIMIT = 512  # a compression of no more tokens is queued with the q
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """A block of tokenized documents for the compressor.
-
-    Attributes:
-        texts: The documents.
-        spans: Character spans of each document's windows.
-        sequences: Token ids of all windows, document after document.
-        overhead: Number of ids of a sequence that are not text.
-    """
+    """A block of tokenized documents for the compressor."""
 
     texts: list[str]
-    spans: list[tuple[tuple[int, int], ...]]
-    sequences: list[list[int]]
-    overhead: int
+    spans: list[tuple[tuple[int, int], ...]]  # character spans of each document's windows
+    sequences: list[list[int]]  # token ids of all windows, document after document
+    overhead: int  # number of ids of a sequence that are not text
 
     def request(self) -> EncodeRequest:
         """The request that compresses the block."""

@@ -37,40 +37,24 @@ _SAMPLE = 1 << 20  # bytes hashed at both ends of a file of base weights
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything about an engine that is known before its weights are read.
-
-    Attributes:
-        folder: Folder of the checkpoint.
-        config: Config of the checkpoint.
-        base: Folder or Hub id of the base decoder.
-        hidden: Width of a memory token.
-        context: Most positions that a prompt and its answer may take together.
-        tokenizer: The base's tokenizer with the memory tokens.
-    """
+    """Everything about an engine that is known before its weights are read."""
 
     folder: Path
     config: ClaraConfig
-    base: str
-    hidden: int
-    context: int
-    tokenizer: ClaraTokenizer
+    base: str  # folder or Hub id of the base decoder
+    hidden: int  # width of a memory token
+    context: int  # most positions that a prompt and its answer may take together
+    tokenizer: ClaraTokenizer  # the base's tokenizer with the memory tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model on its device.
-
-    Attributes:
-        model: The model.
-        checkpoint: Its checkpoint, without the tensors, which are in the model.
-        fingerprint: Hash of its weights and rate.
-        weights_bytes: Bytes of weights and adapters on the device.
-    """
+    """A model on its device."""
 
     model: ClaraModel
-    checkpoint: Checkpoint
-    fingerprint: str
-    weights_bytes: int
+    checkpoint: Checkpoint  # its checkpoint, without the tensors, which are in the model
+    fingerprint: str  # hash of its weights and rate
+    weights_bytes: int  # bytes of weights and adapters on the device
 
 
 def plan_engine(arguments: EngineArguments) -> Plan:

@@ -76,15 +76,10 @@ class TokenLog:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The recorded part of the next-token distribution of a row.
+    """The recorded part of the next-token distribution of a row."""
 
-    Attributes:
-        logprob: Log-probability of the token that was chosen.
-        top: The most probable tokens with their log-probabilities.
-    """
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
+    logprob: float  # log-probability of the token that was chosen
+    top: tuple[tuple[int, float], ...]  # the most probable tokens with their log-probabilities
 
 
 def measure(logits: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor) -> Callable[[], dict[int, Measured]]:

@@ -26,27 +26,16 @@ from clara_core.model.sampler import draw, without_ends
 
 @dataclass(eq=False, slots=True)
 class Running:
-    """An answer with pages in the KV cache.
-
-    Attributes:
-        request: Its request.
-        row: Its pages.
-        turn: Number of its admission; the answer that was admitted last is preempted first.
-        slot: Index of its newest token in the tensor of newest tokens on the device.
-        read: Whether its prompt has been read.
-        ahead: Number of tokens that were chosen and that the host has not read yet.
-        spoiled: Whether its logits were not finite.
-        gone: Whether it has ended; it keeps its pages until the passes that still write to them have ended.
-    """
+    """An answer with pages in the KV cache."""
 
     request: GenerateRequest
     row: KVRow
-    turn: int
-    slot: int
-    read: bool = False
-    ahead: int = 0
-    spoiled: bool = False
-    gone: bool = False
+    turn: int  # number of its admission; the answer that was admitted last is preempted first
+    slot: int  # index of its newest token in the tensor of newest tokens on the device
+    read: bool = False  # whether its prompt has been read
+    ahead: int = 0  # number of tokens that were chosen and that the host has not read yet
+    spoiled: bool = False  # whether its logits were not finite
+    gone: bool = False  # whether it has ended; it keeps its pages until the passes that still write to them have ended
 
     @property
     def prompt(self) -> int:

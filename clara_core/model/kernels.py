@@ -22,35 +22,23 @@ PAGE = 256  # positions of a page of the KV cache; the kernels require a multipl
 
 
 class PackedRows(TypedDict):
-    """Rows one after the other, of which each attends within itself.
+    """Rows one after the other, of which each attends within itself."""
 
-    Attributes:
-        starts: ``[rows + 1]``, int32: where each row begins, and where the last one ends.
-        longest: Positions of the longest row.
-        scale: Factor of the attention scores.
-        window: Number of positions that a query sees, including its own; None: all before it.
-    """
-
-    starts: Tensor
-    longest: int
-    scale: float
-    window: int | None
+    starts: Tensor  # ``[rows + 1]``, int32: where each row begins, and where the last one ends
+    longest: int  # positions of the longest row
+    scale: float  # factor of the attention scores
+    window: int | None  # number of positions that a query sees, including its own; None: all before it
 
 
 class PagedRows(PackedRows):
     """The newest positions of rows whose keys and values are in pages.
 
-    Attributes:
-        starts: ``[rows + 1]``, int32: where each row's queries begin, and where the last ones end.
-        longest: The largest of `lengths`, or an upper bound.
-        table: ``[rows, most]``, int32: the pages of each row in order; entries after a row's last are not read.
-        lengths: ``[rows]``, int32: positions of each row, including the newest ones.
-        queries: Number of newest positions of each row.
+    `starts` tells where the queries of each row begin; `longest` is the largest of `lengths`, or an upper bound.
     """
 
-    table: Tensor
-    lengths: Tensor
-    queries: int
+    table: Tensor  # ``[rows, most]``, int32: the pages of each row in order; entries after a row's last are not read
+    lengths: Tensor  # ``[rows]``, int32: positions of each row, including the newest ones
+    queries: int  # number of newest positions of each row
 
 
 class Kernel(Protocol):

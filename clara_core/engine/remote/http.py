@@ -45,21 +45,14 @@ _GATEWAY: Final = (502, 504)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request for one reply.
-
-    Attributes:
-        path: Path on the server.
-        payload: What to POST: values to send as JSON, or bytes as they are; None: GET the path.
-        headers: Headers besides those of the connection.
-        repeatable: Whether it may be sent again after the server has begun the work.
-        parsed: Whether the reply is JSON; otherwise its bytes are the result.
-    """
+    """A request for one reply."""
 
     path: str
+    # what to POST: values to send as JSON, or bytes as they are; None: GET the path
     payload: Mapping[str, Any] | bytes | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    repeatable: bool = True
-    parsed: bool = True
+    headers: Mapping[str, str] = field(default_factory=dict)  # headers besides those of the connection
+    repeatable: bool = True  # whether it may be sent again after the server has begun the work
+    parsed: bool = True  # whether the reply is JSON; otherwise its bytes are the result
 
     def cancel(self) -> None:
         """Does nothing: a call that nobody awaits is not sent."""
