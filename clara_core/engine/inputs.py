@@ -133,9 +133,10 @@ def prepare_chat(
         check_as_text(as_text, len(memories), tokenizer.config)
     ids = tokenizer.chat_prompt(turns, _layout(memories, as_text))
     read = memories
-    has_long = any(memory.n_windows > tokenizer.config.generation_top_k for memory in memories)
-    room = min(sampling.max_tokens, model.context // _ANSWER_SHARE)
-    if model.context - len(ids) < room and reason is not None and has_long:
+    context, most = model.context, tokenizer.config.generation_top_k
+    room = min(sampling.max_tokens, context // _ANSWER_SHARE)
+    crowded = context - len(ids) < room
+    if crowded and reason is not None and any(memory.n_windows > most for memory in memories):
         read = keep_best_windows(reason(turns[-1]["content"]), memories, tokenizer)
         ids = tokenizer.chat_prompt(turns, _layout(read, as_text))
     compressed = [memory for at, memory in enumerate(read) if at not in as_text]
@@ -197,9 +198,10 @@ def prepare_generation(
     Raises:
         ContextOverflow: The prompt does not fit, or the chat template removed memory slots.
     """
-    room = model.context - len(ids)
+    context = model.context
+    room = context - len(ids)
     if room < 1:
-        raise context_overflow(len(ids), memories, model.context, tokenizer)
+        raise context_overflow(len(ids), memories, context, tokenizer)
     slots = tokenizer.is_slot(ids)
     tokens = [memory.tokens.flatten(0, 1) for memory in memories]  # [windows * n_mem, hidden] each
     filled = torch.cat(tokens) if tokens else torch.zeros(0, 0)
