@@ -121,19 +121,14 @@ def read_options(options: AnswerOptions) -> tuple[Sampling, Wanted]:
         ValueError: A value is out of bounds.
     """
     refuse_unknown("an answer", options, list(AnswerOptions.__annotations__))
-    given = {name: value for name, value in options.items() if name in SamplingOptions.__annotations__}
-    scores = options.get("scores")
-    wanted = Wanted(
-        logprobs=options.get("logprobs", False),
-        top_logprobs=options.get("top_logprobs", 0),
-        citations=options.get("citations", False),
-        min_confidence=options.get("min_confidence"),
-        read=options.get("read", "memory"),
-        scores=None if scores is None else _numbers(scores),
-        as_text=tuple(options.get("as_text", ())),
-        unsure_text=options.get("unsure_text", UNSURE),
-    )
-    sampling = Sampling.of(given)  # type: ignore[arg-type]  # the names are those of SamplingOptions
+    of_sampling: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for name, value in options.items():
+        (of_sampling if name in SamplingOptions.__annotations__ else others)[name] = value
+    if others.get("scores") is not None:
+        others["scores"] = _numbers(others["scores"])
+    wanted = Wanted(**{**others, "as_text": tuple(others.get("as_text", ()))})
+    sampling = Sampling.of(of_sampling)  # type: ignore[arg-type]  # the names are those of SamplingOptions
     if wanted.logprobs or wanted.afterwards:
         sampling = replace(sampling, recorded=wanted.top_logprobs)
     return sampling, wanted

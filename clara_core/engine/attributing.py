@@ -31,20 +31,13 @@ _MOST_WINDOWS = 16  # of a document, hidden one by one to find the window that s
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """A text as the continuation of a prompt.
+    """A text as the continuation of a prompt."""
 
-    Attributes:
-        prompt: The prompt, with the documents that it reads.
-        ids: Token ids of the text.
-        text: The text.
-        question: The question of the prompt.
-        logprobs: Log-probabilities of the tokens, if they were recorded during generation; this saves a row to judge.
-    """
-
-    prompt: GenerateRequest
-    ids: list[int]
+    prompt: GenerateRequest  # the prompt, with the documents that it reads
+    ids: list[int]  # token ids of the text
     text: str
     question: str
+    # log-probabilities of the tokens, if they were recorded during generation; this saves a row to judge
     logprobs: Sequence[float] = ()
 
     def judged(self, tokenizer: ClaraTokenizer, hidden: Sequence[frozenset[int]]) -> JudgeRequest:
@@ -104,11 +97,7 @@ def attribute_by_attention(
 ) -> Attribution:
     """Attribute a text to documents by the attention of its tokens: an estimate that needs no pass.
 
-    Args:
-        continuation: The text.
-        paid: ``[tokens, windows]``: share of the attention of each token.
-        tokenizer: Tokenizer of the model.
-        logprob: Log-probability of the text.
+    ``paid [tokens, windows]`` has the share of each token's attention that each window gets.
     """
     documents = continuation.prompt.documents
     windows = _windows_of(documents)
@@ -144,11 +133,8 @@ def _windows_of(documents: Sequence[Memory]) -> list[frozenset[int]]:
 def _keeping(missing: Sequence[float], documents: Sequence[Memory]) -> set[int]:
     """Indexes of the documents that explain some tokens alone, and of those with the same text.
 
-    Copies are included because a copy far in front of the question explains the tokens less well.
-
-    Args:
-        missing: Nats that the tokens lose if only one document is read, for each document.
-        documents: The documents.
+    `missing` has the nats that the tokens lose if only one document is read, for each document. Copies are included
+    because a copy far in front of the question explains the tokens less well.
     """
     texts = {document.text for document, nats in zip(documents, missing, strict=True) if nats <= GROUNDED}
     return {at for at, document in enumerate(documents) if document.text in texts}

@@ -24,15 +24,10 @@ _MAX_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """An answer whose correctness is known.
-
-    Attributes:
-        signals: The signals of the answer.
-        right: Whether it contains one of the accepted answers, word for word, ignoring case.
-    """
+    """An answer whose correctness is known."""
 
     signals: Signals
-    right: bool
+    right: bool  # whether it contains one of the accepted answers, word for word, ignoring case
 
 
 def without_gold(lines: Sequence[RetrievalLine], share: float) -> list[RetrievalLine]:
@@ -87,13 +82,7 @@ def judge_answers(engine: ClaraEngine, lines: Sequence[RetrievalLine], top_k: in
 
 
 def fit_calibration(engine: ClaraEngine, judged: Sequence[Judged], unanswerable: float, documents: int) -> Calibration:
-    """Fit a calibration of every level that the answers have the signals of.
-
-    Args:
-        engine: The engine that gave the answers.
-        judged: Answers whose correctness is known.
-        unanswerable: Share of the questions that no document answered.
-        documents: Most documents of a question.
+    """Fit a calibration of every level that the answers of an engine have the signals of.
 
     Raises:
         ValueError: There are too few answers, or nearly all are right, or nearly all are wrong.

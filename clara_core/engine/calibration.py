@@ -218,11 +218,7 @@ class Calibration:
 
 
 def fit_level(vectors: Sequence[Sequence[float]], right: Sequence[bool]) -> Level:
-    """Fit a regression and its table of thresholds.
-
-    Args:
-        vectors: Features of each answer.
-        right: Whether each answer is right.
+    """Fit a regression and its table of thresholds to the features of answers that are right or wrong.
 
     Raises:
         ValueError: There are too few answers, or nearly all are right, or nearly all are wrong.

@@ -1,4 +1,4 @@
-"""Checks whether a model fits the memory of its device before its weights are read.
+"""Memory of a device: whether the weights of a model fit before they are read, and the size of the KV cache.
 
 The memory needed is a lower bound: the weights alone, by the headers of their files. If it or the free memory is
 unknown, nothing is refused, and loading fails with the same message if memory runs out.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -19,8 +20,12 @@ from typing import Any, Final
 import torch
 
 from clara_core.checkpoint.config import CONFIG_FILE
-from clara_core.common.errors import NotEnoughMemory
-from clara_core.model.devices import memory_said
+from clara_core.common.errors import ContextOverflow, NotEnoughMemory
+from clara_core.engine.requests import GenerateRequest, Limits
+from clara_core.model.decoder import ClaraModel
+from clara_core.model.devices import is_out_of_memory, memory_said, release_memory
+from clara_core.model.kernels import PAGE
+from clara_core.model.kv_memory import KVMemory
 from clara_core.model.packed_linear import packs
 
 log = logging.getLogger(__name__)
@@ -35,21 +40,16 @@ _BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _NAMES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # nf4: half a byte, and a float32 for each block of 64.
 _PACKED_BYTES: Final = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
+_CACHE_SHARE: Final = 0.8  # of the free memory of a GPU, after the weights and the activations of one batch
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights of a decoder as its files describe them.
+    """The weights of a decoder as its files describe them."""
 
-    Attributes:
-        packable: Number of elements of the matrices that quantization packs.
-        others: Number of all other elements.
-        dtypes: Types in the files.
-    """
-
-    packable: int
-    others: int
-    dtypes: frozenset[str]
+    packable: int  # number of elements of the matrices that quantization packs
+    others: int  # number of all other elements
+    dtypes: frozenset[str]  # types in the files
 
     def nbytes(self, dtype: str, quantization: str | None) -> int:
         """Bytes on the device."""
@@ -166,23 +166,14 @@ def _swap(group: Path, free: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The memory that a model needs on its device.
+    """The memory that a model needs on its device."""
 
-    Attributes:
-        base: Name of the base decoder in messages.
-        device: The device.
-        dtype: Type of the weights that are not packed.
-        quantization: Packing of the other weights.
-        weights: Weights of the base decoder; None if they are not known.
-        adapters: Bytes of the adapters.
-    """
-
-    base: str
+    base: str  # name of the base decoder in messages
     device: torch.device
-    dtype: str
-    quantization: str | None
-    weights: Weights | None
-    adapters: int
+    dtype: str  # type of the weights that are not packed
+    quantization: str | None  # packing of the other weights
+    weights: Weights | None  # weights of the base decoder; None if they are not known
+    adapters: int  # bytes of the adapters
 
     @property
     def nbytes(self) -> int | None:
@@ -233,3 +224,62 @@ class Demand:
 
 def _gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.2f} MB"
+
+
+# --- the KV cache ------------------------------------------------------------------------------------------
+
+
+def allocate_cache(model: ClaraModel, limits: Limits, kv_bytes: int | None, most_pages: int | None) -> KVMemory:
+    """Allocate the KV cache; if memory runs out, with half the pages, and so on.
+
+    Args:
+        model: The model that uses it.
+        limits: Sizes of batches.
+        kv_bytes: Most bytes; None: a share of the free memory.
+        most_pages: Most pages, after passes have run out of memory; None: no further limit.
+
+    Raises:
+        Exception: Not even one page can be allocated.
+    """
+    shape = model.kv_shape()
+    wanted = kv_bytes
+    if wanted is None:
+        free = cache_source_bytes(shape.device)
+        batch = limits.tokens * model.activation_bytes()
+        wanted = int(_CACHE_SHARE * max(free - batch, free // 2))
+    # All rows together cannot fill more pages than this.
+    pages = min(max(wanted // shape.page_bytes, 1), limits.rows * -(-model.context // PAGE))
+    pages = min(pages, most_pages or pages)
+    while True:
+        try:
+            return model.kv_memory(pages)
+        except Exception as exc:
+            if not is_out_of_memory(exc) or pages == 1:
+                raise
+        log.warning("out of memory with a KV cache of %d bytes: going on with half", pages * shape.page_bytes)
+        release_memory()
+        pages //= 2
+
+
+def too_large(request: GenerateRequest, memory: KVMemory) -> ContextOverflow:
+    """The error of a request that needs more positions than the whole KV cache has."""
+    prompt, limit = len(request.ids), request.sequence.limit
+    return ContextOverflow(
+        f"the prompt of {prompt} positions and an answer of up to {limit} tokens take {prompt + limit} positions, but "
+        f"the KV cache holds {memory.columns} ({memory.total_bytes:,} bytes); lower max_tokens, give fewer documents, "
+        "or raise kv_cache_bytes"
+    )
+
+
+def cache_source_bytes(device: torch.device) -> int:
+    """Bytes that a KV cache takes its share of: what is free on a GPU, elsewhere a quarter of the machine's memory.
+
+    It initialises CUDA.
+    """
+    if device.type == "cuda":
+        release_memory()  # cached blocks of the allocator count as free
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    except (AttributeError, ValueError, OSError):  # not available on Windows
+        return 2**31

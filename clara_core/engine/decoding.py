@@ -19,35 +19,31 @@ from threading import Condition
 import torch
 from torch import Tensor
 
-from clara_core.engine.chosen import Chosen, Running, not_finite
-from clara_core.engine.kv_space import allocate, too_large
-from clara_core.engine.prompts import choose_prompts, read_prompts
+from clara_core.engine.capacity import allocate_cache, too_large
 from clara_core.engine.requests import GenerateRequest, Limits, emit, fail, finish
-from clara_core.engine.threads import DecodeThreads
+from clara_core.engine.running import Chosen, Running, choose_prompts, not_finite, read_prompts
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import attempt, in_halves, is_out_of_memory, release_memory, upload
 from clara_core.model.kernels import PAGE
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory, KVRow
-from clara_core.model.paid_attention import paid_attention
+from clara_core.model.processor import StepThreads
 
 log = logging.getLogger(__name__)
 
 
 class Answers:
-    """The answers of one worker; only its thread calls these methods, except `submit`.
+    """The answers of one worker; only its thread calls these methods.
 
     Args:
         model: The model.
         limits: Sizes of batches.
-        lock: Guards `waiting`.
+        lock: Guards `waiting`, to which other threads append.
         kv_bytes: Most bytes of the KV cache; None: a share of the free memory.
         hurry: Tells whether shorter work waits for the device.
         pause: Runs that work; called between the layers of a prompt.
 
     Attributes:
-        model: The model.
-        limits: Sizes of batches.
         memory: The KV cache; None before the first answer and after it was freed.
         waiting: Requests that wait for pages, oldest first.
         running: Admitted answers.
@@ -60,10 +56,10 @@ class Answers:
         model: ClaraModel,
         limits: Limits,
         lock: Condition,
-        kv_bytes: int | None = None,
+        kv_bytes: int | None,
         *,
-        hurry: Callable[[], bool] = lambda: False,
-        pause: Callable[[], None] | None = None,
+        hurry: Callable[[], bool],
+        pause: Callable[[], None],
     ) -> None:
         self.model = model
         self.limits = limits
@@ -75,7 +71,7 @@ class Answers:
         self._kv_bytes = kv_bytes
         self._hurry, self._pause = hurry, pause
         self._long_next = True  # whether the next pass reads a long prompt, if long and short ones wait
-        self._threads = DecodeThreads(model)
+        self._threads = StepThreads(model.processor.single if model.device.type == "cpu" else 0)
         self._turn = 0
         self._step_rows = limits.rows  # most rows of a step; fewer after one ran out of memory
         self._reads_late = model.device.type == "cuda"  # the host reads tokens while the next step runs
@@ -85,10 +81,6 @@ class Answers:
         self._fits = True
         self.draining = False
         self._most_pages: int | None = None  # most pages of the next KV cache, after passes ran out of memory
-
-    def submit(self, request: GenerateRequest) -> None:
-        """Queue a request (under the lock)."""
-        self.waiting.append(request)
 
     @property
     def busy(self) -> bool:
@@ -188,7 +180,7 @@ class Answers:
     def _allocated(self) -> bool:
         """Allocate the KV cache; if that fails, the oldest waiting request gets the error."""
         try:
-            self.memory = allocate(self.model, self.limits, self._kv_bytes, self._most_pages)
+            self.memory = allocate_cache(self.model, self.limits, self._kv_bytes, self._most_pages)
         except Exception as exc:  # noqa: BLE001 - the caller gets it
             if self._beside and is_out_of_memory(exc):
                 self._fits = False
@@ -202,18 +194,13 @@ class Answers:
     def _make_room(self) -> None:
         """Give a page to every row that has none for its next token."""
         for one in sorted(self.running, key=lambda running: running.turn):
-            while one in self.running and one.read and one.row.length == one.row.room and not self._ended(one):
+            while one in self.running and one.read and one.row.length == one.row.room and not one.ended:
                 if self._memory.grow(one.row):
                     break
                 if self._chosen:  # these tokens may end answers, whose pages become free
                     self._settle()
                 else:
                     self._preempt(max(self.running, key=lambda running: running.turn))
-
-    @staticmethod
-    def _ended(one: Running) -> bool:
-        """Whether an answer has reached its largest length, including tokens that the host has not read."""
-        return one.written >= one.request.sequence.limit
 
     def _preempt(self, one: Running) -> None:
         self._settle()
@@ -288,7 +275,7 @@ class Answers:
 
     def _step(self) -> None:
         launched = len(self._chosen)
-        rows = [one for one in self.running if one.read and not self._ended(one)]
+        rows = [one for one in self.running if one.read and not one.ended]
         most, tried, largest = self._step_rows, 0, 0
         for role in dict.fromkeys(one.request.role for one in rows):
             alike = [one for one in rows if one.request.role is role]
@@ -381,26 +368,15 @@ class Answers:
         for one in [one for one in self.running if one.request.cancelled or one.request.future.done()]:
             self._leave(one)
 
-    def _show_attention(self, one: Running) -> Exception | None:
-        """Compute the attention of a finished answer before its keys are freed; returns the error, if any."""
-        request = one.request
-        queries, request.queries = request.queries[: len(request.sequence.ids)], []
-        if request.sequence.finish_reason is None or not queries:
-            return None
-        try:
-            request.paid = paid_attention(
-                self._memory, one.row, torch.stack(queries), request.watched, len(request.ids)
-            )  # fmt: skip
-        except Exception as exc:  # noqa: BLE001 - the caller gets it
-            return exc
-        return None
-
     def _leave(self, one: Running, exc: Exception | None = None) -> None:
         """End an answer; its future is resolved before anything else can fail."""
         self.running.remove(one)
         one.gone = True
         if exc is None and one.request.watched:
-            exc = self._show_attention(one)
+            try:
+                one.measure_attention(self._memory)
+            except Exception as failure:  # noqa: BLE001 - the caller gets it
+                exc = failure
         if exc is None:
             finish(one.request)
         else:

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Never, Unpack, cast
 
+import torch
 from torch import Tensor
 
+from clara_core.checkpoint.config import Role
 from clara_core.data.examples import RetrievalLine
 from clara_core.data.memory import Memory
-from clara_core.engine.answer_options import AnswerOptions, read_options
-from clara_core.engine.async_engine import AsyncCalls
+from clara_core.engine.answer_options import AnswerOptions, Wanted, read_options
+from clara_core.engine.attributing import Continuation, attribute
 from clara_core.engine.calibrating import BATCH, Judged, fit_calibration, judge_answers, without_gold
 from clara_core.engine.calibration import Calibration
-from clara_core.engine.checks import Message, Overflow, check_overflow, checked_texts
+from clara_core.engine.checks import Message, Overflow, check_overflow, checked_texts, user_turn
 from clara_core.engine.door import connect, is_server
-from clara_core.engine.evidence_streams import ExaminedStream
-from clara_core.engine.inputs import Documents
+from clara_core.engine.evidence import Attribution
+from clara_core.engine.examining import Chat, examine_all
+from clara_core.engine.fidelity import Fidelity, measure_fidelity
+from clara_core.engine.inputs import Documents, prepare_documents
 from clara_core.engine.options import EngineArguments, engine_arguments
 from clara_core.engine.requests import EncodeRequest
+from clara_core.engine.runtime import EngineInstance
 from clara_core.engine.sampling import Answer, Chunk, Sampling
-from clara_core.engine.streams import AnswerStream
+from clara_core.engine.steps import Steps
+from clara_core.engine.streams import AnswerStream, stream_async
 from clara_core.model.tokenizer import PARAPHRASE_INSTRUCTION
 from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
 
 __all__ = ["Answer", "Chunk", "ClaraEngine"]
 
 BLOCK = 256  # texts to tokenize and queue at a time; two blocks are in progress at once
+AWAITED_BLOCK = 64  # texts of a block of an awaitable call; a cancelled task stops between blocks
 
 _engines: dict[EngineArguments, ClaraEngine] = {}
 _engines_lock = threading.Lock()
 
 
-class ClaraEngine(AsyncCalls):
+class ClaraEngine(EngineInstance):
     """One CLaRa model, shared by all callers in the process that ask for the same arguments.
 
     Make it with `from_pretrained`. It is safe to use from threads and from asyncio: calls become requests to one
@@ -98,12 +106,6 @@ class ClaraEngine(AsyncCalls):
             engine.arguments = engine.arguments.joined(arguments)
             return engine
 
-    def __copy__(self) -> ClaraEngine:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ClaraEngine:
-        return self
-
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], ClaraEngine], tuple[dict[str, Any]]]:
         return _from_arguments, (self.arguments.public(),)
 
@@ -122,10 +124,12 @@ class ClaraEngine(AsyncCalls):
             try:
                 while (block := list(islice(given, BLOCK))) or pending:
                     if block:
-                        pending.append(self._submit_documents(block, overflow))
+                        pending.append(self._tokenized(block, overflow))
+                        self._submit(pending[-1][1])
                         if len(pending) == 1:
                             continue  # the next block is tokenized while the device works on this one
-                    memories = self._collect(*pending[0])
+                    documents, request = pending[0]
+                    memories = documents.memories(request.future.result(), self.fingerprint)
                     del pending[0]  # only now: an interrupted wait has to cancel this request, too
                     for memory in memories:
                         yield memory
@@ -141,6 +145,29 @@ class ClaraEngine(AsyncCalls):
         unknown = [text for text, memory in known.items() if memory is None]
         made = self.compress(unknown, show_progress=show_progress and bool(unknown))
         return self.cache.complete(given, known, made)
+
+    async def aremember(self, texts: Iterable[str]) -> list[Memory]:
+        """Awaitable `remember`."""
+        given = list(checked_texts(texts))
+        known = await asyncio.to_thread(lambda: self.cache.lookup(given, self.fingerprint))
+        made = await self.acompress([text for text, memory in known.items() if memory is None])
+        return self.cache.complete(given, known, made)
+
+    async def afetch(self, memories: Sequence[Memory]) -> None:
+        """Does nothing: the tensors are in this process already."""
+
+    def _compressed(self, texts: list[str], overflow: Overflow) -> Steps[list[Memory]]:
+        memories: list[Memory] = []
+        for start in range(0, len(texts), AWAITED_BLOCK):
+            documents, request = self._tokenized(texts[start : start + AWAITED_BLOCK], overflow)
+            [tokens] = yield [request]
+            memories += documents.memories(tokens, self.fingerprint)
+        return memories
+
+    def _tokenized(self, texts: list[str], overflow: Overflow) -> tuple[Documents, EncodeRequest]:
+        self._require(Role.COMPRESSOR)
+        documents = prepare_documents(texts, self.tokenizer, overflow)
+        return documents, documents.request()
 
     def paraphrase(self, memory: Memory, instruction: str | None = None, max_tokens: int = 128) -> Answer:
         """Write a paraphrase of a document from its memory alone.
@@ -158,48 +185,86 @@ class ClaraEngine(AsyncCalls):
 
     # --- questions ---------------------------------------------------------------------------------------
 
-    def reason(self, questions: Sequence[str]) -> Tensor:
-        """Memory tokens of questions, ``[n_questions, n_mem, hidden]``, on the CPU, in the engine's dtype.
-
-        Raises:
-            RoleError: The checkpoint has no query reasoner.
-        """
+    def _reasoned(self, questions: Sequence[str]) -> Steps[Tensor]:
         request = self._question_request(questions)
         if request is None:
-            return self._no_questions()
-        tokens: Tensor = self._wait([request])[0]
-        return tokens
+            return torch.zeros(0, self.n_mem, self.hidden, dtype=self.dtype)
+        tokens: list[Tensor] = yield [request]
+        return tokens[0]
 
-    def score(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
-        """Cosine of each question with the best window of each document: ``[n_questions, n_memories]``, float32."""
+    def _scored(self, questions: Sequence[str], memories: Sequence[Memory]) -> Steps[Tensor]:
         memories = self._checked(memories)
-        return score_memories(self.reason(questions), memories)
+        return score_memories((yield from self._reasoned(questions)), memories)
 
-    def rank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
-        """Rank documents for a question, best first; `top_k` None or larger than their number: all of them."""
+    def _ranked(self, question: str, memories: Sequence[Memory], top_k: int | None) -> Steps[list[Ranked]]:
         memories = self._checked(memories)
-        return rank_memories(self.reason([question])[0], memories, top_k)
+        tokens = yield from self._reasoned([question])
+        return rank_memories(tokens[0], memories, top_k)
 
     # --- answers -----------------------------------------------------------------------------------------
 
-    def chat_batch(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
-    ) -> list[Answer]:
-        """Like `chat`, for many conversations in one batch, each with its own documents."""
+    def _ask(self, messages: Sequence[Message], memories: Sequence[Memory], sampling: Sampling, wanted: Wanted) -> Chat:
+        memories = self._checked(memories)
+        if wanted.scores is not None and len(wanted.scores) != len(memories):
+            raise ValueError(f"scores must have one number a document: got {len(wanted.scores)} for {len(memories)}")
+        request = self._chat_request(messages, memories, sampling, wanted.as_text)
+        if wanted.attends:
+            self._watch(request)
+        return Chat(messages, memories, sampling, request)
+
+    def _answered(
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], options: AnswerOptions
+    ) -> Steps[list[Answer]]:
         sampling, wanted = read_options(options)
         several = [self._ask(messages, memories, sampling, wanted) for messages, memories in conversations]
-        answers = self._wait([one.request for one in several])
-        return self._drive(self._examined(several, answers, wanted)) if wanted.afterwards else answers
+        answers: list[Answer] = yield [one.request for one in several]
+        if wanted.afterwards:
+            answers = yield from examine_all(self, several, answers, wanted)
+        return answers
 
     def stream_chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AnswerStream:
         """Like `chat`, in pieces of text as they are generated."""
         sampling, wanted = read_options(options)
-        chat = self._ask(messages, memories, sampling, wanted)
-        if wanted.afterwards:
-            return ExaminedStream(self, chat, wanted)
-        return AnswerStream(chat.request, self._submit)
+        return AnswerStream(self, self._ask(messages, memories, sampling, wanted), wanted)
+
+    def astream_chat(
+        self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
+    ) -> AsyncIterator[Chunk]:
+        """Asynchronous `stream_chat`."""
+        sampling, wanted = read_options(options)
+        return stream_async(self, lambda: self._ask(messages, memories, sampling, wanted), wanted)
+
+    # --- evidence ----------------------------------------------------------------------------------------
+
+    def _attributed(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Steps[Attribution]:
+        text = answer.draft or answer.text if isinstance(answer, Answer) else answer
+        continuation = self._as_continuation(question, memories, text)
+        if not continuation.prompt.documents:
+            raise ValueError("memories is empty: an answer is attributed to documents, give at least one")
+        return (yield from attribute(continuation, self.tokenizer))
+
+    def _logprob(self, question: str, memories: Sequence[Memory], text: str) -> Steps[float]:
+        request = self._as_continuation(question, memories, text).judged(self.tokenizer, [frozenset()])
+        [logs] = yield [request]
+        return float(logs.sum())
+
+    def _fidelity(self, memories: Sequence[Memory], instruction: str | None) -> Steps[list[Fidelity]]:
+        self._require(Role.GENERATOR)
+        memories = self._checked(memories)
+        return (yield from measure_fidelity(memories, instruction or PARAPHRASE_INSTRUCTION, self.tokenizer))
+
+    def _as_continuation(self, question: str, memories: Sequence[Memory], text: object) -> Continuation:
+        if not isinstance(text, str):
+            raise TypeError(f"the answer must be a string or an Answer, got {type(text).__name__}: {text!r:.60}")
+        messages = user_turn(question)
+        prompt = self._chat_request(messages, memories, Sampling(max_tokens=1))
+        windows = sum(memory.n_windows for memory in prompt.documents)
+        ids = self.tokenizer.continuation_ids(messages, windows, text)
+        if not ids:
+            raise ValueError(f"the answer is empty: {text!r}; it must have at least one token")
+        return Continuation(prompt, ids, text, question)
 
     # --- confidence --------------------------------------------------------------------------------------
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, TypeAlias
 
 from clara_core.engine.quotes import Span, split_sentences, split_words
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 GROUNDED = 1.0  # an answer that loses more nats without any document came from the documents
 CITED = 0.2  # lowest score of a cited document
 _CITED_DROP = -math.log1p(-CITED)  # the same in nats
+_Run: TypeAlias = tuple[int, int, int, float]  # document, start, end, nats
 _NEUTRAL = 0.05  # a word that loses fewer nats does not depend on any document
 
 
@@ -90,21 +93,13 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of an answer that one document supports.
-
-    Attributes:
-        document: Index of the document.
-        score: Score of the document for this part.
-        start: First character of the part in the answer's text.
-        end: End of the part, exclusive.
-        tokens: Indexes of the tokens of the part.
-    """
+    """A part of an answer that one document supports."""
 
     document: int
     score: float
-    start: int
-    end: int
-    tokens: tuple[int, ...]
+    start: int  # first character of the part in the answer's text
+    end: int  # end of the part, exclusive
+    tokens: tuple[int, ...]  # indexes of the tokens of the part
 
 
 def score(drop: float) -> float:
@@ -127,18 +122,13 @@ def token_spans(pieces: Sequence[bytes], text: str) -> list[Span]:
 def find_parts(text: str, spans: Sequence[Span], drops: Tensor) -> list[Part]:
     """Split an answer into parts by the document whose hiding costs most.
 
-    Args:
-        text: The answer.
-        spans: Character span of each token.
-        drops: ``[docs, tokens]``: nats that each token loses without each document.
-
-    Returns:
-        list: The parts of each sentence in order. A document that supports the sentence, but is not the best one for
-            any part of it, gets the whole sentence. Documents with a score below `CITED` get no part.
+    `spans` has the characters of each token, and ``drops [docs, tokens]`` the nats that it loses without each document.
+    The parts of each sentence are in order. A document that supports the sentence, but is not the best one for any part
+    of it, gets the whole sentence. Documents with a score below `CITED` get no part.
     """
     found: list[Part] = []
     for sentence in split_sentences(text):
-        inside = [at for at, span in enumerate(spans) if _overlap(span, sentence)]
+        inside = _within(spans, sentence)
         if inside:
             found += _parts_of(text, sentence, inside, spans, drops)
     whole = drops.sum(1)  # [docs]
@@ -156,14 +146,11 @@ def find_parts(text: str, spans: Sequence[Span], drops: Tensor) -> list[Part]:
 def attended_parts(text: str, spans: Sequence[Span], shares: Tensor) -> list[Part]:
     """Split an answer into parts by the document that each word paid most attention to; scores are mean shares.
 
-    Args:
-        text: The answer.
-        spans: Character span of each token.
-        shares: ``[docs, tokens]``: share of each document in the attention that a token paid to documents.
+    ``shares [docs, tokens]`` has the share of each document in the attention that a token paid to documents.
     """
     strongest = shares.new_zeros(shares.shape)
     for word in split_words(text):
-        own = [at for at, span in enumerate(spans) if _overlap(span, (word.start, word.end))]
+        own = _within(spans, (word.start, word.end))
         if own:
             document = int(shares[:, own].sum(1).argmax())
             strongest[document, own] = shares[document, own]
@@ -183,15 +170,11 @@ def whole_parts(text: str, spans: Sequence[Span], scores: dict[int, float], toke
 def unexplained(text: str, spans: Sequence[Span], drops: Tensor, lost: Tensor) -> list[int]:
     """Tokens of words that lose probability without all documents, but not without any single one.
 
-    Args:
-        text: The answer.
-        spans: Character span of each token.
-        drops: As in `find_parts`.
-        lost: ``[tokens]``: nats that each token loses without any document.
+    ``lost [tokens]`` has the nats that each token loses without any document; `drops` is as in `find_parts`.
     """
     found: list[int] = []
     for word in split_words(text):
-        own = [at for at, span in enumerate(spans) if _overlap(span, (word.start, word.end))]
+        own = _within(spans, (word.start, word.end))
         if own and float(lost[own].sum()) > GROUNDED and float(drops[:, own].sum(1).max()) < _CITED_DROP:
             found += own
     return list(dict.fromkeys(found))
@@ -220,7 +203,7 @@ def _runs_of(
 ) -> list[tuple[int, Span]]:
     """Runs of words that the same document supports; words that depend on none belong to the enclosing run."""
     start, end = sentence
-    owned: list[tuple[int, int, int, float]] = []  # document, start, end, nats
+    owned: list[_Run] = []
     for word in split_words(text[start:end]):
         place = (start + word.start, start + word.end)
         own = [at for at in inside if _overlap(spans[at], place)]
@@ -230,22 +213,26 @@ def _runs_of(
         most = float(nats.max())
         if most < _NEUTRAL:
             continue
-        document = cited[int(nats.argmax())]
-        if owned and owned[-1][0] == document:
-            owned[-1] = (document, owned[-1][1], place[1], owned[-1][3] + most)
-        else:
-            owned.append((document, *place, most))
-    kept = [one for one in owned if one[3] >= _CITED_DROP]
-    joined: list[tuple[int, Span]] = []
-    for document, first, last, _ in kept:
-        if joined and joined[-1][0] == document:
-            joined[-1] = (document, (joined[-1][1][0], last))
-        else:
-            joined.append((document, (first, last)))
+        owned.append((cited[int(nats.argmax())], *place, most))
+    joined = [
+        (document, (first, last))
+        for document, first, last, _ in _joined([run for run in _joined(owned) if run[3] >= _CITED_DROP])
+    ]
     if joined:  # the words before the first run and after the last one belong to these runs
         joined[0] = (joined[0][0], (start, joined[0][1][1]))
         joined[-1] = (joined[-1][0], (joined[-1][1][0], end))
     return joined
+
+
+def _joined(runs: Sequence[_Run]) -> list[_Run]:
+    """Adjacent runs of the same document as one."""
+    groups = [(document, list(some)) for document, some in groupby(runs, key=itemgetter(0))]
+    return [(document, some[0][1], some[-1][2], sum(nats for *_, nats in some)) for document, some in groups]
+
+
+def _within(spans: Sequence[Span], place: Span) -> list[int]:
+    """Indexes of the spans that overlap a place."""
+    return [at for at, span in enumerate(spans) if _overlap(span, place)]
 
 
 def _overlap(one: Span, other: Span) -> bool:

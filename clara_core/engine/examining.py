@@ -29,7 +29,7 @@ from clara_core.engine.evidence import Attribution, Checks, Citation
 from clara_core.engine.quotes import says_yes_or_no, share_of_names, stands_in
 from clara_core.engine.requests import GenerateRequest, Request
 from clara_core.engine.sampling import Answer, Sampling
-from clara_core.engine.steps import Steps
+from clara_core.engine.steps import Steps, together
 from clara_core.model.chat_format import alternating
 from clara_core.model.tokenizer import ANSWER_SYSTEM
 from clara_core.retrieval.ranking import score_memories
@@ -45,19 +45,12 @@ _SAME = 1e-5  # documents whose cosines differ by less are taken as equal
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation and the request of its first reading.
-
-    Attributes:
-        messages: The conversation.
-        memories: The documents, as given by the caller.
-        sampling: Options of sampling.
-        request: The request of the first reading.
-    """
+    """A conversation and the request of its first reading."""
 
     messages: Sequence[Message]
-    memories: Sequence[Memory]
+    memories: Sequence[Memory]  # the documents, as given by the caller
     sampling: Sampling
-    request: GenerateRequest
+    request: GenerateRequest  # the request of the first reading
 
     @property
     def question(self) -> str:
@@ -67,15 +60,10 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The answer of one reading with its evidence.
-
-    Attributes:
-        answer: The answer.
-        evidence: Its attribution, with document indexes of the caller's order; None if nothing was judged.
-        checks: Its checks.
-    """
+    """The answer of one reading with its evidence."""
 
     answer: Answer
+    # its attribution, with document indexes of the caller's order; None if nothing was judged
     evidence: Attribution | None = None
     checks: Checks = field(default_factory=Checks)
 
@@ -92,28 +80,27 @@ class Reading:
 
 
 def examine(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) -> Steps[Answer]:
-    """Complete an answer with its evidence and confidence, read again or withhold it, as the options say.
+    """Complete the answer of the first reading with its evidence and confidence, read again or withhold it.
 
-    Args:
-        engine: The engine that gave the answer.
-        chat: The conversation with its documents.
-        answer: Answer of the first reading, with its log-probabilities.
-        wanted: The options of the answer.
+    The answer has the log-probabilities of its tokens.
     """
     if answer.finish_reason == "cancelled":
-        return _without_unasked(answer, wanted)
+        return without_unasked(answer, wanted)
     reading, signals = yield from weigh(engine, chat, answer, wanted)
     return _finished(engine, reading, signals, wanted)
+
+
+def examine_all(
+    engine: EngineInstance, several: Sequence[Chat], answers: Sequence[Answer], wanted: Wanted
+) -> Steps[list[Answer]]:
+    """`examine` for several answers side by side."""
+    return together([examine(engine, one, answer, wanted) for one, answer in zip(several, answers, strict=True)])
 
 
 def weigh(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) -> Steps[tuple[Reading, Signals | None]]:
     """The final reading and the signals of its confidence, which are None if the answer is empty or was cut.
 
-    Args:
-        engine: The engine that gave the answer; its calibration only decides whether text is read.
-        chat: The conversation with its documents.
-        answer: Answer of the first reading, with its log-probabilities.
-        wanted: The options of the answer.
+    The calibration of the engine only decides whether text is read.
     """
     cosines = yield from _cosines(engine, chat, wanted)
     reading = yield from _evidence_of(engine, chat, chat.request, answer, range(len(chat.memories)), cosines, wanted)
@@ -148,16 +135,10 @@ def _evidence_of(
     cosines: Sequence[float] | None,
     wanted: Wanted,
 ) -> Steps[Reading]:
-    """Attribute the answer of a reading and check it.
+    """Attribute the answer of a reading, whose request is finished, and check it.
 
-    Args:
-        engine: The engine.
-        chat: The conversation with its documents.
-        request: The finished request of the reading.
-        answer: Its answer.
-        numbers: Index of each document of the reading in the caller's order.
-        cosines: Cosine of the question with each of the caller's documents.
-        wanted: The options of the answer.
+    `numbers` has the index of each document of the reading in the caller's order, and `cosines` one number for each of
+    the caller's documents.
     """
     if not wanted.judges or not request.documents or not request.sequence.ids:
         return Reading(answer)
@@ -212,14 +193,10 @@ def _again(
     if wanted.attends:
         engine._watch(request)  # noqa: SLF001
     [answer] = yield [request]
-    second = Reading(answer)
-    spent = first.answer.judged_tokens
-    if answer.finish_reason == "cancelled":
-        return first
-    if not stands_in(answer.text, document.text) or second.logprob <= first.logprob:
-        return replace(first, answer=replace(first.answer, judged_tokens=spent + _positions(answer)))
-    taken = replace(answer, reading="again", judged_tokens=spent + _positions(first.answer))
-    return (yield from _evidence_of(engine, chat, request, taken, [best], cosines, wanted))
+    better = _better(first, replace(answer, reading="again"), [document.text])
+    if better.answer.reading != "again":
+        return better
+    return (yield from _evidence_of(engine, chat, request, better.answer, [best], cosines, wanted))
 
 
 def _text_helps(engine: EngineInstance, wanted: Wanted) -> bool:
@@ -245,14 +222,17 @@ def _as_text(engine: EngineInstance, chat: Chat, first: Reading, cosines: Sequen
     except ContextOverflow:
         return first  # the memories fit the context, but the texts do not
     [answer] = yield [request]
+    return _better(first, replace(answer, reading="text"), texts)
+
+
+def _better(first: Reading, answer: Answer, texts: Sequence[str]) -> Reading:
+    """The reading that gave this answer if a text contains it and it is more probable; otherwise `first`."""
     if answer.finish_reason == "cancelled":
         return first
-    second = Reading(answer, checks=Checks(verbatim=True))
-    spent = first.answer.judged_tokens
+    second, spent = Reading(answer, checks=Checks(verbatim=True)), first.answer.judged_tokens
     if not any(stands_in(answer.text, text) for text in texts) or second.logprob <= first.logprob:
         return replace(first, answer=replace(first.answer, judged_tokens=spent + _positions(answer)))
-    taken = replace(answer, reading="text", judged_tokens=spent + _positions(first.answer))
-    return replace(second, answer=taken)
+    return replace(second, answer=replace(answer, judged_tokens=spent + _positions(first.answer)))
 
 
 def _with_texts(chat: Chat, texts: Sequence[str]) -> list[Message]:
@@ -309,7 +289,7 @@ def _finished(engine: EngineInstance, reading: Reading, signals: Signals | None,
     if signals is not None:
         confidence, calibrated = _confidence(engine, signals, wanted)
         answer = replace(answer, confidence=confidence, calibrated=calibrated)
-    answer = _without_unasked(answer, wanted)
+    answer = without_unasked(answer, wanted)
     least = wanted.min_confidence
     if not least or (answer.confidence is not None and answer.confidence >= least):
         return answer
@@ -334,6 +314,6 @@ def _confidence(engine: EngineInstance, signals: Signals, wanted: Wanted) -> tup
     return math.exp(min(signals.logprob, 0.0)), False
 
 
-def _without_unasked(answer: Answer, wanted: Wanted) -> Answer:
+def without_unasked(answer: Answer, wanted: Wanted) -> Answer:
     """Drop log-probabilities that the caller did not ask for."""
     return answer if wanted.logprobs else replace(answer, logprobs=None)

@@ -26,6 +26,7 @@ from clara_core.model.devices import check_forked, is_out_of_memory
 from clara_core.model.int8_linear import check_int8
 from clara_core.model.kernels import find_kernel
 from clara_core.model.tokenizer import ClaraTokenizer
+from clara_core.model.weights import context_of
 
 log = logging.getLogger(__name__)
 
@@ -36,40 +37,24 @@ _SAMPLE = 1 << 20  # bytes hashed at both ends of a file of base weights
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything about an engine that is known before its weights are read.
-
-    Attributes:
-        folder: Folder of the checkpoint.
-        config: Config of the checkpoint.
-        base: Folder or Hub id of the base decoder.
-        hidden: Width of a memory token.
-        context: Most positions that a prompt and its answer may take together.
-        tokenizer: The base's tokenizer with the memory tokens.
-    """
+    """Everything about an engine that is known before its weights are read."""
 
     folder: Path
     config: ClaraConfig
-    base: str
-    hidden: int
-    context: int
-    tokenizer: ClaraTokenizer
+    base: str  # folder or Hub id of the base decoder
+    hidden: int  # width of a memory token
+    context: int  # most positions that a prompt and its answer may take together
+    tokenizer: ClaraTokenizer  # the base's tokenizer with the memory tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model on its device.
-
-    Attributes:
-        model: The model.
-        checkpoint: Its checkpoint, without the tensors, which are in the model.
-        fingerprint: Hash of its weights and rate.
-        weights_bytes: Bytes of weights and adapters on the device.
-    """
+    """A model on its device."""
 
     model: ClaraModel
-    checkpoint: Checkpoint
-    fingerprint: str
-    weights_bytes: int
+    checkpoint: Checkpoint  # its checkpoint, without the tensors, which are in the model
+    fingerprint: str  # hash of its weights and rate
+    weights_bytes: int  # bytes of weights and adapters on the device
 
 
 def plan_engine(arguments: EngineArguments) -> Plan:
@@ -93,9 +78,8 @@ def plan_engine(arguments: EngineArguments) -> Plan:
     with _base_errors(base, folder):
         base_config = AutoConfig.from_pretrained(base, **arguments.hub())
         tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", **arguments.hub())
-    sliding = getattr(base_config, "sliding_window", None)
-    context = min(base_config.max_position_embeddings, sliding or base_config.max_position_embeddings)
-    return Plan(folder, config, base, int(base_config.hidden_size), int(context), ClaraTokenizer(tokenizer, config))
+    hidden, context = int(base_config.hidden_size), context_of(base_config)
+    return Plan(folder, config, base, hidden, context, ClaraTokenizer(tokenizer, config))
 
 
 def load_model(arguments: EngineArguments, plan: Plan, *, show_progress: bool = False) -> Loaded:

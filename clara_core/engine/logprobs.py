@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,46 +76,26 @@ class TokenLog:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The recorded part of the next-token distribution of a row.
+    """The recorded part of the next-token distribution of a row."""
 
-    Attributes:
-        logprob: Log-probability of the token that was chosen.
-        top: The most probable tokens with their log-probabilities.
-    """
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
+    logprob: float  # log-probability of the token that was chosen
+    top: tuple[tuple[int, float], ...]  # the most probable tokens with their log-probabilities
 
 
-class Measurement:
-    """The recorded distributions of some rows, during their transfer to the host."""
-
-    def __init__(self, tops: Mapping[int, int], found: Sequence[Tensor]) -> None:
-        self._tops, self._found = tops, found
-
-    def read(self) -> dict[int, Measured]:
-        """The distributions by row; valid after the device has been waited for."""
-        if not self._tops:
-            return {}
-        chosen, tokens, values = (part.tolist() for part in self._found)
-        pairs = (tuple(zip(*row, strict=True)) for row in zip(tokens, values, strict=True))
-        return {
-            row: Measured(logprob, best[:top])
-            for (row, top), logprob, best in zip(self._tops.items(), chosen, pairs, strict=True)
-        }
-
-
-def measure(logits: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor) -> Measurement:
+def measure(logits: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor) -> Callable[[], dict[int, Measured]]:
     """Measure the distributions of the rows that are recorded, without waiting for the device.
 
     Args:
         logits: ``[rows, vocab]``.
         logs: Log of each row; None for a row that is not recorded.
         tokens: The chosen token of each row, ``[rows]``.
+
+    Returns:
+        Callable: Gives the distributions by row, once the device has been waited for.
     """
     tops = {row: log.top for row, log in enumerate(logs) if log is not None}
     if not tops:
-        return Measurement({}, [])
+        return dict
     from clara_core.model.devices import download, upload
 
     if len(tops) < len(logits):
@@ -123,7 +103,17 @@ def measure(logits: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor) -> 
         logits, tokens = logits.index_select(0, rows), tokens.index_select(0, rows)
     logprobs = logits.float().log_softmax(1)  # [recorded rows, vocab]
     best = logprobs.topk(max(tops.values()), dim=1)
-    return Measurement(tops, [*map(download, (logprobs.gather(1, tokens[:, None])[:, 0], best.indices, best.values))])
+    found = [*map(download, (logprobs.gather(1, tokens[:, None])[:, 0], best.indices, best.values))]
+
+    def read() -> dict[int, Measured]:
+        chosen, tokens, values = (part.tolist() for part in found)
+        pairs = (tuple(zip(*row, strict=True)) for row in zip(tokens, values, strict=True))
+        return {
+            row: Measured(logprob, best[:top])
+            for (row, top), logprob, best in zip(tops.items(), chosen, pairs, strict=True)
+        }
+
+    return read
 
 
 def _entry(piece: bytes, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:

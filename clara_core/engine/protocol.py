@@ -1,13 +1,17 @@
-"""The interface of an engine, which holds a model in this process or asks a server for it. Imports no torch."""
+"""The calls of an engine, which holds a model in this process or asks a server for it. Imports no torch.
+
+A call that takes several passes is written once, as steps (`clara_core.engine.steps`): the blocking call and the
+awaitable one run the same steps.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, Unpack
 
-from clara_core.engine.checks import Message, Overflow, as_conversations, user_turn
+from clara_core.engine.checks import Message, Overflow, as_conversations, check_overflow, checked_texts, user_turn
+from clara_core.engine.steps import CallSteps
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
     from clara_core.engine.evidence import Attribution
     from clara_core.engine.fidelity import Fidelity
     from clara_core.engine.options import EngineArguments
-    from clara_core.engine.sampling import Answer, Chunk
+    from clara_core.engine.sampling import Answer, Chunk, Pieces
     from clara_core.retrieval.ranking import Ranked
 
 
@@ -47,29 +51,12 @@ class EngineTokenizer(Protocol):
         ...
 
 
-class Pieces(Iterator["Chunk"], Protocol):
-    """The pieces of one answer as they are generated; the last one carries the `Answer`. Closing it stops the work."""
-
-    def cancel(self) -> None:
-        """Stop generation; pieces so far can still be read, and the last one has the finish reason "cancelled"."""
-        ...
-
-    def close(self) -> None:
-        """Stop generation and end the stream."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class Engine(ABC):
+class Engine(CallSteps):
     """One CLaRa model: text in, memories, rankings and answers out.
 
     `ClaraEngine` holds it in this process, `RemoteEngine` asks a server for it. Components use only these calls, so
-    they work with either. Arguments, shapes and errors of the abstract calls are documented at `ClaraEngine`.
+    they work with either. The calls that begin with ``a`` are awaitable: they do the same and never block the event
+    loop, and cancelling the task, or a timeout around it, stops the work.
 
     Attributes:
         arguments: Options of the engine.
@@ -78,6 +65,12 @@ class Engine(ABC):
 
     arguments: EngineArguments
     cache: MemoryCache
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
 
     # --- facts of the model ------------------------------------------------------------------------------
 
@@ -167,17 +160,21 @@ class Engine(ABC):
     def remember(self, texts: Iterable[str], *, show_progress: bool = False) -> list[Memory]:
         """Like `compress`, but texts in `cache` are not compressed again."""
 
-    @abstractmethod
     def reason(self, questions: Sequence[str]) -> Tensor:
-        """Memory tokens of questions, ``[n_questions, n_mem, hidden]``, on the CPU."""
+        """Memory tokens of questions, ``[n_questions, n_mem, hidden]``, on the CPU, in the engine's dtype.
 
-    @abstractmethod
+        Raises:
+            RoleError: The checkpoint has no query reasoner.
+        """
+        return self._drive(self._reasoned(questions))
+
     def score(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
-        """Cosine of each question with the best window of each document: ``[n_questions, n_memories]``."""
+        """Cosine of each question with the best window of each document: ``[n_questions, n_memories]``, float32."""
+        return self._drive(self._scored(questions, memories))
 
-    @abstractmethod
     def rank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
-        """Rank documents for a question, best first."""
+        """Rank documents for a question, best first; `top_k` None or larger than their number: all of them."""
+        return self._drive(self._ranked(question, memories, top_k))
 
     # --- answers -----------------------------------------------------------------------------------------
 
@@ -226,11 +223,11 @@ class Engine(ABC):
         """
         return self.chat_batch([(messages, memories)], **options)[0]
 
-    @abstractmethod
     def chat_batch(
         self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
-        """Like `chat`, for many conversations in one batch."""
+        """Like `chat`, for many conversations in one batch, each with its own documents."""
+        return self._drive(self._answered(conversations, options))
 
     @abstractmethod
     def stream_chat(
@@ -240,23 +237,50 @@ class Engine(ABC):
 
     # --- evidence ----------------------------------------------------------------------------------------
 
-    @abstractmethod
     def attribute(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Attribution:
-        """Attribute an answer of any origin to the documents."""
+        """Attribute an answer of any origin to the documents.
 
-    @abstractmethod
+        Args:
+            question: The question.
+            memories: The documents, in the order in which they were read.
+            answer: An answer of this engine, or any text.
+
+        Raises:
+            ValueError: There is no document, or the answer is empty.
+        """
+        return self._drive(self._attributed(question, memories, answer))
+
     def logprob(self, question: str, memories: Sequence[Memory], text: str) -> float:
-        """Log-probability of a text as the answer to a question, in nats."""
+        """Log-probability of a text as the answer to a question, in nats, without the token that ends the answer.
 
-    @abstractmethod
+        Args:
+            question: The question.
+            memories: The documents; may be empty.
+            text: Any text.
+
+        Raises:
+            ValueError: The text is empty.
+        """
+        return self._drive(self._logprob(question, memories, text))
+
     def fidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
-        """Measure how well names, numbers and code can be read back from memories."""
+        """Measure how well names, numbers and code can be read back from memories.
+
+        It takes one pass a window, which costs about as much as compressing it.
+
+        Args:
+            memories: Documents.
+            instruction: Prompt that asks to repeat the text, with ``{docs}`` in the place of the memory; None: the one
+                of the published training.
+        """
+        return self._drive(self._fidelity(memories, instruction))
 
     # --- awaitable ---------------------------------------------------------------------------------------
 
-    @abstractmethod
     async def acompress(self, texts: Iterable[str], overflow: Overflow = "split") -> list[Memory]:
         """Awaitable `compress`."""
+        check_overflow(overflow)
+        return await self._adrive(self._compressed(list(checked_texts(texts)), overflow))
 
     @abstractmethod
     async def aremember(self, texts: Iterable[str]) -> list[Memory]:
@@ -266,17 +290,17 @@ class Engine(ABC):
     async def afetch(self, memories: Sequence[Memory]) -> None:
         """Fetch the tensors of memories that are on a server, so that reading `Memory.tokens` does not block."""
 
-    @abstractmethod
     async def areason(self, questions: Sequence[str]) -> Tensor:
         """Awaitable `reason`."""
+        return await self._adrive(self._reasoned(questions))
 
-    @abstractmethod
     async def ascore(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
         """Awaitable `score`."""
+        return await self._adrive(self._scored(questions, memories))
 
-    @abstractmethod
     async def arank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
         """Awaitable `rank`."""
+        return await self._adrive(self._ranked(question, memories, top_k))
 
     async def aanswer(self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]) -> Answer:
         """Awaitable `answer`."""
@@ -294,23 +318,23 @@ class Engine(ABC):
         """Awaitable `chat`."""
         return (await self.achat_batch([(messages, memories)], **options))[0]
 
-    @abstractmethod
     async def achat_batch(
         self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
     ) -> list[Answer]:
         """Awaitable `chat_batch`."""
+        return await self._adrive(self._answered(conversations, options))
 
-    @abstractmethod
     async def aattribute(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Attribution:
         """Awaitable `attribute`."""
+        return await self._adrive(self._attributed(question, memories, answer))
 
-    @abstractmethod
     async def alogprob(self, question: str, memories: Sequence[Memory], text: str) -> float:
         """Awaitable `logprob`."""
+        return await self._adrive(self._logprob(question, memories, text))
 
-    @abstractmethod
     async def afidelity(self, memories: Sequence[Memory], instruction: str | None = None) -> list[Fidelity]:
         """Awaitable `fidelity`."""
+        return await self._adrive(self._fidelity(memories, instruction))
 
     def astream(
         self, question: str, memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]

@@ -19,17 +19,12 @@ _YES_NO = frozenset({"yes", "no", "true", "false"})
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """The place of a text that supports an answer.
+    """The place of a text that supports an answer."""
 
-    Attributes:
-        start: First character in the text.
-        end: End in the text, exclusive.
-        verbatim: Whether the text contains the words in this order, ignoring case; otherwise the place is the most
-            similar run of as many words.
-    """
-
-    start: int
-    end: int
+    start: int  # first character in the text
+    end: int  # end in the text, exclusive
+    # whether the text contains the words in this order, ignoring case; otherwise the place is the most similar run of
+    # as many words
     verbatim: bool
 
 

@@ -25,15 +25,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes of forward passes.
+    """Sizes of forward passes."""
 
-    Attributes:
-        tokens: Positions, including padding, of an encoding or prefill batch; a longer prompt is read in such pieces.
-        rows: Most answers that run at the same time.
-    """
-
-    tokens: int
-    rows: int
+    tokens: int  # positions, including padding, of an encoding or prefill batch; a longer prompt is read in such pieces
+    rows: int  # most answers that run at the same time
 
     @classmethod
     def of(cls, device: torch.device) -> Limits:
@@ -58,38 +53,24 @@ class EncodeRequest:
 
 @dataclass(eq=False, slots=True)
 class GenerateRequest:
-    """A prompt to be answered.
+    """A prompt to be answered."""
 
-    Attributes:
-        ids: Token ids of the prompt.
-        slots: Which of them are memory slots.
-        memories: ``[n_slots, hidden]``.
-        source_tokens: Text tokens of the documents, for the usage of the answer.
-        sequence: State of the answer: options, tokens, text.
-        on_chunk: Called in the worker's thread with each piece of the answer.
-        future: Gives the answer.
-        cancelled: Set to stop the work; the answer is then the text so far.
-        windows_left_out: Number of windows of long documents that were left out of the prompt.
-        documents: The documents whose memories fill the slots, in order.
-        role: Role whose adapter is used; None: the base decoder without adapters.
-        watched: Spans of the windows in the prompt, if the attention to them is recorded; otherwise empty.
-        queries: Attention queries ``[layers, heads, dim]`` of each generated token, if `watched`.
-        paid: ``[tokens, windows]``: share of the attention of each token of the finished answer, if `watched`.
-    """
-
-    ids: list[int]
-    slots: list[bool]
-    memories: Tensor
-    source_tokens: int
-    sequence: SequenceState
-    on_chunk: Callable[[Chunk], None] | None = None
-    future: Future[Answer] = field(default_factory=Future)
-    cancelled: bool = False
-    windows_left_out: int = 0
-    documents: Sequence[Memory] = ()
-    role: Role | None = Role.GENERATOR
+    ids: list[int]  # token ids of the prompt
+    slots: list[bool]  # which of them are memory slots
+    memories: Tensor  # ``[n_slots, hidden]``
+    source_tokens: int  # text tokens of the documents, for the usage of the answer
+    sequence: SequenceState  # state of the answer: options, tokens, text
+    on_chunk: Callable[[Chunk], None] | None = None  # called in the worker's thread with each piece of the answer
+    future: Future[Answer] = field(default_factory=Future)  # gives the answer
+    cancelled: bool = False  # set to stop the work; the answer is then the text so far
+    windows_left_out: int = 0  # number of windows of long documents that were left out of the prompt
+    documents: Sequence[Memory] = ()  # the documents whose memories fill the slots, in order
+    role: Role | None = Role.GENERATOR  # role whose adapter is used; None: the base decoder without adapters
+    # spans of the windows in the prompt, if the attention to them is recorded; otherwise empty
     watched: Sequence[Span] = ()
+    # attention queries ``[layers, heads, dim]`` of each generated token, if `watched`
     queries: list[Tensor] = field(default_factory=list)
+    # ``[tokens, windows]``: share of the attention of each token of the finished answer, if `watched`
     paid: Tensor | None = None
 
     def cancel(self) -> None:
@@ -113,27 +94,18 @@ class GenerateRequest:
 
 @dataclass(eq=False, slots=True)
 class JudgeRequest:
-    """The log-probabilities of a continuation of a prompt, once for each set of hidden windows.
+    """The log-probabilities of a continuation of a prompt, once for each set of hidden windows."""
 
-    Attributes:
-        ids: The prompt.
-        slots: Which of its positions are memory slots.
-        memories: ``[n_slots, hidden]``.
-        windows: Span of each window in the prompt: its slots and the separator after them.
-        continuation: Token ids of the continuation; at least one.
-        hidden: For each row the indexes of the windows that positions after the last window do not see.
-        future: Gives the log-probabilities ``[rows, continuation]``, float32 on the CPU.
-        rows: The rows that have been computed.
-    """
-
-    ids: list[int]
-    slots: list[bool]
-    memories: Tensor
-    windows: Sequence[Span]
-    continuation: list[int]
+    ids: list[int]  # the prompt
+    slots: list[bool]  # which of its positions are memory slots
+    memories: Tensor  # ``[n_slots, hidden]``
+    windows: Sequence[Span]  # span of each window in the prompt: its slots and the separator after them
+    continuation: list[int]  # token ids of the continuation; at least one
+    # for each row the indexes of the windows that positions after the last window do not see
     hidden: Sequence[frozenset[int]]
+    # gives the log-probabilities ``[rows, continuation]``, float32 on the CPU
     future: Future[Tensor] = field(default_factory=Future)
-    rows: dict[int, Tensor] = field(default_factory=dict)
+    rows: dict[int, Tensor] = field(default_factory=dict)  # the rows that have been computed
 
     def __post_init__(self) -> None:
         if not self.continuation or not self.hidden:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import gc
 import logging
@@ -19,22 +20,16 @@ from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import EngineClosed, FingerprintMismatch, RoleError
 from clara_core.data.memory import Memory, MemoryCache
 from clara_core.engine.calibration import CALIBRATION_FILE, Calibration
-from clara_core.engine.checks import Message, Overflow, checked_memories, checked_texts
-from clara_core.engine.inputs import (
-    Documents,
-    prepare_chat,
-    prepare_documents,
-    prepare_generation,
-    prepare_questions,
-)
+from clara_core.engine.checks import Message, checked_memories, checked_texts
+from clara_core.engine.inputs import prepare_chat, prepare_generation, prepare_questions
 from clara_core.engine.loader import DTYPES, Loaded, Plan, load_model, plan_engine
 from clara_core.engine.options import EngineArguments
 from clara_core.engine.protocol import Engine
 from clara_core.engine.recent import RecentQuestions
 from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
 from clara_core.engine.sampling import Sampling
-from clara_core.engine.scheduler import Worker
-from clara_core.engine.stats import EngineStats
+from clara_core.engine.scheduler import EngineStats, Worker
+from clara_core.engine.steps import Steps, T, adrive, drive
 from clara_core.model.devices import release_memory
 from clara_core.model.tokenizer import ClaraTokenizer
 
@@ -209,17 +204,6 @@ class EngineInstance(Engine):
 
     # --- requests ----------------------------------------------------------------------------------------
 
-    def _submit_documents(self, texts: list[str], overflow: Overflow) -> tuple[Documents, EncodeRequest]:
-        self._require(Role.COMPRESSOR)
-        documents = prepare_documents(texts, self.tokenizer, overflow)
-        request = documents.request()
-        self._submit(request)
-        return documents, request
-
-    def _collect(self, documents: Documents, request: EncodeRequest) -> list[Memory]:
-        """Wait for documents that were submitted."""
-        return documents.memories(request.future.result(), self.fingerprint)
-
     @property
     def _question_role(self) -> Role:
         return Role.COMPRESSOR if self.arguments.reasoner == "encoder" else Role.REASONER
@@ -238,9 +222,6 @@ class EngineInstance(Engine):
         """Memory tokens ``[n_mem, hidden]`` of a question; None if it was not encoded recently."""
         return self._recent.get(question, self._question_role)
 
-    def _no_questions(self) -> Tensor:
-        return torch.zeros(0, self.n_mem, self.hidden, dtype=self.dtype)
-
     def _chat_request(
         self,
         messages: Sequence[Message],
@@ -250,9 +231,8 @@ class EngineInstance(Engine):
     ) -> GenerateRequest:
         self._require(Role.GENERATOR)
         memories = self._checked(memories)
-        model = self.load().model
         return prepare_chat(
-            messages, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.ends,
+            messages, memories, sampling, tokenizer=self.tokenizer, model=self.load().model,
             reason=self._question_tokens if self._question_role in self.roles else None, as_text=as_text,
         )  # fmt: skip
 
@@ -276,10 +256,7 @@ class EngineInstance(Engine):
 
     def _prompt_request(self, ids: list[int], memories: Sequence[Memory], sampling: Sampling) -> GenerateRequest:
         self._require(Role.GENERATOR)
-        model = self.load().model
-        return prepare_generation(
-            ids, memories, sampling, tokenizer=self.tokenizer, context=model.context, ends=model.ends
-        )
+        return prepare_generation(ids, memories, sampling, tokenizer=self.tokenizer, model=self.load().model)
 
     def _checked(self, memories: Iterable[object]) -> list[Memory]:
         return checked_memories(memories, lambda: self.fingerprint)
@@ -325,6 +302,22 @@ class EngineInstance(Engine):
             for request in requests:
                 request.cancel()
             raise
+
+    def _drive(self, steps: Steps[T]) -> T:
+        return drive(steps, self._wait)
+
+    async def _adrive(self, steps: Steps[T]) -> T:
+        return await adrive(steps, self._submit_all, _results)
+
+
+async def _results(requests: Sequence[Request]) -> list[Any]:
+    """Await the results of all requests; if that is cancelled or one fails, the others are cancelled."""
+    try:
+        return [await asyncio.wrap_future(request.future) for request in requests]
+    except BaseException:
+        for request in requests:
+            request.cancel()
+        raise
 
 
 def _forked(engine: EngineInstance | None) -> None:

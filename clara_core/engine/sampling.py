@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, Self, TypedDict
 
 from clara_core.common.suggest import refuse_unknown
 from clara_core.engine.checks import check_type
@@ -80,6 +81,24 @@ class Chunk:
     text: str
     answer: Answer | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class Pieces(Iterator[Chunk]):
+    """The pieces of one answer as they are generated; the last one carries the `Answer`. Closing it stops the work."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Stop generation; the last piece then has the finish reason "cancelled". Safe to call from any thread."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop generation and end the stream."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 class SamplingOptions(TypedDict, total=False):

@@ -13,14 +13,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeVar
 
 import torch
 
 from clara_core.common.errors import EngineClosed
-from clara_core.engine.chosen import not_finite
 from clara_core.engine.decoding import Answers
-from clara_core.engine.judge import judge_rows
 from clara_core.engine.requests import (
     GenerateRequest,
     JudgeRequest,
@@ -30,17 +30,58 @@ from clara_core.engine.requests import (
     SequenceRow,
     fail,
     fill_batch,
+    resolve,
     take_rows,
 )
-from clara_core.engine.stats import EngineStats
+from clara_core.engine.running import not_finite
 from clara_core.model.decoder import ClaraModel
-from clara_core.model.devices import DeviceLost, attempt, download, in_halves, is_out_of_memory
+from clara_core.model.devices import DeviceLost, attempt, download, in_halves, is_out_of_memory, upload
 
 log = logging.getLogger(__name__)
 
 Row = TypeVar("Row", SequenceRow, JudgeRow)
 
 LOOKAHEAD = 1024  # waiting rows among which a batch of similar lengths is chosen
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The state of an engine at one moment.
+
+    Attributes:
+        loaded: Whether the weights are on the device.
+        weights_bytes: Bytes of weights and adapters.
+        kv_total_bytes: Bytes of the KV cache; 0 before the first answer.
+        kv_used_bytes: Bytes of the KV cache that answers hold.
+        waiting: Answers that wait for a place in the KV cache.
+        running: Answers that are being generated.
+        questions: Questions and short texts that wait for the query reasoner or the compressor.
+        passages: Passages of larger jobs that wait for the compressor.
+        compressed: Questions and passages that were encoded since the weights were loaded.
+        preempted: How often an answer gave its pages to an older one and was resumed later.
+        cached: Documents in the engine's cache of memories.
+        cached_bytes: Bytes of these documents.
+        kernels: Description of the matrix kernels on a CPU; empty on other devices.
+        alive: Whether requests are accepted; an engine that is not loaded accepts them and loads.
+        turn_seconds: How long the worker's current turn has lasted, in seconds; 0 while it is idle. A turn that does
+            not end means that the device hangs.
+    """
+
+    loaded: bool = False
+    weights_bytes: int = 0
+    kv_total_bytes: int = 0
+    kv_used_bytes: int = 0
+    waiting: int = 0
+    running: int = 0
+    questions: int = 0
+    passages: int = 0
+    compressed: int = 0
+    preempted: int = 0
+    cached: int = 0
+    cached_bytes: int = 0
+    kernels: str = ""
+    alive: bool = True
+    turn_seconds: float = 0.0
 
 
 class Worker:
@@ -108,7 +149,7 @@ class Worker:
             if self._closed is not None:
                 raise EngineClosed(f"the engine was closed: {self._closed}") from self._closed
             if isinstance(request, GenerateRequest):
-                self.answers.submit(request)
+                self.answers.waiting.append(request)
             elif isinstance(request, JudgeRequest):
                 self._judged.extend(JudgeRow(request, index) for index in range(len(request.hidden)))
             elif not request.sequences:
@@ -274,3 +315,25 @@ class Worker:
             else:
                 fail(row.request.future, not_finite("memory tokens", self.model.dtype))
         self.compressed += len(rows)
+
+
+def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow]) -> None:
+    """Compute rows in one pass and store them in their requests; the last row of a request resolves its future.
+
+    The rows of a request stand next to each other, and share the beginning of their prompt (`model.forked`).
+    """
+    groups = [(request, list(some)) for request, some in groupby(rows, key=lambda row: row.request)]
+    prompts = [request.forked(row.index for row in some) for request, some in groups]
+    memories = [request.memories for request, _ in groups if len(request.memories)]
+    filled = torch.cat(memories or [torch.zeros(0, model.hidden)])  # [slots, hidden]
+    found = model.judge(prompts, upload(filled, model.device))
+    sizes = [part.numel() for part in found]
+    numbers = torch.cat([part.flatten() for part in found]).cpu()  # waits for the device, once
+    for (request, some), part in zip(groups, numbers.split(sizes), strict=True):
+        if not bool(part.isfinite().all()):
+            fail(request.future, not_finite("log-probabilities", model.dtype))
+            continue
+        for row, values in zip(some, part.view(len(some), -1), strict=True):
+            request.rows[row.index] = values
+        if len(request.rows) == len(request.hidden):
+            resolve(request.future, torch.stack([request.rows[index] for index in range(len(request.hidden))]))

@@ -1,4 +1,4 @@
-"""Devices: resolving their names, their capabilities, transfers, free memory, and the meaning of their errors.
+"""Devices: resolving their names, their capabilities, transfers, and the meaning of their errors.
 
 Functions initialise CUDA only if their docstring says so, because an engine may be created in a process that forks
 later, and CUDA cannot be used in a child that was forked after its initialisation.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -146,17 +145,6 @@ def download(tensor: Tensor) -> Tensor:
         return tensor.cpu()
     host = torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory()
     return host.copy_(tensor, non_blocking=True)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free bytes of a GPU; on other devices a quarter of the machine's memory. Initialises CUDA."""
-    if device.type == "cuda":
-        release_memory()  # cached blocks of the allocator count as free
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (AttributeError, ValueError, OSError):  # not available on Windows
-        return 2**31
 
 
 def release_memory() -> None:

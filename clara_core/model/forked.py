@@ -24,21 +24,13 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ForkedPrompt:
-    """A prompt, its continuation, and the hidden spans of each row.
+    """A prompt, its continuation, and the hidden spans of each row."""
 
-    Attributes:
-        ids: Token ids of the prompt and of the continuation without its last token.
-        slots: Which of them are memory slots.
-        head: Number of shared positions; only these can be hidden.
-        continuation: Token ids of the continuation, whose log-probabilities are computed.
-        hidden: For each row the spans of the head that its tail does not see.
-    """
-
-    ids: list[int]
-    slots: list[bool]
-    head: int
-    continuation: list[int]
-    hidden: Sequence[Sequence[Span]]
+    ids: list[int]  # token ids of the prompt and of the continuation without its last token
+    slots: list[bool]  # which of them are memory slots
+    head: int  # number of shared positions; only these can be hidden
+    continuation: list[int]  # token ids of the continuation, whose log-probabilities are computed
+    hidden: Sequence[Sequence[Span]]  # for each row the spans of the head that its tail does not see
 
     @property
     def tail(self) -> int:

@@ -9,7 +9,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -21,6 +21,26 @@ log = logging.getLogger(__name__)
 PAGE = 256  # positions of a page of the KV cache; the kernels require a multiple of this
 
 
+class PackedRows(TypedDict):
+    """Rows one after the other, of which each attends within itself."""
+
+    starts: Tensor  # ``[rows + 1]``, int32: where each row begins, and where the last one ends
+    longest: int  # positions of the longest row
+    scale: float  # factor of the attention scores
+    window: int | None  # number of positions that a query sees, including its own; None: all before it
+
+
+class PagedRows(PackedRows):
+    """The newest positions of rows whose keys and values are in pages.
+
+    `starts` tells where the queries of each row begin; `longest` is the largest of `lengths`, or an upper bound.
+    """
+
+    table: Tensor  # ``[rows, most]``, int32: the pages of each row in order; entries after a row's last are not read
+    lengths: Tensor  # ``[rows]``, int32: positions of each row, including the newest ones
+    queries: int  # number of newest positions of each row
+
+
 class Kernel(Protocol):
     """Attention over packed rows and over rows in pages."""
 
@@ -28,63 +48,11 @@ class Kernel(Protocol):
     def name(self) -> str:
         """Name in log messages."""
 
-    def packed(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        starts: Tensor,
-        longest: int,
-        scale: float,
-        window: int | None,
-    ) -> Tensor:
-        """Causal attention within each row.
+    def packed(self, query: Tensor, key: Tensor, value: Tensor, **rows: Unpack[PackedRows]) -> Tensor:
+        """Causal attention of ``query [total, heads, dim]`` over ``key`` and ``value [total, kv_heads, dim]``."""
 
-        Args:
-            query: ``[total, heads, dim]``.
-            key: ``[total, kv_heads, dim]``.
-            value: Like the keys.
-            starts: ``[rows + 1]``, int32: where each row begins, and where the last one ends.
-            longest: Positions of the longest row.
-            scale: Factor of the attention scores.
-            window: Number of positions that a query sees, including its own; None: all before it.
-
-        Returns:
-            Tensor: ``[total, heads, dim]``.
-        """
-
-    def paged(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        table: Tensor,
-        lengths: Tensor,
-        starts: Tensor,
-        queries: int,
-        longest: int,
-        scale: float,
-        window: int | None,
-    ) -> Tensor:
-        """Causal attention of the newest positions of each row.
-
-        Args:
-            query: ``[rows * queries, heads, dim]``.
-            keys: ``[pages, PAGE, kv_heads, dim]``.
-            values: Like the keys.
-            table: ``[rows, most]``, int32: the pages of each row in order; entries after a row's last are not read.
-            lengths: ``[rows]``, int32: positions of each row, including the newest ones.
-            starts: ``[rows + 1]``, int32: where each row's queries begin, and where the last ones end.
-            queries: Number of newest positions of each row.
-            longest: The largest of `lengths`, or an upper bound.
-            scale: Factor of the attention scores.
-            window: As in `packed`.
-
-        Returns:
-            Tensor: ``[rows * queries, heads, dim]``.
-        """
+    def paged(self, query: Tensor, keys: Tensor, values: Tensor, **rows: Unpack[PagedRows]) -> Tensor:
+        """Causal attention of ``query [rows * queries, heads, dim]`` over pages ``[pages, PAGE, kv_heads, dim]``."""
 
 
 @dataclass(frozen=True)
@@ -94,43 +62,20 @@ class TorchKernel:
     attend: Callable[..., Any]
     name: str = "torch.nn.attention.varlen"
 
-    def packed(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        starts: Tensor,
-        longest: int,
-        scale: float,
-        window: int | None,
-    ) -> Tensor:
+    def packed(self, query: Tensor, key: Tensor, value: Tensor, **rows: Unpack[PackedRows]) -> Tensor:
         """See `Kernel`."""
         read: Tensor = self.attend(
-            query, key, value, starts, starts, longest, longest,
-            scale=scale, window_size=_left(window), enable_gqa=query.shape[1] != key.shape[1],
+            query, key, value, rows["starts"], rows["starts"], rows["longest"], rows["longest"],
+            scale=rows["scale"], window_size=_left(rows["window"]), enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
         return read
 
-    def paged(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        table: Tensor,
-        lengths: Tensor,
-        starts: Tensor,
-        queries: int,
-        longest: int,
-        scale: float,
-        window: int | None,
-    ) -> Tensor:
+    def paged(self, query: Tensor, keys: Tensor, values: Tensor, **rows: Unpack[PagedRows]) -> Tensor:
         """See `Kernel`."""
         read: Tensor = self.attend(
-            query, keys, values, starts, None, queries, longest,
-            scale=scale, window_size=_left(window), enable_gqa=query.shape[1] != keys.shape[2],
-            seqused_k=lengths, block_table=table,
+            query, keys, values, rows["starts"], None, rows["queries"], rows["longest"],
+            scale=rows["scale"], window_size=_left(rows["window"]), enable_gqa=query.shape[1] != keys.shape[2],
+            seqused_k=rows["lengths"], block_table=rows["table"],
         )  # fmt: skip
         return read
 
@@ -143,42 +88,20 @@ class FlashKernel:
     attend_pages: Callable[..., Any]
     name: str = "flash-attn"
 
-    def packed(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        starts: Tensor,
-        longest: int,
-        scale: float,
-        window: int | None,
-    ) -> Tensor:
+    def packed(self, query: Tensor, key: Tensor, value: Tensor, **rows: Unpack[PackedRows]) -> Tensor:
         """See `Kernel`."""
         read: Tensor = self.attend(
-            query, key, value, starts, starts, longest, longest,
-            softmax_scale=scale, causal=True, window_size=_left(window, causal=-1),
+            query, key, value, rows["starts"], rows["starts"], rows["longest"], rows["longest"],
+            softmax_scale=rows["scale"], causal=True, window_size=_left(rows["window"], causal=-1),
         )  # fmt: skip
         return read
 
-    def paged(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        table: Tensor,
-        lengths: Tensor,
-        starts: Tensor,
-        queries: int,
-        longest: int,
-        scale: float,
-        window: int | None,
-    ) -> Tensor:
+    def paged(self, query: Tensor, keys: Tensor, values: Tensor, **rows: Unpack[PagedRows]) -> Tensor:
         """See `Kernel`."""
         read: Tensor = self.attend_pages(
-            query.unflatten(0, (-1, queries)), keys, values, cache_seqlens=lengths, block_table=table,
-            softmax_scale=scale, causal=True, window_size=_left(window, causal=-1),
+            query.unflatten(0, (-1, rows["queries"])), keys, values,
+            cache_seqlens=rows["lengths"], block_table=rows["table"],
+            softmax_scale=rows["scale"], causal=True, window_size=_left(rows["window"], causal=-1),
         )  # fmt: skip
         return read.flatten(0, 1)
 

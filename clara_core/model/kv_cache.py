@@ -191,8 +191,8 @@ class KVCache(Cache):
         return self._read(layer)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns before this pass."""
-        return self._width - 1 if self._stepping else 0
+        """Positions of the longest row before this pass."""
+        return max(row.length for row in self.rows)
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
         """Width and offset of a causal mask over prompts."""

@@ -21,21 +21,13 @@ _LINE = 64  # bytes of a CPU cache line; products are fastest on memory that beg
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """The shape of one position of a row.
+    """The shape of one position of a row."""
 
-    Attributes:
-        layers: Decoder layers.
-        kv_heads: Key and value heads of each layer.
-        dim: Width of a head.
-        dtype: Type of keys and values.
-        device: Device of keys and values.
-    """
-
-    layers: int
-    kv_heads: int
-    dim: int
-    dtype: torch.dtype
-    device: torch.device
+    layers: int  # decoder layers
+    kv_heads: int  # key and value heads of each layer
+    dim: int  # width of a head
+    dtype: torch.dtype  # type of keys and values
+    device: torch.device  # device of keys and values
 
     @property
     def position_bytes(self) -> int:

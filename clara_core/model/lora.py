@@ -26,17 +26,13 @@ N_ROLES = len(Role)
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """The adapter of each row in the current forward pass.
+    """The adapter of each row in the current forward pass."""
 
-    Attributes:
-        role: The role of all rows, if they share one; otherwise None.
-        columns: The 0/1 mask of mixed rows ``[rows, 1, n_roles * rank]``, or of packed texts
-            ``[1, total, n_roles * rank]``; None for one role or none.
-        pause: Called between decoder layers, so that urgent work does not wait for the whole pass.
-    """
-
-    role: Role | None = None
+    role: Role | None = None  # the role of all rows, if they share one; otherwise None
+    # the 0/1 mask of mixed rows ``[rows, 1, n_roles * rank]``, or of packed texts ``[1, total, n_roles * rank]``;
+    # None for one role or none
     columns: Tensor | None = None
+    # called between decoder layers, so that urgent work does not wait for the whole pass
     pause: Callable[[], None] | None = None
 
 

@@ -28,32 +28,20 @@ _ALMOST_ONE: Final = 1 - 2**-24
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How to sample the next token of a row.
+    """How to sample the next token of a row."""
 
-    Attributes:
-        temperature: Above 0.
-        top_p: Probability mass of the tokens to sample from.
-        seed: Seed of 64 bits.
-        position: Index of the token in the answer.
-    """
-
-    temperature: float
-    top_p: float
-    seed: int
-    position: int
+    temperature: float  # above 0
+    top_p: float  # probability mass of the tokens to sample from
+    seed: int  # seed of 64 bits
+    position: int  # index of the token in the answer
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The tokens that end an answer.
+    """The tokens that end an answer."""
 
-    Attributes:
-        ids: Ids of these tokens.
-        after: Fewest tokens of an answer (``min_new_tokens`` of a generation config).
-    """
-
-    ids: frozenset[int]
-    after: int = 0
+    ids: frozenset[int]  # ids of these tokens
+    after: int = 0  # fewest tokens of an answer (``min_new_tokens`` of a generation config)
 
 
 def without_ends(logits: Tensor, ends: Mapping[int, Collection[int]]) -> Tensor:

@@ -18,7 +18,7 @@ from clara_core.model.processor import Kernels, by_columns
 from clara_core.model.sampler import Ends
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from clara_core.checkpoint.io import Checkpoint
 
@@ -71,9 +71,7 @@ class RoutedDecoder(nn.Module):
     @property
     def context(self) -> int:
         """Most positions that a prompt and its answer may take together."""
-        limit = int(self.decoder.config.max_position_embeddings)
-        sliding = getattr(self.decoder.config, "sliding_window", None)
-        return min(limit, sliding) if sliding else limit
+        return context_of(self.decoder.config)
 
     @property
     def ends(self) -> Ends:
@@ -196,6 +194,12 @@ class RoutedDecoder(nn.Module):
         for name, layer in self.routed.items():
             stem = f"{self.prefix}{name}"
             layer.load(role, tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"])
+
+
+def context_of(config: PretrainedConfig) -> int:
+    """Most positions that a decoder with this config reads: its limit, or its sliding window if that is less."""
+    limit, sliding = int(config.max_position_embeddings), getattr(config, "sliding_window", None)
+    return min(limit, sliding) if sliding else limit
 
 
 def _pause_between_layers(_module: nn.Module, _args: object) -> None:

@@ -14,6 +14,7 @@ from clara_core.common.surrogates import replace_surrogates
 from clara_core.data.memory import Memory
 from clara_core.engine.protocol import Engine
 from clara_core.engine.remote.engine import RemoteEngine
+from clara_core.engine.remote.http import Call
 from clara_core.store.records import Hit, Record, StoreStats, checked_ids, in_order, metadata_from_json, metadata_json
 from clara_core.store.search import Filter, Search, check_condition
 from clara_core.store.store import MemoryStore
@@ -71,7 +72,7 @@ class RemoteStore(MemoryStore):
         path = f"{self._path}/documents" + ("?fidelity=true" if fidelity else "")
         for batch in _batches(documents):
             body = b"".join(map(_line, batch))
-            self._server.connection.send(path, body, {"content-type": "application/x-ndjson"})
+            self._server.connection.ask(Call(path, body, {"content-type": "application/x-ndjson"}))
             yield [document.id for document in batch]
 
     def delete(self, ids: Iterable[str] | None = None, filter: Filter | None = None) -> int:  # noqa: A002
@@ -106,7 +107,7 @@ class RemoteStore(MemoryStore):
 
     def stats(self) -> StoreStats:
         """See `MemoryStore.stats`."""
-        return _read(StoreStats, self._server.connection.get(self._path))
+        return _read(StoreStats, self._server.connection.ask(Call(self._path)))
 
     def close(self) -> None:
         """Does nothing: the client holds no cache."""
@@ -135,7 +136,8 @@ class RemoteStore(MemoryStore):
 
     def _ask(self, what: str, payload: Mapping[str, Any]) -> Any:
         # Ids and values as they are: one that is no text at all is refused, and never taken for another one.
-        return self._server.connection.send(f"{self._path}/{what}", json.dumps(payload, allow_nan=False).encode(), {})
+        body = json.dumps(payload, allow_nan=False).encode()
+        return self._server.connection.ask(Call(f"{self._path}/{what}", body))
 
 
 def _sent(condition: Filter | None) -> Any:

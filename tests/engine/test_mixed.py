@@ -10,9 +10,9 @@ import torch
 from clara_core import CheckpointError, ClaraEngine
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.engine.evidence import Checks
-from clara_core.engine.evidence_calls import drive
 from clara_core.engine.examining import Chat, Reading, _as_text
 from clara_core.engine.sampling import Sampling
+from clara_core.engine.steps import drive
 from clara_core.model.tokenizer import ANSWER_SYSTEM
 from tests.engines import PASSAGES, open_engine, wrapped
 from tests.parity_data import PARITY

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from clara_core import ClaraEngine, ClaraError, EngineClosed
 from clara_core.checkpoint.config import Role
 from clara_core.engine.requests import EncodeRequest, Limits, SequenceRow, fill_batch
-from clara_core.engine.threads import DecodeThreads
 from clara_core.model.decoder import ClaraModel
-from clara_core.model.processor import Kernels
+from clara_core.model.processor import Kernels, StepThreads
 from tests.engines import PASSAGES, Counter, open_engine, wrapped
 from tests.tiny import build
 
@@ -60,13 +59,13 @@ def test_small_decode_steps_take_one_thread_and_give_the_others_back(
     def look() -> None:
         torch.set_num_threads(2)  # of this thread
         model = engine.load().model
-        few = DecodeThreads(model)
+        few = StepThreads(model.processor.single)
         for rows in (1, model.processor.single + 1):
             with few.step(rows):
                 found.append(torch.get_num_threads())
             found.append(torch.get_num_threads())
         monkeypatch.setattr(model, "processor", Kernels(single=0))
-        with DecodeThreads(model).step(1):
+        with StepThreads(model.processor.single).step(1):
             found.append(torch.get_num_threads())
 
     before = torch.get_num_threads()

@@ -287,3 +287,17 @@ def test_a_cache_takes_no_keys_before_its_pass_has_begun() -> None:
     keys: Tensor = torch.zeros(1, 2, 4, 8)
     with pytest.raises(RuntimeError, match="call begin_prompts, begin_chunk or begin_step"):
         KVCache(memory, [memory.open(4)]).update(keys, keys, 0)
+
+
+def test_a_cache_tells_how_many_positions_came_before_the_pass() -> None:
+    memory = KVMemory(SHAPE, 3, heads_first=True)
+    prompts = KVCache(memory, [memory.open(PAGE), memory.open(9)])
+    prompts.begin_prompts([7, 5], packed=False)
+    assert prompts.get_seq_length() == 0
+    prompts.commit()
+    step = KVCache(memory, prompts.rows)
+    step.begin_step([1, 2], None, gather=True)
+    assert step.get_seq_length() == 7
+    chunk = KVCache(memory, prompts.rows[1:])
+    chunk.begin_chunk(4, None, gather=True)
+    assert chunk.get_seq_length() == 5

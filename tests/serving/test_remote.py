@@ -26,7 +26,10 @@ from clara_core import (
     open_engine,
 )
 from clara_core.engine.remote.engine import RemoteEngine
-from tests.serving.servers import running
+from clara_core.engine.sampling import Chunk
+from tests.serving.servers import PATIENCE, running
+from tests.serving.test_failures import held
+from tests.serving.test_gate import idle
 
 QUESTION = "When was Tolmet Bridge opened?"
 TEXTS = [
@@ -107,6 +110,33 @@ def test_a_cancelled_stream_ends_with_what_arrived(remote):
     last = list(stream)[-1]
     assert last.answer.finish_reason == "cancelled"
     assert last.answer.text.startswith(first.text)
+
+
+def test_a_cancelled_stream_stops_the_server_before_it_is_read_again(server, remote):
+    stream = remote.stream("Tell me everything.", max_tokens=2000, temperature=1.5, seed=1)
+    next(stream)
+    before = server.state.metrics.cancelled.labels("disconnect")._value.get()
+    stream.cancel()  # and nothing reads it
+    server.wait_until(lambda: idle(server.state))
+    assert server.state.metrics.cancelled.labels("disconnect")._value.get() > before
+    [last] = stream
+    assert last.answer.finish_reason == "cancelled"
+    stream.cancel()  # its connection may be another request's by now
+    assert remote.answer(QUESTION, max_tokens=2).completion_tokens
+
+
+def test_a_stream_is_cancelled_while_another_thread_waits_for_its_next_piece(server, remote):
+    pieces: list[Chunk] = []
+    with held(server, "step") as step:
+        stream = remote.stream("Tell me everything.", max_tokens=2000)
+        reader = threading.Thread(target=lambda: pieces.extend(stream))
+        reader.start()
+        assert step.entered.wait(PATIENCE)  # the server writes nothing more
+        stream.cancel()
+        reader.join(PATIENCE)
+        assert not reader.is_alive()
+    assert pieces[-1].answer.finish_reason == "cancelled"
+    assert pieces[-1].answer.text == "".join(piece.text for piece in pieces)
 
 
 async def test_many_threads_and_loops_at_once(local, remote):

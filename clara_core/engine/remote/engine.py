@@ -10,27 +10,39 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from clara_core.common.errors import ServerError
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, read_options
-from clara_core.engine.checks import Message, check_messages, checked_texts
-from clara_core.engine.remote.evidence import RemoteEvidence
-from clara_core.engine.remote.http import key_from_environment
-from clara_core.engine.remote.instance import weight_of
+from clara_core.engine.checks import Message, check_messages, checked_texts, user_turn
+from clara_core.engine.remote.http import Call, key_from_environment
+from clara_core.engine.remote.instance import RemoteInstance, weight_of
 from clara_core.engine.remote.streams import RemoteStream, chunk_of, warn
-from clara_core.engine.remote.wire import answer_from_wire, tensors_from_wire
+from clara_core.engine.remote.wire import (
+    answer_from_wire,
+    attribution_from_wire,
+    fidelity_from_wire,
+    tensors_from_wire,
+)
 from clara_core.engine.sampling import Answer, Chunk
+from clara_core.engine.steps import Steps
 from clara_core.retrieval.ranking import Ranked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clara_core.engine.evidence import Attribution
+    from clara_core.engine.fidelity import Fidelity
+
 _REASON: Final = "/v1/clara/reason"
 _RANK: Final = "/v1/clara/rank"
 _ANSWER: Final = "/v1/clara/answer"
+_PARAPHRASE: Final = "/v1/clara/paraphrase"
+_ATTRIBUTE: Final = "/v1/clara/attribute"
+_LOGPROB: Final = "/v1/clara/logprob"
+_FIDELITY: Final = "/v1/clara/fidelity"
 
 _engines: dict[tuple[str, str | None], RemoteEngine] = {}
 _engines_lock = threading.Lock()
 
 
-class RemoteEngine(RemoteEvidence):
+class RemoteEngine(RemoteInstance):
     """The model of a server as an engine. Make it with `open_engine` or `ClaraEngine.from_pretrained`.
 
     Requests carry texts, and the server looks up or computes their memories, so `remember` compresses nothing. It is
@@ -51,12 +63,6 @@ class RemoteEngine(RemoteEvidence):
         with _engines_lock:
             return _engines.setdefault((url, key), cls(url, key))
 
-    def __copy__(self) -> RemoteEngine:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RemoteEngine:
-        return self
-
     def __reduce__(self) -> tuple[Callable[[str], RemoteEngine], tuple[str]]:
         return RemoteEngine.connect, (self.arguments.model,)
 
@@ -65,21 +71,12 @@ class RemoteEngine(RemoteEvidence):
 
     # --- questions ---------------------------------------------------------------------------------------
 
-    def reason(self, questions: Sequence[str]) -> Tensor:
-        given = list(checked_texts(questions, "questions"))
-        parts = self._slices(map(weight_of, given))
-        return self._reasoned([self.connection.fetch(_REASON, {"questions": given[part]}) for part in parts], parts)
-
-    async def areason(self, questions: Sequence[str]) -> Tensor:
-        given = list(checked_texts(questions, "questions"))
-        await self._aload()
-        parts = self._slices(map(weight_of, given))
-        bodies = [await self.connection.afetch(_REASON, {"questions": given[part]}) for part in parts]
-        return await asyncio.to_thread(self._reasoned, bodies, parts)
-
-    def _reasoned(self, bodies: Sequence[bytes], parts: Sequence[slice]) -> Tensor:
+    def _reasoned(self, questions: Sequence[str]) -> Steps[Tensor]:
         import torch
 
+        given = list(checked_texts(questions, "questions"))
+        parts = self._slices(map(weight_of, given))
+        bodies = yield [Call(_REASON, {"questions": given[part]}, parsed=False) for part in parts]
         found = []
         for body, part in zip(bodies, parts, strict=True):
             tokens, count = tensors_from_wire(body, {"tokens": 3})["tokens"], part.stop - part.start
@@ -88,53 +85,52 @@ class RemoteEngine(RemoteEvidence):
             found.append(tokens)
         return torch.cat(found)
 
-    def score(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
+    def _scored(self, questions: Sequence[str], memories: Sequence[Memory]) -> Steps[Tensor]:
         """Makes one request for each question."""
+        import torch
+
         given = list(checked_texts(questions, "questions"))
-        return _scores([self.rank(question, memories) for question in given], len(memories))
+        scores = torch.zeros(len(given), len(memories))
+        for row, question in enumerate(given):
+            for each in (yield from self._ranked(question, memories, None)):
+                scores[row, each.index] = each.score
+        return scores
 
-    async def ascore(self, questions: Sequence[str], memories: Sequence[Memory]) -> Tensor:
-        given = list(checked_texts(questions, "questions"))
-        rankings = [await self.arank(question, memories) for question in given]
-        return await asyncio.to_thread(_scores, rankings, len(memories))
-
-    def rank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
-        """Makes several requests if the documents are too large for one."""
-        parts = self._ranking_payloads(question, memories, top_k)
-        replies = [self.connection.post(_RANK, payload) for _, payload in parts]
-        return _merged([start for start, _ in parts], replies, top_k)
-
-    async def arank(self, question: str, memories: Sequence[Memory], top_k: int | None = None) -> list[Ranked]:
-        await self._aload()
-        parts = self._ranking_payloads(question, memories, top_k)
-        replies = [await self.connection.apost(_RANK, payload) for _, payload in parts]
-        return _merged([start for start, _ in parts], replies, top_k)
-
-    def _ranking_payloads(
-        self, question: str, memories: Sequence[Memory], top_k: int | None
-    ) -> list[tuple[int, dict[str, Any]]]:
-        """The payloads of a ranking, each with the index of its first document."""
+    def _ranked(self, question: str, memories: Sequence[Memory], top_k: int | None) -> Steps[list[Ranked]]:
+        """Makes several requests if the documents are too large for one; a score does not depend on the others."""
         list(checked_texts([question], "questions"))
         documents = self._as_documents(memories)
         most = int(self.load()["limits"]["documents"])
-        return [
-            (part.start, {"question": question, "documents": documents[part], "top_k": top_k})
-            for part in self._slices((weight_of(each["text"]) for each in documents), most)
+        parts = self._slices((weight_of(each["text"]) for each in documents), most)
+        replies = yield [
+            Call(_RANK, {"question": question, "documents": documents[part], "top_k": top_k}) for part in parts
         ]
+        ranked = [
+            Ranked(part.start + int(each["index"]), float(each["score"]), int(each["window"]))
+            for part, reply in zip(parts, replies, strict=True)
+            for each in reply["results"]
+        ]
+        ranked.sort(key=lambda candidate: -candidate.score)
+        return ranked if top_k is None else ranked[:top_k]
 
     # --- answers -----------------------------------------------------------------------------------------
 
     def paraphrase(self, memory: Memory, instruction: str | None = None, max_tokens: int = 128) -> Answer:
         [document] = self._as_documents([memory])
         payload = {"document": document, "instruction": instruction, "max_tokens": max_tokens}
-        return answer_from_wire(self.connection.post("/v1/clara/paraphrase", payload, repeatable=False))
+        return answer_from_wire(self.connection.ask(Call(_PARAPHRASE, payload, repeatable=False)))
 
-    def chat_batch(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
-    ) -> list[Answer]:
-        parts = self._question_payloads(conversations, options)
-        replies = [self.connection.post(_ANSWER, each, repeatable=False) for each in parts]
-        return _answers(replies, len(conversations))
+    def _answered(
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], options: AnswerOptions
+    ) -> Steps[list[Answer]]:
+        payloads = self._question_payloads(conversations, options)
+        replies = yield [Call(_ANSWER, each, repeatable=False) for each in payloads]
+        answers = [answer_from_wire(each) for reply in replies for each in reply["answers"]]
+        if len(answers) != len(conversations):
+            raise ServerError(f"the server sent {len(answers)} answers to {len(conversations)} questions")
+        for answer in answers:
+            warn(answer)
+        return answers
 
     def stream_chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
@@ -142,20 +138,10 @@ class RemoteEngine(RemoteEvidence):
         [payload] = self._question_payloads([(messages, memories)], options)
         return RemoteStream(self.connection, _ANSWER, payload)
 
-    async def achat_batch(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
-    ) -> list[Answer]:
-        await self._aload()
-        parts = self._question_payloads(conversations, options)
-        replies = [await self.connection.apost(_ANSWER, each, repeatable=False) for each in parts]
-        return _answers(replies, len(conversations))
-
     async def astream_chat(
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
-        read_options(options)
-        await self._aload()
-        [payload] = self._question_payloads([(messages, memories)], options)
+        [payload] = await asyncio.to_thread(self._question_payloads, [(messages, memories)], options)
         async with self.connection.aevents(_ANSWER, payload) as events:
             answered = False
             async for event in events:
@@ -185,32 +171,25 @@ class RemoteEngine(RemoteEvidence):
             weights.append(sum(weight_of(text) for each in (*turns, *documents) for text in each.values()))
         return [{"questions": questions[part], "options": sent} for part in self._slices(weights)]
 
+    # --- evidence ----------------------------------------------------------------------------------------
 
-def _merged(starts: Sequence[int], replies: Sequence[Any], top_k: int | None) -> list[Ranked]:
-    """Merge the rankings of parts; a score does not depend on the other documents."""
-    ranked = [
-        Ranked(start + int(each["index"]), float(each["score"]), int(each["window"]))
-        for start, part in zip(starts, replies, strict=True)
-        for each in part["results"]
-    ]
-    ranked.sort(key=lambda candidate: -candidate.score)
-    return ranked if top_k is None else ranked[:top_k]
+    def _attributed(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Steps[Attribution]:
+        [reply] = yield [Call(_ATTRIBUTE, self._text_payload(question, memories, answer))]
+        return attribution_from_wire(reply)
 
+    def _logprob(self, question: str, memories: Sequence[Memory], text: str) -> Steps[float]:
+        [reply] = yield [Call(_LOGPROB, self._text_payload(question, memories, text))]
+        return float(reply["logprob"])
 
-def _scores(rankings: Sequence[Sequence[Ranked]], count: int) -> Tensor:
-    import torch
+    def _fidelity(self, memories: Sequence[Memory], instruction: str | None) -> Steps[list[Fidelity]]:
+        documents = self._as_documents(memories)
+        parts = self._slices(weight_of(each["text"]) for each in documents)
+        replies = yield [Call(_FIDELITY, {"documents": documents[part], "instruction": instruction}) for part in parts]
+        return [fidelity_from_wire(each) for reply in replies for each in reply["results"]]
 
-    scores = torch.zeros(len(rankings), count)
-    for row, ranked in enumerate(rankings):
-        for each in ranked:
-            scores[row, each.index] = each.score
-    return scores
-
-
-def _answers(replies: Sequence[Any], count: int) -> list[Answer]:
-    answers = [answer_from_wire(each) for part in replies for each in part["answers"]]
-    if len(answers) != count:
-        raise ServerError(f"the server sent {len(answers)} answers to {count} questions")
-    for answer in answers:
-        warn(answer)
-    return answers
+    def _text_payload(self, question: str, memories: Sequence[Memory], answer: object) -> dict[str, Any]:
+        user_turn(question)
+        text = answer.draft or answer.text if isinstance(answer, Answer) else answer
+        if not isinstance(text, str):
+            raise TypeError(f"the answer must be a string or an Answer, got {type(text).__name__}: {text!r:.60}")
+        return {"question": question, "documents": self._as_documents(memories), "text": text}

@@ -6,18 +6,25 @@ import asyncio
 import json
 import os
 import random
+import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from numbers import Integral, Real
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from dataclasses import dataclass, field
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import httpx
 
 from clara_core.common.errors import FingerprintMismatch, ServerError, ServerOverloaded, ServerUnreachable
-from clara_core.common.surrogates import replace_surrogates
-from clara_core.engine.remote.wire import CODES, FINGERPRINT
+from clara_core.engine.remote.wire import CODES, FINGERPRINT, json_from_wire, json_to_wire
 
 KEY_VARIABLE: Final = "CLARA_API_KEY"
 
@@ -31,8 +38,28 @@ _SETTINGS: Final[Mapping[str, Any]] = {
     "limits": httpx.Limits(max_connections=32, max_keepalive_connections=32),
     "follow_redirects": False,
 }
+_STREAM: Final = {"accept": "text/event-stream"}
 _BUSY: Final = (429, 503)
 _GATEWAY: Final = (502, 504)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request for one reply."""
+
+    path: str
+    # what to POST: values to send as JSON, or bytes as they are; None: GET the path
+    payload: Mapping[str, Any] | bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)  # headers besides those of the connection
+    repeatable: bool = True  # whether it may be sent again after the server has begun the work
+    parsed: bool = True  # whether the reply is JSON; otherwise its bytes are the result
+
+    def cancel(self) -> None:
+        """Does nothing: a call that nobody awaits is not sent."""
+
+    def result(self, reply: bytes) -> Any:
+        """The result from the bytes of the reply."""
+        return json_from_wire(reply) if self.parsed else reply
 
 
 class Connection:
@@ -64,91 +91,70 @@ class Connection:
 
     # --- whole replies -----------------------------------------------------------------------------------
 
-    def get(self, path: str) -> Any:
-        """GET a path, and parse the reply as JSON."""
-        return _json(self._send("GET", path, None, repeatable=True))
+    def ask(self, call: Call) -> Any:
+        """Send a call and read its reply."""
+        tries, request = _Tries(self.url, repeatable=call.repeatable), self._request(call)
+        while True:
+            with tries, self._here().stream(**request) as response:
+                reply = _bounded(response.iter_bytes())
+                if tries.succeeded(response, reply):
+                    self._check(response)
+                    return call.result(reply)
+            time.sleep(tries.pause)
 
-    def post(self, path: str, payload: Mapping[str, Any], *, repeatable: bool = True) -> Any:
-        """POST JSON, and parse the reply as JSON; `repeatable` allows a retry after the server has begun the work."""
-        return _json(self._send("POST", path, _body(payload), repeatable=repeatable))
-
-    def fetch(self, path: str, payload: Mapping[str, Any]) -> bytes:
-        """POST JSON, and return the bytes of the reply."""
-        return self._send("POST", path, _body(payload), repeatable=True)
-
-    def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> Any:
-        """POST bytes, and parse the reply as JSON; the request may be repeated."""
-        return _json(self._send("POST", path, body, repeatable=True, headers=headers))
+    async def aask(self, call: Call) -> Any:
+        """Awaitable `ask`."""
+        tries, request = _Tries(self.url, repeatable=call.repeatable), self._request(call)
+        while True:
+            with tries:
+                async with self._ahere().stream(**request) as response:
+                    reply = await _abounded(response.aiter_bytes())
+                    if tries.succeeded(response, reply):
+                        self._check(response)
+                        return call.result(reply)
+            await asyncio.sleep(tries.pause)
 
     @contextmanager
     def lines(self, path: str) -> Iterator[Iterator[Any]]:
         """GET a path, and parse each line of the reply as JSON."""
-        with self._here().stream("GET", self.url + path, headers=self._all_headers(None)) as response:
+        with self._here().stream(**self._request(Call(path))) as response:
             if not response.is_success:
-                raise error_of(response, b"".join(_bounded(response.iter_bytes())), self.url)
+                raise error_of(response, _bounded(response.iter_bytes()), self.url)
             self._check(response)
-            yield (_json(line.encode()) for line in response.iter_lines() if line)
-
-    async def apost(self, path: str, payload: Mapping[str, Any], *, repeatable: bool = True) -> Any:
-        """Awaitable `post`."""
-        return _json(await self._asend(path, _body(payload), repeatable=repeatable))
-
-    async def afetch(self, path: str, payload: Mapping[str, Any]) -> bytes:
-        """Awaitable `fetch`."""
-        return await self._asend(path, _body(payload), repeatable=True)
-
-    def _send(
-        self, method: str, path: str, body: bytes | None, *, repeatable: bool, headers: Mapping[str, str] | None = None
-    ) -> bytes:
-        tries = _Tries(self.url, repeatable=repeatable)
-        while True:
-            request = self._here().stream(method, self.url + path, content=body, headers=self._all_headers(headers))
-            with tries, request as response:
-                reply = b"".join(_bounded(response.iter_bytes()))
-                if tries.succeeded(response, reply):
-                    self._check(response)
-                    return reply
-            time.sleep(tries.pause)
-
-    async def _asend(self, path: str, body: bytes, *, repeatable: bool) -> bytes:
-        tries = _Tries(self.url, repeatable=repeatable)
-        while True:
-            request = self._ahere().stream("POST", self.url + path, content=body, headers=self._all_headers(None))
-            with tries:
-                async with request as response:
-                    reply = await _abounded(response.aiter_bytes())
-                    if tries.succeeded(response, reply):
-                        self._check(response)
-                        return reply
-            await asyncio.sleep(tries.pause)
+            yield (json_from_wire(line.encode()) for line in response.iter_lines() if line)
 
     # --- streams -----------------------------------------------------------------------------------------
 
     @contextmanager
-    def events(self, path: str, payload: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
-        """POST JSON, and yield the events of the stream in reply; retried only before it begins, closed on exit."""
+    def events(
+        self, path: str, payload: Mapping[str, Any]
+    ) -> Iterator[tuple[Iterator[dict[str, Any]], Callable[[], None]]]:
+        """POST JSON, and yield the events of the stream in reply, and a function that ends the connection at once.
+
+        It is retried only before the stream begins, and closed on exit.
+        """
         tries = _Tries(self.url, repeatable=False)
-        request = self._stream_request(payload)
+        request = self._request(Call(path, payload, _STREAM), _STREAM_TIMEOUT)
         with ExitStack() as stack:
             while True:
                 with tries:
-                    response = stack.enter_context(self._here().stream("POST", self.url + path, **request))
-                    if response.is_success or tries.succeeded(response, b"".join(_bounded(response.iter_bytes()))):
+                    response = stack.enter_context(self._here().stream(**request))
+                    if response.is_success or tries.succeeded(response, _bounded(response.iter_bytes())):
                         break
                 stack.close()
                 time.sleep(tries.pause)
             self._check(response)
-            yield _events(response.iter_lines(), self.url)
+            yield _events(response.iter_lines(), self.url), lambda: _hang_up(response)
 
     @asynccontextmanager
     async def aevents(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """Asynchronous `events`."""
+        """Asynchronous `events`, without the function: cancelling the task ends the connection."""
         tries = _Tries(self.url, repeatable=False)
-        request = self._stream_request(payload)
+        request = self._request(Call(path, payload, _STREAM), _STREAM_TIMEOUT)
         async with AsyncExitStack() as stack:
             while True:
                 with tries:
-                    response = await stack.enter_async_context(self._ahere().stream("POST", self.url + path, **request))
+                    response = await stack.enter_async_context(self._ahere().stream(**request))
                     if response.is_success or tries.succeeded(response, await _abounded(response.aiter_bytes())):
                         break
                 await stack.aclose()
@@ -175,13 +181,16 @@ class Connection:
             client = self._clients[loop] = httpx.AsyncClient(**_SETTINGS)
         return client
 
-    def _stream_request(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of httpx for a streamed reply."""
-        return {"content": _body(payload), "headers": self._all_headers(_STREAM), "timeout": _STREAM_TIMEOUT}
-
-    def _all_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
+    def _request(self, call: Call, timeout: httpx.Timeout = _TIMEOUT) -> dict[str, Any]:
+        """Arguments of httpx for a call."""
         own = {} if self.fingerprint is None else {FINGERPRINT: self.fingerprint}
-        return {**self._headers, **own, **(headers or {})}
+        return {
+            "method": "GET" if call.payload is None else "POST",
+            "url": self.url + call.path,
+            "content": json_to_wire(call.payload) if isinstance(call.payload, Mapping) else call.payload,
+            "headers": {**self._headers, **own, **call.headers},
+            "timeout": timeout,
+        }
 
     def _check(self, response: httpx.Response) -> None:
         found = response.headers.get(FINGERPRINT)
@@ -190,9 +199,6 @@ class Connection:
                 f"the server at {self.url} now runs the model {found[:12]} instead of {self.fingerprint[:12]}: "
                 "call unload() on the engine to use the new one, and compress documents again"
             )
-
-
-_STREAM: Final = {"accept": "text/event-stream"}
 
 
 def key_from_environment() -> str | None:
@@ -274,46 +280,20 @@ def _seconds(response: httpx.Response) -> float | None:
     return seconds if 0 <= seconds < float("inf") else None
 
 
-def _body(payload: Mapping[str, Any]) -> bytes:
-    body = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_number)
-    try:
-        return body.encode()
-    except UnicodeEncodeError:
-        return replace_surrogates(body).encode()  # the tokenizer replaces them in the same way
-
-
-def _number(value: object) -> int | float:
-    """Convert a number, such as one of numpy, to a JSON number."""
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
-    raise TypeError(f"a {type(value).__name__} cannot be sent to a server: {value!r:.60}")
-
-
-def _json(reply: bytes) -> Any:
-    try:
-        return json.loads(reply)
-    except (ValueError, RecursionError) as exc:
-        raise ServerError(f"the server sent invalid JSON: {reply[:100]!r}") from exc
-
-
-def _bounded(parts: Iterator[bytes]) -> Iterator[bytes]:
-    read = 0
+def _bounded(parts: Iterator[bytes]) -> bytes:
+    read = bytearray()
     for part in parts:
-        read += len(part)
-        _check_size(read)
-        yield part
+        read += part
+        _check_size(len(read))
+    return bytes(read)
 
 
 async def _abounded(parts: AsyncIterator[bytes]) -> bytes:
-    kept: list[bytes] = []
-    read = 0
+    read = bytearray()
     async for part in parts:
-        read += len(part)
-        _check_size(read)
-        kept.append(part)
-    return b"".join(kept)
+        read += part
+        _check_size(len(read))
+    return bytes(read)
 
 
 def _check_size(read: int) -> None:
@@ -340,6 +320,15 @@ async def _aevents(lines: AsyncIterator[str], url: str) -> AsyncIterator[dict[st
         raise _broken(url, exc) from exc
 
 
+def _hang_up(response: httpx.Response) -> None:
+    """Shut down the connection of a reply, also while another thread waits for data from it."""
+    stream = response.extensions.get("network_stream")
+    connected = None if stream is None else stream.get_extra_info("socket")
+    if connected is not None:
+        with suppress(OSError):  # the server has closed it already
+            connected.shutdown(socket.SHUT_RDWR)
+
+
 def _broken(url: str, exc: Exception) -> ServerUnreachable:
     return ServerUnreachable(
         f"the stream from the server at {url} was interrupted ({type(exc).__name__}: {exc}); ask again"
@@ -349,7 +338,7 @@ def _broken(url: str, exc: Exception) -> ServerUnreachable:
 def _event(line: str, url: str) -> dict[str, Any] | None:
     if not line.startswith("data:"):
         return None
-    event = _json(line[5:].encode())
+    event = json_from_wire(line[5:].encode())
     if not isinstance(event, dict):
         raise ServerError(f"the server sent an event that is not an object: {line[:100]!r}")
     if "error" in event:

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any, Final
 from clara_core.checkpoint.config import Role
 from clara_core.common.errors import ServerError
 from clara_core.data.memory import Memory, MemoryCache
-from clara_core.engine.checks import Overflow, check_overflow, checked_memories, checked_texts
+from clara_core.engine.checks import Message, Overflow, check_overflow, checked_memories, checked_texts
 from clara_core.engine.options import EngineArguments
 from clara_core.engine.protocol import Engine
-from clara_core.engine.remote.http import Connection
+from clara_core.engine.remote.http import Call, Connection
 from clara_core.engine.remote.memory import Facts, Fetched, RemoteMemory
-from clara_core.engine.remote.tokens import RemoteTokenizer
 from clara_core.engine.remote.wire import memories_from_wire
+from clara_core.engine.steps import Steps, T, adrive, drive
 
 if TYPE_CHECKING:
     import torch
 
 BLOCK: Final = 64  # texts of a request
+_TOKENS: Final = "/v1/clara/tokens"
+_COMPRESS: Final = "/v1/clara/compress"
 _BODY_SHARE: Final = 0.5  # of the server's limit of bytes, because JSON escapes some characters
 
 
@@ -48,7 +50,7 @@ class RemoteInstance(Engine):
         """
         with self._lock:
             if self._info is None:
-                info = self.connection.get("/v1/clara/info")
+                info = self.connection.ask(Call("/v1/clara/info"))
                 try:
                     self.connection.fingerprint = str(info["fingerprint"])
                     self._info = dict(info)
@@ -62,9 +64,6 @@ class RemoteInstance(Engine):
             self._info = self.connection.fingerprint = None
         self.cache.clear()
         self.connection.close()
-
-    async def _aload(self) -> dict[str, Any]:
-        return self._info if self._info is not None else await asyncio.to_thread(self.load)
 
     @property
     def fingerprint(self) -> str:
@@ -117,7 +116,7 @@ class RemoteInstance(Engine):
             while block := list(islice(given, BLOCK)):
                 for part in self._slices(map(weight_of, block)):
                     few = block[part]
-                    body = self.connection.fetch("/v1/clara/compress", _compression(few, overflow))
+                    body = self.connection.ask(_compression(few, overflow))
                     for memory in self._memories(body, few, overflow):
                         yield memory
                         if bar is not None:
@@ -126,15 +125,12 @@ class RemoteInstance(Engine):
             if bar is not None:
                 bar.close()
 
-    async def acompress(self, texts: Iterable[str], overflow: Overflow = "split") -> list[Memory]:
-        check_overflow(overflow)
-        given = list(checked_texts(texts))
-        await self._aload()
+    def _compressed(self, texts: list[str], overflow: Overflow) -> Steps[list[Memory]]:
         memories: list[Memory] = []
-        for part in self._slices(map(weight_of, given)) if given else ():
-            few = given[part]
-            body = await self.connection.afetch("/v1/clara/compress", _compression(few, overflow))
-            memories += await asyncio.to_thread(self._memories, body, few, overflow)
+        for part in self._slices(map(weight_of, texts)) if texts else ():
+            few = texts[part]
+            [body] = yield [_compression(few, overflow)]
+            memories += self._memories(body, few, overflow)
         return memories
 
     def remember(self, texts: Iterable[str], *, show_progress: bool = False) -> list[Memory]:
@@ -146,9 +142,7 @@ class RemoteInstance(Engine):
         return [known[text] or RemoteMemory(text, fingerprint, fetched) for text in given]
 
     async def aremember(self, texts: Iterable[str]) -> list[Memory]:
-        given = list(checked_texts(texts))
-        await self._aload()
-        return self.remember(given)
+        return await asyncio.to_thread(self.remember, list(checked_texts(texts)))
 
     async def afetch(self, memories: Sequence[Memory]) -> None:
         for fetched in {memory.fetched for memory in memories if isinstance(memory, RemoteMemory)}:
@@ -174,13 +168,22 @@ class RemoteInstance(Engine):
     def _facts(self, texts: Sequence[str]) -> list[Facts]:
         facts: list[Facts] = []
         for part in self._slices(map(weight_of, texts)):
-            payload = {"texts": texts[part], "return": "keys"}
-            for keys in self.connection.post("/v1/clara/compress", payload)["memories"]:
+            reply = self.connection.ask(Call(_COMPRESS, {"texts": texts[part], "return": "keys"}))
+            for keys in reply["memories"]:
                 spans = tuple((int(begin), int(end)) for begin, end in keys["spans"])
                 facts.append((spans, int(keys["source_tokens"])))
         return facts
 
     # --- requests ----------------------------------------------------------------------------------------
+
+    def _drive(self, steps: Steps[T]) -> T:
+        return drive(steps, lambda calls: [self.connection.ask(call) for call in calls])
+
+    async def _adrive(self, steps: Steps[T]) -> T:
+        async def replies(calls: Sequence[Call]) -> list[Any]:
+            return [await self.connection.aask(call) for call in calls]
+
+        return await adrive(steps, lambda _: None, replies)
 
     def _slices(self, weights: Iterable[int], most: int = BLOCK) -> list[slice]:
         """Slices of items with these bytes that fit one request, each of at most `most` items; at least one slice."""
@@ -198,6 +201,33 @@ class RemoteInstance(Engine):
     def _as_documents(self, memories: Iterable[object]) -> list[dict[str, str]]:
         """The documents of a payload."""
         return [_document(memory) for memory in checked_memories(memories, lambda: self.fingerprint)]
+
+
+class RemoteTokenizer:
+    """The calls of `EngineTokenizer`; each is a request to the server."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def count(self, text: str) -> int:
+        return int(self._ask("count", text))
+
+    def count_plain(self, text: str) -> int:
+        return int(self._ask("count_plain", text))
+
+    def encode_plain(self, text: str) -> list[int]:
+        return [int(id_) for id_ in self._ask("ids", text)]
+
+    def windows(self, text: str, *, first_only: bool = False, reserve: int = 0) -> list[tuple[int, int]]:
+        spans = self._ask("windows", text, first_only=first_only, reserve=reserve)
+        return [(int(start), int(end)) for start, end in spans]
+
+    def chat_prompt(self, messages: Sequence[Message], n_windows: int) -> list[int]:
+        payload = {"what": "prompt", "messages": list(messages), "n_windows": n_windows}
+        return [int(id_) for id_ in self._connection.ask(Call(_TOKENS, payload))["results"][0]]
+
+    def _ask(self, what: str, text: str, **options: Any) -> Any:
+        return self._connection.ask(Call(_TOKENS, {"what": what, "texts": [text], **options}))["results"][0]
 
 
 def weight_of(text: str) -> int:
@@ -219,8 +249,8 @@ def _document(memory: Memory) -> dict[str, str]:
     return {"text": memory.text, **({"overflow": "truncate"} if truncated else {})}
 
 
-def _compression(texts: Sequence[str], overflow: Overflow) -> dict[str, Any]:
-    return {"texts": list(texts), "overflow": overflow, "return": "tensors"}
+def _compression(texts: Sequence[str], overflow: Overflow) -> Call:
+    return Call(_COMPRESS, {"texts": list(texts), "overflow": overflow, "return": "tensors"}, parsed=False)
 
 
 def _bar(total: int | None) -> Any:

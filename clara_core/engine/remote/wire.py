@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from math import prod
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Final
 
 from clara_core.common.errors import (
@@ -25,6 +27,7 @@ from clara_core.common.errors import (
     UnknownOption,
     WindowOverflow,
 )
+from clara_core.common.surrogates import replace_surrogates
 from clara_core.engine.evidence import Attribution, Checks, Citation
 from clara_core.engine.logprobs import TokenLogprob, logprobs_account
 from clara_core.engine.sampling import Answer
@@ -93,7 +96,7 @@ def answer_from_wire(data: Mapping[str, Any]) -> Answer:
     Raises:
         ServerError: It is not an answer.
     """
-    try:
+    with _parsing("answer", data):
         known = {each.name: data[each.name] for each in fields(Answer) if each.name in data}
         known["logprobs"] = logprobs_from_wire(data.get("logprobs"))
         if (citations := data.get("citations")) is not None:
@@ -103,8 +106,6 @@ def answer_from_wire(data: Mapping[str, Any]) -> Answer:
         if (checks := data.get("checks")) is not None:
             known["checks"] = Checks(**checks)
         return Answer(**known)
-    except (TypeError, ValueError, AttributeError) as exc:
-        raise ServerError(f"the server sent an invalid answer: {data!r:.100}") from exc
 
 
 def attribution_from_wire(data: Mapping[str, Any]) -> Attribution:
@@ -113,11 +114,9 @@ def attribution_from_wire(data: Mapping[str, Any]) -> Attribution:
     Raises:
         ServerError: A field is missing or invalid.
     """
-    try:
+    with _parsing("attribution", data):
         scores = tuple(map(float, data["scores"]))
         return Attribution(**{**data, "scores": scores, "citations": _citations(data["citations"])})
-    except (TypeError, ValueError, KeyError) as exc:
-        raise ServerError(f"the server sent an invalid attribution: {data!r:.100}") from exc
 
 
 def fidelity_from_wire(data: Mapping[str, Any]) -> Fidelity:
@@ -128,11 +127,17 @@ def fidelity_from_wire(data: Mapping[str, Any]) -> Fidelity:
     """
     from clara_core.engine.fidelity import Fidelity, WeakSpan
 
-    try:
+    with _parsing("fidelity", data):
         spans = tuple(WeakSpan(**each) for each in data["spans"])
         return Fidelity(tuple(map(float, data["windows"])), float(data["loss"]), spans)
-    except (TypeError, ValueError, KeyError) as exc:
-        raise ServerError(f"the server sent an invalid fidelity: {data!r:.100}") from exc
+
+
+@contextmanager
+def _parsing(what: str, data: object) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError) as exc:
+        raise ServerError(f"the server sent an invalid {what}: {data!r:.100}") from exc
 
 
 def _citations(data: Sequence[Mapping[str, Any]]) -> tuple[Citation, ...]:
@@ -152,6 +157,36 @@ def logprobs_from_wire(data: Sequence[Mapping[str, Any]] | None) -> tuple[TokenL
 def _logprob_from_wire(data: Mapping[str, Any]) -> TokenLogprob:
     top = logprobs_from_wire(data.get("top_logprobs")) or ()
     return TokenLogprob(str(data["token"]), float(data["logprob"]), bytes(data["bytes"]), top)
+
+
+def json_to_wire(payload: Mapping[str, Any]) -> bytes:
+    """A payload as JSON; numbers may be those of numpy, and lone surrogates become U+FFFD."""
+    body = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_number)
+    try:
+        return body.encode()
+    except UnicodeEncodeError:
+        return replace_surrogates(body).encode()  # the tokenizer replaces them in the same way
+
+
+def _number(value: object) -> int | float:
+    """Convert a number, such as one of numpy, to a JSON number."""
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"a {type(value).__name__} cannot be sent to a server: {value!r:.60}")
+
+
+def json_from_wire(reply: bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ServerError: It is not JSON.
+    """
+    try:
+        return json.loads(reply)
+    except (ValueError, RecursionError) as exc:
+        raise ServerError(f"the server sent invalid JSON: {reply[:100]!r}") from exc
 
 
 # --- tensors ---------------------------------------------------------------------------------------------
