@@ -149,7 +149,9 @@ def indexed(func, args, kwargs):
     inner, where, put = value.inner, tree_map(plain, place), plain(given)
     if func is T.__getitem__:
         STATS.launch("index") if advanced else None
-        return FakeCuda(computed("index", lambda: inner[where], [inner, *map(plain, parts)]), index)
+        return FakeCuda(
+            computed("index" if advanced else "slice", lambda: inner[where], [inner, *map(plain, parts)]), index
+        )
     if isinstance(given, torch.Tensor) and not isinstance(given, FakeCuda) and given.dim():
         if advanced:
             raise RuntimeError(
