@@ -65,6 +65,7 @@ class ClaraEngine(EngineInstance):
         quantization: str | None = None,
         attn_implementation: str = "auto",
         cpu_kernels: str = "auto",
+        cuda_graphs: str = "off",
         reasoner: str = "auto",
         kv_cache_bytes: int | None = None,
         **unknown: Never,
@@ -88,6 +89,7 @@ class ClaraEngine(EngineInstance):
             attn_implementation: ``auto``, ``sdpa``, ``eager`` or ``flash_attention_2``.
             cpu_kernels: Matrix kernels on a CPU: ``auto`` (measured when a model loads, and cached),
                 ``mkl`` or ``onednn``.
+            cuda_graphs: ``auto`` captures decode steps as CUDA graphs where that works; not yet run on a card.
             reasoner: ``encoder`` lets the compressor read questions if a checkpoint has no query reasoner.
             kv_cache_bytes: Bytes of the KV cache of all running answers; None: most of the free memory at the first
                 answer. The last number that a caller gave applies, from the next `unload` on.

@@ -23,6 +23,7 @@ from clara_core.engine.options import EngineArguments
 from clara_core.model.attention import ATTENTION, register_attention
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import check_forked, is_out_of_memory
+from clara_core.model.fixed_steps import GraphCapture
 from clara_core.model.int8_linear import check_int8
 from clara_core.model.kernels import find_kernel
 from clara_core.model.tokenizer import ClaraTokenizer
@@ -148,6 +149,8 @@ def _read_model(arguments: EngineArguments, plan: Plan, checkpoint: Checkpoint) 
             kv_heads=shape.kv_heads,
             dim=shape.dim,
         )
+    if arguments.cuda_graphs == "auto" and model.device.type == "cuda":
+        model.capture = GraphCapture(model.device)
     log.info("loaded %s on %s as %s", plan.folder, model.device, model.dtype)
     if plan.config.licence_note is not None:
         log.warning("%s", plan.config.licence_note)

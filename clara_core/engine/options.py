@@ -30,6 +30,7 @@ CHOICES: Final[dict[str, tuple[str | None, ...]]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantization": (None, "int8", "nf4"),
     "cpu_kernels": ("auto", "mkl", "onednn"),
+    "cuda_graphs": ("auto", "off"),
     "attn_implementation": ("auto", "sdpa", "eager", "flash_attention_2"),
     "reasoner": ("auto", "encoder"),
 }
@@ -97,6 +98,10 @@ class EngineOptions(CheckpointOptions):
     cpu_kernels: str = Field(
         default="auto",
         description="Matrix kernels on a CPU: 'auto' (measured when a model loads), 'mkl' or 'onednn'.",
+    )
+    cuda_graphs: str = Field(
+        default="off",
+        description="CUDA graphs of decode steps: 'off' or, not yet run on a card, 'auto' (where steps can be captured).",
     )
     reasoner: str = Field(
         default="auto",

@@ -135,7 +135,7 @@ class Gathered:
         self, table: Tensor, lengths: Tensor, width: int, dtype: torch.dtype, heads_first: bool, queries: int = 1
     ) -> None:
         columns = torch.arange(width, device=lengths.device)
-        self._pages = table.repeat_interleave(PAGE, dim=1)[:, :width]  # [rows, width]
+        self._pages = table.index_select(1, columns // PAGE).long()  # [rows, width]
         self._columns = columns % PAGE
         self._heads_first = heads_first
         seen = lengths[:, None]

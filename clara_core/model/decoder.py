@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.model.attention import ATTENTION, Gathered, Packed, Ragged
 from clara_core.model.devices import upload
+from clara_core.model.fixed_steps import FixedSteps, GraphCapture
 from clara_core.model.forked import Forked, ForkedPrompt
-from clara_core.model.kernels import Kernel
+from clara_core.model.kernels import PAGE, Kernel
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory
 from clara_core.model.lora import routed
@@ -45,9 +46,11 @@ class ClaraModel(RoutedDecoder):
 
     Attributes:
         kernel: Attention over packed rows and pages (`kernels.find_kernel`); None if none works here.
+        capture: Captures decode steps as CUDA graphs; None: they are launched one operation at a time.
     """
 
     kernel: Kernel | None = None
+    capture: GraphCapture | None = None
 
     def __init__(self, decoder: PreTrainedModel, config: ClaraConfig) -> None:
         super().__init__(decoder, config)
@@ -101,7 +104,10 @@ class ClaraModel(RoutedDecoder):
 
     def kv_memory(self, pages: int) -> KVMemory:
         """Allocate a KV cache of so many pages, in the layout that this model's decode steps read fastest."""
-        return KVMemory(self.kv_shape(), pages, heads_first=self.device.type == "cpu" and not self.packs)
+        memory = KVMemory(self.kv_shape(), pages, heads_first=self.device.type == "cpu" and not self.packs)
+        if self.device.type == "cuda" and self.fused is not None and self.own_attention:
+            memory.fixed = FixedSteps(self._next_logits, self.kernel, -(-self.context // PAGE), self.capture)
+        return memory
 
     def prefill(
         self,
@@ -169,14 +175,28 @@ class ClaraModel(RoutedDecoder):
         return self.head(states[:, -1])
 
     def step(self, tokens: Sequence[int] | Tensor, cache: KVCache) -> Tensor:
-        """Append one token to each row of the cache, which the caller commits: logits of the next ``[rows, vocab]``."""
+        """Append one token to each row of the cache, which the caller commits: logits of the next ``[rows, vocab]``.
+
+        On a GPU the logits are valid until the next step.
+        """
+        # The fused step does not record its queries.
+        fuses = self.own_attention and cache.queries is None
+        fuses = fuses and self.fused is not None and cache.role in (self.fused.role, None)
+        if fuses and cache.memory.fixed is not None:
+            return cache.memory.fixed.run(tokens, cache)
         ids, positions, ragged = cache.begin_step(tokens, self.kernel, gather=not self.own_attention)
+        if fuses:
+            return self._next_logits(ids, positions, cache, ragged)
         embeddings: Tensor = self.decoder.get_input_embeddings()(ids)  # [rows, hidden]
-        plain = cache.queries is not None  # the fused step does not record its queries
-        if self.fused is not None and self.own_attention and cache.role in (self.fused.role, None) and not plain:
-            return self.head(self.fused(embeddings, positions, cache, ragged))
         states = self._run(embeddings[:, None], cache.role, cache=cache, positions=positions[:, None], ragged=ragged)
         return self.head(states[:, -1])
+
+    def _next_logits(self, ids: Tensor, positions: Tensor, cache: KVCache, ragged: Ragged) -> Tensor:
+        """Logits ``[rows, vocab]`` of a fused step over ``ids [rows]``."""
+        if self.fused is None:
+            raise RuntimeError("this decoder has no fused step")
+        embeddings: Tensor = self.decoder.get_input_embeddings()(ids)  # [rows, hidden]
+        return self.head(self.fused(embeddings, positions, cache, ragged))
 
     def judge(self, prompts: Sequence[ForkedPrompt], memories: Tensor) -> list[Tensor]:
         """Log-probabilities of given tokens in the generator's role, with windows of each prompt hidden.

@@ -139,6 +139,14 @@ def upload(values: Sequence[Any] | Tensor, device: torch.device, dtype: torch.dt
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def overwrite(target: Tensor, values: Sequence[Any] | Tensor) -> None:
+    """Copy numbers into a tensor in place; to a GPU through pinned memory, so that the host does not wait."""
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=target.dtype)
+    if target.device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    target.copy_(tensor, non_blocking=True)
+
+
 def download(tensor: Tensor) -> Tensor:
     """Copy a tensor to the CPU; from a GPU into pinned memory, valid only after the next wait for the device."""
     if tensor.device.type != "cuda":

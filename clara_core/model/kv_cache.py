@@ -8,7 +8,7 @@ Keys include their rotary positions, so rows of any lengths can share a step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from clara_core.model.devices import upload
 from clara_core.model.kernels import PAGE, Kernel
 from clara_core.model.kv_memory import KVMemory, KVRow
 from clara_core.model.paid_attention import Queries
+
+if TYPE_CHECKING:
+    from clara_core.model.step_buffers import StepBuffers
 
 
 def _refused(name: str) -> Callable[..., None]:
@@ -53,7 +56,7 @@ class KVCache(Cache):
         self.memory = memory
         self.rows = rows
         self._write: Callable[[Tensor, Tensor], None] = _unset
-        self._write_step: Callable[[Tensor, Tensor], None] = _unset
+        self._write_step: Callable[[int, Tensor], None] = _unset
         self._gather: Gathered | None = None
         self._width = 0  # columns of a mask over this pass
         self._stepping = False
@@ -151,7 +154,7 @@ class KVCache(Cache):
             else:
                 target.flatten(1, 2).index_copy_(1, into, states.transpose(0, 1))
 
-        self._write_step = write
+        self._write_step = lambda layer, states: write(memory.both(layer), states)
         self._write = lambda target, states: write(target[None], states[:, None, :, 0])
         ragged: Ragged
         if kernel is None and memory.heads_first and memory.shape.dtype is torch.float32 and not gather:
@@ -159,6 +162,22 @@ class KVCache(Cache):
         else:
             ragged = self._reading(table[:, 6:], used, kernel, gather)
         return ids, positions, ragged
+
+    def begin_fixed_step(self, buffers: StepBuffers) -> None:
+        """Prepare a decode step as `begin_step` does, with fixed buffers that describe it already."""
+        self._stepping = True
+        self._lengths = [row.length + 1 for row in self.rows]
+        self._width = buffers.pages * PAGE
+
+    def read_fixed(self, buffers: StepBuffers, kernel: Kernel | None) -> Ragged:
+        """The attention of a step with fixed buffers. Only operations of the device are used, so it can be captured."""
+        memory, into = self.memory, buffers.into.long()
+
+        def write(layer: int, states: Tensor) -> None:
+            memory.by_column(layer).index_copy_(1, into, states.transpose(0, 1))
+
+        self._write_step = write
+        return self._reading(buffers.table, buffers.lengths, kernel, gather=False)
 
     def commit(self) -> None:
         """Add the positions of the pass to the rows. A pass that was not committed may run again."""
@@ -187,7 +206,7 @@ class KVCache(Cache):
 
     def put(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values ``[rows, 2, kv_heads, dim]`` in a decode step; returns as `update`."""
-        self._write_step(self.memory.both(layer), states)
+        self._write_step(layer, states)
         return self._read(layer)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -210,7 +229,7 @@ class KVCache(Cache):
     batch_select_indices = _refused("batch_select_indices")
 
 
-def _unset(_target: Tensor, _states: Tensor) -> None:
+def _unset(_target: Tensor | int, _states: Tensor) -> None:
     raise RuntimeError("call begin_prompts, begin_chunk or begin_step before the pass")
 
 

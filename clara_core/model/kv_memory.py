@@ -9,12 +9,16 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clara_core.model.kernels import PAGE
+
+if TYPE_CHECKING:
+    from clara_core.model.fixed_steps import FixedSteps
 
 _LINE = 64  # bytes of a CPU cache line; products are fastest on memory that begins at one
 
@@ -62,17 +66,27 @@ class KVMemory:
         heads_first: Whether a page is ``[kv_heads, PAGE, dim]``, which plain products read fastest, or
             ``[PAGE, kv_heads, dim]``, which the kernels require.
 
+    Attributes:
+        fixed: Decode steps over these pages with fixed buffers; None: each step has its own tensors.
+
     Raises:
         torch.OutOfMemoryError: A GPU has too little free memory (other devices: `MemoryError` or `RuntimeError`).
     """
+
+    fixed: FixedSteps | None = None
 
     def __init__(self, shape: KVShape, pages: int, *, heads_first: bool) -> None:
         self.shape = shape
         self.pages = pages
         self.heads_first = heads_first
-        page = (shape.kv_heads, PAGE, shape.dim) if heads_first else (PAGE, shape.kv_heads, shape.dim)
         # Zeros, because masked positions are read, too, and must be finite.
-        self._store = _zeros((shape.layers, 2, pages, *page), shape.dtype, shape.device)
+        if heads_first:
+            page = (shape.kv_heads, PAGE, shape.dim)
+            self._store = _zeros((shape.layers, 2, pages, *page), shape.dtype, shape.device)
+        else:
+            block = (shape.layers, 2, pages * PAGE + 1, shape.kv_heads, shape.dim)
+            self._by_column = _zeros(block, shape.dtype, shape.device)
+            self._store = self._by_column[:, :, :-1].unflatten(2, (pages, PAGE))
         self._layers = [(store[0], store[1]) for store in self._store]
         self._free = list(range(pages))  # a heap: the lowest first, so that used pages stay close together
 
@@ -127,6 +141,13 @@ class KVMemory:
     def both(self, index: int) -> Tensor:
         """Keys and values of a layer as one, ``[2, pages, …]``."""
         return self._store[index]
+
+    def by_column(self, index: int) -> Tensor:
+        """Keys and values of a layer as one, ``[2, columns + 1, kv_heads, dim]``; not if `heads_first`.
+
+        The last column belongs to no page. Rows that only fill up a batch write to it, and it is never read.
+        """
+        return self._by_column[index]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -50,6 +50,7 @@ VALUES: dict[str, Any] = {
     "quantization": "nf4",
     "attn_implementation": "eager",
     "cpu_kernels": "mkl",
+    "cuda_graphs": "auto",
     "reasoner": "encoder",
     "kv_cache_bytes": 2**20,
 }

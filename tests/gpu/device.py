@@ -9,8 +9,9 @@ so bfloat16 has the rounding of bfloat16.
   copies from memory that is not pinned, boolean masks, `nonzero`.
 * Every operation that would launch a kernel is counted, with its name.
 * Live bytes are counted. Above `limit` an allocation raises `torch.OutOfMemoryError`; `fail_at` lets the n-th one fail.
+* Everything that is computed passes through `computed`, which can log it (`STATS.recorded`) and capture it (`graphs.py`).
 
-Not simulated: the kernels themselves, streams, graphs, asynchronous errors, fragmentation, gradients.
+Not simulated: the kernels themselves, streams, asynchronous errors, fragmentation, gradients.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import collections
 import sys
 import threading
 import weakref
-from typing import Any, Self
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_map
@@ -27,6 +29,14 @@ from torch.utils._pytree import tree_flatten, tree_map
 aten = torch.ops.aten
 N_DEVICES = 2
 ROOTS = ("clara_core",)
+
+
+class Launch(NamedTuple):
+    """An operation with the tensors of the processor that it reads and gives; to write in place is to give again."""
+
+    name: str
+    reads: list[torch.Tensor]
+    gives: list[torch.Tensor]
 
 
 class Stats:
@@ -48,6 +58,7 @@ class Stats:
         self.copies: collections.Counter[str] = collections.Counter()  # bytes by kind
         self.emptied: list[int] = []  # live bytes at each empty_cache()
         self.trace: list[str] | None = None
+        self.recorded: list[Launch] | None = None  # holds its tensors, so that no two have one address
 
     def launch(self, name: str, made: torch.Tensor | None = None) -> None:
         """Count a kernel; if `made` is given, its first input or its result, the trace has its shape, too."""
@@ -56,7 +67,13 @@ class Stats:
             if self.trace is not None:
                 self.trace.append(name if made is None else f"{name} {tuple(made.shape)}")
 
+    def transfer(self, kind: str, size: int) -> None:
+        """Count the bytes of a copy between host and device."""
+        refuse_captured(f"a copy from {kind}")
+        self.copies[kind] += size
+
     def sync(self, kind: str) -> None:
+        refuse_captured(f"a wait of the host ({kind})")
         with self.lock:
             self.syncs[f"{kind}  {caller()}"] += 1
             if self.trace is not None:
@@ -91,6 +108,40 @@ class Stats:
 
 
 STATS = Stats()
+CAPTURE = threading.local()  # its `tape` is the graph that this thread captures
+
+
+def tape() -> Any:
+    """The graph that this thread captures; None if it captures none."""
+    return getattr(CAPTURE, "tape", None)
+
+
+def refuse_captured(what: str) -> None:
+    """Raise what CUDA raises for work that a graph cannot hold."""
+    if tape() is not None:
+        raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing: {what} (fake)")
+
+
+def computed(name: str, run: Callable[[], Any], reads: Iterable[Any] = (), writes: Iterable[torch.Tensor] = ()) -> Any:
+    """What `run` computes on the processor.
+
+    Args:
+        name: Name of the operation.
+        run: Computes it, from tensors that it holds; called again by each replay of a captured graph.
+        reads: These tensors, among other things.
+        writes: Those that it changes.
+    """
+    graph, reads = tape(), [one for one in reads if isinstance(one, torch.Tensor)]
+    if graph is not None:
+        graph.before(writes)
+    with torch.no_grad():
+        out = run()
+    gives = [one for one in tree_flatten(out)[0] if isinstance(one, torch.Tensor)]
+    if STATS.recorded is not None:
+        STATS.recorded.append(Launch(name, reads, gives))
+    if graph is not None:
+        graph.add(run, reads, gives)
+    return out
 
 
 def caller() -> str:
@@ -144,6 +195,8 @@ class FakeCuda(torch.Tensor):
         )
         made.inner = inner
         STATS.hold(made, inner)
+        if tape() is not None:
+            tape().kept.append(made)  # the graph's memory
         return made
 
     def __repr__(self, **_: Any) -> str:
@@ -257,8 +310,13 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         index = index if wanted is None else index_of(wanted)
     if kwargs.get("pin_memory"):
         raise RuntimeError("only dense CPU tensors can be pinned (fake)")
-    with torch.no_grad():
-        out = func(*tree_map(plain, args), **tree_map(plain, kwargs))
+    args_inside, kwargs_inside = tree_map(plain, args), tree_map(plain, kwargs)
+    out = computed(
+        name,
+        lambda: func(*args_inside, **kwargs_inside),
+        [fake.inner for fake in fakes],
+        [one for one, taken in zip(args_inside, func._schema.arguments, strict=False) if changes(one, taken)],
+    )
     if func._schema.name.endswith("_") and not func._schema.name.endswith("__"):
         if isinstance(args[0], FakeCuda) and args[0].shape != args[0].inner.shape:
             raise NotImplementedError(f"{func} changes the shape in place")
@@ -266,6 +324,11 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if "out" in kwargs:
         return kwargs["out"]
     return tree_map(lambda value: FakeCuda(value, index) if isinstance(value, torch.Tensor) else value, out)
+
+
+def changes(value: Any, taken: Any) -> bool:
+    """Whether an operation writes to the tensor that it takes as this argument."""
+    return isinstance(value, torch.Tensor) and taken.alias_info is not None and taken.alias_info.is_write
 
 
 def check_same(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> None:
@@ -288,24 +351,25 @@ def copy_(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
     if into and out_of:
         STATS.launch("copy_")
     elif into:
-        STATS.copies["host to device"] += source.nbytes
+        STATS.transfer("host to device", source.nbytes)
         if source.dim() and not (non_blocking and getattr(source, "fake_pinned", False)):
             STATS.sync("copy_ from pageable host")
     else:
-        STATS.copies["device to host"] += source.nbytes
+        STATS.transfer("device to host", source.nbytes)
         if not (non_blocking and getattr(target, "fake_pinned", False)):
             STATS.sync("copy_ to host")
-    with torch.no_grad():
-        plain(target).copy_(plain(source))
+    to, of = plain(target), plain(source)
+    computed("copy_", lambda: to.copy_(of), [one.inner for one in (source, target) if isinstance(one, FakeCuda)], [to])
     return target
 
 
 def to_copy(value: FakeCuda, kwargs: dict[str, Any], index: int) -> torch.Tensor:
     wanted = kwargs.get("device")
     options = {key: given for key, given in kwargs.items() if key in ("dtype", "layout", "memory_format")}
-    made = aten._to_copy.default(value.inner, **options)
+    of = value.inner
+    made = computed("_to_copy", lambda: aten._to_copy.default(of, **options), [of])
     if wanted is not None and torch.device(wanted).type != "cuda":
-        STATS.copies["device to host"] += made.nbytes
+        STATS.transfer("device to host", made.nbytes)
         STATS.sync("to host")
         return made
     STATS.launch("_to_copy")

@@ -12,7 +12,19 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from tests.gpu.device import N_DEVICES, STATS, FakeCuda, Stats, copy_, index_of, plain, to_device
+from tests.gpu.device import (
+    N_DEVICES,
+    STATS,
+    FakeCuda,
+    Stats,
+    computed,
+    copy_,
+    index_of,
+    plain,
+    refuse_captured,
+    to_device,
+)
+from tests.gpu.graphs import FakeGraph, FakeStream, capturing
 from tests.reference import PlainKernel
 
 try:
@@ -37,15 +49,17 @@ class FakeMode(TorchFunctionMode):
         if device is not None and not (args and isinstance(args[0], FakeCuda)):
             index = index_of(device) if not isinstance(device, torch.Tensor) else None
             if index is not None:
-                inner = func(*tree_map(plain, args), **{**kwargs, "device": "cpu"})
+                options = {**kwargs, "device": "cpu"}
+                name = getattr(func, "__name__", "factory")
+                inner = computed(name, lambda: func(*tree_map(plain, args), **options))
                 if not isinstance(inner, torch.Tensor):
                     return inner
                 requires = inner.requires_grad
                 if func is torch.tensor or func is torch.as_tensor:
-                    STATS.copies["host to device"] += inner.nbytes
+                    STATS.transfer("host to device", inner.nbytes)
                     STATS.sync("torch.tensor(host data, device)")
                 elif func is not torch.empty:
-                    STATS.launch(getattr(func, "__name__", "factory"))
+                    STATS.launch(name)
                 made = to_device(inner, index)
                 return made.requires_grad_() if requires else made
         return func(*args, **kwargs)
@@ -65,7 +79,7 @@ def moved(func, args, kwargs):
         if device is None or index == value.device.index:
             return func(value, dtype) if dtype is not None and dtype is not value.dtype else value
         if index is None:
-            STATS.copies["device to host"] += value.nbytes
+            STATS.transfer("device to host", value.nbytes)
             STATS.sync("to host" if func is not T.cpu else ".cpu()")
             if device.type == "meta":
                 return value.inner.to("meta")
@@ -73,10 +87,11 @@ def moved(func, args, kwargs):
         return FakeCuda(value.inner.detach().to(dtype or value.dtype).clone(), index)
     if index is None or value.device.type == "meta":
         return func(*args, **kwargs, **({"copy": True} if copy else {}))
-    STATS.copies["host to device"] += value.nbytes
+    STATS.transfer("host to device", value.nbytes)
     if value.dim() and not (non_blocking and getattr(value, "fake_pinned", False)):
         STATS.sync("pageable host to device")
-    inner = value.detach().as_subclass(torch.Tensor).to(dtype or value.dtype).clone()
+    of = value.detach().as_subclass(torch.Tensor)
+    inner = computed("host to device", lambda: of.to(dtype or value.dtype).clone())
     made = FakeCuda(inner, index)
     return made.requires_grad_() if value.requires_grad and torch.is_grad_enabled() else made
 
@@ -96,6 +111,7 @@ def leaves(func, args, kwargs):
 def pinned(func, args, kwargs):
     if isinstance(args[0], FakeCuda):
         raise RuntimeError("cannot pin a cuda tensor, only dense CPU tensors can be pinned (fake)")  # noqa: TRY004 - as torch
+    refuse_captured("pinned memory")
     copy = args[0].clone()
     copy.fake_pinned = True
     return copy
@@ -130,20 +146,27 @@ def indexed(func, args, kwargs):
     if lists:
         STATS.sync("host list as index")
     advanced = bool(parts) or lists
-    with torch.no_grad():
-        if func is T.__getitem__:
-            STATS.launch("index") if advanced else None
-            return FakeCuda(value.inner[tree_map(plain, place)], index)
-        if isinstance(given, torch.Tensor) and not isinstance(given, FakeCuda) and given.dim():
-            if advanced:
-                raise RuntimeError(
-                    f"Expected all tensors to be on the same device, but found at least two devices, cuda:{index} and "
-                    "cpu! (index_put_, fake)"
-                )
-            STATS.sync("copy_ from pageable host")
-        STATS.launch("index_put_" if advanced else "copy_ or fill_")
-        value.inner[tree_map(plain, place)] = plain(given)
-        return None
+    inner, where, put = value.inner, tree_map(plain, place), plain(given)
+    if func is T.__getitem__:
+        STATS.launch("index") if advanced else None
+        return FakeCuda(
+            computed("index" if advanced else "slice", lambda: inner[where], [inner, *map(plain, parts)]), index
+        )
+    if isinstance(given, torch.Tensor) and not isinstance(given, FakeCuda) and given.dim():
+        if advanced:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found at least two devices, cuda:{index} and "
+                "cpu! (index_put_, fake)"
+            )
+        STATS.sync("copy_ from pageable host")
+    STATS.launch("index_put_" if advanced else "copy_ or fill_")
+
+    def write() -> torch.Tensor:
+        inner[where] = put
+        return inner
+
+    computed("index_put_", write, [inner, put, *map(plain, parts)], [inner])
+    return None
 
 
 def scalar(func, args, kwargs):
@@ -190,7 +213,7 @@ def contiguous(func, args, kwargs):
         if inner.is_contiguous():
             return args[0]
         STATS.launch("clone")
-        return FakeCuda(inner.detach().contiguous(), args[0].device.index)
+        return FakeCuda(computed("clone", lambda: inner.detach().contiguous(), [inner]), args[0].device.index)
     return func(*args, **kwargs)
 
 
@@ -199,8 +222,9 @@ def fused_norm(func, args, kwargs):
     if not isinstance(args[0], FakeCuda):
         return func(*args, **kwargs)
     STATS.launch("_fused_rms_norm")
-    with torch.no_grad():
-        return FakeCuda(func(*tree_map(plain, args), **tree_map(plain, kwargs)), args[0].device.index)
+    inner, options = tree_map(plain, args), tree_map(plain, kwargs)
+    out = computed("_fused_rms_norm", lambda: func(*inner, **options), [*inner, *options.values()])
+    return FakeCuda(out, args[0].device.index)
 
 
 MOVES = {
@@ -232,8 +256,8 @@ def attention(args, kwargs):
     if kwargs.get("enable_gqa") and mask is not None:
         kind = "MATH (gqa with mask)"
     STATS.launch(f"sdpa {kind}")
-    with torch.no_grad():
-        out = SDPA(*tree_map(plain, args), **tree_map(plain, kwargs))
+    inner, options = tree_map(plain, args), tree_map(plain, kwargs)
+    out = computed(f"sdpa {kind}", lambda: SDPA(*inner, **options), [*inner, *options.values()])
     return FakeCuda(out, query.device.index)
 
 
@@ -260,19 +284,23 @@ def fake_varlen(
     window = None if window_size[0] < 0 else window_size[0] + 1
     STATS.launch("varlen_attn")
     inner = [one.inner for one in (query, key, value)]
-    with torch.no_grad():
-        if block_table is None:
-            starts = cu_seq_q.inner
-            assert torch.equal(starts, cu_seq_k.inner)
+    starts, others = cu_seq_q.inner, [plain(one) for one in (cu_seq_k, seqused_k, block_table)]
+
+    def attend() -> torch.Tensor:
+        if others[2] is None:
+            assert torch.equal(starts, others[0])
             assert max_q == max_k == max(end - start for start, end in pairwise(starts.tolist()))
             out = PlainKernel().packed(*inner, starts=starts, longest=max_q, scale=scale, window=window)
         else:
             assert key.shape[1] % 256 == 0, "pages are multiples of 256"
+            assert int(others[1].max()) <= max_k, "a row is longer than the kernel was told"
             out = PlainKernel().paged(
-                *inner, table=block_table.inner, lengths=seqused_k.inner, starts=cu_seq_q.inner, queries=max_q,
-                longest=max_k, scale=scale, window=window,
+                *inner, table=others[2], lengths=others[1], starts=starts, queries=max_q, longest=max_k, scale=scale,
+                window=window,
             )  # fmt: skip
-    return FakeCuda(out.contiguous(), query.device.index)
+        return out.contiguous()
+
+    return FakeCuda(computed("varlen_attn", attend, [*inner, starts, *others]), query.device.index)
 
 
 def install() -> Stats:
@@ -314,6 +342,10 @@ def install() -> Stats:
         "memory_allocated": lambda device=None: STATS.live,
         "max_memory_allocated": lambda device=None: STATS.peak,
         "Event": Event,
+        "Stream": FakeStream,
+        "CUDAGraph": FakeGraph,
+        "graph": capturing,
+        "graph_pool_handle": lambda: (0, 1),
         "current_stream": lambda device=None: None,
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,

@@ -93,3 +93,21 @@ def test_unloading_gives_the_memory_back(engine: ClaraEngine) -> None:
     assert torch.cuda.memory_reserved(DEVICE) > before
     engine.unload()
     assert torch.cuda.memory_reserved(DEVICE) <= before
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_steps_as_graphs_give_what_plain_steps_give(
+    dtype: str, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One answer after the other, so that all passes have the same rows; each crosses a page."""
+    tiny = build(tmp_path_factory.mktemp("graphs"), "qwen2", seed=5)  # no answer ends by itself
+    answers = []
+    for graphs in ("off", "auto"):
+        engine = open_engine(tiny, device="cuda:0", dtype=dtype, cuda_graphs=graphs)
+        memories = engine.compress(PASSAGES)
+        answers.append([engine.answer("Where?", memories[:count], max_tokens=300) for count in (0, 3)])
+        sizes = engine._worker.answers.memory.fixed._sizes.values()
+        assert any(size.graph is not None for size in sizes) is (graphs == "auto")
+        engine.unload()
+    assert answers[0] == answers[1]
+    assert "could not be captured" not in caplog.text

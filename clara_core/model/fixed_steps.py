@@ -1,0 +1,169 @@
+"""Decode steps with fixed shapes and addresses, and their capture as CUDA graphs.
+
+The steps of one size read their inputs from the same buffers and write their logits to the same place, and between the
+two there are only operations of the device. So a graph of a captured step computes any later step of that size, with
+one launch instead of about twenty for each layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from clara_core.checkpoint.config import Role
+from clara_core.model.kernels import PAGE
+from clara_core.model.step_buffers import StepBuffers, page_bucket, power_of_two, row_bucket
+
+if TYPE_CHECKING:
+    from clara_core.model.attention import Ragged
+    from clara_core.model.kernels import Kernel
+    from clara_core.model.kv_cache import KVCache
+
+log = logging.getLogger(__name__)
+
+
+class GraphCapture:
+    """Captures work on a CUDA device as graphs, until a capture fails.
+
+    Args:
+        device: The device.
+
+    Attributes:
+        works: Whether no capture has failed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.works = True
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    def pool(self) -> Any:
+        """A new pool for the memory of graphs."""
+        return torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], None], what: str, pool: Any) -> torch.cuda.CUDAGraph | None:
+        """Capture a function that has run before; returns None if that fails, which is logged once.
+
+        Args:
+            run: Launches work on the device. It must neither wait for the device nor copy from or to the host.
+            what: Name of the work in the log message.
+            pool: The graph's memory; graphs that do not run at the same time may share it.
+        """
+        if not self.works:
+            return None
+        try:
+            # A stream of this device, since the default one belongs to the device that captured first.
+            self._stream = self._stream or torch.cuda.Stream(self._device)
+            graph = torch.cuda.CUDAGraph()
+            # The threads of other engines may use their devices during the capture.
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                run()
+        except Exception as exc:  # noqa: BLE001 - whatever CUDA, a kernel or a library raises
+            traceback.clear_frames(exc.__traceback__)
+            self.works = False
+            reason = (str(exc).strip().splitlines() or [""])[0]
+            log.warning(
+                "%s could not be captured as a CUDA graph (%s: %s): no further step is captured",
+                what,
+                type(exc).__name__,
+                reason,
+            )
+            return None
+        log.debug("captured %s as a CUDA graph", what)
+        return graph
+
+
+@dataclass(eq=False, slots=True)
+class _Size:
+    """The steps of one size.
+
+    Attributes:
+        buffers: Their inputs.
+        logits: Their output, ``[rows, vocab]``; None before the first step.
+        graph: A captured step.
+    """
+
+    buffers: StepBuffers
+    logits: Tensor | None = None
+    graph: torch.cuda.CUDAGraph | None = None
+
+
+class FixedSteps:
+    """The fused decode steps over one KV cache.
+
+    The first step of a size is launched as usual, because libraries allocate memory and choose kernels at their first
+    call, which a capture does not allow. The second step is captured, and later ones repeat it.
+
+    Args:
+        forward: Logits ``[rows, vocab]`` of a step, from token ids, positions, cache and attention.
+        kernel: Kernel for attention over pages; None: attention over copies.
+        most_pages: Most pages of a row.
+        capture: Captures steps; None: none is captured.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor, Tensor, KVCache, Ragged], Tensor],
+        kernel: Kernel | None,
+        most_pages: int,
+        capture: GraphCapture | None,
+    ) -> None:
+        self._forward = forward
+        self._kernel = kernel
+        self._most_pages = most_pages
+        self._capture = capture
+        self._pool: Any = None
+        self._sizes: dict[tuple[int, int, Role | None], _Size] = {}
+        self._logits: Tensor | None = None
+
+    def run(self, tokens: Sequence[int] | Tensor, cache: KVCache) -> Tensor:
+        """Append one token to each row of the cache: logits ``[rows, vocab]``, valid until the next step.
+
+        Args:
+            tokens: The newest token of each row, as numbers or as a tensor on the device.
+            cache: The rows, which have room for a position; the caller commits it.
+        """
+        size = self._size(cache)
+        size.buffers.fill(tokens, cache.rows)
+        cache.begin_fixed_step(size.buffers)
+        if size.graph is None and size.logits is not None and self._capture is not None and self._capture.works:
+            self._pool = self._pool or self._capture.pool()
+            what = f"a decode step of {size.buffers.rows} rows and {size.buffers.pages} pages"
+            size.graph = self._capture(lambda: self._launch(size, cache), what, self._pool)
+        if size.graph is not None:
+            size.graph.replay()
+        else:
+            self._launch(size, cache)
+        if size.logits is None:
+            raise RuntimeError("a step has no logits")
+        return size.logits[: len(cache.rows)]
+
+    def _size(self, cache: KVCache) -> _Size:
+        memory = cache.memory
+        longest = max(row.length for row in cache.rows) // PAGE + 1
+        rows, pages = row_bucket(len(cache.rows)), page_bucket(longest, self._most_pages)
+        key = rows, pages, cache.role
+        if key not in self._sizes:
+            self._sizes[key] = _Size(StepBuffers(rows, pages, memory.columns, memory.shape.device))
+        return self._sizes[key]
+
+    def _launch(self, size: _Size, cache: KVCache) -> None:
+        """Compute a step from its buffers. This is what is captured: no branch depends on a number in a tensor."""
+        buffers = size.buffers
+        logits = self._forward(buffers.tokens, buffers.positions, cache, cache.read_fixed(buffers, self._kernel))
+        if size.logits is None:
+            size.logits = self._output(logits)
+        size.logits.copy_(logits)
+
+    def _output(self, like: Tensor) -> Tensor:
+        """Place for logits, which the sizes share because one step runs at a time."""
+        rows = len(like)
+        if self._logits is None or len(self._logits) < rows:
+            self._logits = like.new_empty(power_of_two(rows), like.shape[1])
+        return self._logits[:rows]
