@@ -101,7 +101,7 @@ class EngineOptions(CheckpointOptions):
     )
     cuda_graphs: str = Field(
         default="off",
-        description="CUDA graphs of decode steps: 'off' or, not yet run on a card, 'auto' (where steps can be captured).",
+        description="CUDA graphs of decode steps: 'off', or 'auto' (where they can be captured; not yet run on a card).",
     )
     reasoner: str = Field(
         default="auto",

@@ -9,7 +9,8 @@ so bfloat16 has the rounding of bfloat16.
   copies from memory that is not pinned, boolean masks, `nonzero`.
 * Every operation that would launch a kernel is counted, with its name.
 * Live bytes are counted. Above `limit` an allocation raises `torch.OutOfMemoryError`; `fail_at` lets the n-th one fail.
-* Everything that is computed passes through `computed`, which can log it (`STATS.recorded`) and capture it (`graphs.py`).
+* Everything that is computed passes through `computed`, which can log it (`STATS.recorded`) and capture it
+  (`graphs.py`).
 
 Not simulated: the kernels themselves, streams, asynchronous errors, fragmentation, gradients.
 """
