@@ -101,7 +101,7 @@ class EngineOptions(CheckpointOptions):
     )
     cuda_graphs: str = Field(
         default="off",
-        description="CUDA graphs of decode steps: 'off', or 'auto' (where they can be captured; not yet run on a card).",
+        description="CUDA graphs of decode steps: 'off', or 'auto' (where they can be captured; not run on a card yet)",
     )
     reasoner: str = Field(
         default="auto",

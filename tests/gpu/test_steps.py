@@ -46,7 +46,7 @@ def stats() -> Iterator[None]:
 @pytest.fixture(params=[("cuda:0", "float32"), ("cuda:1", "bfloat16")], ids=["copies", "pages"])
 def model(tiny: Tiny, request: pytest.FixtureRequest) -> Iterator[ClaraModel]:
     device, dtype = request.param
-    engine = ClaraEngine(open_engine(tiny, device=device, dtype=dtype).arguments)
+    engine = ClaraEngine(open_engine(tiny, device=device, dtype=dtype, cuda_graphs="auto").arguments)
     model = engine.load().model
     assert isinstance(model.capture, GraphCapture)
     assert (model.kernel is None) is (dtype == "float32" or VARLEN is None)
