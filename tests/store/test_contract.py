@@ -182,7 +182,8 @@ def test_same_ids_order_and_scores(filled, expected, mode, condition):
         for k in (1, 3, 50):
             found, wanted = (each.search(question, k, mode, condition) for each in (filled, expected))
             assert [id_ for id_, _ in found] == [id_ for id_, _ in wanted]
-            assert [score for _, score in found] == pytest.approx([score for _, score in wanted], abs=1e-6)
+            # Scores have six digits, and sums in another order may round the last one to its neighbour.
+            assert [score for _, score in found] == pytest.approx([score for _, score in wanted], abs=1.001e-6)
 
 
 def test_hybrid_is_the_default(filled):

@@ -59,6 +59,7 @@ def config_for(tiny: Tiny, folder: Path, stage: Stage, **given: Any) -> Training
         "batch_size": 4,
         "lr": 1e-3,
         "device": "cpu",
+        "dtype": "float32",  # "auto" is bfloat16 on a processor that multiplies it
         "tensorboard": False,
     }
     return TrainingConfig(stage=stage, **values | given)
