@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from clara_core import Answer, ClaraEngine, ContextOverflow, EngineClosed
+from clara_core.model.fixed_steps import GraphCapture
 from clara_core.model.kernels import PAGE
 from tests.engines import PASSAGES, open_engine
 from tests.gpu.device import STATS
@@ -159,17 +160,23 @@ def test_a_question_waits_for_the_memory_of_answers(tiny: Tiny, stats) -> None:
     engine.unload()
 
 
-def test_no_allocation_that_fails_loses_a_request(tiny: Tiny, stats) -> None:
+@pytest.mark.parametrize("graphs", ["off", "auto"])
+def test_no_allocation_that_fails_loses_a_request(tiny: Tiny, stats, graphs: str) -> None:
     """The n-th allocation fails, for many n: two answers and a compression end, and the engine still works."""
-    engine = fresh(tiny)
+    engine = fresh(tiny, cuda_graphs=graphs)
+    tokens = 2 if graphs == "off" else 5
     memories = engine.compress(PASSAGES[:2])
-    expected = [engine.answer(question, memories[:1], max_tokens=2) for question in QUESTIONS[:2]]
+    expected = [engine.answer(question, memories[:1], max_tokens=tokens) for question in QUESTIONS[:2]]
+    captured = 0
 
     def scenario() -> list[object]:
         """Two concurrent answers and a compression: results, or the errors of the callers."""
+        if graphs == "auto":  # with the KV cache, too, and steps that are plain, captured and repeated
+            engine._worker.answers.memory = None
+            engine.load().model.capture = GraphCapture(engine.device)
         ended: list[object] = []
         calls = [
-            lambda: engine.answer_batch([(question, memories[:1]) for question in QUESTIONS[:2]], max_tokens=2),
+            lambda: engine.answer_batch([(question, memories[:1]) for question in QUESTIONS[:2]], max_tokens=tokens),
             lambda: engine.compress(PASSAGES[:2]),
         ]
         for call in calls:
@@ -188,15 +195,17 @@ def test_no_allocation_that_fails_loses_a_request(tiny: Tiny, stats) -> None:
         stats.allocations, stats.fail_at = 0, number
         ended = scenario()
         assert stats.allocations >= number
+        captured += graphs == "auto" and engine.load().model.capture.works
         stats.fail_at = None
         failed += sum(isinstance(result, Exception) for result in ended)
         assert engine.load() and engine._worker.alive  # noqa: PT018
         assert engine.stats().kv_used_bytes == 0
         answers = [result for result in ended if isinstance(result, Answer)]
-        assert [answer.completion_tokens for answer in answers] == [2] * len(answers)
+        assert [answer.completion_tokens for answer in answers] == [tokens] * len(answers)
+    assert (captured > 0) is (graphs == "auto")
     # One failure is handled by halving the batch or by another try, so no caller gets an error.
     assert failed == 0
-    assert [engine.answer(question, memories[:1], max_tokens=2) for question in QUESTIONS[:2]] == expected
+    assert [engine.answer(question, memories[:1], max_tokens=tokens) for question in QUESTIONS[:2]] == expected
     engine.unload()
 
 

@@ -270,7 +270,7 @@ def test_answers_are_the_processor_s_token_for_token(tiny: Tiny, pages: int | No
 def test_a_capture_that_fails_leaves_the_plain_step_and_one_line(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = ClaraEngine(open_engine(tiny, device="cuda:0", dtype="float32").arguments)
+    engine = ClaraEngine(open_engine(tiny, device="cuda:0", dtype="float32", cuda_graphs="auto").arguments)
     expected = answers_of(open_engine(tiny), 1)
     model = engine.load().model
     forward = model.head
