@@ -148,7 +148,7 @@ class Bench:
         )
 
     def bfloat16(self, engine: ClaraEngine) -> list[Row]:
-        """Speed of quantized weights, and the overlap of the ten best results."""
+        """Speed of an engine in bfloat16, and the overlap of its ten best results with those in float32."""
         here = engine.compress(self.passages)
         fast = len(self.passages) / seconds(lambda: engine.compress(self.passages), self.repeats)
         k = min(10, len(self.passages))
