@@ -58,6 +58,15 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert made_with_the_site or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    """In code spans, as paths from the project, from `clara_core` or beside the page."""
+    folders = [name for name in (*ROOT.iterdir(), *(ROOT / "clara_core").iterdir()) if name.is_dir()]
+    for path in re.findall(r"`([\w./-]+/[\w-]+\.py)`", page.read_text(encoding="utf-8")):
+        if any(path.startswith(f"{folder.name}/") for folder in folders):
+            assert any((base / path).exists() for base in (ROOT, ROOT / "clara_core", page.parent)), path
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 700
 
