@@ -13,7 +13,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from clara_core.common.suggest import refuse_unknown
+from clara_core.common.suggest import parameters, refuse_unknown
 from clara_core.engine.options import given_options, option_values
 from langchain_clara._engine import EngineFields
 from langchain_clara._entries import Filter, acceptor, with_score, with_texts
@@ -262,7 +262,8 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         **unknown: Any,
     ) -> tuple[int, Filter | None, float | None, str | None]:
         """The options of a call, else those of this object."""
-        refuse_unknown(f"a call of {type(self).__name__}", unknown, ("k", "filter", "score_threshold", "mode"))
+        if unknown:
+            refuse_unknown(f"a call of {type(self).__name__}", unknown, parameters(self._limits))
         k = self.k if k is None else k
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
