@@ -1,12 +1,13 @@
 """Answers in the words of their documents: which tokens may come next so that an answer quotes a text letter by letter.
 
-A quotation begins and ends between words; where, and how long it is, the model decides. "Yes", "No" and the refusal that
-the bundled model was trained on are allowed, too. Runs no model.
+A quotation begins and ends between words; where, and how long it is, the model decides. "Yes", "No" and the refusal
+that the bundled model was trained on are allowed, too. Runs no model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from clara_core.retrieval.words import word_spans
@@ -56,7 +57,7 @@ class Quotation:
         word_ends = {end for _, end in words}
         base = len(self._ids)
         # A character of several tokens has the same span in each: no word ends between them.
-        ends = [False] + [a != b and a[1] in word_ends and a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False)]
+        ends = [False] + [a != b and a[1] in word_ends and a[1] <= b[0] for a, b in pairwise(spans)]
         self._ids += [*ids, _NONE]
         self._word_ends += [*ends[: len(ids)], True]
         after = {spans[at - 1][1]: base + at for at in range(1, len(ids) + 1) if at == len(ids) or ends[at]}
