@@ -93,7 +93,7 @@ class ClaraConfig(BaseModel):
         sep: whether `<SEP>` follows the memory tokens of each document in a prompt.
         different_mem_tokens: `<MEM0>`, `<MEM1>`, ... (true) or one `<MEM>` repeated (false).
         optimize_mem_tokens: whether the embeddings of the added tokens were trained.
-        generation_top_k: documents that the generator saw in training.
+        generation_top_k: documents that the generator reads well at once, usually those of a training row.
         training_stage: `stage1`, `stage1_2`, `stage2`, `stage2_pretrain_retrieval`, ...
         quantization: quantization of the base in training ("no" in every release).
         kbtc_training: whether a further token `<KBTC>` was added.

@@ -106,6 +106,11 @@ class Engine(CallSteps):
 
     @property
     @abstractmethod
+    def generation_top_k(self) -> int:
+        """Documents that the generator reads well at once, best first."""
+
+    @property
+    @abstractmethod
     def dtype(self) -> torch.dtype:
         """Type of memory tokens."""
 

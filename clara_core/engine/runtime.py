@@ -96,6 +96,11 @@ class EngineInstance(Engine):
         return self.plan.context
 
     @property
+    def generation_top_k(self) -> int:
+        """Documents that the generator reads well at once, best first; by the checkpoint's config."""
+        return self.config.generation_top_k
+
+    @property
     def device(self) -> torch.device:
         """The device of the model."""
         return torch.device(self.arguments.device)
