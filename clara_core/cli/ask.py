@@ -106,7 +106,7 @@ def ask(
         opened = written_store(store, engine)
         load_watched(engine)
         reading = _Reading(opened)
-    _search(reading, question, engine.generation_top_k if top_k is None else top_k, mode)
+    _search(reading, question, engine.answer_top_k if top_k is None else top_k, mode)
     with reading.timed("answer"):
         answer = engine.answer(
             question,

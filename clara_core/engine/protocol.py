@@ -106,8 +106,8 @@ class Engine(CallSteps):
 
     @property
     @abstractmethod
-    def generation_top_k(self) -> int:
-        """Documents that the generator reads well at once, best first."""
+    def answer_top_k(self) -> int:
+        """Documents to read for an answer unless the caller says otherwise: as many as the generator reads well."""
 
     @property
     @abstractmethod

@@ -96,9 +96,9 @@ class EngineInstance(Engine):
         return self.plan.context
 
     @property
-    def generation_top_k(self) -> int:
-        """Documents that the generator reads well at once, best first; by the checkpoint's config."""
-        return self.config.generation_top_k
+    def answer_top_k(self) -> int:
+        """Documents to read for an answer unless the caller says otherwise, by the checkpoint's config."""
+        return self.config.answer_top_k or self.config.generation_top_k
 
     @property
     def device(self) -> torch.device:

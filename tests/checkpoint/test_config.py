@@ -38,6 +38,7 @@ def test_reads_a_released_config_and_ignores_the_rest(parity_folder):
         "quantization": "no",
         "kbtc_training": False,
         "mixed": False,
+        "answer_top_k": None,
         "verbatim": False,
         "family": "CLaRa",
     }

@@ -165,7 +165,7 @@ def test_long_files_of_the_examples(clara, model):
     assert code == 0
     assert facts["files"] == len([*DATA.glob("*.md"), *DATA.glob("*.txt")])
     assert facts["passages"] > facts["files"]
-    assert len(facts["sources"]) == ClaraEngine.from_pretrained(model).generation_top_k == 2
+    assert len(facts["sources"]) == ClaraEngine.from_pretrained(model).answer_top_k == 2
     wider = json.loads(clara("ask", DATA, QUESTION, "--model", model, "--max-tokens", 4, "--top-k", 5, "--json")[1])
     assert len(wider["sources"]) == 5
     assert wider["sources"][:2] == facts["sources"]

@@ -87,8 +87,8 @@ class RemoteInstance(Engine):
         return int(self.load()["context"])
 
     @property
-    def generation_top_k(self) -> int:
-        return int(self.load()["generation_top_k"])
+    def answer_top_k(self) -> int:
+        return int(self.load()["answer_top_k"])
 
     @property
     def dtype(self) -> torch.dtype:
