@@ -7,7 +7,8 @@
 All calls go through the public engine; answers are greedy. A question is searched among all passages of both halves
 and compared with BM25 on the same questions. It is answered from its passage alone, from its passage and the four
 others that the model ranks highest ("best first", in the order of the ranking), and from the five that were retrieved
-("end to end"), by memory alone and, as in `clara ask` and the adapters, by memory and words ("hybrid").
+("end to end"), by memory alone and, as in `clara ask` and the adapters, by memory and words ("hybrid"); in the latter
+case also from the best one, as `clara ask` does with the bundled model.
 A refusal is the answer "The documents do not say." It is right for questions that no passage answers and for those
 without their passage, and wrong for the others.
 """
@@ -101,6 +102,7 @@ def evaluate(model: str, typed: TypedSet) -> TypedFigures:
         (f"of {DOCUMENTS}, best first", of_five),
         (f"of {DOCUMENTS}, end to end", say(asked, [ranking[:DOCUMENTS] for ranking in ranked])),
         (f"hybrid of {DOCUMENTS}, end to end", say(asked, [ranking[:DOCUMENTS] for ranking in by_both])),
+        ("hybrid of 1, end to end", say(asked, [ranking[:1] for ranking in by_both])),
     ):
         found.figures[f"{name}, exact"] = _mean([exact_match(a, q.answers) for a, q in zip(said, asked, strict=True)])
     for name, said in (

@@ -4,7 +4,8 @@
     python -m benchmarks.trust_typed --data tests/data/typed.json --half open   # everyday text
 
 The passages were not generated and are not in any training or calibration data. Each question is searched among all of
-them and read with the five that rank best. Some of the questions are unanswerable.
+them by memory and words, and read with as many of the best as the model reads well, as in `clara ask`, or with
+``--top-k``. Some of the questions are unanswerable.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.encyclopedia_tasks import DOCUMENTS, MAX_TOKENS
+from benchmarks.encyclopedia_tasks import MAX_TOKENS
+from benchmarks.evaluate_typed import hybrid_ranking
 from benchmarks.report import Row, hardware, show
 from benchmarks.typed_tasks import FACTS, TypedSet, typed_set
 from clara_core import Answer, ClaraEngine
@@ -49,11 +51,11 @@ class TypedTrust:
     logprob: float
 
 
-def measure(engine: ClaraEngine, typed: TypedSet) -> TypedTrust:
-    """Answer all questions with evidence."""
+def measure(engine: ClaraEngine, typed: TypedSet, top_k: int | None = None) -> TypedTrust:
+    """Answer all questions with evidence, from the best `top_k` passages; None: `ClaraEngine.answer_top_k`."""
     memories = engine.remember(typed.texts)
     asked = [*typed.answerable, *typed.unanswerable]
-    ranked = [[hit.index for hit in engine.rank(one.text, memories, DOCUMENTS)] for one in asked]
+    ranked = hybrid_ranking(engine, [one.text for one in asked], typed.texts, top_k or engine.answer_top_k)
     items = [(one.text, [memories[at] for at in few]) for one, few in zip(asked, ranked, strict=True)]
     answers = engine.answer_batch(items, max_tokens=MAX_TOKENS, citations=True, logprobs=True)
     right = [
@@ -97,11 +99,14 @@ def main(
     model: Annotated[str, typer.Option(help="Bundled name, folder, or Hub id.")] = "pocket",
     data: Annotated[Path, typer.Option(help="Passages and questions.")] = FACTS,
     half: Annotated[str, typer.Option(help="open or closed.")] = "open",
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Passages to read; default: as many as it reads well.")
+    ] = None,
 ) -> None:
     """Measure citations and confidence on text typed by hand."""
     if half not in ("open", "closed"):
         raise SystemExit(f"--half must be open or closed, got {half!r}")
-    found = measure(ClaraEngine.from_pretrained(model), typed_set(half, data))  # type: ignore[arg-type]  # checked above
+    found = measure(ClaraEngine.from_pretrained(model), typed_set(half, data), top_k)  # type: ignore[arg-type]  # checked above
     rows = [
         Row("right answers", f"{found.exact:.3f}", f"of {found.answerable}", found.exact, None),
         Row("cited document of right answers", f"{found.cited:.3f}", "", found.cited, 0.95),
