@@ -21,9 +21,9 @@ from clara_core.engine.calibration import Calibration
 from clara_core.engine.checks import Message, Overflow, check_overflow, checked_texts, user_turn
 from clara_core.engine.door import connect, is_server
 from clara_core.engine.evidence import Attribution
-from clara_core.engine.examining import Chat, examine_all
+from clara_core.engine.examining import examine_all
 from clara_core.engine.fidelity import Fidelity, measure_fidelity
-from clara_core.engine.inputs import Documents, prepare_documents
+from clara_core.engine.inputs import Chat, Documents, prepare_documents
 from clara_core.engine.options import EngineArguments, engine_arguments
 from clara_core.engine.requests import EncodeRequest
 from clara_core.engine.runtime import EngineInstance

@@ -26,9 +26,10 @@ from clara_core.engine.attributing import Continuation, attribute, attribute_by_
 from clara_core.engine.calibration import Signals
 from clara_core.engine.checks import Message
 from clara_core.engine.evidence import Attribution, Checks, Citation
+from clara_core.engine.inputs import Chat
 from clara_core.engine.quotes import says_yes_or_no, share_of_names, stands_in
 from clara_core.engine.requests import GenerateRequest, Request
-from clara_core.engine.sampling import Answer, Sampling
+from clara_core.engine.sampling import Answer
 from clara_core.engine.steps import Steps, together
 from clara_core.model.chat_format import alternating
 from clara_core.model.tokenizer import ANSWER_SYSTEM
@@ -41,21 +42,6 @@ log = logging.getLogger(__name__)
 
 _AS_TEXT = 2  # documents to read as text
 _SAME = 1e-5  # documents whose cosines differ by less are taken as equal
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """A conversation and the request of its first reading."""
-
-    messages: Sequence[Message]
-    memories: Sequence[Memory]  # the documents, as given by the caller
-    sampling: Sampling
-    request: GenerateRequest  # the request of the first reading
-
-    @property
-    def question(self) -> str:
-        """The last user turn."""
-        return alternating(self.messages)[-1]["content"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,21 @@ def prepare_questions(questions: list[str], tokenizer: ClaraTokenizer) -> list[l
     return sequences
 
 
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation and the request of its first reading."""
+
+    messages: Sequence[Message]
+    memories: Sequence[Memory]  # the documents, as given by the caller
+    sampling: Sampling
+    request: GenerateRequest  # the request of the first reading
+
+    @property
+    def question(self) -> str:
+        """The last user turn."""
+        return alternating(self.messages)[-1]["content"]
+
+
 def prepare_chat(
     messages: Sequence[Message],
     memories: Sequence[Memory],

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clara_core.engine.answer_options import Wanted
-from clara_core.engine.examining import Chat, examine_all, without_unasked
+from clara_core.engine.examining import examine_all, without_unasked
+from clara_core.engine.inputs import Chat
 from clara_core.engine.requests import GenerateRequest, Request
 from clara_core.engine.sampling import Answer, Chunk, Pieces
 from clara_core.engine.steps import drive, off_loop

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
@@ -236,33 +236,6 @@ def _best(call: Callable[[], object], end: float) -> float:
         if time.perf_counter() > end:
             break
     return min(times)
-
-
-def facts(kernels: Kernels) -> Mapping[str, object]:
-    """The choice in JSON types, without `int8`."""
-    packed = None if kernels.packed is None else sorted(map(list, kernels.packed))
-    columns = sorted(map(list, kernels.columns))
-    return {"packed": packed, "columns": columns, "adapters": kernels.adapters, "single": kernels.single}
-
-
-def from_facts(found: Mapping[str, object]) -> Kernels:
-    """Parse the result of `facts`.
-
-    Raises:
-        KeyError: A field is missing.
-        TypeError: A field has the wrong type.
-        ValueError: A shape is invalid.
-    """
-    packed, columns, adapters, single = (found[name] for name in ("packed", "columns", "adapters", "single"))
-    if not isinstance(adapters, bool) or not isinstance(single, int):
-        raise TypeError(f"not a choice of kernels: {found!r:.100}")
-    if not isinstance(packed, list | None) or not isinstance(columns, list):
-        raise TypeError(f"not a choice of kernels: {found!r:.100}")
-    return Kernels(None if packed is None else _shapes(packed), _shapes(columns), adapters, single)
-
-
-def _shapes(pairs: Iterable[Sequence[int]]) -> frozenset[Shape]:
-    return frozenset((int(out), int(into)) for out, into in pairs)
 
 
 def _listed(shapes: Iterable[Shape]) -> str:
