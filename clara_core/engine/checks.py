@@ -11,6 +11,7 @@ from clara_core.data.memory import Memory
 
 Overflow: TypeAlias = Literal["split", "error", "truncate"]
 Message: TypeAlias = dict[str, str]
+Conversations: TypeAlias = Sequence[tuple[Sequence[Message], Sequence[Memory]]]
 
 
 def check_overflow(overflow: str) -> None:
@@ -83,7 +84,7 @@ def user_turn(question: object, name: str = "question") -> list[Message]:
     return [{"role": "user", "content": question}]
 
 
-def as_conversations(items: Iterable[object]) -> list[tuple[list[Message], Sequence[Memory]]]:
+def as_conversations(items: Iterable[object]) -> Conversations:
     """Questions with their documents as conversations of one turn.
 
     Raises:

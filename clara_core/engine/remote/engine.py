@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from clara_core.common.errors import ServerError, ServerUnreachable
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, read_options
-from clara_core.engine.checks import Message, check_messages, checked_texts, user_turn
+from clara_core.engine.checks import Conversations, Message, check_messages, checked_texts, user_turn
 from clara_core.engine.remote.http import Call, Connection, key_from_environment
 from clara_core.engine.remote.instance import RemoteInstance, weight_of
 from clara_core.engine.remote.wire import (
@@ -122,9 +122,7 @@ class RemoteEngine(RemoteInstance):
         payload = {"document": document, "instruction": instruction, "max_tokens": max_tokens}
         return answer_from_wire(self.connection.ask(Call(_PARAPHRASE, payload, repeatable=False)))
 
-    def _answered(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], options: AnswerOptions
-    ) -> Steps[list[Answer]]:
+    def _answered(self, conversations: Conversations, options: AnswerOptions) -> Steps[list[Answer]]:
         payloads = self._question_payloads(conversations, options)
         replies = yield [Call(_ANSWER, each, repeatable=False) for each in payloads]
         answers = [answer_from_wire(each) for reply in replies for each in reply["answers"]]
@@ -153,9 +151,7 @@ class RemoteEngine(RemoteInstance):
         if not answered:
             raise ServerError("the server ended a stream without an answer; ask again")
 
-    def _question_payloads(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], options: AnswerOptions
-    ) -> list[dict[str, Any]]:
+    def _question_payloads(self, conversations: Conversations, options: AnswerOptions) -> list[dict[str, Any]]:
         """The payloads of conversations."""
         read_options(options)
         stop, scores = options.get("stop"), options.get("scores")
