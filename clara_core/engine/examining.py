@@ -73,7 +73,23 @@ def examine(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) 
     if answer.finish_reason == "cancelled":
         return without_unasked(answer, wanted)
     reading, signals = yield from weigh(engine, chat, answer, wanted)
-    return _finished(engine, reading, signals, wanted)
+    answer, evidence = reading.answer, reading.evidence
+    if wanted.judges:
+        answer = replace(
+            answer,
+            citations=() if evidence is None else evidence.citations,
+            attribution=None if evidence is None else evidence.scores,
+            checks=reading.checks,
+        )
+    if signals is not None:
+        confidence, calibrated = _confidence(engine, signals, wanted)
+        answer = replace(answer, confidence=confidence, calibrated=calibrated)
+    answer = without_unasked(answer, wanted)
+    least = wanted.min_confidence
+    if not least or (answer.confidence is not None and answer.confidence >= least):
+        return answer
+    # An unknown confidence is too low.
+    return replace(answer, text=wanted.unsure_text, draft=answer.text, abstained=True)
 
 
 def examine_all(
@@ -259,28 +275,6 @@ def _signals(chat: Chat, reading: Reading, cosines: Sequence[float] | None) -> S
         named=share_of_names(chat.question, [texts[cited]]),
         joined=len({one.document for one in citations}) > 1 or says_yes_or_no(text) or stands_in(text, chat.question),
     )
-
-
-def _finished(engine: EngineInstance, reading: Reading, signals: Signals | None, wanted: Wanted) -> Answer:
-    """The answer with its evidence and confidence, withheld if the confidence is too low."""
-    answer = reading.answer
-    evidence = reading.evidence
-    if wanted.judges:
-        answer = replace(
-            answer,
-            citations=() if evidence is None else evidence.citations,
-            attribution=None if evidence is None else evidence.scores,
-            checks=reading.checks,
-        )
-    if signals is not None:
-        confidence, calibrated = _confidence(engine, signals, wanted)
-        answer = replace(answer, confidence=confidence, calibrated=calibrated)
-    answer = without_unasked(answer, wanted)
-    least = wanted.min_confidence
-    if not least or (answer.confidence is not None and answer.confidence >= least):
-        return answer
-    # An unknown confidence is too low.
-    return replace(answer, text=wanted.unsure_text, draft=answer.text, abstained=True)
 
 
 def _confidence(engine: EngineInstance, signals: Signals, wanted: Wanted) -> tuple[float, bool]:

@@ -127,14 +127,8 @@ def prepare_chat(
     If the prompt leaves no room for the answer, long documents are cut to their best windows for the last user turn,
     with a warning; nothing else is shortened.
 
-    Args:
-        messages: The conversation.
-        memories: Documents that its last user turn reads.
-        sampling: Options of sampling.
-        tokenizer: Tokenizer of the checkpoint.
-        model: Gives the size of the context, and the tokens that end an answer by the generation config.
-        reason: Gives memory tokens ``[n_mem, hidden]`` of a question; None without a query reasoner.
-        as_text: Indexes of the documents to read as text, in their place among the others.
+    `reason` gives memory tokens ``[n_mem, hidden]`` of a question; None without a query reasoner. `as_text` has the
+    indexes of the documents to read as text, in their place among the others.
 
     Raises:
         CheckpointError: The checkpoint was not trained to read text beside memories.
@@ -201,14 +195,7 @@ def prepare_generation(
     tokenizer: ClaraTokenizer,
     model: ClaraModel,
 ) -> GenerateRequest:
-    """Make a request from the ids of a prompt and the memories that fill its slots.
-
-    Args:
-        ids: The prompt, slots included.
-        memories: Documents, in the order of their slots.
-        sampling: Options of sampling.
-        tokenizer: Tokenizer of the same checkpoint.
-        model: Gives the size of the context, and the tokens that end an answer by the generation config.
+    """Make a request from the ids of a prompt and the memories that fill its slots, in order.
 
     Raises:
         ContextOverflow: The prompt does not fit, or the chat template removed memory slots.
@@ -251,10 +238,7 @@ def keep_best_windows(question: Tensor, memories: Sequence[Memory], tokenizer: C
     documents of about 200 windows were answered right 81 times from the five best in this order, 75 times in the order
     of the document, 55 times from the sixteen best, and twice from as many as the context holds.
 
-    Args:
-        question: Memory tokens of the query reasoner, ``[n_mem, hidden]``.
-        memories: The documents; short ones are returned unchanged.
-        tokenizer: Tokenizer of the checkpoint, to count the text of the windows.
+    ``question [n_mem, hidden]`` has the memory tokens of the query reasoner.
     """
     most = tokenizer.config.generation_top_k
     kept = []
@@ -281,14 +265,7 @@ def windows_left_out(given: Sequence[Memory], kept: Sequence[Memory]) -> str:
 
 
 def context_overflow(positions: int, memories: Sequence[Memory], context: int, tokenizer: ClaraTokenizer) -> Exception:
-    """The error of a prompt that does not fit, with advice.
-
-    Args:
-        positions: Length of the prompt.
-        memories: Its documents.
-        context: Most positions of prompt and answer.
-        tokenizer: Tokenizer of the checkpoint.
-    """
+    """The error of a prompt of so many positions that does not fit, with advice."""
     windows = count_windows(memories)
     slots = windows * (tokenizer.config.n_mem + tokenizer.config.sep)
     longest = max(range(len(memories)), key=lambda index: memories[index].n_windows, default=None)

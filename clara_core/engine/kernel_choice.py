@@ -31,11 +31,7 @@ _LARGE: Final = 64_000_000  # parameters above which a step uses all threads, if
 def prepare(model: ClaraModel, arguments: EngineArguments, fingerprint: str, *, int8: bool = False) -> None:
     """Freeze a model, with its weights in the layout that its device multiplies fastest.
 
-    Args:
-        model: The model, with its weights.
-        arguments: Options of the engine; `cpu_kernels` names kernels or asks to measure them.
-        fingerprint: Fingerprint of the weights.
-        int8: Keep the weights of the linear layers in 8 bits; only on a CPU.
+    With `int8`, which is for a CPU only, the weights of the linear layers are kept in 8 bits.
     """
     layers = [layer.base for layer in model.routed.values()]
     numbers = sum(layer.in_features * layer.out_features for layer in model.routed.values())

@@ -183,18 +183,14 @@ def _shares(
     for positions in rows:
         # Fewer weights for many rows, because reading the weights takes little of that time.
         most = _SAMPLE if positions < _ROWS[-1] else _SAMPLE // 8
-        plain = [_plain(weight[: max(1, most // weight.shape[1])]) for weight in _first(weights, most)]
+        some = weights[: max(1, most // weights[0].numel())]
+        plain = [_plain(weight[: max(1, most // weight.shape[1])]) for weight in some]
         x = torch.ones(positions, weights[0].shape[1], dtype=weights[0].dtype)
         forms = [plain, *([kind(layer) for layer in plain] for kind in kinds)]
         calls = [lambda of=layers, x=x: [layer(x) for layer in of] for layers in forms]
         first, *others = _times(calls, end)
         shares = [share * one / first for share, one in zip(shares, others, strict=True)]
     return shares
-
-
-def _first(weights: Sequence[Tensor], most: int) -> Sequence[Tensor]:
-    """The first weights with about so many elements together, at least one."""
-    return weights[: max(1, most // weights[0].numel())]
 
 
 def _plain(weight: Tensor) -> nn.Linear:
