@@ -73,14 +73,13 @@ def checked_memories(memories: Iterable[object], fingerprint: Callable[[], str])
     return checked
 
 
-def user_turn(question: object, name: str = "question") -> list[Message]:
+def user_turn(question: str, name: str = "question") -> list[Message]:
     """A question as a conversation of one turn.
 
     Raises:
         TypeError: The question is not a string.
     """
-    if not isinstance(question, str):
-        raise TypeError(f"{name} must be a string, got {type(question).__name__}: {question!r:.60}")
+    check_type(name, question, str, "a string")
     return [{"role": "user", "content": question}]
 
 

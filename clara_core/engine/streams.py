@@ -27,11 +27,6 @@ class AnswerStream(Pieces):
     Closing it (or leaving its ``with`` block, or losing the last reference) stops the work on the device. A text that
     may still be withheld or replaced comes as one piece once it is final. If the stream is cancelled while the answer
     is examined, the answer has no evidence.
-
-    Args:
-        engine: The engine that generates the answer.
-        chat: The conversation and its first request.
-        wanted: The options of the answer.
     """
 
     def __init__(self, engine: EngineInstance, chat: Chat, wanted: Wanted) -> None:

@@ -39,9 +39,6 @@ _STRIDE: Final = 8  # rows between two sizes of larger batches
 class GraphCapture:
     """Captures work on a CUDA device as graphs, until a capture fails.
 
-    Args:
-        device: The device.
-
     Attributes:
         works: Whether no capture has failed.
     """

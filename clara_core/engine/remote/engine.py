@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from clara_core.common.errors import ServerError, ServerUnreachable
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, read_options
-from clara_core.engine.checks import Conversations, Message, check_messages, checked_texts, user_turn
+from clara_core.engine.checks import Conversations, Message, check_messages, check_type, checked_texts
 from clara_core.engine.remote.http import Call, Connection, key_from_environment
 from clara_core.engine.remote.instance import RemoteInstance, weight_of
 from clara_core.engine.remote.wire import (
@@ -185,11 +185,10 @@ class RemoteEngine(RemoteInstance):
         replies = yield [Call(_FIDELITY, {"documents": documents[part], "instruction": instruction}) for part in parts]
         return [fidelity_from_wire(each) for reply in replies for each in reply["results"]]
 
-    def _text_payload(self, question: str, memories: Sequence[Memory], answer: object) -> dict[str, Any]:
-        user_turn(question)
+    def _text_payload(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> dict[str, Any]:
+        check_type("question", question, str, "a string")
         text = answer.draft or answer.text if isinstance(answer, Answer) else answer
-        if not isinstance(text, str):
-            raise TypeError(f"the answer must be a string or an Answer, got {type(text).__name__}: {text!r:.60}")
+        check_type("the answer", text, str, "a string or an Answer")
         return {"question": question, "documents": self._as_documents(memories), "text": text}
 
 

@@ -18,10 +18,7 @@ Facts = tuple[tuple[tuple[int, int], ...], int]
 class Fetched:
     """Fetches the memories of one call, all of them together when the first one is read.
 
-    Args:
-        texts: Texts of the memories.
-        facts: Fetches spans and numbers of tokens, without tensors.
-        whole: Fetches whole memories.
+    `facts` fetches spans and numbers of tokens, without tensors; `whole` fetches whole memories.
     """
 
     def __init__(
