@@ -219,12 +219,7 @@ class Engine(ABC):
         """Like `chat`, in pieces of text as they are generated."""
 
     def attribute(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Attribution:
-        """Attribute an answer of any origin to the documents.
-
-        Args:
-            question: The question.
-            memories: The documents, in the order in which they were read.
-            answer: An answer of this engine, or any text.
+        """Attribute an answer of this engine, or any other text, to documents, in the order in which they were read.
 
         Raises:
             ValueError: There is no document, or the answer is empty.
@@ -244,10 +239,8 @@ class Engine(ABC):
 
         It takes one pass a window, which costs about as much as compressing it.
 
-        Args:
-            memories: Documents.
-            instruction: Prompt that asks to repeat the text, with ``{docs}`` in the place of the memory; None: the one
-                of the published training.
+        `instruction` is the prompt that asks to repeat the text, with ``{docs}`` in the place of the memory; None: the
+        one of the published training.
         """
         return self._drive(self._fidelity(memories, instruction))
 
