@@ -15,10 +15,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from clara_core.checkpoint.config import CONFIG_FILE
 from clara_core.common.errors import ContextOverflow, NotEnoughMemory
@@ -33,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _INDEX: Final = "model.safetensors.index.json"
 _SINGLE: Final = "model.safetensors"
+_LONGEST_HEADER: Final = 100_000_000  # bytes; the limit of the format
 # The weights that are loaded; a multimodal model has others.
 _OF_THE_DECODER: Final = re.compile(r"model\.(layers\.\d+|embed_tokens|norm)\.|lm_head\.")
 _PACKED: Final = re.compile(r"model\.layers\.\d+\..*\.weight")  # those that quantization packs, if they are matrices
@@ -65,23 +65,23 @@ def read_headers(base: str, cache_dir: str | None) -> Weights | None:
         cache_dir: Folder of the cache, if not the default.
     """
     try:
-        entries = [entry for path in _files(base, cache_dir) for entry in _entries(path)]
+        headers = [_header(path) for path in _files(base, cache_dir)]
         config = _find(base, CONFIG_FILE, cache_dir)
         # A tied output matrix is the embedding matrix, whatever the files hold; tied is the default of transformers.
         tied = config is None or json.loads(config.read_text(encoding="utf-8")).get("tie_word_embeddings", True)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as exc:  # loading will raise a clear error
+    except (OSError, ValueError, KeyError, TypeError) as exc:  # loading the files will raise a clear error
         log.debug("the headers of %s cannot be read: %s", base, exc)
         return None
     packable = others = 0
     dtypes: set[str] = set()
-    for name, dtype, shape in entries:
+    for name, entry in (item for header in headers for item in header.items()):
         if not _OF_THE_DECODER.match(name) or (tied and name.startswith("lm_head.")):
             continue
-        if dtype not in _NAMES:
+        if entry["dtype"] not in _NAMES:
             return None  # quantized already, in another format
-        dtypes.add(_NAMES[dtype])
-        count = prod(shape)
-        if _PACKED.fullmatch(name) and len(shape) > 1:
+        dtypes.add(_NAMES[entry["dtype"]])
+        count = prod(entry["shape"])
+        if _PACKED.fullmatch(name) and len(entry["shape"]) > 1:
             packable += count
         else:
             others += count
@@ -108,11 +108,14 @@ def _find(base: str, name: str, cache_dir: str | None) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _entries(path: Path) -> list[tuple[str, str, list[int]]]:
-    """Name, type and shape of each tensor of a file."""
-    with safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    return [(name, one.get_dtype(), one.get_shape()) for name, one in slices.items()]
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"{path} has no safetensors header")
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header
 
 
 def free_bytes(device: torch.device) -> int | None:
