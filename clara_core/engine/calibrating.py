@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from clara_core.data.examples import RetrievalLine
@@ -18,16 +18,31 @@ from clara_core.engine.steps import together
 if TYPE_CHECKING:
     from clara_core.engine.engine import ClaraEngine
 
-BATCH = 16  # questions to answer together
+_BATCH = 16  # questions to answer together
 _MAX_TOKENS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """An answer whose correctness is known."""
+def fit_calibration(
+    engine: ClaraEngine, lines: Sequence[RetrievalLine], top_k: int, unanswerable: float, *, show_progress: bool
+) -> Calibration:
+    """Fit a calibration of every level that the answers have the signals of; see `ClaraEngine.calibrate`."""
+    from tqdm.auto import tqdm
 
-    signals: Signals
-    right: bool  # whether it contains one of the accepted answers, word for word, ignoring case
+    lines = without_gold(lines, unanswerable)
+    judged: list[tuple[Signals, bool]] = []
+    with tqdm(total=len(lines), desc="calibrating", unit="question", disable=not show_progress) as bar:
+        for start in range(0, len(lines), _BATCH):
+            some = lines[start : start + _BATCH]
+            judged += _judge_answers(engine, some, top_k)
+            bar.update(len(some))
+    return Calibration(
+        fingerprint=engine.fingerprint,
+        levels=fit_levels([signals for signals, _ in judged], [right for _, right in judged]),
+        questions=len(judged),
+        unanswerable=unanswerable,
+        documents=top_k,
+        dtype=engine.arguments.dtype,
+    )
 
 
 def without_gold(lines: Sequence[RetrievalLine], share: float) -> list[RetrievalLine]:
@@ -56,42 +71,25 @@ def _unanswerable(line: RetrievalLine) -> RetrievalLine:
     return replace(line, docs=docs, references=references, pos_index=())
 
 
-def judge_answers(engine: ClaraEngine, lines: Sequence[RetrievalLine], top_k: int) -> Iterator[list[Judged]]:
-    """Answer questions, each over its best ranked documents; yields the judged answers of each batch of `BATCH` lines.
+def _judge_answers(engine: ClaraEngine, lines: Sequence[RetrievalLine], top_k: int) -> list[tuple[Signals, bool]]:
+    """Answer questions, each over its best ranked documents; returns signals, and whether the answer is right.
 
-    Answers that are empty or were cut are left out, because they have no confidence in use either.
+    An answer is right if it contains one of the accepted answers, word for word, ignoring case. Answers that are empty
+    or were cut are left out, because they have no confidence in use either.
     """
-    for start in range(0, len(lines), BATCH):
-        some = lines[start : start + BATCH]
-        sampling, wanted = Sampling(max_tokens=_MAX_TOKENS, recorded=0), Wanted(citations=True)
-        asked = []
-        for line in some:
-            memories = engine.remember(line.docs)
-            if engine.ranks:
-                memories = [memories[hit.index] for hit in engine.rank(line.question, memories, top_k)]
-            messages = [{"role": "user", "content": line.question}]
-            asked.append(engine._ask(messages, memories[:top_k], sampling, wanted))  # noqa: SLF001 - a part of the engine
-        answers = engine._wait([one.request for one in asked])  # noqa: SLF001
-        work = [weigh(engine, one, answer, wanted) for one, answer in zip(asked, answers, strict=True)]
-        weighed = engine._drive(together(work))  # noqa: SLF001
-        yield [
-            Judged(signals, any(stands_in(reference, reading.answer.text) for reference in line.references))
-            for (reading, signals), line in zip(weighed, some, strict=True)
-            if signals is not None
-        ]
-
-
-def fit_calibration(engine: ClaraEngine, judged: Sequence[Judged], unanswerable: float, documents: int) -> Calibration:
-    """Fit a calibration of every level that the answers of an engine have the signals of.
-
-    Raises:
-        ValueError: There are too few answers, or nearly all are right, or nearly all are wrong.
-    """
-    return Calibration(
-        fingerprint=engine.fingerprint,
-        levels=fit_levels([one.signals for one in judged], [one.right for one in judged]),
-        questions=len(judged),
-        unanswerable=unanswerable,
-        documents=documents,
-        dtype=engine.arguments.dtype,
-    )
+    sampling, wanted = Sampling(max_tokens=_MAX_TOKENS, recorded=0), Wanted(citations=True)
+    asked = []
+    for line in lines:
+        memories = engine.remember(line.docs)
+        if engine.ranks:
+            memories = [memories[hit.index] for hit in engine.rank(line.question, memories, top_k)]
+        messages = [{"role": "user", "content": line.question}]
+        asked.append(engine._ask(messages, memories[:top_k], sampling, wanted))  # noqa: SLF001 - a part of the engine
+    answers = engine._wait([one.request for one in asked])  # noqa: SLF001
+    work = [weigh(engine, one, answer, wanted) for one, answer in zip(asked, answers, strict=True)]
+    weighed = engine._drive(together(work))  # noqa: SLF001
+    return [
+        (signals, any(stands_in(reference, reading.answer.text) for reference in line.references))
+        for (reading, signals), line in zip(weighed, lines, strict=True)
+        if signals is not None
+    ]

@@ -324,10 +324,6 @@ def _table(predicted: Sequence[float], right: Sequence[bool]) -> tuple[Threshold
 
 def _at_most(wrong: int, count: int, share: float) -> float:
     """Binomial probability of at most `wrong` wrong answers of `count`, if each is wrong with probability `share`."""
-    if share >= 1.0:
-        return 0.0
-    if share <= 0.0:
-        return 1.0
     total, logs = math.lgamma(count + 1), (math.log(share), math.log1p(-share))
     terms = (
         math.exp(total - math.lgamma(n + 1) - math.lgamma(count - n + 1) + n * logs[0] + (count - n) * logs[1])

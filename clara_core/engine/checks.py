@@ -11,6 +11,7 @@ from clara_core.data.memory import Memory
 
 Overflow: TypeAlias = Literal["split", "error", "truncate"]
 Message: TypeAlias = dict[str, str]
+Conversations: TypeAlias = Sequence[tuple[Sequence[Message], Sequence[Memory]]]
 
 
 def check_overflow(overflow: str) -> None:
@@ -72,18 +73,17 @@ def checked_memories(memories: Iterable[object], fingerprint: Callable[[], str])
     return checked
 
 
-def user_turn(question: object, name: str = "question") -> list[Message]:
+def user_turn(question: str, name: str = "question") -> list[Message]:
     """A question as a conversation of one turn.
 
     Raises:
         TypeError: The question is not a string.
     """
-    if not isinstance(question, str):
-        raise TypeError(f"{name} must be a string, got {type(question).__name__}: {question!r:.60}")
+    check_type(name, question, str, "a string")
     return [{"role": "user", "content": question}]
 
 
-def as_conversations(items: Iterable[object]) -> list[tuple[list[Message], Sequence[Memory]]]:
+def as_conversations(items: Iterable[object]) -> Conversations:
     """Questions with their documents as conversations of one turn.
 
     Raises:

@@ -16,14 +16,14 @@ from clara_core.data.examples import RetrievalLine
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, Wanted, read_options
 from clara_core.engine.attributing import Continuation, attribute
-from clara_core.engine.calibrating import BATCH, Judged, fit_calibration, judge_answers, without_gold
+from clara_core.engine.calibrating import fit_calibration
 from clara_core.engine.calibration import Calibration
-from clara_core.engine.checks import Message, Overflow, check_overflow, checked_texts, user_turn
+from clara_core.engine.checks import Conversations, Message, Overflow, check_overflow, checked_texts, user_turn
 from clara_core.engine.door import connect, is_server
 from clara_core.engine.evidence import Attribution
-from clara_core.engine.examining import Chat, examine_all
+from clara_core.engine.examining import examine_all
 from clara_core.engine.fidelity import Fidelity, measure_fidelity
-from clara_core.engine.inputs import Documents, prepare_documents
+from clara_core.engine.inputs import Chat, Documents, prepare_documents
 from clara_core.engine.options import EngineArguments, engine_arguments
 from clara_core.engine.requests import EncodeRequest
 from clara_core.engine.runtime import EngineInstance
@@ -214,9 +214,7 @@ class ClaraEngine(EngineInstance):
             self._watch(request)
         return Chat(messages, memories, sampling, request)
 
-    def _answered(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], options: AnswerOptions
-    ) -> Steps[list[Answer]]:
+    def _answered(self, conversations: Conversations, options: AnswerOptions) -> Steps[list[Answer]]:
         sampling, wanted = read_options(options)
         several = [self._ask(messages, memories, sampling, wanted) for messages, memories in conversations]
         answers: list[Answer] = yield [one.request for one in several]
@@ -289,15 +287,7 @@ class ClaraEngine(EngineInstance):
         Raises:
             ValueError: There are too few lines, or nearly all answers are right, or nearly all are wrong.
         """
-        from tqdm.auto import tqdm
-
-        lines = without_gold(lines, unanswerable)
-        judged: list[Judged] = []
-        with tqdm(total=len(lines), desc="calibrating", unit="question", disable=not show_progress) as bar:
-            for some in judge_answers(self, lines, top_k):
-                judged += some
-                bar.update(min(len(lines) - bar.n, BATCH))
-        return fit_calibration(self, judged, unanswerable, top_k)
+        return fit_calibration(self, lines, top_k, unanswerable, show_progress=show_progress)
 
 
 def _from_arguments(arguments: dict[str, Any]) -> ClaraEngine:

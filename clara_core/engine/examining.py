@@ -26,9 +26,10 @@ from clara_core.engine.attributing import Continuation, attribute, attribute_by_
 from clara_core.engine.calibration import Signals
 from clara_core.engine.checks import Message
 from clara_core.engine.evidence import Attribution, Checks, Citation
+from clara_core.engine.inputs import Chat
 from clara_core.engine.quotes import says_yes_or_no, share_of_names, stands_in
 from clara_core.engine.requests import GenerateRequest, Request
-from clara_core.engine.sampling import Answer, Sampling
+from clara_core.engine.sampling import Answer
 from clara_core.engine.steps import Steps, together
 from clara_core.model.chat_format import alternating
 from clara_core.model.tokenizer import ANSWER_SYSTEM
@@ -41,21 +42,6 @@ log = logging.getLogger(__name__)
 
 _AS_TEXT = 2  # documents to read as text
 _SAME = 1e-5  # documents whose cosines differ by less are taken as equal
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """A conversation and the request of its first reading."""
-
-    messages: Sequence[Message]
-    memories: Sequence[Memory]  # the documents, as given by the caller
-    sampling: Sampling
-    request: GenerateRequest  # the request of the first reading
-
-    @property
-    def question(self) -> str:
-        """The last user turn."""
-        return alternating(self.messages)[-1]["content"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +73,23 @@ def examine(engine: EngineInstance, chat: Chat, answer: Answer, wanted: Wanted) 
     if answer.finish_reason == "cancelled":
         return without_unasked(answer, wanted)
     reading, signals = yield from weigh(engine, chat, answer, wanted)
-    return _finished(engine, reading, signals, wanted)
+    answer, evidence = reading.answer, reading.evidence
+    if wanted.judges:
+        answer = replace(
+            answer,
+            citations=() if evidence is None else evidence.citations,
+            attribution=None if evidence is None else evidence.scores,
+            checks=reading.checks,
+        )
+    if signals is not None:
+        confidence, calibrated = _confidence(engine, signals, wanted)
+        answer = replace(answer, confidence=confidence, calibrated=calibrated)
+    answer = without_unasked(answer, wanted)
+    least = wanted.min_confidence
+    if not least or (answer.confidence is not None and answer.confidence >= least):
+        return answer
+    # An unknown confidence is too low.
+    return replace(answer, text=wanted.unsure_text, draft=answer.text, abstained=True)
 
 
 def examine_all(
@@ -273,28 +275,6 @@ def _signals(chat: Chat, reading: Reading, cosines: Sequence[float] | None) -> S
         named=share_of_names(chat.question, [texts[cited]]),
         joined=len({one.document for one in citations}) > 1 or says_yes_or_no(text) or stands_in(text, chat.question),
     )
-
-
-def _finished(engine: EngineInstance, reading: Reading, signals: Signals | None, wanted: Wanted) -> Answer:
-    """The answer with its evidence and confidence, withheld if the confidence is too low."""
-    answer = reading.answer
-    evidence = reading.evidence
-    if wanted.judges:
-        answer = replace(
-            answer,
-            citations=() if evidence is None else evidence.citations,
-            attribution=None if evidence is None else evidence.scores,
-            checks=reading.checks,
-        )
-    if signals is not None:
-        confidence, calibrated = _confidence(engine, signals, wanted)
-        answer = replace(answer, confidence=confidence, calibrated=calibrated)
-    answer = without_unasked(answer, wanted)
-    least = wanted.min_confidence
-    if not least or (answer.confidence is not None and answer.confidence >= least):
-        return answer
-    # An unknown confidence is too low.
-    return replace(answer, text=wanted.unsure_text, draft=answer.text, abstained=True)
 
 
 def _confidence(engine: EngineInstance, signals: Signals, wanted: Wanted) -> tuple[float, bool]:

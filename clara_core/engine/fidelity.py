@@ -99,13 +99,7 @@ def find_spans(text: str) -> list[tuple[int, int]]:
 
 
 def measure_fidelity(memories: Sequence[Memory], instruction: str, tokenizer: ClaraTokenizer) -> Steps[list[Fidelity]]:
-    """Measure the fidelity of documents, with one request a window.
-
-    Args:
-        memories: The documents.
-        instruction: Prompt with ``{docs}`` in the place of the memory.
-        tokenizer: Tokenizer of the model.
-    """
+    """Measure how well documents are read back, by a prompt with ``{docs}`` for a memory; one request a window."""
     from clara_core.engine.requests import JudgeRequest  # imports torch, which a client of a server does not need
 
     prompt = tokenizer.paraphrase_prompt(instruction, 1)

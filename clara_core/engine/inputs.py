@@ -98,6 +98,21 @@ def prepare_questions(questions: list[str], tokenizer: ClaraTokenizer) -> list[l
     return sequences
 
 
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation and the request of its first reading."""
+
+    messages: Sequence[Message]
+    memories: Sequence[Memory]  # the documents, as given by the caller
+    sampling: Sampling
+    request: GenerateRequest  # the request of the first reading
+
+    @property
+    def question(self) -> str:
+        """The last user turn."""
+        return alternating(self.messages)[-1]["content"]
+
+
 def prepare_chat(
     messages: Sequence[Message],
     memories: Sequence[Memory],
@@ -113,14 +128,8 @@ def prepare_chat(
     If the prompt leaves no room for the answer, long documents are cut to their best windows for the last user turn,
     with a warning; nothing else is shortened.
 
-    Args:
-        messages: The conversation.
-        memories: Documents that its last user turn reads.
-        sampling: Options of sampling.
-        tokenizer: Tokenizer of the checkpoint.
-        model: Gives the size of the context, and the tokens that end an answer by the generation config.
-        reason: Gives memory tokens ``[n_mem, hidden]`` of a question; None without a query reasoner.
-        as_text: Indexes of the documents to read as text, in their place among the others.
+    `reason` gives memory tokens ``[n_mem, hidden]`` of a question; None without a query reasoner. `as_text` has the
+    indexes of the documents to read as text, in their place among the others.
 
     Raises:
         CheckpointError: The checkpoint was not trained to read text beside memories.
@@ -188,15 +197,9 @@ def prepare_generation(
     model: ClaraModel,
     quoted: Sequence[Memory] = (),
 ) -> GenerateRequest:
-    """Make a request from the ids of a prompt and the memories that fill its slots.
+    """Make a request from the ids of a prompt and the memories that fill its slots, in order.
 
-    Args:
-        ids: The prompt, slots included.
-        memories: Documents, in the order of their slots.
-        sampling: Options of sampling.
-        tokenizer: Tokenizer of the same checkpoint.
-        model: Gives the size of the context, and the tokens that end an answer by the generation config.
-        quoted: Documents whose words a verbatim answer may have; without any, it is free.
+    `quoted` has the documents whose words a verbatim answer may have; without any, it is free.
 
     Raises:
         ContextOverflow: The prompt does not fit, or the chat template removed memory slots.
@@ -241,10 +244,7 @@ def keep_best_windows(question: Tensor, memories: Sequence[Memory], tokenizer: C
     documents of about 200 windows were answered right 81 times from the five best in this order, 75 times in the order
     of the document, 55 times from the sixteen best, and twice from as many as the context holds.
 
-    Args:
-        question: Memory tokens of the query reasoner, ``[n_mem, hidden]``.
-        memories: The documents; short ones are returned unchanged.
-        tokenizer: Tokenizer of the checkpoint, to count the text of the windows.
+    ``question [n_mem, hidden]`` has the memory tokens of the query reasoner.
     """
     most = tokenizer.config.generation_top_k
     kept = []
@@ -271,14 +271,7 @@ def windows_left_out(given: Sequence[Memory], kept: Sequence[Memory]) -> str:
 
 
 def context_overflow(positions: int, memories: Sequence[Memory], context: int, tokenizer: ClaraTokenizer) -> Exception:
-    """The error of a prompt that does not fit, with advice.
-
-    Args:
-        positions: Length of the prompt.
-        memories: Its documents.
-        context: Most positions of prompt and answer.
-        tokenizer: Tokenizer of the checkpoint.
-    """
+    """The error of a prompt of so many positions that does not fit, with advice."""
     windows = count_windows(memories)
     slots = windows * (tokenizer.config.n_mem + tokenizer.config.sep)
     longest = max(range(len(memories)), key=lambda index: memories[index].n_windows, default=None)

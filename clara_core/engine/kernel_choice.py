@@ -7,31 +7,23 @@ version of the kernels. If it cannot be read or written, the kernels are measure
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import platform
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
+from pydantic import TypeAdapter
 
 from clara_core.engine.options import EngineArguments
 from clara_core.model.decoder import ClaraModel
-from clara_core.model.processor import (
-    PLAIN,
-    SMALL,
-    VERSION,
-    Kernels,
-    facts,
-    from_facts,
-    measure_products,
-    measure_threads,
-)
+from clara_core.model.processor import PLAIN, SMALL, VERSION, Kernels, measure_products, measure_threads
 
 log = logging.getLogger(__name__)
 
+_CHOICES: Final = TypeAdapter(dict[str, Kernels])  # what the file has, by `_key`
 _MOST: Final = 64  # choices in the file; the oldest are dropped
 _LARGE: Final = 64_000_000  # parameters above which a step uses all threads, if that is not measured
 
@@ -39,11 +31,7 @@ _LARGE: Final = 64_000_000  # parameters above which a step uses all threads, if
 def prepare(model: ClaraModel, arguments: EngineArguments, fingerprint: str, *, int8: bool = False) -> None:
     """Freeze a model, with its weights in the layout that its device multiplies fastest.
 
-    Args:
-        model: The model, with its weights.
-        arguments: Options of the engine; `cpu_kernels` names kernels or asks to measure them.
-        fingerprint: Fingerprint of the weights.
-        int8: Keep the weights of the linear layers in 8 bits; only on a CPU.
+    With `int8`, which is for a CPU only, the weights of the linear layers are kept in 8 bits.
     """
     layers = [layer.base for layer in model.routed.values()]
     numbers = sum(layer.in_features * layer.out_features for layer in model.routed.values())
@@ -72,11 +60,11 @@ def cache_file() -> Path:
 
 
 def _key(arguments: EngineArguments, fingerprint: str) -> str:
-    facts_of_choice = (
+    facts = (
         VERSION, fingerprint, arguments.dtype, arguments.quantization, torch.__version__, torch.get_num_threads(),
         torch.backends.cpu.get_cpu_capability(), _processor(),
     )  # fmt: skip
-    return hashlib.sha256(repr(facts_of_choice).encode()).hexdigest()
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _processor() -> str:
@@ -92,22 +80,20 @@ def _processor() -> str:
 
 def _read(path: Path) -> dict[str, Kernels]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {str(key): from_facts(value) for key, value in found.items()}
+        return _CHOICES.validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError) as exc:
         log.debug("%s is not read: %s", path, exc)
         return {}
 
 
 def _write(path: Path, key: str, kernels: Kernels) -> None:
-    kept = list({**_read(path), key: kernels}.items())[-_MOST:]
-    written: dict[str, Any] = {name: facts(one) for name, one in kept}
+    kept = dict(list({**_read(path), key: kernels}.items())[-_MOST:])
     part = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(written, indent=1), encoding="utf-8")
+        part.write_bytes(_CHOICES.dump_json(kept, indent=1))
         part.replace(path)
     except OSError as exc:
         log.debug("%s is not written: %s", path, exc)

@@ -6,12 +6,12 @@ awaitable one run the same steps.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
-from clara_core.engine.checks import Message, Overflow, as_conversations, check_overflow, checked_texts, user_turn
-from clara_core.engine.steps import CallSteps
+from clara_core.engine.checks import as_conversations, check_overflow, checked_texts, user_turn
+from clara_core.engine.steps import Steps, T
 
 if TYPE_CHECKING:
     import torch
@@ -20,38 +20,17 @@ if TYPE_CHECKING:
     from clara_core.checkpoint.config import Role
     from clara_core.data.memory import Memory, MemoryCache
     from clara_core.engine.answer_options import AnswerOptions
+    from clara_core.engine.checks import Conversations, Message, Overflow
     from clara_core.engine.evidence import Attribution
     from clara_core.engine.fidelity import Fidelity
     from clara_core.engine.options import EngineArguments
+    from clara_core.engine.remote.instance import RemoteTokenizer
     from clara_core.engine.sampling import Answer, Chunk, Pieces
+    from clara_core.model.tokenizer import ClaraTokenizer
     from clara_core.retrieval.ranking import Ranked
 
 
-class EngineTokenizer(Protocol):
-    """The tokenizer of an engine, as far as other modules use it."""
-
-    def count(self, text: str) -> int:
-        """Number of tokens of a text as a passage."""
-        ...
-
-    def windows(self, text: str, *, first_only: bool = False, reserve: int = 0) -> list[tuple[int, int]]:
-        """Character spans of the windows that a text is cut into."""
-        ...
-
-    def count_plain(self, text: str) -> int:
-        """Number of tokens of a text, without special tokens."""
-        ...
-
-    def encode_plain(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens."""
-        ...
-
-    def chat_prompt(self, messages: Sequence[Message], n_windows: int) -> list[int]:
-        """Token ids of a conversation over `n_windows` windows of documents."""
-        ...
-
-
-class Engine(CallSteps):
+class Engine(ABC):
     """One CLaRa model: text in, memories, rankings and answers out.
 
     `ClaraEngine` holds it in this process, `RemoteEngine` asks a server for it. Components use only these calls, so
@@ -121,7 +100,7 @@ class Engine(CallSteps):
 
     @property
     @abstractmethod
-    def tokenizer(self) -> EngineTokenizer:
+    def tokenizer(self) -> ClaraTokenizer | RemoteTokenizer:
         """Counts tokens and cuts texts into windows."""
 
     def count_tokens(self, text: str) -> int:
@@ -181,7 +160,7 @@ class Engine(CallSteps):
         """Rank documents for a question, best first; `top_k` None or larger than their number: all of them."""
         return self._drive(self._ranked(question, memories, top_k))
 
-    # --- answers -----------------------------------------------------------------------------------------
+    # --- answers and their evidence ----------------------------------------------------------------------
 
     @abstractmethod
     def paraphrase(self, memory: Memory, instruction: str | None = None, max_tokens: int = 128) -> Answer:
@@ -229,9 +208,7 @@ class Engine(CallSteps):
         """
         return self.chat_batch([(messages, memories)], **options)[0]
 
-    def chat_batch(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
-    ) -> list[Answer]:
+    def chat_batch(self, conversations: Conversations, **options: Unpack[AnswerOptions]) -> list[Answer]:
         """Like `chat`, for many conversations in one batch, each with its own documents."""
         return self._drive(self._answered(conversations, options))
 
@@ -241,15 +218,8 @@ class Engine(CallSteps):
     ) -> Pieces:
         """Like `chat`, in pieces of text as they are generated."""
 
-    # --- evidence ----------------------------------------------------------------------------------------
-
     def attribute(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Attribution:
-        """Attribute an answer of any origin to the documents.
-
-        Args:
-            question: The question.
-            memories: The documents, in the order in which they were read.
-            answer: An answer of this engine, or any text.
+        """Attribute an answer of this engine, or any other text, to documents, in the order in which they were read.
 
         Raises:
             ValueError: There is no document, or the answer is empty.
@@ -257,15 +227,10 @@ class Engine(CallSteps):
         return self._drive(self._attributed(question, memories, answer))
 
     def logprob(self, question: str, memories: Sequence[Memory], text: str) -> float:
-        """Log-probability of a text as the answer to a question, in nats, without the token that ends the answer.
-
-        Args:
-            question: The question.
-            memories: The documents; may be empty.
-            text: Any text.
+        """Log-probability of any text as the answer to a question, in nats, without the token that ends the answer.
 
         Raises:
-            ValueError: The text is empty.
+            ValueError: The text is empty (`memories` may be).
         """
         return self._drive(self._logprob(question, memories, text))
 
@@ -274,10 +239,8 @@ class Engine(CallSteps):
 
         It takes one pass a window, which costs about as much as compressing it.
 
-        Args:
-            memories: Documents.
-            instruction: Prompt that asks to repeat the text, with ``{docs}`` in the place of the memory; None: the one
-                of the published training.
+        `instruction` is the prompt that asks to repeat the text, with ``{docs}`` in the place of the memory; None: the
+        one of the published training.
         """
         return self._drive(self._fidelity(memories, instruction))
 
@@ -324,9 +287,7 @@ class Engine(CallSteps):
         """Awaitable `chat`."""
         return (await self.achat_batch([(messages, memories)], **options))[0]
 
-    async def achat_batch(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], **options: Unpack[AnswerOptions]
-    ) -> list[Answer]:
+    async def achat_batch(self, conversations: Conversations, **options: Unpack[AnswerOptions]) -> list[Answer]:
         """Awaitable `chat_batch`."""
         return await self._adrive(self._answered(conversations, options))
 
@@ -353,3 +314,35 @@ class Engine(CallSteps):
         self, messages: Sequence[Message], memories: Sequence[Memory] = (), **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Chunk]:
         """Asynchronous `stream_chat`."""
+
+    # --- the calls as steps, which check their arguments, too, and the two ways to run them --------------
+
+    @abstractmethod
+    def _drive(self, steps: Steps[T]) -> T: ...
+
+    @abstractmethod
+    async def _adrive(self, steps: Steps[T]) -> T: ...
+
+    @abstractmethod
+    def _compressed(self, texts: list[str], overflow: Overflow) -> Steps[list[Memory]]: ...
+
+    @abstractmethod
+    def _reasoned(self, questions: Sequence[str]) -> Steps[Tensor]: ...
+
+    @abstractmethod
+    def _scored(self, questions: Sequence[str], memories: Sequence[Memory]) -> Steps[Tensor]: ...
+
+    @abstractmethod
+    def _ranked(self, question: str, memories: Sequence[Memory], top_k: int | None) -> Steps[list[Ranked]]: ...
+
+    @abstractmethod
+    def _answered(self, conversations: Conversations, options: AnswerOptions) -> Steps[list[Answer]]: ...
+
+    @abstractmethod
+    def _attributed(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Steps[Attribution]: ...
+
+    @abstractmethod
+    def _logprob(self, question: str, memories: Sequence[Memory], text: str) -> Steps[float]: ...
+
+    @abstractmethod
+    def _fidelity(self, memories: Sequence[Memory], instruction: str | None) -> Steps[list[Fidelity]]: ...

@@ -258,13 +258,9 @@ class Worker:
         run: Callable[[Sequence[Row]], None],
         what: str,
     ) -> None:
-        """Run one batch of a queue.
+        """Run one batch of a queue: `fill` chooses it for a number of positions, `run` computes and stores its results.
 
-        Args:
-            queue: Waiting rows.
-            fill: Chooses a batch of them for a number of positions.
-            run: Computes a batch and stores its results.
-            what: Name of the rows in log messages.
+        Log messages name the rows by `what`.
         """
         if self.answers.draining:
             return  # there will be more free memory soon

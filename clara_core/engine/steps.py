@@ -7,20 +7,8 @@ it to its end; `together` runs several generators side by side, so that their re
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from clara_core.data.memory import Memory
-    from clara_core.engine.answer_options import AnswerOptions
-    from clara_core.engine.checks import Message, Overflow
-    from clara_core.engine.evidence import Attribution
-    from clara_core.engine.fidelity import Fidelity
-    from clara_core.engine.sampling import Answer
-    from clara_core.retrieval.ranking import Ranked
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[list[Any], list[Any], T]
@@ -34,44 +22,6 @@ class Cancellable(Protocol):
 
 
 R = TypeVar("R", bound=Cancellable)
-
-
-class CallSteps(ABC):
-    """The calls of an engine as steps, which check their arguments, too, and the two ways to run them."""
-
-    @abstractmethod
-    def _drive(self, steps: Steps[T]) -> T:
-        """Run the steps of a blocking call."""
-
-    @abstractmethod
-    async def _adrive(self, steps: Steps[T]) -> T:
-        """Run the steps of an awaitable call."""
-
-    @abstractmethod
-    def _compressed(self, texts: list[str], overflow: Overflow) -> Steps[list[Memory]]: ...
-
-    @abstractmethod
-    def _reasoned(self, questions: Sequence[str]) -> Steps[Tensor]: ...
-
-    @abstractmethod
-    def _scored(self, questions: Sequence[str], memories: Sequence[Memory]) -> Steps[Tensor]: ...
-
-    @abstractmethod
-    def _ranked(self, question: str, memories: Sequence[Memory], top_k: int | None) -> Steps[list[Ranked]]: ...
-
-    @abstractmethod
-    def _answered(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], options: AnswerOptions
-    ) -> Steps[list[Answer]]: ...
-
-    @abstractmethod
-    def _attributed(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> Steps[Attribution]: ...
-
-    @abstractmethod
-    def _logprob(self, question: str, memories: Sequence[Memory], text: str) -> Steps[float]: ...
-
-    @abstractmethod
-    def _fidelity(self, memories: Sequence[Memory], instruction: str | None) -> Steps[list[Fidelity]]: ...
 
 
 def together(several: Sequence[Steps[T]]) -> Steps[list[T]]:

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clara_core.engine.answer_options import Wanted
-from clara_core.engine.examining import Chat, examine_all, without_unasked
+from clara_core.engine.examining import examine_all, without_unasked
+from clara_core.engine.inputs import Chat
 from clara_core.engine.requests import GenerateRequest, Request
 from clara_core.engine.sampling import Answer, Chunk, Pieces
 from clara_core.engine.steps import drive, off_loop
@@ -26,11 +27,6 @@ class AnswerStream(Pieces):
     Closing it (or leaving its ``with`` block, or losing the last reference) stops the work on the device. A text that
     may still be withheld or replaced comes as one piece once it is final. If the stream is cancelled while the answer
     is examined, the answer has no evidence.
-
-    Args:
-        engine: The engine that generates the answer.
-        chat: The conversation and its first request.
-        wanted: The options of the answer.
     """
 
     def __init__(self, engine: EngineInstance, chat: Chat, wanted: Wanted) -> None:

@@ -75,13 +75,7 @@ def attend(
 
 
 class Packed:
-    """Texts packed one after the other, ``[1, total]``, without padding; each attends only to itself.
-
-    Args:
-        kernel: Attention kernel.
-        lengths: Positions of each text.
-        device: Device of the pass.
-    """
+    """Texts packed one after the other, ``[1, total]``, without padding; each attends only to itself."""
 
     def __init__(self, kernel: Kernel, lengths: Sequence[int], device: torch.device) -> None:
         self._kernel = kernel
@@ -98,7 +92,7 @@ class InPages:
     """The newest positions of rows, by a kernel that reads pages in place.
 
     Args:
-        kernel: Attention kernel.
+        kernel: The kernel.
         table: ``[rows, most]``, int32: the pages of each row.
         lengths: ``[rows]``, int32.
         longest: The largest length, or an upper bound.

@@ -32,10 +32,6 @@ class FusedLinear:
 
     Plain weights are concatenated, and the layers become views of them, so only the adapter takes memory twice. Packed
     or quantized weights stay separate and are multiplied one after the other.
-
-    Args:
-        layers: Layers with the same input.
-        role: Role of the adapter.
     """
 
     def __init__(self, layers: Sequence[RoutedLinear], role: Role) -> None:

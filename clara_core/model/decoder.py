@@ -40,10 +40,6 @@ _LOGIT_ROWS = 256  # positions whose logits are computed together
 class ClaraModel(RoutedDecoder):
     """The forward passes of a causal LM with one adapter a role on every linear layer.
 
-    Args:
-        decoder: The causal LM, with its vocabulary already resized to the memory tokens.
-        config: Config of the checkpoint.
-
     Attributes:
         kernel: Attention over packed rows and pages (`kernels.find_kernel`); None if none works here.
         capture: Captures decode steps as CUDA graphs; None: they are launched one operation at a time.

@@ -70,13 +70,7 @@ class ForkedPrompt:
 
 
 class Forked:
-    """Attention of forked prompts that are packed one after the other, ``[1, total]``; see `attention.Ragged`.
-
-    Args:
-        prompts: Any number.
-        device: Device of the pass.
-        dtype: Type of the mask.
-    """
+    """Attention of forked prompts that are packed one after the other, ``[1, total]``; see `attention.Ragged`."""
 
     def __init__(self, prompts: Sequence[ForkedPrompt], device: torch.device, dtype: torch.dtype) -> None:
         self._prompts = prompts

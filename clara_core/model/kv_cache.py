@@ -22,7 +22,7 @@ from clara_core.model.kv_memory import KVMemory, KVRow
 from clara_core.model.paid_attention import Queries
 
 if TYPE_CHECKING:
-    from clara_core.model.step_buffers import StepBuffers
+    from clara_core.model.fixed_steps import StepBuffers
 
 
 def _refused(name: str) -> Callable[..., None]:

@@ -18,10 +18,7 @@ from clara_core.model.kv_memory import KVMemory, KVRow
 
 
 class Queries:
-    """Records the attention queries of the upper layers in one pass.
-
-    Args:
-        first: First recorded layer.
+    """Records the attention queries of the layers from `first` on, in one pass.
 
     Attributes:
         at: Positions of the pass to record, in the flattened rows; None: all.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
@@ -183,18 +183,14 @@ def _shares(
     for positions in rows:
         # Fewer weights for many rows, because reading the weights takes little of that time.
         most = _SAMPLE if positions < _ROWS[-1] else _SAMPLE // 8
-        plain = [_plain(weight[: max(1, most // weight.shape[1])]) for weight in _first(weights, most)]
+        some = weights[: max(1, most // weights[0].numel())]
+        plain = [_plain(weight[: max(1, most // weight.shape[1])]) for weight in some]
         x = torch.ones(positions, weights[0].shape[1], dtype=weights[0].dtype)
         forms = [plain, *([kind(layer) for layer in plain] for kind in kinds)]
         calls = [lambda of=layers, x=x: [layer(x) for layer in of] for layers in forms]
         first, *others = _times(calls, end)
         shares = [share * one / first for share, one in zip(shares, others, strict=True)]
     return shares
-
-
-def _first(weights: Sequence[Tensor], most: int) -> Sequence[Tensor]:
-    """The first weights with about so many elements together, at least one."""
-    return weights[: max(1, most // weights[0].numel())]
 
 
 def _plain(weight: Tensor) -> nn.Linear:
@@ -236,33 +232,6 @@ def _best(call: Callable[[], object], end: float) -> float:
         if time.perf_counter() > end:
             break
     return min(times)
-
-
-def facts(kernels: Kernels) -> Mapping[str, object]:
-    """The choice in JSON types, without `int8`."""
-    packed = None if kernels.packed is None else sorted(map(list, kernels.packed))
-    columns = sorted(map(list, kernels.columns))
-    return {"packed": packed, "columns": columns, "adapters": kernels.adapters, "single": kernels.single}
-
-
-def from_facts(found: Mapping[str, object]) -> Kernels:
-    """Parse the result of `facts`.
-
-    Raises:
-        KeyError: A field is missing.
-        TypeError: A field has the wrong type.
-        ValueError: A shape is invalid.
-    """
-    packed, columns, adapters, single = (found[name] for name in ("packed", "columns", "adapters", "single"))
-    if not isinstance(adapters, bool) or not isinstance(single, int):
-        raise TypeError(f"not a choice of kernels: {found!r:.100}")
-    if not isinstance(packed, list | None) or not isinstance(columns, list):
-        raise TypeError(f"not a choice of kernels: {found!r:.100}")
-    return Kernels(None if packed is None else _shapes(packed), _shapes(columns), adapters, single)
-
-
-def _shapes(pairs: Iterable[Sequence[int]]) -> frozenset[Shape]:
-    return frozenset((int(out), int(into)) for out, into in pairs)
 
 
 def _listed(shapes: Iterable[Shape]) -> str:

@@ -20,9 +20,6 @@ class TokenBytes:
     Args:
         tokenizer: The tokenizer, whose decoder tells how the vocabulary spells bytes.
         special: Ids of special tokens, which have no text.
-
-    Attributes:
-        special: The argument.
     """
 
     def __init__(self, tokenizer: Tokenizer, special: frozenset[int]) -> None:

@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_core.checkpoint.config import Role
-from clara_core.model.fixed_steps import FixedSteps, GraphCapture
+from clara_core.model.fixed_steps import FixedSteps, GraphCapture, StepBuffers, page_bucket, row_bucket
 from clara_core.model.kernels import PAGE
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVRow
-from clara_core.model.step_buffers import StepBuffers, page_bucket, row_bucket
 from tests.engines import open_engine
 from tests.reference import PlainKernel
 from tests.tiny import FAMILIES, build

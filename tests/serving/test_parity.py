@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clara_core import ClaraError, Engine, Memory
-from clara_core.engine.protocol import EngineTokenizer
+from clara_core.engine.remote.instance import RemoteTokenizer
 
 FACTS = ["fingerprint", "n_mem", "hidden", "dimension", "window", "context", "answer_top_k", "dtype", "roles"]
 QUESTION = "When was Tolmet Bridge opened?"
@@ -193,7 +193,7 @@ def test_tokenizer(local, remote, text):
         "windows": ((text,), {"first_only": True, "reserve": 20}),
         "chat_prompt": (([{"role": "user", "content": text}], 3), {}),
     }
-    assert set(asked) == {name for name in dir(EngineTokenizer) if not name.startswith("_")}
+    assert set(asked) == {name for name in dir(RemoteTokenizer) if not name.startswith("_")}
     for name, (arguments, options) in asked.items():
         ours, theirs = (getattr(engine.tokenizer, name)(*arguments, **options) for engine in (local, remote))
         assert theirs == ours

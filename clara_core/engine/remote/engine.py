@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
-from clara_core.common.errors import ServerError
+from clara_core.common.errors import ServerError, ServerUnreachable
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, read_options
-from clara_core.engine.checks import Message, check_messages, checked_texts, user_turn
-from clara_core.engine.remote.http import Call, key_from_environment
+from clara_core.engine.checks import Conversations, Message, check_messages, check_type, checked_texts
+from clara_core.engine.remote.http import Call, Connection, key_from_environment
 from clara_core.engine.remote.instance import RemoteInstance, weight_of
-from clara_core.engine.remote.streams import RemoteStream, chunk_of, warn
 from clara_core.engine.remote.wire import (
     answer_from_wire,
     attribution_from_wire,
     fidelity_from_wire,
+    logprobs_from_wire,
     tensors_from_wire,
 )
-from clara_core.engine.sampling import Answer, Chunk
+from clara_core.engine.sampling import Answer, Chunk, Pieces
 from clara_core.engine.steps import Steps
 from clara_core.retrieval.ranking import Ranked
 
@@ -120,16 +122,14 @@ class RemoteEngine(RemoteInstance):
         payload = {"document": document, "instruction": instruction, "max_tokens": max_tokens}
         return answer_from_wire(self.connection.ask(Call(_PARAPHRASE, payload, repeatable=False)))
 
-    def _answered(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], options: AnswerOptions
-    ) -> Steps[list[Answer]]:
+    def _answered(self, conversations: Conversations, options: AnswerOptions) -> Steps[list[Answer]]:
         payloads = self._question_payloads(conversations, options)
         replies = yield [Call(_ANSWER, each, repeatable=False) for each in payloads]
         answers = [answer_from_wire(each) for reply in replies for each in reply["answers"]]
         if len(answers) != len(conversations):
             raise ServerError(f"the server sent {len(answers)} answers to {len(conversations)} questions")
         for answer in answers:
-            warn(answer)
+            _warn(answer)
         return answers
 
     def stream_chat(
@@ -145,15 +145,13 @@ class RemoteEngine(RemoteInstance):
         async with self.connection.aevents(_ANSWER, payload) as events:
             answered = False
             async for event in events:
-                chunk = chunk_of(event)
+                chunk = _chunk_of(event)
                 answered = chunk.answer is not None
                 yield chunk
         if not answered:
             raise ServerError("the server ended a stream without an answer; ask again")
 
-    def _question_payloads(
-        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Memory]]], options: AnswerOptions
-    ) -> list[dict[str, Any]]:
+    def _question_payloads(self, conversations: Conversations, options: AnswerOptions) -> list[dict[str, Any]]:
         """The payloads of conversations."""
         read_options(options)
         stop, scores = options.get("stop"), options.get("scores")
@@ -187,9 +185,97 @@ class RemoteEngine(RemoteInstance):
         replies = yield [Call(_FIDELITY, {"documents": documents[part], "instruction": instruction}) for part in parts]
         return [fidelity_from_wire(each) for reply in replies for each in reply["results"]]
 
-    def _text_payload(self, question: str, memories: Sequence[Memory], answer: object) -> dict[str, Any]:
-        user_turn(question)
+    def _text_payload(self, question: str, memories: Sequence[Memory], answer: Answer | str) -> dict[str, Any]:
+        check_type("question", question, str, "a string")
         text = answer.draft or answer.text if isinstance(answer, Answer) else answer
-        if not isinstance(text, str):
-            raise TypeError(f"the answer must be a string or an Answer, got {type(text).__name__}: {text!r:.60}")
+        check_type("the answer", text, str, "a string or an Answer")
         return {"question": question, "documents": self._as_documents(memories), "text": text}
+
+
+class RemoteStream(Pieces):
+    """The pieces of one answer from a server; the last one carries the whole `Answer`. Closing it stops the work."""
+
+    def __init__(self, connection: Connection, path: str, payload: dict[str, Any]) -> None:
+        self._text = ""
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._scope = connection.events(path, payload)
+        self._events: Iterator[dict[str, Any]] | None
+        self._events, self._hang_up = self._scope.__enter__()
+        self._running = True  # whether the connection is still used by this stream alone
+
+    def __next__(self) -> Chunk:
+        if self._events is None:
+            raise StopIteration
+        if self._cancelled.is_set():
+            return self._cancelled_piece()
+        try:
+            chunk = _chunk_of(next(self._events))
+        except BaseException as exc:
+            if self._cancelled.is_set() and isinstance(exc, Exception):
+                return self._cancelled_piece()
+            self.close()
+            if isinstance(exc, StopIteration):
+                raise ServerError("the server ended a stream without an answer; ask again") from None
+            raise
+        self._text += chunk.text
+        if chunk.answer is not None:
+            self._end()
+            with suppress(ServerUnreachable):  # read to the end, so that the connection can be reused
+                for _ in self._events:
+                    pass
+            self.close()
+        return chunk
+
+    def cancel(self) -> None:
+        """Close the connection now, which stops generation, also while another thread waits for the next piece.
+
+        The next read gives the last piece: "cancelled", the text so far, counts of 0.
+        """
+        with self._lock:
+            if self._running:
+                self._cancelled.set()
+                self._hang_up()
+
+    def close(self) -> None:
+        """Stop generation and end the stream."""
+        self._end()
+        if self._events is not None:
+            self._events = None
+            self._scope.__exit__(None, None, None)
+
+    def _end(self) -> None:
+        """From now on `cancel` does nothing: another request may use the connection next."""
+        with self._lock:
+            self._running = False
+
+    def _cancelled_piece(self) -> Chunk:
+        self.close()
+        return Chunk("", Answer(self._text, "cancelled", 0, 0, 0, 0))
+
+    def __del__(self) -> None:
+        if getattr(self, "_events", None) is not None:
+            self.close()
+
+
+def _chunk_of(event: dict[str, Any]) -> Chunk:
+    """The piece of an answer in an event of a stream."""
+    answer = event.get("answer")
+    chunk = Chunk(
+        str(event.get("text", "")),
+        None if answer is None else answer_from_wire(answer),
+        logprobs_from_wire(event.get("logprobs")),
+    )
+    if chunk.answer is not None:
+        _warn(chunk.answer)
+    return chunk
+
+
+def _warn(answer: Answer) -> None:
+    """Warn of documents that were shortened, as a local engine does."""
+    if answer.windows_left_out:
+        warnings.warn(
+            f"the documents do not fit the context: {answer.windows_left_out} windows were not read; split long "
+            "documents to choose yourself",
+            stacklevel=4,
+        )

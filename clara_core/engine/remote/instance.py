@@ -112,22 +112,18 @@ class RemoteInstance(Engine):
     def compress_stream(
         self, texts: Iterable[str], overflow: Overflow = "split", *, show_progress: bool = False
     ) -> Iterator[Memory]:
+        from tqdm.auto import tqdm
+
         check_overflow(overflow)
-        given = checked_texts(texts)
-        total = len(texts) if isinstance(texts, Sequence) else None
-        bar = _bar(total) if show_progress else None
-        try:
+        given, total = checked_texts(texts), len(texts) if isinstance(texts, Sequence) else None
+        with tqdm(total=total, desc="compressing", unit="doc", disable=not show_progress) as bar:
             while block := list(islice(given, BLOCK)):
                 for part in self._slices(map(weight_of, block)):
                     few = block[part]
                     body = self.connection.ask(_compression(few, overflow))
                     for memory in self._memories(body, few, overflow):
                         yield memory
-                        if bar is not None:
-                            bar.update()
-        finally:
-            if bar is not None:
-                bar.close()
+                        bar.update()
 
     def _compressed(self, texts: list[str], overflow: Overflow) -> Steps[list[Memory]]:
         memories: list[Memory] = []
@@ -208,7 +204,7 @@ class RemoteInstance(Engine):
 
 
 class RemoteTokenizer:
-    """The calls of `EngineTokenizer`; each is a request to the server."""
+    """The calls of a `ClaraTokenizer` that other modules use; each is a request to the server."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -255,9 +251,3 @@ def _document(memory: Memory) -> dict[str, str]:
 
 def _compression(texts: Sequence[str], overflow: Overflow) -> Call:
     return Call(_COMPRESS, {"texts": list(texts), "overflow": overflow, "return": "tensors"}, parsed=False)
-
-
-def _bar(total: int | None) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="compressing", unit="doc")

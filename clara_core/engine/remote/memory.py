@@ -18,10 +18,7 @@ Facts = tuple[tuple[tuple[int, int], ...], int]
 class Fetched:
     """Fetches the memories of one call, all of them together when the first one is read.
 
-    Args:
-        texts: Texts of the memories.
-        facts: Fetches spans and numbers of tokens, without tensors.
-        whole: Fetches whole memories.
+    `facts` fetches spans and numbers of tokens, without tensors; `whole` fetches whole memories.
     """
 
     def __init__(
@@ -79,7 +76,7 @@ class RemoteMemory(Memory):
     @property
     def tokens(self) -> Tensor:
         """Memory tokens ``[n_windows, n_mem, hidden]`` on the CPU, in the server's dtype."""
-        return self._read().tokens
+        return self.fetched.whole(self.text).tokens
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
@@ -97,7 +94,7 @@ class RemoteMemory(Memory):
         return len(self.spans)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        whole = self._read()
+        whole = self.fetched.whole(self.text)
         return Memory, (whole.tokens, whole.text, whole.spans, whole.source_tokens, whole.fingerprint)
 
     @property
@@ -105,11 +102,3 @@ class RemoteMemory(Memory):
         """The fetcher that this memory shares with the others of its call."""
         found: Fetched = object.__getattribute__(self, "_fetched")
         return found
-
-    def _read(self) -> Memory:
-        return self.fetched.whole(self.text)
-
-
-def plain(memory: Memory) -> Memory:
-    """A memory as a plain `Memory`; the tensors of a `RemoteMemory` are fetched."""
-    return memory._read() if isinstance(memory, RemoteMemory) else memory  # noqa: SLF001 - of this module

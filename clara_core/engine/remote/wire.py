@@ -1,16 +1,14 @@
 """The format of answers, errors and tensors between client and server, used by both sides.
 
-Tensors are sent as safetensors only, and the reader validates every field of the header.
+Tensors are sent as safetensors only, and the reader checks their names, types, shapes and values.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from math import prod
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,8 +41,6 @@ FINGERPRINT: Final = "x-clara-fingerprint"
 REQUEST_ID: Final = "x-request-id"
 
 _HEADER_BYTES: Final = 1 << 16
-_FLOATS: Final = {"F32": 4, "BF16": 2, "F16": 2}
-_DTYPES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64"}
 
 CODES: Final[Mapping[str, tuple[int, type[Exception]]]] = {
     "invalid_request": (400, ValueError),
@@ -258,44 +254,22 @@ def tensors_from_wire(body: bytes, ranks: Mapping[str, int]) -> dict[str, Tensor
         ServerError: Names, types, shapes or sizes are not as expected.
     """
     import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
-    buffer = bytearray(body)
-    found: dict[str, Tensor] = {}
-    for name, (kind, shape, start, end) in _layout(body, ranks).items():
-        raw = memoryview(buffer)[start:end]
-        dtype = getattr(torch, _DTYPES[kind])
-        found[name] = (torch.frombuffer(raw, dtype=dtype) if len(raw) else torch.zeros(0, dtype=dtype)).reshape(shape)
+    length = int.from_bytes(body[:8], "little")
+    if length > _HEADER_BYTES:
+        raise ServerError(f"the server sent tensors with a header of {length} bytes; at most {_HEADER_BYTES} are read")
+    try:
+        found = load(body)  # it checks that the tensors fill the body without gaps and overlaps
+    except (SafetensorError, KeyError) as exc:  # a KeyError is a type that torch does not have
+        raise ServerError(f"the server sent invalid tensors: {type(exc).__name__}: {exc}") from exc
+    if found.keys() != ranks.keys():
+        raise ServerError(f"the server sent the tensors {sorted(found)!r:.100}; expected {sorted(ranks)}")
+    floats = (torch.float32, torch.bfloat16, torch.float16)
+    for name, tensor in found.items():
+        if tensor.dtype not in (floats if name == "tokens" else (torch.int64,)) or tensor.ndim != ranks[name]:
+            raise ServerError(f"the server sent {name} as {tensor.dtype} {list(tensor.shape)!r:.60}")
     if not bool(found["tokens"].isfinite().all()):
         raise ServerError("the server sent tokens that are NaN or infinite")
     return found
-
-
-def _layout(body: bytes, ranks: Mapping[str, int]) -> dict[str, tuple[str, list[int], int, int]]:
-    """Type, shape and byte range of each tensor, checked to fill the body without gaps and overlaps."""
-    try:
-        (length,) = struct.unpack_from("<Q", body)
-        if length > _HEADER_BYTES:
-            raise ServerError(
-                f"the server sent tensors with a header of {length} bytes; at most {_HEADER_BYTES} are read"
-            )
-        header = json.loads(body[8 : 8 + length])
-        header.pop("__metadata__", None)
-        if set(header) != set(ranks):
-            raise ServerError(f"the server sent the tensors {sorted(header)!r:.100}; expected {sorted(ranks)}")
-        layout = {}
-        offset = 8 + length
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-            kind, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            size = _FLOATS.get(kind) if name == "tokens" else {"I64": 8}.get(kind)
-            sound = all(type(each) is int and each >= 0 for each in [*shape, start, end])
-            if size is None or not sound or len(shape) != ranks[name] or end - start != size * prod(shape):
-                raise ServerError(f"the server sent {name} as {kind!r:.20} {shape!r:.60} in {end - start} bytes")
-            if 8 + length + start != offset:
-                raise ServerError(f"the server sent {name} at byte {start}, with a gap or an overlap")
-            offset += end - start
-            layout[name] = (kind, shape, 8 + length + start, offset)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise ServerError(f"the server sent invalid tensors: {type(exc).__name__}: {exc}") from exc
-    if offset != len(body):
-        raise ServerError(f"the server sent {len(body)} bytes of tensors, but their header describes {offset}")
-    return layout
