@@ -27,9 +27,10 @@ from clara_core.common.errors import FingerprintMismatch
 from clara_core.common.place import IN_MEMORY, absolute
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._files import SUFFIX, VECTORS, read_file, write_file
+from llama_index_clara._filters import core_filter
 from llama_index_clara._nodes import checked, copy_of, text_of
 from llama_index_clara._queries import Plan, chosen, vector_of, words_of
-from llama_index_clara._stored import allowed, metadata_of, named, node_of, of_source, stored_node
+from llama_index_clara._stored import allowed, metadata_of, node_of, of_source, stored_node
 
 if TYPE_CHECKING:
     from clara_core import Memory
@@ -263,7 +264,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         """
         if node_ids is None and filters is None:
             raise ValueError("give node_ids= or filters=; clear() empties the store")
-        condition = named(None, filters)
+        condition = core_filter(filters)
         self.client.delete(node_ids, {} if node_ids is None and condition is None else condition)
 
     def clear(self) -> None:
@@ -276,7 +277,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         """Copies of nodes, in the order of their ids; unknown ids are left out."""
         from clara_core.retrieval.filters import matches
 
-        condition = named(None, filters) or {}
+        condition = core_filter(filters) or {}
         found = iter(self.client) if node_ids is None else self.client.get(node_ids)
         return [node_of(record) for record in found if matches(condition, record.metadata)]
 
@@ -286,16 +287,12 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         Raises:
             KeyError: The store has no node with an id.
         """
-        try:
-            if self.dimensions is None:
-                return self.client.memories(node_ids)
-            found = {record.id: record.text for record in self.client.get(node_ids)}
-            texts = [found[id_] for id_ in node_ids]
-        except KeyError:
-            known = {record.id for record in self.client.get(node_ids)}
-            missing = [id_ for id_ in node_ids if id_ not in known]
-            raise KeyError(f"the store has no node {missing[0]!r}" if missing else "a node was just deleted") from None
-        return self.engine.remember(texts)
+        if self.dimensions is None:
+            return self.client.memories(node_ids)
+        from clara_core.store.records import in_order
+
+        texts = {record.id: record.text for record in self.client.get(node_ids)}
+        return self.engine.remember(in_order(node_ids, texts))
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find nodes.

@@ -14,22 +14,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clara_core.common.errors import StoreError
 from clara_core.data.memory import Memory
 from clara_core.retrieval.bm25 import WordIndex
 from clara_core.retrieval.filters import matches
 from clara_core.retrieval.ranking import unit_rows
 from clara_core.retrieval.words import words_of
-from clara_core.store.backend import Candidate, Entry, Matches, Report, Rows, Space
+from clara_core.store.backend import Backend, Candidate, Entry, Matches, Rows, Space
 from clara_core.store.codec import MemoryCodec, MemoryType
-from clara_core.store.records import Broken, Record, StoreStats, metadata_from_json
+from clara_core.store.records import Record, StoreStats, metadata_from_json
 from clara_core.store.windows import WindowMatrix, Windows, ranking
 
 _RESTORED: Final = 256  # documents that a copy adds at a time
@@ -97,9 +96,10 @@ class _State:
             self.filtered[cache_key] = rows
         return rows
 
-    def known(self, names: Sequence[str], among: Mapping[str, _Document] | None = None) -> dict[str, _Document]:
-        """Documents by id, or by the names of another dict."""
-        found = {name: (self.by_id if among is None else among).get(name) for name in names}
+    def known(self, names: Sequence[str], by: Literal["id", "content"] = "id") -> dict[str, _Document]:
+        """Documents by id or by content."""
+        among = self.by_id if by == "id" else self.by_content
+        found = {name: among.get(name) for name in names}
         return {name: each for name, each in found.items() if each is not None and each.row < self.next_row}
 
     def records(self, ids: Sequence[str]) -> dict[str, Record]:
@@ -112,11 +112,8 @@ class _State:
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         return {id_: (document.content, document.metadata) for id_, document in self.known(ids).items()}
 
-    def memories(self, ids: Sequence[str]) -> dict[str, Memory]:
-        return {id_: self.memory(document) for id_, document in self.known(ids).items()}
-
-    def with_contents(self, contents: Sequence[str]) -> dict[str, str]:
-        return {content: document.id for content, document in self.known(contents, self.by_content).items()}
+    def memories(self, names: Sequence[str], by: Literal["id", "content"] = "id") -> dict[str, Memory]:
+        return {name: self.memory(document) for name, document in self.known(names, by).items()}
 
     def memory(self, document: _Document) -> Memory:
         """The memory of a document, in the type in which it was given."""
@@ -157,7 +154,7 @@ class _State:
         )  # fmt: skip
 
 
-class InMemory:
+class InMemory(Backend):
     """The backend in the memory of this process; see `clara_core.store.backend.Backend`.
 
     Args:
@@ -224,21 +221,6 @@ class InMemory:
             if (state := self._state) is not None and not state.matrix.alive.all():
                 self._matrix.compact()
                 self._state = replace(state, matrix=self._matrix.snapshot())
-
-    def optimize(self, report: Report) -> None:
-        """Does nothing: there are no keys and no indexes to update."""
-
-    def check(self, report: Report) -> list[Broken]:
-        return []
-
-    def salvage(self, report: Report) -> list[Broken]:
-        return []
-
-    def explain(self, error: BaseException) -> StoreError | None:
-        return None
-
-    def close(self) -> None:
-        """Does nothing: there are no caches."""
 
     def _empty(self, space: Space) -> _State:
         self._words = WordIndex()

@@ -25,10 +25,9 @@ from lance.progress import IndexProgress
 
 from clara_core.common.errors import StoreError
 from clara_core.store.backend import Report
-from clara_core.store.reading import batches, readable
 from clara_core.store.scan import made_keys
 from clara_core.store.schema import FIT_ROWS, Layout, list_column, window_counts
-from clara_core.store.table import Table, data_bytes
+from clara_core.store.table import Table, batches, data_bytes, readable
 
 INDEX_ROWS: Final = 500_000  # documents from which on indexes over keys and words are built
 KEY_INDEX: Final = "key_near"

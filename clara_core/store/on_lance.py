@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,11 +32,10 @@ from clara_core.store.codec import MemoryType
 from clara_core.store.keys import Key
 from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, held, index_names, indexed_rows
 from clara_core.store.predicate import passing
-from clara_core.store.reading import batches, readable, rows_at, rows_with, scanner
 from clara_core.store.records import Broken, Record, StoreStats, escape, unescape
 from clara_core.store.scan import KeyScan, WordScan
 from clara_core.store.schema import FIT_ROWS, RECORD_COLUMNS, Layout, Serials, number_rows, records, window_counts
-from clara_core.store.table import Table, data_bytes
+from clara_core.store.table import Table, batches, data_bytes, readable, rows_at, rows_with, scanner
 from clara_core.store.windows import merged, ranking, scored_windows, window_numbers
 
 _RECORDS: Final = 1024  # documents read at a time
@@ -104,9 +103,9 @@ class LanceSnapshot:
         memories = self._memories(table) if with_memories else [None] * table.num_rows
         return dict(zip(table["_rowid"].to_pylist(), zip(records(table), memories, strict=True), strict=True))
 
-    def memories(self, ids: Sequence[str]) -> dict[str, Memory]:
-        table = rows_with(self.dataset, "id", ids, [*RECORD_COLUMNS, "memory"])
-        return dict(zip(map(unescape, table["id"].to_pylist()), self._memories(table), strict=True))
+    def memories(self, names: Sequence[str], by: Literal["id", "content"] = "id") -> dict[str, Memory]:
+        table = rows_with(self.dataset, by, names, list(dict.fromkeys([by, *RECORD_COLUMNS, "memory"])))
+        return dict(zip(map(unescape, table[by].to_pylist()), self._memories(table), strict=True))
 
     def _memories(self, table: pa.Table) -> list[Memory]:
         if not table.num_rows:
@@ -116,10 +115,6 @@ class LanceSnapshot:
             Memory(own, record.text, record.spans, record.source_tokens, self.space.fingerprint)
             for record, own in zip(records(table), tokens, strict=True)
         ]
-
-    def with_contents(self, contents: Sequence[str]) -> dict[str, str]:
-        rows = rows_with(self.dataset, "content", contents, ["id", "content"]).to_pylist()
-        return {row["content"]: unescape(row["id"]) for row in rows}
 
     def __iter__(self) -> Iterator[Record]:
         with held(self.dataset):  # keeps maintenance from deleting these rows during the iteration

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from clara_core.retrieval.bm25 import WordIndex, members
 from clara_core.store.backend import Candidate, Rows
-from clara_core.store.reading import batches, rows_at
 from clara_core.store.records import unescape
 from clara_core.store.schema import Layout, number_rows, window_counts
+from clara_core.store.table import batches, rows_at
 from clara_core.store.windows import WindowMatrix, Windows
 
 _BLOCK_BYTES: Final = 1 << 26  # bytes of memories that keys are computed from at a time

@@ -16,8 +16,7 @@ from torch import Tensor
 from clara_core.engine.protocol import Engine
 from clara_core.retrieval.filters import check_filter
 from clara_core.retrieval.ranking import diversify, fuse, memory_relevance, text_relevance
-from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot, Space
-from clara_core.store.explaining import reads
+from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot, Space, reads
 from clara_core.store.records import Hit, Record
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Record], bool]
