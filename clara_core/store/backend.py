@@ -53,11 +53,7 @@ class Space:
         return cls(memory.fingerprint, memory_type, n_mem, hidden)
 
     def check_model(self, fingerprint: str, uri: str) -> None:
-        """Refuse a model other than the one whose memories the store holds.
-
-        Raises:
-            FingerprintMismatch: The models differ; the message names both and what to do.
-        """
+        """Raise `FingerprintMismatch`, which names both, for a model other than that of the stored memories."""
         if fingerprint != self.fingerprint:
             raise FingerprintMismatch(
                 f"the store at {uri} holds memories of the model {self.fingerprint[:12]}, this one is "
@@ -66,12 +62,7 @@ class Space:
             )
 
     def check(self, entries: Sequence[Entry], uri: str) -> None:
-        """Refuse documents whose memories are of another kind.
-
-        Raises:
-            FingerprintMismatch: The memories are of another model.
-            ValueError: The memories have another shape; the message gives both.
-        """
+        """Refuse documents whose memories are of another model (`FingerprintMismatch`) or shape (ValueError)."""
         for entry in entries:
             self.check_model(entry.memory.fingerprint, uri)
             if tuple(entry.memory.tokens.shape[1:]) != (self.n_mem, self.hidden):

@@ -30,7 +30,7 @@ from clara_core.store import integrity, maintenance
 from clara_core.store.backend import Candidate, Entry, Matches, Report, Rows, Space
 from clara_core.store.codec import MemoryType
 from clara_core.store.keys import Key
-from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, held, index_names, indexed_rows
+from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, held, indexed_rows
 from clara_core.store.predicate import passing
 from clara_core.store.records import Broken, Record, StoreStats, escape, unescape
 from clara_core.store.scan import KeyScan, WordScan
@@ -65,7 +65,7 @@ class LanceSnapshot:
 
     def stats(self) -> StoreStats:
         with readable(self.dataset):
-            fragments = self.dataset.get_fragments()
+            fragments, indexed = self.dataset.get_fragments(), indexed_rows(self.dataset)
             documents, size = int(self.dataset.count_rows()), data_bytes(fragments)
             return StoreStats(
                 documents=documents,
@@ -76,8 +76,8 @@ class LanceSnapshot:
                 fingerprint=self.space.fingerprint,
                 memory_type=self.space.memory_type,
                 key_length=self.layout.key.length,
-                word_index_rows=indexed_rows(self.dataset, WORD_INDEX),
-                key_index_rows=indexed_rows(self.dataset, KEY_INDEX),
+                word_index_rows=indexed.get(WORD_INDEX),
+                key_index_rows=indexed.get(KEY_INDEX),
             )
 
     # --- documents ---------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class LanceSnapshot:
         if exact or total <= wanted:
             return self._ranked(units, k, allowed, None)
         queries = self.layout.key.questions(questions)  # [Q, L]
-        if KEY_INDEX in index_names(self.dataset):
+        if KEY_INDEX in indexed_rows(self.dataset):
             candidates = [self._by_index(question, wanted, allowed) for question in queries]
         else:
             keys, threads = self.keys.at(self.dataset, self.layout), torch.get_num_threads()
@@ -185,7 +185,7 @@ class LanceSnapshot:
     # --- by words ----------------------------------------------------------------------------------------
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
-        if WORD_INDEX in index_names(self.dataset):
+        if WORD_INDEX in indexed_rows(self.dataset):
             return self._by_word_index(words_of(question), k, allowed)
         return Matches(*self.words.at(self.dataset).search(words_of(question), k, allowed))
 

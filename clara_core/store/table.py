@@ -42,11 +42,7 @@ T = TypeVar("T")
 
 
 class Table:
-    """The table at an address; it need not exist yet. Safe under threads, but not after a fork.
-
-    Raises:
-        StoreError: The address is that of a file.
-    """
+    """The table at an address; it need not exist yet. Safe under threads, but not after a fork."""
 
     def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
         folder = folder_of(uri)
@@ -60,11 +56,7 @@ class Table:
         self._state = threading.Lock()
 
     def latest(self) -> LanceDataset | None:
-        """The latest version of the table; None if the table does not exist. The returned object never changes.
-
-        Raises:
-            StoreError: The table exists but cannot be opened.
-        """
+        """The latest version of the table, which never changes; None if the table does not exist."""
         with self._state:
             if self._dataset is None:
                 self._dataset = self._opened()
@@ -100,11 +92,7 @@ class Table:
         return there
 
     def merge(self, rows: pa.Table) -> None:
-        """Add rows, all of them or none; a row with a known id replaces the stored one.
-
-        Raises:
-            StoreError: There is no table, or other writers were faster every time.
-        """
+        """Add rows, all of them or none; a row with a known id replaces the stored one."""
 
         def commit(own: LanceDataset) -> None:
             # The index of ids is not used: with it, Lance does not notice that two writers insert the same new id.
@@ -167,12 +155,9 @@ def _patient(merge: Any) -> Any:
 
 
 def _is_conflict(exc: OSError | ValueError) -> bool:
-    """Whether the error comes from another writer's commit, or from a tag that its reader released while it was read.
-
-    Lance gives only some of these errors their own type; that of the tag is a ValueError.
-    """
+    """Whether the error comes from another writer's commit. Lance gives only some of these errors their own type."""
     text = str(exc).lower()
-    if isinstance(exc, ValueError):
+    if isinstance(exc, ValueError):  # a reader has released its tag while the tags were read
         return "not found" in text and "/_refs/tags/" in text
     return "conflict" in text or "contention" in text or "concurrent" in text
 
@@ -201,11 +186,7 @@ def scanner(dataset: LanceDataset, columns: Sequence[str], rows: Rows | None) ->
 
 @contextmanager
 def readable(dataset: LanceDataset) -> Iterator[None]:
-    """Turn errors of reading into `StoreError`.
-
-    Raises:
-        StoreError: Reading failed; the message has Lance's error, which names the file.
-    """
+    """Turn errors of reading into `StoreError`, with Lance's error, which names the file."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as exc:

@@ -166,12 +166,7 @@ def is_blank(text: str) -> bool:
 
 
 def written_fingerprint(engine: Engine | None, memory: Memory | None) -> str:
-    """Fingerprint of the memories to write, from the first document's memory, if it has one.
-
-    Raises:
-        FingerprintMismatch: The memory is of another model than the engine.
-        ValueError: There is neither a memory nor an engine.
-    """
+    """Fingerprint of the memories to write: that of the first document's memory, if it has one, else the engine's."""
     if memory is None:
         if engine is None:
             raise ValueError("the store has no engine for texts: open it with engine= or model=, or give memories")
@@ -185,11 +180,7 @@ def written_fingerprint(engine: Engine | None, memory: Memory | None) -> str:
 
 
 def fidelity_measure(engine: Engine | None, vectors: object) -> Measure:
-    """Measures how much of their texts memories of an engine have kept.
-
-    Raises:
-        ValueError: The engine is in another process, or there are vectors instead of memories.
-    """
+    """Measures how much of their texts memories have kept, with an engine in this process."""
     from clara_core.engine.engine import ClaraEngine
 
     if vectors is not None or not isinstance(engine, ClaraEngine):
@@ -219,11 +210,7 @@ class Writer:
     measure: Measure | None  # of how much memories have kept
 
     def write(self, documents: Iterable[Document]) -> Iterator[list[str]]:
-        """Write documents; yields after each batch the ids of its documents, which are now safe.
-
-        Raises:
-            FingerprintMismatch: The store holds memories of another model.
-        """
+        """Write documents; yields after each batch the ids of its documents, which are now safe."""
         waiting: deque[tuple[list[str], Future[list[Entry]]]] = deque()
         with ThreadPoolExecutor(_AHEAD, "clara-store") as pool:
             try:

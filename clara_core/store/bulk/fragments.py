@@ -272,11 +272,7 @@ def elsewhere(engine: EngineArguments) -> EngineArguments:
 
 
 def described_documents(rows: Rows, fingerprint: str) -> list[tuple[Document, str]]:
-    """Checked documents of a dataset with their contents; a document without an id gets one made from its text.
-
-    Raises:
-        DataError: Metadata cannot be represented in JSON.
-    """
+    """Checked documents of a dataset with their contents; a document without an id gets one made from its text."""
     found = []
     for index, (text, metadata) in enumerate(zip(rows.texts, rows.metadatas, strict=True)):
         try:

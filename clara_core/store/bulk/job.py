@@ -162,11 +162,7 @@ def compress_dataset(
 
 
 def _plan(source: str, uri: str, shards: Sequence[Shard], columns: Columns, fingerprint: str) -> tuple[list[Task], int]:
-    """The shards to compress, and their number of documents. Reads the dataset once.
-
-    Raises:
-        DataError: An id occurs twice.
-    """
+    """The shards to compress, and their number of documents. Reads the dataset once, and refuses ids that repeat."""
     found = [_digests_of(source, shard, columns, fingerprint) for shard in shards]
     ids = np.concatenate([ids for ids, _ in found] or [np.empty(0, DIGEST)])
     states = np.concatenate([states for _, states in found] or [np.empty(0, DIGEST)])
