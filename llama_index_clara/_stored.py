@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NODE: Final = "clara:node"
 _ID: Final = "clara:id"
-_SOURCE: Final = "clara:source"
+SOURCE: Final = "clara:source"
 _OWN_IDS: Final = "clara:index_or_image"  # marks the nodes whose ids an index keeps, see `_is_bookkeeping`
 
 
@@ -46,7 +46,7 @@ def metadata_of(node: BaseNode) -> dict[str, Any]:
     del seen["_node_content"]
     own: dict[str, Any] = {_ID: node.node_id, _NODE: doc_to_json(node)}
     if node.ref_doc_id is not None:
-        own[_SOURCE] = node.ref_doc_id
+        own[SOURCE] = node.ref_doc_id
     if isinstance(node, IndexNode | ImageNode):
         own[_OWN_IDS] = True
     return seen | own
@@ -58,16 +58,11 @@ def node_of(found: Record | Hit) -> BaseNode:
     return node
 
 
-def of_source(ref_doc_id: str) -> Filter:
-    """A filter for the nodes of a source document."""
-    return {_SOURCE: ref_doc_id}
-
-
 def allowed(store: MemoryStore, query: VectorStoreQuery) -> Filter | None:
     """A filter for the nodes that a query may find; None allows all."""
     parts: list[Filter] = []
     if query.doc_ids:
-        parts.append({_SOURCE: {"$in": list(query.doc_ids)}})
+        parts.append({SOURCE: {"$in": list(query.doc_ids)}})
     if query.node_ids and not _is_bookkeeping(store, query.node_ids):
         parts.append({_ID: {"$in": list(query.node_ids)}})
     if (condition := core_filter(query.filters)) is not None:

@@ -185,10 +185,13 @@ class Backend(Protocol):
     def compact(self, older_than: timedelta) -> None:
         """Free the space of replaced and deleted documents, and delete versions older than `older_than`."""
 
-    # What follows is about files and caches; a backend without them does nothing.
-
     def optimize(self, report: Report) -> None:
         """Update keys and indexes; the results of searches do not change."""
+
+    def close(self) -> None:
+        """Drop caches; the backend may be used again."""
+
+    # A backend without files has none to check.
 
     def check(self, report: Report) -> list[Broken]:
         """Read everything in the store, and return the files that cannot be read."""
@@ -201,9 +204,6 @@ class Backend(Protocol):
     def explain(self, error: BaseException) -> StoreError | None:
         """The meaning of an error for the store and what to do; None for an error that is not the backend's."""
         return None
-
-    def close(self) -> None:
-        """Drop caches; the backend may be used again."""
 
 
 # --- errors ----------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from clara_core.retrieval.bm25 import WordIndex
 from clara_core.retrieval.filters import matches
 from clara_core.retrieval.ranking import unit_rows
 from clara_core.retrieval.words import words_of
-from clara_core.store.backend import Backend, Candidate, Entry, Matches, Rows, Space
+from clara_core.store.backend import Backend, Candidate, Entry, Matches, Report, Rows, Space
 from clara_core.store.codec import MemoryCodec, MemoryType
 from clara_core.store.records import Record, StoreStats, metadata_from_json
 from clara_core.store.windows import WindowMatrix, Windows, ranking
@@ -221,6 +221,12 @@ class InMemory(Backend):
             if (state := self._state) is not None and not state.matrix.alive.all():
                 self._matrix.compact()
                 self._state = replace(state, matrix=self._matrix.snapshot())
+
+    def optimize(self, report: Report) -> None:
+        """Does nothing: there are no keys and no indexes to update."""
+
+    def close(self) -> None:
+        """Does nothing: there are no caches."""
 
     def _empty(self, space: Space) -> _State:
         self._words = WordIndex()

@@ -144,7 +144,8 @@ class WordScan:
 
     def _read(self, dataset: LanceDataset, fragment: LanceFragment) -> Rows:
         table = pa.Table.from_batches(batches(dataset, ["words", "serial"], fragments=[fragment]))
-        rows, serials = table["_rowid"].to_numpy(), table["serial"].to_numpy()
+        rows: Rows = table["_rowid"].to_numpy()
+        serials = table["serial"].to_numpy()
         order = np.argsort(serials, kind="stable")
         texts = table["words"].take(order).to_pylist()
         self._index.add(serials[order], [unescape(text).split(" ") if text else [] for text in texts])
