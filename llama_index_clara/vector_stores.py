@@ -26,6 +26,7 @@ from pydantic import Field, PrivateAttr
 
 from clara_core.common.errors import FingerprintMismatch
 from clara_core.common.place import IN_MEMORY, absolute
+from clara_core.retrieval.filters import matches
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._files import SUFFIX, VECTORS, read_file, write_file
 from llama_index_clara._filters import core_filter
@@ -267,8 +268,6 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Copies of nodes, in the order of their ids; unknown ids are left out."""
-        from clara_core.retrieval.filters import matches
-
         condition = core_filter(filters) or {}
         found = iter(self.client) if node_ids is None else self.client.get(node_ids)
         return [node_of(record) for record in found if matches(condition, record.metadata)]

@@ -187,7 +187,7 @@ class LanceSnapshot:
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
         if WORD_INDEX in indexed_rows(self.dataset):
             return self._by_word_index(words_of(question), k, allowed)
-        return Matches(*self.words.at(self.dataset).search(words_of(question), k, allowed))
+        return self.words.at(self.dataset).search(words_of(question), k, allowed)
 
     def _by_word_index(self, words: Sequence[str], k: int, allowed: Rows | None) -> Matches:
         """The same with the index over words, for stores too large to hold their words in this process."""

@@ -18,7 +18,7 @@ from lance import LanceDataset, LanceFragment
 from numpy.typing import NDArray
 
 from clara_core.retrieval.bm25 import WordIndex, members
-from clara_core.store.backend import Candidate, Rows
+from clara_core.store.backend import Candidate, Matches, Rows
 from clara_core.store.records import unescape
 from clara_core.store.schema import Layout, number_rows, window_counts
 from clara_core.store.table import batches, rows_at
@@ -102,19 +102,16 @@ class Words:
     """The words of a version of the table. Immutable."""
 
     index: WordIndex  # by serial number, so that texts with equal scores are in the order of adding
-    rows: Rows  # ascending
-    serials: Rows  # of each row
+    serials: Rows  # of each row, ascending
+    rows: Rows
 
-    def search(self, words: Sequence[str], k: int, allowed: Rows | None) -> tuple[list[Candidate], float]:
-        """The k rows that share words with a question, and the unit of the scores."""
-        among = None if allowed is None else np.sort(self.serials[members(self.rows, np.sort(allowed))])
+    def search(self, words: Sequence[str], k: int, allowed: Rows | None) -> Matches:
+        """The k rows that share words with a question."""
+        among = None if allowed is None else self.serials[members(self.rows, allowed)]
         found, unit = self.index.search(words, k, among)
-        by_serial = np.argsort(self.serials)
-        places = by_serial[
-            np.searchsorted(self.serials[by_serial], np.array([serial for serial, _ in found], np.uint64))
-        ]
-        rows = self.rows[places].tolist()
-        return [Candidate(row, score, 0, serial) for row, (serial, score) in zip(rows, found, strict=True)], unit
+        rows = self.rows[np.searchsorted(self.serials, np.array([serial for serial, _ in found], np.uint64))].tolist()
+        candidates = [Candidate(row, score, 0, serial) for row, (serial, score) in zip(rows, found, strict=True)]
+        return Matches(candidates, unit)
 
 
 class WordScan:
@@ -132,8 +129,8 @@ class WordScan:
                     self._files, self._index, self._rows, self._serials = _Files(), WordIndex(), _NO_ROWS, _NO_ROWS
                 self._seen = -1  # unless the update succeeds, all is read again
                 self._files.follow(dataset, self._remove, partial(self._read, dataset))
-                order = np.argsort(self._rows)
-                self._words = Words(self._index.snapshot(), self._rows[order], self._serials[order])
+                order = np.argsort(self._serials)
+                self._words = Words(self._index.snapshot(), self._serials[order], self._rows[order])
                 self._seen = dataset.version
             return self._words
 
