@@ -286,12 +286,8 @@ class ClaraVectorStore(StoreSearch):
     @contextmanager
     def _complete(self, documents: Sequence[Document], ids: Sequence[str | None]) -> Iterator[list[str]]:
         """An id for each document; during the writing, other threads of this process do not generate the same ids."""
-        if all(id_ is not None for id_ in ids):
-            yield [str(id_) if isinstance(id_, str) else id_ for id_ in ids]  # type: ignore[misc]
-            return
         with self._lock:
-            store = self.store
-            keys = complete_ids(documents, ids, lambda id_: id_ in self._reserved or id_ in store)
+            keys = complete_ids(documents, ids, lambda id_: id_ in self._reserved or id_ in self.store)
             made = {key for key, given in zip(keys, ids, strict=True) if given is None}
             self._reserved |= made
         try:
