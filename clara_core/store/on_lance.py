@@ -104,8 +104,13 @@ class LanceSnapshot:
         return dict(zip(table["_rowid"].to_pylist(), zip(records(table), memories, strict=True), strict=True))
 
     def memories(self, names: Sequence[str], by: Literal["id", "content"] = "id") -> dict[str, Memory]:
-        table = rows_with(self.dataset, by, names, list(dict.fromkeys([by, *RECORD_COLUMNS, "memory"])))
-        return dict(zip(map(unescape, table[by].to_pylist()), self._memories(table), strict=True))
+        if by == "content":  # several documents may have it, and the memory of one is enough
+            rows = rows_with(self.dataset, by, names, [by, "id"]).to_pylist()
+            ids = {row["content"]: unescape(row["id"]) for row in rows}
+            found = self.memories(list(ids.values()))
+            return {content: found[id_] for content, id_ in ids.items()}
+        table = rows_with(self.dataset, "id", names, [*RECORD_COLUMNS, "memory"])
+        return dict(zip(map(unescape, table["id"].to_pylist()), self._memories(table), strict=True))
 
     def _memories(self, table: pa.Table) -> list[Memory]:
         if not table.num_rows:
