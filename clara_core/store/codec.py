@@ -70,7 +70,9 @@ class MemoryCodec:
                              f"{self.row_bytes} bytes, got an array of {rows.dtype} {list(rows.shape)}")  # fmt: skip
         shape = (len(rows), self.n_mem, self.hidden)
         if self.memory_type != "int8":
-            return torch.from_numpy(rows.flatten()).view(_NUMBERS[self.memory_type]).view(shape).to(dtype)
+            # Through numpy, since torch does not view an empty array as another type; numpy has no bfloat16.
+            numbers = rows.flatten().view(np.float32 if self.memory_type == "float32" else np.int16)
+            return torch.from_numpy(numbers).view(_NUMBERS[self.memory_type]).view(shape).to(dtype)
         split = _SCALE_BYTES * self.n_mem
         scales = np.ascontiguousarray(rows[:, :split]).view(np.float32)  # [w, T]
         steps = torch.from_numpy(rows[:, split:].view(np.int8).astype(np.float32)).view(shape)
