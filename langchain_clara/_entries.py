@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.documents import Document
 
+from clara_core.retrieval.filters import check_filter, matches
 from langchain_clara._engine import SCORE_KEY
 
 if TYPE_CHECKING:
@@ -89,33 +90,21 @@ def complete_ids(documents: Sequence[Document], ids: Sequence[str | None], taken
     return complete
 
 
-def _checked(condition: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    from clara_core.retrieval.filters import check_filter
-
-    if condition is not None:
-        check_filter(condition)
-    return condition
-
-
 def acceptor(condition: Filter | None) -> Callable[[Document], bool] | None:
     """A filter, checked like that of `stored_filter`, as a function of documents."""
-    from clara_core.retrieval.filters import matches
-
-    if callable(condition):
+    if condition is None or callable(condition):
         return condition
-    rules = _checked(condition)
-    return None if rules is None else lambda document: matches(rules, document.metadata)
+    check_filter(condition)
+    return lambda document: matches(condition, document.metadata)
 
 
 def stored_filter(condition: Filter | None) -> Mapping[str, Any] | Callable[[Record], bool] | None:
-    """A filter, checked before anything is computed with it, in the form of the store.
-
-    Raises:
-        TypeError, ValueError: It is invalid; see `check_filter`.
-    """
-    if not callable(condition):
-        return _checked(condition)
-    return lambda record: condition(document_of(record))
+    """A filter in the form of the store; `check_filter` refuses an invalid one before anything is computed with it."""
+    if callable(condition):
+        return lambda record: condition(document_of(record))
+    if condition is not None:
+        check_filter(condition)
+    return condition
 
 
 def document_of(found: Record | Hit) -> Document:

@@ -242,8 +242,7 @@ class StoreSearch(VectorStore):
         from clara_core.store.search import DEFAULT_MODE, Search
 
         Search(k, mode or DEFAULT_MODE)
-        rules = stored_filter(filter)
-        return {"k": k, "filter": rules, "mode": mode, "with_memories": self._vectors.are_memories}
+        return {"k": k, "filter": stored_filter(filter), "mode": mode, "with_memories": self._vectors.are_memories}
 
     def _diverse(self, question: Array, how: Mapping[str, Any]) -> list[Document]:
         hits = self.store.search_mmr(question, **how, with_memories=self._vectors.are_memories)
@@ -269,11 +268,8 @@ def _mmr_options(
     _no_more("max_marginal_relevance_search", more)
     from clara_core.store.search import Search
 
-    if fetch_k < 1:
-        raise ValueError(f"fetch_k must be at least 1, got {fetch_k}")
-    Search(k, "memory", lambda_mult=lambda_mult)
-    rules = stored_filter(filter)
-    return {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, "filter": rules}
+    Search(k, "memory", fetch_k=fetch_k, lambda_mult=lambda_mult)
+    return {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, "filter": stored_filter(filter)}
 
 
 def _no_more(method: str, kwargs: Mapping[str, Any]) -> None:

@@ -19,7 +19,6 @@ from langchain_clara._entries import (
     complete_ids,
     document_of,
     listed,
-    several,
     stored_filter,
     with_texts,
 )
@@ -287,12 +286,8 @@ class ClaraVectorStore(StoreSearch):
     @contextmanager
     def _complete(self, documents: Sequence[Document], ids: Sequence[str | None]) -> Iterator[list[str]]:
         """An id for each document; during the writing, other threads of this process do not generate the same ids."""
-        if all(id_ is not None for id_ in ids):
-            yield [str(id_) if isinstance(id_, str) else id_ for id_ in ids]  # type: ignore[misc]
-            return
         with self._lock:
-            store = self.store
-            keys = complete_ids(documents, ids, lambda id_: id_ in self._reserved or id_ in store)
+            keys = complete_ids(documents, ids, lambda id_: id_ in self._reserved or id_ in self.store)
             made = {key for key, given in zip(keys, ids, strict=True) if given is None}
             self._reserved |= made
         try:
@@ -312,12 +307,12 @@ class ClaraVectorStore(StoreSearch):
         condition = stored_filter(filter)
         if ids is None and condition is None:
             condition = {}
-        self.store.delete(None if ids is None else several(ids, "ids", "strings"), condition)
+        self.store.delete(ids, condition)
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Copies of documents in the order of their ids; unknown ids are ignored."""
-        return [document_of(record) for record in self.store.get(several(ids, "ids", "strings"))]
+        return [document_of(record) for record in self.store.get(ids)]
 
     def get_memories(self, ids: Sequence[str]) -> list[Memory]:
         """Memories of documents, in the order of their ids; with shortened vectors they are compressed again.
@@ -326,12 +321,12 @@ class ClaraVectorStore(StoreSearch):
             KeyError: The store has no document with an id.
             TypeError: The store keeps vectors of another embedding.
         """
-        engine = self._vectors.engine("get_memories")
-        wanted = several(ids, "ids", "strings")
-        if self._vectors.are_memories:
-            return self.store.memories(wanted)
-        from clara_core.store.records import in_order
+        from clara_core.store.records import checked_ids, in_order
 
+        engine = self._vectors.engine("get_memories")
+        if self._vectors.are_memories:
+            return self.store.memories(ids)
+        wanted = checked_ids(ids)
         return engine.remember(in_order(wanted, {record.id: record.text for record in self.store.get(wanted)}))
 
     # --- making one ------------------------------------------------------------------------------

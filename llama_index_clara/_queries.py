@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
 if TYPE_CHECKING:
     from clara_core.retrieval.vectors import Array
-    from clara_core.store import Hit
 
 _POOL: Final = 20  # fewest nodes that MMR chooses from
 _WIDER: Final = 4  # nodes that MMR chooses from, for each node to choose
@@ -86,18 +84,6 @@ def _mmr_threshold(query: VectorStoreQuery, options: Mapping[str, Any]) -> float
     if not 0.0 <= mmr_threshold <= 1.0:
         raise ValueError(f"mmr_threshold must lie in [0, 1], got {given}")
     return mmr_threshold
-
-
-def chosen(question: Array, hits: Sequence[Hit], windows: Sequence[Array], k: int, mmr_threshold: float) -> Any:
-    """Hits chosen by LlamaIndex's own rule of maximal marginal relevance, with their scores by it.
-
-    The rule compares a candidate with the node chosen last. A node is compared by the window that best matches the
-    question.
-    """
-    scores, places = get_top_k_mmr_embeddings(
-        question, list(windows), similarity_top_k=k, mmr_threshold=mmr_threshold  # type: ignore[arg-type]
-    )  # fmt: skip
-    return [(hits[place], float(score)) for place, score in zip(places, scores, strict=True)]
 
 
 def vector_of(numbers: Sequence[float], length: int, owner: str, model: str) -> Array:

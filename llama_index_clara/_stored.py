@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llama_index.core.schema import BaseNode, ImageNode, IndexNode
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
-from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery
+from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
 
 from llama_index_clara._filters import Filter, core_filter
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NODE: Final = "clara:node"
 _ID: Final = "clara:id"
-_SOURCE: Final = "clara:source"
+SOURCE: Final = "clara:source"
 _OWN_IDS: Final = "clara:index_or_image"  # marks the nodes whose ids an index keeps, see `_is_bookkeeping`
 
 
@@ -46,7 +46,7 @@ def metadata_of(node: BaseNode) -> dict[str, Any]:
     del seen["_node_content"]
     own: dict[str, Any] = {_ID: node.node_id, _NODE: doc_to_json(node)}
     if node.ref_doc_id is not None:
-        own[_SOURCE] = node.ref_doc_id
+        own[SOURCE] = node.ref_doc_id
     if isinstance(node, IndexNode | ImageNode):
         own[_OWN_IDS] = True
     return seen | own
@@ -58,27 +58,16 @@ def node_of(found: Record | Hit) -> BaseNode:
     return node
 
 
-def of_source(ref_doc_id: str) -> Filter:
-    """A filter for the nodes of a source document."""
-    return {_SOURCE: ref_doc_id}
-
-
-def named(node_ids: list[str] | None, filters: MetadataFilters | None) -> Filter | None:
-    """A filter for the nodes that have one of the ids and pass the filters; None allows all."""
-    parts: list[Filter] = [] if node_ids is None else [{_ID: {"$in": list(node_ids)}}]
-    condition = core_filter(filters)
-    parts += [] if condition is None else [condition]
-    return {"$and": parts} if parts else None
-
-
 def allowed(store: MemoryStore, query: VectorStoreQuery) -> Filter | None:
     """A filter for the nodes that a query may find; None allows all."""
-    ids = query.node_ids if query.node_ids and not _is_bookkeeping(store, query.node_ids) else None
-    condition = named(ids, query.filters)
-    if not query.doc_ids:
-        return condition
-    sources: Filter = {_SOURCE: {"$in": list(query.doc_ids)}}
-    return sources if condition is None else {"$and": [sources, condition]}
+    parts: list[Filter] = []
+    if query.doc_ids:
+        parts.append({SOURCE: {"$in": list(query.doc_ids)}})
+    if query.node_ids and not _is_bookkeeping(store, query.node_ids):
+        parts.append({_ID: {"$in": list(query.node_ids)}})
+    if (condition := core_filter(query.filters)) is not None:
+        parts.append(condition)
+    return {"$and": parts} if parts else None
 
 
 def _is_bookkeeping(store: MemoryStore, node_ids: list[str]) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import fsspec
 import numpy as np
+from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, NAMESPACE_SEP
 from llama_index.core.vector_stores.types import (
@@ -25,11 +26,13 @@ from pydantic import Field, PrivateAttr
 
 from clara_core.common.errors import FingerprintMismatch
 from clara_core.common.place import IN_MEMORY, absolute
+from clara_core.retrieval.filters import matches
 from llama_index_clara._engine import EngineFields
 from llama_index_clara._files import SUFFIX, VECTORS, read_file, write_file
+from llama_index_clara._filters import core_filter
 from llama_index_clara._nodes import checked, copy_of, text_of
-from llama_index_clara._queries import Plan, chosen, vector_of, words_of
-from llama_index_clara._stored import allowed, metadata_of, named, node_of, of_source, stored_node
+from llama_index_clara._queries import Plan, vector_of, words_of
+from llama_index_clara._stored import SOURCE, allowed, metadata_of, node_of, stored_node
 
 if TYPE_CHECKING:
     from clara_core import Memory
@@ -100,11 +103,6 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         super().__init__(engine=engine, **options)
         self._store = store
 
-    @classmethod
-    def class_name(cls) -> str:
-        """Name in serialized components and traces."""
-        return "ClaraVectorStore"
-
     @property
     def client(self) -> MemoryStore:
         """The store of the nodes, with `optimize`, `compact` and `stats`. Opened at first use."""
@@ -131,10 +129,6 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
     def count(self) -> int:
         """Number of nodes in the store. (There is no ``len``, because an empty store would be false.)"""
         return self.client.count()
-
-    @property
-    def _is_in_memory(self) -> bool:
-        return self.uri is None or self.uri.startswith(IN_MEMORY)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "store": self._store}
@@ -248,7 +242,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete all nodes of a source document; an unknown document is ignored."""
-        self.client.delete(filter=of_source(ref_doc_id))
+        self.client.delete(filter={SOURCE: ref_doc_id})
 
     def delete_nodes(
         self,
@@ -263,7 +257,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         """
         if node_ids is None and filters is None:
             raise ValueError("give node_ids= or filters=; clear() empties the store")
-        condition = named(None, filters)
+        condition = core_filter(filters)
         self.client.delete(node_ids, {} if node_ids is None and condition is None else condition)
 
     def clear(self) -> None:
@@ -274,9 +268,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Copies of nodes, in the order of their ids; unknown ids are left out."""
-        from clara_core.retrieval.filters import matches
-
-        condition = named(None, filters) or {}
+        condition = core_filter(filters) or {}
         found = iter(self.client) if node_ids is None else self.client.get(node_ids)
         return [node_of(record) for record in found if matches(condition, record.metadata)]
 
@@ -286,16 +278,12 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         Raises:
             KeyError: The store has no node with an id.
         """
-        try:
-            if self.dimensions is None:
-                return self.client.memories(node_ids)
-            found = {record.id: record.text for record in self.client.get(node_ids)}
-            texts = [found[id_] for id_ in node_ids]
-        except KeyError:
-            known = {record.id for record in self.client.get(node_ids)}
-            missing = [id_ for id_ in node_ids if id_ not in known]
-            raise KeyError(f"the store has no node {missing[0]!r}" if missing else "a node was just deleted") from None
-        return self.engine.remember(texts)
+        if self.dimensions is None:
+            return self.client.memories(node_ids)
+        from clara_core.store.records import in_order
+
+        texts = {record.id: record.text for record in self.client.get(node_ids)}
+        return self.engine.remember(in_order(node_ids, texts))
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find nodes.
@@ -334,9 +322,12 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
             hits = store.search(words_of(query), plan.k, vectors=question, **options)
         if plan.mmr_threshold is None or question is None:
             return [(hit, hit.relevance if plan.fused else hit.score) for hit in hits]
+        # LlamaIndex's own rule compares a candidate with the node chosen last, both by their nearest windows.
         windows = [hit.memory.vectors()[hit.window] for hit in hits]
-        picked: list[tuple[Hit, float]] = chosen(question, hits, windows, query.similarity_top_k, plan.mmr_threshold)
-        return picked
+        scores, places = get_top_k_mmr_embeddings(
+            question, windows, similarity_top_k=query.similarity_top_k, mmr_threshold=plan.mmr_threshold  # type: ignore[arg-type]
+        )  # fmt: skip
+        return [(hits[place], float(score)) for place, score in zip(places, scores, strict=True)]
 
     def _question(self, query: VectorStoreQuery) -> Array:
         if query.query_embedding is None:
@@ -390,14 +381,12 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
         fs: fsspec.AbstractFileSystem | None = None,
     ) -> None:
         """Write the store to ``<persist_path>.clara`` atomically; with `uri`, only the address of the nodes."""
-        if self.uri is not None and self._is_in_memory:
+        if self.uri is not None and self.uri.startswith(IN_MEMORY):
             raise ValueError("a store at memory:// ends with its process; give uri= a folder, which needs no persist()")
-        header = {"made_by": self._made_by(), "uri": self.uri, "length": self.space.length,
+        made_by = {name: getattr(self.engine.arguments, name) for name in _IDENTITY}
+        header = {"made_by": made_by, "uri": self.uri, "length": self.space.length,
                   "dimensions": self.dimensions, "fingerprint": self.client.fingerprint}  # fmt: skip
         write_file(f"{persist_path}{SUFFIX}", fs, header, self.client if self.uri is None else None)
-
-    def _made_by(self) -> dict[str, Any]:
-        return {name: getattr(self.engine.arguments, name) for name in _IDENTITY}
 
     @classmethod
     def from_persist_path(cls, persist_path: str, fs: fsspec.AbstractFileSystem | None = None, **options: Any) -> Self:

@@ -9,10 +9,12 @@ Dimensions: Q questions, D = n_mem * hidden numbers of a window, W windows of a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,11 @@ Rows: TypeAlias = NDArray[np.uint64]
 
 Report: TypeAlias = Callable[[str, int, int], None]
 """Receives the name of the current step, how much of it is done, and how much there is; 0 for an unknown number."""
+
+_TRIES: Final = 3  # attempts of a read whose files others delete meanwhile
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +53,7 @@ class Space:
         return cls(memory.fingerprint, memory_type, n_mem, hidden)
 
     def check_model(self, fingerprint: str, uri: str) -> None:
-        """Refuse a model other than the one whose memories the store holds.
-
-        Raises:
-            FingerprintMismatch: The models differ; the message names both and what to do.
-        """
+        """Raise `FingerprintMismatch`, which names both, for a model other than that of the stored memories."""
         if fingerprint != self.fingerprint:
             raise FingerprintMismatch(
                 f"the store at {uri} holds memories of the model {self.fingerprint[:12]}, this one is "
@@ -59,12 +62,7 @@ class Space:
             )
 
     def check(self, entries: Sequence[Entry], uri: str) -> None:
-        """Refuse documents whose memories are of another kind.
-
-        Raises:
-            FingerprintMismatch: The memories are of another model.
-            ValueError: The memories have another shape; the message gives both.
-        """
+        """Refuse documents whose memories are of another model (`FingerprintMismatch`) or shape (ValueError)."""
         for entry in entries:
             self.check_model(entry.memory.fingerprint, uri)
             if tuple(entry.memory.tokens.shape[1:]) != (self.n_mem, self.hidden):
@@ -123,11 +121,8 @@ class Snapshot(Protocol):
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """`Entry.content` and `Entry.metadata` of documents, by id; unknown ids are left out."""
 
-    def memories(self, ids: Sequence[str]) -> dict[str, Memory]:
-        """Memories by id; unknown ids are left out."""
-
-    def with_contents(self, contents: Sequence[str]) -> dict[str, str]:
-        """The id of a document that has an `Entry.content`, by content; unknown ones are left out."""
+    def memories(self, names: Sequence[str], by: Literal["id", "content"] = "id") -> dict[str, Memory]:
+        """Memories by id, or by `Entry.content`; unknown ones are left out."""
 
     def __iter__(self) -> Iterator[Record]:
         """All documents in the order of their rows, in bounded memory."""
@@ -193,14 +188,66 @@ class Backend(Protocol):
     def optimize(self, report: Report) -> None:
         """Update keys and indexes; the results of searches do not change."""
 
+    def close(self) -> None:
+        """Drop caches; the backend may be used again."""
+
+    # A backend without files has none to check.
+
     def check(self, report: Report) -> list[Broken]:
         """Read everything in the store, and return the files that cannot be read."""
+        return []
 
     def salvage(self, report: Report) -> list[Broken]:
         """Do the same, and delete the documents of those files."""
+        return []
 
     def explain(self, error: BaseException) -> StoreError | None:
         """The meaning of an error for the store and what to do; None for an error that is not the backend's."""
+        return None
 
-    def close(self) -> None:
-        """Drop caches; the backend may be used again."""
+
+# --- errors ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def explained(backend: Backend) -> Iterator[None]:
+    """Turn errors of the backend into `StoreError`: a file is broken, or could not be read or written."""
+    try:
+        yield
+    except BaseException as exc:
+        if (meant := backend.explain(exc)) is None:
+            raise
+        raise meant from exc
+
+
+def retry_read(backend: Backend, work: Callable[[], T], tries: int = _TRIES) -> T:
+    """Call a function that reads the latest version; repeat it if a file that it reads is deleted meanwhile."""
+    for left in reversed(range(tries)):
+        try:
+            with explained(backend):
+                return work()
+        except Exception as exc:
+            if not left or "not found" not in str(exc.__cause__).lower():
+                raise
+    raise AssertionError
+
+
+def writes(method: Method, tries: int = 1) -> Method:
+    """Decorate a method of a class with a ``_backend`` so that it explains errors, also of an iterator it returns."""
+
+    @functools.wraps(method)
+    def explaining(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = retry_read(self._backend, lambda: method(self, *args, **kwargs), tries)
+        return _each(self._backend, result) if isinstance(result, Iterator) else result
+
+    return cast("Method", explaining)
+
+
+def reads(method: Method) -> Method:
+    """`writes` for a method that only reads: it is repeated if others delete the version that it reads."""
+    return writes(method, _TRIES)
+
+
+def _each(backend: Backend, values: Iterator[Any]) -> Iterator[Any]:
+    with explained(backend):
+        yield from values

@@ -51,12 +51,7 @@ class MemoryCodec:
         return scales + _NUMBERS[self.memory_type].itemsize * self.n_mem * self.hidden
 
     def encode(self, tokens: Tensor) -> NDArray[np.uint8]:
-        """Encode windows ``[w, T, H]`` of any float type as ``[w, row_bytes]``, contiguous.
-
-        Raises:
-            ValueError: The shape differs, or a number is not finite (in bfloat16), which would make the memory
-                useless.
-        """
+        """Encode windows ``[w, T, H]`` of any float type as ``[w, row_bytes]``, contiguous; numbers must be finite."""
         if tokens.ndim != 3 or tokens.shape[1:] != (self.n_mem, self.hidden):
             raise ValueError(f"memory must have the shape [windows, {self.n_mem}, {self.hidden}], "
                              f"got {list(tokens.shape)}")  # fmt: skip
@@ -69,20 +64,15 @@ class MemoryCodec:
         return numbers.flatten(1).view(torch.uint8).numpy()
 
     def decode(self, rows: NDArray[np.uint8], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Decode rows ``[w, row_bytes]`` to windows ``[w, T, H]``. The result is a copy and does not refer to the rows.
-
-        Raises:
-            ValueError: The rows have another length, so they were written for another shape or type.
-        """
+        """Decode rows ``[w, row_bytes]`` to windows ``[w, T, H]``; the result is a copy."""
         if rows.ndim != 2 or rows.shape[1] != self.row_bytes or rows.dtype != np.uint8:
             raise ValueError(f"a stored memory of [{self.n_mem}, {self.hidden}] in {self.memory_type} has "
                              f"{self.row_bytes} bytes, got an array of {rows.dtype} {list(rows.shape)}")  # fmt: skip
         shape = (len(rows), self.n_mem, self.hidden)
         if self.memory_type != "int8":
-            copied = rows.flatten().view(
-                np.float32 if self.memory_type == "float32" else np.int16
-            )  # no bfloat16 in numpy
-            return torch.from_numpy(copied).view(_NUMBERS[self.memory_type]).view(shape).to(dtype)
+            # Through numpy, since torch does not view an empty array as another type; numpy has no bfloat16.
+            numbers = rows.flatten().view(np.float32 if self.memory_type == "float32" else np.int16)
+            return torch.from_numpy(numbers).view(_NUMBERS[self.memory_type]).view(shape).to(dtype)
         split = _SCALE_BYTES * self.n_mem
         scales = np.ascontiguousarray(rows[:, :split]).view(np.float32)  # [w, T]
         steps = torch.from_numpy(rows[:, split:].view(np.int8).astype(np.float32)).view(shape)

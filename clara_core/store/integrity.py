@@ -40,13 +40,7 @@ def broken_files(dataset: LanceDataset, report: Report, *, sizes_only: bool = Fa
 
 
 def salvage(table: Table, report: Report) -> list[Broken]:
-    """Delete the documents of broken files from a table.
-
-    Older versions of the table still refer to the files, and no file is deleted.
-
-    Returns:
-        list: The broken files; if there are none, nothing was changed.
-    """
+    """Delete the documents of broken files, but no file, since older versions refer to them; returns the files."""
     dataset = table.latest()
     found = [] if dataset is None else broken_files(dataset, report)
     if found:

@@ -116,11 +116,7 @@ class Key:
 
     @classmethod
     def from_json(cls, text: str) -> Key:
-        """The key whose `to_json` returned this text.
-
-        Raises:
-            ValueError: The text cannot be read, or its kind is unknown to this version.
-        """
+        """The key whose `to_json` returned this text; ValueError if this version cannot read it."""
         try:
             found: dict[str, Any] = json.loads(text)
             kind, common = found["kind"], found["common"]

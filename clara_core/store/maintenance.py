@@ -25,10 +25,9 @@ from lance.progress import IndexProgress
 
 from clara_core.common.errors import StoreError
 from clara_core.store.backend import Report
-from clara_core.store.reading import batches, readable
 from clara_core.store.scan import made_keys
 from clara_core.store.schema import FIT_ROWS, Layout, list_column, window_counts
-from clara_core.store.table import Table, data_bytes
+from clara_core.store.table import Table, batches, data_bytes, readable
 
 INDEX_ROWS: Final = 500_000  # documents from which on indexes over keys and words are built
 KEY_INDEX: Final = "key_near"
@@ -244,18 +243,9 @@ _REWRITTEN: Final = ("id", "content", "key", "key_version")
 # --- indexes ---------------------------------------------------------------------------------------------
 
 
-def index_names(dataset: LanceDataset) -> set[str]:
-    """Names of the indexes of a version."""
-    return {index.name for index in dataset.describe_indices()}
-
-
-def indexed_rows(dataset: LanceDataset, name: str) -> int | None:
-    """Number of rows that an index covers; None if there is no such index."""
-    index = next((index for index in dataset.describe_indices() if index.name == name), None)
-    if index is None:
-        return None
-    covered = {number for segment in index.segments for number in segment.fragment_ids}
-    return sum(fragment.count_rows() for fragment in dataset.get_fragments() if fragment.fragment_id in covered)
+def indexed_rows(dataset: LanceDataset) -> dict[str, int]:
+    """Number of rows that each index of a version covers, by its name."""
+    return {index.name: index.num_rows_indexed for index in dataset.describe_indices()}
 
 
 def build_indexes(table: Table, report: Report) -> None:
@@ -263,7 +253,7 @@ def build_indexes(table: Table, report: Report) -> None:
     dataset = table.latest()
     if dataset is None or not dataset.count_rows():
         return
-    there, many = index_names(dataset), dataset.count_rows() >= INDEX_ROWS
+    there, many = indexed_rows(dataset), dataset.count_rows() >= INDEX_ROWS
     for name, (column, kind, settings) in {**_INDEXES, **(_LARGE_INDEXES if many else {})}.items():
         if name not in there:
             _build_index(table, report, name, column, kind, settings)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,13 +30,12 @@ from clara_core.store import integrity, maintenance
 from clara_core.store.backend import Candidate, Entry, Matches, Report, Rows, Space
 from clara_core.store.codec import MemoryType
 from clara_core.store.keys import Key
-from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, held, index_names, indexed_rows
+from clara_core.store.maintenance import KEY_INDEX, WORD_INDEX, held, indexed_rows
 from clara_core.store.predicate import passing
-from clara_core.store.reading import batches, readable, rows_at, rows_with, scanner
 from clara_core.store.records import Broken, Record, StoreStats, escape, unescape
 from clara_core.store.scan import KeyScan, WordScan
 from clara_core.store.schema import FIT_ROWS, RECORD_COLUMNS, Layout, Serials, number_rows, records, window_counts
-from clara_core.store.table import Table, data_bytes
+from clara_core.store.table import Table, batches, data_bytes, readable, rows_at, rows_with, scanner
 from clara_core.store.windows import merged, ranking, scored_windows, window_numbers
 
 _RECORDS: Final = 1024  # documents read at a time
@@ -66,7 +65,7 @@ class LanceSnapshot:
 
     def stats(self) -> StoreStats:
         with readable(self.dataset):
-            fragments = self.dataset.get_fragments()
+            fragments, indexed = self.dataset.get_fragments(), indexed_rows(self.dataset)
             documents, size = int(self.dataset.count_rows()), data_bytes(fragments)
             return StoreStats(
                 documents=documents,
@@ -77,8 +76,8 @@ class LanceSnapshot:
                 fingerprint=self.space.fingerprint,
                 memory_type=self.space.memory_type,
                 key_length=self.layout.key.length,
-                word_index_rows=indexed_rows(self.dataset, WORD_INDEX),
-                key_index_rows=indexed_rows(self.dataset, KEY_INDEX),
+                word_index_rows=indexed.get(WORD_INDEX),
+                key_index_rows=indexed.get(KEY_INDEX),
             )
 
     # --- documents ---------------------------------------------------------------------------------------
@@ -104,8 +103,13 @@ class LanceSnapshot:
         memories = self._memories(table) if with_memories else [None] * table.num_rows
         return dict(zip(table["_rowid"].to_pylist(), zip(records(table), memories, strict=True), strict=True))
 
-    def memories(self, ids: Sequence[str]) -> dict[str, Memory]:
-        table = rows_with(self.dataset, "id", ids, [*RECORD_COLUMNS, "memory"])
+    def memories(self, names: Sequence[str], by: Literal["id", "content"] = "id") -> dict[str, Memory]:
+        if by == "content":  # several documents may have it, and the memory of one is enough
+            rows = rows_with(self.dataset, by, names, [by, "id"]).to_pylist()
+            ids = {row["content"]: unescape(row["id"]) for row in rows}
+            found = self.memories(list(ids.values()))
+            return {content: found[id_] for content, id_ in ids.items()}
+        table = rows_with(self.dataset, "id", names, [*RECORD_COLUMNS, "memory"])
         return dict(zip(map(unescape, table["id"].to_pylist()), self._memories(table), strict=True))
 
     def _memories(self, table: pa.Table) -> list[Memory]:
@@ -116,10 +120,6 @@ class LanceSnapshot:
             Memory(own, record.text, record.spans, record.source_tokens, self.space.fingerprint)
             for record, own in zip(records(table), tokens, strict=True)
         ]
-
-    def with_contents(self, contents: Sequence[str]) -> dict[str, str]:
-        rows = rows_with(self.dataset, "content", contents, ["id", "content"]).to_pylist()
-        return {row["content"]: unescape(row["id"]) for row in rows}
 
     def __iter__(self) -> Iterator[Record]:
         with held(self.dataset):  # keeps maintenance from deleting these rows during the iteration
@@ -143,7 +143,7 @@ class LanceSnapshot:
         if exact or total <= wanted:
             return self._ranked(units, k, allowed, None)
         queries = self.layout.key.questions(questions)  # [Q, L]
-        if KEY_INDEX in index_names(self.dataset):
+        if KEY_INDEX in indexed_rows(self.dataset):
             candidates = [self._by_index(question, wanted, allowed) for question in queries]
         else:
             keys, threads = self.keys.at(self.dataset, self.layout), torch.get_num_threads()
@@ -190,9 +190,9 @@ class LanceSnapshot:
     # --- by words ----------------------------------------------------------------------------------------
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
-        if WORD_INDEX in index_names(self.dataset):
+        if WORD_INDEX in indexed_rows(self.dataset):
             return self._by_word_index(words_of(question), k, allowed)
-        return Matches(*self.words.at(self.dataset).search(words_of(question), k, allowed))
+        return self.words.at(self.dataset).search(words_of(question), k, allowed)
 
     def _by_word_index(self, words: Sequence[str], k: int, allowed: Rows | None) -> Matches:
         """The same with the index over words, for stores too large to hold their words in this process."""

@@ -212,12 +212,7 @@ def _ordered(name: str, sign: str, operand: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a filter, if it has a JSON type.
-
-    Raises:
-        _Beyond: A value of another type (a decimal, a number of an array) may equal a JSON value by rules of
-            Python.
-    """
+    """A value of a JSON type; others (a decimal, a number of an array) may equal one by rules of Python alone."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) is list:

@@ -128,22 +128,14 @@ def made_id(text: str, seen: int) -> str:
 
 
 def in_order(ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
-    """What was found of each document.
-
-    Raises:
-        KeyError: Nothing was found of one.
-    """
+    """What was found of each document; a KeyError names one of which nothing was found."""
     if missing := [id_ for id_ in ids if id_ not in found]:
         raise KeyError(f"there is no document with the id {missing[0]!r}")
     return [found[id_] for id_ in ids]
 
 
 def checked_ids(ids: Iterable[str]) -> list[str]:
-    """Ids as a list.
-
-    Raises:
-        TypeError: It is a single string, or an id is not a string.
-    """
+    """Ids as a list; a TypeError refuses a single string and ids of another type."""
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise TypeError(f"ids must be several strings, got one {type(ids).__name__}; put it into a list")
     wanted = list(ids)

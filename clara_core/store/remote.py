@@ -18,7 +18,7 @@ from clara_core.engine.remote.http import Call
 from clara_core.store.records import Hit, Record, StoreStats, checked_ids, in_order, metadata_from_json, metadata_json
 from clara_core.store.search import Filter, Search, check_condition
 from clara_core.store.store import MemoryStore
-from clara_core.store.writing import Document
+from clara_core.store.writing import Document, batches_of
 
 PLACE: Final = "/v1/stores/"
 _BATCH: Final = 256  # most documents of a request
@@ -70,7 +70,7 @@ class RemoteStore(MemoryStore):
         if vectors is not None:
             raise ValueError("a store on a server holds memories of its own model: leave out vectors=")
         path = f"{self._path}/documents" + ("?fidelity=true" if fidelity else "")
-        for batch in _batches(documents):
+        for batch in batches_of(documents, _BATCH, _BATCH_BYTES, _size):
             body = b"".join(map(_line, batch))
             self._server.connection.ask(Call(path, body, {"content-type": "application/x-ndjson"}))
             yield [document.id for document in batch]
@@ -165,16 +165,6 @@ def _line(document: Document) -> bytes:
     return json.dumps(facts, separators=(",", ":")).encode() + b"\n"
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Documents in batches of the size of a request."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        weight = 6 * len(document.text) + len(document.metadata)  # an escaped character takes six bytes
-        if batch and (len(batch) >= _BATCH or size + weight > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += weight
-    if batch:
-        yield batch
+def _size(document: Document) -> int:
+    """Most bytes of a document in a request, in which an escaped character takes six."""
+    return 6 * len(document.text) + len(document.metadata)

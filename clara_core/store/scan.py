@@ -7,8 +7,9 @@ key.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -17,10 +18,10 @@ from lance import LanceDataset, LanceFragment
 from numpy.typing import NDArray
 
 from clara_core.retrieval.bm25 import WordIndex, members
-from clara_core.store.backend import Candidate, Rows
-from clara_core.store.reading import batches, rows_at
+from clara_core.store.backend import Candidate, Matches, Rows
 from clara_core.store.records import unescape
 from clara_core.store.schema import Layout, number_rows, window_counts
+from clara_core.store.table import batches, rows_at
 from clara_core.store.windows import WindowMatrix, Windows
 
 _BLOCK_BYTES: Final = 1 << 26  # bytes of memories that keys are computed from at a time
@@ -28,15 +29,20 @@ _NO_ROWS: Final[Rows] = np.empty(0, np.uint64)
 
 
 class _Files:
-    """The files and rows that are in the cache; computes what has changed in a version of the table."""
+    """The files and rows that are in a cache."""
 
     def __init__(self) -> None:
         self._files: dict[int, tuple[Rows, int]] = {}  # rows that are not deleted, and how many of the file are deleted
 
-    def gone(self, dataset: LanceDataset) -> Rows:
-        """Remove and return the cached rows that are not in a version of the table, ascending."""
+    def follow(
+        self, dataset: LanceDataset, remove: Callable[[Rows], None], read: Callable[[LanceFragment], Rows]
+    ) -> None:
+        """Update a cache to a version of the table.
+
+        `remove` takes rows out of the cache, ascending; `read` puts those of a file in and returns their numbers.
+        """
         fragments = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
-        gone = []
+        gone = [_NO_ROWS]
         for number, (rows, deletions) in list(self._files.items()):
             fragment = fragments.get(number)
             if fragment is None:
@@ -51,15 +57,11 @@ class _Files:
                 if len(left) > kept.sum():  # an earlier version with fewer deleted rows: read the file again
                     del self._files[number]
                     gone.append(rows[kept])
-        return np.sort(np.concatenate([_NO_ROWS, *gone]))
-
-    def new(self, dataset: LanceDataset) -> list[LanceFragment]:
-        """Files of a version of the table that are not in the cache."""
-        return [fragment for fragment in dataset.get_fragments() if fragment.fragment_id not in self._files]
-
-    def read(self, fragment: LanceFragment, rows: Rows) -> None:
-        """Note that a file is in the cache."""
-        self._files[fragment.fragment_id] = (rows, fragment.num_deletions)
+        if any(map(len, gone)):
+            remove(np.sort(np.concatenate(gone)))
+        for number, fragment in fragments.items():
+            if number not in self._files:
+                self._files[number] = (read(fragment), fragment.num_deletions)
 
 
 class KeyScan:
@@ -74,29 +76,15 @@ class KeyScan:
         with self._lock:
             if self._seen != (dataset.version, layout.key_version):
                 if self._seen[1] != layout.key_version:
-                    self._forget(layout.key.length)
+                    self._files, self._matrix = _Files(), WindowMatrix(layout.key.length, np.float16, scaled=False)
                 self._seen = (-1, 0)  # unless the update succeeds, all is read again
-                self._refresh(dataset, layout)
+                self._files.follow(dataset, self._matrix.remove, partial(self._read, dataset, layout))
+                self._keys = self._matrix.snapshot()
                 self._seen = (dataset.version, layout.key_version)
             return self._keys
 
-    def _forget(self, length: int) -> None:
-        self._files = _Files()
-        self._matrix = WindowMatrix(length, np.float16, scaled=False)
-        self._turn = 0
-
-    def _refresh(self, dataset: LanceDataset, layout: Layout) -> None:
-        if len(gone := self._files.gone(dataset)):
-            self._turn += 1
-            self._matrix.end(gone, self._turn)
-            if 2 * self._matrix.at(self._turn).alive.sum() < self._matrix.used:  # for example after a compaction
-                self._forget(layout.key.length)
-        for fragment in self._files.new(dataset):
-            self._read(dataset, layout, fragment)
-        self._keys = self._matrix.at(self._turn)
-
-    def _read(self, dataset: LanceDataset, layout: Layout, fragment: LanceFragment) -> None:
-        rows: list[Rows] = []
+    def _read(self, dataset: LanceDataset, layout: Layout, fragment: LanceFragment) -> Rows:
+        rows = [_NO_ROWS]
         for batch in batches(dataset, ["key", "key_version"], fragments=[fragment]):
             numbers, counts = batch.column("_rowid").to_numpy(), window_counts(batch.column("key"))
             keys = number_rows(batch.column("key"))
@@ -106,7 +94,7 @@ class KeyScan:
                 keys[members(np.repeat(numbers, counts), other)] = made_keys(dataset, layout, other)
             self._matrix.add(keys, numbers, counts)
             rows.append(numbers)
-        self._files.read(fragment, np.concatenate([_NO_ROWS, *rows]))
+        return np.concatenate(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +102,16 @@ class Words:
     """The words of a version of the table. Immutable."""
 
     index: WordIndex  # by serial number, so that texts with equal scores are in the order of adding
-    rows: Rows  # ascending
-    serials: Rows  # of each row
+    serials: Rows  # of each row, ascending
+    rows: Rows
 
-    def search(self, words: Sequence[str], k: int, allowed: Rows | None) -> tuple[list[Candidate], float]:
-        """The k rows that share words with a question, and the unit of the scores."""
-        among = None if allowed is None else np.sort(self.serials[members(self.rows, np.sort(allowed))])
+    def search(self, words: Sequence[str], k: int, allowed: Rows | None) -> Matches:
+        """The k rows that share words with a question."""
+        among = None if allowed is None else self.serials[members(self.rows, allowed)]
         found, unit = self.index.search(words, k, among)
-        by_serial = np.argsort(self.serials)
-        places = by_serial[
-            np.searchsorted(self.serials[by_serial], np.array([serial for serial, _ in found], np.uint64))
-        ]
-        rows = self.rows[places].tolist()
-        return [Candidate(row, score, 0, serial) for row, (serial, score) in zip(rows, found, strict=True)], unit
+        rows = self.rows[np.searchsorted(self.serials, np.array([serial for serial, _ in found], np.uint64))].tolist()
+        candidates = [Candidate(row, score, 0, serial) for row, (serial, score) in zip(rows, found, strict=True)]
+        return Matches(candidates, unit)
 
 
 class WordScan:
@@ -141,29 +126,28 @@ class WordScan:
         with self._lock:
             if self._seen != dataset.version:
                 if self._seen < 0:
-                    self._files, self._index = _Files(), WordIndex()
-                    self._words = Words(self._index, _NO_ROWS, _NO_ROWS)
+                    self._files, self._index, self._rows, self._serials = _Files(), WordIndex(), _NO_ROWS, _NO_ROWS
                 self._seen = -1  # unless the update succeeds, all is read again
-                self._refresh(dataset)
+                self._files.follow(dataset, self._remove, partial(self._read, dataset))
+                order = np.argsort(self._serials)
+                self._words = Words(self._index.snapshot(), self._serials[order], self._rows[order])
                 self._seen = dataset.version
             return self._words
 
-    def _refresh(self, dataset: LanceDataset) -> None:
-        rows, serials = self._words.rows, self._words.serials
-        if len(gone := self._files.gone(dataset)):
-            left = ~members(rows, gone)
-            self._index.remove(serials[~left])
-            rows, serials = rows[left], serials[left]
-        for fragment in self._files.new(dataset):
-            table = pa.Table.from_batches(batches(dataset, ["words", "serial"], fragments=[fragment]))
-            numbers, own = table["_rowid"].to_numpy(), table["serial"].to_numpy()
-            order = np.argsort(own, kind="stable")
-            texts = table["words"].take(order).to_pylist()
-            self._index.add(own[order], [unescape(text).split(" ") if text else [] for text in texts])
-            self._files.read(fragment, numbers)
-            rows, serials = np.concatenate([rows, numbers]), np.concatenate([serials, own])
-        order = np.argsort(rows)
-        self._words = Words(self._index.snapshot(), rows[order], serials[order])
+    def _remove(self, rows: Rows) -> None:
+        left = ~members(self._rows, rows)
+        self._index.remove(self._serials[~left])
+        self._rows, self._serials = self._rows[left], self._serials[left]
+
+    def _read(self, dataset: LanceDataset, fragment: LanceFragment) -> Rows:
+        table = pa.Table.from_batches(batches(dataset, ["words", "serial"], fragments=[fragment]))
+        rows: Rows = table["_rowid"].to_numpy()
+        serials = table["serial"].to_numpy()
+        order = np.argsort(serials, kind="stable")
+        texts = table["words"].take(order).to_pylist()
+        self._index.add(serials[order], [unescape(text).split(" ") if text else [] for text in texts])
+        self._rows, self._serials = np.concatenate([self._rows, rows]), np.concatenate([self._serials, serials])
+        return rows
 
 
 def made_keys(dataset: LanceDataset, layout: Layout, rows: Rows) -> NDArray[np.float16]:

@@ -117,12 +117,7 @@ class Layout:
 
     @classmethod
     def of(cls, schema: pa.Schema, uri: str) -> Layout:
-        """The layout in the metadata of a schema.
-
-        Raises:
-            StoreError: The schema was not written by this library, or has another format; the message says what to
-                do.
-        """
+        """The layout in the metadata of a schema; `StoreError` if another library or format wrote it."""
         metadata = schema.metadata or {}
         settings = metadata.get(_SETTINGS.encode())
         if settings is None:
@@ -132,11 +127,7 @@ class Layout:
     # --- rows --------------------------------------------------------------------------------------------
 
     def rows(self, entries: Sequence[Entry], serial: int) -> pa.RecordBatch:
-        """The rows of documents, with serial numbers from `serial` on.
-
-        Raises:
-            ValueError: A memory contains NaN or infinity.
-        """
+        """The rows of documents, with serial numbers from `serial` on."""
         memories = [entry.memory for entry in entries]
         tokens = torch.cat([memory.tokens for memory in memories])  # [windows, n_mem, hidden]
         counts = [memory.n_windows for memory in memories]

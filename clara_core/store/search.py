@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias, get_args, overload
 
@@ -16,8 +16,7 @@ from torch import Tensor
 from clara_core.engine.protocol import Engine
 from clara_core.retrieval.filters import check_filter
 from clara_core.retrieval.ranking import diversify, fuse, memory_relevance, text_relevance
-from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot, Space
-from clara_core.store.explaining import reads
+from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot, Space, reads
 from clara_core.store.records import Hit, Record
 
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Record], bool]
@@ -53,21 +52,15 @@ class Search:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        for name, count in (("k", self.k), ("oversample", self.oversample)):
-            if count < 1:
+        for name, count in (("k", self.k), ("oversample", self.oversample), ("fetch_k", self.fetch_k)):
+            if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
         for name, share in (("text_weight", self.text_weight), ("lambda_mult", self.lambda_mult)):
             if not 0.0 <= share <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {share}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A document that was found, with its score in the mode of the search."""
-
-    candidate: Candidate
-    score: float
-    relevance: float
+_Found: TypeAlias = tuple[Candidate, float]  # a document with its score in the mode of the search, and its relevance
 
 
 class StoreSearch:
@@ -188,7 +181,7 @@ class StoreSearch:
         else:
             found = _find(snapshot, None if condition is None else snapshot.passing(condition), words, tokens, how)
         if how.fetch_k is not None and tokens is not None and found[0]:
-            windows = snapshot.windows([each.candidate for each in found[0]])
+            windows = snapshot.windows([candidate for candidate, _ in found[0]])
             chosen = diversify(tokens[0].flatten(), windows, how.k, how.lambda_mult)
             found = [[found[0][index] for index in chosen]]
         return _hits(snapshot, found, with_memories=how.with_memories)
@@ -215,11 +208,7 @@ class StoreSearch:
 
 
 def check_condition(condition: Filter | None) -> None:
-    """Refuse an invalid filter.
-
-    Raises:
-        TypeError, ValueError: It is neither a function nor a dict that `check_filter` accepts.
-    """
+    """Refuse a filter that is neither a function nor a dict that `check_filter` accepts."""
     if condition is not None and not callable(condition):
         check_filter(condition)
 
@@ -278,14 +267,11 @@ def _find(
 
     if tokens is None:
         by_words = [snapshot.matching(question, how.k, allowed) for question in words or ()]
-        return [
-            [_Found(each, each.score, text_relevance(each.score, own.unit)) for each in own.candidates]
-            for own in by_words
-        ]
+        return [[(each, text_relevance(each.score, own.unit)) for each in own.candidates] for own in by_words]
     if how.mode == "memory" or words is None:
         most = max(how.k, how.fetch_k or 0)
         by_memory = nearest(tokens, most, allowed, how.oversample)
-        return [[_Found(each, each.score, memory_relevance(each.score)) for each in own] for own in by_memory]
+        return [[(each, memory_relevance(each.score)) for each in own] for own in by_memory]
     depth = max(how.k, _FUSED)
     by_memory = nearest(tokens, depth, allowed, max(2, how.oversample * how.k // depth))
     result = []
@@ -310,20 +296,20 @@ def _fused(near: Sequence[Candidate], matches: Matches, how: Search) -> list[_Fo
     cosines = {row: found[row] for row in sorted(found, key=lambda row: (known[row].order, row))}
     texts = {each.row: each.score for each in matches.candidates}
     ranked = fuse(cosines, texts, matches.unit, how.text_weight)
-    return [_Found(known[place], score, score) for place, score in ranked[: how.k]]
+    return [(replace(known[row], score=score), score) for row, score in ranked[: how.k]]
 
 
 def _hits(snapshot: Snapshot, found: Sequence[Sequence[_Found]], *, with_memories: bool) -> list[list[Hit]]:
     """The documents that were found; each hit has its own copy of the metadata."""
-    rows = sorted({each.candidate.row for documents in found for each in documents})
+    rows = sorted({each.row for documents in found for each, _ in documents})
     there = snapshot.at_rows(np.array(rows, np.uint64), with_memories=with_memories) if rows else {}
 
-    def hit(each: _Found) -> Hit:
-        record, memory = there[each.candidate.row]
+    def hit(each: Candidate, relevance: float) -> Hit:
+        record, memory = there[each.row]
         metadata = copy.deepcopy(record.metadata)
-        return Hit(record.id, record.text, metadata, each.score, each.relevance, each.candidate.window, memory)
+        return Hit(record.id, record.text, metadata, each.score, relevance, each.window, memory)
 
-    return [[hit(each) for each in documents] for documents in found]
+    return [[hit(*each) for each in documents] for documents in found]
 
 
 def _questions(

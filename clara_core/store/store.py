@@ -15,9 +15,8 @@ from clara_core.data.memory import Memory
 from clara_core.engine.door import is_server
 from clara_core.engine.options import OPTIONS, given_options
 from clara_core.engine.protocol import Engine
-from clara_core.store.backend import Backend
+from clara_core.store.backend import Backend, reads, writes
 from clara_core.store.codec import MEMORY_TYPES, MemoryType
-from clara_core.store.explaining import reads, writes
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.records import Broken, Record, StoreStats, checked_ids, in_order
 from clara_core.store.search import Filter, StoreSearch, check_condition

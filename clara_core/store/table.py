@@ -2,6 +2,9 @@
 
 A change is one commit of Lance: `merge_insert` by the primary key, or `delete`. Of two commits that change the same
 document, the later one fails and is repeated on the result of the earlier one. There are no locks.
+
+Rows of a version are read by values or by row numbers, in bounded memory. Input from outside becomes quoted strings in
+predicates. Errors of reading become `StoreError`.
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -19,8 +23,11 @@ from urllib.request import url2pathname
 import lance
 import pyarrow as pa
 from lance import LanceDataset, LanceFragment
+from lance.dataset import ScannerBuilder, serialize_row_addrs
 
 from clara_core.common.errors import StoreError
+from clara_core.store.backend import Rows
+from clara_core.store.records import escape
 
 TABLE: Final = "memories"
 
@@ -28,16 +35,14 @@ _PATIENCE: Final = 120.0  # seconds for which a change is repeated while other w
 _RETRIES: Final = 1000  # most repetitions in that time
 _TRIES: Final = 3  # attempts if a file is missing
 _PAUSE: Final = 0.02  # longest pause in seconds before the first repetition
+_AHEAD_BYTES: Final = 1 << 27  # bytes read ahead; Lance's default is two gigabytes
+_VALUES: Final = 10_000  # most strings in a predicate
 
 T = TypeVar("T")
 
 
 class Table:
-    """The table at an address; it need not exist yet. Safe under threads, but not after a fork.
-
-    Raises:
-        StoreError: The address is that of a file.
-    """
+    """The table at an address; it need not exist yet. Safe under threads, but not after a fork."""
 
     def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
         folder = folder_of(uri)
@@ -51,11 +56,7 @@ class Table:
         self._state = threading.Lock()
 
     def latest(self) -> LanceDataset | None:
-        """The latest version of the table; None if the table does not exist. The returned object never changes.
-
-        Raises:
-            StoreError: The table exists but cannot be opened.
-        """
+        """The latest version of the table, which never changes; None if the table does not exist."""
         with self._state:
             if self._dataset is None:
                 self._dataset = self._opened()
@@ -91,11 +92,7 @@ class Table:
         return there
 
     def merge(self, rows: pa.Table) -> None:
-        """Add rows, all of them or none; a row with a known id replaces the stored one.
-
-        Raises:
-            StoreError: There is no table, or other writers were faster every time.
-        """
+        """Add rows, all of them or none; a row with a known id replaces the stored one."""
 
         def commit(own: LanceDataset) -> None:
             # The index of ids is not used: with it, Lance does not notice that two writers insert the same new id.
@@ -158,12 +155,9 @@ def _patient(merge: Any) -> Any:
 
 
 def _is_conflict(exc: OSError | ValueError) -> bool:
-    """Whether the error comes from another writer's commit, or from a tag that its reader released while it was read.
-
-    Lance gives only some of these errors their own type; that of the tag is a ValueError.
-    """
+    """Whether the error comes from another writer's commit. Lance gives only some of these errors their own type."""
     text = str(exc).lower()
-    if isinstance(exc, ValueError):
+    if isinstance(exc, ValueError):  # a reader has released its tag while the tags were read
         return "not found" in text and "/_refs/tags/" in text
     return "conflict" in text or "contention" in text or "concurrent" in text
 
@@ -178,3 +172,74 @@ def folder_of(uri: str) -> Path | None:
     if uri.startswith("file://"):
         return Path(url2pathname(urlsplit(uri).path)).absolute()
     return None if "://" in uri else Path(uri).expanduser().absolute()
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def scanner(dataset: LanceDataset, columns: Sequence[str], rows: Rows | None) -> ScannerBuilder:
+    """A scan over the rows with given numbers, or over all rows for None; its result includes ``_rowid``."""
+    builder = ScannerBuilder(dataset).columns(list(columns)).with_row_id()
+    # Both names are public, but not documented; pyproject bounds the version of Lance because of them.
+    return builder if rows is None else builder.row_addr_prefilter(serialize_row_addrs(rows.tolist())).prefilter(True)
+
+
+@contextmanager
+def readable(dataset: LanceDataset) -> Iterator[None]:
+    """Turn errors of reading into `StoreError`, with Lance's error, which names the file."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as exc:
+        raise StoreError(f"the store at {dataset.uri} cannot be read (version {dataset.version}): {exc}") from exc
+
+
+def rows_with(dataset: LanceDataset, column: str, values: Sequence[str], columns: Sequence[str]) -> pa.Table:
+    """Rows whose `column` is one of the strings, in the order of the table, with ``_rowid``."""
+    parts = [_none(dataset, columns)]
+    for start in range(0, len(values), _VALUES):
+        predicate = f"{column} IN ({', '.join(map(quoted, values[start : start + _VALUES]))})"
+        with readable(dataset):
+            parts.append(dataset.to_table(columns=list(columns), filter=predicate, with_row_id=True))
+    return parts[-1] if len(parts) <= 2 else pa.concat_tables(parts).sort_by("_rowid")
+
+
+def rows_at(dataset: LanceDataset, rows: Rows, columns: Sequence[str]) -> pa.Table:
+    """The rows with these numbers, ascending, with ``_rowid``."""
+    if not len(rows):
+        return _none(dataset, columns)
+    with readable(dataset):
+        found = scanner(dataset, columns, rows).to_scanner().to_table()
+    numbers = found["_rowid"].to_numpy()
+    return found if bool((numbers[1:] > numbers[:-1]).all()) else found.sort_by("_rowid")
+
+
+def batches(
+    dataset: LanceDataset,
+    columns: Sequence[str],
+    rows: Rows | None = None,
+    batch_size: int = 4096,
+    fragments: Sequence[LanceFragment] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """All rows, or those with given numbers or of given files, in the order of the table, with ``_rowid``."""
+    builder = scanner(dataset, columns, rows).batch_size(batch_size).scan_in_order()
+    builder = builder.batch_readahead(2).fragment_readahead(1).io_buffer_size(_AHEAD_BYTES)
+    if fragments is not None:
+        builder = builder.with_fragments(list(fragments))
+    with readable(dataset):
+        found = builder.to_scanner().to_batches()
+    while True:
+        with readable(dataset):
+            batch = next(found, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def quoted(value: str) -> str:
+    """A string as a literal of a predicate."""
+    return "'" + escape(value).replace("'", "''") + "'"
+
+
+def _none(dataset: LanceDataset, columns: Sequence[str]) -> pa.Table:
+    fields = [dataset.schema.field(name) for name in columns]
+    return pa.schema([*fields, pa.field("_rowid", pa.uint64())]).empty_table()

@@ -7,7 +7,7 @@ Dimensions: Q questions, n windows of a part, N windows of a matrix, L numbers o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,7 +25,6 @@ _DIGITS: Final = 6  # digits kept of a cosine in float32, so that equal memories
 _ROUNDED: Final = 1e-6
 _BLOCK_BYTES: Final = 1 << 26  # bytes of a block of windows, which is never moved
 _FEW: Final = 8  # if fewer than 1 / _FEW of the windows of a block are allowed, only those are compared
-_NEVER: Final = np.iinfo(np.int64).max
 
 
 def scored_windows(
@@ -81,18 +80,12 @@ class Windows:
     rows: Rows  # [N], as in `SCORED`
     windows: NDArray[np.int64]  # [N], as in `SCORED`
     scales: NDArray[np.float32] | None  # [N], factors of the scores; None is 1
-    ends: NDArray[np.int64]  # [N], the version that deleted each window
-    version: int
+    alive: NDArray[np.bool_]  # [N], whether each window's document is there
 
-    @property
-    def alive(self) -> NDArray[np.bool_]:
-        """Which windows are not deleted, ``[N]``."""
-        return self.ends > self.version
-
-    def at(self, start: int, stop: int) -> NDArray[Any]:
-        """A copy of some windows, ``[stop - start, L]``."""
-        step = len(self.blocks[0]) if self.blocks else 1
-        return np.stack([self.blocks[place // step][place % step] for place in range(start, stop)])
+    def at(self, places: Iterable[int]) -> NDArray[Any]:
+        """A copy of some windows, ``[n, L]``."""
+        step = len(self.blocks[0])
+        return np.stack([self.blocks[place // step][place % step] for place in places])
 
     def best(
         self, questions: int, k: int, allowed: Rows | None, score: Callable[[NDArray[Any]], NDArray[np.float32]],
@@ -128,51 +121,65 @@ class Windows:
 
 
 class WindowMatrix:
-    """A growing matrix of windows. Nothing is moved, so that readers of earlier versions are not disturbed."""
+    """A growing matrix of windows. What a snapshot holds never changes: later windows lie behind it."""
 
     def __init__(self, length: int, dtype: Any, *, scaled: bool) -> None:
-        self._blocks: list[NDArray[Any]] = []
         self._shape = max(1, _BLOCK_BYTES // (length * np.dtype(dtype).itemsize)), length
         self._dtype, self._scaled = dtype, scaled
-        self._rows, self._windows, self._ends = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._blocks: list[NDArray[Any]] = []
+        self._rows, self._windows, self._alive = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.bool_)
         self._scales = np.empty(0, np.float32)
-        self.used = 0
+        self._used = 0
 
     def add(
         self, numbers: NDArray[Any], rows: Rows, counts: NDArray[np.int64], scales: NDArray[np.float32] | None = None
     ) -> None:
         """Add all windows ``[n, L]`` of some documents, each with its row and its number of windows."""
-        stop, step = self.used + len(numbers), self._shape[0]
-        self._rows, self._windows = _grown(self._rows, stop), _grown(self._windows, stop)
-        self._ends, self._scales = _grown(self._ends, stop), _grown(self._scales, stop if self._scaled else 0)
-        new = slice(self.used, stop)
-        self._rows[new], self._windows[new] = np.repeat(rows, counts), window_numbers(counts)
-        self._ends[new] = _NEVER
+        self._append(numbers, np.repeat(rows, counts), window_numbers(counts), scales)
+
+    def _append(
+        self, numbers: NDArray[Any], rows: Rows, windows: NDArray[np.int64], scales: NDArray[np.float32] | None
+    ) -> None:
+        place, stop, step = self._used, self._used + len(numbers), self._shape[0]
+        self._rows, self._windows = _grown(self._rows, place, rows), _grown(self._windows, place, windows)
+        self._alive = _grown(self._alive, place, np.ones(len(numbers), np.bool_))
         if scales is not None:
-            self._scales[new] = scales
-        place = self.used
+            self._scales = _grown(self._scales, place, scales)
         while place < stop:
             block, offset = divmod(place, step)
             if block == len(self._blocks):
                 self._blocks.append(np.empty(self._shape, self._dtype))  # memory that the system allocates on first use
-            part = numbers[place - new.start :][: step - offset]
+            part = numbers[len(numbers) - (stop - place) :][: step - offset]
             self._blocks[block][offset : offset + len(part)] = part
             place += len(part)
-        self.used = stop
+        self._used = stop
 
-    def end(self, rows: Rows, version: int) -> None:
-        """Mark documents as deleted from a version on; `rows` ascend."""
-        ends = self._ends[: self.used]
-        ends[members(self._rows[: self.used], rows) & (ends == _NEVER)] = version
+    def remove(self, rows: Rows) -> None:
+        """Delete documents; `rows` ascend. Their windows take room until most windows are deleted."""
+        alive = self._alive[: self._used]
+        alive &= ~members(self._rows[: self._used], rows)
+        if 2 * np.count_nonzero(alive) < len(alive):
+            self.compact()
 
-    def at(self, version: int) -> Windows:
-        """The windows of a version, which must be the last one."""
-        used, step = self.used, self._shape[0]
-        blocks = tuple(self._blocks[: used // step])
-        if used % step:
-            blocks = (*blocks, self._blocks[-1][: used % step])
+    def compact(self) -> None:
+        """Copy the windows that are left into new blocks."""
+        old, start = self.snapshot(), 0
+        self._clear()
+        for block in old.blocks:
+            own = start + np.flatnonzero(old.alive[start : start + len(block)])
+            scales = None if old.scales is None else old.scales[own]
+            self._append(block[own - start], old.rows[own], old.windows[own], scales)
+            start += len(block)
+
+    def snapshot(self) -> Windows:
+        """The windows that are there now."""
+        used, step = self._used, self._shape[0]
+        blocks = tuple(block[: used - start] for block, start in zip(self._blocks, range(0, used, step), strict=True))
         scales = self._scales[:used] if self._scaled else None
-        return Windows(blocks, self._rows[:used], self._windows[:used], scales, self._ends[:used], version)
+        return Windows(blocks, self._rows[:used], self._windows[:used], scales, self._alive[:used].copy())
 
 
 def window_numbers(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -181,10 +188,12 @@ def window_numbers(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return numbers
 
 
-def _grown(values: NDArray[Any], needed: int) -> NDArray[Any]:
-    """An array with room for this many values; the same array if it is large enough."""
-    if needed <= len(values):
-        return values
-    grown = np.zeros(max(needed, 2 * len(values), 16), values.dtype)
-    grown[: len(values)] = values
-    return grown
+def _grown(values: NDArray[Any], used: int, new: NDArray[Any]) -> NDArray[Any]:
+    """An array whose first values are the used ones and the new ones; the same array if it has the room."""
+    needed = used + len(new)
+    if needed > len(values):
+        grown = np.empty(max(needed, 2 * used, 16), values.dtype)
+        grown[:used] = values[:used]
+        values = grown
+    values[used:needed] = new
+    return values

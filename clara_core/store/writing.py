@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 
 from clara_core.common.errors import FingerprintMismatch
 from clara_core.data.memory import Memory, content_key
 from clara_core.engine.protocol import Engine
-from clara_core.store.backend import Backend, Entry, Space
-from clara_core.store.explaining import explained, retry_read
+from clara_core.store.backend import Backend, Entry, Space, explained, retry_read
 from clara_core.store.records import made_id, metadata_json
 
 _log = logging.getLogger(__name__)
@@ -33,6 +32,7 @@ FIDELITY: Final = "fidelity"  # metadata field: how much of its text a memory ha
 _MISSING: Final = object()
 
 Measure = Callable[[list[Memory]], Sequence[float]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +166,7 @@ def is_blank(text: str) -> bool:
 
 
 def written_fingerprint(engine: Engine | None, memory: Memory | None) -> str:
-    """Fingerprint of the memories to write, from the first document's memory, if it has one.
-
-    Raises:
-        FingerprintMismatch: The memory is of another model than the engine.
-        ValueError: There is neither a memory nor an engine.
-    """
+    """Fingerprint of the memories to write: that of the first document's memory, if it has one, else the engine's."""
     if memory is None:
         if engine is None:
             raise ValueError("the store has no engine for texts: open it with engine= or model=, or give memories")
@@ -185,11 +180,7 @@ def written_fingerprint(engine: Engine | None, memory: Memory | None) -> str:
 
 
 def fidelity_measure(engine: Engine | None, vectors: object) -> Measure:
-    """Measures how much of their texts memories of an engine have kept.
-
-    Raises:
-        ValueError: The engine is in another process, or there are vectors instead of memories.
-    """
+    """Measures how much of their texts memories have kept, with an engine in this process."""
     from clara_core.engine.engine import ClaraEngine
 
     if vectors is not None or not isinstance(engine, ClaraEngine):
@@ -219,15 +210,11 @@ class Writer:
     measure: Measure | None  # of how much memories have kept
 
     def write(self, documents: Iterable[Document]) -> Iterator[list[str]]:
-        """Write documents; yields after each batch the ids of its documents, which are now safe.
-
-        Raises:
-            FingerprintMismatch: The store holds memories of another model.
-        """
+        """Write documents; yields after each batch the ids of its documents, which are now safe."""
         waiting: deque[tuple[list[str], Future[list[Entry]]]] = deque()
         with ThreadPoolExecutor(_AHEAD, "clara-store") as pool:
             try:
-                for batch in _batches(documents):
+                for batch in batches_of(documents, _BATCH_MOST, _BATCH_BYTES, _size):
                     waiting.append(([document.id for document in batch], pool.submit(self._prepare, batch)))
                     if len(waiting) > _AHEAD:
                         yield self._put(*waiting.popleft())
@@ -291,11 +278,8 @@ class Writer:
 
     def _stored(self, contents: Sequence[str]) -> dict[str, Memory]:
         """Stored memories by content."""
-        if (snapshot := self.backend.latest()) is None:
-            return {}
-        ids = snapshot.with_contents(contents)
-        found = snapshot.memories(list(ids.values()))
-        return {content: found[id_] for content, id_ in ids.items()}
+        snapshot = self.backend.latest()
+        return {} if snapshot is None else snapshot.memories(contents, by="content")
 
     def _memories(self, changed: Sequence[tuple[Document, str]]) -> list[Memory]:
         """A memory for each document: its own, a stored one of the same text, or a new one."""
@@ -320,16 +304,20 @@ class Writer:
         return blank_memory(text, of, self.fingerprint)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Batches that are written together: a number of texts, or of bytes of given memories."""
-    batch: list[Document] = []
-    texts = size = 0
-    for document in documents:
-        batch.append(document)
-        texts += document.memory is None
-        size += 0 if document.memory is None else document.memory.nbytes
-        if texts >= BATCH or size >= _BATCH_BYTES or len(batch) >= _BATCH_MOST:
+def batches_of(items: Iterable[T], most: float, most_bytes: int, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in batches, each of which ends where it has `most` items or `most_bytes` bytes."""
+    batch: list[T] = []
+    weight = 0
+    for item in items:
+        batch.append(item)
+        weight += size(item)
+        if len(batch) >= most or weight >= most_bytes:
             yield batch
-            batch, texts, size = [], 0, 0
+            batch, weight = [], 0
     if batch:
         yield batch
+
+
+def _size(document: Document) -> int:
+    """Bytes of the memory that was given, or the share of a batch that a text without one has."""
+    return _BATCH_BYTES // BATCH if document.memory is None else document.memory.nbytes

@@ -111,7 +111,7 @@ async def test_a_string_is_not_walked_through(store):
         store.add_texts(TEXTS, {"town": "Orre", "year": 1, "kind": "x"})
     store.add_texts(TEXTS, ids=["a", "b", "c"])
     for name in ("delete", "get_by_ids", "get_memories"):
-        with pytest.raises(TypeError, match="ids must be a list of strings, got one str"):
+        with pytest.raises(TypeError, match="ids must be several strings, got one str"):
             getattr(store, name)("abc")
     assert len(store) == 3
 

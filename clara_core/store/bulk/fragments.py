@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import tee
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -31,11 +32,10 @@ from clara_core.store.bulk.shards import Columns, Rows
 from clara_core.store.codec import MemoryType
 from clara_core.store.keys import DEFAULT_LENGTH
 from clara_core.store.maintenance import refit
-from clara_core.store.reading import batches
 from clara_core.store.records import made_id, metadata_json, unescape
 from clara_core.store.schema import Layout
-from clara_core.store.table import Table
-from clara_core.store.writing import Document, blank_memory, is_blank
+from clara_core.store.table import Table, batches
+from clara_core.store.writing import Document, batches_of, blank_memory, is_blank
 
 WRITTEN: Final = pa.schema(
     [
@@ -119,17 +119,9 @@ class BatchCompressor:
                 f"the store is for memories of the model {layout.space.fingerprint[:12]}, this engine is "
                 f"{engine.fingerprint[:12]}: give the engine that the store was made with"
             )
-        entries: list[Entry] = []
-        size = 0
-        for entry in self._entries(engine, parts):
-            entries.append(entry)
-            size += entry.memory.nbytes
-            if size >= _BATCH_BYTES:
-                yield layout.rows(entries, serial)
-                serial += len(entries)
-                entries, size = [], 0
-        if entries:
-            yield layout.rows(entries, serial)
+        for batch in batches_of(self._entries(engine, parts), inf, _BATCH_BYTES, lambda entry: entry.memory.nbytes):
+            yield layout.rows(batch, serial)
+            serial += len(batch)
 
     def _entries(self, engine: ClaraEngine, parts: Iterable[Rows]) -> Iterator[Entry]:
         """Documents with their memories, in order; a blank document has no windows."""
@@ -280,11 +272,7 @@ def elsewhere(engine: EngineArguments) -> EngineArguments:
 
 
 def described_documents(rows: Rows, fingerprint: str) -> list[tuple[Document, str]]:
-    """Checked documents of a dataset with their contents; a document without an id gets one made from its text.
-
-    Raises:
-        DataError: Metadata cannot be represented in JSON.
-    """
+    """Checked documents of a dataset with their contents; a document without an id gets one made from its text."""
     found = []
     for index, (text, metadata) in enumerate(zip(rows.texts, rows.metadatas, strict=True)):
         try:

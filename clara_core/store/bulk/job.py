@@ -44,10 +44,9 @@ from clara_core.store.bulk.progress import Progress
 from clara_core.store.bulk.shards import Columns, Rows, Shard, plan_shards, read_shard
 from clara_core.store.codec import MemoryType
 from clara_core.store.keys import DEFAULT_LENGTH
-from clara_core.store.reading import batches
 from clara_core.store.records import unescape
 from clara_core.store.schema import FIT_ROWS, Layout
-from clara_core.store.table import Table
+from clara_core.store.table import Table, batches
 
 _SAMPLE: Final = FIT_ROWS  # texts that keys are fitted to
 _TRIES: Final = 5  # attempts for a shard whose worker dies; Ray alone would retry it for ever
@@ -163,11 +162,7 @@ def compress_dataset(
 
 
 def _plan(source: str, uri: str, shards: Sequence[Shard], columns: Columns, fingerprint: str) -> tuple[list[Task], int]:
-    """The shards to compress, and their number of documents. Reads the dataset once.
-
-    Raises:
-        DataError: An id occurs twice.
-    """
+    """The shards to compress, and their number of documents. Reads the dataset once, and refuses ids that repeat."""
     found = [_digests_of(source, shard, columns, fingerprint) for shard in shards]
     ids = np.concatenate([ids for ids, _ in found] or [np.empty(0, DIGEST)])
     states = np.concatenate([states for _, states in found] or [np.empty(0, DIGEST)])

@@ -7,7 +7,6 @@ no version of the table until the job commits all of them at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, Final
 from uuid import uuid4
 
@@ -31,11 +30,7 @@ class Progress:
         self._folder = f"{path.rstrip('/')}/{FOLDER}"
 
     def begin(self, plan: dict[str, Any]) -> None:
-        """Begin a job, or continue it.
-
-        Raises:
-            StoreError: Another job was begun here and not finished.
-        """
+        """Begin a job, or continue it; `StoreError` if another one was begun here and not finished."""
         begun = self._read("plan.json")
         if begun is None:
             self._write("plan.json", json.dumps(plan, sort_keys=True).encode())
@@ -48,16 +43,17 @@ class Progress:
             )
 
     def written(self, shard: str) -> pa.RecordBatch | None:
-        """The files written for a shard; None if the shard is not finished."""
-        content = self._read(f"{shard}.arrow")
-        return None if content is None else _batch(content)
+        """The files written for a shard; None if it is not finished, or the machine stopped before that was on disk."""
+        if (content := self._read(f"{shard}.arrow")) is None:
+            return None
+        try:
+            return pa.ipc.read_record_batch(pa.py_buffer(content), WRITTEN)
+        except (pa.ArrowInvalid, OSError, EOFError):
+            return None
 
     def finish(self, shard: str, written: pa.RecordBatch) -> None:
         """Record that a shard is finished."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, WRITTEN) as writer:
-            writer.write_batch(written)
-        self._write(f"{shard}.arrow", sink.getvalue().to_pybytes())
+        self._write(f"{shard}.arrow", written.serialize().to_pybytes())
 
     def tried(self, shard: str, run: str) -> int:
         """The number of earlier attempts at a shard in one call of the job; counts this attempt."""
@@ -85,13 +81,3 @@ class Progress:
         with self._filesystem.open_output_stream(unfinished) as file:
             file.write(content)
         self._filesystem.move(unfinished, path)
-
-
-def _batch(content: bytes) -> pa.RecordBatch | None:
-    """The single batch of a file; None if the file is incomplete (the machine stopped before it was on disk)."""
-    try:
-        with pa.ipc.open_stream(content) as reader:
-            batches: Iterator[pa.RecordBatch] = iter(reader)
-            return next(batches, None)
-    except pa.ArrowInvalid:
-        return None

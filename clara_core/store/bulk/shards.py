@@ -130,12 +130,7 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def plan_shards(source: str, rows: int) -> list[Shard]:
-    """Cut a dataset into shards of about this many rows. A row group of a Parquet file is never cut.
-
-    Raises:
-        ValueError: `source` holds no file of a supported kind, or files of several kinds.
-        FileNotFoundError: `source` does not exist.
-    """
+    """Cut a dataset into shards of about this many rows. A row group of a Parquet file is never cut."""
     if rows < 1:
         raise ValueError(f"a shard needs at least one row, got {rows}")
     if source.rstrip("/").endswith(".lance"):
@@ -151,12 +146,7 @@ def plan_shards(source: str, rows: int) -> list[Shard]:
 
 
 def read_shard(source: str, shard: Shard, columns: Columns) -> Iterator[Rows]:
-    """The rows of a shard, in batches.
-
-    Raises:
-        ValueError: A column is missing.
-        DataError: The file has changed since it was cut, or a value has the wrong type.
-    """
+    """The rows of a shard, in batches; a `DataError` names a file that has changed since it was cut."""
     if shard.format == "lance":
         import lance
 
