@@ -45,6 +45,8 @@ class ChatClara(BaseChatModel, EngineFields):
             Sampling; temperature 0 is greedy and reproducible.
         stop: list[str] | None
             Strings that end an answer.
+        verbatim:
+            Whether answers quote their documents; None: as the checkpoint says.
         logprobs, top_logprobs, citations, min_confidence, read:
             What to return beside the text; see the fields. All can also be given to a call.
 
@@ -110,6 +112,8 @@ class ChatClara(BaseChatModel, EngineFields):
     """Makes sampling reproducible."""
     stop: list[str] | None = None
     """Strings that end an answer and are not part of it; `stop` of a call replaces them."""
+    verbatim: bool | None = None
+    """Whether an answer from documents is words of one of them; None: as the checkpoint says."""
     logprobs: bool = False
     """Whether `response_metadata` has the log-probabilities of the tokens written."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)

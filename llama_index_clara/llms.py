@@ -46,10 +46,10 @@ _Piece = TypeVar("_Piece", CompletionResponse, ChatResponse)
 class ClaraLLM(Refusals, EngineFields, CustomLLM):
     """Answers prompts and conversations; after `reading`, from documents that it reads as a few memory tokens each.
 
-    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``, ``logprobs``, ``top_logprobs``,
-    ``citations``, ``min_confidence``, ``read`` and ``system_prompt``. A `DocumentBlock` or `CitableBlock` of a message
-    is read as memory tokens, like the documents of `reading`. Leaving a stream early, or cancelling a task, stops the
-    work.
+    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``, ``verbatim``, ``logprobs``,
+    ``top_logprobs``, ``citations``, ``min_confidence``, ``read`` and ``system_prompt``. A `DocumentBlock` or
+    `CitableBlock` of a message is read as memory tokens, like the documents of `reading`. Leaving a stream early, or
+    cancelling a task, stops the work.
 
     `raw` of a response: ``usage`` counts positions of the prompt (text and memory tokens together), tokens written, and
     tokens of the documents as text. If requested, `raw` also has evidence and confidence. `logprobs` has a list for
@@ -70,6 +70,10 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     top_p: float = Field(default=1.0, gt=0, le=1, description="Probability mass that is sampled from.")
     seed: int | None = Field(default=None, description="Makes sampling reproducible.")
     stop: list[str] | None = Field(default=None, description="Strings that end an answer.")
+    verbatim: bool | None = Field(
+        default=None,
+        description="Whether an answer from documents is words of one of them; None: as the checkpoint says.",
+    )
     logprobs: bool = Field(default=False, description="Log-probabilities of the tokens written.")
     top_logprobs: int = Field(default=0, ge=0, le=20, description="Alternatives at each place.")
     citations: bool | Literal["attention"] = Field(
