@@ -15,9 +15,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hypothesis import settings
 
 from tests.parity_data import PARITY
 from tests.served import SERVED, kept
+
+settings.register_profile("clara", deadline=None)  # a busy machine fails no property
+settings.load_profile("clara")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from clara_core.cli.options import Mode, ModeName, engine_of, load_watched, with_options
+from clara_core.cli.options import AsJson, MemoryType, Mode, engine_of, load_watched, with_options
 from clara_core.cli.shown import (
     Source,
     evidence_facts,
@@ -23,14 +23,13 @@ from clara_core.cli.shown import (
     source_of,
     write_json,
 )
-from clara_core.data.documents import SUFFIXES, TextFile, cut_passages, group_left_out, read_folder
+from clara_core.data.documents import SUFFIXES, Passage, TextFile, cut_passages, group_left_out, read_folder
 from clara_core.engine.answer_options import confidence_account
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
 
 if TYPE_CHECKING:
     from clara_core import Answer, Engine, Memory
     from clara_core.store import MemoryStore
-    from clara_core.store.codec import MemoryType
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ def ask(
             min=1, help="Passages to read for the answer; default: as many as the model reads well.", show_default=False
         ),
     ] = None,
-    mode: Mode = ModeName.HYBRID,
+    mode: Mode = "hybrid",
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
     cite: Annotated[bool, typer.Option("--cite", help="Show the sentences that support the answer.")] = False,
     min_confidence: Annotated[
@@ -80,7 +79,7 @@ def ask(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJson = False,
     *,
     options: EngineOptions,
 ) -> None:
@@ -133,17 +132,29 @@ def read_files(folder: Path, notes: Console) -> tuple[list[TextFile], list[str]]
     for line in group_left_out(left_out):
         notes.print(plain(f"left out: {line}"), style="yellow", soft_wrap=True)
     if not files:
-        raise ValueError(f"no file in {str(folder)!r} can be read; supported kinds: {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"no file in {str(folder)!r} can be read, so there is no text; supported kinds: {', '.join(SUFFIXES)}"
+        )
     return files, list(map(str, left_out))
+
+
+def cut_files(files: Sequence[TextFile], engine: Engine, folder: Path) -> list[Passage]:
+    """The passages of files, cut to the window of an engine.
+
+    Raises:
+        ValueError: There is no text.
+    """
+    passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
+    if not passages:
+        raise ValueError(f"the {len(files)} files in {str(folder)!r} hold no text")
+    return passages
 
 
 def _in_memory(engine: Engine, files: Sequence[TextFile], folder: str, notes: Console) -> _Reading:
     """A store in memory of the passages of files."""
     from clara_core.store.store import MemoryStore  # a store in memory works without the extra
 
-    passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
-    if not passages:
-        raise ValueError(f"the {len(files)} files in {folder!r} hold no text")
+    passages = cut_files(files, engine, Path(folder))
     load_watched(engine)
     reading = _Reading(MemoryStore.open("memory://", engine))
     with reading.timed("compress"):
@@ -156,23 +167,17 @@ def _in_memory(engine: Engine, files: Sequence[TextFile], folder: str, notes: Co
     return reading
 
 
-def _search(reading: _Reading, question: str, top_k: int, mode: ModeName) -> None:
+def _search(reading: _Reading, question: str, top_k: int, mode: Mode) -> None:
     with reading.timed("search"):
-        hits = reading.store.search(question, top_k, mode=mode.value)
+        hits = reading.store.search(question, top_k, mode=mode)
         reading.memories = reading.store.memories([hit.id for hit in hits])
     reading.sources = [source_of(hit) for hit in hits]
 
 
 def open_store(uri: str, engine: Engine | None, memory_type: MemoryType = "bfloat16") -> MemoryStore:
-    """Open a `MemoryStore`, which need not exist yet.
+    """Open a `MemoryStore`, which need not exist yet."""
+    from clara_core.store import MemoryStore
 
-    Raises:
-        ValueError: A package of an extra is not installed.
-    """
-    try:
-        from clara_core.store import MemoryStore
-    except ImportError as exc:
-        raise ValueError(str(exc)) from exc
     return MemoryStore.open(uri, engine, memory_type=memory_type)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clara_core.cli.options import MemoryTypeName, arguments_of, with_options
+from clara_core.cli.options import MemoryType, arguments_of, with_options
 from clara_core.common.errors import DataError
 from clara_core.engine.options import EngineOptions
 from clara_core.store.bulk import ROWS_PER_SHARD
@@ -25,9 +25,7 @@ def compress_into_store(
     metadata_column: Annotated[
         list[str] | None, typer.Option(help="Column to keep as metadata; may be repeated; default: all other columns.")
     ] = None,
-    memory_type: Annotated[
-        MemoryTypeName, typer.Option(help="Type of the memories in a new store.")
-    ] = MemoryTypeName.BFLOAT16,
+    memory_type: MemoryType = "bfloat16",
     workers: Annotated[int, typer.Option(help="Processes of a Ray job; 0: this process alone.")] = 0,
     rows_per_shard: Annotated[
         int, typer.Option(help="Documents of a shard, the work lost when a worker dies.")
@@ -46,7 +44,7 @@ def compress_into_store(
             arguments_of(options),
             Columns(text_column, id_column, metadata),
             workers=workers,
-            memory_type=memory_type.value,
+            memory_type=memory_type,
             rows_per_shard=rows_per_shard,
             show_progress=True,
         )

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clara_core.cli.options import load_watched, local_engine_of, with_options
+from clara_core.cli.options import AsJson, Limit, Questions, TopK, load_watched, local_engine_of, with_options
 from clara_core.engine.options import EngineOptions
 
 _SHOWN = (0.01, 0.02, 0.05, 0.1)  # errors whose thresholds are printed
@@ -20,16 +20,16 @@ _SHOWN = (0.01, 0.02, 0.05, 0.1)  # errors whose thresholds are printed
 
 @with_options
 def calibrate_model(
-    data: Annotated[Path, typer.Argument(help="Questions with candidates and answers: .jsonl, .jsonl.gz or .parquet.")],
+    data: Questions,
     out: Annotated[
         Path | None, typer.Option(help="Folder of calibration.json; default: that of the checkpoint.")
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Documents to read for a question.")] = 5,
+    top_k: TopK = 5,
     unanswerable: Annotated[
         float, typer.Option(min=0.0, max=0.9, help="Share of the questions whose gold documents are removed.")
     ] = 0.3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first so many questions.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    limit: Limit = None,
+    as_json: AsJson = False,
     *,
     options: EngineOptions,
 ) -> None:

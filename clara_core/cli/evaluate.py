@@ -6,13 +6,13 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from clara_core.cli.options import load_watched, local_engine_of, with_options
+from clara_core.cli.options import AsJson, Limit, Questions, TopK, load_watched, local_engine_of, with_options
 from clara_core.engine.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -20,32 +20,24 @@ if TYPE_CHECKING:
 
 
 class ModeName(StrEnum):
-    """Modes of evaluation as values of ``--mode``."""
+    """Modes of evaluation as values of ``--mode``; typer takes no list of a `Literal`."""
 
     NORMAL = "normal"
     ORACLE = "oracle"
 
 
-class RankerName(StrEnum):
-    """Rankers as values of ``--ranker``."""
-
-    MEMORY = "memory"
-    BM25 = "bm25"
-    GIVEN = "given"
-
-
 @with_options
 def evaluate_file(
-    data: Annotated[Path, typer.Argument(help="Questions with candidates and answers: .jsonl, .jsonl.gz or .parquet.")],
+    data: Questions,
     mode: Annotated[
         list[ModeName] | None,
         typer.Option(help="'oracle' adds the gold passages to the documents that are read; may be repeated."),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Documents to read for a question.")] = 5,
+    top_k: TopK = 5,
     ranker: Annotated[
-        RankerName,
+        Literal["memory", "bm25", "given"],
         typer.Option(help="What ranks the candidates; 'given' keeps their order and needs no query reasoner."),
-    ] = RankerName.MEMORY,
+    ] = "memory",
     corpus: Annotated[
         bool, typer.Option("--corpus", help="Search all passages of the file for each question.")
     ] = False,
@@ -57,7 +49,7 @@ def evaluate_file(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first so many questions.")] = None,
+    limit: Limit = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions (and prompts of the text LLM) at a time.")] = 16,
     timed: Annotated[int, typer.Option(min=0, help="Questions to time one by one.")] = 20,
     paraphrases: Annotated[int, typer.Option(min=0, help="Passages to paraphrase from their memories.")] = 20,
@@ -65,7 +57,7 @@ def evaluate_file(
         bool, typer.Option("--trust", help="Also measure citations, confidence and a second reading.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; an interrupted run resumes from it.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJson = False,
     *,
     options: EngineOptions,
 ) -> None:
@@ -76,29 +68,26 @@ def evaluate_file(
     from clara_core.training.llm_spec import open_llm
 
     engine = local_engine_of(options)
-    try:
-        lines = read_questions(data, limit)
-        if out is not None:
-            load_figure()  # raises now if a package of the report is missing
-        load_watched(engine)
-        report = evaluate(
-            engine,
-            over_corpus(lines) if corpus else lines,
-            modes=[one.value for one in mode or [ModeName.NORMAL]],
-            top_k=top_k,
-            ranker=ranker.value,
-            bm25=bm25,
-            text_llm=None if text_llm is None else open_llm(text_llm),
-            text_llm_name=text_llm,
-            max_tokens=max_tokens,
-            batch=batch,
-            timed=timed,
-            paraphrases=paraphrases,
-            folder=out,
-            show_progress=sys.stderr.isatty(),
-        )
-    except ImportError as exc:  # the message names the package of an extra
-        raise ValueError(str(exc)) from exc
+    lines = read_questions(data, limit)
+    if out is not None:
+        load_figure()  # raises now if a package of the report is missing
+    load_watched(engine)
+    report = evaluate(
+        engine,
+        over_corpus(lines) if corpus else lines,
+        modes=[one.value for one in mode or [ModeName.NORMAL]],
+        top_k=top_k,
+        ranker=ranker,
+        bm25=bm25,
+        text_llm=None if text_llm is None else open_llm(text_llm),
+        text_llm_name=text_llm,
+        max_tokens=max_tokens,
+        batch=batch,
+        timed=timed,
+        paraphrases=paraphrases,
+        folder=out,
+        show_progress=sys.stderr.isatty(),
+    )
     if trust:
         report.metrics["trust"] = measure_trust(engine, lines, top_k=top_k, max_tokens=max_tokens)
     if out is not None:

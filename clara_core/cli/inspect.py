@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from clara_core.cli.ask import read_files, written_store
-from clara_core.cli.options import load_watched, local_engine_of, with_options
+from clara_core.cli.ask import cut_files, read_files, written_store
+from clara_core.cli.options import AsJson, load_watched, local_engine_of, with_options
 from clara_core.cli.shown import plain, write_json
-from clara_core.data.documents import cut_passages
 from clara_core.engine.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def inspect_memories(
     folder: Annotated[Path | None, typer.Argument(help="A folder of files, or one file (not with --store).")] = None,
     store: Annotated[str | None, typer.Option(help="Folder or address of a store to inspect.")] = None,
     most: Annotated[int, typer.Option(min=1, help="Passages to show, the worst first.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJson = False,
     *,
     options: EngineOptions,
 ) -> None:
@@ -86,9 +85,7 @@ def inspect_memories(
 
 def _of_files(engine: ClaraEngine, folder: Path, notes: Console) -> list[tuple[str, Memory]]:
     files, _ = read_files(folder, notes)
-    passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
-    if not passages:
-        raise ValueError(f"the {len(files)} files in {str(folder)!r} hold no text")
+    passages = cut_files(files, engine, folder)
     load_watched(engine)
     memories = engine.compress([passage.text for passage in passages], show_progress=notes.is_terminal)
     return [(f"{one.file}:{one.start}", memory) for one, memory in zip(passages, memories, strict=True)]

@@ -12,9 +12,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -27,7 +26,7 @@ from clara_core.cli.bulk import compress_into_store
 from clara_core.cli.calibrate import calibrate_model
 from clara_core.cli.evaluate import evaluate_file
 from clara_core.cli.inspect import inspect_memories
-from clara_core.cli.options import with_options
+from clara_core.cli.options import AsJson, with_options
 from clara_core.cli.serve import serve_model
 from clara_core.cli.store import index_folder, search_store, store_app
 from clara_core.cli.synthesize import synthesize_documents
@@ -52,7 +51,7 @@ class _Group(TyperGroup):
         try:
             with _log_warnings():
                 return super().invoke(ctx)
-        except (ClaraError, ValueError) as exc:
+        except (ClaraError, ImportError, ValueError) as exc:  # an ImportError names the missing extra
             message = " ".join(str(exc).split())
             sys.stderr.write(f"clara: {message}\n")
             raise typer.Exit(EXIT_FAILED) from exc
@@ -92,19 +91,6 @@ app = typer.Typer(
 )
 
 
-class RoleName(StrEnum):
-    """Roles as values of ``--peft``."""
-
-    COMPRESSOR = "compressor"
-    REASONER = "reasoner"
-    GENERATOR = "generator"
-
-    @property
-    def role(self) -> Role:
-        """The role of this name."""
-        return Role[self.name]
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"clara {__version__}\n")
@@ -142,7 +128,7 @@ app.command("train")(train_stage)
 @with_options
 def info(
     model: Annotated[str, typer.Argument(help="Bundled name, folder, or Hub id.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJson = False,
     *,
     options: EngineOptions,
 ) -> None:
@@ -170,7 +156,7 @@ def convert(
     model: Annotated[str, typer.Argument(metavar="SRC", help="Bundled name, folder, or Hub id.")],
     dst: Annotated[Path, typer.Argument(help="Folder to write.")],
     peft: Annotated[
-        RoleName | None,
+        Literal["compressor", "reasoner", "generator"] | None,
         typer.Option(help="Write only the adapter of this role, as a plain peft folder."),
     ] = None,
     with_base: Annotated[
@@ -187,8 +173,9 @@ def convert(
     if peft is not None:
         if with_base:
             raise ValueError("--with-base and --peft exclude each other")
-        export_peft(checkpoint, peft.role, dst)
-        typer.echo(f"{peft.role} of {model} -> {dst} (peft)")
+        role = Role[peft.upper()]
+        export_peft(checkpoint, role, dst)
+        typer.echo(f"{role} of {model} -> {dst} (peft)")
         return
     written = convert_checkpoint(checkpoint, dst, base_model=options.base_model, with_base=with_base)
     roles = ", ".join(role.label for role in written.roles)

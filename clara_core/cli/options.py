@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,23 +29,20 @@ if TYPE_CHECKING:
 _PANEL = "Model"
 
 
-class MemoryTypeName(StrEnum):
-    """Types of memories as values of ``--memory-type``."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    INT8 = "int8"
-
-
-class ModeName(StrEnum):
-    """Search modes as values of ``--mode``."""
-
-    MEMORY = "memory"
-    TEXT = "text"
-    HYBRID = "hybrid"
-
-
-Mode = Annotated[ModeName, typer.Option(help="Search by memory, by words (text), or by both.")]
+# Options and arguments of several commands.
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many questions.")]
+MemoryType = Annotated[
+    Literal["float32", "bfloat16", "int8"],
+    typer.Option(help="Type of the memories in a new store; int8 takes half the bytes of bfloat16."),
+]
+Mode = Annotated[
+    Literal["memory", "text", "hybrid"], typer.Option(help="Search by memory, by words (text), or by both.")
+]
+Questions = Annotated[
+    Path, typer.Argument(help="Questions with candidates and answers: .jsonl, .jsonl.gz or .parquet.")
+]
+TopK = Annotated[int, typer.Option("--top-k", min=1, help="Documents to read for a question.")]
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

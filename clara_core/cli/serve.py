@@ -53,11 +53,9 @@ def serve_model(
     options: EngineOptions,
 ) -> None:
     """Serve a model to other processes and machines, over the routes of OpenAI, Cohere and TEI."""
-    try:
-        from clara_core.serving import serve
-        from clara_core.serving.config import checked_config
-    except ImportError as exc:
-        raise ValueError(f"clara serve needs packages of an extra ({exc}): pip install 'clara-rag[serve]'") from exc
+    from clara_core.serving import serve
+    from clara_core.serving.config import checked_config
+
     key = os.environ.get(_KEY)
     config = checked_config(
         {

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from clara_core.cli.ask import open_store, read_files, written_store
-from clara_core.cli.options import MemoryTypeName, Mode, ModeName, engine_of, load_watched, with_options
+from clara_core.cli.options import AsJson, MemoryType, Mode, engine_of, load_watched, with_options
 from clara_core.cli.shown import plain, show_sources, source_of, write_json
 from clara_core.data.documents import Passage, TextFile, cut_passages
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _LONGEST_NAME = 200  # characters of an id; a longer one is replaced by its hash
 
 Store = Annotated[str, typer.Option("--store", help="Folder of the store, or its address on object storage.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
 @dataclass(slots=True)
@@ -60,9 +59,7 @@ class Plan:
 def index_folder(
     folder: Annotated[Path, typer.Argument(help="Folder of files, or one file.")],
     store: Store,
-    memory_type: Annotated[
-        MemoryTypeName, typer.Option(help="Type of the memories in a new store; int8 takes half the bytes of bfloat16.")
-    ] = MemoryTypeName.BFLOAT16,
+    memory_type: MemoryType = "bfloat16",
     source: Annotated[
         str | None,
         typer.Option(help="Name of the folder in the store; default: its path. Keep the old path here after a move."),
@@ -81,7 +78,7 @@ def index_folder(
     engine = engine_of(options)
     passages = [part for file in files for part in cut_passages(file, engine.tokenizer.windows)]
     load_watched(engine)
-    opened = open_store(store, engine, memory_type.value)
+    opened = open_store(store, engine, memory_type)
     plan = _plan(opened, source, root, files, passages)
     start = time.perf_counter()
     _carry_out(opened, plan, source, prune=prune, show_progress=notes.is_terminal)
@@ -167,7 +164,7 @@ def search_store(
     question: Annotated[str, typer.Argument(help="The question.")],
     store: Store,
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Most documents to show.")] = 5,
-    mode: Mode = ModeName.HYBRID,
+    mode: Mode = "hybrid",
     condition: Annotated[
         str | None, typer.Option("--filter", help='Metadata filter as JSON, such as {"file": "notes.md"}.')
     ] = None,
@@ -183,12 +180,12 @@ def search_store(
         raise ValueError("the question is empty")
     parsed = _filter(condition)
     # A search by words alone needs no model.
-    engine = None if mode is ModeName.TEXT else engine_of(options)
+    engine = None if mode == "text" else engine_of(options)
     opened = written_store(store, engine)
     if engine is not None:
         load_watched(engine)
     start = time.perf_counter()
-    hits = opened.search(question, k, filter=parsed, mode=mode.value, exact=exact)
+    hits = opened.search(question, k, filter=parsed, mode=mode, exact=exact)
     seconds = time.perf_counter() - start
     if as_json:
         found = [
@@ -202,7 +199,7 @@ def search_store(
             }
             for hit in hits
         ]
-        write_json({"question": question, "mode": mode.value, "hits": found, "seconds": round(seconds, 3)})
+        write_json({"question": question, "mode": mode, "hits": found, "seconds": round(seconds, 3)})
         return
     console = Console(highlight=False)
     show_sources(console, [source_of(hit) for hit in hits])

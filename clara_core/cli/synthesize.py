@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
-from clara_core.cli.options import engine_of, with_options
+from clara_core.cli.ask import cut_files, read_files
+from clara_core.cli.options import AsJson, engine_of, with_options
 from clara_core.common.errors import DataError
-from clara_core.data.documents import SUFFIXES, Spans, cut_passages, group_left_out, read_folder
 from clara_core.engine.options import EngineOptions
 
 if TYPE_CHECKING:
+    from clara_core import Engine
     from clara_core.training.candidates import Search
 
 _TEXTS = ("text", "page_content", "content", "contents")  # names of the text field in JSONL files
@@ -48,26 +49,20 @@ def synthesize_documents(
         float, typer.Option(help="Share of the questions to hold out from training for evaluation.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the order of candidates.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJson = False,
     *,
     options: EngineOptions,
 ) -> None:
     """Write training sets about your documents with a language model."""
     if candidates != _NO_CANDIDATES and top_k > n_candidates:
         raise ValueError(f"--top-k {top_k} is more than --n-candidates {n_candidates}")
-    from clara_core.training.llm_spec import open_llm
-
-    try:
-        client = open_llm(llm)
-        # Opened before the language model costs anything.
-        search = _search(candidates, options)
-    except ImportError as exc:
-        raise ValueError(str(exc)) from exc
-    passages = _passages(docs, options)
-
     from clara_core.training.candidates import end_to_end_sets
+    from clara_core.training.llm_spec import open_llm
     from clara_core.training.synthesis import synthesize
 
+    client = open_llm(llm)
+    search = _search(candidates, options)  # opened before the language model costs anything
+    passages = _passages(docs, options)
     bar = sys.stderr.isatty()
     report = synthesize(
         passages,
@@ -99,19 +94,14 @@ def _search(candidates: str, options: EngineOptions) -> Search | None:
 
 def _passages(docs: Path, options: EngineOptions) -> list[str]:
     """Passages of documents, cut to the window of a model."""
-    windows = engine_of(options).tokenizer.windows
+    engine = engine_of(options)
     if docs.name.lower().endswith((".jsonl", ".jsonl.gz", ".parquet")):
-        return _from_lines(docs, windows)
-    files, left_out = read_folder(docs)
-    for line in group_left_out(left_out):
-        typer.echo(f"left out: {line}", err=True)
-    passages = [passage.text for file in files for passage in cut_passages(file, windows)]
-    if not passages:
-        raise ValueError(f"no text in {str(docs)!r}; supported kinds: {', '.join(SUFFIXES)}")
-    return passages
+        return _from_lines(docs, engine)
+    files, _ = read_files(docs, Console(stderr=True))
+    return [passage.text for passage in cut_files(files, engine, docs)]
 
 
-def _from_lines(path: Path, windows: Callable[[str], Spans]) -> list[str]:
+def _from_lines(path: Path, engine: Engine) -> list[str]:
     from clara_core.data.jsonl import read_objects
 
     passages = []
@@ -120,7 +110,7 @@ def _from_lines(path: Path, windows: Callable[[str], Spans]) -> list[str]:
         if text is None:
             names = " or ".join(map(repr, _TEXTS))
             raise DataError(f"{where}: a document must have a text named {names}; the line has {list(found)}")
-        passages += [text[start:end] for start, end in windows(text)]
+        passages += [text[start:end] for start, end in engine.tokenizer.windows(text)]
     if not passages:
         raise ValueError(f"no document in {str(path)!r}")
     return passages

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class StageName(StrEnum):
-    """Stages of training as values of the argument ``STAGE``."""
-
-    STAGE1 = "stage1"
-    STAGE1_2 = "stage1_2"
-    CONTRASTIVE = "contrastive"
-    STAGE2 = "stage2"
+from clara_core.data.examples import Stage
 
 
 def train_stage(
-    stage: Annotated[StageName, typer.Argument(help="Stage of training.")],
+    stage: Annotated[Stage, typer.Argument(help="Stage of training.")],
     config: Annotated[Path, typer.Argument(help="Config file: .toml, .yaml or .yml (docs/training.md).")],
     changes: Annotated[
         list[str] | None,
@@ -35,7 +27,7 @@ def train_stage(
     from clara_core.training.config import TrainingConfig
     from clara_core.training.run import train
 
-    training = TrainingConfig.read(config, changes or (), stage=stage.value)
+    training = TrainingConfig.read(config, changes or (), stage=stage)
     checkpoint = train(training, progress=progress).checkpoint
     if os.environ.get("RANK", "0") != "0":
         return
@@ -43,4 +35,4 @@ def train_stage(
         from clara_core.training.plot import plot_run
 
         plot_run(training.out, training.out / "curve.png")
-    typer.echo(f"{stage.value} -> {checkpoint}")
+    typer.echo(f"{stage} -> {checkpoint}")

@@ -125,8 +125,8 @@ def cut_passages(file: TextFile, windows: Callable[[str], Spans]) -> list[Passag
     """
     passages = []
     markdown = PurePath(file.name).suffix.lower() in MARKDOWN
-    sections = _between(file.starts, file.text) if file.starts else _sections(file.text, markdown=markdown)
-    for start, end in sections:
+    starts = file.starts or _sections(file.text, markdown=markdown)
+    for start, end in zip(starts, [*starts[1:], len(file.text)], strict=True):
         section = file.text[start:end]
         lead = len(section) - len(section.lstrip())
         section = section.strip()
@@ -193,21 +193,17 @@ def _bytes(path: Path) -> bytes:
         raise Unreadable(f"cannot be read: {exc.strerror or exc}") from exc
 
 
-def _between(starts: tuple[int, ...], text: str) -> Spans:
-    return list(zip(starts, [*starts[1:], len(text)], strict=True))
-
-
-def _sections(text: str, *, markdown: bool) -> Spans:
-    """Spans that begin at a heading; consecutive headings stay together."""
-    cuts = [0]
+def _sections(text: str, *, markdown: bool) -> list[int]:
+    """Offsets of the sections, which begin at a heading; consecutive headings stay together."""
+    starts = [0]
     has_body = False
     for start, heading, line in _lines(text, markdown=markdown):
         if heading and has_body:
-            cuts.append(start)
+            starts.append(start)
             has_body = False
         elif not heading and line.strip():
             has_body = True
-    return list(zip(cuts, [*cuts[1:], len(text)], strict=True))
+    return starts
 
 
 def _lines(text: str, *, markdown: bool) -> Iterator[tuple[int, bool, str]]:

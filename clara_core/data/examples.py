@@ -6,9 +6,12 @@ The layouts are those of the published training code; `clara_core.data.jsonl` re
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from clara_core.common.errors import DataError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 Stage: TypeAlias = Literal["stage1", "stage1_2", "contrastive", "stage2"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
@@ -202,12 +205,13 @@ def _texts(found: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
             raise DataError(f"{where}: {part!r} must be a text, got {shown(text)}")
         if not text.strip():
             raise DataError(f"{where}: {part!r} is empty")
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise DataError(f"{where}: {part!r} holds half a surrogate pair, which is not valid Unicode")
     return tuple(texts)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text holds no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -229,3 +233,9 @@ def shown(value: object) -> str:
     """An invalid value with its type, shortened for a message."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}"
+
+
+def first_fault(exc: ValidationError) -> str:
+    """The first error that pydantic found, with its field, for a message."""
+    fault = exc.errors()[0]
+    return ": ".join([*map(str, fault["loc"]), fault["msg"]])

@@ -14,6 +14,7 @@ changed.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
@@ -23,7 +24,6 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Final, Self, overload
 
 from clara_core.common.errors import DataError
@@ -85,11 +85,18 @@ class TrainingSet(Sequence[Line]):
                 self._files.append(_Offsets(path, stage))
             else:
                 self._files.append(list(read_lines(path, stage)))
-        if not len(self):
+        self._chosen: Sequence[int] = range(sum(map(len, self._files)))
+        if not self._chosen:
             raise ValueError(f"no line in {', '.join(map(repr, map(str, self.paths))) or 'an empty list of files'}")
 
+    def part(self, indices: Sequence[int]) -> TrainingSet:
+        """A set of some of the lines, which are not read for it."""
+        part = copy.copy(self)
+        part._chosen = [self._chosen[index] for index in indices]  # noqa: SLF001 - of this class
+        return part
+
     def __len__(self) -> int:
-        return sum(map(len, self._files))
+        return len(self._chosen)
 
     @overload
     def __getitem__(self, index: int) -> Line: ...
@@ -98,13 +105,15 @@ class TrainingSet(Sequence[Line]):
     def __getitem__(self, index: int | slice) -> Line | list[Line]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        number = index + len(self) if index < 0 else index
-        if number >= 0:
-            for lines in self._files:
-                if number < len(lines):
-                    return lines[number]
-                number -= len(lines)
-        raise IndexError(f"line {index} of {len(self)}")
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"line {index} of {len(self)}")
+        number = self._chosen[index]
+        files = iter(self._files)
+        lines = next(files)
+        while number >= len(lines):
+            number -= len(lines)
+            lines = next(files)
+        return lines[number]
 
 
 class _Offsets:
@@ -314,9 +323,7 @@ class LineWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
 

@@ -7,6 +7,7 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any, TypeAlias
 
 __all__ = ["Ask", "asker", "text_of"]
@@ -77,29 +78,19 @@ def _threaded(call: Callable[[str], Any]) -> Callable[[str], Awaitable[Any]]:
     """Run each call in a daemon thread, so that neither cancellation nor interpreter exit waits for it."""
 
     async def run(prompt: str) -> Any:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()  # from now on only `work` ends it
         context = contextvars.copy_context()
 
-        def resolve(result: Any, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                # A future cannot carry StopIteration.
-                future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
-
         def work() -> None:
-            result, error = None, None
             try:
-                result = context.run(call, prompt)
+                future.set_result(context.run(call, prompt))
+            except StopIteration as exc:  # a coroutine cannot raise it
+                future.set_exception(RuntimeError(repr(exc)))
             except BaseException as exc:  # noqa: BLE001 - raised in the caller
-                error = exc
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(resolve, result, error)
+                future.set_exception(exc)
 
         threading.Thread(target=work, name="clara-synthesize", daemon=True).start()
-        return await future
+        return await asyncio.wrap_future(future)
 
     return run

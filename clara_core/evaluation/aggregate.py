@@ -1,15 +1,8 @@
-"""Means over questions."""
+"""The check of metrics that are means over questions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-
-
-def mean(values: Iterable[float]) -> float:
-    """Mean of at least one value."""
-    given = list(values)
-    return math.fsum(given) / len(given)
+from collections.abc import Sequence
 
 
 def check_lengths(name: str, left: Sequence[object], other: str, right: Sequence[object]) -> None:

@@ -10,8 +10,9 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
-from clara_core.evaluation.aggregate import check_lengths, mean
+from clara_core.evaluation.aggregate import check_lengths
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -69,7 +70,7 @@ def score_answers(predictions: Sequence[str], golds: Sequence[str | Sequence[str
     check_lengths("predictions", predictions, "golds", golds)
     pairs = list(zip(predictions, golds, strict=True))
     return {
-        measure.__name__: mean(measure(prediction, gold) for prediction, gold in pairs)
+        measure.__name__: fmean(measure(prediction, gold) for prediction, gold in pairs)
         for measure in (exact_match, cover_match, f1)
     }
 

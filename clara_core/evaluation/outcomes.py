@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
 
 from clara_core.common.errors import ClaraError, DataError
-from clara_core.data.examples import RetrievalLine
+from clara_core.data.examples import RetrievalLine, first_fault
 
 Mode: TypeAlias = Literal["normal", "oracle"]
 Ranker: TypeAlias = Literal["memory", "bm25", "given"]
@@ -109,26 +111,8 @@ class Outcome:
         """One line of JSON without a line break."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
-    @classmethod
-    def from_object(cls, found: Mapping[str, Any]) -> Outcome:
-        """Make an outcome of the parsed JSON of `to_json`.
 
-        Raises:
-            KeyError, TypeError, ValueError: The object is not an outcome.
-        """
-        rankings = {
-            name: Ranking(tuple(one["top"]), tuple(one["gold_ranks"])) for name, one in found["rankings"].items()
-        }
-        replies = tuple(Reply(**{**one, "documents": tuple(one["documents"])}) for one in found["replies"])
-        return cls(
-            where=found["where"],
-            key=found["key"],
-            question=found["question"],
-            references=tuple(found["references"]),
-            sizes=Sizes(**found["sizes"]),
-            rankings=rankings,
-            replies=replies,
-        )
+_OUTCOMES: Final = TypeAdapter(Outcome)
 
 
 def line_key(line: RetrievalLine) -> str:
@@ -217,23 +201,20 @@ class OutcomeLog:
                 whole += len(raw)
                 if number > len(lines):
                     continue  # an earlier run had more questions
-                outcomes.append(self._parse(raw, number))
-                self._check_line(outcomes[-1], lines[number - 1], number)
+                outcomes.append(self._parse(raw, number, lines[number - 1]))
         return outcomes
 
-    def _parse(self, raw: bytes, number: int) -> Outcome:
+    def _parse(self, raw: bytes, number: int, line: RetrievalLine) -> Outcome:
         try:
-            return Outcome.from_object(json.loads(raw))
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            reason = f"{type(exc).__name__}: {exc}"
+            outcome = _OUTCOMES.validate_json(raw)
+        except ValidationError as exc:
             raise DataError(
-                f"{self.path}:{number}: not an outcome of a run ({reason}); delete this line and those after it, or "
-                "choose another folder"
+                f"{self.path}:{number}: not an outcome of a run ({first_fault(exc)}); delete this line and those after "
+                "it, or choose another folder"
             ) from exc
-
-    def _check_line(self, outcome: Outcome, line: RetrievalLine, number: int) -> None:
         if outcome.key != line_key(line):
             raise ValueError(
                 f"{self.path}:{number} is about another question than {line.where or f'line {number}'}: the data has "
                 "changed; choose another folder"
             )
+        return outcome

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
+from statistics import fmean
 from typing import TypeVar
 
-from clara_core.evaluation.aggregate import check_lengths, mean
+from clara_core.evaluation.aggregate import check_lengths
 
 Id = TypeVar("Id", bound=Hashable)
 
@@ -66,7 +67,7 @@ def mrr(rankings: Sequence[Sequence[Id]], relevant: Sequence[Collection[Id]], k:
         ValueError: There is no question, the lengths differ, or as `recall_at_k`.
     """
     check_lengths("rankings", rankings, "relevant", relevant)
-    return mean(
+    return fmean(
         reciprocal_rank(ranked, relevant_ids, k) for ranked, relevant_ids in zip(rankings, relevant, strict=True)
     )
 
@@ -83,12 +84,12 @@ def score_rankings(
     pairs = list(zip(rankings, relevant, strict=True))
     measures = {"recall": recall_at_k, "hit": hit_rate, "precision": precision_at_k}
     scores = {
-        f"{name}@{k}": mean(measure(ranked, relevant_ids, k) for ranked, relevant_ids in pairs)
+        f"{name}@{k}": fmean(measure(ranked, relevant_ids, k) for ranked, relevant_ids in pairs)
         for name, measure in measures.items()
         for k in ks
     }
     scores["mrr"] = mrr(rankings, relevant)
-    scores["ndcg@10"] = mean(ndcg_at_k(ranked, relevant_ids, 10) for ranked, relevant_ids in pairs)
+    scores["ndcg@10"] = fmean(ndcg_at_k(ranked, relevant_ids, 10) for ranked, relevant_ids in pairs)
     return scores
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -179,11 +180,8 @@ def _settings(engine: ClaraEngine, plan: Plan, text: TextReader | None) -> dict[
         "dtype": str(engine.dtype).removeprefix("torch."),
         "quantization": engine.arguments.quantization,
         "reasoner": engine.arguments.reasoner,
+        **asdict(plan),
         "modes": list(plan.modes),
-        "top_k": plan.top_k,
-        "ranker": plan.ranker,
-        "bm25": plan.bm25,
-        "max_tokens": plan.max_tokens,
         "text_llm": None if text is None else text.label,
     }
 

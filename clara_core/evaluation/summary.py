@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
-from clara_core.evaluation.aggregate import mean
 from clara_core.evaluation.answers import score_answers
 from clara_core.evaluation.outcomes import Outcome
 from clara_core.evaluation.paraphrases import Paraphrase
@@ -25,7 +25,7 @@ def summarize(outcomes: Sequence[Outcome], paraphrases: Sequence[Paraphrase]) ->
         are known (missing if there are none); mean ``size`` of a passage; ``paraphrase`` (missing without paraphrases).
     """
     figures: dict[str, Any] = {"questions": len(outcomes), "answers": _answers(outcomes)}
-    known = [outcome for outcome in outcomes if any(one.gold_ranks for one in outcome.rankings.values())]
+    known = _with_gold(outcomes)
     figures["with_gold"] = len(known)
     if known:
         figures["retrieval"] = _retrieval(known)
@@ -38,15 +38,20 @@ def summarize(outcomes: Sequence[Outcome], paraphrases: Sequence[Paraphrase]) ->
 
 def recall_curves(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
     """Recall at 1, 2, 3, … by ranker; empty if no gold passage is known."""
-    known = [outcome for outcome in outcomes if any(one.gold_ranks for one in outcome.rankings.values())]
+    known = _with_gold(outcomes)
     if not known:
         return {}
     last = min(_CURVE, max(outcome.sizes.passages for outcome in known))
     curves = {}
     for ranker in known[0].rankings:
         pairs = [_as_ranking(outcome, ranker) for outcome in known]
-        curves[ranker] = [mean(recall_at_k(*pair, k) for pair in pairs) for k in range(1, last + 1)]
+        curves[ranker] = [fmean(recall_at_k(*pair, k) for pair in pairs) for k in range(1, last + 1)]
     return curves
+
+
+def _with_gold(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes of questions whose gold passages are known."""
+    return [outcome for outcome in outcomes if any(one.gold_ranks for one in outcome.rankings.values())]
 
 
 def _answers(outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[str, float]]]:
@@ -58,8 +63,8 @@ def _answers(outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[str, float
             **score_answers(texts, golds),
             "bleu": bleu(texts, golds),
             "failed": sum(bool(reply.failed) for reply in replies),
-            "memory_tokens": mean(reply.memory_tokens for reply in replies),
-            "source_tokens": mean(reply.source_tokens for reply in replies),
+            "memory_tokens": fmean(reply.memory_tokens for reply in replies),
+            "source_tokens": fmean(reply.source_tokens for reply in replies),
         }
     return figures
 

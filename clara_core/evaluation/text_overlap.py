@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
-from clara_core.evaluation.aggregate import check_lengths, mean
+from clara_core.evaluation.aggregate import check_lengths
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
@@ -111,11 +112,11 @@ def score_paraphrases(passages: Sequence[str], again: Sequence[str]) -> dict[str
     """
     check_lengths("passages", passages, "paraphrases", again)
     each = [rouge(text, passage) for passage, text in zip(passages, again, strict=True)]
-    scores = {name: mean(one[name] for one in each) for name in _ROUGE}
+    scores = {name: fmean(one[name] for one in each) for name in _ROUGE}
     scores["bleu"] = bleu(again, passages)
     kept = [entity_preservation(passage, text) for passage, text in zip(passages, again, strict=True)]
     if known := [share for share in kept if share is not None]:
-        scores["entities"] = mean(known)
+        scores["entities"] = fmean(known)
     return scores
 
 

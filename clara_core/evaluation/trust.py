@@ -9,10 +9,11 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from clara_core.data.examples import RetrievalLine
-from clara_core.evaluation.aggregate import check_lengths, mean
+from clara_core.evaluation.aggregate import check_lengths
 from clara_core.evaluation.answers import cover_match, exact_match
 
 if TYPE_CHECKING:
@@ -44,15 +45,13 @@ def auroc(pairs: Pairs) -> float:
 
 def calibration_error(pairs: Pairs, bins: int = 10) -> float:
     """Expected calibration error: mean distance of confidence and accuracy over bins of equal size."""
-    error = sum(
-        len(some) * abs(mean([v for v, _ in some]) - mean([float(h) for _, h in some])) for some in _bins(pairs, bins)
-    )
+    error = sum(len(some) * abs(fmean(v for v, _ in some) - fmean(h for _, h in some)) for some in _bins(pairs, bins))
     return error / len(pairs)
 
 
 def brier(pairs: Pairs) -> float:
     """Brier score: mean squared distance of confidence and correctness (0 or 1)."""
-    return mean([(value - hit) ** 2 for value, hit in pairs])
+    return fmean((value - hit) ** 2 for value, hit in pairs)
 
 
 def risk_coverage(pairs: Pairs) -> list[tuple[float, float]]:
@@ -66,12 +65,12 @@ def risk_coverage(pairs: Pairs) -> list[tuple[float, float]]:
 
 def aurc(pairs: Pairs) -> float:
     """Area under the risk-coverage curve: the mean error rate over all coverages."""
-    return mean([error for _, error in risk_coverage(pairs)])
+    return fmean(error for _, error in risk_coverage(pairs))
 
 
 def augrc(pairs: Pairs) -> float:
     """Area under the curve of the generalized risk (error rate times coverage), in which high coverage weighs more."""
-    return mean([coverage * error for coverage, error in risk_coverage(pairs)])
+    return fmean(coverage * error for coverage, error in risk_coverage(pairs))
 
 
 def coverage_at_error(pairs: Pairs, error: float) -> float:
@@ -81,7 +80,7 @@ def coverage_at_error(pairs: Pairs, error: float) -> float:
 
 def reliability(pairs: Pairs, bins: int = 10) -> list[tuple[float, float, int]]:
     """Mean confidence, accuracy and size of each bin; bins have equal size."""
-    return [(mean([v for v, _ in some]), mean([float(h) for _, h in some]), len(some)) for some in _bins(pairs, bins)]
+    return [(fmean(v for v, _ in some), fmean(h for _, h in some), len(some)) for some in _bins(pairs, bins)]
 
 
 def bootstrap(
@@ -162,7 +161,7 @@ def measure_trust(
     ]
     passed = [hit for one, hit in zip(answers, right, strict=True) if _passes(one)]
     exact, second = (
-        mean([exact_match(one.text, line.references) for one, line in zip(some, lines, strict=True)])
+        fmean(exact_match(one.text, line.references) for one, line in zip(some, lines, strict=True))
         for some in (answers, again)
     )
     return {
@@ -172,11 +171,11 @@ def measure_trust(
         if known
         else None,
         "logprob_auroc": auroc([(_logprob(one), hit) for one, hit in known]) if known else None,
-        "citations": mean([float(hit) for hit, _ in cited]) if cited else None,
-        "first_ranked": mean([float(hit) for _, hit in cited]) if cited else None,
-        "passed": {"share": len(passed) / len(lines), "accuracy": mean(list(map(float, passed))) if passed else None},
+        "citations": fmean(hit for hit, _ in cited) if cited else None,
+        "first_ranked": fmean(hit for _, hit in cited) if cited else None,
+        "passed": {"share": len(passed) / len(lines), "accuracy": fmean(passed) if passed else None},
         "exact_match": exact,
-        "again": {"exact_match": second, "taken": mean([float(one.reading == "again") for one in again])},
+        "again": {"exact_match": second, "taken": fmean(one.reading == "again" for one in again)},
     }
 
 

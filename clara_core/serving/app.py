@@ -81,12 +81,9 @@ def _health(app: FastAPI, state: ServerState) -> None:
     async def live() -> Response:
         return status(state.why_not_alive())
 
+    @app.get("/health", tags=["health"])
     @app.get("/health/ready", tags=["health"])
     async def ready() -> Response:
-        return status(state.why_not_ready())
-
-    @app.get("/health", tags=["health"])
-    async def health() -> Response:
         return status(state.why_not_ready())
 
     @app.get("/metrics", tags=["health"])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
-from fastapi import Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
 from clara_core.serving.failures import Refused
 
 Body = TypeVar("Body", bound=BaseModel)
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 _LARGE: Final = 1 << 16  # bytes from which a body is parsed in a thread
 
@@ -119,6 +120,18 @@ class TokensBody(Strict):
     n_windows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     first_only: bool = False
     reserve: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
+
+def post_json(router: APIRouter, path: str, **options: Any) -> Callable[[Handler], Handler]:
+    """Like ``router.post``, for a handler whose parameter ``body`` is parsed by `reader`."""
+
+    def register(handler: Handler) -> Handler:
+        kind = get_type_hints(handler)["body"]
+        handler.__annotations__["body"] = Annotated[kind, Depends(reader(kind))]
+        registered: Handler = router.post(path, openapi_extra=described(kind), **options)(handler)
+        return registered
+
+    return register
 
 
 def reader(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:

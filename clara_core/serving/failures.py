@@ -18,12 +18,7 @@ from clara_core.engine.remote.wire import CODES, code_of
 
 log = logging.getLogger(__name__)
 
-_FINAL: Final = (
-    "fingerprint_mismatch",
-    "internal",
-    "out_of_memory",
-    "store_error",
-)  # a retry does not help
+_FINAL: Final = ("fingerprint_mismatch", "internal", "out_of_memory", "store_error")  # a retry does not help
 _OF_STATUS: Final = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 _TYPES: Final = {4: "invalid_request_error", 5: "server_error"}
 

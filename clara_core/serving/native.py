@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from clara_core.common.version import __version__
@@ -30,9 +30,8 @@ from clara_core.serving.bodies import (
     SaidBody,
     TokensBody,
     check_texts,
-    described,
     json_response,
-    reader,
+    post_json,
 )
 from clara_core.serving.documents import memories_of
 from clara_core.serving.failures import Refused
@@ -82,16 +81,16 @@ def native_routes(state: ServerState) -> APIRouter:
             raise Refused("loading", "the model is being loaded; try again", retry_after=5)
         return facts_of(state)
 
-    @router.post("/rank", openapi_extra=described(RankBody))
-    async def rank(body: Annotated[RankBody, Depends(reader(RankBody))]) -> Response:
+    @post_json(router, "/rank")
+    async def rank(body: RankBody) -> Response:
         memories = await memories_of(state, body.documents, read=False)
         ranked = await engine.arank(body.question, memories, body.top_k)
         return await json_response(
             {"results": [{"index": each.index, "score": each.score, "window": each.window} for each in ranked]}
         )
 
-    @router.post("/answer", openapi_extra=described(AnswerBody))
-    async def answer(body: Annotated[AnswerBody, Depends(reader(AnswerBody))], request: Request) -> Response:
+    @post_json(router, "/answer")
+    async def answer(body: AnswerBody, request: Request) -> Response:
         options = options_of(body.options)
         state.admit_answers(request.scope, len(body.questions))
         asked = [
@@ -109,33 +108,31 @@ def native_routes(state: ServerState) -> APIRouter:
             state.metrics.answered(each)
         return await json_response({"answers": [answer_to_wire(each) for each in answers]})
 
-    @router.post("/paraphrase", openapi_extra=described(ParaphraseBody))
-    async def paraphrase(
-        body: Annotated[ParaphraseBody, Depends(reader(ParaphraseBody))], request: Request
-    ) -> Response:
+    @post_json(router, "/paraphrase")
+    async def paraphrase(body: ParaphraseBody, request: Request) -> Response:
         state.admit_answers(request.scope)
         [memory] = await memories_of(state, [body.document], read=True)
         said = await asyncio.to_thread(engine.paraphrase, memory, body.instruction, body.max_tokens)
         return await json_response(answer_to_wire(said))
 
-    @router.post("/attribute", openapi_extra=described(SaidBody))
-    async def attribute(body: Annotated[SaidBody, Depends(reader(SaidBody))]) -> Response:
+    @post_json(router, "/attribute")
+    async def attribute(body: SaidBody) -> Response:
         memories = await memories_of(state, body.documents, read=True)
         return await json_response(asdict(await engine.aattribute(body.question, memories, body.text)))
 
-    @router.post("/logprob", openapi_extra=described(SaidBody))
-    async def logprob(body: Annotated[SaidBody, Depends(reader(SaidBody))]) -> Response:
+    @post_json(router, "/logprob")
+    async def logprob(body: SaidBody) -> Response:
         memories = await memories_of(state, body.documents, read=True)
         return await json_response({"logprob": await engine.alogprob(body.question, memories, body.text)})
 
-    @router.post("/fidelity", openapi_extra=described(FidelityBody))
-    async def fidelity(body: Annotated[FidelityBody, Depends(reader(FidelityBody))]) -> Response:
+    @post_json(router, "/fidelity")
+    async def fidelity(body: FidelityBody) -> Response:
         memories = await memories_of(state, body.documents, read=False)
         measured = await engine.afidelity(memories, body.instruction)
         return await json_response({"results": [asdict(each) for each in measured]})
 
-    @router.post("/compress", openapi_extra=described(CompressBody))
-    async def compress(body: Annotated[CompressBody, Depends(reader(CompressBody))]) -> Response:
+    @post_json(router, "/compress")
+    async def compress(body: CompressBody) -> Response:
         check_texts(body.texts, limits.inputs, limits.characters, "texts")
         if body.overflow == "split":
             memories = await engine.aremember(body.texts)
@@ -147,14 +144,14 @@ def native_routes(state: ServerState) -> APIRouter:
         shape = (engine.n_mem, engine.hidden)
         return Response(await asyncio.to_thread(memories_to_wire, memories, shape, engine.dtype), media_type=TENSORS)
 
-    @router.post("/reason", openapi_extra=described(ReasonBody))
-    async def reason(body: Annotated[ReasonBody, Depends(reader(ReasonBody))]) -> Response:
+    @post_json(router, "/reason")
+    async def reason(body: ReasonBody) -> Response:
         check_texts(body.questions, limits.inputs, limits.characters, "questions")
         tokens = await engine.areason(body.questions)
         return Response(await asyncio.to_thread(tensor_to_wire, tokens), media_type=TENSORS)
 
-    @router.post("/tokens", openapi_extra=described(TokensBody))
-    async def tokens(body: Annotated[TokensBody, Depends(reader(TokensBody))]) -> Response:
+    @post_json(router, "/tokens")
+    async def tokens(body: TokensBody) -> Response:
         check_texts(body.texts, limits.inputs, limits.characters, "texts")
         return await json_response({"results": await asyncio.to_thread(_counted, state, body)})
 

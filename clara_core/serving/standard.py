@@ -7,16 +7,16 @@ import base64
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from clara_core.engine.logprobs import TokenLogprob, logprobs_account
 from clara_core.engine.remote.wire import answer_to_wire
 from clara_core.engine.sampling import Answer, Chunk
 from clara_core.retrieval.vectors import Array, VectorSpace
-from clara_core.serving.bodies import DocumentBody, check_texts, described, json_response, reader
+from clara_core.serving.bodies import DocumentBody, check_texts, described, json_response, post_json, reader
 from clara_core.serving.documents import memories_of
 from clara_core.serving.failures import Refused
 from clara_core.serving.native import options_of
@@ -39,8 +39,8 @@ def standard_routes(state: ServerState) -> APIRouter:
 
     # --- answers -----------------------------------------------------------------------------------------
 
-    @router.post("/v1/chat/completions", tags=["openai"], openapi_extra=described(ChatBody))
-    async def chat(body: Annotated[ChatBody, Depends(reader(ChatBody))], request: Request) -> Response:
+    @post_json(router, "/v1/chat/completions", tags=["openai"])
+    async def chat(body: ChatBody, request: Request) -> Response:
         named = check_model(state, body.model)
         options = options_of(body.options())
         state.admit_answers(request.scope)
@@ -79,8 +79,8 @@ def standard_routes(state: ServerState) -> APIRouter:
         count = sum(memory.source_tokens for memory in memories)
         return await asyncio.to_thread(space.documents, memories), count
 
-    @router.post("/v1/embeddings", tags=["openai"], openapi_extra=described(EmbeddingBody))
-    async def embeddings(body: Annotated[EmbeddingBody, Depends(reader(EmbeddingBody))]) -> Response:
+    @post_json(router, "/v1/embeddings", tags=["openai"])
+    async def embeddings(body: EmbeddingBody) -> Response:
         named = check_model(state, body.model)
         texts = [body.input] if isinstance(body.input, str) else body.input
         query = body.input_type in ("query", "search_query")
@@ -93,8 +93,8 @@ def standard_routes(state: ServerState) -> APIRouter:
         usage = {"prompt_tokens": count, "total_tokens": count}
         return await json_response({"object": "list", "data": data, "model": named, "usage": usage})
 
-    @router.post("/embed", tags=["tei"], openapi_extra=described(TeiEmbedBody))
-    async def embed(body: Annotated[TeiEmbedBody, Depends(reader(TeiEmbedBody))]) -> Response:
+    @post_json(router, "/embed", tags=["tei"])
+    async def embed(body: TeiEmbedBody) -> Response:
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         rows, _ = await vectors(texts, body.dimensions, query=body.prompt_name == "query", name="inputs")
         return await json_response(await asyncio.to_thread(_floats, rows))

@@ -100,7 +100,14 @@ class ChatBody(Strict):
     @model_validator(mode="before")
     @classmethod
     def _without_neutral(cls, value: Any) -> Any:
-        return without_neutral(value)
+        """Leave out ignored fields and neutral options; an unsupported option with another value is an error."""
+        if not isinstance(value, dict):
+            return value
+        for name, neutral in _NEUTRAL.items():
+            given = value.get(name)
+            if given is not None and given not in neutral:
+                raise ValueError(f"{name}={given!r:.60} is not supported by this server; leave it out")
+        return {name: given for name, given in value.items() if name not in _IGNORED and name not in _NEUTRAL}
 
     def options(self) -> dict[str, Any]:
         """The engine's options; omitted ones keep the engine's defaults."""
@@ -109,26 +116,6 @@ class ChatBody(Strict):
         named = ("temperature", "top_p", "seed", *EVIDENCE)
         given |= {name: getattr(self, name) for name in named}
         return {name: value for name, value in {**given, "stop": self.stop or None}.items() if value is not None}
-
-
-def without_neutral(value: Any) -> Any:
-    """A body without ignored fields and neutral options.
-
-    Raises:
-        ValueError: An unsupported option has a value that is not neutral.
-    """
-    if not isinstance(value, dict):
-        return value
-    kept = {}
-    for name, given in value.items():
-        if name in _IGNORED:
-            continue
-        if name in _NEUTRAL:
-            if given is not None and given not in _NEUTRAL[name]:
-                raise ValueError(f"{name}={given!r:.60} is not supported by this server; leave it out")
-            continue
-        kept[name] = given
-    return kept
 
 
 class EmbeddingBody(Strict):

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response, StreamingResponse
 
-from clara_core.serving.bodies import Strict, check_texts, described, json_response, reader
+from clara_core.serving.bodies import Strict, check_texts, json_response, post_json
 from clara_core.serving.failures import Refused
 from clara_core.serving.gate import NDJSON
 from clara_core.store import Hit, MemoryStore, Record
@@ -101,8 +101,8 @@ def store_routes(state: ServerState) -> APIRouter:
         store = state.store(name)
         return {"name": name, **asdict(await asyncio.to_thread(store.stats))}
 
-    @router.post("/{name}/search", openapi_extra=described(SearchBody))
-    async def search(name: str, body: Annotated[SearchBody, Depends(reader(SearchBody))]) -> Response:
+    @post_json(router, "/{name}/search")
+    async def search(name: str, body: SearchBody) -> Response:
         store = state.store(name)
         if isinstance(body.query, list):
             check_texts(body.query, limits.inputs, limits.characters, "query")
@@ -140,22 +140,20 @@ def store_routes(state: ServerState) -> APIRouter:
         )
         return await json_response({"ids": ids})
 
-    @router.post("/{name}/get", openapi_extra=described(IdsBody))
-    async def get(name: str, body: Annotated[IdsBody, Depends(reader(IdsBody))]) -> Response:
+    @post_json(router, "/{name}/get")
+    async def get(name: str, body: IdsBody) -> Response:
         store = state.store(name)
         check_texts(body.ids, limits.inputs, limits.characters, "ids")
         records = await asyncio.to_thread(store.get, body.ids)
         return await json_response({"records": list(map(_record, records))})
 
-    @router.post("/{name}/count", openapi_extra=described(CountBody))
-    async def count(name: str, body: Annotated[CountBody, Depends(reader(CountBody))]) -> dict[str, int]:
+    @post_json(router, "/{name}/count")
+    async def count(name: str, body: CountBody) -> dict[str, int]:
         store = state.store(name)
         return {"count": await asyncio.to_thread(store.count, _filter(body.filter))}
 
-    @router.post("/{name}/delete", openapi_extra=described(DeleteBody))
-    async def delete(
-        name: str, request: Request, body: Annotated[DeleteBody, Depends(reader(DeleteBody))]
-    ) -> dict[str, int]:
+    @post_json(router, "/{name}/delete")
+    async def delete(name: str, request: Request, body: DeleteBody) -> dict[str, int]:
         store = writable(name, request)
         return {"deleted": await asyncio.to_thread(store.delete, body.ids, _filter(body.filter))}
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from clara_core.training.losses import IGNORE
+
+if TYPE_CHECKING:
+    from clara_core.training.distributed import Processes
+    from clara_core.training.objective import Outcome
 
 SPLIT_FROM = 8  # a batch of this many rows or more is split in two passes
 
@@ -26,6 +31,7 @@ MEAN_OF = {
     "contrastive": "questions",
     "recall@1": "questions",
 }
+METRICS = {"accuracy", "again", "recall@1"}  # all others are losses
 
 
 class Pointers(NamedTuple):
@@ -95,6 +101,43 @@ class Step:
             "windows": len(self.sequences),
             "questions": sum(map(bool, self.gold)),
         }
+
+
+class BatchMeans:
+    """Means of losses and metrics over all passes of a batch, in all processes.
+
+    Args:
+        passes: The passes of this process.
+        processes: The processes of the run.
+    """
+
+    def __init__(self, passes: Sequence[Step], processes: Processes) -> None:
+        self._processes = processes
+        units = sorted(set(MEAN_OF.values()))
+        counts = [step.counts for step in passes]
+        own = torch.tensor([sum(one[unit] for one in counts) for unit in units], device=processes.device)
+        self._totals = dict(zip(units, processes.sum(own).tolist(), strict=True))
+        self._parts: dict[str, list[tuple[float | Tensor, float]]] = defaultdict(list)  # values with their weights
+
+    def add(self, step: Step, outcome: Outcome) -> Tensor | None:
+        """Add the outcome of a pass; returns its part of the loss of the batch, None if the pass has no loss."""
+        counts = step.counts
+        weights = {name: counts[unit] / max(self._totals[unit], 1) for name, unit in MEAN_OF.items()}
+        for name, loss in outcome.losses.items():
+            self._parts[name].append((loss.detach(), weights[name]))
+        for name, metric in outcome.metrics.items():
+            self._parts[name].append((metric, weights[name]))
+        losses = [loss * weights[name] for name, loss in outcome.losses.items()]
+        return torch.stack(losses).sum() if losses else None
+
+    def result(self) -> dict[str, float]:
+        """The means by name; all processes call this together, and some of them may lack a name."""
+        sums = {name: sum(float(value) * weight for value, weight in parts) for name, parts in self._parts.items()}
+        if self._processes.count == 1:
+            return sums
+        names = sorted({*sums, *self._processes.gather(list(sums))})
+        values = torch.tensor([sums.get(name, 0.0) for name in names], device=self._processes.device)
+        return dict(zip(names, self._processes.sum(values).tolist(), strict=True))
 
 
 def row_batch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,22 +23,17 @@ class DataFile:
 
     Attributes:
         name: File name, without the folder.
-        lines: Number of lines; None if unknown.
         sha256: Hash of its bytes.
     """
 
     name: str
-    lines: int | None
     sha256: str
 
     @classmethod
-    def of(cls, path: Path, lines: int | None = None) -> DataFile:
+    def of(cls, path: Path) -> DataFile:
         """Read and hash a file."""
-        digest = hashlib.sha256()
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return cls(path.name, lines, digest.hexdigest())
+            return cls(path.name, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def card(
@@ -59,8 +55,8 @@ def card(
     """
     parts = [f"# {title}", "", _table(("", ""), [(name, value) for name, value in facts.items() if value is not None])]
     if files:
-        rows = [(f"`{file.name}`", "" if file.lines is None else f"{file.lines:,}", file.sha256) for file in files]
-        parts += ["", "## Data", "", _table(("file", "lines", "sha256"), rows)]
+        rows = [(f"`{file.name}`", file.sha256) for file in files]
+        parts += ["", "## Data", "", _table(("file", "sha256"), rows)]
     if metrics:
         parts += ["", "## Metrics of training", "", _scores(metrics), ""]
         parts += [f"Means over the last {_TAIL} steps of a stage on its training data, which do not measure quality."]
@@ -115,8 +111,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _toml(settings: Mapping[str, Any], table: str = "") -> list[str]:
-    import json
-
     lines = [f"[{table}]"] if table else []
     inner = []
     for name, value in settings.items():

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SHARDING = "accelerate's configuration enables FSDP or DeepSpeed ZeRO-3"
+_WITHOUT = "start the processes without them (accelerate launch --multi_gpu, or torchrun)"
+
 
 class Base(Protocol):
     """Runs the backward passes of a step."""
@@ -144,15 +147,12 @@ def base_of(model: ClaraModel, processes: Processes, trainable: Sequence[Trainab
         return WholeBase()
     if any(each.base for each in trainable):
         raise TrainingError(
-            "accelerate's configuration enables FSDP or DeepSpeed ZeRO-3, which shard a frozen base over processes, "
-            "but this run trains the base: start the processes without them (accelerate launch --multi_gpu, or "
-            "torchrun)"
+            f"{_SHARDING}, which shard a frozen base over processes, but this run trains the base: {_WITHOUT}"
         )
     if not can_shard():
         raise TrainingError(
-            "accelerate's configuration enables FSDP or DeepSpeed ZeRO-3, but fully_shard of torch "
-            f"{torch.__version__} has no ignored_params and would shard the adapters, too: install a newer torch, or "
-            "start the processes without them (accelerate launch --multi_gpu, or torchrun)"
+            f"{_SHARDING}, but fully_shard of torch {torch.__version__} has no ignored_params and would shard the "
+            f"adapters, too: install a newer torch, or {_WITHOUT}"
         )
     return ShardedBase(model, processes)
 
@@ -172,9 +172,8 @@ def check_quantization(quantization: str | None, processes: Processes) -> None:
     """
     if processes.shards and quantization is not None:
         raise TrainingError(
-            "accelerate's configuration enables FSDP or DeepSpeed ZeRO-3, which shard the base over processes, but "
-            f"weights packed by quantization={quantization!r} cannot be sharded: leave quantization out, or start the "
-            "processes without them (accelerate launch --multi_gpu, or torchrun)"
+            f"{_SHARDING}, which shard the base over processes, but weights packed by quantization={quantization!r} "
+            f"cannot be sharded: leave quantization out, or {_WITHOUT}"
         )
 
 

@@ -7,7 +7,7 @@ holds the embeddings of the base and of the memory tokens. Weights without a mas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -177,7 +177,17 @@ class MasterWeights:
 
 def parts_of(model: ClaraModel, trainable: TrainableSpec) -> dict[str, Part]:
     """The trainable weights of a model, by name."""
-    return dict(_parts(model, trainable))
+    if trainable.base:
+        return {name: Part(parameter, slice(None)) for name, parameter in model.named_parameters()}
+    parts = {}
+    for role in trainable.roles:
+        for name, layer in model.routed.items():
+            parts[f"{role.adapter}/{name}.lora_A"] = Part(layer.lora_A, layer.block(role))
+            parts[f"{role.adapter}/{name}.lora_B"] = Part(layer.lora_B, layer.block(role))
+    if trainable.memory_tokens:
+        table: nn.Parameter = model.decoder.get_input_embeddings().weight
+        parts["memory_tokens"] = Part(table, slice(len(table) - len(model.config.added_tokens), None))
+    return parts
 
 
 def read_parts(parts: Mapping[str, Part]) -> dict[str, Tensor]:
@@ -190,20 +200,6 @@ def write_parts(parts: Mapping[str, Part], tensors: Mapping[str, Tensor]) -> Non
     for name, part in parts.items():
         if f"learned/{name}" in tensors:
             part.write(tensors[f"learned/{name}"])
-
-
-def _parts(model: ClaraModel, trainable: TrainableSpec) -> Iterator[tuple[str, Part]]:
-    if trainable.base:
-        for name, parameter in model.named_parameters():
-            yield name, Part(parameter, slice(None))
-        return
-    for role in trainable.roles:
-        for name, layer in model.routed.items():
-            yield f"{role.adapter}/{name}.lora_A", Part(layer.lora_A, layer.block(role))
-            yield f"{role.adapter}/{name}.lora_B", Part(layer.lora_B, layer.block(role))
-    if trainable.memory_tokens:
-        table: nn.Parameter = model.decoder.get_input_embeddings().weight
-        yield "memory_tokens", Part(table, slice(len(table) - len(model.config.added_tokens), None))
 
 
 def _optimizers(weights: dict[str, Tensor], trainable: TrainableSpec) -> list[torch.optim.Optimizer]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,63 +20,45 @@ if TYPE_CHECKING:
 class MemoryCache:
     """Memories by the token ids of their windows.
 
-    The first windows given to `keep` are cached until the cache is full, so that a resumed run caches the same ones.
-    Other windows are compressed at each step.
+    The first windows are cached that fit, so that a resumed run caches the same ones. Other windows are compressed at
+    each step.
 
     Args:
         model: The model; its compressor must not change.
         room: Size of the cache in bytes of host memory.
+        sequences: Token ids of the windows, read until the cache is full.
     """
 
-    def __init__(self, model: ClaraModel, room: int) -> None:
+    def __init__(self, model: ClaraModel, room: int, sequences: Iterable[list[int]]) -> None:
         self.model = model
-        self.most = room // (model.config.n_mem * model.hidden * model.dtype.itemsize)
         self._index: dict[bytes, int] = {}
-        self._parts: list[Tensor] = []
-        self._kept = torch.empty(0, model.config.n_mem, model.hidden, dtype=model.dtype)
-        self._waiting: list[list[int]] = []
+        most = room // (model.config.n_mem * model.hidden * model.dtype.itemsize)
+        fresh = islice(self._fresh(sequences), most)
+        parts = [torch.empty(0, model.config.n_mem, model.hidden, dtype=model.dtype)]
+        while chunk := list(islice(fresh, CHUNK * 8)):
+            parts.append(compress_frozen(model, chunk).cpu())
+        self._kept = torch.cat(parts)  # [cached windows, n_mem, hidden]
 
     def __len__(self) -> int:
-        return len(self._index)
-
-    @property
-    def full(self) -> bool:
-        """Whether the cache is full."""
-        return len(self._index) >= self.most
-
-    def keep(self, sequences: Iterable[list[int]]) -> None:
-        """Compress windows and cache their memories until the cache is full."""
-        for ids in sequences:
-            key = _key(ids)
-            if key not in self._index and not self.full:
-                self._index[key] = len(self._index)
-                self._waiting.append(ids)
-                if len(self._waiting) == CHUNK * 8:
-                    self._compress()
-
-    def close(self) -> None:
-        """Compress the remaining windows after the last `keep`."""
-        self._compress()
-        if self._parts:
-            self._kept = torch.cat(self._parts)
-            self._parts = []
+        return len(self._kept)
 
     def get(self, sequences: list[list[int]]) -> Tensor:
         """Cached or new memories ``[windows, n_mem, hidden]`` on the model's device."""
-        rows = [self._index.get(_key(ids), -1) for ids in sequences]
-        memories = self._kept[[max(row, 0) for row in rows]] if len(self._kept) else None
-        new = [number for number, row in enumerate(rows) if row < 0]
-        if memories is None:
+        if not len(self):
             return compress_frozen(self.model, sequences)
-        memories = memories.to(self.model.device)
-        if new:
+        rows = [self._index.get(_key(ids), -1) for ids in sequences]
+        memories = self._kept[[max(row, 0) for row in rows]].to(self.model.device)
+        if new := [number for number, row in enumerate(rows) if row < 0]:
             memories[new] = compress_frozen(self.model, [sequences[number] for number in new])
         return memories
 
-    def _compress(self) -> None:
-        if self._waiting:
-            self._parts.append(compress_frozen(self.model, self._waiting).cpu())
-            self._waiting = []
+    def _fresh(self, sequences: Iterable[list[int]]) -> Iterator[list[int]]:
+        """Each distinct window once, with its row in the cache entered in the index."""
+        for ids in sequences:
+            key = _key(ids)
+            if key not in self._index:
+                self._index[key] = len(self._index)
+                yield ids
 
 
 def _key(ids: list[int]) -> bytes:

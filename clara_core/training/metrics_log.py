@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -91,14 +92,9 @@ class MetricsLog:
         """Keep only the lines of earlier phases, and of this phase before the step."""
         if not self.path.exists():
             return
-        lines = read_lines(self.path)
-        kept = []
-        for line in lines:
-            if line["stage"] == phase and int(line["step"]) >= number:
-                break
-            kept.append(json.dumps(line) + "\n")
+        kept = takewhile(lambda line: line["stage"] != phase or int(line["step"]) < number, read_lines(self.path))
         new = self.path.with_name(f".{self.path.name}.new")
-        new.write_text("".join(kept), encoding="utf-8")
+        new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         new.replace(self.path)
 
 

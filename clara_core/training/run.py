@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 
@@ -96,7 +96,8 @@ def trainer_of(config: TrainingConfig, *, progress: bool = False) -> Trainer:
     """The trainer of a config, with the saved state of its folder if there is one; raises the errors of `train`."""
     processes = Processes(_device_of(config.device))
     trained, held_out = _data(config)
-    files = [DataFile.of(path) for path in (*config.data, *_held_out_files(config))]
+    held_out_files = () if isinstance(config.held_out, float) else config.held_out
+    files = [DataFile.of(path) for path in (*config.data, *held_out_files)]
     opened = _open(config, processes)
     reader = LineReader(
         opened.tokenizer,
@@ -125,27 +126,7 @@ def trainer_of(config: TrainingConfig, *, progress: bool = False) -> Trainer:
 # --- data ------------------------------------------------------------------------------------------------
 
 
-class _Part(Sequence[Line]):
-    """Some lines of a training set."""
-
-    def __init__(self, lines: Sequence[Line], indices: Sequence[int]) -> None:
-        self.lines = lines
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @overload
-    def __getitem__(self, index: int) -> Line: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Line]: ...
-    def __getitem__(self, index: int | slice) -> Line | list[Line]:
-        if isinstance(index, slice):
-            return [self.lines[number] for number in self.indices[index]]
-        return self.lines[self.indices[index]]
-
-
-def _data(config: TrainingConfig) -> tuple[Sequence[Line], Sequence[Line]]:
+def _data(config: TrainingConfig) -> tuple[TrainingSet, TrainingSet]:
     """The lines to train on, and the held-out lines."""
     lines = TrainingSet(config.data, config.stage)
     if not isinstance(config.held_out, float):
@@ -158,11 +139,7 @@ def _data(config: TrainingConfig) -> tuple[Sequence[Line], Sequence[Line]]:
             f"held_out={config.held_out} of {len(lines)} lines leaves no line to train on or none to hold out; give a "
             "file of held-out lines"
         )
-    return _Part(lines, sorted(order[n:])), _Part(lines, sorted(order[:n]))
-
-
-def _held_out_files(config: TrainingConfig) -> tuple[Path, ...]:
-    return () if isinstance(config.held_out, float) else config.held_out
+    return lines.part(sorted(order[n:])), lines.part(sorted(order[:n]))
 
 
 def _check_lines(reader: LineReader, sets: Sequence[Sequence[Line]]) -> None:
@@ -293,16 +270,15 @@ def _memory_cache(
     if not config.memory_room_mb:
         return None
 
-    def make() -> MemoryCache:
-        memories = MemoryCache(opened.model, config.memory_room_mb << 20)
+    def windows() -> Iterator[list[int]]:
         known: set[str] = set()  # texts are much smaller than their memories
         for line in chain(*sets):
-            if memories.full:
-                break
             fresh = [text for text in line.docs if text not in known]
             known.update(fresh)
-            memories.keep(reader.windows(fresh))
-        memories.close()
+            yield from reader.windows(fresh)
+
+    def make() -> MemoryCache:
+        memories = MemoryCache(opened.model, config.memory_room_mb << 20, windows())
         log.info("cached the memories of %d windows", len(memories))
         return memories
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from clara_core.common.errors import LLMError
+from clara_core.data.examples import is_unicode
 from clara_core.data.jsonl import CompressionLine, write_lines
 from clara_core.data.llm import Ask, asker, text_of
 from clara_core.training.synthesis_draft import Draft, Unanswered
@@ -180,14 +181,11 @@ def _passages(documents: Iterable[object], dropped: Counter[str]) -> dict[str, s
     passages: dict[str, str] = {}
     for document in documents:
         text = text_of(document)
-        try:
-            key = passage_key(text)
-        except UnicodeEncodeError:
+        if not is_unicode(text):
             dropped["invalid Unicode"] += 1
-            continue
-        if not text.strip():
+        elif not text.strip():
             dropped["empty text"] += 1
-        elif key in passages:
+        elif (key := passage_key(text)) in passages:
             dropped["same text as another"] += 1
         else:
             passages[key] = text

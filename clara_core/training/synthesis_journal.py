@@ -7,15 +7,17 @@ by the hash of their text, so that a changed passage is processed again and a mo
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from clara_core.common.errors import DataError
+from clara_core.data.examples import first_fault
 from clara_core.data.jsonl import LineWriter, read_objects
 from clara_core.training.synthesis_prompts import VERSION
 from clara_core.training.synthesis_replies import Pair
@@ -53,7 +55,10 @@ class Outcome:
     simple: tuple[Pair, ...] = ()
     complex: tuple[Pair, ...] = ()
     paraphrase: str = ""
-    faults: Mapping[str, int] = field(default_factory=Counter)
+    faults: Mapping[str, int] = field(default_factory=dict)
+
+
+_OUTCOMES: Final = TypeAdapter(Outcome)
 
 
 class Journal:
@@ -107,24 +112,8 @@ class Journal:
 
 def _outcome(found: dict[str, Any], where: str) -> Outcome:
     try:
-        for name in ("passage", "reason", "paraphrase"):
-            found[name].encode()
-        return Outcome(
-            found["passage"],
-            found["reason"],
-            int(found["rounds"]),
-            int(found["calls"]),
-            _pairs(found["simple"]),
-            _pairs(found["complex"]),
-            found["paraphrase"],
-            Counter({str(name): int(count) for name, count in found["faults"].items()}),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise DataError(f"{where}: not a line of a synthesis journal ({exc!r}); choose another folder") from exc
-
-
-def _pairs(found: list[list[str]]) -> tuple[Pair, ...]:
-    pairs = tuple((question, answer) for question, answer in found)
-    for question, answer in pairs:
-        (question + answer).encode()
-    return pairs
+        return _OUTCOMES.validate_json(json.dumps(found))  # as JSON, in which half a surrogate pair is an error
+    except ValidationError as exc:
+        raise DataError(
+            f"{where}: not a line of a synthesis journal ({first_fault(exc)}); choose another folder"
+        ) from exc

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from clara_core.data.examples import is_unicode
+
 __all__ = ["LONGEST_REPLY", "Pair", "Verdict", "read_pairs", "read_paraphrase", "read_verdict", "same_words"]
 
 Pair: TypeAlias = tuple[str, str]
@@ -95,7 +97,7 @@ def read_paraphrase(reply: str, passage: str, faults: Counter[str]) -> str | Non
             faults["JSON without the requested fields"] += 1
         return None
     text = texts[0].strip()
-    if not same_words(text) or not _is_unicode(text):
+    if not same_words(text) or not is_unicode(text):
         faults["paraphrase empty"] += 1
     elif same_words(text) == same_words(passage):
         faults["paraphrase copied"] += 1
@@ -197,7 +199,7 @@ def _pair_fault(question: str, answer: str) -> str | None:
         return "answer repeats the question"
     if len(question) > LONGEST_QUESTION or len(answer) > LONGEST_ANSWER:
         return "question or answer too long"
-    if not _is_unicode(question + answer):
+    if not is_unicode(question + answer):
         return "invalid Unicode"
     return None
 
@@ -219,7 +221,7 @@ def _only_text(value: Any) -> str | None:
 def _facts(items: list[Any]) -> tuple[str, ...]:
     """Facts as texts; other values are kept as JSON, because they still report a missing fact."""
     texts = [item.strip() if isinstance(item, str) else json.dumps(item) for item in items]
-    return tuple(text[:LONGEST_FACT] for text in texts[:MOST_FACTS] if text and _is_unicode(text))
+    return tuple(text[:LONGEST_FACT] for text in texts[:MOST_FACTS] if text and is_unicode(text))
 
 
 def _numbers(items: list[Any]) -> Iterator[int]:
@@ -238,11 +240,3 @@ def _is_empty(value: Any) -> bool:
 
 def _key(name: str) -> str:
     return name.strip().casefold()
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -7,27 +7,27 @@ windows or questions of the whole batch.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from clara_core.common.errors import TrainingError
-from clara_core.training.batch import MEAN_OF, Step
+from clara_core.training.batch import METRICS, BatchMeans, Step
 from clara_core.training.distributed import Processes
 from clara_core.training.fsdp import base_of
 from clara_core.training.master_weights import MasterWeights, Part, TrainableSpec, parts_of, read_parts, write_parts
 from clara_core.training.memory_cache import MemoryCache
 from clara_core.training.metrics_log import Line, MetricsLog
 from clara_core.training.model_setup import Opened, set_dropout
-from clara_core.training.objective import Objective, Outcome, Terms
+from clara_core.training.objective import Objective, Terms
 from clara_core.training.state import load_state, save_state
 
 log = logging.getLogger(__name__)
@@ -35,12 +35,8 @@ log = logging.getLogger(__name__)
 STATE_FILE = "state.safetensors"
 BEST_FILE = "best.safetensors"
 
-
-class Source(Protocol):
-    """Provides the steps of a phase."""
-
-    def __call__(self, number: int) -> list[Step]:
-        """This process's passes of a step; every call with a number returns the same."""
+Source = Callable[[int], list[Step]]
+"""Gives this process's passes of the step with a number; every call with a number returns the same."""
 
 
 @dataclass(frozen=True)
@@ -221,28 +217,25 @@ class Trainer:
     def _step(self, phase: Phase, objective: Objective, number: int, passes: Sequence[Step]) -> Line:
         """Take one optimizer step over this process's passes."""
         self.model.train()
-        totals = self._totals(passes)
-        sums: dict[str, float] = {}
+        batch = BatchMeans(passes, self.processes)
         bad: list[str] = []
         for index, step in enumerate(passes):
             torch.manual_seed(_seed_of(self.seed, phase.name, number, self.processes.index, index))
             outcome = objective(step)
-            shares = [value * _share(name, step, totals) for name, value in outcome.losses.items()]
-            self.base.backward(torch.stack(shares).sum() if shares else None)
+            self.base.backward(batch.add(step, outcome))
             self.master_weights.collect()
-            _add(sums, outcome, step, totals)
             if not all(math.isfinite(float(value.detach())) for value in outcome.losses.values()):
                 bad += step.places
         self.base.finish()
         self.master_weights.reduce(self.processes)
-        sums = self._summed(sums)
+        means = batch.result()
         norm = self.master_weights.clip()
-        if not math.isfinite(norm) or not all(map(math.isfinite, sums.values())):
+        if not math.isfinite(norm) or not all(map(math.isfinite, means.values())):
             self._stop(phase, number, passes, bad, norm)
         rate = phase.rate(number)
         self.master_weights.step(rate)
         line: Line = {"stage": phase.name, "step": number, "lr": rate}
-        line |= {name: round(value, 4) for name, value in sums.items()}
+        line |= {name: round(value, 4) for name, value in means.items()}
         line["norm"] = round(norm, 3)
         return line
 
@@ -271,17 +264,13 @@ class Trainer:
         """Compute the losses of the held-out passes, and save the weights if they are the best so far."""
         state = self.state
         self.model.eval()
-        totals = self._totals(phase.held_out)
-        sums: dict[str, float] = {}
-        losses = 0.0
+        batch = BatchMeans(phase.held_out, self.processes)
         with torch.no_grad():
             for step in phase.held_out:
-                outcome = objective(step)
-                _add(sums, outcome, step, totals)
-                losses += sum(float(value) * _share(name, step, totals) for name, value in outcome.losses.items())
+                batch.add(step, objective(step))
             self.base.finish()
-        sums = self._summed({**sums, "": losses})
-        loss = sums.pop("")
+        means = batch.result()
+        loss = sum(value for name, value in means.items() if name not in METRICS)
         if state.best is None or loss < state.best:
             state.best, state.best_step, state.worse = loss, state.step, 0
             if self.processes.is_main:
@@ -292,7 +281,7 @@ class Trainer:
         else:
             state.worse += 1
         line: Line = {"held_out": round(loss, 4)}
-        return line | {f"held_out_{name}": round(value, 4) for name, value in sums.items()}
+        return line | {f"held_out_{name}": round(value, 4) for name, value in means.items()}
 
     def _restore_best(self) -> None:
         """Load the weights with the lowest held-out loss."""
@@ -301,24 +290,6 @@ class Trainer:
         if best is not None and self.state.best_step != self.state.step:
             log.info("restored the weights after step %d, which have the lowest held-out loss", self.state.best_step)
             self.master_weights.load(best[0])
-
-    # --- sums over passes and processes ------------------------------------------------------------------
-
-    def _totals(self, passes: Sequence[Step]) -> dict[str, int]:
-        """The number of each unit of `MEAN_OF` in the passes of all processes."""
-        names = sorted(set(MEAN_OF.values()))
-        counts = [sum(step.counts[name] for step in passes) for name in names]
-        if self.processes.count > 1:
-            counts = self.processes.sum(torch.tensor(counts, device=self.processes.device)).tolist()
-        return dict(zip(names, counts, strict=True))
-
-    def _summed(self, sums: dict[str, float]) -> dict[str, float]:
-        """Sum values by name over all processes; names may be missing in some of them."""
-        if self.processes.count == 1:
-            return sums
-        names = sorted({*sums, *self.processes.gather(list(sums))})
-        values = torch.tensor([sums.get(name, 0.0) for name in names], device=self.processes.device)
-        return dict(zip(names, self.processes.sum(values).tolist(), strict=True))
 
     # --- states ------------------------------------------------------------------------------------------
 
@@ -330,8 +301,7 @@ class Trainer:
         """
         if not self.processes.is_main:
             return
-        state = {name: getattr(self.state, name) for name in TrainerState.__slots__}
-        facts = {"state": state, "weights_phase": self._weights_phase, "run": self.saving.run}
+        facts = {"state": asdict(self.state), "weights_phase": self._weights_phase, "run": self.saving.run}
         finished = self.state.phase == len(self.phases)
         tensors = {} if finished else read_parts(self._trained) | self.master_weights.state()
         save_state(self.out / STATE_FILE, tensors, facts)
@@ -359,21 +329,6 @@ def _ahead(source: Source, first: int, steps: int) -> Iterator[tuple[int, list[S
             yield number, passes
 
 
-def _share(name: str, step: Step, totals: dict[str, int]) -> float:
-    """The weight of a pass in the mean over the whole batch."""
-    kind = MEAN_OF[name]
-    return step.counts[kind] / max(totals[kind], 1)
-
-
-def _add(sums: dict[str, float], outcome: Outcome, step: Step, totals: dict[str, int]) -> None:
-    values: dict[str, float | Tensor] = {**outcome.losses, **outcome.metrics}
-    for name, value in values.items():
-        number = float(value.detach()) if isinstance(value, Tensor) else value
-        sums[name] = sums.get(name, 0.0) + number * _share(name, step, totals)
-
-
 def _seed_of(seed: int, phase: str, number: int, process: int, index: int) -> int:
-    import hashlib
-
     digest = hashlib.blake2b(f"{seed} {phase} {number} {process} {index}".encode(), digest_size=7).digest()
     return int.from_bytes(digest)

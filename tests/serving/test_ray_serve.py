@@ -117,8 +117,8 @@ def test_what_is_told_is_checked_before_anything_starts(monkeypatch):
     from clara_core.serving.ray_app import Replica, application
 
     for values, message in (
-        ({"host": "0.0.0.0"}, "host is not set here"),  # noqa: S104 - this is refused
-        ({"keys": [KEY]}, "keys is not set here"),
+        ({"host": "0.0.0.0"}, "host cannot be set here"),  # noqa: S104 - this is refused
+        ({"keys": [KEY]}, "keys cannot be set here"),
         ({"writeable": []}, "writeable"),
         ({"writable": ["x"]}, "names the store 'x'"),
     ):
