@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from langchain_core.embeddings import Embeddings
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from langchain_clara._engine import EngineFields
 
@@ -57,8 +57,6 @@ class ClaraEmbeddings(EngineFields, Embeddings):
 
     A text has one vector as a document and another one as a question: use a separate cache of embeddings for each.
     """
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     dimensions: int | None = Field(default=None, ge=1)
     """Length of the vectors, by a seeded orthogonal projection; None is the full length.

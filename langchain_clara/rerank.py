@@ -14,7 +14,7 @@ from langchain_core.runnables import (
     RunnablePassthrough,
     RunnableSerializable,
 )
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from langchain_clara._engine import EngineFields
 from langchain_clara._entries import with_score
@@ -67,8 +67,6 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
         await rerank.acompress_documents(documents, "When was the bridge opened?")
         ```
     """
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     top_n: int | None = Field(default=3, ge=1)
     """Number of documents to keep; None keeps all."""
