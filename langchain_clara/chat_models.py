@@ -55,6 +55,8 @@ class ChatClara(BaseChatModel, ChatOptions, EngineFields):
             Sampling; temperature 0 is greedy and reproducible.
         stop: list[str] | None
             Strings that end an answer.
+        verbatim:
+            Whether answers quote their documents; None: as the checkpoint says.
         logprobs, top_logprobs, citations, min_confidence, read:
             What to return beside the text; see the fields of `ChatOptions`. All can also be given to a call.
 

@@ -54,10 +54,10 @@ _Piece = TypeVar("_Piece", CompletionResponse, ChatResponse)
 class ClaraLLM(Refusals, EngineFields, ChatOptions, CustomLLM):
     """Answers prompts and conversations; after `reading`, from documents that it reads as a few memory tokens each.
 
-    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``, ``logprobs``, ``top_logprobs``,
-    ``citations``, ``min_confidence``, ``read`` and ``system_prompt``. A `DocumentBlock` or `CitableBlock` of a message
-    is read as memory tokens, like the documents of `reading`. Leaving a stream early, or cancelling a task, stops the
-    work.
+    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``, ``verbatim``, ``logprobs``,
+    ``top_logprobs``, ``citations``, ``min_confidence``, ``read`` and ``system_prompt``. A `DocumentBlock` or
+    `CitableBlock` of a message is read as memory tokens, like the documents of `reading`. Leaving a stream early, or
+    cancelling a task, stops the work.
 
     `raw` of a response: ``usage`` counts positions of the prompt (text and memory tokens together), tokens written, and
     tokens of the documents as text. If requested, `raw` also has evidence and confidence. `logprobs` has a list for

@@ -98,6 +98,7 @@ class ClaraConfig(BaseModel):
         quantization: quantization of the base in training ("no" in every release).
         kbtc_training: whether a further token `<KBTC>` was added.
         mixed: whether the generator was trained to read documents as text beside memories of others.
+        verbatim: whether answers quote their documents unless the caller says otherwise (`Sampling.verbatim`).
         family: model family; `model_type` in a config.json that this project wrote.
     """
 
@@ -115,6 +116,7 @@ class ClaraConfig(BaseModel):
     quantization: str = "no"
     kbtc_training: bool = False
     mixed: bool = False
+    verbatim: bool = False
     family: Literal["CLaRa", "PISCO"] = "CLaRa"
 
     @model_validator(mode="after")
@@ -199,7 +201,8 @@ class ClaraConfig(BaseModel):
 
     def write(self, folder: str | Path) -> None:
         """Write `config.json` to an existing folder, with the released names."""
-        ours = {"family"} if self.mixed else {"family", "mixed"}  # releases do not know the field
+        ours = {"family", *(name for name in ("mixed", "verbatim") if not getattr(self, name))}
+        # Releases do not know these fields.
         content = {"model_type": self.family, "compr_model_name": None, **self.model_dump(exclude=ours)}
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         (Path(folder) / CONFIG_FILE).write_text(text, encoding="utf-8")

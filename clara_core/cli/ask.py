@@ -67,6 +67,14 @@ def ask(
     min_confidence: Annotated[
         float, typer.Option(min=0, max=1, help="Withhold an answer with a lower confidence.")
     ] = 0.0,
+    verbatim: Annotated[
+        bool | None,
+        typer.Option(
+            "--verbatim/--free",
+            help="Answer in the words of one passage, or freely; default: as the checkpoint says.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     *,
     options: EngineOptions,
@@ -96,7 +104,12 @@ def ask(
     _search(reading, question, top_k, mode)
     with reading.timed("answer"):
         answer = engine.answer(
-            question, reading.memories, max_tokens=max_tokens, citations=cite, min_confidence=min_confidence
+            question,
+            reading.memories,
+            max_tokens=max_tokens,
+            verbatim=verbatim,
+            citations=cite,
+            min_confidence=min_confidence,
         )
     if as_json:
         evidence = evidence_facts(answer) if cite else confidence_account(answer)

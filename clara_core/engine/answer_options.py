@@ -16,8 +16,8 @@ Reading: TypeAlias = Literal["memory", "again", "text", "auto"]
 READINGS = get_args(Reading)
 Cited: TypeAlias = bool | Literal["attention"]
 UNSURE = "I am not sure enough to answer."
-EVIDENCE: Final = ("logprobs", "top_logprobs", "citations", "min_confidence", "read")
-"""Options besides those of sampling that the chat models of LangChain and LlamaIndex take."""
+EVIDENCE: Final = ("verbatim", "logprobs", "top_logprobs", "citations", "min_confidence", "read")
+"""Options of answers from documents that the chat models of LangChain and LlamaIndex take."""
 
 
 class AnswerOptions(SamplingOptions, total=False):

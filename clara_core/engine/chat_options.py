@@ -23,6 +23,8 @@ class ChatOptions(BaseModel):
     """Makes sampling reproducible."""
     stop: list[str] | None = None
     """Strings that end an answer and are not part of it; `stop` of a call replaces them."""
+    verbatim: bool | None = None
+    """Whether an answer from documents is words of one of them; None: as the checkpoint says."""
     logprobs: bool = False
     """Whether to return the log-probabilities of the tokens written."""
     top_logprobs: int = Field(default=0, ge=0, le=MOST_ALTERNATIVES)

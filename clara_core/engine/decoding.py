@@ -109,6 +109,8 @@ class Answers:
             self._drop_cancelled()
         if self.running:
             self._make_room()
+            if any(one.request.sequence.quotation is not None for one in self.running):
+                self._settle()  # the tokens that may come next depend on those before
             self._step()
         if not self.running:
             self._settle()

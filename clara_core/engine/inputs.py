@@ -17,6 +17,7 @@ from clara_core.engine.checks import Message, Overflow, check_messages
 from clara_core.engine.logprobs import TokenLog
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Sampling, SequenceState
+from clara_core.engine.verbatim import Quotation
 from clara_core.model.chat_format import alternating
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.sampler import Ends
@@ -140,7 +141,7 @@ def prepare_chat(
         read = keep_best_windows(reason(turns[-1]["content"]), memories, tokenizer)
         ids = tokenizer.chat_prompt(turns, _layout(read, as_text))
     compressed = [memory for at, memory in enumerate(read) if at not in as_text]
-    request = prepare_generation(ids, compressed, sampling, tokenizer=tokenizer, model=model)
+    request = prepare_generation(ids, compressed, sampling, tokenizer=tokenizer, model=model, quoted=memories)
     if read is not memories:
         request.windows_left_out = count_windows(memories) - count_windows(read)
         msg = windows_left_out(memories, read)
@@ -185,6 +186,7 @@ def prepare_generation(
     *,
     tokenizer: ClaraTokenizer,
     model: ClaraModel,
+    quoted: Sequence[Memory] = (),
 ) -> GenerateRequest:
     """Make a request from the ids of a prompt and the memories that fill its slots.
 
@@ -194,6 +196,7 @@ def prepare_generation(
         sampling: Options of sampling.
         tokenizer: Tokenizer of the same checkpoint.
         model: Gives the size of the context, and the tokens that end an answer by the generation config.
+        quoted: Documents whose words a verbatim answer may have; without any, it is free.
 
     Raises:
         ContextOverflow: The prompt does not fit, or the chat template removed memory slots.
@@ -208,6 +211,8 @@ def prepare_generation(
     if sum(slots) != len(filled):
         msg = f"the chat template kept {sum(slots)} memory slots of {len(filled)}: it alters user messages"
         raise ContextOverflow(msg)
+    wanted = tokenizer.config.verbatim if sampling.verbatim is None else sampling.verbatim
+    quotation = Quotation((memory.text for memory in quoted), tokenizer) if wanted and quoted else None
     log = None if sampling.recorded is None else TokenLog(tokenizer.token_bytes, sampling.recorded)
     ends = model.ends
     ends = Ends(ends.ids | tokenizer.eos_ids, ends.after)
@@ -216,7 +221,7 @@ def prepare_generation(
         slots=slots,
         memories=filled,
         source_tokens=sum(memory.source_tokens for memory in memories),
-        sequence=SequenceState(tokenizer.decode, sampling, ends, room, tokenizer.byte_ids, log),
+        sequence=SequenceState(tokenizer.decode, sampling, ends, room, tokenizer.byte_ids, log, quotation),
         documents=memories,
     )
 

@@ -188,9 +188,10 @@ class Engine(CallSteps):
         Args:
             question: The question.
             memories: Documents.
-            **options: ``max_tokens=128``, ``stop=None``, ``temperature=0.0``, ``top_p=1.0``, ``seed=None``: see
-                `Sampling`. ``logprobs=False``, ``top_logprobs=0``, ``citations=False``, ``min_confidence=None``,
-                ``read="memory"``, ``scores=None``, ``as_text=()``, ``unsure_text=...``: see `answer_options.Wanted`.
+            **options: ``max_tokens=128``, ``stop=None``, ``temperature=0.0``, ``top_p=1.0``, ``seed=None``,
+                ``verbatim=None``: see `Sampling`. ``logprobs=False``, ``top_logprobs=0``, ``citations=False``,
+                ``min_confidence=None``, ``read="memory"``, ``scores=None``, ``as_text=()``, ``unsure_text=...``: see
+                `answer_options.Wanted`.
 
         Raises:
             ContextOverflow: The documents do not fit the context. If there is a query reasoner, a document with more

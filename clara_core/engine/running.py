@@ -21,7 +21,7 @@ from clara_core.model.devices import download, upload
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory, KVRow
 from clara_core.model.paid_attention import paid_attention
-from clara_core.model.sampler import draw, without_ends
+from clara_core.model.sampler import draw, only, without_ends
 
 
 @dataclass(eq=False, slots=True)
@@ -137,6 +137,10 @@ class Chosen:
         self.part = part
         self.queries = queries
         allowed = without_ends(logits, {row: one.request.sequence.barred(one.ahead) for row, one in enumerate(part)})
+        quoting = {
+            row: tokens for row, one in enumerate(part) if (tokens := one.request.sequence.allowed()) is not None
+        }
+        allowed = only(allowed, quoting)
         best = allowed.max(-1)  # NaN counts as the largest, so it is detected here
         self.tokens = _drawn(part, allowed, best.indices)
         numbers = torch.stack([self.tokens, best.values.isfinite().long()], dim=1)

@@ -16,6 +16,7 @@ from clara_core.engine.evidence import Checks, Citation
 from clara_core.engine.logprobs import Measured, TokenLog, TokenLogprob
 
 if TYPE_CHECKING:
+    from clara_core.engine.verbatim import Quotation
     from clara_core.model.sampler import Draw, Ends
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -109,6 +110,7 @@ class SamplingOptions(TypedDict, total=False):
     temperature: float
     top_p: float
     seed: int | None
+    verbatim: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,10 @@ class Sampling:
         temperature: Temperature of the softmax; 0 is greedy decoding.
         top_p: Probability mass of the tokens to sample from (nucleus sampling).
         seed: Seed that makes sampling reproducible; None: a random one.
+        verbatim: Whether an answer from documents is words of one of them, letter by letter ("Yes", "No" and the
+            bundled model's refusal are allowed, too). The model chooses the words, so it can neither misspell a name nor make
+            up a value, but it cannot phrase, count or compare. None: as the checkpoint says (`ClaraConfig.verbatim`).
+            Without documents nothing is restricted.
         recorded: Alternatives to record with the log-probability of each token; None: record no log-probability.
 
     In float32 on a CPU the same call gives the same answer in any batch. In bfloat16 or float16 the last digits of the
@@ -132,6 +138,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    verbatim: bool | None = None
     recorded: int | None = None
 
     @classmethod
@@ -152,6 +159,7 @@ class Sampling:
             temperature=options.get("temperature", 0.0),
             top_p=options.get("top_p", 1.0),
             seed=options.get("seed"),
+            verbatim=options.get("verbatim"),
         )
 
     def __post_init__(self) -> None:
@@ -162,6 +170,8 @@ class Sampling:
         if self.seed is not None:
             check_type("seed", self.seed, Integral, "an integer or None")
             _check(-(2**63) <= self.seed < 2**64, "seed", self.seed, "an integer of 64 bits")
+        if self.verbatim is not None:
+            check_type("verbatim", self.verbatim, bool, "True, False or None")
         for index, stop in enumerate(self.stop):
             check_type(f"stop[{index}]", stop, str, "a string")
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
@@ -180,6 +190,7 @@ class SequenceState:
         room: Positions of the context after the prompt.
         byte_ids: Tokens that are single bytes; the text of a run of them is certain once the run has ended.
         log: Collects the log-probabilities of the tokens; None: they are not recorded.
+        quotation: Restricts the answer to words of its documents; None: it is free.
 
     Attributes:
         limit: Most tokens of the answer.
@@ -193,9 +204,11 @@ class SequenceState:
         room: int,
         byte_ids: frozenset[int] = frozenset(),
         log: TokenLog | None = None,
+        quotation: Quotation | None = None,
     ) -> None:
         self.sampling = sampling
         self.log = log
+        self.quotation = quotation
         self.ids: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None
@@ -211,6 +224,8 @@ class SequenceState:
         if token in self._ends.ids:
             return self.finish("stop")
         self.ids.append(token)
+        if self.quotation is not None:
+            self.quotation.feed(token)
         self.text = self._decode(self.ids)
         cut = self._stop_position()
         if cut is not None:
@@ -232,7 +247,12 @@ class SequenceState:
 
     def barred(self, ahead: int = 0) -> Collection[int]:
         """Tokens that may not come next because the answer is too short; `ahead` tokens were chosen and not yet fed."""
-        return self._ends.ids if len(self.ids) + ahead < self._ends.after else ()
+        short = self.quotation is None and len(self.ids) + ahead < self._ends.after
+        return self._ends.ids if short else ()
+
+    def allowed(self) -> Sequence[int] | None:
+        """The tokens that may come next, once all chosen ones were fed; None: any."""
+        return None if self.quotation is None else self.quotation.allowed(self._ends.ids)
 
     def draw(self, ahead: int = 0) -> Draw | None:
         """How to sample the next token, or None for greedy decoding; `ahead` tokens were chosen and not yet fed."""

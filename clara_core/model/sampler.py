@@ -58,6 +58,21 @@ def without_ends(logits: Tensor, ends: Mapping[int, Collection[int]]) -> Tensor:
     return logits.index_put((rows, tokens), logits.new_tensor(-torch.inf))
 
 
+def only(logits: Tensor, allowed: Mapping[int, Sequence[int]]) -> Tensor:
+    """A copy of the logits ``[rows, vocab]`` with minus infinity for all tokens of some rows but the allowed ones.
+
+    Args:
+        logits: Logits, not changed.
+        allowed: Allowed tokens by row; other rows are copied.
+    """
+    places = [(row, token) for row, tokens in allowed.items() for token in tokens]
+    if not places:
+        return logits
+    rows, tokens = upload(places, logits.device).unbind(1)
+    restricted = logits.index_fill(0, upload(list(allowed), logits.device), -torch.inf)
+    return restricted.index_put((rows, tokens), logits[rows, tokens])
+
+
 def draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Sample one token a row, ``[rows, vocab]`` -> ``[rows]``, on the device of the logits; the host does not wait."""
     device = logits.device

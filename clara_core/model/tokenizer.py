@@ -338,6 +338,11 @@ class ClaraTokenizer:
         """Ids of a text without special tokens; those that it spells are encoded as text."""
         return list(self._plain.encode(replace_surrogates(text), add_special_tokens=False).ids)
 
+    def encode_spans(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Like `encode_plain`, with the characters ``(start, end)`` of each token, for several texts."""
+        encodings = self._plain.encode_batch(list(map(replace_surrogates, texts)), add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
     def encode_markup_batch(self, markup: Sequence[str]) -> list[list[int]]:
         """Ids of trusted strings, whose special tokens are encoded as such (our own training rows)."""
         return [list(encoding.ids) for encoding in self._trusted.encode_batch(list(markup), add_special_tokens=False)]

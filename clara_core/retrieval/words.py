@@ -28,6 +28,8 @@ _ONE_CHARACTER: Final = regex.compile(rf"(?V1){_CHARACTER}")
 _JOIN: Final = regex.compile(rf"[{_JOINS}]")
 # Accents of Latin, Greek and Cyrillic, points of Hebrew and Arabic, and the mark of a coloured emoji.
 _OPTIONAL: Final = regex.compile(r"[\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u0670\ufe0f]+")
+# Where a quotation may begin or end: not inside of numbers, but between the characters of unspaced scripts.
+_PLACE: Final = regex.compile(rf"(?V1){_CHARACTER}|{_RUN}(?:[.,:'\u2019@]{_RUN})*|[^\s\p{{L}}\p{{N}}]+")
 _SAME: Final = {0x2019: "'", 0x2010: "-"}
 
 
@@ -45,6 +47,11 @@ def words_of(text: str) -> list[str]:
         found += characters
         found += map("".join, pairwise(characters))
     return found
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Spans of the words and of the runs of other characters except spaces; parts of a hyphenated word are words."""
+    return [match.span() for match in _PLACE.finditer(text)]
 
 
 def _split(runs: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from clara_core.engine.answer_options import EVIDENCE
 from clara_core.serving.bodies import DocumentBody, Strict
 
 # Fields that clients send and that do not change the answer.
@@ -87,6 +88,7 @@ class ChatBody(Strict):
     top_p: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    verbatim: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     citations: bool | Literal["attention"] | None = None
@@ -104,7 +106,7 @@ class ChatBody(Strict):
         """The engine's options; omitted ones keep the engine's defaults."""
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         given: dict[str, Any] = {"max_tokens": most}
-        named = ("temperature", "top_p", "seed", "logprobs", "top_logprobs", "citations", "min_confidence", "read")
+        named = ("temperature", "top_p", "seed", *EVIDENCE)
         given |= {name: getattr(self, name) for name in named}
         return {name: value for name, value in {**given, "stop": self.stop or None}.items() if value is not None}
 

@@ -115,6 +115,15 @@ def test_an_answer_that_is_not_sure_enough_is_withheld(clara, encyclopedia_files
     assert out.startswith(f"{unsure['answer']}\nwithheld: {sure['answer']}\n")
 
 
+def test_an_answer_in_the_words_of_a_passage(clara, folder, model):
+    asked = ("ask", folder, QUESTION, "--model", model, "--json")
+    quoted, free, default = (json.loads(clara(*asked, *how)[1]) for how in (("--verbatim",), ("--free",), ()))
+    texts = [source["text"] for source in quoted["sources"]]
+    assert any(quoted["answer"] in text for text in texts)
+    assert not any(free["answer"] in text for text in texts)
+    assert default["answer"] == free["answer"]  # this checkpoint says nothing else
+
+
 def test_shows_answer_sources_and_what_was_saved(clara, folder, model):
     code, out, _ = clara("ask", folder, QUESTION, "--model", model, "--max-tokens", 8)
     answer = json.loads(clara("ask", folder, QUESTION, "--model", model, "--max-tokens", 8, "--json")[1])

@@ -90,6 +90,24 @@ def test_an_answer_crosses_a_page(engine: ClaraEngine, tiny: Tiny) -> None:
         assert answer == twin.answer("Where?", twin.compress(PASSAGES) * 4, max_tokens=60)
 
 
+def test_quoted_answers_are_those_of_the_processor(engine: ClaraEngine, tiny: Tiny) -> None:
+    """The host reads each token before the next step, beside answers whose tokens it reads late."""
+    memories = engine.compress(PASSAGES)
+    options = {"verbatim": True, "max_tokens": 90}
+    quoted = engine.answer_batch([(question, memories) for question in QUESTIONS], **options)
+    assert all(any(answer.text in text for text in PASSAGES) for answer in quoted)
+    streams = [
+        engine.stream(question, memories, verbatim=at != 1, max_tokens=90) for at, question in enumerate(QUESTIONS)
+    ]
+    said = ["".join(chunk.text for chunk in stream) for stream in streams]
+    if engine.dtype == torch.float32:
+        assert [said[0], said[2]] == [quoted[0].text, quoted[2].text]
+        assert said[1] == engine.answer(QUESTIONS[1], memories, max_tokens=90).text
+        twin = open_engine(tiny, dtype="float32")
+        again = twin.compress(PASSAGES)
+        assert quoted == twin.answer_batch([(question, again) for question in QUESTIONS], **options)
+
+
 def test_launches_and_waits_of_a_step_are_bounded(engine: ClaraEngine, stats) -> None:
     """One wait for each token, for the tokens of the step before; a fixed number of launches in each layer."""
     memories = engine.compress(PASSAGES)

@@ -38,6 +38,17 @@ def engine(model):
     return ClaraEngine.from_pretrained(model)
 
 
+async def test_an_answer_is_words_of_a_document_where_asked(model):
+    """The weights are random, so a free answer is no text at all."""
+    texts, question = ["The oat mill opens at 9.", "Ada Quill sailed to Lisbon."], "Who sailed?"
+    for llm, asked in ((ChatClara(model=model, verbatim=True), {}), (ChatClara(model=model), {"verbatim": True})):
+        quoted = llm.invoke(question, documents=texts, **asked).content
+        assert any(quoted in text for text in texts)
+        assert "".join(piece.content for piece in llm.stream(question, documents=texts, **asked)) == quoted
+        assert (await llm.ainvoke(question, documents=texts, **asked)).content == quoted
+    assert not any(ChatClara(model=model).invoke(question, documents=texts).content in text for text in texts)
+
+
 @pytest.fixture
 def llm(model):
     return ChatClara(model=model, max_tokens=TOKENS)

@@ -115,3 +115,17 @@ def test_a_query_engine_withholds(encyclopedia: ClaraEngine, known: Known, nodes
     assert str(unsure) == "I am not sure enough to answer."
     assert unsure.metadata["clara"]["abstained"] is True
     assert unsure.metadata["clara"]["draft"]
+
+
+def test_an_answer_is_words_of_a_node_where_asked(engine: ClaraEngine) -> None:
+    """The weights are random, so a free answer is no text at all."""
+    texts, question = ["The oat mill opens at 9.", "Ada Quill sailed to Lisbon."], "Who sailed?"
+    for llm, asked in ((ClaraLLM(engine=engine, verbatim=True), {}), (ClaraLLM(engine=engine), {"verbatim": True})):
+        reader = llm.reading(texts)
+        quoted = reader.complete(question, **asked).text
+        assert any(quoted in text for text in texts)
+        assert "".join(piece.delta for piece in reader.stream_complete(question, **asked)) == quoted
+    assert not any(ClaraLLM(engine=engine).reading(texts).complete(question).text in text for text in texts)
+    nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
+    said = ClaraSynthesizer(llm=ClaraLLM(engine=engine, verbatim=True)).synthesize(question, nodes)
+    assert str(said) == quoted

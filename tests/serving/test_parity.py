@@ -57,6 +57,7 @@ CALLS = [
     ("answer", lambda at: (QUESTION, at.read[:4]), {"max_tokens": 24, "stop": ["zzz"]}),
     ("answer", lambda at: (QUESTION, at.read[:4]), {"temperature": 0.8, "top_p": 0.9, "seed": 7}),
     ("answer", lambda at: (QUESTION, at.read[:2]), {"temperature": np.float32(0.5), "seed": np.int64(7)}),
+    ("answer", lambda at: (QUESTION, at.read[:4]), {"verbatim": True, "max_tokens": 90}),
     ("answer", lambda at: (QUESTION, at.read[:4]), EVERYTHING),
     ("answer", lambda at: (QUESTION, at.read[:4]), {"read": "again", "min_confidence": 1.0}),
     ("answer", lambda at: (QUESTION, at.read[:4]), {"read": "auto", "unsure_text": "?"}),

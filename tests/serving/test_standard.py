@@ -85,6 +85,13 @@ def test_log_probabilities_and_citations(client, local):
     assert told.confidence == pytest.approx(expected.confidence, abs=1e-5)
 
 
+def test_an_answer_in_the_words_of_a_document(client):
+    told = client.chat.completions.create(
+        model="clara", messages=MESSAGES, max_tokens=200, extra_body={"documents": DOCUMENTS, "verbatim": True}
+    )
+    assert any(told.choices[0].message.content in text for text in DOCUMENTS)
+
+
 def test_a_stream_that_is_left_stops(client, server):
     with client.chat.completions.create(model="clara", messages=MESSAGES, max_tokens=2000, stream=True) as stream:
         next(iter(stream))
