@@ -85,7 +85,7 @@ class ClaraQueryEngine(RetrieverQueryEngine):
         cls,
         documents: Sequence[Document],
         *,
-        similarity_top_k: int = 5,
+        similarity_top_k: int | None = None,
         node_postprocessors: list[BaseNodePostprocessor] | None = None,
         engine: Engine | None = None,
         llm: ClaraLLM | None = None,
@@ -95,7 +95,8 @@ class ClaraQueryEngine(RetrieverQueryEngine):
 
         Args:
             documents: The documents; they are not changed.
-            similarity_top_k: Number of nodes to read, or to rerank.
+            similarity_top_k: Number of nodes to read, or to give to the postprocessors; None: as many as the model
+                reads well (`Engine.answer_top_k`), and 5 with postprocessors.
             node_postprocessors: Postprocessors such as `ClaraRerank`.
             engine: The engine of all parts.
             llm: Instead of `engine`, the LLM that answers; all parts use its engine.
@@ -112,6 +113,8 @@ class ClaraQueryEngine(RetrieverQueryEngine):
         if llm is not None and both:
             raise ValueError(f"give llm= or {both[0]}=, not both: an llm has its own engine")
         found = ClaraLLM(engine=llm.engine if llm is not None else engine, **which).engine
+        if similarity_top_k is None:
+            similarity_top_k = 5 if node_postprocessors else found.answer_top_k
         retriever = ClaraRetriever.from_documents(documents, engine=found, similarity_top_k=similarity_top_k)
         if llm is not None:
             options["llm"] = llm

@@ -98,6 +98,7 @@ class ClaraConfig(BaseModel):
         quantization: quantization of the base in training ("no" in every release).
         kbtc_training: whether a further token `<KBTC>` was added.
         mixed: whether the generator was trained to read documents as text beside memories of others.
+        answer_top_k: documents to read for an answer by default; None: `generation_top_k`.
         verbatim: whether answers quote their documents unless the caller says otherwise (`Sampling.verbatim`).
         family: model family; `model_type` in a config.json that this project wrote.
     """
@@ -116,6 +117,7 @@ class ClaraConfig(BaseModel):
     quantization: str = "no"
     kbtc_training: bool = False
     mixed: bool = False
+    answer_top_k: int | None = Field(default=None, gt=0)
     verbatim: bool = False
     family: Literal["CLaRa", "PISCO"] = "CLaRa"
 
@@ -201,7 +203,7 @@ class ClaraConfig(BaseModel):
 
     def write(self, folder: str | Path) -> None:
         """Write `config.json` to an existing folder, with the released names."""
-        ours = {"family", *(name for name in ("mixed", "verbatim") if not getattr(self, name))}
+        ours = {"family", *(name for name in ("mixed", "answer_top_k", "verbatim") if not getattr(self, name))}
         # Releases do not know these fields.
         content = {"model_type": self.family, "compr_model_name": None, **self.model_dump(exclude=ours)}
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

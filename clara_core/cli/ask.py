@@ -60,7 +60,12 @@ def ask(
         ),
     ],
     store: Annotated[str | None, typer.Option(help="Folder or address of a store to ask.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Passages to read for the answer.")] = 5,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Passages to read for the answer; default: as many as the model reads well.", show_default=False
+        ),
+    ] = None,
     mode: Mode = ModeName.HYBRID,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
     cite: Annotated[bool, typer.Option("--cite", help="Show the sentences that support the answer.")] = False,
@@ -101,7 +106,7 @@ def ask(
         opened = written_store(store, engine)
         load_watched(engine)
         reading = _Reading(opened)
-    _search(reading, question, top_k, mode)
+    _search(reading, question, engine.answer_top_k if top_k is None else top_k, mode)
     with reading.timed("answer"):
         answer = engine.answer(
             question,

@@ -106,6 +106,11 @@ class Engine(CallSteps):
 
     @property
     @abstractmethod
+    def answer_top_k(self) -> int:
+        """Documents to read for an answer unless the caller says otherwise: as many as the generator reads well."""
+
+    @property
+    @abstractmethod
     def dtype(self) -> torch.dtype:
         """Type of memory tokens."""
 

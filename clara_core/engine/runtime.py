@@ -96,6 +96,11 @@ class EngineInstance(Engine):
         return self.plan.context
 
     @property
+    def answer_top_k(self) -> int:
+        """Documents to read for an answer unless the caller says otherwise, by the checkpoint's config."""
+        return self.config.answer_top_k or self.config.generation_top_k
+
+    @property
     def device(self) -> torch.device:
         """The device of the model."""
         return torch.device(self.arguments.device)

@@ -124,9 +124,9 @@ class Sampling:
         top_p: Probability mass of the tokens to sample from (nucleus sampling).
         seed: Seed that makes sampling reproducible; None: a random one.
         verbatim: Whether an answer from documents is words of one of them, letter by letter ("Yes", "No" and the
-            bundled model's refusal are allowed, too). The model chooses the words, so it can neither misspell a name nor make
-            up a value, but it cannot phrase, count or compare. None: as the checkpoint says (`ClaraConfig.verbatim`).
-            Without documents nothing is restricted.
+            bundled model's refusal are allowed, too). The model chooses the words, so it can neither misspell a name
+            nor make up a value, but it cannot phrase, count or compare. None: as the checkpoint says
+            (`ClaraConfig.verbatim`). Without documents nothing is restricted.
         recorded: Alternatives to record with the log-probability of each token; None: record no log-probability.
 
     In float32 on a CPU the same call gives the same answer in any batch. In bfloat16 or float16 the last digits of the

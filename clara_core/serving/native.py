@@ -55,6 +55,7 @@ def facts_of(state: ServerState) -> dict[str, Any]:
         "dimension": engine.dimension,
         "window": engine.window,
         "context": engine.context,
+        "answer_top_k": engine.answer_top_k,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "roles": [role.name for role in engine.roles],
         "limits": limits.model_dump(include={"body_bytes", "inputs", "documents", "read", "characters"}),

@@ -212,7 +212,8 @@ def write_model(
     name = BASE_FOLDER if copy_base else opened.base
     config = opened.model.config
     changes = {"decoder_model_name": name, "training_stage": stage, "mixed": mixed or config.mixed}
-    config = config.model_copy(update=changes)
+    # What is best for the answers of the weights before need not be best for these.
+    config = config.model_copy(update=changes | {"answer_top_k": None, "verbatim": False})
     dtype = opened.model.dtype
     roles = sorted(opened.roles)
     adapters = {role: _on_processor(opened.model.export_adapter(role), dtype) for role in roles}

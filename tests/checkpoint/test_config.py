@@ -38,6 +38,8 @@ def test_reads_a_released_config_and_ignores_the_rest(parity_folder):
         "quantization": "no",
         "kbtc_training": False,
         "mixed": False,
+        "answer_top_k": None,
+        "verbatim": False,
         "family": "CLaRa",
     }
     assert (config.n_mem, config.lora_alpha, config.lora_scale) == (8, 8, 2.0)

@@ -165,7 +165,10 @@ def test_long_files_of_the_examples(clara, model):
     assert code == 0
     assert facts["files"] == len([*DATA.glob("*.md"), *DATA.glob("*.txt")])
     assert facts["passages"] > facts["files"]
-    assert len(facts["sources"]) == 5
+    assert len(facts["sources"]) == ClaraEngine.from_pretrained(model).answer_top_k == 2
+    wider = json.loads(clara("ask", DATA, QUESTION, "--model", model, "--max-tokens", 4, "--top-k", 5, "--json")[1])
+    assert len(wider["sources"]) == 5
+    assert wider["sources"][:2] == facts["sources"]
 
 
 @pytest.mark.parametrize("question", ["", "  \n"])
@@ -211,7 +214,7 @@ def test_a_model_without_a_query_reasoner(clara, folder, without_reasoner):
     assert "query reasoner" in err
     code, out, _ = clara("ask", folder, QUESTION, "--model", model, "--reasoner", "encoder", "--json")
     assert code == 0
-    assert len(json.loads(out)["sources"]) == 3
+    assert len(json.loads(out)["sources"]) == 2
 
 
 @pytest.mark.parametrize("option", ["--top-k", "--max-tokens"])

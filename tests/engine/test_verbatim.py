@@ -157,6 +157,10 @@ def test_a_batch_a_stream_and_a_small_cache_give_the_same(tiny: Tiny, engine: Cl
         small.unload()
 
 
+def test_a_checkpoint_reads_as_many_documents_as_in_training(engine: ClaraEngine) -> None:
+    assert engine.answer_top_k == engine.config.generation_top_k == 2
+
+
 def test_only_answers_from_documents_are_restricted(engine: ClaraEngine, memories) -> None:
     assert engine.answer("Where?", verbatim=True, max_tokens=9) == engine.answer("Where?", max_tokens=9)
     assert engine.answer("Where?", memories, verbatim=False) == engine.answer("Where?", memories)
@@ -182,13 +186,14 @@ def test_a_quotation_may_be_shorter_than_the_shortest_answer(engine: ClaraEngine
     assert answer.finish_reason == "stop"
 
 
-def test_a_checkpoint_can_quote_by_default(tmp_path) -> None:
+def test_a_checkpoint_can_quote_by_default_and_say_how_many_documents_it_reads(tmp_path) -> None:
     tiny = build(tmp_path, "mistral", seed=3)
     config = ClaraConfig.read(tiny.folder)
     assert not config.verbatim
-    config.model_copy(update={"verbatim": True}).write(tiny.folder)
+    config.model_copy(update={"verbatim": True, "answer_top_k": 1}).write(tiny.folder)
     assert ClaraConfig.read(tiny.folder).verbatim
-    engine = open_engine(tiny)
+    engine = ClaraEngine.from_pretrained(str(tiny.folder), base_model=str(tiny.base))
+    assert engine.answer_top_k == 1
     memories = engine.compress(PASSAGES)
     quoted = engine.answer("Where?", memories)
     assert quoted == engine.answer("Where?", memories, verbatim=True)

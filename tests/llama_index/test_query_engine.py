@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from llama_index.core import VectorStoreIndex
+from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import QueryBundle
 
@@ -126,3 +126,13 @@ def test_engine_of_all_parts_is_one(retriever, model):
     made = ClaraQueryEngine(retriever, node_postprocessors=[ClaraRerank(model=model)])
     engines = {id(part.engine) for part in (retriever, made._node_postprocessors[0], made._response_synthesizer.llm)}
     assert engines == {id(ClaraEngine.from_pretrained(model))}
+
+
+def test_it_reads_as_many_nodes_as_the_model_reads_well(model):
+    many = [Document(text=f"Note {number} is about the bridge.") for number in range(9)]
+    engine = ClaraQueryEngine.from_documents(many, model=model, max_tokens=4)
+    assert len(engine.query(QUESTION).source_nodes) == engine.retriever.engine.answer_top_k == 2
+    reranked = ClaraQueryEngine.from_documents(
+        many, model=model, node_postprocessors=[ClaraRerank(model=model, top_n=9)]
+    )
+    assert len(reranked.query(QUESTION).source_nodes) == 5

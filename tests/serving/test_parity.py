@@ -14,7 +14,7 @@ import torch
 from clara_core import ClaraError, Engine, Memory
 from clara_core.engine.protocol import EngineTokenizer
 
-FACTS = ["fingerprint", "n_mem", "hidden", "dimension", "window", "context", "dtype", "roles"]
+FACTS = ["fingerprint", "n_mem", "hidden", "dimension", "window", "context", "answer_top_k", "dtype", "roles"]
 QUESTION = "When was Tolmet Bridge opened?"
 LONG = " ".join(f"The {n}th pillar of the bridge is {n} metres high." for n in range(40))
 TEXTS = [

@@ -20,7 +20,7 @@ from clara_core.training import train
 from clara_core.training.batch import Step
 from clara_core.training.config import TrainingConfig
 from clara_core.training.line_steps import LineReader, LineSteps
-from clara_core.training.model_setup import checkpoint_gradients, open_checkpoint
+from clara_core.training.model_setup import checkpoint_gradients, open_checkpoint, write_model
 from clara_core.training.objective import Objective, Terms
 from clara_core.training.schedule import scheduled
 from tests.engines import open_engine
@@ -187,6 +187,14 @@ def test_candidates_of_different_numbers_are_read_as_far_as_they_go(tiny: Tiny) 
     counts = [reader.step([line]).counts["answer tokens"] for line in lines]
     wanted = sum(float(one.losses["answer"].detach()) * count for one, count in zip(alone, counts, strict=True))
     assert float(both.losses["answer"].detach()) == pytest.approx(wanted / sum(counts), abs=1e-4)
+
+
+def test_trained_weights_do_not_inherit_how_the_old_ones_answered_best(tiny: Tiny, tmp_path: Path) -> None:
+    opened = open_checkpoint(arguments(tiny))
+    config = opened.model.config
+    opened.model.config = config.model_copy(update={"verbatim": True, "answer_top_k": 1})
+    written = write_model(tmp_path / "trained", opened, config.training_stage, "# card\n", base_trained=False)
+    assert written.config.model_copy(update={"decoder_model_name": config.decoder_model_name}) == config
 
 
 def test_a_mixed_lesson_reads_some_documents_as_text(tiny: Tiny, tmp_path: Path) -> None:

@@ -87,6 +87,10 @@ class RemoteInstance(Engine):
         return int(self.load()["context"])
 
     @property
+    def answer_top_k(self) -> int:
+        return int(self.load()["answer_top_k"])
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the server's memory tokens."""
         import torch
