@@ -11,9 +11,9 @@ from clara_core.common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from clara_core.common.version import __version__
-    from langchain_clara._answers import cited_documents
     from langchain_clara.chains import create_clara_documents_chain
     from langchain_clara.chat_models import ChatClara
+    from langchain_clara.citations import cited_documents
     from langchain_clara.cross_encoder import ClaraCrossEncoder
     from langchain_clara.embeddings import ClaraEmbeddings
     from langchain_clara.middleware import ClaraContextMiddleware
@@ -52,7 +52,7 @@ _MODULES: Final = {
     "ClaraVectorStore": "langchain_clara.vectorstores",
     "DocumentsPlaceholder": "langchain_clara.prompts",
     "__version__": "clara_core.common.version",
-    "cited_documents": "langchain_clara._answers",
+    "cited_documents": "langchain_clara.citations",
     "create_clara_documents_chain": "langchain_clara.chains",
 }
 

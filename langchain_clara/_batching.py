@@ -1,8 +1,8 @@
 """Runs the conversations of one `batch` as one batch of the engine.
 
 LangChain runs a batch as single calls, each with its own callbacks, cache look-up and trace. The calls keep these and
-only wait for each other before the engine: each adds its conversation at the barrier, and once all have come, or have
-given up their slot because a cache had the answer, the engine gets them together.
+only wait for each other before the engine: once each has handed in its request, or has ended without one because a
+cache had the answer, the engine gets all requests together.
 """
 
 from __future__ import annotations
@@ -11,112 +11,103 @@ import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from clara_core.model.chat_format import Turn
 from langchain_clara._engine import EngineFields
-from langchain_clara._messages import Request
+from langchain_clara._messages import ReadDocument
 
 if TYPE_CHECKING:
     from clara_core import Answer
 
 Result = TypeVar("Result")
+Request: TypeAlias = tuple[list[Turn], list[ReadDocument], dict[str, Any]]
+"""A conversation, its documents, and the engine's options."""
 
 
-class BatchBarrier:
-    """Collects the calls of one batch. Belongs to one event loop.
+class BatchedCall:
+    """One call of a batch. Belongs to one event loop.
 
-    Args:
-        model: The model that answers, all calls with the same options.
-        expected: Number of calls.
+    Attributes:
+        model: The model that is called.
+        request: What the call asks of the engine; None if it ended without asking.
+        answer: The answer from the batch; None if the call must ask the engine itself.
     """
 
-    def __init__(self, model: EngineFields, expected: int) -> None:
+    def __init__(self, model: EngineFields) -> None:
         self.model = model
-        self._missing = expected
-        self._items: list[tuple[Request, asyncio.Future[Answer]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self.request: asyncio.Future[Request | None] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
 
-    async def join(self, request: Request) -> Answer:
-        """Add a conversation and wait for its answer; the work stops if no caller waits any more."""
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._items.append((request, future))
-        self.leave()
+    async def run(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """Make the call. Must run in its own task, because it changes the context."""
+        _CALL.set(self)
         try:
-            return await future
+            return await call()
         finally:
-            if self._task is not None and all(waiting.done() for _, waiting in self._items):
-                self._task.cancel()
+            if not self.request.done():
+                self.request.set_result(None)
 
-    def leave(self) -> None:
-        """Expect one call less."""
-        self._missing -= 1
-        if self._missing == 0 and self._items:
-            self._task = asyncio.ensure_future(self._run())
 
-    async def _run(self) -> None:
-        waiting = [pair for pair in self._items if not pair[1].done()]
+_CALL: contextvars.ContextVar[BatchedCall | None] = contextvars.ContextVar("clara_batched_call", default=None)
+
+
+async def answer_of_batch(model: EngineFields, request: Request) -> Answer | None:
+    """Hand in the request of the running call; None if it has none to hand in, or the batch failed."""
+    call = _CALL.get()
+    if call is None or call.model is not model or call.request.done():
+        return None
+    call.request.set_result(request)
+    return await call.answer
+
+
+async def run_in_batches(
+    model: EngineFields, calls: Sequence[Callable[[], Awaitable[Result]]], size: int | None, *, return_exceptions: bool
+) -> list[Any]:
+    """Make calls of a model, all with the same options, in batches of `size`, or as one batch.
+
+    Returns:
+        list: The results, in order; with `return_exceptions` errors are among them.
+    """
+    results: list[Any] = []
+    for start in range(0, len(calls), size or len(calls) or 1):
+        part = calls[start:][:size]
+        batched = [BatchedCall(model) for _ in part]
+        tasks = [asyncio.ensure_future(one.run(call)) for one, call in zip(batched, part, strict=True)]
+        answering = asyncio.ensure_future(_answer(batched))
         try:
-            results = await self._answer([request for request, _ in waiting])
-        except Exception as exc:  # noqa: BLE001 - raised in the waiting calls
-            results = [exc] * len(waiting)
-        for (_, future), result in zip(waiting, results, strict=True):
-            if future.done():
-                continue
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-    async def _answer(self, requests: list[Request]) -> Sequence[Answer | Exception]:
-        """Answer conversations together; an error in one does not affect the others."""
-        engine = await self.model.ashared_engine()
-        known = iter(await engine.aremember([document.text for _, read, _ in requests for document in read]))
-        conversations = [(turns, [next(known) for _ in read]) for turns, read, _ in requests]
-        options = requests[0][2]
-        try:
-            return await engine.achat_batch(conversations, **options)
-        except Exception as exc:  # noqa: BLE001 - answering one by one shows whose error it is
-            if len(requests) == 1:
-                return [exc]
-        alone = (engine.achat(turns, memories, **options) for turns, memories in conversations)
-        results = await asyncio.gather(*alone, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, Exception):
-                raise result
-        return cast("list[Answer | Exception]", results)
+            results += await asyncio.gather(*tasks, return_exceptions=return_exceptions)
+        finally:
+            for task in (answering, *tasks):
+                task.cancel()
+    return results
 
 
-class BatchSlot:
-    """The slot of one call at a barrier, which is taken once or given up."""
-
-    def __init__(self, barrier: BatchBarrier) -> None:
-        self._barrier: BatchBarrier | None = barrier
-
-    def take(self, model: object) -> BatchBarrier | None:
-        """Return the barrier to its model, the first time only."""
-        if self._barrier is None or self._barrier.model is not model:
-            return None
-        barrier, self._barrier = self._barrier, None
-        return barrier
-
-    def give_up(self) -> None:
-        """Give up the slot: the answer came from elsewhere, or the call failed."""
-        barrier, self._barrier = self._barrier, None
-        if barrier is not None:
-            barrier.leave()
-
-
-BATCH_SLOT: contextvars.ContextVar[BatchSlot | None] = contextvars.ContextVar("clara_batch_slot", default=None)
-"""The slot of the running call."""
-
-
-async def in_slot(slot: BatchSlot, call: Callable[[], Awaitable[Result]]) -> Result:
-    """Make a call that has a slot at a barrier. Must run in its own task, because it changes the context."""
-    BATCH_SLOT.set(slot)
+async def _answer(calls: Sequence[BatchedCall]) -> None:
+    """Answer the requests of calls together, once each call has handed in one or ended."""
+    requests = await asyncio.gather(*(call.request for call in calls))
+    asking = [
+        (call.answer, request)
+        for call, request in zip(calls, requests, strict=True)
+        if request is not None and not call.answer.done()
+    ]
+    answers: Sequence[Answer | None] = [None] * len(asking)
     try:
-        return await call()
+        if len(asking) > 1:
+            with suppress(Exception):  # each call then asks the engine itself, which shows whose error it is
+                answers = await _answers(calls[0].model, [request for _, request in asking])
     finally:
-        slot.give_up()
+        for (future, _), answer in zip(asking, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+
+
+async def _answers(model: EngineFields, requests: Sequence[Request]) -> list[Answer]:
+    engine = await model.ashared_engine()
+    known = iter(await engine.aremember([document.text for _, read, _ in requests for document in read]))
+    conversations = [(turns, [next(known) for _ in read]) for turns, read, _ in requests]
+    return await engine.achat_batch(conversations, **requests[0][2])
 
 
 def run_apart(start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:

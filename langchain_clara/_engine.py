@@ -84,10 +84,6 @@ class EngineFields(EngineOptions):
     @cached_property
     def shared_engine(self) -> Engine:
         """The engine, looked up at first use; its weights load when it first computes."""
-        return self.find_engine()
-
-    def find_engine(self) -> Engine:
-        """The engine of the fields."""
         if self.engine is not None:
             found: Engine = self.engine
             return found
@@ -156,14 +152,9 @@ def _facts(engine: Engine, name: str | None) -> Iterator[str]:
 
 
 def local_context(source: Any) -> int | None:
-    """Most positions of a prompt and its answer together, equal to `ClaraEngine.context`.
+    """Most positions of a prompt and its answer together, like `ClaraEngine.context`, of the model that `source` names.
 
-    Args:
-        source: The fields that name the model: `EngineFields` or `EngineArguments`.
-
-    Returns:
-        int | None: None if the files are not on this machine (a Hub repository that was never downloaded), or do
-        not give it.
+    None if the files are not on this machine (a Hub repository that was never downloaded), or do not give it.
     """
     try:
         folder = resolve(
@@ -173,9 +164,13 @@ def local_context(source: Any) -> int | None:
             cache_dir=source.cache_dir,
             local_files_only=True,
         )
-        base = Path(resolve_base(ClaraConfig.read(folder), folder, source.base_model))
-        path = base / CONFIG_FILE if base.is_absolute() else _fetched(base.as_posix(), source.cache_dir)
-        config = json.loads(path.read_text("utf-8"))
+        base = resolve_base(ClaraConfig.read(folder), folder, source.base_model)
+        path: Any = Path(base, CONFIG_FILE)
+        if not path.is_absolute():
+            from huggingface_hub import try_to_load_from_cache
+
+            path = try_to_load_from_cache(base, CONFIG_FILE, cache_dir=source.cache_dir)  # None if it is not there
+        config = json.loads(Path(path).read_text("utf-8"))
         positions = int(config["max_position_embeddings"])
         sliding = config.get("sliding_window", _WINDOWED.get(config.get("model_type")))
     except (CheckpointError, OSError, ValueError, KeyError, TypeError, ImportError):
@@ -183,15 +178,18 @@ def local_context(source: Any) -> int | None:
     return min(positions, sliding or positions)
 
 
-def _fetched(repo: str, cache_dir: str | None) -> Path:
-    """The config of a base decoder in the local Hub cache.
-
-    Raises:
-        FileNotFoundError: It was never downloaded.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo, CONFIG_FILE, cache_dir=cache_dir)
-    if not isinstance(found, str):
-        raise FileNotFoundError(repo)
-    return Path(found)
+def profile_of(component: EngineFields) -> dict[str, Any]:
+    """LangChain's profile of a component's model; without the context if `local_context` does not know it."""
+    context = local_context(component if component.engine is None else component.engine.arguments)
+    media = ("image", "image_url", "pdf", "audio", "video")
+    return {
+        "name": component.model_label,
+        **({} if context is None else {"max_input_tokens": context, "max_output_tokens": context}),
+        "text_inputs": True,
+        **{f"{kind}_inputs": False for kind in media},
+        "text_outputs": True,
+        "tool_calling": False,
+        "structured_output": False,
+        "reasoning_output": False,
+        "open_weights": True,
+    }

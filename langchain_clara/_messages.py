@@ -1,23 +1,30 @@
-"""Converts documents to content blocks, and messages to the engine's conversation and the documents to read.
+"""Converts messages and documents to the engine's conversation, and the engine's answers to messages.
 
 What `ChatClara` cannot read or do is refused here, before any model runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, HumanMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import coerce_to_runnable
 from langchain_core.vectorstores import VectorStore
 
 from clara_core.common.suggest import refuse_unknown
-from clara_core.engine.answer_options import EVIDENCE
+from clara_core.engine.answer_options import EVIDENCE, confidence_account
+from clara_core.engine.logprobs import logprobs_account
 from clara_core.model.chat_format import Turn, alternating
+
+if TYPE_CHECKING:
+    from clara_core import Answer
+    from clara_core.engine.sampling import Chunk
 
 OPTIONS: Final = ("max_tokens", "temperature", "top_p", "seed", *EVIDENCE)
 """Options of a call besides ``documents`` and ``stop``."""
@@ -35,12 +42,16 @@ _TOOLS: Final = ("tools", "tool_choice", "functions", "function_call", "response
 DOCUMENT_BLOCKS: Final = ("text-plain", "document", "search_result")
 _TITLE_KEYS: Final = ("title", "source")
 _HOW = "give the text itself, as a text-plain block or a Document"
-_ROLES: Final = {"system": "system", "human": "user", "ai": "assistant"}
-_CHAT_ROLES: Final = {**_ROLES, "user": "user", "assistant": "assistant", "developer": "system"}
+_ROLES: Final = {
+    "system": "system",
+    "developer": "system",
+    "human": "user",
+    "user": "user",
+    "ai": "assistant",
+    "assistant": "assistant",
+}
 # Blocks in answers of other models that this model ignores.
 _SILENT_BLOCKS: Final = frozenset({"reasoning", "thinking", "redacted_thinking"})
-Request: TypeAlias = "tuple[list[Turn], list[ReadDocument], dict[str, Any]]"
-"""A conversation, its documents, and the engine's options."""
 
 
 # --- messages ---------------------------------------------------------------------------------------
@@ -63,8 +74,8 @@ def read_messages(
         ValueError: There is nothing to answer; documents are given both ways; or the messages contain images, tools
             or other content that cannot be read.
     """
-    turns, found = _read_all(messages, _role, _read_block)
-    given = [] if documents is None else read_documents(documents)
+    turns, found = _read_all(messages, counted=False)
+    given = [read_document(document) for document in listed_documents([] if documents is None else documents)]
     if given and found:
         raise ValueError(
             f"documents are given both as documents= ({len(given)}) and as content blocks ({len(found)}); use one way"
@@ -78,52 +89,45 @@ def read_history(messages: Iterable[BaseMessage]) -> tuple[list[Turn], list[Read
     It may end with the model or a tool, and be empty. Content that `ChatClara` would refuse to answer counts as text:
     results of tools as the user's, calls of tools as the model's. Media have no text and do not count.
     """
-    return _read_all(messages, _counted_role, _counted_block)
+    return _read_all(messages, counted=True)
 
 
-def _read_all(
-    messages: Iterable[BaseMessage],
-    role_of: Callable[[BaseMessage], str],
-    read_block: Callable[[Mapping[str, Any]], str | ReadDocument],
-) -> tuple[list[Turn], list[ReadDocument]]:
+def _read_all(messages: Iterable[BaseMessage], *, counted: bool) -> tuple[list[Turn], list[ReadDocument]]:
     """The turns in order, and the documents among their content blocks, each text once."""
     turns: list[Turn] = []
     found: dict[str, ReadDocument] = {}
     for message in messages:
-        role = role_of(message)
+        role = _role(message, counted=counted)
         blocks = [message.content] if isinstance(message.content, str) else message.content
         texts = []
         for block in blocks:
-            read = block if isinstance(block, str) else read_block(block)
+            try:
+                read = block if isinstance(block, str) else _read_block(block)
+            except ValueError:
+                if not counted:
+                    raise
+                continue
             if isinstance(read, str):
                 texts.append(read)
             else:
                 found.setdefault(read.text, read)
-        if isinstance(message, AIMessage):  # `role_of` refuses them in a conversation to be answered
+        if isinstance(message, AIMessage):  # `_role` refuses calls in a conversation to be answered
             texts += [f"{call['name']}({call['args']})" for call in (*message.tool_calls, *message.invalid_tool_calls)]
         turns.append({"role": role, "content": "".join(texts)})
     return turns, list(found.values())
 
 
-def _role(message: BaseMessage) -> str:
-    """The role of a message in a conversation that is to be answered."""
-    if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
+def _role(message: BaseMessage, *, counted: bool) -> str:
+    """The role of a message; if it is only counted, that of the user for everything unknown."""
+    if not counted and isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
         raise ValueError("the conversation contains tool calls, and ChatClara has no tools; leave them out")
-    kind, known = message.type, _ROLES
-    if isinstance(message, ChatMessage):
-        kind, known = message.role, _CHAT_ROLES
-    role = known.get(kind.removesuffix("MessageChunk").lower())
+    kind = message.role if isinstance(message, ChatMessage) else message.type
+    role = _ROLES.get(kind.removesuffix("MessageChunk").lower(), "user" if counted else None)
     if role is None:
         raise ValueError(
             f"ChatClara has no tools and reads system, human and ai messages, got {type(message).__name__} ({kind!r})"
         )
     return role
-
-
-def _counted_role(message: BaseMessage) -> str:
-    """The role of a message for counting: the user's, unless it is the model's or a system message."""
-    kind = message.role if isinstance(message, ChatMessage) else message.type
-    return _CHAT_ROLES.get(kind.removesuffix("MessageChunk").lower(), "user")
 
 
 def _read_block(block: Mapping[str, Any]) -> str | ReadDocument:
@@ -144,13 +148,6 @@ def _read_block(block: Mapping[str, Any]) -> str | ReadDocument:
         f"ChatClara reads text and documents of text, got a content block of type {kind!r}{mime}; "
         f"documents are blocks of type {', '.join(DOCUMENT_BLOCKS)}, or documents="
     )
-
-
-def _counted_block(block: Mapping[str, Any]) -> str | ReadDocument:
-    try:
-        return _read_block(block)
-    except ValueError:
-        return ""
 
 
 def last_human(messages: Sequence[BaseMessage]) -> int:
@@ -175,7 +172,7 @@ class ReadDocument:
     id: str | None = None
     title: str | None = None
 
-    def account(self) -> dict[str, str]:
+    def account(self) -> dict[str, Any]:
         """The entry of the document in `response_metadata`."""
         named = {"id": self.id, "title": self.title}
         return {name: value for name, value in named.items() if value is not None}
@@ -217,15 +214,6 @@ def as_retriever(source: object, name: str = "retriever") -> Runnable[str, list[
         return coerce_to_runnable(source)
     hint = "; use store.as_retriever()" if isinstance(source, VectorStore) else ""
     raise TypeError(f"{name} must be a retriever or a function, got {type(source).__name__}{hint}")
-
-
-def read_documents(documents: Sequence[Document | str]) -> list[ReadDocument]:
-    """The documents of ``documents=``.
-
-    Raises:
-        TypeError: It is not a list, or contains something other than documents and strings.
-    """
-    return [read_document(document) for document in listed_documents(documents)]
 
 
 def read_document(document: Document | str) -> ReadDocument:
@@ -299,3 +287,62 @@ def check_call(call: Mapping[str, Any]) -> None:
         listed_documents(call["documents"])
     if isinstance(call.get("stop"), Iterator):
         raise TypeError(f"stop must be a list of strings, got {type(call['stop']).__name__}")
+
+
+# --- answers ----------------------------------------------------------------------------------------
+
+
+def chat_result(answer: Answer, model: str, read: Sequence[ReadDocument], options: Mapping[str, Any]) -> ChatResult:
+    """An answer of the model `model`, from the documents that it read, with the engine options of the call."""
+    account = _account(answer, model, read, options)
+    if answer.logprobs is not None:
+        account["logprobs"] = logprobs_account(answer.logprobs)
+    message = AIMessage(content=answer.text, usage_metadata=_usage(answer), response_metadata=account)
+    return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def chat_chunk(
+    piece: Chunk, model: str, read: Sequence[ReadDocument], options: Mapping[str, Any]
+) -> ChatGenerationChunk:
+    """A piece of an answer. Only the last one has the counts, because merging adds them up.
+
+    Merging joins lists, so each piece has its own log-probabilities.
+    """
+    logged = {} if piece.logprobs is None else {"logprobs": logprobs_account(piece.logprobs)}
+    if piece.answer is None:
+        return ChatGenerationChunk(message=AIMessageChunk(content=piece.text, response_metadata=logged))
+    message = AIMessageChunk(
+        content=piece.text,
+        usage_metadata=_usage(piece.answer),
+        response_metadata=_account(piece.answer, model, read, options) | logged,
+        chunk_position="last",
+    )
+    return ChatGenerationChunk(message=message)
+
+
+def _account(answer: Answer, model: str, read: Sequence[ReadDocument], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The `response_metadata`: counts, the documents, and the evidence if the options request any."""
+    documents = [document.account() for document in read]
+    for document, score in zip(documents, answer.attribution or (), strict=False):
+        document["score"] = score
+    account: dict[str, Any] = {
+        "model_name": model,
+        "model_provider": "clara",
+        "finish_reason": answer.finish_reason,
+        "memory_tokens": answer.memory_tokens,
+        "source_tokens": answer.source_tokens,
+        "windows_left_out": answer.windows_left_out,
+        "saved_tokens": answer.source_tokens - answer.memory_tokens,
+        "documents": documents,
+    }
+    if options["citations"] or options["min_confidence"] is not None or options["read"] != "memory":
+        account |= confidence_account(answer)
+    if answer.citations is not None:
+        account["citations"] = [asdict(citation) for citation in answer.citations]
+    return account
+
+
+def _usage(answer: Answer) -> UsageMetadata:
+    read = answer.prompt_tokens + answer.memory_tokens
+    written = answer.completion_tokens
+    return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)

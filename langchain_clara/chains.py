@@ -65,11 +65,6 @@ def _default_prompt(name: str) -> ChatPromptTemplate:
     return ChatPromptTemplate.from_messages([history, DocumentsPlaceholder(name), ("human", "{input}")])
 
 
-def _places_documents(prompt: BasePromptTemplate[Any], name: str) -> bool:
-    parts = getattr(prompt, "messages", [])
-    return any(isinstance(part, DocumentsPlaceholder) and part.variable_name == name for part in parts)
-
-
 def _shown(values: Mapping[str, Any], name: str, document_prompt: BasePromptTemplate[str] | None) -> dict[str, Any]:
     """The input, with its documents formatted by `document_prompt`."""
     if name not in values:
@@ -87,7 +82,8 @@ def _shown(values: Mapping[str, Any], name: str, document_prompt: BasePromptTemp
 
 def _filled(prompt: BasePromptTemplate[Any], values: dict[str, Any], name: str) -> PromptValue:
     """The prompt with the documents at its placeholder, else before its last human message."""
-    if _places_documents(prompt, name):
+    parts = getattr(prompt, "messages", [])
+    if any(isinstance(part, DocumentsPlaceholder) and part.variable_name == name for part in parts):
         return prompt.invoke(values)
     documents = DocumentsPlaceholder(name).format_messages(**values)
     messages = prompt.invoke({**values, name: ""}).to_messages()

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from clara_core.common.version import __version__
-from langchain_clara._answers import chat_chunk, chat_result
-from langchain_clara._batching import BATCH_SLOT, BatchBarrier, BatchSlot, in_slot, run_apart
-from langchain_clara._engine import EngineFields, identity, local_context
-from langchain_clara._messages import NO_SCHEMA, NO_TOOLS, OPTIONS, Request, check_call, read_history, read_messages
+from clara_core.engine.chat_options import ChatOptions
+from clara_core.engine.logprobs import MOST_ALTERNATIVES
+from langchain_clara import citations  # noqa: F401 - registers how LangChain reads them
+from langchain_clara._batching import Request, answer_of_batch, run_apart, run_in_batches
+from langchain_clara._engine import EngineFields, identity, profile_of
+from langchain_clara._messages import (
+    NO_SCHEMA,
+    NO_TOOLS,
+    OPTIONS,
+    chat_chunk,
+    chat_result,
+    check_call,
+    read_history,
+    read_messages,
+)
 
 if TYPE_CHECKING:
     from clara_core.engine.sampling import Chunk
 
 
-class ChatClara(BaseChatModel, EngineFields):
+class ChatClara(BaseChatModel, ChatOptions, EngineFields):
     """A chat model that answers from documents and reads each as a few memory tokens.
 
     Documents are given as content blocks of a message (`DocumentsPlaceholder` makes them; types ``text-plain``,
@@ -48,7 +58,7 @@ class ChatClara(BaseChatModel, EngineFields):
         verbatim:
             Whether answers quote their documents; None: as the checkpoint says.
         logprobs, top_logprobs, citations, min_confidence, read:
-            What to return beside the text; see the fields. All can also be given to a call.
+            What to return beside the text; see the fields of `ChatOptions`. All can also be given to a call.
 
     Key init args - client params:
         model, compression, dtype, ... or engine:
@@ -97,34 +107,11 @@ class ChatClara(BaseChatModel, EngineFields):
     Tools, structured output, images and other media are refused.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
     # Options of models on a network, which generic code passes to every chat model.
     ignored_names: ClassVar[frozenset[str]] = frozenset({"api_key", "timeout", "max_retries"})
 
-    max_tokens: int = Field(default=128, ge=1)
-    """Maximum number of tokens to write."""
-    temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy and reproducible."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Probability mass that is sampled from."""
-    seed: int | None = None
-    """Makes sampling reproducible."""
-    stop: list[str] | None = None
-    """Strings that end an answer and are not part of it; `stop` of a call replaces them."""
-    verbatim: bool | None = None
-    """Whether an answer from documents is words of one of them; None: as the checkpoint says."""
-    logprobs: bool = False
-    """Whether `response_metadata` has the log-probabilities of the tokens written."""
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    """Number of alternatives for each token; needs `logprobs`."""
-    citations: bool | Literal["attention"] = False
-    """Whether the answer is judged with each document hidden, to find what supports it. "attention" costs nearly
-    nothing instead, but misleads for up to a quarter of the wrong answers."""
-    min_confidence: float | None = Field(default=None, ge=0, le=1)
-    """Confidence below which the text is withheld; 0 withholds nothing but computes the confidence."""
-    read: Literal["memory", "again", "text", "auto"] = "memory"
-    """How to read the documents; "again" also reads the best document alone if the evidence contradicts the answer."""
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)  # type: ignore[assignment]
+    """Number of alternatives for each token; needs `logprobs`. None, which generic code passes, is 0."""
     streaming: bool = False
     """Whether `invoke` streams, for callbacks that expect tokens."""
 
@@ -153,28 +140,12 @@ class ChatClara(BaseChatModel, EngineFields):
         return {**identity(self.shared_engine), **options, "default_stop": self.stop}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop, **kwargs)
-        params["ls_provider"] = "clara"
-        params["ls_model_name"] = kwargs.get("model") or self.model_name
-        if stop := self.stop if stop is None else stop:
-            params["ls_stop"] = stop
-        return params
+        stop = self.stop if stop is None else stop
+        params = super()._get_ls_params(stop=stop, **{"model": self.model_name, **kwargs})
+        return {**params, "ls_provider": "clara"}
 
     def _resolve_model_profile(self) -> Any:
-        media = ("image", "image_url", "pdf", "audio", "video")
-        context = local_context(self.engine.arguments if self.engine is not None else self)
-        limits = {} if context is None else {"max_input_tokens": context, "max_output_tokens": context}
-        return {
-            "name": self.model_name,
-            **limits,
-            "text_inputs": True,
-            **{f"{kind}_inputs": False for kind in media},
-            "text_outputs": True,
-            "tool_calling": False,
-            "structured_output": False,
-            "reasoning_output": False,
-            "open_weights": True,
-        }
+        return profile_of(self)
 
     # --- tokens ----------------------------------------------------------------------------------
 
@@ -218,13 +189,11 @@ class ChatClara(BaseChatModel, EngineFields):
         **kwargs: Any,
     ) -> ChatResult:
         turns, read, options = self._prepared(messages, stop, kwargs)
-        slot = BATCH_SLOT.get()
-        barrier = None if slot is None else slot.take(self)
-        if barrier is not None:
-            return chat_result(await barrier.join((turns, read, options)), self.model_label, read, options)
-        engine = await self.ashared_engine()
-        memories = await engine.aremember([document.text for document in read])
-        answer = await engine.achat(turns, memories, **options)
+        answer = await answer_of_batch(self, (turns, read, options))
+        if answer is None:
+            engine = await self.ashared_engine()
+            memories = await engine.aremember([document.text for document in read])
+            answer = await engine.achat(turns, memories, **options)
         return chat_result(answer, self.model_label, read, options)
 
     def _stream(
@@ -238,7 +207,7 @@ class ChatClara(BaseChatModel, EngineFields):
         engine = self.shared_engine
         memories = engine.remember([document.text for document in read])
         # Closing this generator closes the stream, which stops the work on the device.
-        with closing(engine.stream_chat(turns, memories, **options)) as pieces:
+        with engine.stream_chat(turns, memories, **options) as pieces:
             for piece in pieces:
                 chunk = chat_chunk(piece, self.model_label, read, options)
                 if run_manager:
@@ -299,21 +268,9 @@ class ChatClara(BaseChatModel, EngineFields):
         """
         check_call(kwargs)
         configs = get_config_list(config, len(inputs))
-        size = (configs[0].get("max_concurrency") if configs else None) or max(len(inputs), 1)
-        answers: list[Any] = []
-        for start in range(0, len(inputs), size):
-            part, part_configs = inputs[start : start + size], configs[start : start + size]
-            barrier = BatchBarrier(self, len(part))
-            calls = [
-                asyncio.ensure_future(in_slot(BatchSlot(barrier), partial(self.ainvoke, each, settings, **kwargs)))
-                for each, settings in zip(part, part_configs, strict=True)
-            ]
-            try:
-                answers += await asyncio.gather(*calls, return_exceptions=return_exceptions)
-            finally:
-                for call in calls:
-                    call.cancel()
-        return answers
+        calls = [partial(self.ainvoke, each, own, **kwargs) for each, own in zip(inputs, configs, strict=True)]
+        size = configs[0].get("max_concurrency") if configs else None
+        return await run_in_batches(self, calls, size, return_exceptions=return_exceptions)
 
     # --- what is refused -------------------------------------------------------------------------
 
@@ -322,9 +279,7 @@ class ChatClara(BaseChatModel, EngineFields):
         check_call(kwargs)
         return super().bind(**kwargs)
 
-    def bind_tools(
-        self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any
-    ) -> Runnable[LanguageModelInput, AIMessage]:
+    def bind_tools(self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any) -> Any:
         """Refuse tools; an empty list is accepted.
 
         Raises:
@@ -332,8 +287,7 @@ class ChatClara(BaseChatModel, EngineFields):
         """
         if tools or tool_choice:
             raise NotImplementedError(NO_TOOLS)
-        bound: Runnable[LanguageModelInput, AIMessage] = self.bind(**kwargs)
-        return bound
+        return self.bind(**kwargs)
 
     def with_structured_output(self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any) -> Any:
         """Refuse structured output.

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from langchain_core.cross_encoders import BaseCrossEncoder
-from pydantic import ConfigDict
 
 from langchain_clara._engine import EngineFields
 
@@ -40,8 +39,6 @@ class ClaraCrossEncoder(EngineFields, BaseCrossEncoder):
         reranker = CrossEncoderReranker(model=encoder, top_n=3)
         ```
     """
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     def score(self, text_pairs: Iterable[tuple[str, str]]) -> list[float]:
         """Cosines of pairs (question, text), in order.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from langchain_core.embeddings import Embeddings
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from langchain_clara._engine import EngineFields
 
@@ -57,8 +57,6 @@ class ClaraEmbeddings(EngineFields, Embeddings):
 
     A text has one vector as a document and another one as a question: use a separate cache of embeddings for each.
     """
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     dimensions: int | None = Field(default=None, ge=1)
     """Length of the vectors, by a seeded orthogonal projection; None is the full length.
@@ -116,23 +114,19 @@ class ClaraEmbeddings(EngineFields, Embeddings):
 
     def memory_vectors(self, memories: Sequence[Memory]) -> Array:
         """Vectors ``[n, length]`` of memories, in float32; `embed_documents` returns them as lists."""
-        self._judge_long([memory for memory in memories if memory.n_windows > 1])
+        long = [memory for memory in memories if memory.n_windows > 1]
+        if long:
+            window = self.shared_engine.window
+            which = f"the window of {window} tokens, such as {long[0].text[:60]!r}… of {long[0].source_tokens} tokens"
+            if self.overflow == "error":
+                from clara_core import WindowOverflow
+
+                raise WindowOverflow(f"{len(long)} texts do not fit {which}; {_HOW}")
+            warnings.warn(
+                f"{len(long)} texts are longer than {which}: their vectors are means of their windows; {_HOW}",
+                stacklevel=2,
+            )
         return self.space.documents(memories)
-
-    def _judge_long(self, long: Sequence[Memory]) -> None:
-        if not long:
-            return
-        window = self.shared_engine.window
-        first = f"{long[0].text[:60]!r}… of {long[0].source_tokens} tokens"
-        if self.overflow == "error":
-            from clara_core import WindowOverflow
-
-            raise WindowOverflow(f"{len(long)} texts do not fit the window of {window} tokens, such as {first}; {_HOW}")
-        warnings.warn(
-            f"{len(long)} texts are longer than the window of {window} tokens, such as {first}: "
-            f"their vectors are means of their windows; {_HOW}",
-            stacklevel=3,
-        )
 
 
 _HOW = "split them with ClaraTextSplitter, or search them in a ClaraVectorStore, which keeps every window"

@@ -14,7 +14,7 @@ from langchain_core.runnables import (
     RunnablePassthrough,
     RunnableSerializable,
 )
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from langchain_clara._engine import EngineFields
 from langchain_clara._entries import with_score
@@ -68,8 +68,6 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
         ```
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
     top_n: int | None = Field(default=3, ge=1)
     """Number of documents to keep; None keeps all."""
 
@@ -113,7 +111,7 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
             config: Configuration of the run.
             **kwargs: Not used.
         """
-        return self._call_with_config(lambda given: self.compress_documents(*_read(given)[::-1]), input, config)
+        return self._call_with_config(lambda given: self.compress_documents(*_read(given)), input, config)
 
     async def ainvoke(
         self,
@@ -124,7 +122,7 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
         """`invoke`, awaitable."""
 
         async def rerank(given: dict[str, Any]) -> list[Document]:
-            return await self.acompress_documents(*_read(given)[::-1])
+            return await self.acompress_documents(*_read(given))
 
         return await self._acall_with_config(rerank, input, config)
 
@@ -140,8 +138,8 @@ class ClaraRerank(RunnableSerializable[dict[str, Any], list[Document]], BaseDocu
         return RunnableParallel(documents=as_retriever(retriever), question=RunnablePassthrough()) | self
 
 
-def _read(given: object) -> tuple[str, Sequence[Document]]:
-    """The question and the candidates in the input of a chain."""
+def _read(given: object) -> tuple[Sequence[Document], str]:
+    """The candidates and the question in the input of a chain."""
     if not isinstance(given, Mapping):
         raise TypeError(
             f"ClaraRerank takes a dict with the question and the documents, got {type(given).__name__}; "
@@ -154,7 +152,7 @@ def _read(given: object) -> tuple[str, Sequence[Document]]:
             f"ClaraRerank takes the question as one of {_QUESTION} and the documents as one of {_DOCUMENTS}, "
             f"got {tuple(given)}"
         )
-    return question, documents
+    return documents, question
 
 
 def _candidates(documents: Sequence[Document], query: str) -> Sequence[Document]:

@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clara_core.common.suggest import parameters, refuse_unknown
 from clara_core.engine.options import given_options, option_values
@@ -69,8 +69,6 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         await retriever.ainvoke("When was the bridge opened?")
         ```
     """
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     k: int = Field(default=4, ge=1)
     """Number of documents to return."""
@@ -197,7 +195,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         question. The base determines the number of candidates.
 
         Args:
-            base: A retriever, another runnable or a function from a question to documents.
+            base: A retriever, or another runnable from a question to documents.
             **options: The fields of this class, such as ``model=``, ``k=`` and ``base_weight=``.
         """
         return cls(base=base, **options)
@@ -298,7 +296,7 @@ class ClaraRetriever(BaseRetriever, EngineFields):
             TypeError: The store keeps vectors of another embedding.
         """
         if self.vectorstore is None:
-            return self.find_engine()
+            return super().shared_engine
         embedding = self.vectorstore.embeddings
         if not isinstance(embedding, ClaraEmbeddings):
             raise TypeError(f"the store of this retriever searches with {type(embedding).__name__} and has no engine")

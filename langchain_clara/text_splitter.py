@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import deepcopy
 from typing import Any
 
 from langchain_core.documents import Document
@@ -44,7 +43,8 @@ class ClaraTextSplitter(TextSplitter):
 
     def split_text(self, text: str) -> list[str]:
         """The pieces of a text, in order; an empty text has none."""
-        return [text[start:end] for start, end in self._spans(text)]
+        spans = self._source.shared_engine.tokenizer.windows(text) if text else []
+        return [text[start:end] for start, end in spans]
 
     def create_documents(
         self, texts: Iterable[str], metadatas: Iterable[dict[Any, Any]] | None = None
@@ -54,14 +54,6 @@ class ClaraTextSplitter(TextSplitter):
 
     def split_documents(self, documents: Iterable[Document]) -> list[Document]:
         """The pieces of documents; they do not have the ids of the documents."""
-        pieces = []
-        for document in listed(documents, None)[0]:
-            for start, end in self._spans(document.page_content):
-                metadata = deepcopy(document.metadata)
-                if self._add_start_index:
-                    metadata["start_index"] = start
-                pieces.append(Document(document.page_content[start:end], metadata=metadata))
-        return pieces
-
-    def _spans(self, text: str) -> list[tuple[int, int]]:
-        return self._source.shared_engine.tokenizer.windows(text) if text else []
+        given, _ = listed(documents, None)
+        texts, metadatas = [document.page_content for document in given], [document.metadata for document in given]
+        return super().create_documents(texts, metadatas)

@@ -1,20 +1,34 @@
-"""What `ClaraLLM` reads, as the engine's conversation and documents, and what it refuses before any model runs."""
+"""Converts what `ClaraLLM` reads to the engine's conversation, and the engine's answers to LlamaIndex's responses.
+
+What it cannot read or do is refused here, before any model runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
+    ChatResponse,
     CitableBlock,
+    CitationBlock,
+    CompletionResponse,
     DocumentBlock,
+    LogProb,
+    MessageRole,
     TextBlock,
     ToolCallBlock,
 )
 from llama_index.core.prompts import BasePromptTemplate
 
+from clara_core.engine.answer_options import confidence_account
 from clara_core.model.chat_format import Turn, alternating
+
+if TYPE_CHECKING:
+    from clara_core import Answer
+    from clara_core.engine.logprobs import TokenLogprob
 
 NO_TOOLS: Final = (
     "ClaraLLM cannot call tools: it is trained to answer briefly from documents. Give the agent a general LLM with "
@@ -114,6 +128,49 @@ def _text(block: Any) -> str:
     except UnicodeDecodeError as exc:
         raise ValueError(f"{name} is not text in UTF-8; {_HOW}") from exc
     return text
+
+
+# --- answers --------------------------------------------------------------------------------------------
+
+
+def logprobs_of(tokens: Sequence[TokenLogprob] | None) -> list[list[LogProb]] | None:
+    """A list for each token: the token itself, then its alternatives."""
+    if tokens is None:
+        return None
+    return [[_logprob(token), *map(_logprob, token.top)] for token in tokens]
+
+
+def _logprob(token: TokenLogprob) -> LogProb:
+    return LogProb(token=token.token, logprob=token.logprob, bytes=list(token.bytes))
+
+
+def evidence_account(answer: Answer) -> dict[str, Any]:
+    """The evidence of an answer besides its text; empty if none was requested."""
+    if answer.citations is None and answer.confidence is None and not answer.abstained:
+        return {}
+    return {
+        **confidence_account(answer),
+        "attribution": None if answer.attribution is None else list(answer.attribution),
+        "citations": None if answer.citations is None else [asdict(one) for one in answer.citations],
+    }
+
+
+def chat_response(completion: CompletionResponse) -> ChatResponse:
+    """The answer as a turn of a conversation, with citations as blocks after the text."""
+    blocks = [TextBlock(text=completion.text), *map(_block, (completion.raw or {}).get("citations") or ())]
+    role, extra = MessageRole.ASSISTANT, completion.additional_kwargs
+    message = ChatMessage(role=role, blocks=blocks, additional_kwargs=extra)
+    return ChatResponse(message=message, raw=completion.raw, delta=completion.delta, logprobs=completion.logprobs)
+
+
+def _block(citation: dict[str, Any]) -> CitationBlock:
+    places = ("document", "window", "start", "end", "text_start", "text_end")
+    return CitationBlock(
+        cited_content=TextBlock(text=citation["text"]),
+        source=str(citation["document"]),
+        title="",
+        additional_location_info={name: citation[name] for name in places},
+    )
 
 
 # --- what is refused ------------------------------------------------------------------------------------

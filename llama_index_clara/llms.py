@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, cast
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -22,14 +22,22 @@ from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.types import TokenAsyncGen
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import PrivateAttr, field_validator
 
 from clara_core.common.suggest import refuse_unknown
 from clara_core.engine.answer_options import EVIDENCE
+from clara_core.engine.chat_options import ChatOptions
 from clara_core.model.chat_format import Turn
 from llama_index_clara._engine import EngineFields
-from llama_index_clara._evidence import chat_response, evidence_account, logprobs_of
-from llama_index_clara._messages import Refusals, read_messages, refuse_json, refuse_options
+from llama_index_clara._messages import (
+    Refusals,
+    chat_response,
+    evidence_account,
+    logprobs_of,
+    read_messages,
+    refuse_json,
+    refuse_options,
+)
 from llama_index_clara._nodes import texts_of
 
 if TYPE_CHECKING:
@@ -43,7 +51,7 @@ _Request: TypeAlias = "tuple[list[Turn], tuple[str, ...], dict[str, Any]]"
 _Piece = TypeVar("_Piece", CompletionResponse, ChatResponse)
 
 
-class ClaraLLM(Refusals, EngineFields, CustomLLM):
+class ClaraLLM(Refusals, EngineFields, ChatOptions, CustomLLM):
     """Answers prompts and conversations; after `reading`, from documents that it reads as a few memory tokens each.
 
     Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``, ``verbatim``, ``logprobs``,
@@ -64,30 +72,6 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         llm.reading(nodes).complete("When was the bridge opened?").text
         ```
     """
-
-    max_tokens: int = Field(default=128, ge=1, description="Most tokens to write.")
-    temperature: float = Field(default=0.0, ge=0, description="0 is greedy and reproducible.")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Probability mass that is sampled from.")
-    seed: int | None = Field(default=None, description="Makes sampling reproducible.")
-    stop: list[str] | None = Field(default=None, description="Strings that end an answer.")
-    verbatim: bool | None = Field(
-        default=None,
-        description="Whether an answer from documents is words of one of them; None: as the checkpoint says.",
-    )
-    logprobs: bool = Field(default=False, description="Log-probabilities of the tokens written.")
-    top_logprobs: int = Field(default=0, ge=0, le=20, description="Alternatives at each place.")
-    citations: bool | Literal["attention"] = Field(
-        default=False,
-        description="Judge answers with each document hidden, to find what supports them. 'attention' costs nearly "
-        "nothing instead, but misleads for up to a quarter of the wrong answers.",
-    )
-    min_confidence: float | None = Field(
-        default=None, ge=0, le=1, description="Confidence below which the text is withheld; 0 only computes it."
-    )
-    read: Literal["memory", "again", "text", "auto"] = Field(
-        default="memory",
-        description="'again' also reads the best document alone if the evidence contradicts the answer.",
-    )
 
     _documents: tuple[str, ...] = PrivateAttr(default=())
     _recorded: list[Answer] | None = PrivateAttr(default=None)
@@ -151,44 +135,44 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt, which becomes the only turn of a conversation."""
-        return self._answer(*self._request(prompt, formatted, kwargs))
+        return self._answer(self._request(prompt, formatted, kwargs))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete`, in pieces."""
-        return self._stream(*self._request(prompt, formatted, kwargs), form=_unchanged)
+        return self._stream(self._request(prompt, formatted, kwargs), _unchanged)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete`, awaitable."""
-        return await self._aanswer(*self._request(prompt, formatted, kwargs))
+        return await self._aanswer(self._request(prompt, formatted, kwargs))
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete`, asynchronous."""
-        return self._astream(*self._request(prompt, formatted, kwargs), form=_unchanged)
+        return self._astream(self._request(prompt, formatted, kwargs), _unchanged)
 
     # --- conversations -----------------------------------------------------------------------------------
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation; the documents are read with its last user turn."""
-        return chat_response(self._answer(*self._read(messages, kwargs)))
+        return chat_response(self._answer(self._read(messages, kwargs)))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """`chat`, in pieces."""
-        return self._stream(*self._read(messages, kwargs), form=chat_response)
+        return self._stream(self._read(messages, kwargs), chat_response)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat`, awaitable."""
-        return chat_response(await self._aanswer(*self._read(messages, kwargs)))
+        return chat_response(await self._aanswer(self._read(messages, kwargs)))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """`stream_chat`, asynchronous."""
-        return self._astream(*self._read(messages, kwargs), form=chat_response)
+        return self._astream(self._read(messages, kwargs), chat_response)
 
     # --- prompts: the framework asks for `metadata` on the loop, so the engine is found before -----------
 
@@ -242,41 +226,31 @@ class ClaraLLM(Refusals, EngineFields, CustomLLM):
         refuse_unknown("a call of ClaraLLM", call, [*_OPTIONS, "system_prompt"])
         return {name: call.get(name, getattr(self, name)) for name in _OPTIONS}
 
-    def _answer(self, turns: list[Turn], documents: tuple[str, ...], options: dict[str, Any]) -> CompletionResponse:
+    def _answer(self, request: _Request) -> CompletionResponse:
+        turns, documents, options = request
         engine = self.engine
         return self._completion(engine.chat(turns, engine.remember(documents), **options))
 
-    async def _aanswer(
-        self, turns: list[Turn], documents: tuple[str, ...], options: dict[str, Any]
-    ) -> CompletionResponse:
+    async def _aanswer(self, request: _Request) -> CompletionResponse:
+        turns, documents, options = request
         engine = await self.aengine()
         return self._completion(await engine.achat(turns, await engine.aremember(documents), **options))
 
-    def _stream(
-        self,
-        turns: list[Turn],
-        documents: tuple[str, ...],
-        options: dict[str, Any],
-        *,
-        form: Callable[[CompletionResponse], _Piece],
-    ) -> Generator[_Piece, None, None]:
+    def _stream(self, request: _Request, form: Callable[[CompletionResponse], _Piece]) -> Generator[_Piece, None, None]:
+        turns, documents, options = request
         engine = self.engine
         memories = engine.remember(documents)
         text = ""
         # Closing this generator closes the stream, which stops the work on the device.
-        with closing(engine.stream_chat(turns, memories, **options)) as chunks:
+        with engine.stream_chat(turns, memories, **options) as chunks:
             for chunk in chunks:
                 text += chunk.text
                 yield form(self._piece(text, chunk))
 
     async def _astream(
-        self,
-        turns: list[Turn],
-        documents: tuple[str, ...],
-        options: dict[str, Any],
-        *,
-        form: Callable[[CompletionResponse], _Piece],
+        self, request: _Request, form: Callable[[CompletionResponse], _Piece]
     ) -> AsyncGenerator[_Piece, None]:
+        turns, documents, options = request
         engine = await self.aengine()
         memories = await engine.aremember(documents)
         text = ""

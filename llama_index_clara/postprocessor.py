@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from llama_index.core.callbacks import CBEventType, EventPayload
@@ -53,59 +55,54 @@ class ClaraRerank(EngineFields, BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        question = self._started(nodes, query_bundle)
-        with self.callback_manager.event(CBEventType.RERANKING, payload=self._payload(nodes, question)) as event:
-            readable, texts = _readable(nodes)
-            ranked: Sequence[Ranked] = []
-            if texts:
-                ranked = self.engine.rank(question, self.engine.remember(texts))
-            best = self._best(nodes, [(readable[hit.index], hit.score) for hit in ranked])
-            event.on_end(payload={EventPayload.NODES: best})
-        dispatcher.event(ReRankEndEvent(nodes=best))
+        with self._reranking(nodes, query_bundle) as (question, texts, best):
+            ranked = self.engine.rank(question, self.engine.remember(texts.values())) if texts else []
+            best.extend(self._best(nodes, list(texts), ranked))
         return best
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        question = self._started(nodes, query_bundle)
-        with self.callback_manager.event(CBEventType.RERANKING, payload=self._payload(nodes, question)) as event:
-            readable, texts = _readable(nodes)
+        with self._reranking(nodes, query_bundle) as (question, texts, best):
             ranked: Sequence[Ranked] = []
             if texts:
                 engine = await self.aengine()
-                ranked = await engine.arank(question, await engine.aremember(texts))
-            best = self._best(nodes, [(readable[hit.index], hit.score) for hit in ranked])
-            event.on_end(payload={EventPayload.NODES: best})
-        dispatcher.event(ReRankEndEvent(nodes=best))
+                ranked = await engine.arank(question, await engine.aremember(texts.values()))
+            best.extend(self._best(nodes, list(texts), ranked))
         return best
 
-    def _started(self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None) -> str:
+    @contextmanager
+    def _reranking(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None
+    ) -> Iterator[tuple[str, dict[int, str], list[NodeWithScore]]]:
+        """Send the events of a reranking.
+
+        Yields:
+            tuple: The question, the texts of the nodes that have one, by index, and a list for the result.
+        """
         if query_bundle is None:
             raise ValueError("ClaraRerank needs the question: give query_bundle= or query_str=")
         dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=self.top_n, model_name=self.model))
-        return query_bundle.query_str
-
-    def _payload(self, nodes: list[NodeWithScore], question: str) -> dict[str, object]:
-        return {
+        question = query_bundle.query_str
+        payload: dict[str, object] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.model,
             EventPayload.QUERY_STR: question,
             EventPayload.TOP_K: self.top_n,
         }
+        best: list[NodeWithScore] = []
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            yield question, {index: text for index, node in enumerate(nodes) if (text := text_of(node)).strip()}, best
+            event.on_end(payload={EventPayload.NODES: best})
+        dispatcher.event(ReRankEndEvent(nodes=best))
 
-    def _best(self, nodes: list[NodeWithScore], ranked: list[tuple[int, float]]) -> list[NodeWithScore]:
+    def _best(self, nodes: list[NodeWithScore], readable: list[int], ranked: Sequence[Ranked]) -> list[NodeWithScore]:
         """The best `top_n` nodes; nodes without text come last, because they cannot be ranked."""
-        seen = {index for index, _ in ranked}
-        order = ranked + [(index, -1.0) for index in range(len(nodes)) if index not in seen]
-        return [self._scored(nodes[index], score) for index, score in order[: self.top_n]]
+        scores = {readable[hit.index]: hit.score for hit in ranked}
+        scores |= {index: -1.0 for index in range(len(nodes)) if index not in scores}
+        return [self._scored(nodes[index], score) for index, score in islice(scores.items(), self.top_n)]
 
     def _scored(self, found: NodeWithScore, score: float) -> NodeWithScore:
         if self.keep_retrieval_score:
             return RerankedNode(node=found.node, score=score, retrieval_score=found.score)
         return NodeWithScore(node=found.node, score=score)
-
-
-def _readable(nodes: list[NodeWithScore]) -> tuple[list[int], list[str]]:
-    """Indexes of the nodes with text, and their texts."""
-    texts = {index: text for index, node in enumerate(nodes) if (text := text_of(node)).strip()}
-    return list(texts), list(texts.values())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from llama_index.core.base.response.schema import RESPONSE_TYPE, Response
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.indices.prompt_helper import PromptHelper
+from llama_index.core.indices import prompt_helper
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.synthesis import GetResponseEndEvent, GetResponseStartEvent
 from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
@@ -20,7 +19,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from clara_core.common.suggest import nearest, parameters, refuse_unknown
-from llama_index_clara._evidence import cited_nodes, cited_order, response_evidence, with_marks
+from llama_index_clara._messages import evidence_account
 from llama_index_clara._nodes import checked, text_of
 from llama_index_clara.llms import ClaraLLM
 
@@ -156,12 +155,12 @@ class ClaraSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """Answer from texts, or from the nodes of an account: a string, or a generator if streaming."""
-        texts = self._texts(query_str, text_chunks, clara_account)
+        account = self._started(query_str, text_chunks, clara_account)
         answer: RESPONSE_TEXT_TYPE
         if self._streaming:  # read at every call, because chat engines change it
-            answer = self._stream(texts, query_str, response_kwargs, clara_account)
-        elif texts:
-            answer = self._reader(texts, clara_account).predict(self._template, query_str=query_str, **response_kwargs)
+            answer = self._stream(account, query_str, response_kwargs)
+        elif account.texts:
+            answer = self._reader(account).predict(self._template, query_str=query_str, **response_kwargs)
         else:
             answer = self._empty_response
         dispatcher.event(GetResponseEndEvent())
@@ -175,66 +174,53 @@ class ClaraSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """`get_response`, awaitable; an asynchronous generator if streaming."""
-        texts = self._texts(query_str, text_chunks, clara_account)
+        account = self._started(query_str, text_chunks, clara_account)
         answer: RESPONSE_TEXT_TYPE
         if self._streaming:
-            answer = self._astream(texts, query_str, response_kwargs, clara_account)
-        elif texts:
-            answer = await self._reader(texts, clara_account).apredict(
-                self._template, query_str=query_str, **response_kwargs
-            )
+            answer = self._astream(account, query_str, response_kwargs)
+        elif account.texts:
+            answer = await self._reader(account).apredict(self._template, query_str=query_str, **response_kwargs)
         else:
             answer = self._empty_response
         dispatcher.event(GetResponseEndEvent())
         return answer
 
-    def _texts(self, query_str: str, text_chunks: Sequence[str], account: _Account | None) -> list[str]:
-        """The texts to read; sends the start event."""
-        if account is None:
-            texts = [text for text in text_chunks if text.strip()]
-        else:
-            texts = [text_of(node, self._metadata_mode) for node in account.nodes]
-        dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=texts))
-        return texts
+    def _started(self, query_str: str, text_chunks: Sequence[str], account: _Account | None) -> _Account:
+        """The account to answer from, which is made of the texts if there is none; sends the start event."""
+        account = account or _Account([text for text in text_chunks if text.strip()])
+        dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=account.texts))
+        return account
 
     # As in LlamaIndex, a stream begins to generate when it is first read.
 
-    def _stream(
-        self, texts: list[str], query_str: str, kwargs: dict[str, Any], account: _Account | None
-    ) -> Generator[str, None, None]:
-        if texts:
-            yield from self._reader(texts, account).stream(self._template, query_str=query_str, **kwargs)
+    def _stream(self, account: _Account, query_str: str, kwargs: dict[str, Any]) -> Generator[str, None, None]:
+        if account.texts:
+            yield from self._reader(account).stream(self._template, query_str=query_str, **kwargs)
         else:
             yield self._empty_response
-        if account is not None:
-            account.update()
+        account.update()
 
-    async def _astream(
-        self, texts: list[str], query_str: str, kwargs: dict[str, Any], account: _Account | None
-    ) -> AsyncGenerator[str, None]:
-        if not texts:
+    async def _astream(self, account: _Account, query_str: str, kwargs: dict[str, Any]) -> AsyncGenerator[str, None]:
+        if not account.texts:
             yield self._empty_response
             return
-        stream: Any = await self._reader(texts, account).astream(self._template, query_str=query_str, **kwargs)
+        stream: Any = await self._reader(account).astream(self._template, query_str=query_str, **kwargs)
         async with aclosing(stream) as pieces:
             async for piece in pieces:
                 yield piece
-        if account is not None:
-            account.update()
+        account.update()
 
     # --- what the answer stands on -----------------------------------------------------------------------
 
-    def _reader(self, texts: list[str], account: _Account | None) -> ClaraLLM:
-        """The LLM with these texts; its answers are added to the record."""
-        reader = self.llm.reading(texts)
-        if account is None:
-            return reader
-        changes = {"citations": True} if self._citations else {}
-        return reader.recording(account.answers, **changes)
+    def _reader(self, account: _Account) -> ClaraLLM:
+        """The LLM with the texts of an account, to which it adds its answers."""
+        changes = {"citations": self._citations} if self._citations and account.nodes else {}
+        return self.llm.reading(account.texts).recording(account.answers, **changes)
 
-    def _account(self, nodes: Sequence[NodeWithScore]) -> _Account:
+    def _account(self, nodes: Iterable[NodeWithScore]) -> _Account:
         """An account of the nodes with text, which are read; others stay among the sources."""
-        return _Account([node for node in nodes if text_of(node, self._metadata_mode).strip()])
+        texts = [(node, text) for node in nodes if (text := text_of(node, self._metadata_mode)).strip()]
+        return _Account([text for _, text in texts], [node for node, _ in texts])
 
     def _accounted(self, response: RESPONSE_TYPE, account: _Account) -> RESPONSE_TYPE:
         """Add the evidence to the response; for a stream when it has ended."""
@@ -249,12 +235,16 @@ class ClaraSynthesizer(BaseSynthesizer):
         answer = account.answers[-1]
         order = list(range(len(account.nodes)))
         if self._sources == "cited":
-            response.source_nodes, order = cited_nodes(answer, account.nodes), cited_order(answer)
+            cited = _cited(answer)
+            order = list(cited)
+            response.source_nodes = [
+                NodeWithScore(node=account.nodes[place].node, score=score) for place, score in cited.items()
+            ]
         elif len(account.nodes) < len(response.source_nodes):
             places = {node.node.node_id: at for at, node in enumerate(account.nodes)}
             order = [places.get(node.node.node_id, -1) for node in response.source_nodes]
         if self._inline and not answer.abstained:
-            response.response = with_marks(answer, order)
+            response.response = _with_marks(answer, order)
         return response
 
 
@@ -263,32 +253,56 @@ class _Account:
     """Collects the answers of a call and adds their evidence to the metadata of the response.
 
     Attributes:
-        nodes: The nodes that are read, in order.
+        texts: The texts that are read, in order.
+        nodes: Their nodes; none if the texts were given as such.
         answers: The answers of the LLM.
         metadata: Metadata of the response.
     """
 
-    nodes: list[NodeWithScore]
+    texts: list[str]
+    nodes: list[NodeWithScore] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     metadata: dict[str, Any] | None = None
 
     def update(self) -> None:
         """Add the evidence to the metadata."""
-        if self.metadata is not None and self.answers:
-            found = response_evidence(self.answers[-1], self.nodes)
-            if found:
-                self.metadata["clara"] = found
+        if self.metadata is None or not self.answers:
+            return
+        found = evidence_account(self.answers[-1])
+        for citation in found.get("citations") or ():
+            citation["node_id"] = self.nodes[citation["document"]].node.node_id
+        if found:
+            self.metadata["clara"] = found
+
+
+def _cited(answer: Answer) -> dict[int, float]:
+    """The documents that support an answer, in order of first use, each with its best score."""
+    best: dict[int, float] = {}
+    for one in sorted(answer.citations or (), key=lambda one: (one.start, -one.score)):
+        best[one.document] = max(one.score, best.get(one.document, one.score))
+    return best
+
+
+def _with_marks(answer: Answer, sources: Sequence[int]) -> str:
+    """The text with ``[n]`` after each cited part, where n counts the sources (indexes of documents) from 1."""
+    number = {document: at for at, document in enumerate(sources, start=1)}
+    marks: dict[int, set[int]] = {}
+    for one in answer.citations or ():
+        if one.document in number:
+            marks.setdefault(one.end, set()).add(number[one.document])
+    text = answer.text
+    for end in sorted(marks, reverse=True):
+        # before the full stop of a sentence
+        place = end - 1 if text[end - 1 : end] in (".", "!", "?") else end
+        text = text[:place] + " " + "".join(f"[{one}]" for one in sorted(marks[end])) + text[place:]
+    return text
 
 
 def _helpers() -> dict[str, Any]:
-    """An unused prompt helper; without it LlamaIndex would make one from the LLM's metadata."""
-    known = inspect.signature(BaseSynthesizer.__init__).parameters
-    helpers: dict[str, Any] = {"prompt_helper": PromptHelper()}
-    if "chat_prompt_helper" in known:
-        from llama_index.core.indices.prompt_helper import ChatPromptHelper
-
-        helpers["chat_prompt_helper"] = ChatPromptHelper()
-    return helpers
+    """Prompt helpers, which are not used; without them LlamaIndex would make some from the LLM's metadata."""
+    kinds = {"prompt_helper": "PromptHelper", "chat_prompt_helper": "ChatPromptHelper"}
+    known = parameters(BaseSynthesizer)  # the oldest supported version has only the first
+    return {name: getattr(prompt_helper, kind)() for name, kind in kinds.items() if name in known}
 
 
 def _checked(template: BasePromptTemplate) -> BasePromptTemplate:

@@ -65,6 +65,14 @@ def test_the_synthesizer_says_which_node(encyclopedia: ClaraEngine, known: Known
     assert "clara" not in off.metadata
 
 
+def test_the_synthesizer_cites_by_attention(
+    encyclopedia: ClaraEngine, known: Known, nodes: list[NodeWithScore]
+) -> None:
+    response = ClaraSynthesizer(engine=encyclopedia, citations="attention").synthesize(known.question, nodes)
+    assert str(response) == known.answer
+    assert response.metadata["clara"]["checks"]["grounded"] is None  # no document was hidden from the answer
+
+
 async def test_only_cited_sources_and_marks(
     encyclopedia: ClaraEngine, known: Known, nodes: list[NodeWithScore]
 ) -> None:
