@@ -22,7 +22,7 @@ from clara_core.common.suggest import nearest, refuse_unknown
 
 DEFAULT_MODEL: Final = "pocket"
 DEFAULT_MODEL_IS: Final = (
-    "a small bundled model for trying things out: it reads short passages of plain English and answers four in ten "
+    "a small bundled model for trying things out: it reads short passages of plain English and answers five in ten "
     "everyday questions rightly"
 )
 

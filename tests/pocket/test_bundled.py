@@ -13,7 +13,7 @@ from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.hub import BUNDLED
 from clara_core.evaluation import exact_match, score_rankings
 
-LARGEST = 20_000_000  # bytes of all files
+LARGEST = 22_000_000  # bytes of all files
 # Lower bounds for the open half; benchmarks/evaluate_typed.py measures both halves completely.
 HYBRID_RECALL_1 = 0.82
 HYBRID_RECALL_5 = 0.95
