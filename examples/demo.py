@@ -4,8 +4,8 @@
     python examples/demo.py apple/CLaRa-7B-E2E     any other CLaRa (or a folder)
 
 The chain is plain LangChain: a retriever finds passages by their memory tokens and their words, and a chat model
-answers from the memory tokens of the best. Both share one model without being told. No document answers the last
-question: the model seldom refuses, but says that it is not sure.
+answers from the memory tokens of as many of them as it reads well. Both share one model without being told. No document
+answers the last question: the model seldom refuses, but says that it is not sure.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ def load_documents(engine: ClaraEngine) -> list[Document]:
     return [Document(p.text, id=f"{p.file}:{p.start}", metadata={"source": p.file, "start": p.start}) for p in passages]
 
 
-def build_chain(retriever: ClaraRetriever, model: str) -> Runnable[dict[str, Any], dict[str, Any]]:
-    """{"question"} -> {"question", "context", "answer"}."""
+def build_chain(retriever: ClaraRetriever, model: str, few: int) -> Runnable[dict[str, Any], dict[str, Any]]:
+    """{"question"} -> {"question", "context", "answer"}; the first `few` documents of the context are read."""
     prompt = ChatPromptTemplate.from_messages([DocumentsPlaceholder("context"), ("human", "{question}")])
     return RunnablePassthrough.assign(context=itemgetter("question") | retriever).assign(
-        answer=prompt
+        answer=RunnablePassthrough.assign(context=lambda found: found["context"][:few])
+        | prompt
         | ChatClara(model=model, max_tokens=32, min_confidence=0)  # withholds nothing, but says how sure it is
     )
 
@@ -105,7 +106,7 @@ def main(model: str) -> int:
         f"compressed in {ready - loaded:.1f} s, {engine.n_mem} memory tokens each",
         soft_wrap=True,
     )
-    chain = build_chain(retriever, model)
+    chain = build_chain(retriever, model, engine.answer_top_k)
     known = {
         entry["question"]: entry for entry in json.loads((DATA.parent / "questions.json").read_text(encoding="utf-8"))
     }
