@@ -187,7 +187,7 @@ def test_a_server_that_is_killed_loses_nothing_that_it_acknowledged(tmp_path, ki
             writer = Writer(store, str(kill), known)
             writer.start()
             assert writer.acknowledged.wait(PATIENCE)
-            stream = engine.stream("Tell me everything.", max_tokens=1500, temperature=1.5, seed=1)
+            stream = engine.stream("Tell me everything.", max_tokens=1500, temperature=50.0, seed=1)
             next(stream)
             server.process.send_signal(signal.SIGKILL)
             with pytest.raises(ServerUnreachable, match="was interrupted"):
