@@ -1,7 +1,8 @@
 """Answers in the words of their documents: which tokens may come next so that an answer quotes a text letter by letter.
 
 A quotation begins and ends between words; where, and how long it is, the model decides. "Yes", "No" and the refusal
-that the bundled model was trained on are allowed, too. Runs no model.
+that the bundled model was trained on are allowed, too. Characters are those of the tokenizer, which may normalize a
+text. Runs no model.
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ class Quotation:
         word_ends = {end for _, end in words}
         base = len(self._ids)
         # A character of several tokens has the same span in each: no word ends between them.
-        ends = [False] + [a != b and a[1] in word_ends and a[1] <= b[0] for a, b in pairwise(spans)]
+        ends = [a != b and a[1] in word_ends and a[1] <= b[0] for a, b in pairwise(spans)]
+        ends = [False, *ends, spans[-1][1] in word_ends] if ids else [False]
         self._ids += [*ids, _NONE]
-        self._word_ends += [*ends[: len(ids)], True]
-        after = {spans[at - 1][1]: base + at for at in range(1, len(ids) + 1) if at == len(ids) or ends[at]}
+        self._word_ends += ends
+        after = {spans[at - 1][1]: base + at for at, ended in enumerate(ends) if ended}
         begins = {span[0]: base + at for at, span in reversed(list(enumerate(spans)))}
         for start, end in words:
             spaced = start > 0 and text[start - 1].isspace()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from unicodedata import normalize
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, Memory
@@ -75,15 +76,18 @@ def test_all_runs_of_words_can_be_quoted_and_nothing_else(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
+@example(texts=["00 "], seed=42)
+@example(texts=["0\uf900"], seed=0)  # some tokenizers normalize this character to another one
+@example(texts=["It rained.\n\n"], seed=3)
 @given(
     texts=st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40), min_size=1, max_size=3),
     seed=st.integers(0, 1000),
 )
 def test_any_text_is_quoted_letter_by_letter(family: str, texts: list[str], seed: int) -> None:
     tokenizer = tokenizer_of(family)
-    quoted = walk(texts, tokenizer, random.Random(seed))
-    assert quoted in OTHER_ANSWERS or any(stands_whole(quoted, text) for text in texts)
+    quoted = normalize("NFC", walk(texts, tokenizer, random.Random(seed)))
+    assert quoted in OTHER_ANSWERS or any(stands_whole(quoted, normalize("NFC", text)) for text in texts)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,7 +97,7 @@ def test_any_text_is_quoted_letter_by_letter(family: str, texts: list[str], seed
 def test_hostile_texts_can_be_quoted(family: str, text: str) -> None:
     tokenizer = tokenizer_of(family)
     special = {tokenizer.token_id(token) for token in tokenizer.config.mem_tokens}
-    for seed in range(20):
+    for seed in range(5):
         quotation, rng = Quotation([text] * 20, tokenizer), random.Random(seed)
         while (token := rng.choice(quotation.allowed([END]))) != END:
             assert token not in special
