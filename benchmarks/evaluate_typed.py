@@ -27,8 +27,9 @@ from rich.table import Table
 
 from benchmarks.encyclopedia_tasks import DOCUMENTS, MAX_TOKENS, best_first, bm25_ranking
 from benchmarks.report import hardware
-from benchmarks.typed_tasks import REFUSAL, Half, Typed, TypedSet, typed_set
+from benchmarks.typed_tasks import Half, Typed, TypedSet, typed_set
 from clara_core import ClaraEngine, Memory
+from clara_core.engine.verbatim import REFUSAL
 from clara_core.evaluation import exact_match, f1, score_rankings
 from clara_core.store import MemoryStore
 

@@ -12,7 +12,6 @@ from typing import Literal
 
 TYPED = Path(__file__).parents[1] / "tests" / "data" / "typed.json"
 FACTS = TYPED.with_name("typed_facts.json")  # facts of the same kinds as in the encyclopedia
-REFUSAL = "The documents do not say."
 
 Half = Literal["open", "closed"]
 

@@ -259,7 +259,7 @@ class ClaraEngine(EngineInstance):
         if not isinstance(text, str):
             raise TypeError(f"the answer must be a string or an Answer, got {type(text).__name__}: {text!r:.60}")
         messages = user_turn(question)
-        prompt = self._chat_request(messages, memories, Sampling(max_tokens=1))
+        prompt = self._chat_request(messages, memories, Sampling(max_tokens=1, verbatim=False))  # generates nothing
         windows = sum(memory.n_windows for memory in prompt.documents)
         ids = self.tokenizer.continuation_ids(messages, windows, text)
         if not ids:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from clara_core import ClaraEngine
 from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.hub import BUNDLED
+from clara_core.engine.verbatim import REFUSAL
 from clara_core.model.tokenizer import load_tokenizer
 from clara_core.training.model_setup import write_model
 from clara_core.training.objective import Objective, Terms
@@ -22,7 +23,7 @@ from tools.pocket_factory.average import average
 from tools.pocket_factory.base import CONFIG
 from tools.pocket_factory.frames import SLOT, Frames, Made, read_frames
 from tools.pocket_factory.grow import grow
-from tools.pocket_factory.lesson import REFUSAL, Lesson, Mix
+from tools.pocket_factory.lesson import Lesson, Mix
 from tools.pocket_factory.look import HANDBOOK, right, typed
 from tools.pocket_factory.remember import Earlier, Remembering
 from tools.pocket_factory.train import Plan, Run

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clara_core.engine.verbatim import REFUSAL
 from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, ClaraTokenizer
 from clara_core.training.batch import Step
 from tools.pocket_factory.events import Events
@@ -23,7 +24,6 @@ from tools.pocket_factory.words import Words, content, go_on, keywords
 from tools.pocket_factory.world import Corpus, Passage
 from tools.pocket_factory.world.rows import VERBATIM_INSTRUCTION, Row, build_batch
 
-REFUSAL = "The documents do not say."
 VAGUE = 0.75  # share of the query reasoner's questions that do not name their subject, if a passage has some
 LONG = 0.05  # share of the passages that may be longer than `Mix.words`
 HERE = Path(__file__).parent
