@@ -29,6 +29,10 @@ class Made:
     kind: str = ""
 
     def __post_init__(self) -> None:
+        answers: dict[str, set[str]] = {}
+        for question, answer in self.asked:
+            answers.setdefault(question, set()).add(answer)
+        self.asked = [(question, answer) for question, answer in self.asked if len(answers[question]) == 1]
         known = {question for question, _ in self.asked}
         self.unanswerable = [question for question in self.unanswerable if question not in known]
 
@@ -172,7 +176,7 @@ class Frames:
                     if rng.random() < 0.5:
                         asked.append((self.fill(rng, frame, question, values, subject), "Yes"))
                     else:
-                        other = {**values, slot: self.pools.draw(rng, self.sorts[frame.name, slot])}
+                        other = {**values, slot: self.pools.draw(rng, self.sorts[frame.name, slot].lower())}
                         if other[slot] != values[slot]:
                             asked.append((self.fill(rng, frame, question, other, subject), "No"))
         if not any("{X}" in s for n in chosen for s in frame.blocks[n].statements) or subject not in " ".join(parts):
