@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clara_core.retrieval.words import words_of
+from clara_core.retrieval.words import question_words, words_of
 
 K1: Final = 1.5  # saturation of the term frequency
 B: Final = 0.75  # length normalization
@@ -244,12 +244,12 @@ class Bm25:
 
     def search(self, question: str, k: int) -> list[str]:
         """At most `k` texts that share words with a question, best first."""
-        return [self._texts[row] for row, _ in self._index.search(words_of(question), k)[0]]
+        return [self._texts[row] for row, _ in self._index.search(question_words(question), k)[0]]
 
     def rank(self, questions: Sequence[str]) -> list[list[int]]:
         """The indices of all texts for each question, best first; equal scores keep the order of the texts."""
         ranked: list[list[int]] = []
         for question in questions:
-            found = [row for row, _ in self._index.search(words_of(question), len(self._texts))[0]]
+            found = [row for row, _ in self._index.search(question_words(question), len(self._texts))[0]]
             ranked.append([*found, *sorted({*range(len(self._texts))}.difference(found))])
         return ranked

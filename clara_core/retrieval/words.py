@@ -1,16 +1,20 @@
 """The tokenizer of the search by words.
 
 A word is a run of letters, digits and marks of any length, without regard to case, accents, vowel points and width:
-``Café`` is ``cafe``, and so is its full-width form. There is no stemming and no stop list, so that names, codes and
-numbers are found exactly. Runs joined by a hyphen, dot or similar are words both by themselves and as a whole, so that
-``AB-1234/9`` is as rare as it should be. Scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer,
-Burmese, Tibetan) and emoji are split into single characters and pairs of neighbours: pairs are more specific, and
-single characters can be found, too.
+``Café`` is ``cafe``, and so is its full-width form. English endings are cut off (`_stem`), so that "tickets" finds
+"ticket"; words with digits have none. Runs joined by a hyphen, dot or similar are words both by themselves and as a
+whole, so that ``AB-1234/9`` is as rare as it should be. Scripts without spaces between words (Chinese, Japanese, Thai,
+Lao, Khmer, Burmese, Tibetan) and emoji are split into single characters and pairs of neighbours: pairs are more
+specific, and single characters can be found, too.
+
+The stems are those of a few rules and not of a library, because a store keeps them: with stems of another version, a
+word would no longer find its texts.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -31,10 +35,20 @@ _OPTIONAL: Final = regex.compile(r"[\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u067
 # Where a quotation may begin or end: not inside of numbers, but between the characters of unspaced scripts.
 _PLACE: Final = regex.compile(rf"(?V1){_CHARACTER}|{_RUN}(?:[.,:'\u2019@]{_RUN})*|[^\s\p{{L}}\p{{N}}]+")
 _SAME: Final = {0x2019: "'", 0x2010: "-"}
+_VOWELS: Final = frozenset("aeiouy")
+
+
+def question_words(question: str) -> list[str]:
+    """The words to search for: those of a question without "what", "how many" and the like, unless it has no other.
+
+    Such words are rare in texts that do not ask. They would weigh as much as a name.
+    """
+    words = words_of(question)
+    return [word for word in words if word not in _QUESTION_STEMS] or words
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, in order. No word contains a space."""
+    """The words of a text, in order, without their endings. No word contains a space."""
     if text.isascii():
         return _split(_ASCII.findall(text.lower()))
     folded = _OPTIONAL.sub("", unicodedata.normalize("NFKD", text).casefold()).translate(_SAME)
@@ -55,10 +69,35 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _split(runs: list[str]) -> list[str]:
-    """Runs, each followed by its parts if it is joined."""
+    """The stem of each run, followed by those of its parts if it is joined."""
     found: list[str] = []
     for run in runs:
-        found.append(run)
+        found.append(_stem(run))
         if not run.isalnum() and len(parts := _JOIN.split(run)) > 1:
-            found += parts
+            found += map(_stem, parts)
     return found
+
+
+@lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> str:
+    """A word of English letters without the endings -s, -ed, -ing and -e: "ticket", "stop", "pric", "city".
+
+    Plurals after Harman, "How effective is suffixing?" (1991), with one rule more for -ed and -ing.
+    """
+    if len(word) < 4 or not (word.isascii() and word.isalpha()):
+        return word
+    if word.endswith("ies") and len(word) > 4 and word[-4] not in "ae":
+        word = word[:-3] + "y"
+    elif word.endswith("s") and word[-2] not in "us":
+        word = word[:-1]
+    if word.endswith("ied") and len(word) > 4:
+        word = word[:-3] + "y"
+    for ending in ("ing", "ed"):
+        rest = word.removesuffix(ending)
+        if rest != word and len(rest) > 2 and rest[-1] != "e" and not _VOWELS.isdisjoint(rest):
+            doubled = len(rest) > 3 and rest[-1] == rest[-2] and rest[-1] not in "lsz"
+            return rest[:-1] if doubled else rest
+    return word[:-1] if len(word) > 3 and word[-1] == "e" and word[-2] != "e" else word
+
+
+_QUESTION_STEMS: Final = frozenset(words_of("who whom whose what which when where why how much many do does did"))

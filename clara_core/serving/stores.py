@@ -17,6 +17,7 @@ from clara_core.serving.failures import Refused
 from clara_core.serving.gate import NDJSON
 from clara_core.store import Hit, MemoryStore, Record
 from clara_core.store.records import metadata_from_json, metadata_json
+from clara_core.store.search import DEFAULT_TEXT_WEIGHT
 
 if TYPE_CHECKING:
     from clara_core.serving.state import ServerState
@@ -41,7 +42,7 @@ class SearchBody(Strict):
     filter: dict[str, Any] | None = None
     exact: bool = False
     oversample: Annotated[int, Field(ge=1, le=1000)] = 10
-    text_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    text_weight: Annotated[float, Field(ge=0, le=1)] = DEFAULT_TEXT_WEIGHT
     mmr: Diverse | None = None
 
     @model_validator(mode="after")

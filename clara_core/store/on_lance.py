@@ -25,7 +25,7 @@ from clara_core.common.errors import StoreError
 from clara_core.data.memory import Memory
 from clara_core.retrieval.bm25 import members, word_weight
 from clara_core.retrieval.ranking import unit_rows
-from clara_core.retrieval.words import words_of
+from clara_core.retrieval.words import question_words
 from clara_core.store import integrity, maintenance
 from clara_core.store.backend import Candidate, Entry, Matches, Report, Rows, Space
 from clara_core.store.codec import MemoryType
@@ -191,8 +191,8 @@ class LanceSnapshot:
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
         if WORD_INDEX in indexed_rows(self.dataset):
-            return self._by_word_index(words_of(question), k, allowed)
-        return self.words.at(self.dataset).search(words_of(question), k, allowed)
+            return self._by_word_index(question_words(question), k, allowed)
+        return self.words.at(self.dataset).search(question_words(question), k, allowed)
 
     def _by_word_index(self, words: Sequence[str], k: int, allowed: Rows | None) -> Matches:
         """The same with the index over words, for stores too large to hold their words in this process."""

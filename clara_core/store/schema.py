@@ -44,7 +44,7 @@ from clara_core.store.keys import Key
 from clara_core.store.predicate import predicate_fields, predicate_values
 from clara_core.store.records import Record, escape, metadata_from_json, unescape
 
-FORMAT: Final = 3  # format of the table; increased whenever an older version of this library could not read or write it
+FORMAT: Final = 4  # format of the table; increased whenever an older version of this library could not read or write it
 RECORD_COLUMNS: Final = ["id", "text", "metadata", "spans", "source_tokens"]
 PRIMARY_KEY: Final = {"lance-schema:unenforced-primary-key": "true"}
 

@@ -203,7 +203,7 @@ def test_every_word_is_found(filled):
     for word, id_ in firsts.items():
         assert filled.search(word, mode="text")[0][0] == id_, word
         assert filled.search(word, mode="hybrid")[0][0] == id_, word
-    assert filled.search("clock", mode="text") == []  # no stemming
+    assert filled.search("clock", mode="text") == filled.search("clocks", mode="text") != []
     filled.add(["x" * 300], None, ["huge"])
     assert filled.search("X" * 300, mode="text")[0][0] == "huge"
 
