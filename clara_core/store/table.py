@@ -58,10 +58,16 @@ class Table:
     def latest(self) -> LanceDataset | None:
         """The latest version of the table, which never changes; None if the table does not exist."""
         with self._state:
-            if self._dataset is None:
-                self._dataset = self._opened()
-            elif (version := self._dataset.latest_version) != self._dataset.version:
-                self._dataset = self._dataset.checkout_version(version)
+            for left in reversed(range(_TRIES)):
+                try:
+                    if self._dataset is None:
+                        self._dataset = self._opened()
+                    elif (version := self._dataset.latest_version) != self._dataset.version:
+                        self._dataset = self._dataset.checkout_version(version)
+                    break
+                except (OSError, ValueError) as exc:
+                    if not left or not _is_deleted(exc):
+                        raise
             return self._dataset
 
     def _opened(self) -> LanceDataset | None:
@@ -127,12 +133,12 @@ class Table:
         for attempt in range(_RETRIES):
             if (dataset := self.latest()) is None:
                 break
-            own = dataset.checkout_version(dataset.version)
             try:
+                own = dataset.checkout_version(dataset.version)
                 done = work(own)
             except (OSError, ValueError) as exc:
                 # A file is missing: another process deleted this version meanwhile, or the file is broken.
-                gone = isinstance(exc, OSError) and "not found" in str(exc).lower()
+                gone = "not found" in str(exc).lower()
                 lost += gone
                 if not _is_conflict(exc) and not (gone and lost < _TRIES):
                     raise
@@ -157,9 +163,15 @@ def _patient(merge: Any) -> Any:
 def _is_conflict(exc: OSError | ValueError) -> bool:
     """Whether the error comes from another writer's commit. Lance gives only some of these errors their own type."""
     text = str(exc).lower()
-    if isinstance(exc, ValueError):  # a reader has released its tag while the tags were read
-        return "not found" in text and "/_refs/tags/" in text
-    return "conflict" in text or "contention" in text or "concurrent" in text
+    return _is_deleted(exc) or (
+        isinstance(exc, OSError) and ("conflict" in text or "contention" in text or "concurrent" in text)
+    )
+
+
+def _is_deleted(exc: OSError | ValueError) -> bool:
+    """Whether another process has deleted a version, or a reader its tag, after this one read of it."""
+    text = str(exc).lower()
+    return "not found" in text and ("/_versions/" in text or "/_refs/tags/" in text)
 
 
 def data_bytes(fragments: Iterable[LanceFragment]) -> int:

@@ -514,3 +514,28 @@ def test_versions_are_dropped_while_readers_come_and_go(tmp_path):
         stop.set()
         for reader in readers:
             reader.join()
+
+
+def test_several_processes_drop_versions_at_once(tmp_path):
+    """A version that another one deletes after the versions are listed and before they are read is not an error."""
+    uri = str(tmp_path / "store")
+    add(MemoryStore.open(uri), {"document 1": 0})
+    tables, stop = [Table(uri) for _ in range(3)], threading.Event()
+
+    def write():
+        number = 0
+        while not stop.is_set():
+            tables[0].change(lambda own: own.update_schema_metadata({"number": str(number)}))
+            number += 1
+
+    def drop(table):
+        for _ in range(60):
+            drop_versions(table, timedelta(0))
+
+    with ThreadPoolExecutor(3) as pool:
+        writing = pool.submit(write)
+        try:
+            list(pool.map(drop, tables[1:]))
+        finally:
+            stop.set()
+        writing.result()
