@@ -523,10 +523,8 @@ def test_several_processes_drop_versions_at_once(tmp_path):
     tables, stop = [Table(uri) for _ in range(3)], threading.Event()
 
     def write():
-        number = 0
         while not stop.is_set():
-            tables[0].change(lambda own: own.update_schema_metadata({"number": str(number)}))
-            number += 1
+            tables[0].change(lambda own: own.update_schema_metadata({"time": str(time.time_ns())}))
 
     def drop(table):
         for _ in range(60):
