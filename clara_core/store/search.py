@@ -29,7 +29,7 @@ Mode = Literal["memory", "text", "hybrid"]
 MODES: Final = get_args(Mode)
 DEFAULT_MODE: Final[Mode] = "hybrid"
 DEFAULT_OVERSAMPLE: Final = 10
-DEFAULT_TEXT_WEIGHT: Final = 0.4  # the best value in docs/retrieval.md
+DEFAULT_TEXT_WEIGHT: Final = 0.4  # compared with others in docs/retrieval.md
 
 _FUSED: Final = 30  # fewest documents of each ranking that are fused
 _WIDER: Final = 4  # factor by which a search is widened if a function accepts too few documents
