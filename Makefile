@@ -50,11 +50,11 @@ domain-demo: $(VENV)/.train
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
-	$(TEST_ENV) $(BIN)/python -m pytest tests/gpu
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) tests/gpu
 
 test-all: install
 	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) -m "not ray" $(PYTEST_ARGS)
-	$(TEST_ENV) $(BIN)/python -m pytest tests/gpu -m "not ray"
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) tests/gpu -m "not ray"
 
 # What only a CUDA card can show; `test` shows the rest of the GPU path on a device made of the processor.
 test-gpu: install
