@@ -36,6 +36,7 @@ _OPTIONAL: Final = regex.compile(r"[\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u067
 _PLACE: Final = regex.compile(rf"(?V1){_CHARACTER}|{_RUN}(?:[.,:'\u2019@]{_RUN})*|[^\s\p{{L}}\p{{N}}]+")
 _SAME: Final = {0x2019: "'", 0x2010: "-"}
 _VOWELS: Final = frozenset("aeiouy")
+_LONGEST: Final = 40  # letters of a word with endings; longer ones are no English, and would fill the cache
 
 
 def question_words(question: str) -> list[str]:
@@ -78,14 +79,14 @@ def _split(runs: list[str]) -> list[str]:
     return found
 
 
-@lru_cache(maxsize=1 << 16)
 def _stem(word: str) -> str:
-    """A word of English letters without the endings -s, -ed, -ing and -e: "ticket", "stop", "pric", "city".
+    """A word of English letters without the endings -s, -ed, -ing and -e: "ticket", "stop", "pric", "city"."""
+    return _cut(word) if 3 < len(word) <= _LONGEST and word.isascii() and word.isalpha() else word
 
-    Plurals after Harman, "How effective is suffixing?" (1991), with one rule more for -ed and -ing.
-    """
-    if len(word) < 4 or not (word.isascii() and word.isalpha()):
-        return word
+
+@lru_cache(maxsize=1 << 16)
+def _cut(word: str) -> str:
+    """Plurals after Harman, "How effective is suffixing?" (1991), with one rule more for -ed and -ing."""
     if word.endswith("ies") and len(word) > 4 and word[-4] not in "ae":
         word = word[:-3] + "y"
     elif word.endswith("s") and word[-2] not in "us":

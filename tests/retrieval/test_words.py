@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara_core.retrieval.words import question_words, words_of
+from clara_core.retrieval.words import _cut, question_words, words_of
 
 FORMS = [
     ["ticket", "tickets", "Tickets"],
@@ -41,6 +41,13 @@ def test_different_words_stay_different():
 @pytest.mark.parametrize("code", ["E17s", "v2.0s", "1990s", "AB-1234/9", "x1ing", "b42ed"])
 def test_codes_keep_their_letters(code: str):
     assert words_of(code)[0] == code.lower()
+
+
+def test_a_megabyte_of_one_word_is_not_kept():
+    word = "x" * 1_000_000 + "s"
+    before = _cut.cache_info().currsize
+    assert words_of(word) == [word]
+    assert _cut.cache_info().currsize == before
 
 
 def test_other_scripts_keep_their_endings():
