@@ -190,9 +190,10 @@ class LanceSnapshot:
     # --- by words ----------------------------------------------------------------------------------------
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
+        words = question_words(question)
         if WORD_INDEX in indexed_rows(self.dataset):
-            return self._by_word_index(question_words(question), k, allowed)
-        return self.words.at(self.dataset).search(question_words(question), k, allowed)
+            return self._by_word_index(words, k, allowed)
+        return self.words.at(self.dataset).search(words, k, allowed)
 
     def _by_word_index(self, words: Sequence[str], k: int, allowed: Rows | None) -> Matches:
         """The same with the index over words, for stores too large to hold their words in this process."""

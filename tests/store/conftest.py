@@ -12,6 +12,7 @@ import torch
 
 from clara_core import ClaraEngine, Memory, MemoryStore
 from tests.engines import open_engine
+from tests.store.watched import PATIENCE, Writers
 from tests.tiny import build
 
 N_MEM, HIDDEN = 4, 64
@@ -51,3 +52,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> ClaraEngine:
 @pytest.fixture(scope="session")
 def other_engine(tmp_path_factory: pytest.TempPathFactory) -> ClaraEngine:
     return open_engine(build(tmp_path_factory.mktemp("store-other"), "mistral", seed=12))
+
+
+@pytest.fixture(scope="module")
+def writers():
+    writers = Writers()
+    yield writers
+    writers.process.stdin.close()
+    writers.process.wait(PATIENCE)

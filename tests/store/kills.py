@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from clara_core import MemoryStore
-from tests.store.test_faults import PATIENCE, Writers, contents, replay
+from tests.store.watched import PATIENCE, Writers, contents, replay
 
 NAMES = ("a", "b", "c")  # of writers, each with its own documents
 

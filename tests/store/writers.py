@@ -1,4 +1,4 @@
-"""Processes that write to a store until they are killed, for `test_faults.py`.
+"""Processes that write to a store until they are killed, for `watched.py`.
 
     python -m tests.store.writers
 
