@@ -212,7 +212,7 @@ def _as_text(engine: EngineInstance, chat: Chat, first: Reading, cosines: Sequen
     A checkpoint that was trained for it reads the best one as text beside the memories of the others. Text cannot be
     hidden, so the only check of the answer is that a document contains it.
     """
-    mixed = engine.config.mixed and len(chat.memories) > 1
+    mixed = engine.config.mixed
     order = sorted(range(len(cosines)), key=lambda at: -cosines[at])[: 1 if mixed else _AS_TEXT]
     texts = [chat.memories[at].text for at in order]
     try:

@@ -164,7 +164,7 @@ def check_as_text(as_text: Collection[int], documents: int, config: ClaraConfig)
 
     Raises:
         CheckpointError: The checkpoint was not trained for it.
-        ValueError: An index is out of range, or no memory would be left.
+        ValueError: An index is out of range.
     """
     if not config.mixed:
         raise CheckpointError(
@@ -174,8 +174,6 @@ def check_as_text(as_text: Collection[int], documents: int, config: ClaraConfig)
         )
     if not set(as_text) <= set(range(documents)):
         raise ValueError(f"as_text must name documents from 0 to {documents - 1}, got {sorted(as_text)}")
-    if len(set(as_text)) == documents:
-        raise ValueError(f"as_text names all {documents} documents: at least one must be read from its memory")
 
 
 def _layout(memories: Sequence[Memory], as_text: Collection[int]) -> Windows:

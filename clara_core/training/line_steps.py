@@ -153,12 +153,10 @@ class LineReader:
             )
 
     def _drawn(self, line: Line, rng: random.Random | None) -> set[int]:
-        """Documents of a line that are read as text; never all of them."""
-        count = len(line.docs)
+        """Documents of a line that are read as text."""
         if rng is None or not self.mixed or not isinstance(line, InstructionLine):
             return set()
-        drawn = {at for at in range(count) if rng.random() < self.mixed}
-        return drawn - {rng.randrange(count)} if len(drawn) == count else drawn
+        return {at for at in range(len(line.docs)) if rng.random() < self.mixed}
 
     def _pieces(self, text: str) -> list[str]:
         """A document as text, in pieces of a window."""

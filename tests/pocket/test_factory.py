@@ -32,6 +32,7 @@ from tools.pocket_factory.vocabulary import open_old
 from tools.pocket_factory.words import content, go_on, keywords, other_form
 
 FOLDER = Path(__file__).parents[2] / "tools" / "pocket_factory"
+ENCYCLOPEDIA = str(Path(__file__).parents[1] / "data" / "encyclopedia")
 POOLS = {
     "given": ["Alva", "Bertil", "Chidi", "Dorota", "Emil"],
     "family": ["Okafor", "Lindqvist", "Moreau", "Tanaka"],
@@ -263,6 +264,44 @@ def test_a_checkpoint_with_more_layers_says_the_same(tmp_path: Path):
         memories = engine.compress(["The ferry leaves at half past nine."])
         answers.append(engine.answer("When does the ferry leave?", memories, verbatim=False).text)
     assert answers[0] == answers[1] != ""
+
+
+@pytest.mark.parametrize("copied", [[], [1]])
+def test_a_checkpoint_with_a_wider_block_says_the_same(tmp_path: Path, copied: list[int]):
+    """Nothing reads the new neurons until they are trained, and the gradients of what reads them are not zero."""
+    old, new = open_old(ENCYCLOPEDIA), grow(ENCYCLOPEDIA, copied, 800)
+    width = old.model.decoder.config.intermediate_size
+    ids = old.tokenizer.encode_passages(["The ferry leaves at half past nine."])
+    write_model(tmp_path / "wide", new, "stage2", "# wide\n", base_trained=True)
+    config = json.loads((tmp_path / "wide" / "base" / "config.json").read_text())
+    assert config["intermediate_size"] == 800 > width
+    assert config["num_hidden_layers"] == old.model.decoder.config.num_hidden_layers + len(copied)
+    with torch.no_grad():
+        for role in (None, *Role):
+            before, after = (opened.model.hidden_states(ids, role) for opened in (old, new))
+            torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(new.model.head(after), old.model.head(before), rtol=1e-4, atol=1e-4)
+        memories = [opened.model.encode(ids, Role.COMPRESSOR) for opened in (old, new)]
+        torch.testing.assert_close(*memories, rtol=1e-4, atol=1e-4)
+    new.model.hidden_states(ids, [Role.COMPRESSOR]).square().sum().backward()
+    for layer in new.model.trunk.layers:
+        gate, up, down = layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj
+        for drawn in (gate, up):
+            weight = drawn.base.weight
+            assert weight[width:].std().item() == pytest.approx(weight[:width].std().item(), rel=0.1)
+            assert not drawn.lora_B[:, width:].any()
+        assert not down.base.weight[:, width:].any()
+        assert not down.lora_A[:, width:].any()
+        assert (down.base.weight.grad[:, width:].abs().amax(0) > 0).all()
+        if down.lora_B.any():  # otherwise the other factor is trained first
+            assert down.lora_A.grad[:, width:].abs().max() > 0
+
+
+def test_a_width_that_is_not_above_the_present_one_is_refused():
+    with pytest.raises(ValueError, match="got 704, expected more than 704"):
+        grow(ENCYCLOPEDIA, [], 704)
+    with pytest.raises(ValueError, match="expected some of 0 to"):
+        grow(ENCYCLOPEDIA, [])
 
 
 def test_the_mean_of_checkpoints(tmp_path: Path):

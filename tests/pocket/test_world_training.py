@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from clara_core import UnknownOption
+from clara_core import ClaraEngine, UnknownOption
 from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.hub import BUNDLED
 from clara_core.checkpoint.io import read_checkpoint
@@ -126,8 +126,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-# One stage of each kind: text, one passage, several passages, a frozen base, retrieval, and end to end.
-LESSONS = ("base", "stage1", "stage1_2", "stage1_2_namesakes", "stage2_pretrain_retrieval", "stage2")
+# One stage of each kind: text, one passage, several passages, a frozen base, retrieval, end to end, and mixed prompts.
+LESSONS = (
+    "base",
+    "stage1",
+    "stage1_2",
+    "stage1_2_namesakes",
+    "stage2_pretrain_retrieval",
+    "stage2",
+    "stage1_2_mixed",
+)
 
 
 def tiny_config(out: Path, steps: int = 2, names: Sequence[str] = LESSONS, **given: Any) -> WorldConfig:
@@ -215,6 +223,9 @@ def test_the_checkpoint_of_a_run_holds_every_role_and_the_stages_teach_their_own
     assert moved(contrastive, final, Role.GENERATOR)
     assert moved(contrastive, final, Role.REASONER)
     assert not moved(contrastive, final, Role.COMPRESSOR)
+    mixed = read_checkpoint(finished / "checkpoints" / "stage1_2_mixed")
+    assert {role for role in Role if moved(final, mixed, role)} == {Role.GENERATOR}
+    assert (final.config.mixed, mixed.config.mixed) == (False, True)
 
 
 @pytest.mark.slow
@@ -263,6 +274,39 @@ def test_rows_teach_the_answers_and_nothing_else(finished: Path) -> None:
         assert torch.equal(half.wanted, batch.wanted[start : start + len(half.ids), :length])
 
 
+def test_a_mixed_row_is_the_prompt_that_the_engine_reads(encyclopedia: ClaraEngine) -> None:
+    """Text stands in the place of a passage's slots, and its tokens belong to that passage, as slots do."""
+    tokenizer, rng = encyclopedia.tokenizer, random.Random(3)
+    corpus = make_corpus(rng, 24, words=(20, 120), questions_per_passage=4)
+    cut = [tokenizer.windows(passage.text) for passage in corpus.passages]
+    counts = [len(spans) for spans in cut]
+    windows = [range(sum(counts[:index]), sum(counts[: index + 1])) for index in range(len(counts))]
+    rows = question_rows(rng, corpus, n_rows=40, n_documents=(1, 4), n_questions=1, mixed=0.4)
+    kinds = {min(len(row.as_text), 1) + (row.as_text == set(row.documents)) for row in rows}
+    assert kinds == {0, 1, 2}  # no text, some, all
+    for row in rows:
+        batch = build_batch(tokenizer, corpus, [row], windows)
+        [ids], [read] = batch.ids, batch.windows
+        layout: list[str | None] = []
+        for document in row.documents:
+            text = corpus.passages[document].text
+            layout += [text[start:end] if document in row.as_text else None for start, end in cut[document]]
+        question = row.turns[0][0].rpartition("Question:")[2]
+        prompt = tokenizer.chat_prompt([{"role": "user", "content": question}], layout)
+        user = tokenizer.token_id("<|user|>")
+        prompt, asked = (some[some.index(user) :] for some in (prompt, ids))
+        assert asked[: len(prompt)] == prompt
+        assert read == tuple(w for d in row.documents if d not in row.as_text for w in windows[d])
+        assert batch.sources is not None
+        sources, ends = batch.sources[0].tolist(), tokenizer.token_id("<SEP>")
+        for place, document in enumerate(row.documents):
+            owned = [token for token, source in zip(ids, sources, strict=True) if source == 1 << place]
+            assert len(owned) == len(set(owned)) * counts[document] or document in row.as_text
+            if document in row.as_text:
+                assert tokenizer.decode(owned).split() == corpus.passages[document].text.split()
+        assert not any(source for token, source in zip(ids, sources, strict=True) if token == ends)
+
+
 @pytest.mark.slow
 def test_the_curve_of_a_run_is_drawn(finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
@@ -276,7 +320,7 @@ def test_the_curve_of_a_run_is_drawn(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_checkpoint_is_taught_further(finished: Path, tmp_path: Path) -> None:
     start = finished / "checkpoints" / "stage1_2_namesakes"
-    trainer = world_trainer(tiny_config(tmp_path, steps=1, start=str(start), first="stage2"))
+    trainer = world_trainer(tiny_config(tmp_path, steps=1, names=LESSONS[:-1], start=str(start), first="stage2"))
     given = read_checkpoint(start)
     taken = trainer.model.export_adapter(Role.GENERATOR)
     assert all(torch.equal(taken[key], given.adapters[Role.GENERATOR][key]) for key in taken)

@@ -211,14 +211,13 @@ def test_a_mixed_lesson_reads_some_documents_as_text(tiny: Tiny, tmp_path: Path)
         [step], [again] = source(number), source(number)
         assert step.rows.ids == again.rows.ids
         for ids, windows in zip(step.rows.ids, step.rows.windows, strict=True):
-            assert windows  # at least one document is a memory
             shown = opened.tokenizer.decode(ids)
             [line] = [line for line in lines if line.question in shown]
-            as_text = [text for text in line.docs if text in shown]
+            as_text = [text for text in line.docs if text[:40] in shown]  # a long one is in pieces
             assert sum(opened.tokenizer.is_slot(ids)) == len(windows) * opened.model.config.n_mem
-            assert len(as_text) < 2
+            assert bool(windows) is (len(as_text) < len(line.docs))
             texts, memories = texts + len(as_text), memories + len(line.docs) - len(as_text)
-    assert 0.2 < texts / (texts + memories) < 0.5
+    assert 0.3 < texts / (texts + memories) < 0.7
     for step in (reader.step(lines), *source.passes(lines)):  # held-out lines are read from memories
         assert all(len(own) >= 2 for own in step.rows.windows)
     with pytest.raises(ValueError, match="mixed is for stage1_2"):

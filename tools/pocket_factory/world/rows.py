@@ -27,6 +27,7 @@ ABOUT_INSTRUCTION = "Background: {docs} Say in other words what the text says ab
 LONGEST_RETOLD = 300  # characters
 NEIGHBOURS = (0.4, 0.4, 0.15, 0.05)  # shares: same kind and similar name, same kind, similar name, any
 TAIL = 2  # tokens at the end of a question that should attend to the right document, as the answer does
+_OPENING = "Background:\n"  # before the documents
 SYSTEM_SHARE = 0.3  # share of rows with the system message, which has more tokens than a question and teaches little
 
 
@@ -40,6 +41,7 @@ class Row:
         about: For each turn the passages to attend to: those of the question, and those of each part of the answer.
         system: System message; none if empty.
         text: Whether the prompt contains the documents as text instead of memory, as in the stage of the base decoder.
+        as_text: The passages whose text stands in the place of their slots, beside the memories of the others.
     """
 
     documents: tuple[int, ...]
@@ -47,6 +49,7 @@ class Row:
     about: tuple[tuple[tuple[int, ...], ...], ...]
     system: str = ANSWER_SYSTEM
     text: bool = False
+    as_text: frozenset[int] = frozenset()
 
 
 def question_rows(
@@ -59,6 +62,7 @@ def question_rows(
     pairs: float = 0.5,
     shuffled: float = 1.0,
     text: bool = False,
+    mixed: float = 0.0,
 ) -> list[Row]:
     """Rows with questions about a few passages of the corpus.
 
@@ -72,6 +76,7 @@ def question_rows(
         shuffled: Share of the rows with documents in any order. In the others the document of the question comes first,
             as after a ranking; if there are two, one of them.
         text: Whether the documents are given as text.
+        mixed: Chance of each document to be read as text beside the memories of the others; of all of them, too.
     """
     by_passage: dict[int, list[Question]] = defaultdict(list)
     for question in corpus.questions:
@@ -100,8 +105,16 @@ def question_rows(
         picked = _pick(rng, corpus.passages, by_passage, known, n_questions)
         system = ANSWER_SYSTEM if rng.random() < SYSTEM_SHARE else ""
         about = tuple(map(_looked_at, picked))
-        rows.append(Row(tuple(documents), _turns(picked), about, system=system, text=text))
+        as_text = frozenset(_drawn(rng, documents, mixed)) if mixed else frozenset()
+        rows.append(Row(tuple(documents), _turns(picked), about, system=system, text=text, as_text=as_text))
     return rows
+
+
+def _drawn(rng: random.Random, documents: list[int], mixed: float) -> list[int]:
+    """The documents of a row that are read as text; those in front, where a ranking puts the best, twice as often."""
+    if rng.random() < mixed / 2:
+        return documents
+    return [document for place, document in enumerate(documents) if rng.random() < mixed * (1 if place else 2)]
 
 
 def _others(rng: random.Random, first: set[int], neighbours: Neighbours, count: int) -> list[int]:
@@ -213,7 +226,7 @@ def _looked_at(question: Question) -> tuple[tuple[int, ...], ...]:
 
 def _turns(questions: list[Question]) -> tuple[tuple[str, str], ...]:
     first, *rest = questions
-    opening = ("Background:\n{docs}\n\nQuestion:" + first.text, first.answer)
+    opening = (_OPENING + "{docs}\n\nQuestion:" + first.text, first.answer)
     return (opening, *((f"Question:{question.text}", question.answer) for question in rest))
 
 
@@ -229,8 +242,8 @@ def build_batch(
         windows: For each passage of the corpus the numbers of its compressed windows.
         whole: Whether every token has a label, not only the answers.
     """
-    read = [() if row.text else tuple(w for d in row.documents for w in windows[d]) for row in rows]
-    markup = [_markup(tokenizer, corpus, row, len(slots)) for row, slots in zip(rows, read, strict=True)]
+    read = [tuple(w for d in _compressed(row) for w in windows[d]) for row in rows]
+    markup = [_markup(tokenizer, corpus, row, windows) for row in rows]
     ids = tokenizer.encode_markup_batch(markup)
     turns = [_turn_said(tokenizer, row) for row in ids]
     labels = [
@@ -240,12 +253,30 @@ def build_batch(
     is_slot = [tokenizer.is_slot(row) for row in ids]
     if any(row.text for row in rows):
         return row_batch(ids, labels, is_slot, read)
-    sources = []
-    for row, slots in zip(rows, is_slot, strict=True):
-        bits = iter([_bits(row, (d,)) for d in row.documents for _ in range(len(windows[d]) * tokenizer.config.n_mem)])
-        sources.append([next(bits) if slot else 0 for slot in slots])
+    sources = [_sources(tokenizer, row, windows, *known) for row, *known in zip(rows, ids, is_slot, strict=True)]
     wanted = [_wanted(tokenizer, *known) for known in zip(rows, ids, turns, strict=True)]
     return row_batch(ids, labels, is_slot, read, Pointers(sources, wanted))
+
+
+def _compressed(row: Row) -> list[int]:
+    """The passages of a row that are read from their memories."""
+    return [] if row.text else [document for document in row.documents if document not in row.as_text]
+
+
+def _sources(
+    tokenizer: ClaraTokenizer, row: Row, windows: list[range], ids: list[int], is_slot: list[bool]
+) -> list[int]:
+    """For each position the document it belongs to as one bit: of a slot, or of text in its place; 0 elsewhere."""
+    owners = [document for document in row.documents for _ in windows[document]]
+    separator, user = tokenizer.token_id("<SEP>"), tokenizer.token_id("<|user|>")
+    sources, before = [], 0
+    opened = ids.index(user) + len(tokenizer.encode_plain(_OPENING))
+    for at, (token, slot) in enumerate(zip(ids, is_slot, strict=True)):
+        owner = owners[before] if before < len(owners) else None
+        known = owner is not None and (slot or (owner in row.as_text and at > opened and token != separator))
+        sources.append(_bits(row, (owner,)) if owner is not None and known else 0)
+        before += token == separator
+    return sources
 
 
 def _turn_said(tokenizer: ClaraTokenizer, ids: list[int]) -> list[int | None]:
@@ -282,10 +313,22 @@ def _bits(row: Row, passages: Iterable[int]) -> int:
     return sum(1 << row.documents.index(index) for index in passages)
 
 
-def _markup(tokenizer: ClaraTokenizer, corpus: Corpus, row: Row, n_windows: int) -> str:
-    texts = [corpus.passages[index].text for index in row.documents]
-    docs = "\n".join(texts) if row.text else tokenizer.slots * n_windows
+def _markup(tokenizer: ClaraTokenizer, corpus: Corpus, row: Row, windows: list[range]) -> str:
+    if row.text:
+        docs = "\n".join(corpus.passages[index].text for index in row.documents)
+    else:
+        docs = "".join(
+            _as_text(tokenizer, corpus.passages[index].text)
+            if index in row.as_text
+            else tokenizer.slots * len(windows[index])
+            for index in row.documents
+        )
     parts = [f"<s><|system|>{row.system}" if row.system else "<s>"]
     for user, answer in row.turns:
         parts.append(f"<|user|>{user.replace('{docs}', docs)}<|assistant|>{answer}</s>")
     return "".join(parts)
+
+
+def _as_text(tokenizer: ClaraTokenizer, text: str) -> str:
+    """A passage as text, in pieces of a window, as the engine reads it."""
+    return "".join(f"{text[start:end]}<SEP>" for start, end in tokenizer.windows(text))

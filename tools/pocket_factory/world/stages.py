@@ -37,6 +37,7 @@ class Stage:
         two_passage: Questions about two passages for each passage, on average.
         pairs: Share of the rows over several documents whose question needs two of them.
         shuffled: Share of the rows with documents in any order; in the others the right ones come first.
+        mixed: Chance of a document to be read as text beside the memories of the others.
         paraphrases: Rows that repeat a passage.
         verbatim: Share of them that repeat it word for word.
         contrastive: Weight of the contrastive loss.
@@ -60,6 +61,7 @@ class Stage:
     two_passage: float = 0.0
     pairs: float = 0.5
     shuffled: float = 1.0
+    mixed: float = 0.0
     paraphrases: int = 0
     verbatim: float = 0.0
     contrastive: float = 0.3

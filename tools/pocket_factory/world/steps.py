@@ -84,6 +84,7 @@ class WorldSteps:
             pairs=stage.pairs,
             shuffled=stage.shuffled,
             text=stage.name == "base",
+            mixed=stage.mixed,
         )
 
 

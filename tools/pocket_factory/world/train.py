@@ -121,7 +121,9 @@ def _export(config: WorldConfig, opened: Opened, lesson: Phase, state: TrainerSt
         settings=config.model_dump(mode="json", exclude={"out", "tensorboard"}),
     )
     stage = CONFIG.training_stage  # every stage trains all roles
-    write_model(config.out / "checkpoints" / lesson.name, opened, stage, text, base_trained=True)
+    done = config.stages[: [one.name for one in config.stages].index(lesson.name) + 1]
+    mixed = any(one.mixed for one in done)
+    write_model(config.out / "checkpoints" / lesson.name, opened, stage, text, base_trained=True, mixed=mixed)
 
 
 def main(
