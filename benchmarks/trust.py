@@ -44,7 +44,6 @@ from tools.pocket_factory.world import ENCYCLOPEDIA
 
 _TIMED = 40  # questions that are timed one by one
 _WORST = 0.1  # share of the values with the highest loss in their memories
-_UNANSWERABLE = 0.4  # share of unanswerable questions in the fit of confidence
 Pairs = list[tuple[float, bool]]
 
 
@@ -296,9 +295,16 @@ def _row(name: str, value: float, other: str, target: float) -> Row:
 
 
 def calibrate(engine: ClaraEngine, passages: int, questions: int, folder: Path) -> Path:
-    """Fit a calibration on a corpus of another seed, including questions about two passages and unanswerable ones."""
+    """Fit a calibration on a corpus of another seed.
+
+    Each question about one passage is asked with and without this passage. There are half as many questions about two
+    passages, half of which are also asked without them.
+    """
     made: TrustSet = make_lines(engine, passages, CALIBRATED, questions)
-    return engine.calibrate([*made.single, *made.double], show_progress=True, unanswerable=_UNANSWERABLE).write(folder)
+    double = made.double[: questions // 2]
+    lines = [*answerable(made.single), *unanswerable(made.single)]
+    lines += [*answerable(double), *unanswerable(double[: questions // 4])]
+    return engine.calibrate(lines, show_progress=True, unanswerable=0.0).write(folder)
 
 
 def main(

@@ -66,8 +66,13 @@ def answerable(lines: Sequence[RetrievalLine], *, shuffled: int | None = None) -
 
 
 def unanswerable(lines: Sequence[RetrievalLine]) -> list[RetrievalLine]:
-    """The same questions over the hardest documents that do not answer them."""
+    """The same questions over the hardest documents that do not answer them; no answer is right."""
     return [
-        replace(line, docs=tuple(text for at, text in enumerate(line.docs) if at not in line.pos_index), pos_index=())
+        replace(
+            line,
+            docs=tuple(text for at, text in enumerate(line.docs) if at not in line.pos_index),
+            pos_index=(),
+            references=(),
+        )
         for line in lines
     ]

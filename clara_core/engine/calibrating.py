@@ -28,18 +28,19 @@ def fit_calibration(
     """Fit a calibration of every level that the answers have the signals of; see `ClaraEngine.calibrate`."""
     from tqdm.auto import tqdm
 
-    lines = without_gold(lines, unanswerable)
+    asked = without_gold(lines, unanswerable)
+    removed = sum(bool(before.pos_index) and not after.pos_index for before, after in zip(lines, asked, strict=True))
     judged: list[tuple[Signals, bool]] = []
-    with tqdm(total=len(lines), desc="calibrating", unit="question", disable=not show_progress) as bar:
-        for start in range(0, len(lines), _BATCH):
-            some = lines[start : start + _BATCH]
+    with tqdm(total=len(asked), desc="calibrating", unit="question", disable=not show_progress) as bar:
+        for start in range(0, len(asked), _BATCH):
+            some = asked[start : start + _BATCH]
             judged += _judge_answers(engine, some, top_k)
             bar.update(len(some))
     return Calibration(
         fingerprint=engine.fingerprint,
         levels=fit_levels([signals for signals, _ in judged], [right for _, right in judged]),
         questions=len(judged),
-        unanswerable=unanswerable,
+        unanswerable=(removed + sum(not line.references for line in lines)) / max(len(lines), 1),
         documents=top_k,
         dtype=engine.arguments.dtype,
     )

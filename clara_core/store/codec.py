@@ -22,6 +22,7 @@ MEMORY_TYPES: Final = get_args(MemoryType)
 
 _LEVELS = 127  # steps of int8 on each side of zero; -128 is not used
 _SCALE_BYTES = 4
+_BLOCK = 1 << 21  # numbers that are read at a time, so that they stay in the cache
 _NUMBERS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -58,7 +59,10 @@ class MemoryCodec:
         given = tokens.detach().cpu()
         if self.memory_type == "int8":
             self._check_finite(given)
-            return self._quantize(given.float())
+            rows = np.empty((len(given), self.row_bytes), np.uint8)
+            for start in range(0, len(given), self._step):
+                self._quantize(given[start : start + self._step].float(), rows[start : start + self._step])
+            return rows
         numbers = given.to(_NUMBERS[self.memory_type]).contiguous()
         self._check_finite(numbers)
         return numbers.flatten(1).view(torch.uint8).numpy()
@@ -78,22 +82,26 @@ class MemoryCodec:
         steps = torch.from_numpy(rows[:, split:].view(np.int8).astype(np.float32)).view(shape)
         return steps.mul_(torch.from_numpy(scales).unsqueeze(-1)).to(dtype)
 
-    def _quantize(self, numbers: Tensor) -> NDArray[np.uint8]:
+    @property
+    def _step(self) -> int:
+        return max(1, _BLOCK // (self.n_mem * self.hidden))
+
+    def _quantize(self, numbers: Tensor, rows: NDArray[np.uint8]) -> None:
+        """Write windows ``[w, T, H]`` into rows ``[w, row_bytes]``."""
         scales = numbers.abs().amax(dim=2) / _LEVELS  # [w, T]
         # A token of zeros, or of numbers so small that the scale underflows to zero, becomes zeros.
         steps = (numbers / scales.masked_fill(scales == 0, torch.inf).unsqueeze(-1)).round_()
         steps = steps.clamp_(-_LEVELS, _LEVELS).to(torch.int8)  # [w, T, H]
         split = _SCALE_BYTES * self.n_mem
-        rows = np.empty((len(numbers), self.row_bytes), np.uint8)
         rows[:, :split] = scales.numpy().view(np.uint8)
         rows[:, split:] = steps.flatten(1).view(torch.uint8).numpy()
-        return rows
 
     def _check_finite(self, numbers: Tensor) -> None:
-        # The sum of absolute values is finite only if every number is, and needs no second array.
-        sums = numbers.flatten(1).float().abs().sum(dim=1)
-        if not bool(sums.isfinite().all()):
-            bad = (~numbers.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
-            if bad:
-                raise ValueError(f"a memory must be finite numbers in {self.memory_type}; NaN or infinity in "
-                                 f"{len(bad)} of {len(numbers)} windows, the first is window {bad[0]}")  # fmt: skip
+        # A sum is finite only if every number is (unless the sum itself overflows), and needs no second array.
+        parts = numbers.flatten(1).split(self._step)
+        if all(bool(part.sum(dim=1, dtype=torch.float32).isfinite().all()) for part in parts):
+            return
+        bad = (~numbers.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(f"a memory must be finite numbers in {self.memory_type}; NaN or infinity in "
+                             f"{len(bad)} of {len(numbers)} windows, the first is window {bad[0]}")  # fmt: skip
