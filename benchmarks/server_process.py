@@ -57,17 +57,18 @@ def serving(*arguments: str, port: int | None = None) -> Iterator[Server]:
         server = Server(started, f"http://127.0.0.1:{port}", Path(log.name))
         try:
             end = time.monotonic() + PATIENCE
-            while not _ready(server.url):
-                if started.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"the server did not start: {server.lines()}")
-                time.sleep(0.05)
+            with httpx.Client(timeout=PATIENCE) as client:
+                while not _ready(client, server.url):
+                    if started.poll() is not None or time.monotonic() > end:
+                        raise RuntimeError(f"the server did not start: {server.lines()}")
+                    time.sleep(0.05)
             yield server
         finally:
             started.kill()
 
 
-def _ready(url: str) -> bool:
+def _ready(client: httpx.Client, url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health/ready", timeout=PATIENCE).status_code == 200
+        return client.get(f"{url}/health/ready").status_code == 200
     except httpx.TransportError:
         return False

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -40,10 +42,23 @@ def test_passages_have_the_lengths_that_are_claimed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_quick_run_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As below, but in this process, which has imported peft for its half of the comparison already."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks.engine", "--quick"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where `free_engines` finds the engines
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("benchmarks.engine", run_name="__main__", alter_sys=True)
+    assert not left.value.code
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert facts["rows"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [
-        "benchmarks.engine",
         pytest.param("benchmarks.mixed", marks=pytest.mark.heavy),
         pytest.param("benchmarks.soak", marks=pytest.mark.heavy),
         pytest.param("benchmarks.store", marks=pytest.mark.heavy),

@@ -36,13 +36,15 @@ def with_pages(tiny: Tiny, pages: int) -> ClaraEngine:
 def test_the_youngest_makes_room_and_comes_back(tiny: Tiny) -> None:
     """Each answer needs three pages in the end, and there are four."""
     engine = with_pages(tiny, 40)
-    questions = ["Where?", "When was the bridge opened, by whom, and why?", "Who?"]
-    alone = [engine.answer(question, max_tokens=2 * PAGE + 10) for question in questions]
-    drawn = engine.answer("Where?", max_tokens=2 * PAGE, temperature=0.9, seed=4)
+    story = "The bridge over the river Aln was opened in 1907 and is 214 metres long. " * 8  # most of the first page
+    questions = [story + asked for asked in ("Where?", "When was the bridge opened, by whom, and why?", "Who?")]
+    alone = [engine.answer(question, max_tokens=PAGE + 40) for question in questions]
+    drawn = engine.answer(questions[0], max_tokens=PAGE + 30, temperature=0.9, seed=4)
+    assert all(one.prompt_tokens + one.completion_tokens > 2 * PAGE for one in (*alone, drawn))
     engine = with_pages(tiny, 4)
     with ThreadPoolExecutor() as pool:
-        together = pool.map(lambda question: engine.answer(question, max_tokens=2 * PAGE + 10), questions)
-        sampled = pool.submit(engine.answer, "Where?", max_tokens=2 * PAGE, temperature=0.9, seed=4)
+        together = pool.map(lambda question: engine.answer(question, max_tokens=PAGE + 40), questions)
+        sampled = pool.submit(engine.answer, questions[0], max_tokens=PAGE + 30, temperature=0.9, seed=4)
         assert list(together) == alone
         assert sampled.result() == drawn
     stats = engine.stats()

@@ -119,7 +119,7 @@ def test_two_passages_decide_a_comparison(lesson: Lesson):
 
 def test_a_step_holds_the_products_own_prompts(lesson: Lesson):
     tokenizer = load_tokenizer(str(BUNDLED["pocket"] / "base"), CONFIG)
-    mix = Mix(passages=12, several=4, go_on=0.3, refuse=0.5, two=0.5, system=1.0)
+    mix = Mix(passages=12, several=4, go_on=0.3, refuse=0.5, reverse=1.0, two=0.5, system=1.0)
     step = lesson.step(tokenizer, 0, mix)
     again = lesson.step(tokenizer, 0, mix)
     assert step.sequences == again.sequences
@@ -133,6 +133,28 @@ def test_a_step_holds_the_products_own_prompts(lesson: Lesson):
     assert all(0 <= gold < len(step.windows) for few in step.gold for gold in few)
     for row, windows in zip(step.rows.slots, step.rows.windows, strict=True):
         assert int(row.sum()) == len(windows) * tokenizer.config.n_mem
+
+
+def test_a_reversed_row_gives_answers_and_asks_for_their_questions(lesson: Lesson):
+    rng, mix = random.Random(2), Mix(asked=5, typo=0.0)
+    for sort in ("frame", "open", "event"):
+        made = lesson.draw(rng, sort)
+        row = lesson.reverse(rng, made, 3, mix)
+        assert row.documents == (3,)
+        first, *rest = row.turns
+        assert first[0].startswith("Background:\n{docs}\n\nAnswer:")
+        assert all(said.startswith("Answer:") for said, _ in rest)
+        asked = {question for question, _ in made.asked}
+        for said, question in row.turns:
+            assert any(question.endswith(one) for one in asked)  # perhaps after "Please tell me: "
+            [answer] = {answer for one, answer in made.asked if question.endswith(one)} & {
+                said.rpartition("Answer:")[2]
+            }
+            assert answer
+    tokenizer = load_tokenizer(str(BUNDLED["pocket"] / "base"), CONFIG)
+    step = lesson.step(tokenizer, 0, Mix(passages=6, reverse=1.0))
+    assert step.rows is not None
+    assert any("Answer:" in tokenizer.decode(ids) for ids in step.rows.ids)
 
 
 def test_a_search_is_a_few_telling_words_of_the_passage():

@@ -143,8 +143,8 @@ def tiny_config(out: Path, steps: int = 2, names: Sequence[str] = LESSONS, **giv
     config = WorldConfig.read(CONFIG_FILE, out=out, tensorboard=False, seed=5)
     lessons = {
         stage.name: config.lessons[stage.name]
-        | {"steps": steps, "passages": 24, "words": (stage.words[0], min(stage.words[1], 80)), "asked": 6}
-        | {"rows": min(stage.rows, 4), "paraphrases": min(stage.paraphrases, 2)}
+        | {"steps": steps, "passages": 8, "words": (stage.words[0], min(stage.words[1], 80)), "asked": 4}
+        | {"rows": min(stage.rows, 2), "paraphrases": min(stage.paraphrases, 1)}
         for stage in config.stages
         if stage.name in names
     }

@@ -39,11 +39,12 @@ class Running:
 
 
 @contextmanager
-def running(*, ready: bool = True, **config: Any) -> Iterator[Running]:
-    """Run a server of the bundled model, unless `config` names another one."""
+def running(*, ready: bool = True, port: int = 0, **config: Any) -> Iterator[Running]:
+    """Run a server of the bundled model, unless `config` names another one; port 0 stands for a free one."""
     server = server_of(ServeConfig.model_validate({"options": {"model": "pocket"}, **config}))
     with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the port of a server that has just ended
+        listening.bind(("127.0.0.1", port))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="server")
         thread.start()
         here = Running(server, listening.getsockname()[1])

@@ -17,7 +17,8 @@ from clara_core.store.backend import Entry
 from clara_core.store.keys import Key
 from clara_core.store.schema import FIT_ROWS, Layout
 from clara_core.store.table import Table
-from tests.store.conftest import FINGERPRINT, HIDDEN, N_MEM, add, made_memory, told
+from tests.store.conftest import add, told
+from tests.store.memories import FINGERPRINT, HIDDEN, N_MEM, made_memory
 
 
 def test_compacting_leaves_everything_in_order_in_one_file(store):

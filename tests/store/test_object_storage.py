@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from clara_core import MemoryStore
-from tests.store.conftest import made_memory
+from tests.store.memories import made_memory
 
 server = pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[s3]' flask flask-cors")
 

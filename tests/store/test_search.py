@@ -18,7 +18,8 @@ from clara_core.store.scan import KeyScan
 from clara_core.store.schema import Layout
 from clara_core.store.table import Table
 from tests.engines import PASSAGES
-from tests.store.conftest import HIDDEN, N_MEM, made_memory, told
+from tests.store.conftest import told
+from tests.store.memories import HIDDEN, N_MEM, made_memory
 
 COUNT = 300
 KINDS = ("bridge", "clock", "map")

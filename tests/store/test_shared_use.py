@@ -17,7 +17,8 @@ import pytest
 from clara_core import MemoryStore, StoreError
 from clara_core.store import table as table_module
 from clara_core.store.table import Table
-from tests.store.conftest import add, made_memory
+from tests.store.conftest import add
+from tests.store.memories import made_memory
 
 
 def test_many_threads_write_and_read_at_once(store):
@@ -96,7 +97,7 @@ def test_a_store_that_was_made_before_a_fork_is_written_after_it(tmp_path):
     code = """
 import os, sys, threading
 from clara_core import MemoryStore
-from tests.store.conftest import made_memory
+from tests.store.memories import made_memory
 store = MemoryStore.open(sys.argv[1])
 store.add(memories=[made_memory("parent")], ids=["parent"])
 pid = os.fork()

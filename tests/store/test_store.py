@@ -15,7 +15,8 @@ from clara_core import FingerprintMismatch, Memory, MemoryStore, Record, StoreEr
 from clara_core.store import writing
 from clara_core.store.records import escape, made_id, unescape
 from tests.engines import PASSAGES, Counter
-from tests.store.conftest import FINGERPRINT, HIDDEN, N_MEM, add, made_memory
+from tests.store.conftest import add
+from tests.store.memories import FINGERPRINT, HIDDEN, N_MEM, made_memory
 
 LONG = " ".join(f"{text} ({index})" for index in range(6) for text in PASSAGES)
 

@@ -1,16 +1,20 @@
-"""One of the two processes of `test_fsdp.py`: trains each config with a complete base and with a sharded one.
+"""The two processes of `test_fsdp.py`: they train each config with a complete base and with a sharded one.
 
     python -m tests.training.one_of_two CONFIGS FOLDER
 
-It writes the memory use of each run, and the error for a config that cannot be sharded.
+Each writes the memory use of each run, and the error for a config that cannot be sharded. They are forks of a process
+that has imported what both need, which takes most of the time.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import sys
+from importlib import import_module
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,9 @@ import torch
 from clara_core.common.errors import TrainingError
 from clara_core.training.config import TrainingConfig
 from clara_core.training.run import trainer_of
+
+# What a run imports when it needs it.
+IMPORTED = ("accelerate", "torch.distributed.fsdp", "transformers.models.mistral.modeling_mistral")
 
 
 def alive() -> int:
@@ -61,8 +68,12 @@ def refused(values: dict[str, Any], out: Path) -> str:
     return ""
 
 
-def main(configs: Path, folder: Path) -> None:
-    """Train each config with both kinds of base."""
+def one(rank: str, configs: Path, folder: Path) -> None:
+    """Train each config with both kinds of base; everything that is printed goes to a file."""
+    with (folder / f"log-{rank}").open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
     held, said = {}, ""
     for name, values in json.loads(configs.read_text(encoding="utf-8")).items():
         for way, asked in (("whole", "false"), ("sharded", "true")):
@@ -70,7 +81,25 @@ def main(configs: Path, folder: Path) -> None:
             held[f"{name} {way}"] = learn(values, folder / name / way)
         said = refused(values, folder / name / "refused")
     found = {"held": held, "refused": said}
-    (folder / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
+    (folder / f"found-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def main(configs: Path, folder: Path) -> None:
+    """Run the two processes until both have succeeded or one has failed, which ends the other."""
+    for module in IMPORTED:
+        import_module(module)
+    gc.collect()
+    gc.freeze()  # `alive` looks through what is made from now on
+    context = multiprocessing.get_context("fork")
+    running = [context.Process(target=one, args=(rank, configs, folder), daemon=True) for rank in ("0", "1")]
+    for process in running:
+        process.start()
+    while running:
+        wait([process.sentinel for process in running])
+        ended = [process for process in running if not process.is_alive()]
+        if any(process.exitcode for process in ended):
+            sys.exit(1)
+        running = [process for process in running if process not in ended]
 
 
 if __name__ == "__main__":

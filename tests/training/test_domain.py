@@ -196,7 +196,7 @@ def adapted(tmp_path_factory):
 
 def test_a_run_of_one_step_a_stage_ends_in_a_checkpoint_and_figures(tmp_path, capsys):
     changes = {stage: ["steps=1", "batch_size=2"] for stage in CHANGES}
-    plan = Plan(tmp_path, ENCYCLOPEDIA, passages=10, replay=12, measured=26, changes=changes)
+    plan = Plan(tmp_path, ENCYCLOPEDIA, passages=10, replay=12, measured=6, changes=changes)
     result = run(plan)
     assert [len(losses(plan, stage, "norm")) for stage in CHANGES] == [1] * len(CHANGES)
     assert json.loads((plan.out / "result.json").read_text()) == result

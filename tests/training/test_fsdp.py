@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 def run_two(configs: Path, folder: Path) -> None:
-    """Start two processes, and wait for them."""
+    """Train in two processes, and wait for them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -84,18 +86,15 @@ def run_two(configs: Path, folder: Path) -> None:
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     command = [sys.executable, "-m", "tests.training.one_of_two", str(configs), str(folder)]
-    children = []
-    for rank in ("0", "1"):
-        with (folder / f"log-{rank}").open("wb") as log:
-            environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
-            children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    with (folder / "log").open("wb") as log:
+        child = subprocess.Popen(command, env=os.environ | shared, stdout=log, stderr=log, start_new_session=True)
     try:
-        for rank, child in enumerate(children):
-            assert child.wait(timeout=1500) == 0, (folder / f"log-{rank}").read_text()
+        ended = child.wait(timeout=1500)
+        assert ended == 0, "\n".join(path.read_text() for path in sorted(folder.glob("log*")))
     finally:
-        for child in children:
-            child.kill()
-            child.wait()
+        with suppress(ProcessLookupError):  # none is left
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 @needs_sharding

@@ -26,6 +26,8 @@ from tools.pocket_factory.world.rows import VERBATIM_INSTRUCTION, Row, build_bat
 
 VAGUE = 0.75  # share of the query reasoner's questions that do not name their subject, if a passage has some
 LONG = 0.05  # share of the passages that may be longer than `Mix.words`
+QUESTION = "Question:"
+ANSWER = "Answer:"  # in its place: gives an answer, and asks for the question
 HERE = Path(__file__).parent
 
 
@@ -58,6 +60,8 @@ class Mix:
         shuffled: Share of these rows with passages in any order; in the others the passage of the question comes first,
             as after a search.
         go_on: Share of the turns over one passage that give some words and ask for the words after them.
+        reverse: Share of the passages with questions that also have a row which gives answers and asks for their
+            questions.
         refuse: Share of the turns whose question has no answer.
         filler: Share of the synthetic passages that get a sentence of another sort at the beginning or the end.
         contrast: Questions that the query reasoner reads, at most one for each passage.
@@ -79,6 +83,7 @@ class Mix:
     documents: tuple[int, int] = (2, 4)
     shuffled: float = 0.6
     go_on: float = 0.0
+    reverse: float = 0.0
     refuse: float = 0.0
     filler: float = 0.1
     contrast: int = 8
@@ -206,6 +211,8 @@ class Lesson:
             if m.asked and (not repeated or rng.random() < mix.ask):
                 turns = self.turns(rng, m, made, index, mix)
                 rows.append(self.row(rng, (index,), turns, mix))
+            if m.asked and rng.random() < mix.reverse:
+                rows.append(self.reverse(rng, m, index, mix))
         rows += [
             self.pair(rng, made, pairs, mix) if pairs and rng.random() < mix.two else self.several(rng, made, mix)
             for _ in range(mix.several)
@@ -242,6 +249,13 @@ class Lesson:
                     continue
             turns.append((self.careless(rng, question, mix), answer, (index,)))
         return turns
+
+    def reverse(self, rng: random.Random, m: Made, index: int, mix: Mix) -> Row:
+        """A row that gives answers from a passage, and asks for the question of each."""
+        turns = [
+            (answer, self.careless(rng, question, mix), (index,)) for question, answer in self.pick(rng, m, mix.asked)
+        ]
+        return self.row(rng, (index,), turns, mix, opening=ANSWER)
 
     @staticmethod
     def pick(rng: random.Random, m: Made, count: int) -> list[tuple[str, str]]:
@@ -327,11 +341,16 @@ class Lesson:
         return self.row(rng, tuple(documents), turns, mix)
 
     def row(
-        self, rng: random.Random, documents: tuple[int, ...], turns: list[tuple[str, str, tuple[int, ...]]], mix: Mix
+        self,
+        rng: random.Random,
+        documents: tuple[int, ...],
+        turns: list[tuple[str, str, tuple[int, ...]]],
+        mix: Mix,
+        opening: str = QUESTION,
     ) -> Row:
         """A conversation over documents."""
         said = tuple(
-            (("Background:\n{docs}\n\n" if number == 0 else "") + f"Question:{question}".replace("{docs}", ""), answer)
+            (("Background:\n{docs}\n\n" if number == 0 else "") + (opening + question).replace("{docs}", ""), answer)
             for number, (question, answer, _) in enumerate(turns)
         )
         about = tuple((gold, gold) for _, _, gold in turns)

@@ -253,7 +253,8 @@ def build_batch(
     is_slot = [tokenizer.is_slot(row) for row in ids]
     if any(row.text for row in rows):
         return row_batch(ids, labels, is_slot, read)
-    sources = [_sources(tokenizer, row, windows, *known) for row, *known in zip(rows, ids, is_slot, strict=True)]
+    triples = zip(rows, ids, is_slot, strict=True)
+    sources = [_sources(tokenizer, row, windows, own, slots) for row, own, slots in triples]
     wanted = [_wanted(tokenizer, *known) for known in zip(rows, ids, turns, strict=True)]
     return row_batch(ids, labels, is_slot, read, Pointers(sources, wanted))
 
