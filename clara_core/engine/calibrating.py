@@ -40,7 +40,7 @@ def fit_calibration(
         fingerprint=engine.fingerprint,
         levels=fit_levels([signals for signals, _ in judged], [right for _, right in judged]),
         questions=len(judged),
-        unanswerable=(removed + sum(not line.references for line in lines)) / max(len(lines), 1),
+        unanswerable=(removed + sum(not line.references for line in lines)) / len(lines),
         documents=top_k,
         dtype=engine.arguments.dtype,
     )

@@ -30,9 +30,9 @@ from tools.pocket_factory.train import Plan, Run
 from tools.pocket_factory.values import Pools
 from tools.pocket_factory.vocabulary import open_old
 from tools.pocket_factory.words import content, go_on, keywords, other_form
+from tools.pocket_factory.world import ENCYCLOPEDIA
 
 FOLDER = Path(__file__).parents[2] / "tools" / "pocket_factory"
-ENCYCLOPEDIA = str(Path(__file__).parents[1] / "data" / "encyclopedia")
 POOLS = {
     "given": ["Alva", "Bertil", "Chidi", "Dorota", "Emil"],
     "family": ["Okafor", "Lindqvist", "Moreau", "Tanaka"],
