@@ -28,6 +28,9 @@ LONGEST_RETOLD = 300  # characters
 NEIGHBOURS = (0.4, 0.4, 0.15, 0.05)  # shares: same kind and similar name, same kind, similar name, any
 TAIL = 2  # tokens at the end of a question that should attend to the right document, as the answer does
 _OPENING = "Background:\n"  # before the documents
+MISRANKED = 0.04  # share of the rows with text in any order; so about as often as a search ranks a wrong one first
+TEXT_ONLY = 0.15  # share of the rows with text that read all of their documents as text
+SECOND_TEXT = 0.25  # share of them that read the second document as text, too
 SYSTEM_SHARE = 0.3  # share of rows with the system message, which has more tokens than a question and teaches little
 
 
@@ -76,7 +79,8 @@ def question_rows(
         shuffled: Share of the rows with documents in any order. In the others the document of the question comes first,
             as after a ranking; if there are two, one of them.
         text: Whether the documents are given as text.
-        mixed: Chance of each document to be read as text beside the memories of the others; of all of them, too.
+        mixed: Share of the rows that read text as an engine does after a search: their best ranked document, sometimes
+            the second or all of them, beside the memories of the others.
     """
     by_passage: dict[int, list[Question]] = defaultdict(list)
     for question in corpus.questions:
@@ -94,7 +98,8 @@ def question_rows(
             first = rng.sample(asked.gold, len(asked.gold))
         documents = first + _others(rng, set(first), neighbours, wanted - len(first))
         known = set(first)
-        if rng.random() < shuffled:
+        expanded = bool(mixed) and rng.random() < mixed
+        if rng.random() < (MISRANKED if expanded else shuffled):
             rng.shuffle(documents)
             known = set(documents)
         elif len(first) > 1:
@@ -105,16 +110,14 @@ def question_rows(
         picked = _pick(rng, corpus.passages, by_passage, known, n_questions)
         system = ANSWER_SYSTEM if rng.random() < SYSTEM_SHARE else ""
         about = tuple(map(_looked_at, picked))
-        as_text = frozenset(_drawn(rng, documents, mixed)) if mixed else frozenset()
+        as_text = frozenset(documents[: _texts(rng, len(documents))]) if expanded else frozenset()
         rows.append(Row(tuple(documents), _turns(picked), about, system=system, text=text, as_text=as_text))
     return rows
 
 
-def _drawn(rng: random.Random, documents: list[int], mixed: float) -> list[int]:
-    """The documents of a row that are read as text; those in front, where a ranking puts the best, twice as often."""
-    if rng.random() < mixed / 2:
-        return documents
-    return [document for place, document in enumerate(documents) if rng.random() < mixed * (1 if place else 2)]
+def _texts(rng: random.Random, count: int) -> int:
+    """How many of the documents of a row are read as text."""
+    return count if rng.random() < TEXT_ONLY else 1 + (rng.random() < SECOND_TEXT)
 
 
 def _others(rng: random.Random, first: set[int], neighbours: Neighbours, count: int) -> list[int]:

@@ -37,7 +37,7 @@ class Stage:
         two_passage: Questions about two passages for each passage, on average.
         pairs: Share of the rows over several documents whose question needs two of them.
         shuffled: Share of the rows with documents in any order; in the others the right ones come first.
-        mixed: Chance of a document to be read as text beside the memories of the others.
+        mixed: Share of the rows that read their best ranked documents as text beside the memories of the others.
         paraphrases: Rows that repeat a passage.
         verbatim: Share of them that repeat it word for word.
         contrastive: Weight of the contrastive loss.
