@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, Self, TypedDict
@@ -250,8 +250,8 @@ class SequenceState:
         short = self.quotation is None and len(self.ids) + ahead < self._ends.after
         return self._ends.ids if short else ()
 
-    def allowed(self) -> Sequence[int] | None:
-        """The tokens that may come next, once all chosen ones were fed; None: any."""
+    def allowed(self) -> Mapping[int, float] | None:
+        """The tokens that may come next, each with its gain, once all chosen ones were fed; None: any."""
         return None if self.quotation is None else self.quotation.allowed(self._ends.ids)
 
     def draw(self, ahead: int = 0) -> Draw | None:
