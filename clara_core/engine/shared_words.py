@@ -16,11 +16,12 @@ from typing import Final
 from clara_core.engine.quotes import split_sentences
 from clara_core.retrieval.words import question_words, words_of
 
-# Nats that a place gains if all words of the question stand in its clause, its sentence and its document, and that it
-# loses if it begins with one of them. Measured on questions typed by hand: docs/trust.md.
+# Nats that a place gains if all words of the question stand in its clause, its sentence and its passage, and that it
+# loses if it begins with one of them. Chosen on questions typed by hand: docs/trust.md.
 _CLAUSE: Final = 3.0
 _SENTENCE: Final = 2.0
-_DOCUMENT: Final = 6.0
+_PASSAGE: Final = 6.0
+_NEIGHBOURS: Final = 3  # a passage is a sentence with so many before it and after it
 _REPEATED: Final = 1.0
 _REFUSAL: Final = 3.0  # gain of the refusal: places that share little with the question lose to it
 _RARITY: Final = 0.7  # a word that stands in n clauses counts n ** -_RARITY
@@ -56,12 +57,12 @@ class SharedWords:
             return sum(rarity[word] for word in frozenset().union(*shared)) / total
 
         for document in documents:
-            around = _DOCUMENT * share(own for sentence in document for _, own in sentence)
-            gains = {
-                start: around + _SENTENCE * share(own for _, own in sentence) + _CLAUSE * share([own])
-                for sentence in document
-                for start, own in sentence
-            }
+            sentences = [frozenset[str]().union(*(own for _, own in sentence)) for sentence in document]
+            gains = {}
+            for at, sentence in enumerate(document):
+                passage = share(sentences[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS + 1])
+                around = _PASSAGE * passage + _SENTENCE * share([sentences[at]])
+                gains |= {start: around + _CLAUSE * share([own]) for start, own in sentence}
             self._starts.append(list(gains))
             self._gains.append(list(gains.values()))
 
