@@ -194,6 +194,7 @@ class SequenceState:
 
     Attributes:
         limit: Most tokens of the answer.
+        quoted_logprob: Log-probability of a recorded quotation among all that are allowed, with what they gain.
     """
 
     def __init__(
@@ -212,6 +213,7 @@ class SequenceState:
         self.ids: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None
+        self.quoted_logprob = 0.0
         self._decode = decode
         self._ends = ends
         self._byte_ids = byte_ids
@@ -237,6 +239,7 @@ class SequenceState:
 
     def record(self, token: int, measured: Measured) -> None:
         """Record the log-probability of the next token, unless it ends the answer; call it before `feed`."""
+        self.quoted_logprob += measured.chosen
         if self.log is not None and token not in self._ends.ids:
             self.log.record(token, measured.logprob, measured.top)
 

@@ -58,7 +58,7 @@ class SharedWords:
 
         for document in documents:
             sentences = [frozenset[str]().union(*(own for _, own in sentence)) for sentence in document]
-            gains = {}
+            gains: dict[int, float] = {}
             for at, sentence in enumerate(document):
                 passage = share(sentences[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS + 1])
                 around = _PASSAGE * passage + _SENTENCE * share([sentences[at]])

@@ -8,9 +8,11 @@ from math import inf, isclose
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clara_core.engine.answer_options import read_options
 from clara_core.engine.shared_words import SharedWords
 from clara_core.engine.verbatim import OTHER_ANSWERS, REFUSAL, Quotation
 from clara_core.retrieval.words import word_spans, words_of
@@ -130,4 +132,32 @@ def test_a_checkpoint_that_says_so_answers_where_the_question_shares_most(tmp_pa
         assert answer.text in PASSAGES[passage]
         assert not set(words_of(answer.text.split()[0])) & set(words_of(question))
     assert engine.answer("Is it blue or green?", memories, verbatim=True).text == REFUSAL
+    engine.unload()
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_quotation_is_weighed_against_all_that_were_allowed(tmp_path: Path, weight: float) -> None:
+    """Against a plain twin that asks the reference for each allowed token, one by one."""
+    tiny = build(tmp_path, "qwen2", seed=3)
+    config = tiny.folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"question_words": weight}))
+    engine, question = open_engine(tiny), "When was it opened?"
+    memories = engine.compress(["Opened in 1907.", "It is 214 m long."])
+    sampling, _ = read_options({"verbatim": True, "logprobs": True, "max_tokens": 40})
+    request = engine._chat_request([{"role": "user", "content": question}], memories, sampling)
+    engine._wait([request])
+    shared = SharedWords(question, [memory.text for memory in memories], weight)
+    quotation = Quotation([memory.text for memory in memories], engine.tokenizer, shared)
+    judge, ends, total = tiny.reference().judge, engine.load().model.ends.ids, 0.0
+    for at, token in enumerate([*request.sequence.ids, None]):
+        gains, said = quotation.allowed(ends), request.sequence.ids[:at]
+        logs = {one: float(judge(request.ids, request.memories, [*said, one])[-1]) for one in gains}
+        weighed = torch.tensor([logs[one] + gain for one, gain in gains.items()]).log_softmax(0)
+        found = dict(zip(gains, weighed.tolist(), strict=True))
+        chosen = max(ends & set(found), key=found.__getitem__) if token is None else token
+        assert found[chosen] == max(found.values())  # greedy
+        total += found[chosen]
+        if token is not None:
+            quotation.feed(token)
+    assert request.sequence.quoted_logprob == pytest.approx(total, abs=1e-3)
     engine.unload()
