@@ -21,6 +21,7 @@ from clara_core.common.errors import CheckpointError
 CONFIG_FILE: Final = "config.json"
 
 # Fields that a file must have, since token ids and shapes depend on them.
+_OURS: Final = ("mixed", "answer_top_k", "verbatim", "question_words")  # fields that no release has
 _REQUIRED: Final = (
     "decoder_model_name",
     "doc_max_length",
@@ -100,6 +101,7 @@ class ClaraConfig(BaseModel):
         mixed: whether the generator was trained to read documents as text beside memories of others.
         answer_top_k: documents to read for an answer by default; None: `generation_top_k`.
         verbatim: whether answers quote their documents unless the caller says otherwise (`Sampling.verbatim`).
+        question_words: weight of the question's words in the choice of such an answer; 0: the model decides alone.
         family: model family; `model_type` in a config.json that this project wrote.
     """
 
@@ -119,6 +121,7 @@ class ClaraConfig(BaseModel):
     mixed: bool = False
     answer_top_k: int | None = Field(default=None, gt=0)
     verbatim: bool = False
+    question_words: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     family: Literal["CLaRa", "PISCO"] = "CLaRa"
 
     @model_validator(mode="after")
@@ -203,8 +206,7 @@ class ClaraConfig(BaseModel):
 
     def write(self, folder: str | Path) -> None:
         """Write `config.json` to an existing folder, with the released names."""
-        ours = {"family", *(name for name in ("mixed", "answer_top_k", "verbatim") if not getattr(self, name))}
-        # Releases do not know these fields.
+        ours = {"family", *(name for name in _OURS if not getattr(self, name))}
         content = {"model_type": self.family, "compr_model_name": None, **self.model_dump(exclude=ours)}
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         (Path(folder) / CONFIG_FILE).write_text(text, encoding="utf-8")

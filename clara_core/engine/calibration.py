@@ -44,7 +44,7 @@ class Signals:
     """The features of an answer.
 
     Attributes:
-        logprob: Sum of the log-probabilities of its tokens.
+        logprob: Sum of the log-probabilities of its tokens; of a quotation: among all tokens that were allowed.
         best_cosine: Cosine of the question with the best ranked document.
         lead: Difference of that cosine to the next lower one.
         present: Share of the question's names and numbers that the documents contain.

@@ -52,6 +52,8 @@ class Reading:
     # its attribution, with document indexes of the caller's order; None if nothing was judged
     evidence: Attribution | None = None
     checks: Checks = field(default_factory=Checks)
+    # log-probability of a quotation among all that were allowed; None: the answer is free
+    quoted: float | None = None
 
     @property
     def logprob(self) -> float:
@@ -142,23 +144,25 @@ def _evidence_of(
     `numbers` has the index of each document of the reading in the caller's order, and `cosines` one number for each of
     the caller's documents.
     """
-    if not wanted.judges or not request.documents or not request.sequence.ids:
-        return Reading(answer)
+    sequence = request.sequence
+    first = Reading(answer, quoted=None if sequence.quotation is None else sequence.quoted_logprob)
+    if not wanted.judges or not request.documents or not sequence.ids:
+        return first
     logprobs = [token.logprob for token in answer.logprobs or ()]
-    continuation = Continuation(request, request.sequence.ids, answer.text, chat.question, logprobs)
+    continuation = Continuation(request, sequence.ids, answer.text, chat.question, logprobs)
     if not wanted.attends:
         found = yield from attribute(continuation, engine.tokenizer)
     elif request.paid is not None:
-        found = attribute_by_attention(continuation, request.paid, engine.tokenizer, Reading(answer).logprob)
+        found = attribute_by_attention(continuation, request.paid, engine.tokenizer, first.logprob)
     else:
-        return Reading(answer)
+        return first
     scores = [0.0] * len(chat.memories)
     for number, value in zip(numbers, found.scores, strict=True):
         scores[number] = value
     citations = tuple(_renumbered(one, request.documents, numbers, chat.memories) for one in found.citations)
     evidence = replace(found, scores=tuple(scores), citations=citations)
     checked = replace(answer, judged_tokens=answer.judged_tokens + found.judged_tokens)
-    return Reading(checked, evidence, check(evidence, cosines))
+    return replace(first, answer=checked, evidence=evidence, checks=check(evidence, cosines))
 
 
 def check(evidence: Attribution, cosines: Sequence[float] | None) -> Checks:
@@ -254,12 +258,14 @@ def _signals(chat: Chat, reading: Reading, cosines: Sequence[float] | None) -> S
     """The signals of an answer; None if it is empty or was cut."""
     if not reading.answer.logprobs or reading.answer.finish_reason != "stop":
         return None
+    # A quotation competes with other quotations alone: how clearly it won says more than how the model would put it.
+    logprob = reading.logprob if reading.quoted is None else reading.quoted
     if not cosines:
-        return Signals(reading.logprob)
+        return Signals(logprob)
     best = max(cosines)
     texts = [memory.text for memory in chat.memories]
     known = Signals(
-        logprob=reading.logprob,
+        logprob=logprob,
         best_cosine=best,
         lead=best - max((one for one in cosines if one < best - _SAME), default=0.0),
         present=share_of_names(chat.question, texts),

@@ -17,6 +17,7 @@ from clara_core.engine.checks import Message, Overflow, check_messages
 from clara_core.engine.logprobs import TokenLog
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Sampling, SequenceState
+from clara_core.engine.shared_words import SharedWords
 from clara_core.engine.verbatim import Quotation
 from clara_core.model.chat_format import alternating
 from clara_core.model.decoder import ClaraModel
@@ -150,7 +151,9 @@ def prepare_chat(
         read = keep_best_windows(reason(turns[-1]["content"]), memories, tokenizer)
         ids = tokenizer.chat_prompt(turns, _layout(read, as_text))
     compressed = [memory for at, memory in enumerate(read) if at not in as_text]
-    request = prepare_generation(ids, compressed, sampling, tokenizer=tokenizer, model=model, quoted=memories)
+    request = prepare_generation(
+        ids, compressed, sampling, tokenizer=tokenizer, model=model, quoted=memories, question=turns[-1]["content"]
+    )
     if read is not memories:
         request.windows_left_out = count_windows(memories) - count_windows(read)
         msg = windows_left_out(memories, read)
@@ -194,10 +197,12 @@ def prepare_generation(
     tokenizer: ClaraTokenizer,
     model: ClaraModel,
     quoted: Sequence[Memory] = (),
+    question: str = "",
 ) -> GenerateRequest:
     """Make a request from the ids of a prompt and the memories that fill its slots, in order.
 
-    `quoted` has the documents whose words a verbatim answer may have; without any, it is free.
+    `quoted` has the documents whose words a verbatim answer may have; without any, it is free. `question` has the words
+    that help to find their place, for checkpoints that are better with them.
 
     Raises:
         ContextOverflow: The prompt does not fit, or the chat template removed memory slots.
@@ -213,7 +218,7 @@ def prepare_generation(
         msg = f"the chat template kept {sum(slots)} memory slots of {len(filled)}: it alters user messages"
         raise ContextOverflow(msg)
     wanted = tokenizer.config.verbatim if sampling.verbatim is None else sampling.verbatim
-    quotation = Quotation((memory.text for memory in quoted), tokenizer) if wanted and quoted else None
+    quotation = _quotation(quoted, question, tokenizer) if wanted and quoted else None
     log = None if sampling.recorded is None else TokenLog(tokenizer.token_bytes, sampling.recorded)
     ends = model.ends
     ends = Ends(ends.ids | tokenizer.eos_ids, ends.after)
@@ -225,6 +230,11 @@ def prepare_generation(
         sequence=SequenceState(tokenizer.decode, sampling, ends, room, tokenizer.byte_ids, log, quotation),
         documents=memories,
     )
+
+
+def _quotation(quoted: Sequence[Memory], question: str, tokenizer: ClaraTokenizer) -> Quotation:
+    texts, weight = [memory.text for memory in quoted], tokenizer.config.question_words
+    return Quotation(texts, tokenizer, SharedWords(question, texts, weight) if weight else None)
 
 
 # --- documents with more windows than fit a prompt ---------------------------------------------------------

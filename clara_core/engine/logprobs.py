@@ -79,14 +79,18 @@ class Measured:
     """The recorded part of the next-token distribution of a row."""
 
     logprob: float  # log-probability of the token that was chosen
+    chosen: float  # the same among the tokens that were allowed, with what they gain
     top: tuple[tuple[int, float], ...]  # the most probable tokens with their log-probabilities
 
 
-def measure(logits: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor) -> Callable[[], dict[int, Measured]]:
+def measure(
+    logits: Tensor, allowed: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor
+) -> Callable[[], dict[int, Measured]]:
     """Measure the distributions of the rows that are recorded, without waiting for the device.
 
     Args:
         logits: ``[rows, vocab]``.
+        allowed: The same after restrictions.
         logs: Log of each row; None for a row that is not recorded.
         tokens: The chosen token of each row, ``[rows]``.
 
@@ -98,19 +102,23 @@ def measure(logits: Tensor, logs: Sequence[TokenLog | None], tokens: Tensor) -> 
         return dict
     from clara_core.model.devices import download, upload
 
+    free = allowed is logits
     if len(tops) < len(logits):
         rows = upload(list(tops), logits.device)
         logits, tokens = logits.index_select(0, rows), tokens.index_select(0, rows)
+        allowed = logits if free else allowed.index_select(0, rows)
     logprobs = logits.float().log_softmax(1)  # [recorded rows, vocab]
+    restricted = logprobs if free else allowed.float().log_softmax(1)
     best = logprobs.topk(max(tops.values()), dim=1)
-    found = [*map(download, (logprobs.gather(1, tokens[:, None])[:, 0], best.indices, best.values))]
+    own, chosen = (values.gather(1, tokens[:, None])[:, 0] for values in (logprobs, restricted))
+    found = [*map(download, (own, chosen, best.indices, best.values))]
 
     def read() -> dict[int, Measured]:
-        chosen, tokens, values = (part.tolist() for part in found)
+        own, chosen, tokens, values = (part.tolist() for part in found)
         pairs = (tuple(zip(*row, strict=True)) for row in zip(tokens, values, strict=True))
         return {
-            row: Measured(logprob, best[:top])
-            for (row, top), logprob, best in zip(tops.items(), chosen, pairs, strict=True)
+            row: Measured(logprob, among, best[:top])
+            for (row, top), logprob, among, best in zip(tops.items(), own, chosen, pairs, strict=True)
         }
 
     return read

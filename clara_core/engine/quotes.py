@@ -14,6 +14,7 @@ _WORD = re.compile(r"[^\W_]+")
 _SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’»)\]]*(?=\s)|\n\s*\n")  # noqa: RUF001 - full-width stops are meant
 # A period after these does not end a sentence: titles, and the letter of an initial.
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nos|vs|ca|[A-Z])\.$")
+_LONGEST_ABBREVIATION = len("Prof.")
 _YES_NO = frozenset({"yes", "no", "true", "false"})
 
 
@@ -46,7 +47,7 @@ def split_sentences(text: str) -> list[Span]:
     """Spans of sentences, without surrounding space; a text without sentence ends is one sentence."""
     spans: list[Span] = []
     start = 0
-    ends = [match.end() for match in _SENTENCE_END.finditer(text) if not _ABBREVIATION.search(text[: match.end()])]
+    ends = [end for match in _SENTENCE_END.finditer(text) if not _abbreviates(text, end := match.end())]
     for end in [*ends, len(text)]:
         piece = text[start:end]
         first = start + len(piece) - len(piece.lstrip())
@@ -55,6 +56,11 @@ def split_sentences(text: str) -> list[Span]:
             spans.append((first, last))
         start = end
     return spans
+
+
+def _abbreviates(text: str, end: int) -> bool:
+    """Whether the period before this character belongs to an abbreviation."""
+    return _ABBREVIATION.search(text, max(0, end - _LONGEST_ABBREVIATION), end) is not None
 
 
 def says_yes_or_no(text: str) -> bool:

@@ -144,7 +144,7 @@ class Chosen:
         best = allowed.max(-1)  # NaN counts as the largest, so it is detected here
         self.tokens = _drawn(part, allowed, best.indices)
         numbers = torch.stack([self.tokens, best.values.isfinite().long()], dim=1)
-        self._measured = measure(logits, [one.request.sequence.log for one in part], self.tokens)
+        self._measured = measure(logits, allowed, [one.request.sequence.log for one in part], self.tokens)
         self._numbers = download(numbers)
         self._read: list[list[int]] = []
         self._recorded: dict[int, Measured] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, Self, TypedDict
@@ -194,6 +194,7 @@ class SequenceState:
 
     Attributes:
         limit: Most tokens of the answer.
+        quoted_logprob: Log-probability of a recorded quotation among all that are allowed, with what they gain.
     """
 
     def __init__(
@@ -212,6 +213,7 @@ class SequenceState:
         self.ids: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None
+        self.quoted_logprob = 0.0
         self._decode = decode
         self._ends = ends
         self._byte_ids = byte_ids
@@ -237,6 +239,7 @@ class SequenceState:
 
     def record(self, token: int, measured: Measured) -> None:
         """Record the log-probability of the next token, unless it ends the answer; call it before `feed`."""
+        self.quoted_logprob += measured.chosen
         if self.log is not None and token not in self._ends.ids:
             self.log.record(token, measured.logprob, measured.top)
 
@@ -250,8 +253,8 @@ class SequenceState:
         short = self.quotation is None and len(self.ids) + ahead < self._ends.after
         return self._ends.ids if short else ()
 
-    def allowed(self) -> Sequence[int] | None:
-        """The tokens that may come next, once all chosen ones were fed; None: any."""
+    def allowed(self) -> Mapping[int, float] | None:
+        """The tokens that may come next, each with its gain, once all chosen ones were fed; None: any."""
         return None if self.quotation is None else self.quotation.allowed(self._ends.ids)
 
     def draw(self, ahead: int = 0) -> Draw | None:

@@ -1,25 +1,30 @@
 """Answers in the words of their documents: which tokens may come next so that an answer quotes a text letter by letter.
 
-A quotation begins and ends between words; where, and how long it is, the model decides. "Yes", "No" and the refusal
-that the bundled model was trained on are allowed, too. Characters are those of the tokenizer, which may normalize a
-text. Runs no model.
+A quotation begins and ends between words; where, and how long it is, the model decides, with the help of the words
+that the question shares with each place if these are given. "Yes", "No" and the refusal that the bundled model was
+trained on are allowed, too. Characters are those of the tokenizer, which may normalize a text. Runs no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from clara_core.retrieval.words import word_spans
 
 if TYPE_CHECKING:
+    from clara_core.engine.shared_words import SharedWords
     from clara_core.model.tokenizer import ClaraTokenizer
 
 REFUSAL: Final = "The documents do not say."
 """What the bundled model answers if its documents do not hold the answer."""
 OTHER_ANSWERS: Final = ("Yes", "No", "yes", "no", REFUSAL)
 _NONE: Final = -1  # in the place of a token: a quotation cannot go on
+
+Place = tuple[int, float]
+"""The place of a token, and the gain of the quotation that goes on there."""
 
 
 class Quotation:
@@ -31,15 +36,17 @@ class Quotation:
     Args:
         texts: The documents.
         tokenizer: Tokenizer of the checkpoint.
+        shared: The words that the question shares with these documents; None: the model decides alone.
     """
 
-    def __init__(self, texts: Iterable[str], tokenizer: ClaraTokenizer) -> None:
+    def __init__(self, texts: Iterable[str], tokenizer: ClaraTokenizer, shared: SharedWords | None = None) -> None:
         self._ids: list[int] = [_NONE]  # tokens of all texts, with `_NONE` after each
         self._word_ends: list[bool] = [True]  # whether a word ends before each of them
-        self._next: list[int] = []  # places of the tokens that may come next
-        places: dict[str, list[int]] = {answer: [0] for answer in OTHER_ANSWERS}  # of the tokens after each word
-        for text in texts:
-            self._add(text, tokenizer, places)
+        self._next: list[Place] = []  # of the tokens that may come next
+        # Of the tokens after each word, and of what ends one of the other answers.
+        places = {answer: [(0, shared.refusal if shared and answer == REFUSAL else 0.0)] for answer in OTHER_ANSWERS}
+        for number, text in enumerate(texts):
+            self._add(number, text, tokenizer, places, shared)
         words = [ids for ids, _ in tokenizer.encode_spans(list(places))]
         special = tokenizer.token_bytes.special  # a character that the vocabulary lacks cannot be quoted
         ends = False  # whether a quotation that reaches the place after can end somewhere
@@ -52,7 +59,14 @@ class Quotation:
         ]
         self._written = 0
 
-    def _add(self, text: str, tokenizer: ClaraTokenizer, places: dict[str, list[int]]) -> None:
+    def _add(
+        self,
+        number: int,
+        text: str,
+        tokenizer: ClaraTokenizer,
+        places: dict[str, list[Place]],
+        shared: SharedWords | None,
+    ) -> None:
         [(ids, spans)] = tokenizer.encode_spans([text])
         words = word_spans(text)
         word_ends = {end for _, end in words}
@@ -68,28 +82,43 @@ class Quotation:
             spaced = start > 0 and text[start - 1].isspace()
             if not (spaced or start == 0 or text[start].isalnum()):
                 continue  # a bracket or a stop after a word
+            word = text[start:end]
+            gain = shared.gain(number, start, word) if shared else 0.0
             # A word in the middle of a token can be quoted alone, but not what comes after it.
-            places.setdefault(text[start:end], []).append(after.get(end, 0))
+            places.setdefault(word, []).append((after.get(end, 0), gain))
             if not spaced and start in begins:
-                self._next.append(begins[start])  # several words without spaces may be one token
+                self._next.append((begins[start], gain))  # several words without spaces may be one token
 
     def feed(self, token: int) -> None:
         """Go on to the tokens after this one."""
-        self._next = [place + 1 for place in self._next if self._ids[place] == token]
+        self._next = [(place + 1, gain) for place, gain in self._next if self._ids[place] == token]
         self._first = [
             (ids, after) for ids, after in self._first if len(ids) > self._written and ids[self._written] == token
         ]
         self._written += 1
         self._next += [place for ids, after in self._first if len(ids) == self._written for place in after]
 
-    def allowed(self, ends: Collection[int]) -> Sequence[int]:
-        """The tokens that may come next.
+    def allowed(self, ends: Collection[int]) -> Mapping[int, float]:
+        """The tokens that may come next, each with the gain of the best quotation that begins so; the best has 0.
+
+        Along an answer these gains add up to what its place gains less than the best place.
 
         Args:
             ends: The tokens that end an answer.
         """
-        found = {self._ids[place] for place in self._next}
-        found |= {ids[self._written] for ids, _ in self._first if len(ids) > self._written}
-        if self._written and any(self._word_ends[place] for place in self._next):
-            found |= set(ends)
-        return sorted(found - {_NONE})
+        gains: dict[int, float] = {}
+
+        def add(token: int, gain: float) -> None:
+            gains[token] = max(gain, gains.get(token, -inf))
+
+        for ids, after in self._first:
+            if len(ids) > self._written:
+                add(ids[self._written], max(gain for _, gain in after))
+        for place, gain in self._next:
+            if self._ids[place] != _NONE:
+                add(self._ids[place], gain)
+            if self._written and self._word_ends[place]:
+                for end in ends:
+                    add(end, gain)
+        best = max(gains.values(), default=0.0)
+        return {token: gains[token] - best for token in sorted(gains)}

@@ -58,19 +58,20 @@ def without_ends(logits: Tensor, ends: Mapping[int, Collection[int]]) -> Tensor:
     return logits.index_put((rows, tokens), logits.new_tensor(-torch.inf))
 
 
-def only(logits: Tensor, allowed: Mapping[int, Sequence[int]]) -> Tensor:
+def only(logits: Tensor, allowed: Mapping[int, Mapping[int, float]]) -> Tensor:
     """A copy of the logits ``[rows, vocab]`` with minus infinity for all tokens of some rows but the allowed ones.
 
     Args:
         logits: Logits, not changed.
-        allowed: Allowed tokens by row; other rows are copied.
+        allowed: Allowed tokens by row, each with what its logit gains; other rows are copied.
     """
     places = [(row, token) for row, tokens in allowed.items() for token in tokens]
     if not places:
         return logits
     rows, tokens = upload(places, logits.device).unbind(1)
+    gains = upload([gain for tokens in allowed.values() for gain in tokens.values()], logits.device, logits.dtype)
     restricted = logits.index_fill(0, upload(list(allowed), logits.device), -torch.inf)
-    return restricted.index_put((rows, tokens), logits[rows, tokens])
+    return restricted.index_put((rows, tokens), logits[rows, tokens] + gains)
 
 
 def draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:

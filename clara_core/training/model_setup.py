@@ -213,7 +213,7 @@ def write_model(
     config = opened.model.config
     changes = {"decoder_model_name": name, "training_stage": stage, "mixed": mixed or config.mixed}
     # What is best for the answers of the weights before need not be best for these.
-    config = config.model_copy(update=changes | {"answer_top_k": None, "verbatim": False})
+    config = config.model_copy(update=changes | {"answer_top_k": None, "verbatim": False, "question_words": 0.0})
     dtype = opened.model.dtype
     roles = sorted(opened.roles)
     adapters = {role: _on_processor(opened.model.export_adapter(role), dtype) for role in roles}

@@ -40,6 +40,7 @@ def test_reads_a_released_config_and_ignores_the_rest(parity_folder):
         "mixed": False,
         "answer_top_k": None,
         "verbatim": False,
+        "question_words": 0.0,
         "family": "CLaRa",
     }
     assert (config.n_mem, config.lora_alpha, config.lora_scale) == (8, 8, 2.0)

@@ -31,7 +31,7 @@ def walk(texts: list[str], tokenizer: ClaraTokenizer, rng: random.Random) -> str
     while True:
         allowed = quotation.allowed([END])
         assert allowed, "a quotation can always go on or end"
-        token = rng.choice(allowed)
+        token = rng.choice(list(allowed))
         if token == END:
             return tokenizer.decode(ids).lstrip()  # some decoders leave the space before the first word
         quotation.feed(token)
@@ -99,7 +99,7 @@ def test_hostile_texts_can_be_quoted(family: str, text: str) -> None:
     special = {tokenizer.token_id(token) for token in tokenizer.config.mem_tokens}
     for seed in range(5):
         quotation, rng = Quotation([text] * 20, tokenizer), random.Random(seed)
-        while (token := rng.choice(quotation.allowed([END]))) != END:
+        while (token := rng.choice(list(quotation.allowed([END])))) != END:
             assert token not in special
             quotation.feed(token)
 

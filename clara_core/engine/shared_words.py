@@ -1,0 +1,79 @@
+"""Where in its documents the words of a question stand: evidence for the place at which a quotation begins.
+
+A small generator often quotes the right kind of words from the wrong sentence. What surrounds an answer usually repeats
+words of the question, and the answer itself does not. Runs no model.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain, pairwise
+from typing import Final
+
+from clara_core.engine.quotes import split_sentences
+from clara_core.retrieval.words import question_words, words_of
+
+# Nats that a place gains if all words of the question stand in its clause, its sentence and its passage, and that it
+# loses if it begins with one of them. Chosen on questions typed by hand: docs/trust.md.
+_CLAUSE: Final = 3.0
+_SENTENCE: Final = 2.0
+_PASSAGE: Final = 6.0
+_NEIGHBOURS: Final = 3  # a passage is a sentence with so many before it and after it
+_REPEATED: Final = 1.0
+_REFUSAL: Final = 3.0  # gain of the refusal: places that share little with the question lose to it
+_RARITY: Final = 0.7  # a word that stands in n clauses counts n ** -_RARITY
+_CLAUSE_END: Final = re.compile(r"[,;:]+(?=\s)|[，；：、]|\n")  # noqa: RUF001 - full-width marks are meant
+
+
+class SharedWords:
+    """The words that a question shares with each place of its documents.
+
+    Args:
+        question: The question; its "what", "how many" and the like do not count, nor do English endings.
+        texts: The documents.
+        weight: Factor of all gains.
+
+    Attributes:
+        refusal: What the refusal gains, in nats.
+    """
+
+    def __init__(self, question: str, texts: Sequence[str], weight: float = 1.0) -> None:
+        self._asked = frozenset(question_words(question))
+        self._weight = weight
+        self.refusal = weight * _REFUSAL
+        self._repeats: dict[str, bool] = {}  # whether a word is one of the question's
+        self._starts: list[list[int]] = []  # for each document where its clauses begin
+        self._gains: list[list[float]] = []  # for each document the gains of its clauses
+        documents = [[self._clauses(text, *span) for span in split_sentences(text)] for text in texts]
+        everywhere = (own for document in documents for sentence in document for _, own in sentence)
+        clauses = Counter(chain.from_iterable(everywhere))
+        rarity: dict[str, float] = {word: max(clauses[word], 1) ** -_RARITY for word in self._asked}
+        total = sum(rarity.values()) or 1.0
+
+        def share(shared: Iterable[frozenset[str]]) -> float:
+            return sum(rarity[word] for word in frozenset().union(*shared)) / total
+
+        for document in documents:
+            sentences = [frozenset[str]().union(*(own for _, own in sentence)) for sentence in document]
+            gains: dict[int, float] = {}
+            for at, sentence in enumerate(document):
+                passage = share(sentences[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS + 1])
+                around = _PASSAGE * passage + _SENTENCE * share([sentences[at]])
+                gains |= {start: around + _CLAUSE * share([own]) for start, own in sentence}
+            self._starts.append(list(gains))
+            self._gains.append(list(gains.values()))
+
+    def _clauses(self, text: str, start: int, end: int) -> list[tuple[int, frozenset[str]]]:
+        """Where each clause of a sentence begins, and the words of the question that stand in it."""
+        cuts = [start, *(match.end() for match in _CLAUSE_END.finditer(text, start, end)), end]
+        return [(a, self._asked.intersection(words_of(text[a:b]))) for a, b in pairwise(cuts)]
+
+    def gain(self, document: int, start: int, word: str) -> float:
+        """How much more probable a quotation is that begins with this word at this character, in nats."""
+        clause = bisect_right(self._starts[document], start) - 1
+        if word not in self._repeats:
+            self._repeats[word] = not self._asked.isdisjoint(words_of(word))
+        return self._weight * (self._gains[document][clause] - _REPEATED * self._repeats[word])
