@@ -22,7 +22,7 @@ _CLAUSE: Final = 3.0
 _SENTENCE: Final = 2.0
 _PASSAGE: Final = 6.0
 _NEIGHBOURS: Final = 3  # a passage is a sentence with so many before it and after it
-_REPEATED: Final = 1.0
+_REPEATED: Final = 2.0
 _REFUSAL: Final = 3.0  # gain of the refusal: places that share little with the question lose to it
 _RARITY: Final = 0.7  # a word that stands in n clauses counts n ** -_RARITY
 _CLAUSE_END: Final = re.compile(r"[,;:]+(?=\s)|[，；：、]|\n")  # noqa: RUF001 - full-width marks are meant
