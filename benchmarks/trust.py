@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -27,6 +27,7 @@ from benchmarks.curves import make_figure
 from benchmarks.encyclopedia_tasks import MAX_TOKENS, SEED
 from benchmarks.report import Row, hardware, show
 from benchmarks.trust_tasks import CALIBRATED, TrustSet, answerable, make_lines, unanswerable
+from benchmarks.trust_text import text_rows
 from clara_core import Answer, ClaraEngine
 from clara_core.data.examples import RetrievalLine
 from clara_core.engine.answer_options import Cited, Reading
@@ -220,25 +221,6 @@ def fidelity_rows(engine: ClaraEngine, lines: Sequence[RetrievalLine]) -> list[R
     ]
 
 
-def mixed_rows(engine: ClaraEngine, best: Asked) -> list[Row]:
-    """Row 13: the best ranked document as text among the memories of the others, and the right one alone as text."""
-    if not engine.config.mixed:
-        return []
-    alone = [replace(line, docs=(line.docs[line.pos_index[0]],), pos_index=(0,)) for line in best.lines]
-    rows = []
-    for name, lines in (("best document as text among five", best.lines), ("right document alone, as text", alone)):
-        items = [(line.question, engine.remember(line.docs)) for line in lines]
-        first, plain = (
-            _share([exact_match(one.text, line.answer) == 1.0 for one, line in zip(answers, lines, strict=True)])
-            for answers in (
-                engine.answer_batch(items, max_tokens=MAX_TOKENS, as_text=[0]),
-                engine.answer_batch(items, max_tokens=MAX_TOKENS),
-            )
-        )
-        rows.append(_row(f"13 exact match, {name}", first, f"from memory {plain:.3f}", 0.95))
-    return rows
-
-
 def time_row(engine: ClaraEngine, best: Asked) -> Row:
     """Row 5 of the table: processor time, which other work on the machine affects less. The cosines are given."""
     kinds: tuple[Cited, ...] = (False, True, "attention")
@@ -336,7 +318,7 @@ def main(
         *confidence_rows(mixtures, best, none),
         *reading_rows(engine, best, double),
         *fidelity_rows(engine, best.lines),
-        *mixed_rows(engine, best),
+        *(text_rows(best.lines, _share(best.right)) if model == ENCYCLOPEDIA else ()),
     ]
     facts: dict[str, object] = {"benchmark": "trust", "passages": passages, "hardware": hardware("cpu")}
     facts |= {"questions": len(best.lines), "double": len(double.lines), "calibrated on": engine.calibration.questions}
