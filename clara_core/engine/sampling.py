@@ -41,7 +41,8 @@ class Answer:
             with ``citations="attention"``; None if nothing was judged.
         confidence: Probability that the answer is right; None if it was not asked for, or if the answer is empty or was
             cut.
-        calibrated: Whether the confidence is calibrated; otherwise it is the probability of the answer's tokens.
+        calibrated: Whether the confidence is calibrated; otherwise it is the probability of the answer's tokens, of a
+            quotation among all tokens that were allowed.
         checks: Checks of the answer, if citations or a second reading were asked for.
         abstained: Whether the text was withheld; `text` is then ``unsure_text``.
         draft: The text that was withheld.
