@@ -173,7 +173,7 @@ def check_as_text(as_text: Collection[int], documents: int, config: ClaraConfig)
         raise CheckpointError(
             "as_text: this checkpoint was not trained to read text beside memories (its config.json does not say "
             '"mixed": true), and reads such prompts worse than either: leave as_text out, use read="text", or train it '
-            "with clara train stage1_2 and mixed = 0.2"
+            "with clara train stage1_2 and mixed = 0.5"
         )
     if not set(as_text) <= set(range(documents)):
         raise ValueError(f"as_text must name documents from 0 to {documents - 1}, got {sorted(as_text)}")

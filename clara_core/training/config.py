@@ -90,8 +90,9 @@ class TrainingConfig(EngineOptions, Settings):
         memory_tokens: Whether the embeddings of the memory tokens are trained. None: if the compressor is trained.
         dropout: Dropout on the input of the adapters.
         overflow: "split" a document that is longer than a window into several, or "truncate" it as in the paper.
-        mixed: Share of the documents that the generator reads as text beside the memories of the others (stage1_2), so
-            that the checkpoint may be given such prompts; its config says so. 0.2 is a good share, with a frozen
+        mixed: Share of the lines whose first document, sometimes the second or all, the generator reads as text beside
+            the memories of the others (stage1_2), so that the checkpoint may be given such prompts; its config says so.
+            The documents of a line are in the order of a search then, best first. 0.5 is a good share, with a frozen
             compressor (``learn = ["generator"]``), so that memories stay valid.
         top_k: Windows that the generator reads in stage2. None: as in the checkpoint.
         top_k_gradient: Whether the loss of the answer reaches the query reasoner (stage2).

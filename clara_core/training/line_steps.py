@@ -21,6 +21,17 @@ _SCP_USER = "Background:\n{docs}"
 _TEMPLATE = 200  # positions
 _EDGE = 2  # tokens by which a text may be longer among others than by itself
 _ANSWER_USER = "Background:\n{docs}\n\nQuestion:"
+_ALL_TEXT = 0.15  # share of the rows with text that read all of their documents as text
+_SECOND_TEXT = 0.25  # share of the others that read the second document as text, too
+
+
+def leading_texts(rng: random.Random, count: int) -> int:
+    """How many of the documents of a row with text are read as text: the best ranked, sometimes the second or all.
+
+    A generator that sees text anywhere among its memories does not learn to prefer it: docs/trust.md.
+    """
+    return count if rng.random() < _ALL_TEXT else min(count, 1 + (rng.random() < _SECOND_TEXT))
+
 
 Overflow = Literal["split", "truncate"]
 
@@ -60,7 +71,7 @@ class LineReader:
         overflow: "split" a document that is longer than a window into several, as the engine does, or "truncate" it,
             as the published code does.
         answers: Whether the generator is trained on the answers of lines with candidates.
-        mixed: Share of the documents of stage 1_2 that are read as text.
+        mixed: Share of the lines of stage 1_2 whose first documents are read as text.
     """
 
     tokenizer: ClaraTokenizer
@@ -154,9 +165,9 @@ class LineReader:
 
     def _drawn(self, line: Line, rng: random.Random | None) -> set[int]:
         """Documents of a line that are read as text."""
-        if rng is None or not self.mixed or not isinstance(line, InstructionLine):
+        if rng is None or not self.mixed or not isinstance(line, InstructionLine) or rng.random() >= self.mixed:
             return set()
-        return {at for at in range(len(line.docs)) if rng.random() < self.mixed}
+        return set(range(leading_texts(rng, len(line.docs))))
 
     def _pieces(self, text: str) -> list[str]:
         """A document as text, in pieces of a window."""

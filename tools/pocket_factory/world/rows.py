@@ -18,6 +18,7 @@ from clara_core.model.tokenizer import (
     ClaraTokenizer,
 )
 from clara_core.training.batch import Pointers, RowBatch, row_batch
+from clara_core.training.line_steps import leading_texts
 from clara_core.training.losses import IGNORE
 from tools.pocket_factory.world import Corpus, Passage, Question, paraphrase
 
@@ -29,8 +30,6 @@ NEIGHBOURS = (0.4, 0.4, 0.15, 0.05)  # shares: same kind and similar name, same 
 TAIL = 2  # tokens at the end of a question that should attend to the right document, as the answer does
 _OPENING = "Background:\n"  # before the documents
 MISRANKED = 0.04  # share of the rows with text in any order; so about as often as a search ranks a wrong one first
-TEXT_ONLY = 0.15  # share of the rows with text that read all of their documents as text
-SECOND_TEXT = 0.25  # share of them that read the second document as text, too
 SYSTEM_SHARE = 0.3  # share of rows with the system message, which has more tokens than a question and teaches little
 
 
@@ -110,14 +109,9 @@ def question_rows(
         picked = _pick(rng, corpus.passages, by_passage, known, n_questions)
         system = ANSWER_SYSTEM if rng.random() < SYSTEM_SHARE else ""
         about = tuple(map(_looked_at, picked))
-        as_text = frozenset(documents[: _texts(rng, len(documents))]) if expanded else frozenset()
+        as_text = frozenset(documents[: leading_texts(rng, len(documents))]) if expanded else frozenset()
         rows.append(Row(tuple(documents), _turns(picked), about, system=system, text=text, as_text=as_text))
     return rows
-
-
-def _texts(rng: random.Random, count: int) -> int:
-    """How many of the documents of a row are read as text."""
-    return count if rng.random() < TEXT_ONLY else 1 + (rng.random() < SECOND_TEXT)
 
 
 def _others(rng: random.Random, first: set[int], neighbours: Neighbours, count: int) -> list[int]:
