@@ -31,6 +31,7 @@ from clara_core.engine.quotes import says_yes_or_no, share_of_names, stands_in
 from clara_core.engine.requests import GenerateRequest, Request
 from clara_core.engine.sampling import Answer
 from clara_core.engine.steps import Steps, together
+from clara_core.engine.verbatim import REFUSAL
 from clara_core.model.chat_format import alternating
 from clara_core.model.tokenizer import ANSWER_SYSTEM
 from clara_core.retrieval.ranking import score_memories
@@ -52,7 +53,7 @@ class Reading:
     # its attribution, with document indexes of the caller's order; None if nothing was judged
     evidence: Attribution | None = None
     checks: Checks = field(default_factory=Checks)
-    # log-probability of a quotation among all that were allowed; None: the answer is free
+    # log-probability of a quotation among all that were allowed; None: the answer is free, or a refusal
     quoted: float | None = None
 
     @property
@@ -145,7 +146,9 @@ def _evidence_of(
     the caller's documents.
     """
     sequence = request.sequence
-    first = Reading(answer, quoted=None if sequence.quotation is None else sequence.quoted_logprob)
+    # A refusal is no quotation, and wins where nothing else fits: that does not make it a right answer.
+    quotes = sequence.quotation is not None and answer.text != REFUSAL
+    first = Reading(answer, quoted=sequence.quoted_logprob if quotes else None)
     if not wanted.judges or not request.documents or not sequence.ids:
         return first
     logprobs = [token.logprob for token in answer.logprobs or ()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from math import inf, isclose
+from math import exp, inf, isclose
 from pathlib import Path
 
 import pytest
@@ -131,7 +131,12 @@ def test_a_checkpoint_that_says_so_answers_where_the_question_shares_most(tmp_pa
         answer = engine.answer(question, memories, verbatim=True, max_tokens=40)
         assert answer.text in PASSAGES[passage]
         assert not set(words_of(answer.text.split()[0])) & set(words_of(question))
-    assert engine.answer("Is it blue or green?", memories, verbatim=True).text == REFUSAL
+    options = {"verbatim": True, "logprobs": True, "min_confidence": 0.0}
+    refused = engine.answer("Is it blue or green?", memories, **options)
+    assert refused.text == REFUSAL
+    assert refused.confidence == pytest.approx(exp(sum(token.logprob for token in refused.logprobs)))
+    quoted = engine.answer("When was the bridge opened?", memories, max_tokens=40, **options)
+    assert quoted.confidence > exp(sum(token.logprob for token in quoted.logprobs))  # among the quotations alone
     engine.unload()
 
 
