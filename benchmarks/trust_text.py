@@ -15,9 +15,8 @@ from clara_core.data.examples import RetrievalLine
 from clara_core.evaluation import exact_match
 from tools.pocket_factory.world import ENCYCLOPEDIA
 
-TAUGHT = Path(ENCYCLOPEDIA).with_name(
-    "encyclopedia_text"
-)  # adapters after the lesson `stage1_2_mixed`, and config.json
+# Adapters after the lesson `stage1_2_mixed`, and their config.json.
+TAUGHT = Path(ENCYCLOPEDIA).with_name("encyclopedia_text")
 
 
 def taught(folder: Path) -> str:
@@ -34,7 +33,7 @@ def text_rows(lines: Sequence[RetrievalLine], untaught: float) -> list[Row]:
         lines: The questions.
         untaught: Exact match of the weights before the lesson, from the memories.
     """
-    alone = [replace(line, docs=(line.docs[line.pos_index[0]],), pos_index=(0,)) for line in lines]
+    alone = own_passages(lines)
     with TemporaryDirectory() as folder:
         engine = ClaraEngine.from_pretrained(taught(Path(folder) / "checkpoint"))
         five, one, words, memories = (
@@ -48,6 +47,11 @@ def text_rows(lines: Sequence[RetrievalLine], untaught: float) -> list[Row]:
         Row("13 right document alone, as text", f"{one:.3f}", "", one, 0.95),
         Row("13 memories alone", f"{memories:.3f}", f"before {untaught:.3f}", memories, untaught),
     ]
+
+
+def own_passages(lines: Sequence[RetrievalLine]) -> list[RetrievalLine]:
+    """The same questions, each with the right passage alone."""
+    return [replace(line, docs=(line.docs[line.pos_index[0]],), pos_index=(0,)) for line in lines]
 
 
 def exact_share(engine: ClaraEngine, lines: Sequence[RetrievalLine], text: bool, verbatim: bool) -> float:

@@ -20,8 +20,8 @@ from clara_core.common.errors import CheckpointError
 
 CONFIG_FILE: Final = "config.json"
 
-# Fields that a file must have, since token ids and shapes depend on them.
 _OURS: Final = ("mixed", "answer_top_k", "verbatim", "question_words")  # fields that no release has
+# Fields that a file must have, since token ids and shapes depend on them.
 _REQUIRED: Final = (
     "decoder_model_name",
     "doc_max_length",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from math import exp, inf, isclose
 from pathlib import Path
@@ -12,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clara_core.checkpoint.config import ClaraConfig
 from clara_core.engine.answer_options import read_options
 from clara_core.engine.shared_words import SharedWords
 from clara_core.engine.verbatim import OTHER_ANSWERS, REFUSAL, Quotation
 from clara_core.retrieval.words import word_spans, words_of
 from tests.engines import PASSAGES, open_engine
 from tests.model.test_tokenizer import tokenizer_of
-from tests.tiny import build
+from tests.tiny import Tiny, build
 
 END = 10**9
 NOTES = [
@@ -120,12 +120,16 @@ def test_gains_along_an_answer_are_those_of_its_best_place(texts: list[str], que
     assert isclose(spent, best_place(tokenizer.decode(ids).lstrip(), texts, shared) - max(starts), abs_tol=1e-9)
 
 
+def weighing(folder: Path, weight: float) -> Tiny:
+    """A tiny checkpoint with this weight of the question's words."""
+    tiny = build(folder, "qwen2", seed=3)
+    ClaraConfig.read(tiny.folder).model_copy(update={"question_words": weight}).write(tiny.folder)
+    return tiny
+
+
 def test_a_checkpoint_that_says_so_answers_where_the_question_shares_most(tmp_path: Path) -> None:
     """An untrained generator has no opinion, so a large weight decides alone."""
-    tiny = build(tmp_path, "qwen2", seed=3)
-    config = tiny.folder / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"question_words": 1e4}))
-    engine = open_engine(tiny)
+    engine = open_engine(weighing(tmp_path, 1e4))
     memories = engine.compress(PASSAGES)
     for question, passage in (("When was the bridge opened?", 1), ("Who sailed to Lisbon?", 3), ("clocks maps", 5)):
         answer = engine.answer(question, memories, verbatim=True, max_tokens=40)
@@ -143,9 +147,7 @@ def test_a_checkpoint_that_says_so_answers_where_the_question_shares_most(tmp_pa
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_a_quotation_is_weighed_against_all_that_were_allowed(tmp_path: Path, weight: float) -> None:
     """Against a plain twin that asks the reference for each allowed token, one by one."""
-    tiny = build(tmp_path, "qwen2", seed=3)
-    config = tiny.folder / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"question_words": weight}))
+    tiny = weighing(tmp_path, weight)
     engine, question = open_engine(tiny), "When was it opened?"
     memories = engine.compress(["Opened in 1907.", "It is 214 m long."])
     sampling, _ = read_options({"verbatim": True, "logprobs": True, "max_tokens": 40})

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
 from benchmarks.encyclopedia_tasks import SEED
 from benchmarks.trust_tasks import answerable, make_lines
-from benchmarks.trust_text import exact_share, taught
+from benchmarks.trust_text import exact_share, own_passages, taught
 from clara_core import ClaraEngine
 from clara_core.data.examples import RetrievalLine
 
@@ -33,5 +32,4 @@ def test_the_best_document_is_read_as_text_beside_the_memories_of_others(engine,
 
 
 def test_a_document_alone_is_read_as_text(engine, lines) -> None:
-    alone = [replace(line, docs=(line.docs[line.pos_index[0]],), pos_index=(0,)) for line in lines]
-    assert exact_share(engine, alone, text=True, verbatim=False) >= 0.94
+    assert exact_share(engine, own_passages(lines), text=True, verbatim=False) >= 0.94
