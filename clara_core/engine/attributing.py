@@ -44,7 +44,7 @@ class Continuation:
         """The request for its log-probabilities, one row for each set of hidden windows."""
         prompt = self.prompt
         windows = tokenizer.window_spans(prompt.ids)
-        return JudgeRequest(prompt.ids, prompt.slots, prompt.memories, windows, self.ids, hidden)
+        return JudgeRequest(prompt.ids, prompt.slots, prompt.memories, windows, self.ids, hidden, prompt.kept)
 
 
 def attribute(continuation: Continuation, tokenizer: ClaraTokenizer) -> Steps[Attribution]:
@@ -61,7 +61,7 @@ def attribute(continuation: Continuation, tokenizer: ClaraTokenizer) -> Steps[At
     hidden = [*([] if recorded else [frozenset[int]()]), *(windows if len(windows) > 1 else []), everything]
     first = continuation.judged(tokenizer, hidden)
     [logs] = yield [first]
-    spent = _positions(first)
+    spent = first.positions
     full, rows = (torch.tensor(continuation.logprobs), logs) if recorded else (logs[0], logs[1:])
     nothing = rows[-1]  # [tokens], as `full`
     drops = full - (rows[:-1] if len(windows) > 1 else rows)  # [docs, tokens]
@@ -73,7 +73,7 @@ def attribute(continuation: Continuation, tokenizer: ClaraTokenizer) -> Steps[At
     if grounded and loose and len(windows) > 1:
         request = continuation.judged(tokenizer, [everything - own for own in windows])
         [alone] = yield [request]
-        spent += _positions(request)
+        spent += request.positions
         missing = (full[loose] - alone[:, loose]).sum(1).tolist()  # [docs]
         keeping = _keeping(missing, documents)
         if not {part.document for part in parts} & keeping:  # otherwise a cited document explains these tokens
@@ -203,7 +203,7 @@ def _with_windows(
         return _citation(part, document, window, document.spans[window], verbatim=False)
 
     found = [one or by_hiding(at, parts[at]) for at, one in enumerate(citations)]
-    return found, _positions(request)
+    return found, request.positions
 
 
 def _best_first(citations: Iterable[Citation]) -> tuple[Citation, ...]:
@@ -213,7 +213,3 @@ def _best_first(citations: Iterable[Citation]) -> tuple[Citation, ...]:
     for one in several:
         best[one.document] = max(best.get(one.document, 0.0), one.score)
     return tuple(sorted(several, key=lambda one: (-best[one.document], one.document, one.start)))
-
-
-def _positions(request: JudgeRequest) -> int:
-    return request.forked(range(len(request.hidden))).positions

@@ -347,7 +347,7 @@ class Answers:
                 if not one.gone:
                     self._feed(one, chosen, row, exc)
                 elif not one.ahead:
-                    self._memory.close(one.row, wipe=one.spoiled)
+                    self._free_row(one)
 
     def _feed(self, one: Running, chosen: Chosen, row: int, fault: Exception | None) -> None:
         sequence = one.request.sequence
@@ -380,8 +380,14 @@ class Answers:
             except Exception as failure:  # noqa: BLE001 - the caller gets it
                 exc = failure
         if exc is None:
+            one.keep_head(self._memory)
             finish(one.request)
         else:
             fail(one.request.future, exc)
         if not one.ahead:  # otherwise a running pass still writes to its pages
-            self._memory.close(one.row, wipe=one.spoiled)
+            self._free_row(one)
+
+    def _free_row(self, one: Running) -> None:
+        self._memory.close(one.row, wipe=one.spoiled)
+        if one.spoiled and one.request.kept is not None:
+            self._memory.drop(one.request.kept)

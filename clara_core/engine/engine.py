@@ -210,8 +210,7 @@ class ClaraEngine(EngineInstance):
         if wanted.scores is not None and len(wanted.scores) != len(memories):
             raise ValueError(f"scores must have one number a document: got {len(wanted.scores)} for {len(memories)}")
         request = self._chat_request(messages, memories, sampling, wanted.as_text)
-        if wanted.attends:
-            self._watch(request)
+        self._prepare_evidence(request, wanted)
         return Chat(messages, memories, sampling, request)
 
     def _answered(self, conversations: Conversations, options: AnswerOptions) -> Steps[list[Answer]]:

@@ -199,8 +199,7 @@ def _again(
     best = max(range(len(cosines)), key=cosines.__getitem__)
     document = chat.memories[best]
     request = engine._chat_request(chat.messages, [document], chat.sampling)  # noqa: SLF001
-    if wanted.attends:
-        engine._watch(request)  # noqa: SLF001
+    engine._prepare_evidence(request, wanted)  # noqa: SLF001
     [answer] = yield [request]
     better = _better(first, replace(answer, reading="again"), [document.text])
     if better.answer.reading != "again":

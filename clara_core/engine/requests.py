@@ -17,6 +17,7 @@ from clara_core.checkpoint.config import Role
 from clara_core.data.memory import Memory
 from clara_core.engine.sampling import Answer, Chunk, SequenceState
 from clara_core.model.forked import ForkedPrompt, Span
+from clara_core.model.kv_memory import KVHead, KVMemory
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,9 @@ class GenerateRequest:
     windows_left_out: int = 0  # number of windows of long documents that were left out of the prompt
     documents: Sequence[Memory] = ()  # the documents whose memories fill the slots, in order
     role: Role | None = Role.GENERATOR  # role whose adapter is used; None: the base decoder without adapters
+    # positions of the prompt whose keys and values are kept for a pass that judges the finished answer
+    judged_head: int = 0
+    kept: KVHead | None = None  # these, as long as the KV cache has them
     # spans of the windows in the prompt, if the attention to them is recorded; otherwise empty
     watched: Sequence[Span] = ()
     # attention queries ``[layers, heads, dim]`` of each generated token, if `watched`
@@ -103,6 +107,8 @@ class JudgeRequest:
     continuation: list[int]  # token ids of the continuation; at least one
     # for each row the indexes of the windows that positions after the last window do not see
     hidden: Sequence[frozenset[int]]
+    kept: KVHead | None = None  # the head, if the prompt has just been answered
+    positions: int = 0  # number of positions that were computed for it
     # gives the log-probabilities ``[rows, continuation]``, float32 on the CPU
     future: Future[Tensor] = field(default_factory=Future)
     rows: dict[int, Tensor] = field(default_factory=dict)  # the rows that have been computed
@@ -118,18 +124,24 @@ class JudgeRequest:
     @property
     def head(self) -> int:
         """Positions up to the end of the last window, fewer than the prompt has."""
-        return min(self.windows[-1][1], len(self.ids) - 1) if self.windows else 0
+        return head_of(self.ids, self.windows)
 
     def cancel(self) -> None:
         """Cancel the rows that have not been computed."""
         self.future.cancel()
 
-    def forked(self, rows: Iterable[int]) -> ForkedPrompt:
-        """Some of the rows as one prompt."""
+    def forked(self, rows: Iterable[int], memory: KVMemory | None = None) -> ForkedPrompt:
+        """Some of the rows as one prompt; the KV memory may keep its head."""
         read = self.continuation[:-1]  # the last token predicts nothing that is asked for
         spans = [sorted(self.windows[window] for window in self.hidden[row]) for row in rows]
         slots = self.slots + [False] * len(read)
-        return ForkedPrompt(self.ids + read, slots, self.head, self.continuation, spans)
+        kept = None if memory is None or self.kept is None else memory.read_head(self.kept)
+        return ForkedPrompt(self.ids + read, slots, self.head, self.continuation, spans, kept)
+
+
+def head_of(ids: Sequence[int], windows: Sequence[Span]) -> int:
+    """Positions of a prompt up to the end of its last window, fewer than it has."""
+    return min(windows[-1][1], len(ids) - 1) if windows else 0
 
 
 Request: TypeAlias = EncodeRequest | GenerateRequest | JudgeRequest

@@ -59,6 +59,12 @@ class Running:
         if request.sequence.finish_reason is not None and queries:
             request.paid = paid_attention(memory, self.row, torch.stack(queries), request.watched, len(request.ids))
 
+    def keep_head(self, memory: KVMemory) -> None:
+        """Keep the head of a finished answer that will be judged; call it before its keys are freed."""
+        request = self.request
+        if request.judged_head and request.sequence.finish_reason is not None:
+            request.kept = memory.keep(self.row, request.judged_head)
+
 
 def choose_prompts(running: Sequence[Running], budget: int, long_next: bool, *, packed: bool) -> list[Running]:
     """Choose the prompts of one pass, in the order of admission: short ones of one role, or one long one.

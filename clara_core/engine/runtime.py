@@ -19,6 +19,7 @@ from torch import Tensor
 from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import EngineClosed, FingerprintMismatch, RoleError
 from clara_core.data.memory import Memory, MemoryCache
+from clara_core.engine.answer_options import Wanted
 from clara_core.engine.calibration import CALIBRATION_FILE, Calibration
 from clara_core.engine.checks import Message, checked_memories, checked_texts
 from clara_core.engine.inputs import prepare_chat, prepare_generation, prepare_questions
@@ -26,7 +27,7 @@ from clara_core.engine.loader import DTYPES, Loaded, Plan, load_model, plan_engi
 from clara_core.engine.options import EngineArguments
 from clara_core.engine.protocol import Engine
 from clara_core.engine.recent import RecentQuestions
-from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request
+from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request, head_of
 from clara_core.engine.sampling import Sampling
 from clara_core.engine.scheduler import EngineStats, Worker
 from clara_core.engine.steps import Steps, T, adrive, drive
@@ -241,18 +242,24 @@ class EngineInstance(Engine):
             reason=self._question_tokens if self._question_role in self.roles else None, as_text=as_text,
         )  # fmt: skip
 
-    def _watch(self, request: GenerateRequest) -> None:
-        """Record the attention to the windows of a request's prompt.
+    def _prepare_evidence(self, request: GenerateRequest, wanted: Wanted) -> None:
+        """Let a request record what the evidence of its answer needs.
 
         Raises:
-            ValueError: The attention implementation of this engine does not show it.
+            ValueError: The attention implementation of this engine does not show the attention to documents.
         """
+        if not wanted.judges:
+            return
+        windows = self.tokenizer.window_spans(request.ids)
+        if not wanted.attends:
+            request.judged_head = head_of(request.ids, windows)
+            return
         if not self.load().model.own_attention:
             raise ValueError(
                 f"citations='attention' needs the attention of this package, not attn_implementation="
                 f"{self.arguments.attn_implementation!r}: leave that option out, or ask with citations=True"
             )
-        request.watched = self.tokenizer.window_spans(request.ids)
+        request.watched = windows
 
     def _question_tokens(self, question: str) -> Tensor:
         """Memory tokens ``[n_mem, hidden]`` of one question."""

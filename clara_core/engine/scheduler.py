@@ -36,6 +36,7 @@ from clara_core.engine.requests import (
 from clara_core.engine.running import not_finite
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import DeviceLost, attempt, download, in_halves, is_out_of_memory, upload
+from clara_core.model.kv_memory import KVMemory
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +244,10 @@ class Worker:
 
     def _serve_questions(self) -> None:
         self._encode_some(self._urgent, pause=None)
-        self._run_some(self._judged, take_rows, lambda part: judge_rows(self.model, part), "judged answers")
+        self._run_some(self._judged, take_rows, self._judge, "judged answers")
+
+    def _judge(self, rows: Sequence[JudgeRow]) -> None:
+        judge_rows(self.model, rows, self.answers.memory)
 
     def _encode_some(self, queue: list[SequenceRow], pause: Callable[[], None] | None) -> None:
         def fill(rows: Sequence[SequenceRow], budget: int) -> list[SequenceRow]:
@@ -313,16 +317,20 @@ class Worker:
         self.compressed += len(rows)
 
 
-def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow]) -> None:
+def judge_rows(model: ClaraModel, rows: Sequence[JudgeRow], memory: KVMemory | None) -> None:
     """Compute rows in one pass and store them in their requests; the last row of a request resolves its future.
 
-    The rows of a request stand next to each other, and share the beginning of their prompt (`model.forked`).
+    The rows of a request stand next to each other, and share the beginning of their prompt (`model.forked`), which the
+    KV memory may still have.
     """
     groups = [(request, list(some)) for request, some in groupby(rows, key=lambda row: row.request)]
-    prompts = [request.forked(row.index for row in some) for request, some in groups]
-    memories = [request.memories for request, _ in groups if len(request.memories)]
+    prompts = [request.forked((row.index for row in some), memory) for request, some in groups]
+    pairs = list(zip((request for request, _ in groups), prompts, strict=True))
+    memories = [request.memories for request, prompt in pairs if prompt.kept is None and len(request.memories)]
     filled = torch.cat(memories or [torch.zeros(0, model.hidden)])  # [slots, hidden]
     found = model.judge(prompts, upload(filled, model.device))
+    for request, prompt in pairs:
+        request.positions += prompt.positions
     sizes = [part.numel() for part in found]
     numbers = torch.cat([part.flatten() for part in found]).cpu()  # waits for the device, once
     for (request, some), part in zip(groups, numbers.split(sizes), strict=True):

@@ -22,7 +22,7 @@ from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.model.attention import ATTENTION, Gathered, Packed, Ragged
 from clara_core.model.devices import upload
 from clara_core.model.fixed_steps import FixedSteps, GraphCapture
-from clara_core.model.forked import Forked, ForkedPrompt
+from clara_core.model.forked import Forked, ForkedPrompt, KeptHeads
 from clara_core.model.kernels import PAGE, Kernel
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.kv_memory import KVMemory
@@ -199,7 +199,7 @@ class ClaraModel(RoutedDecoder):
 
         Args:
             prompts: Prompts with their continuations; together one pass.
-            memories: ``[n_slots, hidden]``: the memory tokens of all slots, prompt after prompt.
+            memories: ``[n_slots, hidden]``: the memory tokens of all slots that are computed, prompt after prompt.
 
         Returns:
             list: One tensor ``[rows, continuation]`` a prompt, float32, natural logarithms.
@@ -214,7 +214,8 @@ class ClaraModel(RoutedDecoder):
         )
         ragged = Forked(prompts, self.device, self.dtype)
         embeddings = self.embed(ids, memories, slots)
-        states = self._run(embeddings, Role.GENERATOR, positions=positions, ragged=ragged)[0]  # [total, hidden]
+        heads = KeptHeads(prompts) if any(prompt.kept for prompt in prompts) else None
+        states = self._run(embeddings, Role.GENERATOR, cache=heads, positions=positions, ragged=ragged)[0]
         starts = [0, *accumulate(prompt.positions for prompt in prompts)]
         places = [prompt.predicting_positions(start) for prompt, start in zip(prompts, starts, strict=False)]
         targets = [token for prompt in prompts for token in prompt.continuation * len(prompt.hidden)]
@@ -263,7 +264,7 @@ class ClaraModel(RoutedDecoder):
         embeddings: Tensor,
         roles: Role | Sequence[Role] | None,
         *,
-        cache: KVCache | None = None,
+        cache: KVCache | KeptHeads | None = None,
         lengths: Sequence[int] | None = None,
         positions: Tensor | None = None,
         ragged: Ragged | None = None,
@@ -274,7 +275,7 @@ class ClaraModel(RoutedDecoder):
         Args:
             embeddings: Embeddings of padded rows, of packed ones (with `lengths`), or of one position a row.
             roles: One role for all rows, one a row, or None for the base decoder without adapters.
-            cache: Stores keys and values.
+            cache: Stores keys and values, or gives those of kept heads.
             lengths: Lengths of the texts that are packed in one row.
             positions: Rotary positions ``[rows, length]``; None: from 0 on in each row or text.
             ragged: Attention over the rows, if it is not plain causal attention.

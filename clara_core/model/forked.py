@@ -5,6 +5,9 @@ them, and do not see each other:
 
     head | tail, nothing hidden | tail, the first document hidden | tail, the second one hidden | …
 
+If the keys and values of the head are still in the KV cache, because the prompt has just been answered, the pass
+consists of the tails alone.
+
 Dimensions of shapes: ``rows`` copies of a tail of ``tail`` positions follow ``head`` positions.
 """
 
@@ -12,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from clara_core.model.devices import upload
+from clara_core.model.kv_memory import ReadHead
 
 Span = tuple[int, int]
 
@@ -31,6 +37,7 @@ class ForkedPrompt:
     head: int  # number of shared positions; only these can be hidden
     continuation: list[int]  # token ids of the continuation, whose log-probabilities are computed
     hidden: Sequence[Sequence[Span]]  # for each row the spans of the head that its tail does not see
+    kept: ReadHead | None = None  # reads the keys and values of the head, if the KV cache still has them
 
     @property
     def tail(self) -> int:
@@ -38,9 +45,19 @@ class ForkedPrompt:
         return len(self.ids) - self.head
 
     @property
-    def positions(self) -> int:
+    def first(self) -> int:
+        """The first position that the pass computes."""
+        return 0 if self.kept is None else self.head
+
+    @property
+    def columns(self) -> int:
         """Positions of the head and of all tails."""
         return self.head + len(self.hidden) * self.tail
+
+    @property
+    def positions(self) -> int:
+        """Positions that the pass computes."""
+        return self.columns - self.first
 
     def seen(self) -> Tensor:
         """Positions of the head and of itself that each tail sees: ``[rows, tail, head + tail]``, on the CPU."""
@@ -52,25 +69,28 @@ class ForkedPrompt:
         return rows
 
     def token_ids(self) -> list[int]:
-        """Token ids of the head and of all tails."""
-        return self.ids[: self.head] + self.ids[self.head :] * len(self.hidden)
+        """Token ids of the pass."""
+        return self.ids[self.first : self.head] + self.ids[self.head :] * len(self.hidden)
 
     def rotary_positions(self) -> list[int]:
-        """Rotary positions of the head and of all tails: each tail continues after the head."""
-        return [*range(self.head), *list(range(self.head, len(self.ids))) * len(self.hidden)]
+        """Rotary positions of the pass: each tail continues after the head."""
+        return [*range(self.first, self.head), *list(range(self.head, len(self.ids))) * len(self.hidden)]
 
     def is_slot(self) -> list[bool]:
-        """Which positions of the head and of all tails are memory slots."""
-        return self.slots[: self.head] + self.slots[self.head :] * len(self.hidden)
+        """Which positions of the pass are memory slots."""
+        return self.slots[self.first : self.head] + self.slots[self.head :] * len(self.hidden)
 
     def predicting_positions(self, start: int) -> list[int]:
-        """Positions that predict the continuation, row after row, if the head begins at position `start`."""
-        first = start + self.head + self.tail - len(self.continuation)
-        return [first + row * self.tail + at for row in range(len(self.hidden)) for at in range(len(self.continuation))]
+        """Positions that predict the continuation, row after row, if the pass has `start` positions before these."""
+        ends = range(start + self.head - self.first + self.tail, start + self.positions + 1, self.tail)
+        return [at for end in ends for at in range(end - len(self.continuation), end)]
 
 
 class Forked:
-    """Attention of forked prompts that are packed one after the other, ``[1, total]``; see `attention.Ragged`."""
+    """Attention of forked prompts that are packed one after the other, ``[1, total]``; see `attention.Ragged`.
+
+    Keys and values have the columns of all prompts, so those of kept heads stand in front of the tails (`KeptHeads`).
+    """
 
     def __init__(self, prompts: Sequence[ForkedPrompt], device: torch.device, dtype: torch.dtype) -> None:
         self._prompts = prompts
@@ -79,19 +99,9 @@ class Forked:
 
     @property
     def mask(self) -> Tensor:
-        """The same as a mask ``[1, 1, total, total]`` for the attention of transformers."""
-        total = sum(prompt.positions for prompt in self._prompts)
-        seen = torch.zeros(total, total, dtype=torch.bool)
-        start = 0
-        for prompt in self._prompts:
-            head, tail = prompt.head, prompt.tail
-            seen[start : start + head, start : start + head] = torch.ones(head, head, dtype=torch.bool).tril()
-            for row, own in enumerate(prompt.seen()):
-                at = start + head + row * tail
-                seen[at : at + tail, start : start + head] = own[:, :head]
-                seen[at : at + tail, at : at + tail] = own[:, head:]
-            start += prompt.positions
-        mask = torch.zeros(total, total, dtype=self._dtype).masked_fill(~seen, torch.finfo(self._dtype).min)
+        """The same as a mask ``[1, 1, total, columns]`` for the attention of transformers."""
+        seen = torch.block_diag(*map(_visible, self._prompts))
+        mask = torch.zeros(seen.shape, dtype=self._dtype).masked_fill(~seen, torch.finfo(self._dtype).min)
         return upload(mask, self._device)[None, None]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
@@ -99,24 +109,67 @@ class Forked:
         group = query.shape[1] // key.shape[1]
         if group > 1:
             key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-        read, start = [], 0
-        for prompt, seen in zip(self._prompts, self._seen, strict=True):
-            middle, end = start + prompt.head, start + prompt.positions
-            asks, keys, values = (states[:, :, start:middle] for states in (query, key, value))  # [1, heads, head, dim]
-            if prompt.head:
-                read.append(F.scaled_dot_product_attention(asks, keys, values, is_causal=True, scale=scale)[0])
-            asks, *own = (_rows(states[:, :, middle:end], prompt.tail) for states in (query, key, value))
-            keys, values = (
-                torch.cat([shared.expand(len(asks), -1, -1, -1), tails], dim=2)  # [rows, heads, head + tail, dim]
-                for shared, tails in zip((keys, values), own, strict=True)
-            )
-            attended = F.scaled_dot_product_attention(asks, keys, values, seen, scale=scale)  # [rows, heads, tail, dim]
+        read = []
+        positions, columns = [one.positions for one in self._prompts], [one.columns for one in self._prompts]
+        pieces = zip(query.split(positions, 2), key.split(columns, 2), value.split(columns, 2), strict=True)
+        for prompt, seen, (asked, keys, values) in zip(self._prompts, self._seen, pieces, strict=True):
+            head, first = prompt.head, prompt.head - prompt.first  # the tails begin at `first` of the queries
+            if first:
+                own = keys[:, :, :head], values[:, :, :head]
+                read.append(F.scaled_dot_product_attention(asked[:, :, :first], *own, is_causal=True, scale=scale)[0])
+            tails = _rows(asked[:, :, first:], prompt.tail)
+            both = _with_head(keys, prompt), _with_head(values, prompt)
+            attended = F.scaled_dot_product_attention(tails, *both, seen, scale=scale)  # [rows, heads, tail, dim]
             read.append(attended.transpose(0, 1).flatten(1, 2))  # [heads, rows * tail, dim]
-            start = end
         return torch.cat(read, dim=1).transpose(0, 1)[None]  # [1, total, heads, dim]
+
+
+class KeptHeads(Cache):
+    """The kept heads of forked prompts, as a cache for transformers that stores nothing."""
+
+    queries = None  # these passes do not record them
+
+    def __init__(self, prompts: Sequence[ForkedPrompt]) -> None:
+        super().__init__(layers=[])
+        self._prompts = prompts
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Put the heads in front of their tails: ``[1, kv_heads, total, dim]`` -> ``[1, kv_heads, columns, dim]``."""
+        positions = [prompt.positions for prompt in self._prompts]
+        own = zip(key_states[0].split(positions, 1), value_states[0].split(positions, 1), strict=True)
+        pieces: list[tuple[Tensor, Tensor]] = []
+        for prompt, states in zip(self._prompts, own, strict=True):
+            pieces += [states] if prompt.kept is None else [prompt.kept(layer_idx), states]
+        keys, values = (torch.cat(some, dim=1)[None] for some in zip(*pieces, strict=True))
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: positions are given."""
+        return 0
+
+
+def _visible(prompt: ForkedPrompt) -> Tensor:
+    """Columns that each position of a prompt sees: ``[positions, columns]``."""
+    head, tail = prompt.head, prompt.tail
+    seen = torch.zeros(prompt.columns, prompt.columns, dtype=torch.bool)
+    seen[:head, :head] = torch.ones(head, head, dtype=torch.bool).tril()
+    for start, own in zip(range(head, prompt.columns, tail), prompt.seen(), strict=True):
+        seen[start : start + tail, :head] = own[:, :head]
+        seen[start : start + tail, start : start + tail] = own[:, head:]
+    return seen[prompt.first :]
 
 
 def _rows(states: Tensor, tail: int) -> Tensor:
     """``[1, heads, rows * tail, dim]`` -> ``[rows, heads, tail, dim]``."""
     heads, positions, dim = states.shape[1:]
     return states[0].reshape(heads, positions // tail, tail, dim).transpose(0, 1)
+
+
+def _with_head(states: Tensor, prompt: ForkedPrompt) -> Tensor:
+    """Keys or values of the head and of one tail each: ``[1, heads, columns, dim]`` to
+    ``[rows, heads, head + tail, dim]``.
+    """
+    tails = _rows(states[:, :, prompt.head :], prompt.tail)
+    return torch.cat([states[:, :, : prompt.head].expand(len(tails), -1, -1, -1), tails], dim=2)

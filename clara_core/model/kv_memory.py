@@ -1,15 +1,18 @@
 """The memory of the KV cache: one block for the keys and values of all answers, allocated once and divided into pages.
 
 A row owns whole pages, in any order, until its answer ends. So rows join and leave without copies, a row takes no
-memory for the length of another, and no number of requests can exceed the bytes that were allocated.
+memory for the length of another, and no number of requests can exceed the bytes that were allocated. The head of a
+prompt can outlive its answer, until its pages are needed.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -57,6 +60,18 @@ class KVRow:
         return len(self.pages) * PAGE
 
 
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class KVHead:
+    """The first positions of a row whose answer has ended."""
+
+    pages: tuple[int, ...]
+    length: int
+
+
+# keys and values of a head in a layer: ``[kv_heads, length, dim]`` each
+ReadHead: TypeAlias = Callable[[int], tuple[Tensor, Tensor]]
+
+
 class KVMemory:
     """All pages, and the list of those that are free.
 
@@ -89,6 +104,7 @@ class KVMemory:
             self._store = self._by_column[:, :, :-1].unflatten(2, (pages, PAGE))
         self._layers = [(store[0], store[1]) for store in self._store]
         self._free = list(range(pages))  # a heap: the lowest first, so that used pages stay close together
+        self._heads: list[tuple[weakref.ref[KVHead], tuple[int, ...]]] = []  # kept heads and their pages, oldest first
 
     @property
     def columns(self) -> int:
@@ -102,22 +118,33 @@ class KVMemory:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the pages that rows hold."""
-        return (self.pages - len(self._free)) * self.shape.page_bytes
+        """Bytes of the pages that rows hold; those of kept heads can be had at any time."""
+        kept = sum(len(pages) for _, pages in self._heads)
+        return (self.pages - len(self._free) - kept) * self.shape.page_bytes
 
     def open(self, columns: int) -> KVRow | None:
         """A row with room for so many positions; None if there are not enough free pages."""
         needed = math.ceil(columns / PAGE)
-        if needed > len(self._free):
+        if not self._has_free(needed):
             return None
         return KVRow([heapq.heappop(self._free) for _ in range(needed)])
 
     def grow(self, row: KVRow) -> bool:
         """Add a page to a row; returns False if none is free."""
-        if not self._free:
+        if not self._has_free(1):
             return False
         row.pages.append(heapq.heappop(self._free))
         return True
+
+    def _has_free(self, needed: int) -> bool:
+        """Whether so many pages are free, if need be those of the oldest kept heads."""
+        forgotten = [pages for head, pages in self._heads if head() is None]
+        self._heads = [kept for kept in self._heads if kept[0]() is not None]
+        for pages in forgotten:
+            self._release(pages)
+        while needed > len(self._free) and self._heads:
+            self._release(self._heads.pop(0)[1])
+        return needed <= len(self._free)
 
     def close(self, row: KVRow, *, wipe: bool = False) -> None:
         """Free the pages of a row.
@@ -126,11 +153,46 @@ class KVMemory:
             row: The row, which is empty afterwards.
             wipe: Overwrite its pages with zeros, because its values are not finite.
         """
-        for page in row.pages:
+        self._release(row.pages, wipe=wipe)
+        row.pages, row.length = [], 0
+
+    def _release(self, pages: Iterable[int], *, wipe: bool = False) -> None:
+        for page in pages:
             if wipe:
                 self._store[:, :, page].zero_()
             heapq.heappush(self._free, page)
-        row.pages, row.length = [], 0
+
+    # --- heads of prompts ----------------------------------------------------------------------------------
+
+    def keep(self, row: KVRow, length: int) -> KVHead:
+        """Take the first positions out of a row whose answer has ended; its other pages stay with it.
+
+        They are kept as long as something refers to the head and no row needs its pages.
+        """
+        count = math.ceil(length / PAGE)
+        head = KVHead(tuple(row.pages[:count]), length)
+        row.pages = row.pages[count:]
+        self._heads.append((weakref.ref(head), head.pages))
+        return head
+
+    def read_head(self, head: KVHead) -> ReadHead | None:
+        """A function that reads a kept head; None if it is kept no longer, or in another memory."""
+        if all(kept() is not head for kept, _ in self._heads):
+            return None
+
+        def read(layer: int) -> tuple[Tensor, Tensor]:
+            pages = self.both(layer)[:, list(head.pages)]  # [2, pages, …]
+            columns = pages.transpose(1, 2).flatten(2, 3) if self.heads_first else pages.flatten(1, 2).transpose(1, 2)
+            keys, values = columns[:, :, : head.length]
+            return keys, values
+
+        return read
+
+    def drop(self, head: KVHead) -> None:
+        """Free the pages of a head and overwrite them with zeros, because a value in them is not finite."""
+        if self.read_head(head) is not None:
+            self._heads = [kept for kept in self._heads if kept[0]() is not head]
+            self._release(head.pages, wipe=True)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, ``[pages, kv_heads, PAGE, dim]`` each if `heads_first`, else

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine, ClaraError, EngineClosed
-from clara_core.engine.requests import JudgeRequest, JudgeRow, take_rows
+from clara_core.engine.answer_options import Wanted
+from clara_core.engine.requests import GenerateRequest, JudgeRequest, JudgeRow, take_rows
+from clara_core.engine.sampling import Sampling
 from tests.engines import PASSAGES, Counter, open_engine, wrapped
 from tests.parity_data import PARITY
 from tests.reference import PlainKernel, Reference
@@ -117,14 +120,90 @@ def test_the_recorded_checkpoints(name: str) -> None:
 def test_what_was_written_is_as_probable_as_when_it_was_written(engine: ClaraEngine) -> None:
     memories = engine.remember(PASSAGES[:4])
     messages = [{"role": "user", "content": QUESTION}]
-    from clara_core.engine.sampling import Sampling
-
     asked = engine._chat_request(messages, memories, Sampling(max_tokens=12, recorded=0))
     [answer] = engine._wait([asked])
     request = make(engine, hidden=[frozenset()])
     request.continuation = asked.sequence.ids
     [found] = judged(engine, request)
     assert_alike(found[0], torch.tensor([token.logprob for token in answer.logprobs]))
+
+
+# -- heads that the KV cache still has ---------------------------------------------------------------
+
+
+def answered(engine: ClaraEngine, texts=PASSAGES[:4]) -> GenerateRequest:
+    """A finished answer whose prompt has been kept."""
+    asked = engine._chat_request(
+        [{"role": "user", "content": QUESTION}], engine.remember(texts), Sampling(max_tokens=6)
+    )
+    engine._prepare_evidence(asked, Wanted(citations=True))
+    engine._wait([asked])
+    return asked
+
+
+def after(asked: GenerateRequest, request: JudgeRequest) -> JudgeRequest:
+    request.kept = asked.kept
+    return request
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+@pytest.mark.parametrize("kernel", [None, PlainKernel()], ids=["padded", "packed"])
+def test_a_kept_head_gives_what_a_computed_one_gives(tiny: Tiny, kernel: PlainKernel | None, attention: str) -> None:
+    other, reference = open_engine(tiny, attn_implementation=attention), tiny.reference()
+    other.load().model.kernel = kernel
+    first, second = answered(other), answered(other, PASSAGES[2:4])
+    requests = [
+        after(first, make(other)),
+        make(other, "yes"),
+        after(second, make(other, "a captain", [frozenset(), frozenset({1})], PASSAGES[2:4])),
+    ]
+    for found, request in zip(judged(other, *requests), requests, strict=True):
+        assert_alike(found, plainly(reference, request))
+        tails = len(request.hidden) * (len(request.ids) - request.head + len(request.continuation) - 1)
+        computed = request.positions - tails
+        assert computed == 0 if request.kept else computed >= request.head  # each pass computes it again
+    other.unload()
+
+
+def test_a_head_whose_pages_were_needed_is_computed_again(tiny: Tiny) -> None:
+    small = open_engine(tiny)
+    asked = answered(small)
+    memory = small._worker.answers.memory
+    everything = memory.open(memory.columns)
+    assert everything is not None, "a kept head stands in the way of a row"
+    for layer in range(memory.shape.layers):
+        memory.both(layer)[:] = torch.inf
+    request = after(asked, make(small))
+    [found] = judged(small, request)
+    assert_alike(found, plainly(tiny.reference(), request))
+    small.unload()
+
+
+def test_a_head_outlives_neither_the_evidence_nor_the_cache(tiny: Tiny) -> None:
+    other = open_engine(tiny)
+    asked = answered(other)
+    worker = other._worker
+    kept, memory = asked.kept, worker.answers.memory
+    assert memory.used_bytes == 0
+    assert memory.read_head(kept) is not None
+    worker.answers.drain()
+    request = after(asked, make(other))
+    [found] = judged(other, request)
+    assert request.positions > request.head
+    assert_alike(found, plainly(tiny.reference(), request))
+    again = answered(other)
+    assert worker.answers.memory.read_head(kept) is None
+    del again
+    gc.collect()
+    assert worker.answers.memory.open(worker.answers.memory.columns) is not None
+    other.unload()
+
+
+def test_an_answer_without_evidence_keeps_nothing(engine: ClaraEngine) -> None:
+    asked = engine._chat_request([{"role": "user", "content": QUESTION}], engine.remember(PASSAGES[:2]), Sampling())
+    engine._prepare_evidence(asked, Wanted())
+    engine._wait([asked])
+    assert asked.kept is None
 
 
 # -- passes and waiting ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 
@@ -87,6 +88,50 @@ def test_no_page_is_in_two_rows_and_none_is_lost(moves: list[tuple[bool, int]]) 
 
 
 # -- attention over pages --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_a_kept_head_is_read_until_its_pages_are_needed(heads_first: bool) -> None:
+    memory = KVMemory(SHAPE, 4, heads_first=heads_first)
+    row = memory.open(3 * PAGE)
+    states = torch.randn(2, SHAPE.kv_heads, 3 * PAGE, SHAPE.dim)
+    cache = KVCache(memory, [row])
+    cache.begin_prompts([3 * PAGE], packed=True)
+    cache.update(states[:1], states[1:], 0)
+    head = memory.keep(row, PAGE + 3)
+    memory.close(row)
+    assert memory.used_bytes == 0
+    keys, values = memory.read_head(head)(0)
+    torch.testing.assert_close(torch.stack([keys, values]), states[:, :, : PAGE + 3])
+    assert memory.open(2 * PAGE) is not None
+    assert memory.read_head(head) is not None
+    assert memory.grow(KVRow())
+    assert memory.read_head(head) is None
+    assert memory.open(PAGE) is not None
+    assert memory.open(1) is None
+
+
+def test_a_head_that_nothing_refers_to_is_free() -> None:
+    memory = KVMemory(SHAPE, 2, heads_first=True)
+    row = memory.open(2 * PAGE)
+    first = memory.keep(row, 1)
+    del first
+    gc.collect()
+    second = memory.keep(row, 1)
+    assert memory.open(1).pages == [0], "the page of the head that is still needed was taken"
+    assert memory.read_head(second) is not None
+
+
+def test_a_head_that_is_dropped_leaves_zeros() -> None:
+    memory = KVMemory(SHAPE, 1, heads_first=True)
+    head = memory.keep(memory.open(1), 1)
+    memory.both(0)[:] = torch.nan
+    memory.drop(head)
+    memory.drop(head)
+    assert memory.read_head(head) is None
+    assert memory.open(PAGE) is not None
+    assert memory.open(1) is None
+    assert not memory.both(0).any()
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
