@@ -41,7 +41,7 @@ class Wanted:
         logprobs: Whether to fill `Answer.logprobs`, with the model's own distribution at any temperature.
         top_logprobs: Alternatives to record for each token, at most 20.
         citations: Whether to score the answer again with parts of the documents hidden, which fills
-            `Answer.citations`, `attribution`, `checks` and `confidence` and costs about half as much as the answer itself.
+            `Answer.citations`, `attribution`, `checks` and `confidence` and costs about half of the answer itself.
             "attention" costs nearly nothing: each word is attributed to the document that it paid most attention to.
             It is good for right answers and misleading for up to a quarter of the wrong ones, it cannot say whether an
             answer is `grounded`, and documents with the same content share the attention.

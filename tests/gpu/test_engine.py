@@ -6,7 +6,7 @@ import asyncio
 import gc
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ import torch
 from clara_core import ClaraEngine
 from clara_core.engine.requests import Limits
 from clara_core.model.devices import default_dtype, definite_device
+from clara_core.model.forked import ForkedPrompt
 from clara_core.model.kernels import PAGE, TorchKernel, torch_kernel
-from tests.engines import PASSAGES, Counter, open_engine
+from tests.engines import PASSAGES, Counter, open_engine, wrapped
 from tests.gpu.device import STATS
 from tests.gpu.install import VARLEN
 from tests.tiny import Tiny, build
@@ -106,6 +107,29 @@ def test_quoted_answers_are_those_of_the_processor(engine: ClaraEngine, tiny: Ti
         twin = open_engine(tiny, dtype="float32")
         again = twin.compress(PASSAGES)
         assert quoted == twin.answer_batch([(question, again) for question in QUESTIONS], **options)
+
+
+def test_evidence_comes_from_the_heads_of_prompts_that_were_just_answered(engine: ClaraEngine, tiny: Tiny) -> None:
+    """The heads are kept while a further step of their rows is still running."""
+    memories = engine.compress(PASSAGES)
+    pairs, options = [(question, memories) for question in QUESTIONS], {"citations": True, "max_tokens": 12}
+    judged: list[ForkedPrompt] = []
+
+    def note(judge: Callable[..., list[torch.Tensor]], prompts: list[ForkedPrompt], tokens: torch.Tensor) -> object:
+        judged.extend(prompts)
+        return judge(prompts, tokens)
+
+    with wrapped(engine.load().model, "judge", note):
+        answers = engine.answer_batch(pairs, **options)
+    assert len(judged) >= len(pairs)
+    assert all(prompt.kept is not None for prompt in judged), "the head was computed again"
+    if engine.dtype == torch.float32:
+        twin = open_engine(tiny, dtype="float32")
+        expected = twin.answer_batch([(question, twin.compress(PASSAGES)) for question in QUESTIONS], **options)
+        for one, other in zip(answers, expected, strict=True):
+            assert (one.text, one.judged_tokens) == (other.text, other.judged_tokens)
+            assert one.attribution == pytest.approx(other.attribution, abs=1e-3)
+    assert engine.stats().kv_used_bytes == 0
 
 
 def test_launches_and_waits_of_a_step_are_bounded(engine: ClaraEngine, stats) -> None:
