@@ -16,14 +16,12 @@ from typing import Final
 from clara_core.engine.quotes import split_sentences
 from clara_core.retrieval.words import question_words, words_of
 
-# Nats that a place gains if all words of the question stand in its clause, its sentence and its passage, and that it
-# loses if it begins with one of them. Chosen on questions typed by hand: docs/trust.md.
+# Nats that a place gains if all words of the question stand in its clause, its sentence and its passage. Chosen on
+# questions typed by hand: docs/trust.md.
 _CLAUSE: Final = 3.0
 _SENTENCE: Final = 2.0
 _PASSAGE: Final = 6.0
 _NEIGHBOURS: Final = 3  # a passage is a sentence with so many before it and after it
-_REPEATED: Final = 2.0
-_REFUSAL: Final = 3.0  # gain of the refusal: places that share little with the question lose to it
 _RARITY: Final = 0.7  # a word that stands in n clauses counts n ** -_RARITY
 _CLAUSE_END: Final = re.compile(r"[,;:]+(?=\s)|[，；：、]|\n")  # noqa: RUF001 - full-width marks are meant
 
@@ -34,16 +32,10 @@ class SharedWords:
     Args:
         question: The question; its "what", "how many" and the like do not count, nor do English endings.
         texts: The documents.
-        weight: Factor of all gains.
-
-    Attributes:
-        refusal: What the refusal gains, in nats.
     """
 
-    def __init__(self, question: str, texts: Sequence[str], weight: float = 1.0) -> None:
+    def __init__(self, question: str, texts: Sequence[str]) -> None:
         self._asked = frozenset(question_words(question))
-        self._weight = weight
-        self.refusal = weight * _REFUSAL
         self._repeats: dict[str, bool] = {}  # whether a word is one of the question's
         self._starts: list[list[int]] = []  # for each document where its clauses begin
         self._gains: list[list[float]] = []  # for each document the gains of its clauses
@@ -71,9 +63,17 @@ class SharedWords:
         cuts = [start, *(match.end() for match in _CLAUSE_END.finditer(text, start, end)), end]
         return [(a, self._asked.intersection(words_of(text[a:b]))) for a, b in pairwise(cuts)]
 
-    def gain(self, document: int, start: int, word: str) -> float:
-        """How much more probable a quotation is that begins with this word at this character, in nats."""
-        clause = bisect_right(self._starts[document], start) - 1
+    def gain(self, document: int, start: int) -> float:
+        """How much more probable a quotation is that begins at this character, in nats."""
+        return self._gains[document][bisect_right(self._starts[document], start) - 1]
+
+    @property
+    def best(self) -> float:
+        """The largest gain of a place."""
+        return max(chain.from_iterable(self._gains), default=0.0)
+
+    def repeats(self, word: str) -> bool:
+        """Whether a word is one of the question's."""
         if word not in self._repeats:
             self._repeats[word] = not self._asked.isdisjoint(words_of(word))
-        return self._weight * (self._gains[document][clause] - _REPEATED * self._repeats[word])
+        return self._repeats[word]

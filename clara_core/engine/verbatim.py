@@ -1,8 +1,8 @@
 """Answers in the words of their documents: which tokens may come next so that an answer quotes a text letter by letter.
 
-A quotation begins and ends between words; where, and how long it is, the model decides, with the help of the words
-that the question shares with each place if these are given. "Yes", "No" and the refusal that the bundled model was
-trained on are allowed, too. Characters are those of the tokenizer, which may normalize a text. Runs no model.
+A quotation begins and ends between words; where, and how long it is, the model decides, with the help of hints from the
+question if these are given. "Yes", "No" and the refusal that the bundled model was trained on are allowed, too.
+Characters are those of the tokenizer, which may normalize a text. Runs no model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from clara_core.retrieval.words import word_spans
 
 if TYPE_CHECKING:
-    from clara_core.engine.shared_words import SharedWords
+    from clara_core.engine.hints import Hints
     from clara_core.model.tokenizer import ClaraTokenizer
 
 REFUSAL: Final = "The documents do not say."
@@ -36,26 +36,27 @@ class Quotation:
     Args:
         texts: The documents.
         tokenizer: Tokenizer of the checkpoint.
-        shared: The words that the question shares with these documents; None: the model decides alone.
+        hints: What the question tells about its answer; None: the model decides alone.
     """
 
-    def __init__(self, texts: Iterable[str], tokenizer: ClaraTokenizer, shared: SharedWords | None = None) -> None:
+    def __init__(self, texts: Iterable[str], tokenizer: ClaraTokenizer, hints: Hints | None = None) -> None:
         self._ids: list[int] = [_NONE]  # tokens of all texts, with `_NONE` after each
         self._word_ends: list[bool] = [True]  # whether a word ends before each of them
         self._next: list[Place] = []  # of the tokens that may come next
         # Of the tokens after each word, and of what ends one of the other answers.
-        places = {answer: [(0, shared.refusal if shared and answer == REFUSAL else 0.0)] for answer in OTHER_ANSWERS}
+        places = {answer: [(0, hints.other(answer) if hints else 0.0)] for answer in OTHER_ANSWERS}
         for number, text in enumerate(texts):
-            self._add(number, text, tokenizer, places, shared)
+            self._add(number, text, tokenizer, places, hints)
         words = [ids for ids, _ in tokenizer.encode_spans(list(places))]
         special = tokenizer.token_bytes.special  # a character that the vocabulary lacks cannot be quoted
         ends = False  # whether a quotation that reaches the place after can end somewhere
         for place in reversed(range(len(self._ids))):
             if self._ids[place] in special or not ends:
                 self._ids[place] = _NONE
-            ends = self._word_ends[place] or self._ids[place] != _NONE
+            ends = self._is_live(place)
+        live = [[one for one in after if self._is_live(one[0])] for after in places.values()]
         self._first = [
-            (ids, after) for ids, after in zip(words, places.values(), strict=True) if ids and special.isdisjoint(ids)
+            (ids, after) for ids, after in zip(words, live, strict=True) if ids and after and special.isdisjoint(ids)
         ]
         self._written = 0
 
@@ -65,17 +66,18 @@ class Quotation:
         text: str,
         tokenizer: ClaraTokenizer,
         places: dict[str, list[Place]],
-        shared: SharedWords | None,
+        hints: Hints | None,
     ) -> None:
         [(ids, spans)] = tokenizer.encode_spans([text])
         words = word_spans(text)
         word_ends = {end for _, end in words}
+        open_ends = {end for start, end in words if hints and not hints.may_end(text[start:end])}
         base = len(self._ids)
         # A character of several tokens has the same span in each: no word ends between them.
         ends = [a != b and a[1] in word_ends and a[1] <= b[0] for a, b in pairwise(spans)]
         ends = [False, *ends, spans[-1][1] in word_ends] if ids else [False]
         self._ids += [*ids, _NONE]
-        self._word_ends += ends
+        self._word_ends += [ended and spans[at - 1][1] not in open_ends for at, ended in enumerate(ends)]
         after = {spans[at - 1][1]: base + at for at, ended in enumerate(ends) if ended}
         begins = {span[0]: base + at for at, span in reversed(list(enumerate(spans)))}
         for start, end in words:
@@ -83,11 +85,15 @@ class Quotation:
             if not (spaced or start == 0 or text[start].isalnum()):
                 continue  # a bracket or a stop after a word
             word = text[start:end]
-            gain = shared.gain(number, start, word) if shared else 0.0
+            gain = hints.gain(number, start, word) if hints else 0.0
             # A word in the middle of a token can be quoted alone, but not what comes after it.
             places.setdefault(word, []).append((after.get(end, 0), gain))
             if not spaced and start in begins:
                 self._next.append((begins[start], gain))  # several words without spaces may be one token
+
+    def _is_live(self, place: int) -> bool:
+        """Whether a quotation that has come to this place can end or go on."""
+        return self._word_ends[place] or self._ids[place] != _NONE
 
     def feed(self, token: int) -> None:
         """Go on to the tokens after this one."""
