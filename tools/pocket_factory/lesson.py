@@ -37,11 +37,13 @@ class Taught(Step):
 
     Attributes:
         kinds: Kind of the passage of each window.
+        texts: Text of the passage of each window.
         vague: For each question "", or the kind of its passage if the question does not name its subject, because
             other passages of this kind may answer it, too.
     """
 
     kinds: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
     vague: tuple[str, ...] = ()
 
 
@@ -227,6 +229,7 @@ class Lesson:
             retold=build_batch(tokenizer, corpus, again, windows) if again else None,
             places=(str(number),),
             kinds=tuple(m.kind for m, own in zip(made, windows, strict=True) for _ in own),
+            texts=tuple(m.text for m, own in zip(made, windows, strict=True) for _ in own),
             vague=vague,
         )
 

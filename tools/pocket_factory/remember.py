@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from clara_core.training.losses import contrastive_loss
+from clara_core.training.losses import IGNORE, contrastive_loss
 from clara_core.training.objective import Objective, Outcome, Terms, _document_scores
+from tools.pocket_factory.quoting import Allowed, quoting_loss
 
 if TYPE_CHECKING:
     from clara_core.model.decoder import ClaraModel
@@ -45,6 +48,12 @@ class Remembering(Objective):
         self.earlier = earlier
         self.step: Taught
         self.scores: Tensor | None = None
+        self.quoting = 0.0
+        self._allowed: Iterator[Allowed | None] | None = None
+
+    def quote(self, allowed: Sequence[Allowed | None], weight: float) -> None:
+        """Give the choice among the allowed tokens of the step's rows this weight in their loss (`quoting_loss`)."""
+        self._allowed, self.quoting = iter(allowed), weight
 
     def __call__(self, step: Step) -> Outcome:
         """The losses of a step, and `reverse`: the contrastive loss of each passage over the questions of the step."""
@@ -71,3 +80,14 @@ class Remembering(Objective):
                 alike[question, step.windows[passage].start : step.windows[passage].stop] = False
         self.scores = scores.masked_fill(alike.to(scores.device), _NEVER)
         return self.scores
+
+    def _answer(self, states: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """The rows of a step come before its repetitions, which the allowed tokens do not cover."""
+        kept = labels[:, 1:] != IGNORE
+        allowed = [] if self._allowed is None else list(islice(self._allowed, int(kept.sum())))
+        if not allowed:
+            return super()._answer(states, labels)
+        targets = labels[:, 1:][kept]
+        logits = self.model.head(states[:, :-1][kept])  # [kept, vocab]
+        loss = quoting_loss(logits, targets, allowed, self.quoting)
+        return loss, float((logits.argmax(-1) == targets).float().mean())

@@ -29,8 +29,9 @@ from clara_core.training.model_setup import Opened, write_model
 from clara_core.training.muon import Muon
 from clara_core.training.objective import Objective, Outcome, Terms
 from tools.pocket_factory.base import CONFIG
-from tools.pocket_factory.lesson import Lesson, Mix, Taught
+from tools.pocket_factory.lesson import QUESTION, Lesson, Mix, Taught
 from tools.pocket_factory.look import look
+from tools.pocket_factory.quoting import allowed_tokens
 from tools.pocket_factory.remember import Earlier, Remembering
 from tools.pocket_factory.vocabulary import open_old, transplant
 from tools.pocket_factory.world.stages import Stage
@@ -72,6 +73,8 @@ class Plan:
         pointing: Weight of the loss on attention to the wrong documents.
         contrastive: Weight of the contrastive loss.
         tau: Temperature of the contrastive loss.
+        quoting: Weight of the choice among the tokens that a verbatim answer may have, in the loss of such answers; the
+            rest is the choice among all tokens.
         earlier: Windows of earlier steps among which questions are also ranked.
         rehearse: One step in this many is about the synthetic encyclopedia; 0: none.
         save_minutes: Minutes between two saved states.
@@ -87,6 +90,7 @@ class Plan:
     pointing: float = 0.2
     contrastive: float = 0.2
     tau: float = 0.05
+    quoting: float = 0.0
     earlier: int = 240
     rehearse: int = 14
     save_minutes: float = 5.0
@@ -180,7 +184,11 @@ class Run:
         )
         self.opened.model.train()
         model = self.opened.model
-        objective = Remembering(model, terms, self.earlier) if isinstance(step, Taught) else Objective(model, terms)
+        objective = Objective(model, terms)
+        if isinstance(step, Taught):
+            objective = Remembering(model, terms, self.earlier)
+            if plan.quoting and step.rows is not None:
+                objective.quote(allowed_tokens(self.opened.tokenizer, step.rows, step.texts, QUESTION), plan.quoting)
         outcome = objective(step)
         total = torch.stack(list(outcome.losses.values())).sum()
         if not torch.isfinite(total):
