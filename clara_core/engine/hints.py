@@ -6,6 +6,7 @@ what they leave open. Their sizes were chosen on questions typed by hand (docs/t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,12 +15,30 @@ from clara_core.engine.shared_words import SharedWords
 from clara_core.engine.verbatim import REFUSAL
 
 _KIND: Final = 4.0  # a quotation that looks like an answer to this kind of question
+_FOLLOWS: Final = 3.0  # one that follows a word of the question, without regard to small words between them
 _REPEATED: Final = -2.0  # one that begins with a word of the question
 _CUT: Final = -3.0  # one that begins behind a number, as with the unit of a quantity or the month of a date
 _REFUSAL: Final = 3.0  # places that share little with the question lose to it
 _YES_OR_NO: Final = 1.0  # more than the best place, if the question can be answered so
-# Words that end no answer.
-_GO_ON: Final = frozenset(("a", "an", "and", "its", "my", "of", "or", "our", "the", "their", "your"))
+# What may stand between a word of the question and the answer that follows it.
+_SMALL: Final = frozenset(
+    [
+        "a", "an", "and", "are", "as", "at", "be", "been", "by", "for", "from", "had", "has", "have", "her", "his",
+        "in", "is", "its", "my", "of", "on", "or", "our", "the", "their", "to", "was", "were", "with", "your",
+    ]
+)  # fmt: skip
+_GO_ON: Final = frozenset(["a", "an", "and", "its", "my", "of", "or", "our", "the", "their", "your"])  # end no answer
+# What may stand between a word of the question and the answer that follows it.
+_SMALL: Final = frozenset(
+    [
+        "a", "an", "and", "are", "as", "at", "be", "been", "by", "for", "from", "had", "has", "have", "her", "his",
+        "in", "is", "its", "my", "of", "on", "or", "our", "the", "their", "to", "was", "were", "with", "your",
+    ]
+)  # fmt: skip
+_GO_ON: Final = frozenset(["a", "an", "and", "its", "my", "of", "or", "our", "the", "their", "your"])  # end no answer
+_BEFORE: Final = re.compile(r"[\w'’-]+|[.;!?]")  # noqa: RUF001 - an apostrophe of print
+_NEAR: Final = 40  # characters before a quotation that are read for `_FOLLOWS`
+_WORDS: Final = 4  # words among them
 
 
 class Hints:
@@ -40,13 +59,26 @@ class Hints:
         """How much more probable a quotation is that begins with this word at this character, in nats."""
         text, repeats = self._texts[document], self._shared.repeats(word)
         gain = self._shared.gain(document, start)
-        if repeats:
+        if self._fits(text, start, repeats=repeats):
+            gain += _KIND
+        elif repeats:
             gain += _REPEATED
+        if self._follows(text, start):
+            gain += _FOLLOWS
         if start > 1 and text[start - 1] == " " and text[start - 2].isdigit():
             gain += _CUT
-        if self._kind is not None and (self._kind.repeats or not repeats) and self._kind.fits.match(text, start):
-            gain += _KIND
         return self._weight * gain
+
+    def _fits(self, text: str, start: int, *, repeats: bool) -> bool:
+        """Whether an answer to this kind of question begins here, with a word that may repeat one of the question."""
+        kind = self._kind
+        return kind is not None and (kind.repeats or not repeats) and kind.fits.match(text, start) is not None
+
+    def _follows(self, text: str, start: int) -> bool:
+        """Whether the last telling word before a place, in the same sentence, is one of the question's."""
+        before = _BEFORE.findall(text, max(0, start - _NEAR), start)[-_WORDS:]
+        last = next((word for word in reversed(before) if word.lower() not in _SMALL), "")
+        return self._shared.repeats(last)
 
     def other(self, answer: str) -> float:
         """How much more probable an answer is that is no quotation, in nats."""
@@ -54,7 +86,7 @@ class Hints:
         if answer == REFUSAL:
             gain = _REFUSAL + _KIND * (0.0 if self._kind is None else self._kind.needed)
         elif self._kind is YES_OR_NO:
-            gain = self._shared.best + _YES_OR_NO
+            gain = _YES_OR_NO + self._shared.best + (_FOLLOWS if self._shared.best else 0.0)
         return self._weight * gain
 
     @staticmethod

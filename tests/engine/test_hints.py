@@ -33,7 +33,7 @@ def test_a_quotation_loses_by_beginning_with_a_word_of_the_question() -> None:
 
 
 def test_what_looks_like_an_answer_gains() -> None:
-    text = "Iris Falk sold the green boat in Visby for 900 euros on 4 May."
+    text = "The boat: green, 900 euros, Iris Falk, in Visby, on 4 May."
     for question, best in (
         ("Who sold the boat?", "Iris"),
         ("Where was the boat sold?", "in"),
@@ -41,13 +41,34 @@ def test_what_looks_like_an_answer_gains() -> None:
         ("When was the boat sold?", "on"),
         ("What colour was the boat?", "green"),
     ):
-        gains = {text[start:end]: gain_at(question, text, text[start:end]) for start, end in word_spans(text)}
+        gains = {
+            text[start:end]: gain_at(question, text, text[start:end])
+            for start, end in word_spans(text)
+            if text[start].isalnum()
+        }
         assert gains[best] == max(gains.values()), (question, gains)
 
 
 def test_a_quotation_loses_by_beginning_behind_a_number() -> None:
     text = "From 1 February the fee is 30 euros."
     assert gain_at("From when?", text, "February") < gain_at("From when?", text, "1")
+
+
+@pytest.mark.parametrize(
+    "question, text, near, far",
+    [
+        ("What did the lamp burn?", "The lamp burned whale oil in an iron pan.", "whale", "iron"),
+        ("What do claims need?", "Claims need the receipt of a shop.", "receipt", "shop"),
+        ("What does he grow?", "He sold apples. He grows cocoa.", "cocoa", "apples"),
+    ],
+)
+def test_a_quotation_gains_by_following_a_word_of_the_question(question: str, text: str, near: str, far: str) -> None:
+    assert gain_at(question, text, near) >= gain_at(question, text, far) + 3
+
+
+def test_a_word_of_the_sentence_before_is_not_followed() -> None:
+    text = "They grow. Cocoa is sold."
+    assert gain_at("What do they grow?", text, "Cocoa") < gain_at("What do they grow?", "They grow Cocoa.", "Cocoa")
 
 
 def test_a_name_of_the_question_is_no_answer_to_who() -> None:
@@ -90,7 +111,7 @@ def test_hostile_questions_and_texts_have_finite_gains(question: str, texts: lis
         for number, text in enumerate(texts)
         for start, end in word_spans(text)
     ]
-    assert all(-5 <= gain <= 15 for gain in [*gains, *map(hints.other, OTHER_ANSWERS)])
+    assert all(-5 <= gain <= 18 for gain in [*gains, *map(hints.other, OTHER_ANSWERS)])
 
 
 def test_a_weight_is_a_factor_of_every_gain() -> None:
@@ -165,7 +186,7 @@ def test_a_checkpoint_that_says_so_answers_where_the_question_shares_most(tmp_pa
         assert answer.text in PASSAGES[passage]
         assert not set(words_of(answer.text.split()[0])) & set(words_of(question))
     options = {"verbatim": True, "logprobs": True, "min_confidence": 0.0}
-    refused = engine.answer("Is it blue or green?", memories, **options)
+    refused = engine.answer("Which colour?", memories, **options)
     assert refused.text == REFUSAL
     assert refused.confidence == pytest.approx(exp(sum(token.logprob for token in refused.logprobs)))
     quoted = engine.answer("When was the bridge opened?", memories, max_tokens=40, **options)
