@@ -143,7 +143,9 @@ _KINDS: Final = (
     ),
     _kind("reason", r"why\b", _REASON, needed=0.5),
     _kind(
-        "code", rf"what\b.*\b{_any('number code pin password extension version postcode phone telephone')}\b", r"\S*\d"
+        "code",
+        rf"what\b.*\b{_any('number code pin password extension version postcode phone telephone')}\b",
+        r"(?!\d+:\d\d\b)\S*\d",
     ),
     _kind("colour", r"(?:what|which) colou?r", rf"(?:\w+\s+)?{_COLOURS}\b"),
     _kind("name", r"what\b.*\b(?:called|names?|titled?)\b", _NAME, needed=0.5),

@@ -11,23 +11,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from clara_core.engine.answer_kinds import YES_OR_NO, kind_of
-from clara_core.engine.shared_words import SharedWords
+from clara_core.engine.shared_words import MOST, SharedWords
 from clara_core.engine.verbatim import REFUSAL
 
 _KIND: Final = 4.0  # a quotation that looks like an answer to this kind of question
 _FOLLOWS: Final = 3.0  # one that follows a word of the question, without regard to small words between them
 _REPEATED: Final = -2.0  # one that begins with a word of the question
 _CUT: Final = -3.0  # one that begins behind a number, as with the unit of a quantity or the month of a date
-_REFUSAL: Final = 3.0  # places that share little with the question lose to it
+_REFUSAL: Final = 2.0  # places that share little with the question lose to it
+_UNKNOWN: Final = 6.0  # more for the refusal if no place shares a word with the question
 _YES_OR_NO: Final = 1.0  # more than the best place, if the question can be answered so
-# What may stand between a word of the question and the answer that follows it.
-_SMALL: Final = frozenset(
-    [
-        "a", "an", "and", "are", "as", "at", "be", "been", "by", "for", "from", "had", "has", "have", "her", "his",
-        "in", "is", "its", "my", "of", "on", "or", "our", "the", "their", "to", "was", "were", "with", "your",
-    ]
-)  # fmt: skip
-_GO_ON: Final = frozenset(["a", "an", "and", "its", "my", "of", "or", "our", "the", "their", "your"])  # end no answer
 # What may stand between a word of the question and the answer that follows it.
 _SMALL: Final = frozenset(
     [
@@ -84,7 +77,8 @@ class Hints:
         """How much more probable an answer is that is no quotation, in nats."""
         gain = 0.0
         if answer == REFUSAL:
-            gain = _REFUSAL + _KIND * (0.0 if self._kind is None else self._kind.needed)
+            unknown = 1 - self._shared.best / MOST
+            gain = _REFUSAL + _UNKNOWN * unknown**2 + _KIND * (0.0 if self._kind is None else self._kind.needed)
         elif self._kind is YES_OR_NO:
             gain = _YES_OR_NO + self._shared.best + (_FOLLOWS if self._shared.best else 0.0)
         return self._weight * gain

@@ -21,6 +21,7 @@ from clara_core.retrieval.words import question_words, words_of
 _CLAUSE: Final = 3.0
 _SENTENCE: Final = 2.0
 _PASSAGE: Final = 6.0
+MOST: Final = _CLAUSE + _SENTENCE + _PASSAGE
 _NEIGHBOURS: Final = 3  # a passage is a sentence with so many before it and after it
 _RARITY: Final = 0.7  # a word that stands in n clauses counts n ** -_RARITY
 _CLAUSE_END: Final = re.compile(r"[,;:]+(?=\s)|[，；：、]|\n")  # noqa: RUF001 - full-width marks are meant

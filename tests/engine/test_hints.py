@@ -102,6 +102,11 @@ def test_a_refusal_gains_more_the_surer_the_form_of_an_answer_is() -> None:
     assert 0 < none < where < price
 
 
+def test_a_refusal_gains_more_the_less_the_documents_share_with_the_question() -> None:
+    few, some, all_ = (Hints(question, NOTES).other(REFUSAL) for question in ("mayor", "mayor sauna", "sauna opens"))
+    assert few > some > all_ > 0
+
+
 @pytest.mark.parametrize("question", HOSTILE_QUESTIONS)
 @pytest.mark.parametrize("texts", HOSTILE)
 def test_hostile_questions_and_texts_have_finite_gains(question: str, texts: list[str]) -> None:
