@@ -18,8 +18,8 @@ _KIND: Final = 4.0  # a quotation that looks like an answer to this kind of ques
 _FOLLOWS: Final = 3.0  # one that follows a word of the question, without regard to small words between them
 _REPEATED: Final = -2.0  # one that begins with a word of the question
 _CUT: Final = -3.0  # one that begins behind a number, as with the unit of a quantity or the month of a date
-_REFUSAL: Final = 2.0  # places that share little with the question lose to it
-_UNKNOWN: Final = 6.0  # more for the refusal if no place shares a word with the question
+_REFUSAL: Final = 3.0  # places that share little with the question lose to it
+_UNKNOWN: Final = 3.0  # more for the refusal if no place shares a word with the question
 _YES_OR_NO: Final = 1.0  # more than the best place, if the question can be answered so
 # What may stand between a word of the question and the answer that follows it.
 _SMALL: Final = frozenset(
