@@ -5,7 +5,7 @@
 
 The chain is plain LangChain: a retriever finds passages by their memory tokens and their words, and a chat model
 answers from the memory tokens of as many of them as it reads well. Both share one model without being told. No document
-answers the last question: the model seldom refuses, but says that it is not sure.
+answers the last question: the model says so, or that it is not sure.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rich.markup import escape
 
 from clara_core import ClaraEngine
 from clara_core.data.documents import cut_passages, read_folder
+from clara_core.engine.verbatim import REFUSAL
 from clara_core.evaluation import exact_match
 from langchain_clara import ChatClara, ClaraRetriever, DocumentsPlaceholder
 
@@ -65,11 +66,13 @@ def show(entry: dict[str, Any], result: dict[str, Any], seconds: float) -> bool:
     """Print one answer, how sure it is, and what it was read from; says whether it is one of those expected."""
     answer, account = result["answer"].text.strip(), result["answer"].response_metadata
     right = bool(entry["answers"]) and bool(exact_match(answer, entry["answers"]))
-    mark = "[green]✓[/]" if right else f"[red]✗[/] expected: {entry['answers'][0]}" if entry["answers"] else "[dim]?[/]"
+    refused = not entry["answers"] and answer == REFUSAL
+    wrong = f"[red]✗[/] expected: {entry['answers'][0]}" if entry["answers"] else "[dim]?[/]"
+    mark = "[green]✓[/]" if right or refused else wrong
     console.print(f"\n[bold]{entry['question']}[/]")
     console.print(f"  [bold cyan]{escape(answer)}[/] {mark}{confidence(account)}")
     if not entry["answers"]:
-        console.print("  [dim]No document answers this. The model seldom says so: its confidence tells.[/]")
+        console.print("  [dim]No document answers this.[/]")
     for document in result["context"]:
         source, score = document.metadata["source"], document.metadata["relevance_score"]
         style = "green" if source in entry["files"] else "dim"

@@ -74,7 +74,9 @@ _NO_NAME: Final = _any(
     "Every After Before"
 )
 _NAME: Final = rf"(?-i:(?!(?i:{_DAYS}|{_MONTHS})|{_NO_NAME}\b)[A-Z])"
-_REASON: Final = r"(?:because|to|so|due|for|in\s+order|as|since|out\s+of|at)\b"
+_REASON: Final = (
+    r"(?:because|so|due|in\s+order|as|since|out\s+of|(?:to|for)\s+(?-i:[a-z]+)|at\s+(?:my|your|his|her|our|their))\b"
+)
 _COLOURS: Final = _any(
     "red green blue yellow black white grey gray brown orange purple pink violet silver gold beige turquoise"
 )

@@ -243,4 +243,4 @@ def test_demo_is_right_with_the_bundled_model(capsys):
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
     assert demo.main("pocket") == 0
-    assert "not sure (" in capsys.readouterr().out.split(demo.QUESTIONS[-1])[1]
+    assert "The documents do not say. ✓" in capsys.readouterr().out.split(demo.QUESTIONS[-1])[1]
