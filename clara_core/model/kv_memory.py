@@ -138,10 +138,12 @@ class KVMemory:
 
     def _has_free(self, needed: int) -> bool:
         """Whether so many pages are free, if need be those of the oldest kept heads."""
-        forgotten = [pages for head, pages in self._heads if head() is None]
-        self._heads = [kept for kept in self._heads if kept[0]() is not None]
-        for pages in forgotten:
-            self._release(pages)
+        kept, self._heads = self._heads, []
+        for head, pages in kept:  # each is asked once: another thread may drop its last reference at any time
+            if head() is None:
+                self._release(pages)
+            else:
+                self._heads.append((head, pages))
         while needed > len(self._free) and self._heads:
             self._release(self._heads.pop(0)[1])
         return needed <= len(self._free)
