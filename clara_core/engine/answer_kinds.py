@@ -50,25 +50,24 @@ _PRICE: Final = (
 )
 _UNITS: Final = rf"(?:{_SPANS}|{_LENGTHS}|{_WEIGHTS}|{_DEGREES}|{_COINS}|{_MONTHS}|(?:percent|am|pm|o'clock)\b|%)"
 _NO_DATE: Final = r"(?!(?:1[5-9]|20)\d\d\b|\d+:\d\d\b|\d+(?:st|nd|rd|th)\b)"
-_WHEN: Final = (
-    _any("in on at from until till since before after by during about around every last next this the early late mid")
-    + r"|between|to|of|end|beginning"
+_WHEN: Final = _any(
+    "in on at from until till since before after by during about around every last next this the early late mid "
+    "between to of end beginning"
 )
 _TIME: Final = (
-    rf"(?:(?:{_WHEN})\s+)*(?:\d{{1,2}}[:.]\d\d\b|\d{{1,2}}\s*(?:am|pm|o'clock)\b|{_DAYS}|{_MONTHS}"
+    rf"(?:{_WHEN}\s+)*(?:\d{{1,2}}[:.]\d\d\b|\d{{1,2}}\s*(?:am|pm|o'clock)\b|{_DAYS}|{_MONTHS}"
     rf"|\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTHS}|(?:1\d|20)\d\d\b|\d{{1,2}}(?:st|nd|rd|th)\b"
     rf"|\d{{1,4}}[./-]\d{{1,2}}[./-]\d{{1,4}}|(?:\d+|{_ONES})\s+(?:{_SPANS}|o'clock)"
     rf"|(?:first|second|third|last)\s+(?:{_DAYS}|week|day|month)"
     rf"|{_any('noon midday midnight mornings? afternoons? evenings? nights? today tonight tomorrow yesterday')}\b"
     rf"|{_any('weekends? spring summer autumn winter easter christmas dawn dusk sunrise sunset week month year')}\b)"
 )
-_WHERE: Final = (
-    _any("in at on by behind near to under above below beside between inside outside opposite next across along around")
-    + "|"
-    + _any("from into through over off beneath beyond past against via upstairs downstairs here there home")
-    + "|room|platform|gate|hall|floor"
+_WHERE: Final = _any(
+    "in at on by behind near to under above below beside between inside outside opposite next across along around "
+    "from into through over off beneath beyond past against via upstairs downstairs here there home "
+    "room platform gate hall floor"
 )
-_PLACE: Final = rf"(?!{_TIME})(?:(?:{_WHERE})\b|(?-i:[A-Z]))"
+_PLACE: Final = rf"(?!{_TIME})(?:{_WHERE}\b|(?-i:[A-Z]))"
 _NO_NAME: Final = _any(
     "The A An It In On At If We You He She They I This That There Our Your When For To From Please No Yes All Each "
     "Every After Before"

@@ -21,14 +21,12 @@ _CUT: Final = -3.0  # one that begins behind a number, as with the unit of a qua
 _REFUSAL: Final = 3.0  # places that share little with the question lose to it
 _UNKNOWN: Final = 3.0  # more for the refusal if no place shares a word with the question
 _YES_OR_NO: Final = 1.0  # more than the best place, if the question can be answered so
-# What may stand between a word of the question and the answer that follows it.
-_SMALL: Final = frozenset(
-    [
-        "a", "an", "and", "are", "as", "at", "be", "been", "by", "for", "from", "had", "has", "have", "her", "his",
-        "in", "is", "its", "my", "of", "on", "or", "our", "the", "their", "to", "was", "were", "with", "your",
-    ]
-)  # fmt: skip
 _GO_ON: Final = frozenset(["a", "an", "and", "its", "my", "of", "or", "our", "the", "their", "your"])  # end no answer
+# What may stand between a word of the question and the answer that follows it.
+_SMALL: Final = _GO_ON | {
+    "are", "as", "at", "be", "been", "by", "for", "from", "had", "has", "have", "her", "his", "in", "is", "on", "to",
+    "was", "were", "with",
+}  # fmt: skip
 _BEFORE: Final = re.compile(r"[\w'’-]+|[.;!?]")  # noqa: RUF001 - an apostrophe of print
 _NEAR: Final = 40  # characters before a quotation that are read for `_FOLLOWS`
 _WORDS: Final = 4  # words among them

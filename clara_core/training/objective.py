@@ -219,10 +219,13 @@ class Objective:
         labels = labels.to(states.device)
         # Logits are computed only for the positions with a loss.
         kept = labels[:, 1:] != IGNORE
-        logits = self.model.head(states[:, :-1][kept])[None]  # [1, kept, vocab]
-        targets = labels[:, 1:][kept][None]
-        loss = answer_loss(F.pad(logits, (0, 0, 0, 1)), F.pad(targets, (1, 0), value=IGNORE))
-        return loss, float((logits.argmax(-1) == targets).float().mean())
+        logits = self.model.head(states[:, :-1][kept])  # [kept, vocab]
+        targets = labels[:, 1:][kept]
+        return self._token_loss(logits, targets), float((logits.argmax(-1) == targets).float().mean())
+
+    def _token_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of ``logits [tokens, vocab]``, in the order of the rows."""
+        return answer_loss(F.pad(logits[None], (0, 0, 0, 1)), F.pad(targets[None], (1, 0), value=IGNORE))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from clara_core.training.losses import IGNORE, contrastive_loss
+from clara_core.training.losses import contrastive_loss
 from clara_core.training.objective import Objective, Outcome, Terms, _document_scores
 from tools.pocket_factory.quoting import Allowed, quoting_loss
 
@@ -81,13 +81,9 @@ class Remembering(Objective):
         self.scores = scores.masked_fill(alike.to(scores.device), _NEVER)
         return self.scores
 
-    def _answer(self, states: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    def _token_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The rows of a step come before its repetitions, which the allowed tokens do not cover."""
-        kept = labels[:, 1:] != IGNORE
-        allowed = [] if self._allowed is None else list(islice(self._allowed, int(kept.sum())))
+        allowed = [] if self._allowed is None else list(islice(self._allowed, len(targets)))
         if not allowed:
-            return super()._answer(states, labels)
-        targets = labels[:, 1:][kept]
-        logits = self.model.head(states[:, :-1][kept])  # [kept, vocab]
-        loss = quoting_loss(logits, targets, allowed, self.quoting)
-        return loss, float((logits.argmax(-1) == targets).float().mean())
+            return super()._token_loss(logits, targets)
+        return quoting_loss(logits, targets, allowed, self.quoting)
