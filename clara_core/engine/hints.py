@@ -21,11 +21,16 @@ _CUT: Final = -3.0  # one that begins behind a number, as with the unit of a qua
 _REFUSAL: Final = 3.0  # places that share little with the question lose to it
 _UNKNOWN: Final = 3.0  # more for the refusal if no place shares a word with the question
 _YES_OR_NO: Final = 1.0  # more than the best place, if the question can be answered so
-_GO_ON: Final = frozenset(["a", "an", "and", "its", "my", "of", "or", "our", "the", "their", "your"])  # end no answer
+_OWN: Final = frozenset(["a", "an", "his", "its", "my", "our", "the", "their", "your"])
+# Words that end no answer.
+_GO_ON: Final = _OWN | {
+    "and", "as", "at", "because", "but", "from", "he", "i", "if", "into", "of", "or", "she", "than", "they", "to",
+    "we", "which", "who", "with",
+}  # fmt: skip
 # What may stand between a word of the question and the answer that follows it.
-_SMALL: Final = _GO_ON | {
-    "are", "as", "at", "be", "been", "by", "for", "from", "had", "has", "have", "her", "his", "in", "is", "on", "to",
-    "was", "were", "with",
+_SMALL: Final = _OWN | {
+    "and", "are", "as", "at", "be", "been", "by", "for", "from", "had", "has", "have", "her", "in", "is", "of", "on",
+    "or", "to", "was", "were", "with",
 }  # fmt: skip
 _BEFORE: Final = re.compile(r"[\w'’-]+|[.;!?]")  # noqa: RUF001 - an apostrophe of print
 _NEAR: Final = 40  # characters before a quotation that are read for `_FOLLOWS`
@@ -84,4 +89,4 @@ class Hints:
     @staticmethod
     def may_end(word: str) -> bool:
         """Whether a quotation may end with this word."""
-        return word not in _GO_ON
+        return word.lower() not in _GO_ON
