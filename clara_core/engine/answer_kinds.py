@@ -49,7 +49,7 @@ _PRICE: Final = (
     r"|(?:free|nothing|half)\b)"
 )
 _UNITS: Final = rf"(?:{_SPANS}|{_LENGTHS}|{_WEIGHTS}|{_DEGREES}|{_COINS}|{_MONTHS}|(?:percent|am|pm|o'clock)\b|%)"
-_NO_DATE: Final = r"(?!(?:1[5-9]|20)\d\d\b|\d+:\d\d\b|\d+(?:st|nd|rd|th)\b)"
+_NO_DATE: Final = r"(?!(?:1[5-9]|20)\d\d\b|(?<=\bin )\d{4}\b|\d+:\d\d\b|\d+(?:st|nd|rd|th)\b)"
 _WHEN: Final = _any(
     "in on at from until till since before after by during about around every last next this the early late mid "
     "between to of end beginning"

@@ -18,9 +18,11 @@ _KIND: Final = 4.0  # a quotation that looks like an answer to this kind of ques
 _FOLLOWS: Final = 3.0  # one that follows a word of the question, without regard to small words between them
 _REPEATED: Final = -2.0  # one that begins with a word of the question
 _CUT: Final = -3.0  # one that begins behind a number, as with the unit of a quantity or the month of a date
+_VAGUE: Final = -2.0  # one that begins with a pronoun, which names nobody
 _REFUSAL: Final = 3.0  # places that share little with the question lose to it
 _UNKNOWN: Final = 3.0  # more for the refusal if no place shares a word with the question
 _YES_OR_NO: Final = 1.0  # more than the best place, if the question can be answered so
+_PRONOUNS: Final = frozenset(["he", "i", "it", "she", "they", "we", "you"])
 _OWN: Final = frozenset(["a", "an", "his", "its", "my", "our", "the", "their", "your"])
 # Words that end no answer.
 _GO_ON: Final = _OWN | {
@@ -63,6 +65,8 @@ class Hints:
             gain += _FOLLOWS
         if start > 1 and text[start - 1] == " " and text[start - 2].isdigit():
             gain += _CUT
+        if word.lower() in _PRONOUNS:
+            gain += _VAGUE
         return self._weight * gain
 
     def _fits(self, text: str, start: int, *, repeats: bool) -> bool:

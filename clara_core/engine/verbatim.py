@@ -7,7 +7,6 @@ Characters are those of the tokenizer, which may normalize a text. Runs no model
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from math import inf
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 REFUSAL: Final = "The documents do not say."
 """What the bundled model answers if its documents do not hold the answer."""
 OTHER_ANSWERS: Final = ("Yes", "No", "yes", "no", REFUSAL)
-_OWNER: Final = re.compile(r"\w+['’]s")  # noqa: RUF001 - "Ada's" may be quoted as "Ada"
 _NONE: Final = -1  # in the place of a token: a quotation cannot go on
 
 Place = tuple[int, float]
@@ -72,7 +70,6 @@ class Quotation:
     ) -> None:
         [(ids, spans)] = tokenizer.encode_spans([text])
         words = word_spans(text)
-        words += [(start, end - 2) for start, end in words if _OWNER.fullmatch(text, start, end)]
         word_ends = {end for _, end in words}
         open_ends = {end for start, end in words if hints and not hints.may_end(text[start:end])}
         base = len(self._ids)

@@ -97,6 +97,13 @@ def test_what_fits_a_kind(question: str, fitting: list[str], other: list[str]) -
     assert [text for text in other if kind.fits.match(padded + text, len(padded))] == []
 
 
+def test_a_number_after_in_is_a_year_and_no_count() -> None:
+    kind = kind_of("How many people did the city lose?")
+    assert kind is not None
+    assert kind.fits.match("lost 1348 people", 5)
+    assert not kind.fits.match("in 1348 a third", 3)
+
+
 @pytest.mark.parametrize("question", [*HOSTILE_QUESTIONS, "how much " * 20_000, "What (?!", "which \\d+"])
 def test_any_text_may_be_asked(question: str) -> None:
     kind = kind_of(question)

@@ -54,6 +54,11 @@ def test_a_quotation_loses_by_beginning_behind_a_number() -> None:
     assert gain_at("From when?", text, "February") < gain_at("From when?", text, "1")
 
 
+def test_a_quotation_loses_by_beginning_with_a_pronoun() -> None:
+    text = "I repair old clocks."
+    assert gain_at("What does the writer do?", text, "I") < gain_at("What does the writer do?", text, "old")
+
+
 @pytest.mark.parametrize(
     "question, text, near, far",
     [

@@ -75,9 +75,17 @@ def test_all_runs_of_words_can_be_quoted_and_nothing_else(family: str) -> None:
     assert quotations(text, tokenizer) == runs
 
 
+@pytest.mark.parametrize("mark", ["'", "’"])  # noqa: RUF001 - an apostrophe of print
+def test_an_owner_can_be_quoted_without_the_ending(mark: str) -> None:
+    assert quotations(f"Ada{mark}s cat", tokenizer_of("qwen2")) == {
+        f"Ada{mark}s cat", f"Ada{mark}s", "Ada", "cat",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=40, deadline=None)
 @example(texts=["00 "], seed=42)
+@example(texts=["0's 0's\u2019s"], seed=1)
 @example(texts=["0\uf900"], seed=0)  # some tokenizers normalize this character to another one
 @example(texts=["It rained.\n\n"], seed=3)
 @given(
