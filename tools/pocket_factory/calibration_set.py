@@ -33,7 +33,7 @@ Asked = tuple[str, str, int]  # question, answer, number of the passage
 def everyday(work: Path, count: int) -> tuple[list[str], list[Asked]]:
     """Passages of the sorts of the training, none of them in it, and for each a question that names its subject."""
     lesson, rng = Lesson(work, SEED), random.Random(SEED)
-    mix = replace(Mix(), sorts=EVERYDAY, words=60)
+    mix = replace(Mix(), sorts=EVERYDAY, words=60, reworded=0.4)
     texts: list[str] = []
     asked: list[Asked] = []
     while len(texts) < count:
@@ -41,7 +41,7 @@ def everyday(work: Path, count: int) -> tuple[list[str], list[Asked]]:
         named = [(q, a) for q, a in made.asked if made.subject and made.subject.lower() in q.lower() and "___" not in q]
         if named:
             question, answer = rng.choice(named)
-            asked.append((Lesson.careless(rng, question, mix), answer, len(texts)))
+            asked.append((lesson.as_asked(rng, question, mix), answer, len(texts)))
             texts.append(made.text)
     return texts, asked
 

@@ -18,6 +18,7 @@ from tools.pocket_factory.forms import letter, questions_and_answers, shortened
 from tools.pocket_factory.frames import Frames, Made, read_frames
 from tools.pocket_factory.prose import Prose
 from tools.pocket_factory.relations import Relations
+from tools.pocket_factory.rewording import Rewording
 from tools.pocket_factory.told import Told
 from tools.pocket_factory.values import Pools
 from tools.pocket_factory.words import Words, content, go_on, keywords
@@ -70,6 +71,7 @@ class Mix:
         keywords: Share of them that are a few words of the passage.
         system: Share of the rows with the system message.
         typo: Share of the questions that are written carelessly.
+        reworded: Share of the questions that are asked in other words than written.
         two: Share of the rows over several passages that need two of them.
         words: Most words of a passage; a few passages are longer.
         forms: Share of the synthetic passages written as a letter, as a chat, or as questions and answers.
@@ -92,6 +94,7 @@ class Mix:
     keywords: float = 0.3
     system: float = 0.15
     typo: float = 0.12
+    reworded: float = 0.0
     two: float = 0.0
     words: int = 30
     forms: float = 0.16
@@ -117,6 +120,7 @@ class Lesson:
         self.relations = Relations(self.pools)
         self.told = Told(work, self.pools)
         self.words = Words(self.pools, self.prose)
+        self.reworded = Rewording(HERE / "rewording")
         self.seed = seed
 
     # --- passages ------------------------------------------------------------------------------------------
@@ -248,15 +252,15 @@ class Lesson:
             if rng.random() < mix.refuse:
                 miss = self.miss(rng, m, made, index)
                 if miss:
-                    turns.append((self.careless(rng, miss, mix), REFUSAL, (index,)))
+                    turns.append((self.as_asked(rng, miss, mix), REFUSAL, (index,)))
                     continue
-            turns.append((self.careless(rng, question, mix), answer, (index,)))
+            turns.append((self.as_asked(rng, question, mix), answer, (index,)))
         return turns
 
     def reverse(self, rng: random.Random, m: Made, index: int, mix: Mix) -> Row:
         """A row that gives answers from a passage, and asks for the question of each."""
         turns = [
-            (answer, self.careless(rng, question, mix), (index,)) for question, answer in self.pick(rng, m, mix.asked)
+            (answer, self.as_asked(rng, question, mix), (index,)) for question, answer in self.pick(rng, m, mix.asked)
         ]
         return self.row(rng, (index,), turns, mix, opening=ANSWER)
 
@@ -322,9 +326,9 @@ class Lesson:
             if rng.random() < mix.refuse:
                 miss = self.miss(rng, m, [x for i, x in enumerate(made) if i not in documents] or made, index)
                 if miss and not any(miss in [q for q, _ in made[d].asked] for d in documents):
-                    turns.append((self.careless(rng, miss, mix), REFUSAL, tuple(documents)))
+                    turns.append((self.as_asked(rng, miss, mix), REFUSAL, tuple(documents)))
                     continue
-            turns.append((self.careless(rng, question, mix), answer, (index,)))
+            turns.append((self.as_asked(rng, question, mix), answer, (index,)))
         if not turns:
             index = first
             question, answer = rng.choice(made[first].asked)
@@ -388,10 +392,16 @@ class Lesson:
                 clear = True
             else:
                 question = rng.choice(named)
-            questions.append(self.careless(rng, question, mix))
+            questions.append(self.as_asked(rng, question, mix))
             gold.append(tuple(i for i, x in enumerate(made) if i == index or any(question == q for q, _ in x.asked)))
             vague.append("" if clear else m.kind)
         return questions, gold, tuple(vague)
+
+    def as_asked(self, rng: random.Random, question: str, mix: Mix) -> str:
+        """A question as people ask it: perhaps in other words, perhaps typed carelessly."""
+        if "___" not in question and rng.random() < mix.reworded:
+            question = self.reworded(rng, question)
+        return self.careless(rng, question, mix)
 
     @staticmethod
     def careless(rng: random.Random, question: str, mix: Mix) -> str:
