@@ -46,18 +46,19 @@ _COINS: Final = (
 )
 _PRICE: Final = (
     rf"(?:(?:[$£€¥]|{_any('chf eur usd gbp')}\b)\s*\d|{_NUMBER}(?:\s+(?:hundred|thousand|million))?\s*{_COINS}"
-    r"|(?:free|nothing|half)\b)"
+    r"|\d+[.,]\d\d\b(?!\s*[a-z]?m\b)|(?:free|nothing|half|no\s+charge)\b)"
 )
 _UNITS: Final = rf"(?:{_SPANS}|{_LENGTHS}|{_WEIGHTS}|{_DEGREES}|{_COINS}|{_MONTHS}|(?:percent|am|pm|o'clock)\b|%)"
 _NO_DATE: Final = r"(?!(?:1[5-9]|20)\d\d\b|(?<=\bin )\d{4}\b|\d+:\d\d\b|\d+(?:st|nd|rd|th)\b)"
 _WHEN: Final = _any(
     "in on at from until till since before after by during about around every last next this the early late mid "
-    "between to of end beginning"
+    "between to towards of end beginning"
 )
 _TIME: Final = (
     rf"(?:{_WHEN}\s+)*(?:\d{{1,2}}[:.]\d\d\b|\d{{1,2}}\s*(?:am|pm|o'clock)\b|{_DAYS}|{_MONTHS}"
     rf"|\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTHS}|(?:1\d|20)\d\d\b|\d{{1,2}}(?:st|nd|rd|th)\b"
     rf"|\d{{1,4}}[./-]\d{{1,2}}[./-]\d{{1,4}}|(?:\d+|{_ONES})\s+(?:{_SPANS}|o'clock)"
+    rf"|(?:a\s+)?(?:quarter|half)\s+(?:past|to)\b"
     rf"|(?:first|second|third|last)\s+(?:{_DAYS}|week|day|month)"
     rf"|{_any('noon midday midnight mornings? afternoons? evenings? nights? today tonight tomorrow yesterday')}\b"
     rf"|{_any('weekends? spring summer autumn winter easter christmas dawn dusk sunrise sunset week month year')}\b)"
@@ -67,18 +68,23 @@ _WHERE: Final = _any(
     "from into through over off beneath beyond past against via upstairs downstairs here there home "
     "room platform gate hall floor"
 )
-_PLACE: Final = rf"(?!{_TIME})(?:{_WHERE}\b|(?-i:[A-Z]))"
+_PLACE: Final = rf"(?!{_TIME})(?:{_WHERE}\b|with\s+{_any('the my your his her our their')}\b|(?-i:[A-Z]))"
 _NO_NAME: Final = _any(
     "The A An It In On At If We You He She They I This That There Our Your When For To From Please No Yes All Each "
-    "Every After Before"
+    "Every After Before Are Is Was Were Do Does Did Can Could May Will Would Should Have Has Had Dear Hi Hello Best "
+    "Regards Love Thanks"
 )
 _NAME: Final = rf"(?-i:(?!(?i:{_DAYS}|{_MONTHS})|{_NO_NAME}\b)[A-Z])"
+_NO_PLACE: Final = r"(?<!\bin )(?<!\bat )(?<!\bnear )"
 _REASON: Final = (
     r"(?:because|so|due|in\s+order|as|since|out\s+of|(?:to|for)\s+(?-i:[a-z]+)|at\s+(?:my|your|his|her|our|their))\b"
 )
 _COLOURS: Final = _any(
     "red green blue yellow black white grey gray brown orange purple pink violet silver gold beige turquoise"
 )
+
+NUMBER: Final = re.compile(rf"(?:\d[\d.,:]*|{_WORDS})", re.IGNORECASE)
+UNIT_AFTER: Final = re.compile(rf"\s(?:{_UNITS})", re.IGNORECASE)
 
 # --- kinds ---------------------------------------------------------------------------------------------------
 
@@ -120,13 +126,13 @@ _KINDS: Final = (
     ),
     _kind(
         "frequency",
-        r"how often",
+        r"how often|how many times (?:a|per)\b",
         rf"{_any('once twice thrice every each daily weekly monthly yearly always never')}\b"
-        rf"|{_NUMBER}\s+times|on\s+{_DAYS}",
+        rf"|{_NUMBER}\s+times|(?:on\s+)?{_DAYS}",
     ),
     _kind(
         "duration",
-        r"(?:for )?how long",
+        r"(?:for )?how long|how much time|how far (?:ahead|in advance)",
         rf"{_ABOUT}(?:a|an|{_NUMBER})(?:\s+and\s+a\s+half|\s+(?:to|or)\s+\w+)?[\s-]*(?:{_SPANS}|{_LENGTHS})",
     ),
     _kind(
@@ -136,16 +142,20 @@ _KINDS: Final = (
     _kind("length", r"how (?:high|tall|deep|far|wide|thick|big|large)\b", rf"{_ABOUT}{_NUMBER}\s*{_LENGTHS}"),
     _kind("age", r"how old", rf"{_ABOUT}{_NO_DATE}{_NUMBER}(?:\s*{_SPANS}|(?!\s*{_UNITS}))"),
     _kind("amount", r"how (?:much|fast|strong|loud)\b", rf"{_ABOUT}{_NO_DATE}{_NUMBER}"),
-    _kind("count", r"how many|what number of", rf"{_ABOUT}{_NO_DATE}{_NUMBER}(?!\s*{_UNITS})"),
+    _kind("count", r"how many|(?:what )?number of", rf"{_ABOUT}{_NO_DATE}{_NUMBER}(?!\s*{_UNITS})"),
     _kind("time", r"(?:\w+ )?when\b|(?:\w+ )?(?:what|which) (?:time|day|date|year|month|hour)", _TIME),
     _kind("place", rf"(?:\w+ )?where\b|(?:\w+ )?(?:what|which) {_SOMEWHERE}", _PLACE, needed=0.5),
     _kind(
-        "person", r"(?:\w+ )?who(?:m|se)?\b", rf"{_NAME}|{_any('my your his her its our their')}\s+[a-z]", needed=0.5
+        "person",
+        r"(?:\w+ )?who(?:m|se)?\b",
+        rf"{_NO_PLACE}(?:{_NAME}|{_any('my your his her its our their')}\s+[a-z])",
+        needed=0.5,
     ),
     _kind("reason", r"why\b", _REASON, needed=0.5),
     _kind(
         "code",
-        rf"what\b.*\b{_any('number code pin password extension version postcode phone telephone')}\b",
+        rf"(?:what\b|(?!{_VERBS}\b|.*\b(?:wh|how))).*\b"
+        rf"{_any('number code pin password extension version postcode phone telephone')}\b",
         r"(?!\d+:\d\d\b)\S*\d",
     ),
     _kind("colour", r"(?:what|which) colou?r", rf"(?:\w+\s+)?{_COLOURS}\b"),
@@ -156,6 +166,7 @@ _QUESTION: Final = re.compile(
     rf"\b(?:{_any('until since from by with to for in at')} )?{_any('who whom whose when where why how which what')}\b",
     re.IGNORECASE,
 )
+_NO_ARTICLE: Final = rf"(?!{_any('a an the this that his her its my our their your')}\b)"
 _THING: Final = re.compile(rf"(?:\w+ )?(?:which|what) (?!{_VERBS}\b|of\b)(?P<noun>[^\W\d_]+)", re.IGNORECASE)
 
 
@@ -169,6 +180,6 @@ def kind_of(question: str) -> AnswerKind | None:
 
 
 def _thing(noun: str) -> AnswerKind:
-    """The kind of "which tram": "tram 4", "the Harbour tram"."""
-    fits = rf"(?:the\s+)?(?-i:[A-Z])\S+\s+{noun}|{noun}\w*\s+(?:\S*\d|(?-i:[A-Z]))"
+    """The kind of "which tram": "tram 4", "the Harbour tram", "last tram"."""
+    fits = rf"(?:the\s+)?(?-i:[A-Z])\S+\s+{noun}|{noun}\w*\s+(?:\S*\d|(?-i:[A-Z]))|{_NO_ARTICLE}[a-z]+\s+{noun}\b"
     return AnswerKind(noun, _THING, re.compile(fits, re.IGNORECASE), needed=0, repeats=True)

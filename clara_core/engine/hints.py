@@ -10,14 +10,14 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from clara_core.engine.answer_kinds import YES_OR_NO, kind_of
+from clara_core.engine.answer_kinds import NUMBER, UNIT_AFTER, YES_OR_NO, kind_of
 from clara_core.engine.shared_words import MOST, SharedWords
 from clara_core.engine.verbatim import REFUSAL
 
 _KIND: Final = 4.0  # a quotation that looks like an answer to this kind of question
 _FOLLOWS: Final = 3.0  # one that follows a word of the question, without regard to small words between them
 _REPEATED: Final = -2.0  # one that begins with a word of the question
-_CUT: Final = -3.0  # one that begins behind a number, as with the unit of a quantity or the month of a date
+_CUT: Final = -3.0  # one that begins behind a number or inside of a name: with a unit, a month, a family name
 _VAGUE: Final = -2.0  # one that begins with a pronoun, which names nobody
 _REFUSAL: Final = 3.0  # places that share little with the question lose to it
 _UNKNOWN: Final = 3.0  # more for the refusal if no place shares a word with the question
@@ -35,6 +35,8 @@ _SMALL: Final = _OWN | {
     "or", "to", "was", "were", "with",
 }  # fmt: skip
 _BEFORE: Final = re.compile(r"[\w'’-]+|[.;!?]")  # noqa: RUF001 - an apostrophe of print
+# A word with a capital that does not begin a sentence, or a title.
+_NAME_BEFORE: Final = re.compile(r"(?:[\w,;:)]\s+[A-Z][\w'-]+|\b(?:Mr|Mrs|Ms|Dr|Miss|Frau|Herr|Professor)\.?) $")
 _NEAR: Final = 40  # characters before a quotation that are read for `_FOLLOWS`
 _WORDS: Final = 4  # words among them
 
@@ -57,13 +59,14 @@ class Hints:
         """How much more probable a quotation is that begins with this word at this character, in nats."""
         text, repeats = self._texts[document], self._shared.repeats(word)
         gain = self._shared.gain(document, start)
-        if self._fits(text, start, repeats=repeats):
+        within = _in_name(text, start)
+        if not within and self._fits(text, start, repeats=repeats):
             gain += _KIND
         elif repeats:
             gain += _REPEATED
         if self._follows(text, start):
             gain += _FOLLOWS
-        if start > 1 and text[start - 1] == " " and text[start - 2].isdigit():
+        if start > 1 and text[start - 1] == " " and (text[start - 2].isdigit() or within):
             gain += _CUT
         if word.lower() in _PRONOUNS:
             gain += _VAGUE
@@ -90,7 +93,13 @@ class Hints:
             gain = _YES_OR_NO + self._shared.best + (_FOLLOWS if self._shared.best else 0.0)
         return self._weight * gain
 
-    @staticmethod
-    def may_end(word: str) -> bool:
-        """Whether a quotation may end with this word."""
-        return word.lower() not in _GO_ON
+    def may_end(self, text: str, start: int, end: int) -> bool:
+        """Whether a quotation may end with the word at these characters; "two" of "two weeks" may not."""
+        word, unit = text[start:end], UNIT_AFTER.match(text, end)
+        cut = unit is not None and NUMBER.fullmatch(word) is not None and not self._shared.repeats(unit[0])
+        return word.lower() not in _GO_ON and not cut
+
+
+def _in_name(text: str, start: int) -> bool:
+    """Whether a word continues a name: both begin with a capital, and the one before does not begin a sentence."""
+    return text[start].isupper() and _NAME_BEFORE.search(text, max(0, start - _NEAR), start) is not None

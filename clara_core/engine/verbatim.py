@@ -71,7 +71,7 @@ class Quotation:
         [(ids, spans)] = tokenizer.encode_spans([text])
         words = word_spans(text)
         word_ends = {end for _, end in words}
-        open_ends = {end for start, end in words if hints and not hints.may_end(text[start:end])}
+        open_ends = {end for start, end in words if hints and not hints.may_end(text, start, end)}
         base = len(self._ids)
         # A character of several tokens has the same span in each: no word ends between them.
         ends = [a != b and a[1] in word_ends and a[1] <= b[0] for a, b in pairwise(spans)]

@@ -59,6 +59,26 @@ def test_a_quotation_loses_by_beginning_with_a_pronoun() -> None:
     assert gain_at("What does the writer do?", text, "I") < gain_at("What does the writer do?", text, "old")
 
 
+@pytest.mark.parametrize("text", ["I met Morra Miros in May.", "They were led by Dr Miros. In May they left."])
+def test_a_quotation_loses_by_beginning_inside_of_a_name(text: str) -> None:
+    name = text[: text.index("Miros")].rsplit(maxsplit=1)[-1]
+    assert gain_at("Who?", text, "Miros") < gain_at("Who?", text, name)
+
+
+def test_a_name_behind_a_word_that_begins_a_sentence_is_whole() -> None:
+    assert gain_at("Who?", "Was Miros there?", "Miros") == gain_at("Who?", "was Miros there?", "Miros")
+
+
+@pytest.mark.parametrize("text, question", [("It takes two weeks.", "How long?"), ("Open from 9 am on.", "When?")])
+def test_no_quotation_ends_between_a_number_and_its_unit(text: str, question: str) -> None:
+    number, unit = ("two", "weeks") if "two" in text else ("9", "am")
+    hints = Hints(question, [text])
+    assert not hints.may_end(text, text.index(number), text.index(number) + len(number))
+    assert hints.may_end(text, text.index(f" {unit}") + 1, text.index(f" {unit}") + 1 + len(unit))
+    known = Hints(f"How many {unit}?", [text])  # "two" answers "How many weeks?"
+    assert known.may_end(text, text.index(number), text.index(number) + len(number))
+
+
 @pytest.mark.parametrize(
     "question, text, near, far",
     [
@@ -140,7 +160,8 @@ def test_no_quotation_ends_with_a_word_that_goes_on(text: str) -> None:
             quotation.feed(token)
             ids.append(token)
         answer = tokenizer.decode(ids).strip()
-        assert answer in OTHER_ANSWERS or (answer in text and Hints.may_end(answer.split()[-1]))
+        start, end = text.rfind(answer.split()[-1]), text.rfind(answer.split()[-1]) + len(answer.split()[-1])
+        assert answer in OTHER_ANSWERS or (answer in text and Hints("dog", [text]).may_end(text, start, end))
 
 
 def best_place(quoted: str, texts: list[str], hints: Hints) -> float:
