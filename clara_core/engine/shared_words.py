@@ -1,7 +1,7 @@
 """Where in its documents the words of a question stand: evidence for the place at which a quotation begins.
 
 A small generator often quotes the right kind of words from the wrong sentence. What surrounds an answer usually repeats
-words of the question, and the answer itself does not. Runs no model.
+words of the question or has synonyms of them, and the answer itself does not. Runs no model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import chain, pairwise
 from typing import Final
 
 from clara_core.engine.quotes import split_sentences
+from clara_core.retrieval.thesaurus import synonyms
 from clara_core.retrieval.words import question_words, words_of
 
 # Nats that a place gains if all words of the question stand in its clause, its sentence and its passage. Chosen on
@@ -31,12 +32,14 @@ class SharedWords:
     """The words that a question shares with each place of its documents.
 
     Args:
-        question: The question; its "what", "how many" and the like do not count, nor do English endings.
+        question: The question; its "what", "how many" and the like do not count, nor do English endings. A synonym of a
+            word counts as the word.
         texts: The documents.
     """
 
     def __init__(self, question: str, texts: Sequence[str]) -> None:
         self._asked = frozenset(question_words(question))
+        self._meant = {word: frozenset([word]) for word in self._asked} | synonyms(question)
         self._repeats: dict[str, bool] = {}  # whether a word is one of the question's
         self._starts: list[list[int]] = []  # for each document where its clauses begin
         self._gains: list[list[float]] = []  # for each document the gains of its clauses
@@ -62,7 +65,11 @@ class SharedWords:
     def _clauses(self, text: str, start: int, end: int) -> list[tuple[int, frozenset[str]]]:
         """Where each clause of a sentence begins, and the words of the question that stand in it."""
         cuts = [start, *(match.end() for match in _CLAUSE_END.finditer(text, start, end)), end]
-        return [(a, self._asked.intersection(words_of(text[a:b]))) for a, b in pairwise(cuts)]
+        return [(a, self._asked_in(text[a:b])) for a, b in pairwise(cuts)]
+
+    def _asked_in(self, text: str) -> frozenset[str]:
+        """The words of the question that a text has, or has synonyms of."""
+        return frozenset(chain.from_iterable(self._meant[word] for word in words_of(text) if word in self._meant))
 
     def gain(self, document: int, start: int) -> float:
         """How much more probable a quotation is that begins at this character, in nats."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from clara_core.engine.verbatim import REFUSAL
 from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, ClaraTokenizer
+from clara_core.retrieval.thesaurus import read_thesaurus
 from clara_core.training.batch import Step
 from tools.pocket_factory.events import Events
 from tools.pocket_factory.forms import letter, questions_and_answers, shortened
@@ -120,7 +121,7 @@ class Lesson:
         self.relations = Relations(self.pools)
         self.told = Told(work, self.pools)
         self.words = Words(self.pools, self.prose)
-        self.reworded = Rewording(HERE / "rewording")
+        self.reworded = Rewording(read_thesaurus())
         self.seed = seed
 
     # --- passages ------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
-"""Questions in other words than their passage: groups of words that may stand for each other (``rewording/*.txt``).
+"""Questions in other words than their passage, by the package's thesaurus.
 
-A line is a group, its items separated by commas: all verbs in one form, all nouns in one number, or all whole phrases.
-People ask "when do we put the bins out" where a notice says "rubbish"; a small model knows only the words that it saw
+People ask "when do we put the bins out" where a notice says "rubbish". A small model knows only words that it has seen
 side by side.
 """
 
@@ -9,9 +8,12 @@ from __future__ import annotations
 
 import random
 import re
-from pathlib import Path
+from collections.abc import Sequence
+
+from clara_core.retrieval.thesaurus import Group
 
 _WORD = re.compile(r"[\w'-]+")
+_FIRST_PERSON = re.compile(r"\b[Ii]\b")
 _ARTICLE = re.compile(r"\b([Aa])n? $")
 _REPLACED = 0.6  # share of the known words and phrases of a question that are replaced
 
@@ -19,16 +21,13 @@ _REPLACED = 0.6  # share of the known words and phrases of a question that are r
 class Rewording:
     """Replaces words and phrases of questions by others of their groups."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, sections: Sequence[Sequence[Group]]) -> None:
         self.others: dict[str, list[str]] = {}
-        found: dict[str, Path] = {}
-        for file in sorted(folder.glob("*.txt")):
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-                group = [item.strip() for item in line.split(",")]
-                if len(group) < 2 or not all(group):
-                    raise ValueError(f"{file}:{number}: expected at least two items, got {line!r}")
+        sections_of: dict[str, int] = {}
+        for number, section in enumerate(sections):
+            for group in section:
                 for item in group:
-                    if found.setdefault(item, file) != file:
+                    if sections_of.setdefault(item, number) != number:
                         self.others[item] = []  # a verb that is a noun, too
                     # The first group of an item counts: "how many days" may be "how long", but not the reverse.
                     self.others.setdefault(item, [other for other in group if other != item])
@@ -43,10 +42,10 @@ class Rewording:
                 start, stop = words[at].start(), words[at + count - 1].end()
                 phrase = question[start:stop]
                 plain = phrase[:1].lower() + phrase[1:] if start == 0 else phrase
-                others = self.others.get(plain)
+                others = self.others.get(_FIRST_PERSON.sub("i", plain))
                 if others:
                     if rng.random() < _REPLACED:
-                        other = rng.choice(others)
+                        other = _FIRST_PERSON.sub("I", rng.choice(others))
                         other = other[:1].upper() + other[1:] if phrase[0].isupper() else other
                         said, end = _fitted(said + question[end:start], other) + other, stop
                     at += count

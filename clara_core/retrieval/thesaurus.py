@@ -1,0 +1,77 @@
+"""English words that may stand for each other in everyday questions: "bins" for "rubbish" (``thesaurus.txt``).
+
+A section of the file has groups of one kind of words, a line each; the items of a group have the same form, so that one
+may replace another in a sentence. Words of other languages have no synonyms here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from clara_core.retrieval.words import question_words, words_of
+
+Group = tuple[str, ...]
+
+THESAURUS: Final = Path(__file__).with_name("thesaurus.txt")
+_LONGEST: Final = 4  # words of a phrase that is looked up
+_WORD: Final = re.compile(r"[\w'-]+")
+# Words that mean nothing by themselves.
+_SMALL: Final = frozenset(words_of(
+    "a about an and are as at be been by can could did do does down for from get go had has have he i if in into is it "
+    "its may me must my no not of off on one or our out over she should so that the their them there they this to up "
+    "us was we were will with would you your"
+))  # fmt: skip
+
+
+def read_thesaurus(path: Path = THESAURUS) -> list[list[Group]]:
+    """The groups of each section; lines that begin with ``#`` begin one.
+
+    Raises:
+        ValueError: A line is no group of at least two items.
+    """
+    sections: list[list[Group]] = [[]]
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.startswith("#"):
+            sections.append([])
+            continue
+        group = tuple(item.strip() for item in line.split(","))
+        if len(group) < 2 or not all(group):
+            raise ValueError(f"{path}:{number}: expected at least two items, separated by commas, got {line!r}")
+        sections[-1].append(group)
+    return [section for section in sections if section]
+
+
+def synonyms(question: str) -> dict[str, frozenset[str]]:
+    """Words that may stand for words of a question: for each of them those words, all without their endings."""
+    said, asked = _WORD.findall(question.lower()), frozenset(question_words(question)) - _SMALL
+    found: dict[str, set[str]] = defaultdict(set)
+    for start in range(len(said)):
+        for end in range(start + 1, min(start + _LONGEST, len(said)) + 1):
+            phrase = " ".join(said[start:end])
+            for group in _groups().get(phrase, ()):
+                meant = asked.intersection(words_of(phrase))
+                for word in _single_words(group) - asked if meant else ():
+                    found[word] |= meant
+    return {word: frozenset(meant) for word, meant in found.items()}
+
+
+def _single_words(group: Group) -> set[str]:
+    """The words of a group's items that have one telling word: "open" of "is open"."""
+    telling = [set(words_of(item)) - _SMALL for item in group]
+    return {word for words in telling if len(words) == 1 for word in words}
+
+
+@cache
+def _groups() -> dict[str, Sequence[Group]]:
+    """The groups of each item."""
+    found: dict[str, list[Group]] = defaultdict(list)
+    for section in read_thesaurus():
+        for group in section:
+            for item in group:
+                found[item].append(group)
+    return dict(found)

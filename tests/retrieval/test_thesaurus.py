@@ -1,0 +1,48 @@
+"""Synonyms of the words of a question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clara_core.retrieval.thesaurus import read_thesaurus, synonyms
+
+
+@pytest.mark.parametrize(
+    "question, word, meant",
+    [
+        ("How long can visitors stay?", "guest", "visitor"),
+        ("when do we put the bins out", "trash", "bin"),
+        ("Who repairs the lift?", "elevator", "lift"),
+        ("How long can visitors sleep over?", "stay", "sleep"),
+    ],
+)
+def test_synonyms_stand_for_words_of_a_question(question: str, word: str, meant: str) -> None:
+    assert meant in synonyms(question)[word]
+
+
+@pytest.mark.parametrize(
+    "question", ["", "?", "Wann ist die Sitzung?", "いつですか", "\ud800", "when? " * 1000, "who is it", "</s><MEM0>"]
+)
+def test_any_text_may_be_asked(question: str) -> None:
+    assert all(word and meant for word, meant in synonyms(question).items())
+
+
+def test_a_word_of_the_question_is_no_synonym() -> None:
+    question = "Do guests and visitors stay or sleep over?"
+    assert not synonyms(question).keys() & {"guest", "visitor", "stay", "sleep"}
+
+
+def test_every_group_has_two_different_items_in_lower_case() -> None:
+    groups = [group for section in read_thesaurus() for group in section]
+    assert len(groups) > 3000
+    assert [group for group in groups if len(set(group)) < 2 or [item.lower() for item in group] != list(group)] == []
+
+
+@pytest.mark.parametrize("line", ["alone", "one, ", ", two", ""])
+def test_a_line_is_a_group(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "thesaurus.txt"
+    file.write_text(f"# section\none, two\n{line}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"thesaurus\.txt:3: expected at least two items"):
+        read_thesaurus(file)
