@@ -2,6 +2,7 @@
 
     python benchmarks/evaluate_typed.py                          # the bundled model on the open half
     python benchmarks/evaluate_typed.py --half closed            # final figures
+    python benchmarks/evaluate_typed.py --data tests/data/typed_others.json    # harder questions, by other hands
     python benchmarks/evaluate_typed.py --model pocket --model FOLDER
 
 All calls go through the public engine; answers are greedy. A question is searched among all passages of both halves
@@ -27,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.encyclopedia_tasks import DOCUMENTS, MAX_TOKENS, best_first, bm25_ranking
 from benchmarks.report import hardware
-from benchmarks.typed_tasks import Half, Typed, TypedSet, typed_set
+from benchmarks.typed_tasks import TYPED, Half, Typed, TypedSet, typed_set
 from clara_core import ClaraEngine, Memory
 from clara_core.engine.verbatim import REFUSAL
 from clara_core.evaluation import exact_match, f1, score_rankings
@@ -142,24 +143,25 @@ def show(title: str, rows: dict[str, list[str]], columns: Sequence[str]) -> None
 def main(
     model: Annotated[list[str] | None, typer.Option(help="Bundled name, folder, or Hub id; may be repeated.")] = None,
     half: Annotated[str, typer.Option(help="open or closed.")] = "open",
+    data: Annotated[Path, typer.Option(help="File of passages with questions.")] = TYPED,
     wrong: Annotated[bool, typer.Option("--wrong", help="Print every wrong answer of the open half.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
 ) -> None:
     """Measure models on passages and questions that were typed by hand."""
     if half not in get_args(Half):
         raise SystemExit(f"--half must be open or closed, got {half!r}")
-    typed = typed_set(half)  # type: ignore[arg-type]  # checked above
+    typed = typed_set(half, data)  # type: ignore[arg-type]  # checked above
     found = [evaluate(one, typed) for one in model or ["pocket"]]
     models = [one.model for one in found]
     counts = f"{len(typed.texts)} passages, {len(typed.answerable)} questions, {len(typed.unanswerable)} unanswerable"
     rows = {name: [f"{one.figures[name]:.3f}" for one in found] for name in found[0].figures}
-    show(f"Typed by hand, {half} half: {counts}", rows, models)
+    show(f"{data.name}, {half} half: {counts}", rows, models)
     kinds = {f"{k} ({n})": [f"{one.kinds[k][0]:.2f}" for one in found] for k, (_, n) in found[0].kinds.items()}
     show("Exact match alone, by kind of question", kinds, models)
     if wrong and half == "open":
         for entry in found[-1].wrong:
             print(f"{entry['form']}: {entry['question']} -> {entry['answer']!r} ({entry['right']})")
-    facts = {"benchmark": "typed", "half": half, "hardware": hardware("cpu")}
+    facts = {"benchmark": data.stem, "half": half, "hardware": hardware("cpu")}
     report = {**facts, "models": [{"model": one.model, **one.figures} for one in found]}
     if json_file is not None:
         json_file.write_text(json.dumps({**facts, "models": [asdict(one) for one in found]}, indent=1) + "\n", "utf-8")

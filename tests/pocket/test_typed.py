@@ -10,11 +10,12 @@ import pytest
 from benchmarks import evaluate_typed
 from benchmarks.evaluate_typed import is_refusal
 from benchmarks.trust_typed import measure
-from benchmarks.typed_tasks import FACTS, TYPED, TypedSet, typed_set
+from benchmarks.typed_tasks import FACTS, OTHERS, TYPED, TypedSet, typed_set
 from clara_core import ClaraEngine
 
 HALVES = json.loads(TYPED.read_text(encoding="utf-8"))
 ENTRIES = [entry for half in HALVES.values() for entry in half]
+BY_OTHERS = [entry for half in json.loads(OTHERS.read_text(encoding="utf-8")).values() for entry in half]
 OF_ITS_KIND = json.loads(FACTS.read_text(encoding="utf-8"))["open"]
 
 
@@ -27,14 +28,15 @@ def test_there_are_enough_of_all_kinds():
         assert kinds >= {"who", "whose", "when", "where", "which", "what", "howmany", "howmuch", "why", "yesno", "none"}
 
 
-def test_each_passage_and_question_stands_once():
-    texts = [entry["text"] for entry in ENTRIES]
+@pytest.mark.parametrize("entries", [ENTRIES, BY_OTHERS], ids=["typed", "others"])
+def test_each_passage_and_question_stands_once(entries: list[dict]):
+    texts = [entry["text"] for entry in entries]
     assert len(set(texts)) == len(texts)
-    asked = [(entry["text"], question["question"]) for entry in ENTRIES for question in entry["questions"]]
+    asked = [(entry["text"], question["question"]) for entry in entries for question in entry["questions"]]
     assert len(set(asked)) == len(asked)
 
 
-@pytest.mark.parametrize("entry", [*ENTRIES, *OF_ITS_KIND], ids=lambda entry: entry["text"][:30])
+@pytest.mark.parametrize("entry", [*ENTRIES, *BY_OTHERS, *OF_ITS_KIND], ids=lambda entry: entry["text"][:30])
 def test_answers_are_words_of_their_passage(entry: dict):
     for question in entry["questions"]:
         answers = question["answers"]
