@@ -74,7 +74,7 @@ def test_the_program_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     """The program of `make eval` on a small part of the questions."""
     whole = typed_set("open")
     small = TypedSet(whole.texts[:12], [q for q in whole.answerable if q.gold[0] < 12][:8], whole.unanswerable[:2])
-    monkeypatch.setattr(evaluate_typed, "typed_set", lambda half: small)
+    monkeypatch.setattr(evaluate_typed, "typed_set", lambda half, data: small)
     file = tmp_path / "figures.json"
     evaluate_typed.main(["pocket"], half="open", json_file=file)
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
