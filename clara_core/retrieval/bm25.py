@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from typing import Final
@@ -171,19 +171,28 @@ class WordIndex:
             self._parts = _Parts(tuple(each for each in segments if each.n_alive), pending)
 
     def search(
-        self, words: Sequence[str], k: int, allowed: Rows | None = None
+        self, terms: Mapping[str, float], k: int, allowed: Rows | None = None
     ) -> tuple[list[tuple[int, float]], float]:
-        """Find at most k texts that share words with a question, among the allowed rows (ascending; None for all).
+        """Find at most k texts that have some words, among the allowed rows (ascending; None for all).
+
+        Args:
+            terms: The words with their weights; 1 for a word of the question, less for a synonym.
+            k: Most texts to find.
+            allowed: The rows to search.
 
         Returns:
             tuple: Row numbers with scores (above 0), best first and equal scores by row number; and the score of a text
-            of mean length that has each word once, as the unit of `clara_core.retrieval.ranking.text_relevance`.
+            of mean length that has each word of the question once, as the unit of
+            `clara_core.retrieval.ranking.text_relevance`.
         """
         segments = self._parts.in_segments().segments
         total = sum(segment.n_alive for segment in segments)
         mean = max(sum(segment.n_words for segment in segments), 1) / max(total, 1)
-        found = [[segment.found(word) for segment in segments] for word in dict.fromkeys(words)]
-        weights = [word_weight(total, sum(len(texts) for texts, _ in own)) for own in found]
+        found = [[segment.found(word) for segment in segments] for word in terms]
+        weights = [
+            factor * word_weight(total, sum(len(texts) for texts, _ in own))
+            for factor, own in zip(terms.values(), found, strict=True)
+        ]
         rows: list[Rows] = [np.zeros(0, np.uint64)]
         scores: list[NDArray[np.float64]] = [np.zeros(0)]
         for at, segment in enumerate(segments):
@@ -195,7 +204,8 @@ class WordIndex:
             hits = np.flatnonzero(own)
             rows.append(segment.rows[hits])
             scores.append(own[hits])
-        return _best(np.concatenate(rows), np.concatenate(scores), k, allowed), math.fsum(weights)
+        unit = math.fsum(weight for weight, factor in zip(weights, terms.values(), strict=True) if factor == 1)
+        return _best(np.concatenate(rows), np.concatenate(scores), k, allowed), unit
 
 
 def word_weight(total: int, having: int) -> float:
@@ -235,7 +245,7 @@ def members(rows: Rows, among: Rows) -> NDArray[np.bool_]:
 
 
 class Bm25:
-    """Ranks a fixed list of texts by BM25."""
+    """Ranks a fixed list of texts by BM25, without synonyms."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = list(texts)
@@ -244,12 +254,13 @@ class Bm25:
 
     def search(self, question: str, k: int) -> list[str]:
         """At most `k` texts that share words with a question, best first."""
-        return [self._texts[row] for row, _ in self._index.search(question_words(question), k)[0]]
+        return [self._texts[row] for row, _ in self._index.search(dict.fromkeys(question_words(question), 1.0), k)[0]]
 
     def rank(self, questions: Sequence[str]) -> list[list[int]]:
         """The indices of all texts for each question, best first; equal scores keep the order of the texts."""
         ranked: list[list[int]] = []
         for question in questions:
-            found = [row for row, _ in self._index.search(question_words(question), len(self._texts))[0]]
+            terms = dict.fromkeys(question_words(question), 1.0)
+            found = [row for row, _ in self._index.search(terms, len(self._texts))[0]]
             ranked.append([*found, *sorted({*range(len(self._texts))}.difference(found))])
         return ranked

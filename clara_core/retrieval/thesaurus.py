@@ -18,6 +18,7 @@ from clara_core.retrieval.words import question_words, words_of
 Group = tuple[str, ...]
 
 THESAURUS: Final = Path(__file__).with_name("thesaurus.txt")
+_SYNONYM: Final = 0.5  # weight of a synonym in a search, measured: docs/retrieval.md
 _LONGEST: Final = 4  # words of a phrase that is looked up
 _WORD: Final = re.compile(r"[\w'-]+")
 # Words that mean nothing by themselves.
@@ -46,6 +47,11 @@ def read_thesaurus(path: Path = THESAURUS) -> list[list[Group]]:
     return [section for section in sections if section]
 
 
+def search_terms(question: str) -> dict[str, float]:
+    """The words to search for, by weight: those of a question with 1, their synonyms with less."""
+    return dict.fromkeys(question_words(question), 1.0) | dict.fromkeys(synonyms(question), _SYNONYM)
+
+
 def synonyms(question: str) -> dict[str, frozenset[str]]:
     """Words that may stand for words of a question: for each of them those words, all without their endings."""
     said, asked = _WORD.findall(question.lower()), frozenset(question_words(question)) - _SMALL
@@ -55,7 +61,7 @@ def synonyms(question: str) -> dict[str, frozenset[str]]:
             phrase = " ".join(said[start:end])
             for group in _groups().get(phrase, ()):
                 meant = asked.intersection(words_of(phrase))
-                for word in _single_words(group) - asked if meant else ():
+                for word in sorted(_single_words(group) - asked) if meant else ():
                     found[word] |= meant
     return {word: frozenset(meant) for word, meant in found.items()}
 

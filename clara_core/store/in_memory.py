@@ -25,7 +25,8 @@ from clara_core.data.memory import Memory
 from clara_core.retrieval.bm25 import WordIndex
 from clara_core.retrieval.filters import matches
 from clara_core.retrieval.ranking import unit_rows
-from clara_core.retrieval.words import question_words, words_of
+from clara_core.retrieval.thesaurus import search_terms
+from clara_core.retrieval.words import words_of
 from clara_core.store.backend import Backend, Candidate, Entry, Matches, Report, Rows, Space
 from clara_core.store.codec import MemoryCodec, MemoryType
 from clara_core.store.records import Record, StoreStats, metadata_from_json
@@ -142,7 +143,7 @@ class _State:
         return torch.from_numpy(self.matrix.at(places))
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
-        found, unit = self.words.search(question_words(question), k, allowed)
+        found, unit = self.words.search(search_terms(question), k, allowed)
         return Matches([Candidate(row, score, 0, row) for row, score in found], unit)
 
     def stats(self) -> StoreStats:

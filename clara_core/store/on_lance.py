@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from lance import LanceDataset
-from lance.query import MatchQuery
+from lance.query import BooleanQuery, MatchQuery, Occur
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from clara_core.common.errors import StoreError
 from clara_core.data.memory import Memory
 from clara_core.retrieval.bm25 import members, word_weight
 from clara_core.retrieval.ranking import unit_rows
-from clara_core.retrieval.words import question_words
+from clara_core.retrieval.thesaurus import search_terms
 from clara_core.store import integrity, maintenance
 from clara_core.store.backend import Candidate, Entry, Matches, Report, Rows, Space
 from clara_core.store.codec import MemoryType
@@ -190,25 +190,26 @@ class LanceSnapshot:
     # --- by words ----------------------------------------------------------------------------------------
 
     def matching(self, question: str, k: int, allowed: Rows | None) -> Matches:
-        words = question_words(question)
+        terms = search_terms(question)
         if WORD_INDEX in indexed_rows(self.dataset):
-            return self._by_word_index(words, k, allowed)
-        return self.words.at(self.dataset).search(words, k, allowed)
+            return self._by_word_index(terms, k, allowed)
+        return self.words.at(self.dataset).search(terms, k, allowed)
 
-    def _by_word_index(self, words: Sequence[str], k: int, allowed: Rows | None) -> Matches:
+    def _by_word_index(self, terms: Mapping[str, float], k: int, allowed: Rows | None) -> Matches:
         """The same with the index over words, for stores too large to hold their words in this process."""
-        different = list(dict.fromkeys(words))
-        if not different or (allowed is not None and not len(allowed)):
+        if not terms or (allowed is not None and not len(allowed)):
             return Matches([], 0.0)
         total = self.count()
         unit = 0.0
         with readable(self.dataset):
-            for word in different:
+            for word in (word for word, factor in terms.items() if factor == 1):
                 having = scanner(self.dataset, [], None).full_text_search(MatchQuery(escape(word), "words"))
                 df = having.to_scanner().to_table().num_rows
                 unit += word_weight(total, df)
-            query = MatchQuery(escape(" ".join(different)), "words")
-            builder = scanner(self.dataset, ["_score", "serial"], allowed).limit(k).full_text_search(query)
+            any_of = BooleanQuery(
+                [(Occur.SHOULD, MatchQuery(escape(word), "words", boost=factor)) for word, factor in terms.items()]
+            )
+            builder = scanner(self.dataset, ["_score", "serial"], allowed).limit(k).full_text_search(any_of)
             table = builder.to_scanner().to_table()
         columns = [table[name].to_pylist() for name in ("_rowid", "_score", "serial")]
         found = [Candidate(row, score, 0, serial) for row, score, serial in zip(*columns, strict=True)]

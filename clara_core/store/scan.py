@@ -7,7 +7,7 @@ key.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -105,10 +105,10 @@ class Words:
     serials: Rows  # of each row, ascending
     rows: Rows
 
-    def search(self, words: Sequence[str], k: int, allowed: Rows | None) -> Matches:
-        """The k rows that share words with a question."""
+    def search(self, terms: Mapping[str, float], k: int, allowed: Rows | None) -> Matches:
+        """The k best rows that have some words, which are weighted."""
         among = None if allowed is None else self.serials[members(self.rows, allowed)]
-        found, unit = self.index.search(words, k, among)
+        found, unit = self.index.search(terms, k, among)
         rows = self.rows[np.searchsorted(self.serials, np.array([serial for serial, _ in found], np.uint64))].tolist()
         candidates = [Candidate(row, score, 0, serial) for row, (serial, score) in zip(rows, found, strict=True)]
         return Matches(candidates, unit)

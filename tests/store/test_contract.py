@@ -197,6 +197,12 @@ def test_a_function_finds_what_the_same_dict_finds(filled, mode):
     assert filled.search(QUESTION, 2, mode, lambda _: False) == []
 
 
+def test_a_synonym_is_found_behind_the_word_itself(entry_point):
+    texts = ["The pool opens at noon.", "Rubbish goes out on Tuesday.", "The trash can is in the shed."]
+    entry_point.add(texts, None, ["pool", "notice", "shed"])
+    assert [id_ for id_, *_ in entry_point.search("trash", mode="text")] == ["shed", "notice"]
+
+
 def test_every_word_is_found(filled):
     firsts = {"1907": "id-0", "ab-1234/9": "id-2", "1234": "id-2", "橋": "id-3", "中国": "id-3", "CAFE": "id-4",
               "naïve": "id-4", "NAIVE": "id-4", "Commelinaceae": "id-5", "Café": "id-4"}  # fmt: skip

@@ -89,6 +89,18 @@ def test_optimize_makes_indexes_that_what_comes_later_does_not_need(store, monke
     assert [hit.id for hit in store.search("other", mode="text")] == ["3"]
 
 
+def test_the_index_finds_synonyms_with_the_scores_of_a_scan(store, monkeypatch):
+    monkeypatch.setattr(maintenance, "INDEX_ROWS", 2)
+    texts = ["the rubbish is here", "the trash can is here", "the garbage is there"]
+    store.add(ids=list("abc"), memories=[made_memory(text, 2) for text in texts])
+    scanned = store.search("trash here", mode="text")
+    store.optimize()
+    assert store.stats().word_index_rows == 3
+    indexed = store.search("trash here", mode="text")
+    assert [hit.id for hit in indexed] == [hit.id for hit in scanned] == ["b", "a", "c"]
+    assert store.search("trash", mode="text", k=3)[1].score < store.search("trash", mode="text", k=3)[0].score
+
+
 def test_many_small_writes_leave_few_files(tmp_path, monkeypatch):
     """While documents are added, files are merged and old versions removed, except those that a reader uses."""
     monkeypatch.setattr(maintenance, "EVERY", 4)
