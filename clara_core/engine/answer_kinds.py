@@ -75,7 +75,12 @@ _NO_NAME: Final = _any(
     "Regards Love Thanks"
 )
 _NAME: Final = rf"(?-i:(?!(?i:{_DAYS}|{_MONTHS})|{_NO_NAME}\b)[A-Z])"
-_NO_PLACE: Final = r"(?<!\bin )(?<!\bat )(?<!\bnear )"
+# A name of a place: behind "in", or with such a word in it.
+_PLACE_WORDS: Final = _any(
+    "Airport Avenue Bay Bridge Castle Church City Hall Harbour Hotel House Island Lake Lane Library Mountain Museum "
+    "Ocean Park River Road School Sea Square Station Street University Valley"
+)
+_NO_PLACE: Final = rf"(?<!\bin )(?<!\bat )(?<!\bnear )(?!(?:\w+\s+){{1,2}}{_PLACE_WORDS}\b)"
 _REASON: Final = (
     r"(?:because|so|due|in\s+order|as|since|out\s+of|(?:to|for)\s+(?-i:[a-z]+)|at\s+(?:my|your|his|her|our|their))\b"
 )

@@ -85,7 +85,11 @@ def test_a_question_asks_for_a_kind_of_answer(question: str, name: str | None) -
             ["in Dunmore", "behind the shed", "Warsaw", "platform 9"],
             ["on Friday", "in 1926", "the shed", "14"],
         ),
-        ("Who?", ["Rosalind Ashby", "Mr Okafor", "my sister"], ["Monday", "The museum", "in Dunmore", "14"]),
+        (
+            "Who?",
+            ["Rosalind Ashby", "Mr Okafor", "my sister"],
+            ["Monday", "The museum", "in Dunmore", "Heron Island", "14"],
+        ),
         ("Why?", ["because it rained", "to save money"], ["to 21 June", "the boat"]),
         ("What is the phone number?", ["217", "0171 555"], ["the office"]),
         ("Which colour?", ["green", "dark green"], ["the dog"]),
