@@ -9,7 +9,7 @@ import pytest
 from benchmarks.encyclopedia_tasks import DOCUMENTS, MAX_TOKENS
 from benchmarks.evaluate_typed import hybrid_ranking
 from benchmarks.trust_typed import measure
-from benchmarks.typed_tasks import FACTS, TypedSet, typed_set
+from benchmarks.typed_tasks import FACTS, OTHERS, TypedSet, typed_set
 from clara_core import ClaraEngine
 from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.hub import BUNDLED
@@ -18,11 +18,14 @@ from clara_core.evaluation import exact_match, score_rankings
 
 LARGEST = 22_000_000  # bytes of all files
 # Lower bounds for the open half; benchmarks/evaluate_typed.py measures both halves completely.
-HYBRID_RECALL_1 = 0.89
+HYBRID_RECALL_1 = 0.88
 HYBRID_RECALL_5 = 0.96
-EXACT_ALONE = 0.74  # each question with its own passage only
-EXACT_FIVE = 0.66  # with the five passages that the search finds
-REFUSED = 0.40  # with the five that the search finds, but the right one
+EXACT_ALONE = 0.77  # each question with its own passage only
+EXACT_FIVE = 0.69  # with the five passages that the search finds
+REFUSED = 0.26  # with the five that the search finds, but the right one
+# The same of questions by other hands, half of them in other words than their passage.
+OTHERS_ALONE = 0.52
+OTHERS_REFUSED = 0.15  # at most: wrongly refused
 # Lower bounds for plain facts, answered from the five passages that rank best.
 EXACT_FACTS = 0.85
 CITED = 0.95  # right answers that cite their own passage
@@ -80,6 +83,16 @@ def test_it_reads_typed_passages(engine: ClaraEngine, typed: TypedSet):
         assert sum(right) / len(right) >= floor, wrong
     others = [[at for at in few if at not in q.gold][:DOCUMENTS] for q, few in zip(asked, ranked, strict=True)]
     assert say(others).count(REFUSAL) / len(asked) >= REFUSED
+
+
+def test_it_reads_what_others_typed(engine: ClaraEngine):
+    typed = typed_set("open", OTHERS)
+    memories = engine.remember(typed.texts)
+    items = [(q.text, [memories[at] for at in q.gold]) for q in typed.answerable]
+    said = [answer.text for answer in engine.answer_batch(items, max_tokens=MAX_TOKENS)]
+    right = [exact_match(one, q.answers) for one, q in zip(said, typed.answerable, strict=True)]
+    assert sum(right) / len(right) >= OTHERS_ALONE
+    assert said.count(REFUSAL) / len(said) <= OTHERS_REFUSED
 
 
 def test_it_cites_what_it_read_and_is_surer_where_it_is_right(engine: ClaraEngine):
