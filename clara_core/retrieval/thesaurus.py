@@ -55,14 +55,13 @@ def search_terms(question: str) -> dict[str, float]:
 def synonyms(question: str) -> dict[str, frozenset[str]]:
     """Words that may stand for words of a question: for each of them those words, all without their endings."""
     said, asked = _WORD.findall(question.lower()), frozenset(question_words(question)) - _SMALL
+    phrases = (" ".join(said[at : at + words]) for at in range(len(said)) for words in range(1, _LONGEST + 1))
     found: dict[str, set[str]] = defaultdict(set)
-    for start in range(len(said)):
-        for end in range(start + 1, min(start + _LONGEST, len(said)) + 1):
-            phrase = " ".join(said[start:end])
-            for group in _groups().get(phrase, ()):
-                meant = asked.intersection(words_of(phrase))
-                for word in sorted(_single_words(group) - asked) if meant else ():
-                    found[word] |= meant
+    for phrase in dict.fromkeys(phrases):
+        for group in _groups().get(phrase, ()):
+            meant = asked.intersection(words_of(phrase))
+            for word in sorted(_single_words(group) - asked) if meant else ():
+                found[word] |= meant
     return {word: frozenset(meant) for word, meant in found.items()}
 
 
