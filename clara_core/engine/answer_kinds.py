@@ -117,7 +117,9 @@ def _kind(name: str, asked: str, fits: str, needed: float = 1.0) -> AnswerKind:
     return AnswerKind(name, re.compile(asked, re.IGNORECASE), re.compile(fits, re.IGNORECASE), needed)
 
 
-_COST: Final = r"(?:costs?|prices?|fees?|fares?|rent|fine|charge|pay|paid|deposit|premium)\b"
+_COST: Final = (
+    r"(?:costs?|prices?|fees?|fares?|rent|fine|charge|pay|paid|deposit|premium|reward|wages?|salary|toll|tax)\b"
+)
 _VERBS: Final = _any("is are was were do does did can could may might must should shall will would has have had am")
 _SOMEWHERE: Final = _any("country city town village street place room building river island")
 

@@ -15,6 +15,7 @@ from tests.engine.test_shared_words import HOSTILE_QUESTIONS
         ("what does the hose cost", "price"),
         ("price season ticket", "price"),
         ("How high is the deposit?", "price"),
+        ("What is the reward for finding the cat?", "price"),
         ("How much sugar do I need?", "amount"),
         ("How much does the parcel weigh?", "weight"),
         ("How heavy is it?", "weight"),
