@@ -37,8 +37,8 @@ _SMALL: Final = _OWN | {
 _BEFORE: Final = re.compile(r"[\w'’-]+|[.;!?]")  # noqa: RUF001 - an apostrophe of print
 # A word with a capital that does not begin a sentence, or a title.
 _NAME_BEFORE: Final = re.compile(r"(?:[\w,;:)]\s+[A-Z][\w'-]+|\b(?:Mr|Mrs|Ms|Dr|Miss|Frau|Herr|Professor)\.?) $")
-_NEAR: Final = 40  # characters before a quotation that are read for `_FOLLOWS`
-_WORDS: Final = 4  # words among them
+_NEAR: Final = 40  # characters before a quotation that are read
+_WORDS: Final = 4  # words among them that are read for `_FOLLOWS`
 
 
 class Hints:
@@ -95,9 +95,10 @@ class Hints:
 
     def may_end(self, text: str, start: int, end: int) -> bool:
         """Whether a quotation may end with the word at these characters; "two" of "two weeks" may not."""
-        word, unit = text[start:end], UNIT_AFTER.match(text, end)
-        cut = unit is not None and NUMBER.fullmatch(word) is not None and not self._shared.repeats(unit[0])
-        return word.lower() not in _GO_ON and not cut
+        if text[start:end].lower() in _GO_ON:
+            return False
+        unit = UNIT_AFTER.match(text, end) if NUMBER.fullmatch(text, start, end) else None
+        return unit is None or self._shared.repeats(unit[0])
 
 
 def _in_name(text: str, start: int) -> bool:

@@ -56,11 +56,11 @@ def synonyms(question: str) -> dict[str, frozenset[str]]:
     """Words that may stand for words of a question: for each of them those words, all without their endings."""
     said, asked = _WORD.findall(question.lower()), frozenset(question_words(question)) - _SMALL
     phrases = (" ".join(said[at : at + words]) for at in range(len(said)) for words in range(1, _LONGEST + 1))
-    found: dict[str, set[str]] = defaultdict(set)
-    for phrase in dict.fromkeys(phrases):
-        for group in _groups().get(phrase, ()):
-            meant = asked.intersection(words_of(phrase))
-            for word in sorted(_single_words(group) - asked) if meant else ():
+    groups, found = _groups(), defaultdict[str, set[str]](set)
+    for phrase in dict.fromkeys(phrase for phrase in phrases if phrase in groups):
+        meant = asked.intersection(words_of(phrase))
+        for group in groups[phrase] if meant else ():
+            for word in sorted(_single_words(group) - asked):
                 found[word] |= meant
     return {word: frozenset(meant) for word, meant in found.items()}
 

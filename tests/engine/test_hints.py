@@ -160,8 +160,11 @@ def test_no_quotation_ends_with_a_word_that_goes_on(text: str) -> None:
             quotation.feed(token)
             ids.append(token)
         answer = tokenizer.decode(ids).strip()
-        start, end = text.rfind(answer.split()[-1]), text.rfind(answer.split()[-1]) + len(answer.split()[-1])
-        assert answer in OTHER_ANSWERS or (answer in text and Hints("dog", [text]).may_end(text, start, end))
+        last = answer.split()[-1]
+        start = text.rfind(last)
+        assert answer in OTHER_ANSWERS or (
+            answer in text and Hints("dog", [text]).may_end(text, start, start + len(last))
+        )
 
 
 def best_place(quoted: str, texts: list[str], hints: Hints) -> float:

@@ -89,7 +89,7 @@ def test_optimize_makes_indexes_that_what_comes_later_does_not_need(store, monke
     assert [hit.id for hit in store.search("other", mode="text")] == ["3"]
 
 
-def test_the_index_finds_synonyms_with_the_scores_of_a_scan(store, monkeypatch):
+def test_the_index_finds_synonyms_in_the_order_of_a_scan(store, monkeypatch):
     monkeypatch.setattr(maintenance, "INDEX_ROWS", 2)
     texts = ["the rubbish is here", "the trash can is here", "the garbage is there"]
     store.add(ids=list("abc"), memories=[made_memory(text, 2) for text in texts])
