@@ -176,13 +176,13 @@ class WordIndex:
         """Find at most k texts that have some words, among the allowed rows (ascending; None for all).
 
         Args:
-            terms: The words with their weights; 1 for a word of the question, less for a synonym.
+            terms: The words with their weights; 1 for a telling word of the question, less for others and synonyms.
             k: Most texts to find.
             allowed: The rows to search.
 
         Returns:
             tuple: Row numbers with scores (above 0), best first and equal scores by row number; and the score of a text
-            of mean length that has each word of the question once, as the unit of
+            of mean length that has each telling word of the question once, as the unit of
             `clara_core.retrieval.ranking.text_relevance`.
         """
         segments = self._parts.in_segments().segments

@@ -135,7 +135,7 @@ def memory_relevance(cosine: float) -> float:
 def text_relevance(score: float, unit: float) -> float:
     """Map a BM25 score to [0, 1); `unit`, which `WordIndex.search` returns, gives 0.9.
 
-    It is the score of a text of mean length that has each word of the question once.
+    It is the score of a text of mean length that has each telling word of the question once.
     """
     return 1 - 10 ** (-score / unit) if unit > 0 else 0.0
 

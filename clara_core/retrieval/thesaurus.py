@@ -1,7 +1,8 @@
-"""English words that may stand for each other in everyday questions: "bins" for "rubbish" (``thesaurus.txt``).
+"""English words that may stand for each other in everyday questions.
 
-A section of the file has groups of one kind of words, a line each; the items of a group have the same form, so that one
-may replace another in a sentence. Words of other languages have no synonyms here.
+``thesaurus.txt`` has synonyms, "bins" for "rubbish": a section has groups of one kind of words, a line each, and the
+items of a group have the same form, so that one may replace another in a sentence. ``families.txt`` has words of one
+root, "arrival" for "arrive". Words of other languages have no synonyms here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from clara_core.retrieval.words import question_words, words_of
 Group = tuple[str, ...]
 
 THESAURUS: Final = Path(__file__).with_name("thesaurus.txt")
-_SYNONYM: Final = 0.5  # weight of a synonym in a search, measured: docs/retrieval.md
+_FAMILIES: Final = Path(__file__).with_name("families.txt")
+# Weights in a search, measured: docs/retrieval.md.
+_SYNONYM: Final = 0.5
+_SMALL_WORD: Final = 0.5
 _LONGEST: Final = 4  # words of a phrase that is looked up
 _WORD: Final = re.compile(r"[\w'-]+")
 # Words that mean nothing by themselves.
@@ -30,7 +34,7 @@ _SMALL: Final = frozenset(words_of(
 
 
 def read_thesaurus(path: Path = THESAURUS) -> list[list[Group]]:
-    """The groups of each section; lines that begin with ``#`` begin one.
+    """The groups of each section of a file; lines that begin with ``#`` begin one.
 
     Raises:
         ValueError: A line is no group of at least two items.
@@ -48,8 +52,14 @@ def read_thesaurus(path: Path = THESAURUS) -> list[list[Group]]:
 
 
 def search_terms(question: str) -> dict[str, float]:
-    """The words to search for, by weight: those of a question with 1, their synonyms with less."""
-    return dict.fromkeys(question_words(question), 1.0) | dict.fromkeys(synonyms(question), _SYNONYM)
+    """The words to search for, by weight.
+
+    Those of a question weigh 1, its small words less unless it has no others, and synonyms less.
+    """
+    words = question_words(question)
+    telling = not _SMALL.issuperset(words)
+    own = {word: _SMALL_WORD if telling and word in _SMALL else 1.0 for word in words}
+    return own | dict.fromkeys(synonyms(question), _SYNONYM)
 
 
 def synonyms(question: str) -> dict[str, frozenset[str]]:
@@ -62,6 +72,9 @@ def synonyms(question: str) -> dict[str, frozenset[str]]:
         for group in groups[phrase] if meant else ():
             for word in sorted(_single_words(group) - asked):
                 found[word] |= meant
+    for word in asked & _families().keys():
+        for other in _families()[word] - asked:
+            found[other].add(word)
     return {word: frozenset(meant) for word, meant in found.items()}
 
 
@@ -80,3 +93,14 @@ def _groups() -> dict[str, Sequence[Group]]:
             for item in group:
                 found[item].append(group)
     return dict(found)
+
+
+@cache
+def _families() -> dict[str, frozenset[str]]:
+    """The other words of each word's family, all without their endings."""
+    found: dict[str, frozenset[str]] = {}
+    for group in read_thesaurus(_FAMILIES)[0]:
+        stems = frozenset(words_of(" ".join(group)))
+        for stem in stems:
+            found[stem] = found.get(stem, frozenset()) | (stems - {stem})
+    return found

@@ -1,11 +1,11 @@
 """The tokenizer of the search by words.
 
 A word is a run of letters, digits and marks of any length, without regard to case, accents, vowel points and width:
-``Café`` is ``cafe``, and so is its full-width form. English endings are cut off (`_stem`), so that "tickets" finds
-"ticket"; words with digits have none. Runs joined by a hyphen, dot or similar are words both by themselves and as a
-whole, so that ``AB-1234/9`` is as rare as it should be. Scripts without spaces between words (Chinese, Japanese, Thai,
-Lao, Khmer, Burmese, Tibetan) and emoji are split into single characters and pairs of neighbours: pairs are more
-specific, and single characters can be found, too.
+``Café`` is ``cafe``, and so is its full-width form. English endings are cut off, and irregular forms become their base
+(`_stem`), so that "tickets" finds "ticket", and "sold" finds "sell"; words with digits have none. Runs joined by a
+hyphen, dot or similar are words both by themselves and as a whole, so that ``AB-1234/9`` is as rare as it should be.
+Scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) and emoji are split into
+single characters and pairs of neighbours: pairs are more specific, and single characters can be found, too.
 
 The stems are those of a few rules and not of a library, because a store keeps them: with stems of another version, a
 word would no longer find its texts.
@@ -19,6 +19,8 @@ from itertools import pairwise
 from typing import Final
 
 import regex
+
+from clara_core.retrieval.irregular import BASE_OF
 
 _JOINS: Final = "-_./:@'&+,"
 _UNSPACED: Final = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
@@ -85,7 +87,8 @@ def _split(runs: list[str]) -> list[str]:
 
 
 def _stem(word: str) -> str:
-    """A word of English letters without the endings -s, -ed, -ing and -e: "ticket", "stop", "pric", "city"."""
+    """A word of English letters without the endings -s, -ed, -ing and -e: "ticket", "stop", "pric", "city", "sell"."""
+    word = BASE_OF.get(word, word)
     return _cut(word) if 3 < len(word) <= _LONGEST and word.isascii() and word.isalpha() else word
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clara_core.retrieval.thesaurus import read_thesaurus, synonyms
+from clara_core.retrieval.thesaurus import read_thesaurus, search_terms, synonyms
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,8 @@ from clara_core.retrieval.thesaurus import read_thesaurus, synonyms
         ("when do we put the bins out", "trash", "bin"),
         ("Who repairs the lift?", "elevator", "lift"),
         ("How long can visitors sleep over?", "stay", "sleep"),
+        ("When did the parcel arrive?", "arrival", "arriv"),
+        ("Who translated the book?", "translation", "translat"),
     ],
 )
 def test_synonyms_stand_for_words_of_a_question(question: str, word: str, meant: str) -> None:
@@ -27,6 +29,20 @@ def test_synonyms_stand_for_words_of_a_question(question: str, word: str, meant:
 )
 def test_any_text_may_be_asked(question: str) -> None:
     assert all(word and meant for word, meant in synonyms(question).items())
+
+
+@pytest.mark.parametrize(
+    "question, weights",
+    [
+        ("How much is the season ticket?", {"is": 0.5, "the": 0.5, "season": 1.0, "ticket": 1.0, "pass": 0.5}),
+        ("Who is it?", {"is": 1.0, "it": 1.0}),  # without telling words, all count
+        ("", {}),
+    ],
+)
+def test_small_words_and_synonyms_weigh_less(question: str, weights: dict[str, float]) -> None:
+    terms = search_terms(question)
+    assert {word: terms.get(word) for word in weights} == weights
+    assert all(weight == 0.5 for word, weight in terms.items() if word not in weights)
 
 
 def test_a_word_of_the_question_is_no_synonym() -> None:

@@ -75,3 +75,16 @@ def test_words_have_no_spaces(text: str):
     words = words_of(text)
     assert all(word and not any(c.isspace() for c in word) for word in words)
     assert set(question_words(text)) <= set(words)
+
+
+@pytest.mark.parametrize(
+    "asked, stated",
+    [("Who sells it?", "It was sold."), ("the child's knife", "children and knives"), ("When does it leave?", "She left."),
+     ("What did he make?", "a toy, made of wood"), ("When does the train leave?", "It leaves at 6.")],
+)  # fmt: skip
+def test_irregular_forms_are_their_base(asked: str, stated: str) -> None:
+    assert {word for word in words_of(asked) if len(word) > 3 or word in ("mak",)} & set(words_of(stated))
+
+
+def test_forms_that_are_more_often_another_word_stay() -> None:
+    assert words_of("Rose founded it, and lay down") == ["ros", "found", "it", "and", "lay", "down"]
