@@ -14,6 +14,7 @@ from clara_core.engine.verbatim import REFUSAL
 from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, ClaraTokenizer
 from clara_core.retrieval.thesaurus import read_thesaurus
 from clara_core.training.batch import Step
+from clara_core.training.line_steps import leading_texts
 from tools.pocket_factory.events import Events
 from tools.pocket_factory.forms import letter, questions_and_answers, shortened
 from tools.pocket_factory.frames import Frames, Made, read_frames
@@ -21,6 +22,7 @@ from tools.pocket_factory.prose import Prose
 from tools.pocket_factory.relations import Relations
 from tools.pocket_factory.rewording import Rewording
 from tools.pocket_factory.told import Told
+from tools.pocket_factory.typed import Typed
 from tools.pocket_factory.values import Pools
 from tools.pocket_factory.words import Words, content, go_on, keywords
 from tools.pocket_factory.world import Corpus, Passage
@@ -73,6 +75,7 @@ class Mix:
         system: Share of the rows with the system message.
         typo: Share of the questions that are written carelessly.
         reworded: Share of the questions that are asked in other words than written.
+        text: Share of the rows with questions whose first passage, sometimes the second or all, is read as text.
         two: Share of the rows over several passages that need two of them.
         words: Most words of a passage; a few passages are longer.
         forms: Share of the synthetic passages written as a letter, as a chat, or as questions and answers.
@@ -96,6 +99,7 @@ class Mix:
     system: float = 0.15
     typo: float = 0.12
     reworded: float = 0.0
+    text: float = 0.0
     two: float = 0.0
     words: int = 30
     forms: float = 0.16
@@ -120,6 +124,7 @@ class Lesson:
         self.events = Events(self.pools)
         self.relations = Relations(self.pools)
         self.told = Told(work, self.pools)
+        self.typed = Typed()
         self.words = Words(self.pools, self.prose)
         self.reworded = Rewording(read_thesaurus())
         self.seed = seed
@@ -158,6 +163,8 @@ class Lesson:
             return self.frames.make(rng)
         if sort == "event":
             return self.events.make(rng)
+        if sort == "typed":
+            return self.typed.make(rng)
         return self.told.make(rng) if sort == "told" else self.relations.make(rng)
 
     def another_sentence(self, rng: random.Random) -> str:
@@ -362,7 +369,9 @@ class Lesson:
             for number, (question, answer, _) in enumerate(turns)
         )
         about = tuple((gold, gold) for _, _, gold in turns)
-        return Row(documents, said, about, system=ANSWER_SYSTEM if rng.random() < mix.system else "")
+        system = ANSWER_SYSTEM if rng.random() < mix.system else ""
+        as_text = documents[: leading_texts(rng, len(documents))] if rng.random() < mix.text else ()
+        return Row(documents, said, about, system=system, as_text=frozenset(as_text))
 
     def contrast(
         self, rng: random.Random, made: list[Made], mix: Mix

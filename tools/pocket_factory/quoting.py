@@ -19,6 +19,7 @@ from clara_core.model.sampler import only
 from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.training.batch import RowBatch
 from clara_core.training.losses import IGNORE
+from tools.pocket_factory.world.rows import OPENING
 
 Allowed = Mapping[int, float]
 """The tokens that may come next, each with what its logit gains."""
@@ -38,7 +39,7 @@ def allowed_tokens(
     user, assistant = tokenizer.token_id("<|user|>"), tokenizer.token_id("<|assistant|>")
     found: list[Allowed | None] = []
     for ids, labels, windows in zip(batch.ids, batch.labels.tolist(), batch.windows, strict=True):
-        documents = [text for text, _ in groupby(texts[window] for window in windows)]
+        documents = _documents(tokenizer, ids, windows, texts)
         at = 0
         while at < len(ids):
             if labels[at] == IGNORE:
@@ -51,6 +52,22 @@ def allowed_tokens(
             found += _along(tokenizer, ids[at:end], documents, question) if question else [None] * (end - at)
             at = end
     return found
+
+
+def _documents(
+    tokenizer: ClaraTokenizer, ids: Sequence[int], windows: Sequence[int], texts: Sequence[str]
+) -> list[str]:
+    """The documents of a row in the order of its prompt, also those that it reads as text."""
+    separator, slots, compressed = tokenizer.token_id("<SEP>"), tokenizer.is_slot(list(ids)), iter(windows)
+    found, start = [], 0
+    for end in [at for at, token in enumerate(ids) if token == separator]:
+        if any(slots[start:end]):
+            found.append(texts[next(compressed)])
+        else:
+            piece = tokenizer.decode(list(ids[start:end])).rpartition(OPENING)[2].strip()
+            found.append(next(text for text in texts if piece in text))
+        start = end + 1
+    return [text for text, _ in groupby(found)]
 
 
 def _along(

@@ -28,7 +28,7 @@ ABOUT_INSTRUCTION = "Background: {docs} Say in other words what the text says ab
 LONGEST_RETOLD = 300  # characters
 NEIGHBOURS = (0.4, 0.4, 0.15, 0.05)  # shares: same kind and similar name, same kind, similar name, any
 TAIL = 2  # tokens at the end of a question that should attend to the right document, as the answer does
-_OPENING = "Background:\n"  # before the documents
+OPENING = "Background:\n"  # before the documents
 MISRANKED = 0.04  # share of the rows with text in any order; so about as often as a search ranks a wrong one first
 SYSTEM_SHARE = 0.3  # share of rows with the system message, which has more tokens than a question and teaches little
 
@@ -223,7 +223,7 @@ def _looked_at(question: Question) -> tuple[tuple[int, ...], ...]:
 
 def _turns(questions: list[Question]) -> tuple[tuple[str, str], ...]:
     first, *rest = questions
-    opening = (_OPENING + "{docs}\n\nQuestion:" + first.text, first.answer)
+    opening = (OPENING + "{docs}\n\nQuestion:" + first.text, first.answer)
     return (opening, *((f"Question:{question.text}", question.answer) for question in rest))
 
 
@@ -268,7 +268,7 @@ def _sources(
     owners = [document for document in row.documents for _ in windows[document]]
     separator, user = tokenizer.token_id("<SEP>"), tokenizer.token_id("<|user|>")
     sources, before = [], 0
-    opened = ids.index(user) + len(tokenizer.encode_plain(_OPENING))
+    opened = ids.index(user) + len(tokenizer.encode_plain(OPENING))
     for at, (token, slot) in enumerate(zip(ids, is_slot, strict=True)):
         owner = owners[before] if before < len(owners) else None
         known = owner is not None and (slot or (owner in row.as_text and at > opened and token != separator))
