@@ -104,6 +104,7 @@ class AnswerKind:
         fits: Matches a text at the place where such an answer begins.
         needed: How certainly an answer has this form, between 0 and 1. If no document has one, none answers.
         repeats: Whether it may begin with a word of the question.
+        is_thing: Whether it is one of several things of a name, as the answer to "which tram".
     """
 
     name: str
@@ -111,6 +112,7 @@ class AnswerKind:
     fits: re.Pattern[str]
     needed: float = 1.0
     repeats: bool = False
+    is_thing: bool = False
 
 
 def _kind(name: str, asked: str, fits: str, needed: float = 1.0) -> AnswerKind:
@@ -189,4 +191,4 @@ def kind_of(question: str) -> AnswerKind | None:
 def _thing(noun: str) -> AnswerKind:
     """The kind of "which tram": "tram 4", "the Harbour tram", "last tram"."""
     fits = rf"(?:the\s+)?(?-i:[A-Z])\S+\s+{noun}|{noun}\w*\s+(?:\S*\d|(?-i:[A-Z]))|{_NO_ARTICLE}[a-z]+\s+{noun}\b"
-    return AnswerKind(noun, _THING, re.compile(fits, re.IGNORECASE), needed=0, repeats=True)
+    return AnswerKind(noun, _THING, re.compile(fits, re.IGNORECASE), needed=0, repeats=True, is_thing=True)

@@ -14,7 +14,7 @@ from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import CheckpointError, ContextOverflow, WindowOverflow
 from clara_core.data.memory import Memory
 from clara_core.engine.checks import Message, Overflow, check_messages
-from clara_core.engine.hints import Hints
+from clara_core.engine.learned_hints import LearnedHints
 from clara_core.engine.logprobs import TokenLog
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Sampling, SequenceState
@@ -234,7 +234,7 @@ def prepare_generation(
 
 def _quotation(quoted: Sequence[Memory], question: str, tokenizer: ClaraTokenizer) -> Quotation:
     texts, weight = [memory.text for memory in quoted], tokenizer.config.question_words
-    return Quotation(texts, tokenizer, Hints(question, texts, weight) if weight else None)
+    return Quotation(texts, tokenizer, LearnedHints(question, texts, weight) if weight else None)
 
 
 # --- documents with more windows than fit a prompt ---------------------------------------------------------

@@ -72,8 +72,13 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
     "Ada's" has two spans, with and without the ending.
     """
-    spans = [match.span() for match in _PLACE.finditer(text)]
+    spans = place_spans(text)
     return spans + [(start, end - 2) for start, end in spans if _OWNER.search(text, start, end)]
+
+
+def place_spans(text: str) -> list[tuple[int, int]]:
+    """The spans of `word_spans` that do not overlap, in order."""
+    return [match.span() for match in _PLACE.finditer(text)]
 
 
 def _split(runs: list[str]) -> list[str]:

@@ -78,12 +78,16 @@ def test_words_have_no_spaces(text: str):
 
 
 @pytest.mark.parametrize(
-    "asked, stated",
-    [("Who sells it?", "It was sold."), ("the child's knife", "children and knives"), ("When does it leave?", "She left."),
-     ("What did he make?", "a toy, made of wood"), ("When does the train leave?", "It leaves at 6.")],
+    "asked, stated, word",
+    [
+        ("Who sells it?", "It was sold.", "sell"), ("the child's knife", "children and knives", "knif"),
+        ("When does it leave?", "She left.", "leav"), ("What did he make?", "a toy, made of wood", "mak"),
+        ("When does the train leave?", "It leaves at 6.", "leav"),
+    ],
 )  # fmt: skip
-def test_irregular_forms_are_their_base(asked: str, stated: str) -> None:
-    assert {word for word in words_of(asked) if len(word) > 3 or word in ("mak",)} & set(words_of(stated))
+def test_irregular_forms_are_their_base(asked: str, stated: str, word: str) -> None:
+    assert word in words_of(asked)
+    assert word in words_of(stated)
 
 
 def test_forms_that_are_more_often_another_word_stay() -> None:

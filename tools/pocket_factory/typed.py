@@ -1,7 +1,7 @@
-"""Passages and questions that people typed, in ``typed/*.txt``: none was made by a program.
+"""Passages and questions that were written one by one, in ``typed/*.txt``: no template made them.
 
-A passage has a line with its sort, a line with its text, and a line for each question: ``? question | answer / other form
-of the answer``, or ``! question`` for one that it does not answer. An empty line separates passages.
+A passage has a line with its sort, a line with its text, and a line for each question: ``? question | answer / another
+form of it``, or ``! question`` for one that it does not answer. An empty line separates passages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DIGITS = re.compile(r"\d{2,}")
 
 @dataclass(frozen=True, slots=True)
 class TypedPassage:
-    """A passage as it was typed.
+    """A passage as it was written.
 
     Attributes:
         sort: Sort of text, in words.
