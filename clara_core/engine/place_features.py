@@ -176,7 +176,7 @@ class PlaceFeatures:
 def _sort(kind: AnswerKind | None, said: Sequence[str]) -> str:
     """The sort of a question: the kind of its answer, or its first small words."""
     if kind is None:
-        return " ".join([word for word in said if word in _FUNCTION or word in _ASKING][:2])
+        return " ".join([word for word in said if word in _FUNCTION or word in _ASKING][:2]) or "keywords"
     return "thing" if kind.is_thing else kind.name
 
 
@@ -190,6 +190,8 @@ def word_class(word: str, *, begins: bool) -> str:
     lower = word.lower()
     if lower in _FUNCTION:
         return lower
+    if not word[0].isalnum():
+        return word[0]
     if _CLOCK.fullmatch(word):
         return "#clock"
     if _YEAR.fullmatch(word):
@@ -200,8 +202,6 @@ def word_class(word: str, *, begins: bool) -> str:
         return "#code"
     if lower in _NUMERALS:
         return "#numeral"
-    if not word[0].isalnum():
-        return word[0]
     if word[0].isupper():
         return "#capitals" if len(word) > 1 and word.isupper() else "#first" if begins else "#name"
     return next((f"#{ending}" for ending in ("ing", "ed", "ly") if lower.endswith(ending)), "#word")

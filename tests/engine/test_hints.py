@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from clara_core.checkpoint.config import ClaraConfig
 from clara_core.engine.answer_options import read_options
 from clara_core.engine.hints import Hints
+from clara_core.engine.learned_hints import LearnedHints
 from clara_core.engine.verbatim import OTHER_ANSWERS, REFUSAL, Quotation
 from clara_core.retrieval.words import word_spans, words_of
 from tests.engine.test_shared_words import HOSTILE, HOSTILE_QUESTIONS, NOTES
@@ -237,7 +238,7 @@ def test_a_quotation_is_weighed_against_all_that_were_allowed(tmp_path: Path, we
     sampling, _ = read_options({"verbatim": True, "logprobs": True, "max_tokens": 40})
     request = engine._chat_request([{"role": "user", "content": question}], memories, sampling)
     engine._wait([request])
-    hints = Hints(question, [memory.text for memory in memories], weight)
+    hints = LearnedHints(question, [memory.text for memory in memories], weight)
     quotation = Quotation([memory.text for memory in memories], engine.tokenizer, hints)
     judge, ends, total = tiny.reference().judge, engine.load().model.ends.ids, 0.0
     for at, token in enumerate([*request.sequence.ids, None]):

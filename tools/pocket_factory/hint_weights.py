@@ -192,6 +192,9 @@ def fit(
     out: Annotated[Path, typer.Option(help="File of weights to write.")] = WEIGHTS,
     penalty: Annotated[float, typer.Option(help="Factor of the squares of the weights.")] = 1e-3,
     rounds: Annotated[int, typer.Option(help="Passes over the examples.")] = 10,
+    refusal: Annotated[
+        float, typer.Option(help="Nats to add to the refusal, which the examples ask for too rarely.")
+    ] = 0.0,
 ) -> None:
     """Fit the weights, and write them."""
     names, known = _read(files)
@@ -223,6 +226,7 @@ def fit(
         print(f"{number}: loss {float(loss.detach()):.3f}, right first {right:.3f}")
     fitted = (weights.detach()[:, 0] / scale.detach().exp()).tolist()
     written = {names[number]: round(weight, 2) for number, weight in zip(used, fitted, strict=True)}
+    written["refusal"] = written.get("refusal", 0.0) + refusal
     kept = {name: weight for name, weight in sorted(written.items()) if abs(weight) >= WRITTEN}
     out.write_text(json.dumps(kept, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{len(kept)} weights in {out}")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clara_core.engine.hints import Hints
+from clara_core.engine.learned_hints import LearnedHints
 from clara_core.engine.verbatim import Quotation
 from clara_core.model.sampler import only
 from clara_core.model.tokenizer import ClaraTokenizer
@@ -73,7 +73,7 @@ def _documents(
 def _along(
     tokenizer: ClaraTokenizer, answer: Sequence[int], documents: Sequence[str], question: str
 ) -> list[Allowed | None]:
-    quotation = Quotation(documents, tokenizer, Hints(question, documents))
+    quotation = Quotation(documents, tokenizer, LearnedHints(question, documents))
     choices: list[Allowed | None] = []
     for token in answer:
         allowed = quotation.allowed(tokenizer.eos_ids)
