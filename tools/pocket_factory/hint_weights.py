@@ -36,7 +36,7 @@ MOST_OTHERS = 4
 SHUFFLED = 0.3  # share of these whose own passage may be anywhere
 ROWS = 24  # of a pass of the model
 BATCH = 128  # examples of a step
-FEWEST = 15  # examples of a feature with a weight
+FEWEST = 40  # examples of a feature with a weight
 WRITTEN = 0.02  # nats; smaller weights are left out
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -190,11 +190,9 @@ class Batch:
 def fit(
     files: Annotated[list[Path], typer.Argument(help="Files of `examples`.")],
     out: Annotated[Path, typer.Option(help="File of weights to write.")] = WEIGHTS,
-    penalty: Annotated[float, typer.Option(help="Factor of the squares of the weights.")] = 1e-3,
+    penalty: Annotated[float, typer.Option(help="Factor of the squares of the weights.")] = 5e-4,
     rounds: Annotated[int, typer.Option(help="Passes over the examples.")] = 10,
-    refusal: Annotated[
-        float, typer.Option(help="Nats to add to the refusal, which the examples ask for too rarely.")
-    ] = 0.0,
+    refusal: Annotated[float, typer.Option(help="Nats to add to the refusal.")] = 0.0,
 ) -> None:
     """Fit the weights, and write them."""
     names, known = _read(files)
