@@ -104,6 +104,7 @@ class AnswerKind:
         fits: Matches a text at the place where such an answer begins.
         needed: How certainly an answer has this form, between 0 and 1. If no document has one, none answers.
         repeats: Whether it may begin with a word of the question.
+        avoids: Matches a text at a place where no such answer begins; None if nothing tells.
         is_thing: Whether it is one of several things of a name, as the answer to "which tram".
     """
 
@@ -112,11 +113,14 @@ class AnswerKind:
     fits: re.Pattern[str]
     needed: float = 1.0
     repeats: bool = False
+    avoids: re.Pattern[str] | None = None
     is_thing: bool = False
 
 
-def _kind(name: str, asked: str, fits: str, needed: float = 1.0) -> AnswerKind:
-    return AnswerKind(name, re.compile(asked, re.IGNORECASE), re.compile(fits, re.IGNORECASE), needed)
+def _kind(name: str, asked: str, fits: str, needed: float = 1.0, avoids: str | None = None) -> AnswerKind:
+    patterns = [re.compile(pattern, re.IGNORECASE) for pattern in (asked, fits)]
+    avoided = None if avoids is None else re.compile(avoids, re.IGNORECASE)
+    return AnswerKind(name, *patterns, needed, avoids=avoided)
 
 
 _COST: Final = (
@@ -159,6 +163,7 @@ _KINDS: Final = (
         r"(?:\w+ )?who(?:m|se)?\b",
         rf"{_NO_PLACE}(?:{_NAME}|{_any('my your his her its our their')}\s+[a-z])",
         needed=0.5,
+        avoids=rf"(?-i:[A-Z])\w*\s+(?:\w+\s+)?{_PLACE_WORDS}\b",
     ),
     _kind("reason", r"why\b", _REASON, needed=0.5),
     _kind(

@@ -18,6 +18,7 @@ _KIND: Final = 4.0  # a quotation that looks like an answer to this kind of ques
 _FOLLOWS: Final = 3.0  # one that follows a word of the question, without regard to small words between them
 _REPEATED: Final = -2.0  # one that begins with a word of the question
 _CUT: Final = -3.0  # one that begins behind a number or inside of a name: with a unit, a month, a family name
+_AVOIDED: Final = -4.0  # one that looks like no answer to this kind of question: a place where a person is asked for
 _VAGUE: Final = -2.0  # one that begins with a pronoun, which names nobody
 _REFUSAL: Final = 2.5  # places that share little with the question lose to it
 _UNKNOWN: Final = 3.0  # more for the refusal if no place shares a word with the question
@@ -64,6 +65,8 @@ class Hints:
             gain += _KIND
         elif repeats:
             gain += _REPEATED
+        if self._kind is not None and self._kind.avoids is not None and self._kind.avoids.match(text, start):
+            gain += _AVOIDED
         if self._follows(text, start):
             gain += _FOLLOWS
         if start > 1 and text[start - 1] == " " and (text[start - 2].isdigit() or within):

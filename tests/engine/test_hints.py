@@ -55,6 +55,12 @@ def test_a_quotation_loses_by_beginning_behind_a_number() -> None:
     assert gain_at("From when?", text, "February") < gain_at("From when?", text, "1")
 
 
+def test_a_place_is_no_person() -> None:
+    text = "The ferry to Heron Island is steered by Iris Falk."
+    assert gain_at("Who steers the ferry?", text, "Heron") + 4 <= gain_at("Who steers the ferry?", text, "Iris")
+    assert gain_at("Where does it go?", text, "Heron") > gain_at("Who steers the ferry?", text, "Heron")
+
+
 def test_a_quotation_loses_by_beginning_with_a_pronoun() -> None:
     text = "I repair old clocks."
     assert gain_at("What does the writer do?", text, "I") < gain_at("What does the writer do?", text, "old")
