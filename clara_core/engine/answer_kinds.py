@@ -118,9 +118,8 @@ class AnswerKind:
 
 
 def _kind(name: str, asked: str, fits: str, needed: float = 1.0, avoids: str | None = None) -> AnswerKind:
-    patterns = [re.compile(pattern, re.IGNORECASE) for pattern in (asked, fits)]
     avoided = None if avoids is None else re.compile(avoids, re.IGNORECASE)
-    return AnswerKind(name, *patterns, needed, avoids=avoided)
+    return AnswerKind(name, re.compile(asked, re.IGNORECASE), re.compile(fits, re.IGNORECASE), needed, avoids=avoided)
 
 
 _COST: Final = (

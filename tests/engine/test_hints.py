@@ -56,9 +56,9 @@ def test_a_quotation_loses_by_beginning_behind_a_number() -> None:
 
 
 def test_a_place_is_no_person() -> None:
-    text = "The ferry to Heron Island is steered by Iris Falk."
-    assert gain_at("Who steers the ferry?", text, "Heron") + 4 <= gain_at("Who steers the ferry?", text, "Iris")
-    assert gain_at("Where does it go?", text, "Heron") > gain_at("Who steers the ferry?", text, "Heron")
+    island, person = (f"The ferry was to fetch Heron {name} by noon." for name in ("Island", "Falk"))
+    question = "Who was on the ferry?"
+    assert gain_at(question, person, "Heron") == gain_at(question, island, "Heron") + 8  # its kind, and what it avoids
 
 
 def test_a_quotation_loses_by_beginning_with_a_pronoun() -> None:
