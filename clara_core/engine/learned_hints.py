@@ -1,7 +1,7 @@
 """Hints whose sizes were learned: a log-linear model of the place at which an answer begins.
 
 The rules of `clara_core.engine.hints` are one of its features; the others are those of `place_features`, each also for
-every sort of question. The weights, in nats, were fitted to questions that people typed, together with the logits of
+every sort of question. The weights, in nats, were fitted to questions written one by one, together with the logits of
 the bundled model (``tools/pocket_factory/hint_weights.py``). Runs no neural model.
 """
 
@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from clara_core.engine.answer_kinds import kind_of
 from clara_core.engine.hints import Hints
 from clara_core.engine.place_features import Feature, PlaceFeatures
 from clara_core.engine.verbatim import REFUSAL
@@ -35,7 +34,7 @@ class LearnedHints(Hints):
     def __init__(self, question: str, texts: Sequence[str], weight: float = 1.0) -> None:
         super().__init__(question, texts)
         self._factor = weight
-        self._features = PlaceFeatures(question, texts, kind_of(question), self._shared)
+        self._features = PlaceFeatures(question, texts, self._kind, self._shared)
         self._weights = _weights_for(self._features.sort)
 
     def gain(self, document: int, start: int, word: str) -> float:
