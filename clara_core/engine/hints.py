@@ -96,6 +96,16 @@ class Hints:
             gain = _YES_OR_NO + self._shared.best + (_FOLLOWS if self._shared.best else 0.0)
         return self._weight * gain
 
+    def gain_of_end(self, document: int, start: int, end: int) -> float:
+        """How much more probable it is that a quotation ends here than that it goes on, in nats; rules tell nothing.
+
+        Args:
+            document: The number of its document.
+            start: Its first character.
+            end: The end of its last word, exclusive.
+        """
+        return 0.0
+
     def may_end(self, text: str, start: int, end: int) -> bool:
         """Whether a quotation may end with the word at these characters; "two" of "two weeks" may not."""
         if text[start:end].lower() in _GO_ON:

@@ -1,65 +1,88 @@
-"""What stands at a place of a document and around it: features that tell whether an answer to a question begins there.
+"""What stands at a word of a document and around it: features that tell whether an answer to a question begins there.
 
-They are names with values, read by a log-linear model (`clara_core.engine.learned_hints`). Runs no neural model.
+A feature is a value of a group: the class of the word before ("before" is "in"), how far away the nearest word of the
+question is. They are read by `clara_core.engine.learned_hints`. Runs no neural model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 from clara_core.engine.answer_kinds import YES_OR_NO, AnswerKind
 from clara_core.engine.quotes import split_sentences
-from clara_core.engine.shared_words import MOST, SharedWords
+from clara_core.engine.shared_words import CLAUSE_END, MOST, SharedWords
+from clara_core.engine.word_classes import ASKING, FUNCTION, NEGATIONS, PREPOSITIONS, word_class, word_set
 from clara_core.retrieval.words import place_spans, question_words, words_of
 
-Feature = tuple[str, float]
+Features = dict[str, str]
+"""A value for each group that has one."""
+Columns = dict[str, list[str]]
+"""For each group the values of all words of a document; an empty one is none."""
 
-
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-_FUNCTION: Final = _set(
-    "a an the my your his her its our their i he she it we they you this that these those in on at by for from to "
-    "with of into onto under over behind between near above below inside outside opposite next across along around "
-    "through past off until till since before after during about every each all both no not only never always "
-    "because so due as if when while which who whose that where and or but is are was were be been has have had do "
-    "does did can could may might must shall will would should than then there up out"
-)
-_NUMERALS: Final = _set(
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety half twice once"
-)
-_PREPOSITIONS: Final = _set(
-    "in at on by for from to with of into under behind near about until since before after through"
-)
-_ASKING: Final = _set("what how which who whose whom when where why")
-_CLOCK: Final = re.compile(r"\d{1,2}[:.]\d\d")
-_YEAR: Final = re.compile(r"(?:1\d|20)\d\d")
-_DIGITS: Final = re.compile(r"[\d.,]+")
 _WORD: Final = re.compile(r"[\w']+")
-_STOP: Final = re.compile(r"[.;!?]")
-_FAR: Final = 5  # words; the nearest word of the question is not looked for farther away
+_STOP: Final = frozenset(".;!?")
+_MARKS: Final = _STOP | frozenset(",:")
+_FAR: Final = 9  # words; the nearest word of the question is not looked for farther away
+_AROUND: Final = 3  # words before and after a place whose classes are features
 _SKIPPED: Final = 4  # small words between a word of the question and the answer that follows it
+_MOST: Final = 3  # larger counts are this one
+# Words of a question that tell which of several answers it means.
+_TELLING: Final = word_set(
+    "last first second third next other only not no much many long often kind sort type colour color name called do "
+    "happen happens mean made wrong need else number each per did does is was are were by with for to from in on at of"
+)
+# How a word of a document is meant by the question: not at all, by itself, by a synonym, as a name.
+_UNASKED, _SAME, _SYNONYM, _NAME = "", "same", "synonym", "name"
+_PLAIN: Final = (_SAME, _SYNONYM)
 
 
 @dataclass(frozen=True, slots=True)
-class _Document:
-    """The words of a document, with punctuation marks as words."""
+class Words:
+    """The words of a document, with punctuation marks as words.
+
+    Attributes:
+        text: The document.
+        spans: Their characters.
+        classes: Their classes, by their form.
+        asked: How the question means each.
+        repeated: Whether each is a telling word of the question.
+        at: The index of each word by its first character.
+        sentences: The number of the sentence of each.
+        clauses: The number of the clause of each.
+        fits: Whether an answer of the right kind can begin with each.
+    """
 
     text: str
     spans: list[tuple[int, int]]
-    sentences: frozenset[int]  # where they begin
-    repeated: list[bool]  # which words are telling words of the question
     classes: list[str]
-    at: dict[int, int]  # the index of each word by its first character
+    asked: list[str]
+    repeated: list[bool]
+    at: dict[int, int]
+    sentences: list[int]
+    clauses: list[int]
+    fits: list[bool]
+
+    def lower(self, at: int) -> str:
+        """A word in small letters."""
+        return self.text[slice(*self.spans[at])].lower()
+
+    def shown(self, at: int) -> str:
+        """The class of a word as its neighbours see it; a word of the question is one, whatever its form."""
+        if at < 0:
+            return "start"
+        if at >= len(self.spans):
+            return "end"
+        return f"#{self.asked[at]}" if self.asked[at] else self.classes[at]
 
 
 class PlaceFeatures:
-    """The features of each place of some documents, and of the answers that are no quotation.
+    """The features of each word of some documents, and of the answers that are no quotation.
 
     Args:
         question: The question.
@@ -70,138 +93,253 @@ class PlaceFeatures:
 
     def __init__(self, question: str, texts: Sequence[str], kind: AnswerKind | None, shared: SharedWords) -> None:
         self._kind, self._shared, self._question = kind, shared, question
-        said = _WORD.findall(question.lower())
-        asking = next((at for at, word in enumerate(said) if word in _ASKING), None)
-        self.sort = _sort(kind, said)
+        said = _WORD.findall(question)
+        self._names = frozenset(word for name in said[1:] if name[0].isupper() for word in words_of(name))
+        self._plain = frozenset(question_words(question)) - self._names
+        lower = [word.lower() for word in said]
+        asking = next((at for at, word in enumerate(lower) if word in ASKING), None)
+        self.sort = _sort(kind, lower)
         # The preposition of "from where" and of "where from".
-        self._leading = said[asking - 1] if asking and said[asking - 1] in _PREPOSITIONS else ""
-        self._trailing = said[-1] if said and said[-1] in _PREPOSITIONS else ""
-        self._documents = [self._read(text) for text in texts]
+        self._leading = lower[asking - 1] if asking and lower[asking - 1] in PREPOSITIONS else ""
+        self._trailing = lower[-1] if lower and lower[-1] in PREPOSITIONS else ""
+        self._asks = {f"asks {word}": "yes" for word in sorted(_TELLING.intersection(lower))}
+        behind = lower[asking + 1] if asking is not None and asking + 1 < len(lower) else ""
+        self._asks["asks behind"] = behind if behind in FUNCTION else "other"
+        self.documents = [self._read(text) for text in texts]
 
-    def _read(self, text: str) -> _Document:
+    def _read(self, text: str) -> Words:
         spans = place_spans(text)
-        sentences = frozenset(start for start, _ in split_sentences(text))
+        begins = [start for start, _ in split_sentences(text)]
+        cuts = sorted({*begins, *(match.end() for match in CLAUSE_END.finditer(text))})
         words = [text[start:end] for start, end in spans]
-        repeated = [word.lower() not in _FUNCTION and self._shared.repeats(word) for word in words]
-        classes = [word_class(word, begins=start in sentences) for word, (start, _) in zip(words, spans, strict=True)]
-        return _Document(text, spans, sentences, repeated, classes, {start: at for at, (start, _) in enumerate(spans)})
+        first = frozenset(begins)
+        repeated = [word.lower() not in FUNCTION and self._shared.repeats(word) for word in words]
+        return Words(
+            text=text,
+            spans=spans,
+            classes=[word_class(word, begins=at in first) for word, (at, _) in zip(words, spans, strict=True)],
+            asked=[self._asked(word) for word in words],
+            repeated=repeated,
+            at={start: at for at, (start, _) in enumerate(spans)},
+            sentences=[bisect_right(begins, start) for start, _ in spans],
+            clauses=[bisect_right(cuts, start) for start, _ in spans],
+            fits=[self._fits(text, start, repeats) for repeats, (start, _) in zip(repeated, spans, strict=True)],
+        )
 
-    def of(self, document: int, start: int) -> Iterator[Feature]:
-        """The features of a place, the first character of a word."""
-        read = self._documents[document]
-        at = read.at[start]
-        spans, repeated, text, kind = read.spans, read.repeated, read.text, self._kind
-        yield "share", self._shared.gain(document, start) / MOST
-        if kind is not None and (kind.repeats or not repeated[at]) and kind.fits.match(text, start):
-            yield "fits", 1.0
-        if repeated[at]:
-            yield "repeats", 1.0
-        yield f"word:{read.classes[at]}", 1.0
-        yield f"before:{self._before(read, at)}", 1.0
-        yield f"after:{self._class(read, at + 1)}", 1.0
-        if self._follows(read, at):
-            yield "follows", 1.0
-        yield f"left:{next((n for n in range(1, _FAR) if at >= n and repeated[at - n]), _FAR)}", 1.0
-        yield f"right:{next((n for n in range(1, _FAR) if at + n < len(spans) and repeated[at + n]), _FAR)}", 1.0
-        previous = text[slice(*spans[at - 1])].lower() if at else ""
+    def _fits(self, text: str, start: int, repeats: bool) -> bool:
+        kind = self._kind
+        return kind is not None and (kind.repeats or not repeats) and kind.fits.match(text, start) is not None
+
+    def _asked(self, word: str) -> str:
+        meant = self._shared.meant_by(word)
+        if not meant:
+            return _UNASKED
+        if word[0].isupper() and not self._names.isdisjoint(words_of(word)):
+            return _NAME
+        if meant <= self._names or word.lower() in FUNCTION:
+            return _UNASKED
+        return _SAME if self._shared.repeats(word) else _SYNONYM
+
+    def columns(self, document: int) -> Columns:
+        """The features of all words of a document."""
+        words = self.documents[document]
+        every, kind = range(len(words.spans)), self._kind
+        last = len(words.spans) - 1
+        shown = [words.shown(at) for at in range(-_AROUND, last + _AROUND + 1)]
+        found: Columns = {
+            f"at {step}": shown[step + _AROUND : step + _AROUND + last + 1] for step in range(-_AROUND, _AROUND + 1)
+        }
+        found["word"] = words.classes
+        found["before"] = [self._before(words, at) for at in every]
+        found["share"] = [f"{self._shared.gain(document, start) / MOST:.1f}" for start, _ in words.spans]
+        found["follows"] = [_yes(_follows(words, at)) for at in every]
+        for name, wanted in (
+            ("asked", _PLAIN),
+            ("same", (_SAME,)),
+            ("name", (_NAME,)),
+        ):
+            flags = [one in wanted for one in words.asked]
+            found[f"left {name}"], found[f"right {name}"] = _nearest(words, flags)
+        found |= _counts(words) | _fitting(words)
+        if kind is not None and kind.avoids is not None:
+            found["avoided"] = [_yes(kind.avoids.match(words.text, start) is not None) for start, _ in words.spans]
         for name, preposition in (("leading", self._leading), ("trailing", self._trailing)):
-            if preposition and preposition == previous:
-                yield f"{name}:before", 1.0
-            if preposition and preposition == text[slice(*spans[at])].lower():
-                yield f"{name}:here", 1.0
-        if start in read.sentences:
-            yield "sentence", 1.0
-        if at and start == spans[at - 1][1] + 1 and previous[-1:].isdigit():
-            yield "cut", 1.0
-        if len(self._documents) > 1:
-            yield f"document:{min(document, _FAR)}", 1.0
+            if preposition:
+                same = [words.lower(at) == preposition for at in every]
+                found[f"{name} before"] = [_yes(one) for one in [False, *same[:-1]]]
+                found[f"{name} here"] = [_yes(one) for one in same]
+        if len(self.documents) > 1:
+            found["document"] = [str(min(document, 5))] * len(every)
+        return found | {group: [value] * len(every) for group, value in self._asks.items()}
 
-    def _class(self, read: _Document, at: int) -> str:
-        if at == len(read.spans):
-            return "end"
-        return "asked" if read.repeated[at] else read.classes[at]
+    @staticmethod
+    def _before(words: Words, at: int) -> str:
+        if at and "\n" in words.text[words.spans[at - 1][1] : words.spans[at][0]]:
+            return "line"
+        if at and words.sentences[at] != words.sentences[at - 1]:
+            return "sentence"
+        cut = at and words.spans[at][0] == words.spans[at - 1][1] + 1 and words.classes[at - 1] in _NUMBERS
+        return "cut" if cut else (words.classes[at - 1] if at else "start")
 
-    def _before(self, read: _Document, at: int) -> str:
-        if at == 0:
-            return "start"
-        return "line" if "\n" in read.text[read.spans[at - 1][1] : read.spans[at][0]] else self._class(read, at - 1)
-
-    def _follows(self, read: _Document, at: int) -> bool:
-        """Whether the last telling word before a place, in the same sentence, is one of the question's."""
-        before = at - 1
-        while before >= max(0, at - _SKIPPED) and read.text[slice(*read.spans[before])].lower() in _FUNCTION:
-            before -= 1
-        if before < 0 or not read.repeated[before]:
-            return False
-        return _STOP.search(read.text, read.spans[before][1], read.spans[at][0]) is None
-
-    def of_refusal(self) -> Iterator[Feature]:
+    def of_refusal(self) -> Features:
         """The features of the refusal."""
-        texts = [read.text for read in self._documents]
+        texts = [words.text for words in self.documents]
         known = {word for text in texts for word in words_of(text)}
         asked = set(question_words(self._question))
         missing = asked - known
-        share = self._shared.best / MOST
-        yield "refusal", 1.0
-        yield "refusal:unknown", 1 - share
-        yield "refusal:unknown twice", (1 - share) ** 2
-        yield "refusal:missing", len(missing) / max(1, len(asked))
-        yield "refusal:all there", float(not missing)
-        yield f"refusal:words {min(len(asked), 4)}", 1.0
-        if len(texts) > 1:
-            yield "refusal:documents", 1.0
-        if self._kind is not None and not self._somewhere():
-            yield "refusal:no such words", 1.0
         everything = " ".join(texts).lower()
-        if any(word[0].isupper() and word.lower() not in everything for word in _WORD.findall(self._question)[1:]):
-            yield "refusal:name", 1.0
-
-    def _somewhere(self) -> bool:
-        """Whether some words look like an answer of this kind."""
-        kind = self._kind
-        return kind is not None and any(
-            kind.fits.match(read.text, start) for read in self._documents for start, _ in read.spans
+        unknown = any(
+            word[0].isupper() and word.lower() not in everything for word in _WORD.findall(self._question)[1:]
         )
+        return {
+            "refusal": "yes",
+            "refusal unknown": f"{1 - self._shared.best / MOST:.1f}",
+            "refusal missing": f"{len(missing) / max(1, len(asked)):.1f}",
+            "refusal words": str(min(len(asked), 4)),
+            "refusal documents": str(len(texts) > 1),
+            "refusal name": str(unknown),
+            **self._found("refusal"),
+        }
 
-    def of_yes_or_no(self, answer: str) -> Iterator[Feature]:
+    def of_yes_or_no(self, answer: str) -> Features:
         """The features of "Yes" and "No"."""
-        if self._kind is YES_OR_NO:
-            yield "yes or no", 1.0
-            yield "yes or no:share", self._shared.best / MOST
-            yield f"yes or no:{answer.lower()}", 1.0
-        else:
-            yield "no yes or no", 1.0
+        if self._kind is not YES_OR_NO:
+            return {"not yes or no": answer}
+        said = frozenset(_WORD.findall(self._question.lower()))
+        best = max(
+            ((count, number, clause) for number, words in enumerate(self.documents)
+             for clause, count in _asked_by(words.clauses, words).items()),
+            default=None,
+        )  # fmt: skip
+        found = {
+            answer: "yes",
+            f"{answer} share": f"{self._shared.best / MOST:.1f}",
+            f"{answer} asked": "negated" if said & NEGATIONS else "plain",
+            f"{answer} missing": str(min(_MOST, len(self._plain - self._present()))),
+            f"{answer} number": str(any(word.isdigit() for word in said)),
+            **self._found(answer),
+        }
+        if best is not None:
+            _, number, clause = best
+            words = self.documents[number]
+            own = [at for at in range(len(words.spans)) if words.clauses[at] == clause]
+            denied = [at for at in own if words.lower(at) in NEGATIONS]
+            near = min((abs(a - b) for a in denied for b in own if words.asked[b]), default=_FAR)
+            sentence = words.sentences[own[0]]
+            around = any(
+                words.lower(at) in NEGATIONS for at in range(len(words.spans)) if words.sentences[at] == sentence
+            )
+            found[f"{answer} denied"] = f"{min(near, 4)} {around}"
+        return found
+
+    def _present(self) -> frozenset[str]:
+        """The words of the question that the documents have, or have synonyms of."""
+        own = (self._shared.meant_by(words.text[slice(*span)]) for words in self.documents for span in words.spans)
+        return frozenset().union(*own)
+
+    def _found(self, answer: str) -> Features:
+        """How much of the question the best clause has, with an answer of the right kind in it or not."""
+        wanted = min(len(self._plain), 4)
+        best = fitting = exact = 0
+        for words in self.documents:
+            counts = _asked_by(words.clauses, words)
+            best = max([best, *counts.values()])
+            fitting = max([fitting, *(counts[at] for at, fits in zip(words.clauses, words.fits, strict=True) if fits)])
+            exact = max(exact, words.asked.count(_SAME))
+        fits = any(any(words.fits) for words in self.documents)
+        return {
+            f"{answer} best": f"{min(best, _MOST)} of {wanted}",
+            f"{answer} fitting": f"{min(fitting, _MOST)} of {wanted}" if fits else "none",
+            f"{answer} same": f"{min(exact, _MOST)} of {wanted}",
+            **{f"{answer} {group}": value for group, value in self._asks.items()},
+        }
+
+
+_NUMBERS: Final = frozenset(["#number", "#year", "#clock", "#code"])
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else ""
 
 
 def _sort(kind: AnswerKind | None, said: Sequence[str]) -> str:
     """The sort of a question: the kind of its answer, or its first small words."""
     if kind is None:
-        return " ".join([word for word in said if word in _FUNCTION or word in _ASKING][:2]) or "keywords"
+        return " ".join([word for word in said if word in FUNCTION or word in ASKING][:2]) or "keywords"
     return "thing" if kind.is_thing else kind.name
 
 
-def word_class(word: str, *, begins: bool) -> str:
-    """The class of a word: a function word or a mark is its own, other words are classed by their form.
+def _follows(words: Words, at: int) -> bool:
+    """Whether the last telling word before a place, in the same sentence, is one of the question's."""
+    before = at - 1
+    while before >= max(0, at - _SKIPPED) and words.lower(before) in FUNCTION:
+        before -= 1
+    return before >= 0 and words.repeated[before] and words.lower(before) not in _STOP
 
-    Args:
-        word: The word, or a punctuation mark.
-        begins: Whether it begins a sentence, so that a capital tells nothing.
-    """
-    lower = word.lower()
-    if lower in _FUNCTION:
-        return lower
-    if not word[0].isalnum():
-        return word[0]
-    if _CLOCK.fullmatch(word):
-        return "#clock"
-    if _YEAR.fullmatch(word):
-        return "#year"
-    if _DIGITS.fullmatch(word):
-        return "#number"
-    if any(char.isdigit() for char in word):
-        return "#code"
-    if lower in _NUMERALS:
-        return "#numeral"
-    if word[0].isupper():
-        return "#capitals" if len(word) > 1 and word.isupper() else "#first" if begins else "#name"
-    return next((f"#{ending}" for ending in ("ing", "ed", "ly") if lower.endswith(ending)), "#word")
+
+def _nearest(words: Words, flags: Sequence[bool]) -> tuple[list[str], list[str]]:
+    """How far before and after each word the nearest flagged one is, and whether in its clause or its sentence."""
+    left: list[str] = []
+    right: list[str] = []
+    for step, found in ((1, left), (-1, right)):
+        near: int | None = None
+        order = range(len(flags)) if step == 1 else range(len(flags) - 1, -1, -1)
+        for at in order:
+            if step == -1 and flags[at]:
+                near = at
+            found.append(_distance(words, at, near))
+            if step == 1 and flags[at]:
+                near = at
+    return left, right[::-1]
+
+
+def _distance(words: Words, at: int, other: int | None) -> str:
+    if other is None or abs(at - other) >= _FAR:
+        return "far"
+    scope = (
+        "clause" if words.clauses[at] == words.clauses[other]
+        else "sentence" if words.sentences[at] == words.sentences[other] else "out"
+    )  # fmt: skip
+    return f"{abs(at - other)} {scope}"
+
+
+def _asked_by(parts: Sequence[int], words: Words) -> Counter[int]:
+    """How many words of the question, other than names, each part of a document has."""
+    return Counter(part for part, asked in zip(parts, words.asked, strict=True) if asked in _PLAIN)
+
+
+def _counts(words: Words) -> Columns:
+    """How much of the question the clause and the sentence of each word have, and where they stand."""
+    found: Columns = {}
+    for name, parts in (("clause", words.clauses), ("sentence", words.sentences)):
+        counts = _asked_by(parts, words)
+        most = min(_MOST, max(counts.values(), default=0))
+        found[f"{name} asked"] = [f"{min(_MOST, counts[part])} of {most}" for part in parts]
+    names = Counter(part for part, asked in zip(words.clauses, words.asked, strict=True) if asked == _NAME)
+    found["clause names"] = [str(min(2, names[part])) for part in words.clauses]
+    total = max(words.sentences, default=0)
+    found["sentence"] = [f"{min(_MOST, one)}{' last' if one == total else ''}" for one in words.sentences]
+    since = list(accumulate(range(len(words.spans)), lambda a, at: 0 if words.lower(at - 1) in _MARKS else a + 1))
+    found["since mark"] = [str(min(6, one // 2)) for one in since]
+    texts = [words.text[slice(*span)] for span in words.spans]
+    opened = accumulate((text.count("(") - text.count(")") for text in texts), initial=0)
+    quoted = accumulate((text.count('"') for text in texts), initial=0)
+    found["inside"] = [
+        ("bracket" if depth > 0 else "") + ("quotes" if marks % 2 else "")
+        for depth, marks, _ in zip(opened, quoted, texts, strict=False)
+    ]
+    return found
+
+
+def _fitting(words: Words) -> Columns:
+    """Which of the possible answers of the right kind begins at each word."""
+    begins = [fits and not (at and words.fits[at - 1]) for at, fits in enumerate(words.fits)]
+    total, number, own = sum(begins), 0, Counter[int]()
+    for clause, new in zip(words.clauses, begins, strict=True):
+        own[clause] += new
+    rank, alone = [], []
+    for fits, new, clause in zip(words.fits, begins, words.clauses, strict=True):
+        number += new
+        rank.append(f"{min(number, 4)} of {min(total, 4)}" if fits else f"none of {min(total, 3)}")
+        alone.append(str(min(own[clause], 3)) if fits else "")
+    return {"fits": rank, "fits in clause": alone}

@@ -25,7 +25,7 @@ _PASSAGE: Final = 6.0
 MOST: Final = _CLAUSE + _SENTENCE + _PASSAGE
 _NEIGHBOURS: Final = 3  # a passage is a sentence with so many before it and after it
 _RARITY: Final = 0.7  # a word that stands in n clauses counts n ** -_RARITY
-_CLAUSE_END: Final = re.compile(r"[,;:]+(?=\s)|[，；：、]|\n")  # noqa: RUF001 - full-width marks are meant
+CLAUSE_END: Final = re.compile(r"[,;:]+(?=\s)|[，；：、]|\n")  # noqa: RUF001 - full-width marks are meant
 
 
 class SharedWords:
@@ -41,6 +41,7 @@ class SharedWords:
         self._asked = frozenset(question_words(question))
         self._meant = {word: frozenset([word]) for word in self._asked} | synonyms(question)
         self._repeats: dict[str, bool] = {}  # whether a word is one of the question's
+        self._meant_by: dict[str, frozenset[str]] = {}  # the words of the question that a word means
         self._starts: list[list[int]] = []  # for each document where its clauses begin
         self._gains: list[list[float]] = []  # for each document the gains of its clauses
         documents = [[self._clauses(text, *span) for span in split_sentences(text)] for text in texts]
@@ -64,7 +65,7 @@ class SharedWords:
 
     def _clauses(self, text: str, start: int, end: int) -> list[tuple[int, frozenset[str]]]:
         """Where each clause of a sentence begins, and the words of the question that stand in it."""
-        cuts = [start, *(match.end() for match in _CLAUSE_END.finditer(text, start, end)), end]
+        cuts = [start, *(match.end() for match in CLAUSE_END.finditer(text, start, end)), end]
         return [(a, self._asked_in(text[a:b])) for a, b in pairwise(cuts)]
 
     def _asked_in(self, text: str) -> frozenset[str]:
@@ -79,6 +80,12 @@ class SharedWords:
     def best(self) -> float:
         """The largest gain of a place."""
         return max(chain.from_iterable(self._gains), default=0.0)
+
+    def meant_by(self, word: str) -> frozenset[str]:
+        """The words of the question that a word is, or is a synonym of."""
+        if word not in self._meant_by:
+            self._meant_by[word] = self._asked_in(word)
+        return self._meant_by[word]
 
     def repeats(self, word: str) -> bool:
         """Whether a word is one of the question's."""

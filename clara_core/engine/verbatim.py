@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from clara_core.retrieval.words import word_spans
 
@@ -23,8 +23,21 @@ REFUSAL: Final = "The documents do not say."
 OTHER_ANSWERS: Final = ("Yes", "No", "yes", "no", REFUSAL)
 _NONE: Final = -1  # in the place of a token: a quotation cannot go on
 
-Place = tuple[int, float]
-"""The place of a token, and the gain of the quotation that goes on there."""
+
+class Place(NamedTuple):
+    """Where a quotation goes on.
+
+    Attributes:
+        at: The place of its next token.
+        gain: What it gains by beginning where it began.
+        document: The number of its document; -1 for an answer that is no quotation.
+        start: The character of the document at which it began.
+    """
+
+    at: int
+    gain: float
+    document: int = -1
+    start: int = 0
 
 
 class Quotation:
@@ -41,10 +54,11 @@ class Quotation:
 
     def __init__(self, texts: Iterable[str], tokenizer: ClaraTokenizer, hints: Hints | None = None) -> None:
         self._ids: list[int] = [_NONE]  # tokens of all texts, with `_NONE` after each
-        self._word_ends: list[bool] = [True]  # whether a word ends before each of them
+        self._word_ends: list[int | None] = [0]  # the character at which a word ends before each of them
         self._next: list[Place] = []  # of the tokens that may come next
+        self._hints = hints
         # Of the tokens after each word, and of what ends one of the other answers.
-        places = {answer: [(0, hints.other(answer) if hints else 0.0)] for answer in OTHER_ANSWERS}
+        places = {answer: [Place(0, hints.other(answer) if hints else 0.0)] for answer in OTHER_ANSWERS}
         for number, text in enumerate(texts):
             self._add(number, text, tokenizer, places, hints)
         words = [ids for ids, _ in tokenizer.encode_spans(list(places))]
@@ -54,7 +68,7 @@ class Quotation:
             if self._ids[place] in special or not ends:
                 self._ids[place] = _NONE
             ends = self._is_live(place)
-        live = [[one for one in after if self._is_live(one[0])] for after in places.values()]
+        live = [[one for one in after if self._is_live(one.at)] for after in places.values()]
         self._first = [
             (ids, after) for ids, after in zip(words, live, strict=True) if ids and after and special.isdisjoint(ids)
         ]
@@ -77,7 +91,9 @@ class Quotation:
         ends = [a != b and a[1] in word_ends and a[1] <= b[0] for a, b in pairwise(spans)]
         ends = [False, *ends, spans[-1][1] in word_ends] if ids else [False]
         self._ids += [*ids, _NONE]
-        self._word_ends += [ended and spans[at - 1][1] not in open_ends for at, ended in enumerate(ends)]
+        for at, ended in enumerate(ends):
+            end = spans[at - 1][1] if ended else None
+            self._word_ends.append(None if end in open_ends else end)
         after = {spans[at - 1][1]: base + at for at, ended in enumerate(ends) if ended}
         begins = {span[0]: base + at for at, span in reversed(list(enumerate(spans)))}
         for start, end in words:
@@ -87,27 +103,34 @@ class Quotation:
             word = text[start:end]
             gain = hints.gain(number, start, word) if hints else 0.0
             # A word in the middle of a token can be quoted alone, but not what comes after it.
-            places.setdefault(word, []).append((after.get(end, 0), gain))
+            places.setdefault(word, []).append(Place(after.get(end, 0), gain, number, start))
             if not spaced and start in begins:
-                self._next.append((begins[start], gain))  # several words without spaces may be one token
+                self._next.append(Place(begins[start], gain, number, start))  # several words may be one token
 
     def _is_live(self, place: int) -> bool:
         """Whether a quotation that has come to this place can end or go on."""
-        return self._word_ends[place] or self._ids[place] != _NONE
+        return self._word_ends[place] is not None or self._ids[place] != _NONE
 
     def feed(self, token: int) -> None:
         """Go on to the tokens after this one."""
-        self._next = [(place + 1, gain) for place, gain in self._next if self._ids[place] == token]
+        self._next = [one._replace(at=one.at + 1) for one in self._next if self._ids[one.at] == token]
         self._first = [
             (ids, after) for ids, after in self._first if len(ids) > self._written and ids[self._written] == token
         ]
         self._written += 1
         self._next += [place for ids, after in self._first if len(ids) == self._written for place in after]
 
+    def _gain_of_end(self, place: Place) -> float:
+        """How much more probable it is that a quotation ends at a place than that it goes on, in nats."""
+        end = self._word_ends[place.at]
+        if self._hints is None or place.document < 0 or not end:
+            return 0.0
+        return self._hints.gain_of_end(place.document, place.start, end)
+
     def allowed(self, ends: Collection[int]) -> Mapping[int, float]:
         """The tokens that may come next, each with the gain of the best quotation that begins so; the best has 0.
 
-        Along an answer these gains add up to what its place gains less than the best place.
+        Along a quotation these gains add up to what its place gains less than the best place, but for what ends gain.
 
         Args:
             ends: The tokens that end an answer.
@@ -119,11 +142,12 @@ class Quotation:
 
         for ids, after in self._first:
             if len(ids) > self._written:
-                add(ids[self._written], max(gain for _, gain in after))
-        for place, gain in self._next:
-            if self._ids[place] != _NONE:
-                add(self._ids[place], gain)
-            if self._written and self._word_ends[place]:
+                add(ids[self._written], max(one.gain for one in after))
+        for one in self._next:
+            if self._ids[one.at] != _NONE:
+                add(self._ids[one.at], one.gain)
+            if self._written and self._word_ends[one.at] is not None:
+                gain = one.gain + self._gain_of_end(one)
                 for end in ends:
                     add(end, gain)
         best = max(gains.values(), default=0.0)

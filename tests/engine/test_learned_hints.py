@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import math
+from pathlib import Path
 
 import pytest
+import torch
 
 from clara_core.engine.answer_kinds import kind_of
+from clara_core.engine.end_features import ends_of
 from clara_core.engine.hints import Hints
-from clara_core.engine.learned_hints import FOR, RULES, WEIGHTS, LearnedHints
-from clara_core.engine.place_features import PlaceFeatures, word_class
+from clara_core.engine.learned_hints import END_WEIGHTS, WEIGHTS, HintWeights, LearnedHints
+from clara_core.engine.place_features import PlaceFeatures
 from clara_core.engine.shared_words import SharedWords
-from clara_core.engine.verbatim import OTHER_ANSWERS, REFUSAL
+from clara_core.engine.verbatim import OTHER_ANSWERS
+from clara_core.engine.word_classes import word_class
 from clara_core.retrieval.words import place_spans, word_spans
 from tests.engine.test_shared_words import HOSTILE, HOSTILE_QUESTIONS, NOTES
 
 
+def features_of(question: str, *texts: str) -> PlaceFeatures:
+    return PlaceFeatures(question, texts, kind_of(question), SharedWords(question, texts))
+
+
 def features_at(question: str, text: str, word: str) -> set[str]:
-    features = PlaceFeatures(question, [text], kind_of(question), SharedWords(question, [text]))
-    return {name for name, value in features.of(0, text.index(word)) if value == 1.0}
+    features = features_of(question, text)
+    at = features.documents[0].at[text.index(word)]
+    return {f"{group}={values[at]}" for group, values in features.columns(0).items() if values[at]}
+
+
+def ends_at(question: str, text: str, said: str) -> dict[str, str]:
+    [words] = features_of(question, text).documents
+    start = text.index(said)
+    return ends_of(words, kind_of(question), words.at[start])[start + len(said)]
 
 
 @pytest.mark.parametrize(
@@ -28,8 +42,10 @@ def features_at(question: str, text: str, word: str) -> set[str]:
         ("the", False, "the"), ("The", True, "the"), ("14:30", False, "#clock"), ("1926", False, "#year"),
         ("3,400", False, "#number"), ("B-12", False, "#code"), ("seven", False, "#numeral"), (",", False, ","),
         ("NASA", False, "#capitals"), ("Rosa", False, "#name"), ("Rosa", True, "#first"), ("baking", False, "#ing"),
-        ("baked", False, "#ed"), ("slowly", False, "#ly"), (".", False, "."),
-        ("bread", False, "#word"), ("ﬀ", False, "#word"),
+        ("baked", False, "#ed"), ("slowly", False, "#ly"), (".", False, "."), ("May", False, "#month"),
+        ("may", False, "may"), ("Friday", True, "#day"), ("euros", False, "#unit"), ("weeks", False, "#span"),
+        ("noon", False, "#time"), ("sold", False, "#irregular"), ("loaves", False, "#irregular"),
+        ("ferries", False, "#s"), ("bread", False, "#word"), ("ﬀ", False, "#word"),
     ],
 )  # fmt: skip
 def test_words_are_classed_by_their_form(word: str, begins: bool, found: str) -> None:
@@ -39,52 +55,89 @@ def test_words_are_classed_by_their_form(word: str, begins: bool, found: str) ->
 def test_features_tell_what_stands_around_a_place() -> None:
     text = "The tea room opened in 1931. Rosa Lind baked the bread for it in Falun."
     assert features_at("When did the tea room open?", text, "1931") >= {
-        "word:#year", "before:in", "after:.", "follows", "left:2", "right:5", "fits",
+        "word=#year", "before=in", "at 1=.", "follows=yes", "left asked=2 clause", "right asked=far", "fits=1 of 1",
+        "sentence=1", "clause asked=3 of 3",
     }  # fmt: skip
-    assert features_at("Who baked the bread?", text, "Rosa") >= {"sentence", "word:#first", "right:2", "after:#name"}
-    assert features_at("Where was the bread from?", text, "Falun") >= {"before:in", "word:#name"}
-    assert features_at("From where is the bread?", "bread from Falun", "from") >= {"leading:here", "left:1"}
-    assert features_at("Where is the bread from?", "bread from Falun", "Falun") >= {"trailing:before", "after:end"}
-    assert "before:line" in features_at("Who?", "one\ntwo", "two")
-    assert "cut" in features_at("When?", "on 3 May", "May")
-    assert "cut" not in features_at("When?", "on 3, May", "May")
+    assert features_at("Who baked the bread?", text, "Rosa") >= {
+        "before=sentence", "word=#first", "right same=2 clause", "at 1=#name", "sentence=2 last",
+    }  # fmt: skip
+    assert features_at("Where was the bread from?", text, "Falun") >= {"before=in", "word=#name"}
+    assert features_at("From where is the bread?", "bread from Falun", "from") >= {"leading here=yes"}
+    assert features_at("Where is the bread from?", "bread from Falun", "Falun") >= {"trailing before=yes", "at 1=end"}
+    assert "before=line" in features_at("Who?", "one\ntwo", "two")
+    assert "before=cut" in features_at("When?", "on 3 May", "May")
+    assert "before=cut" not in features_at("When?", "on 3, May", "May")
+    assert "inside=bracket" in features_at("Who?", "two (Ada, Bo) came", "Bo")
+    assert "inside=quotes" in features_at("Who?", 'the "red hen" came', "hen")
+
+
+def test_names_synonyms_and_words_of_the_question_are_told_apart() -> None:
+    question = "When did Rosa buy the flat?"
+    [words] = features_of(question, "Rosa bought an apartment and kept the flat.").documents
+    assert [one for one in words.asked if one] == ["name", "same", "synonym", "same"]
 
 
 def test_a_refusal_is_told_by_what_the_documents_lack() -> None:
-    def refusal(question: str) -> dict[str, float]:
-        shared = SharedWords(question, NOTES)
-        return dict(PlaceFeatures(question, NOTES, kind_of(question), shared).of_refusal())
+    def refusal(question: str) -> dict[str, str]:
+        return features_of(question, *NOTES).of_refusal()
 
-    assert refusal("Who repairs the organ?")["refusal:missing"] == pytest.approx(2 / 3)
-    assert refusal("costs ticket")["refusal:all there"] == 1.0
-    assert "refusal:name" in refusal("What did Xaver say?")
-    assert "refusal:name" not in refusal("What costs a ticket?")
+    assert refusal("Who repairs the organ?")["refusal missing"] == "0.7"
+    assert refusal("costs ticket")["refusal missing"] == "0.0"
+    assert refusal("What did Xaver say?")["refusal name"] == "True"
+    assert refusal("What costs a ticket?")["refusal name"] == "False"
 
 
-def test_a_gain_is_the_sum_of_the_weights_for_its_sort_of_question() -> None:
-    weights = json.loads(WEIGHTS.read_text(encoding="utf-8"))
+def test_yes_or_no_is_told_by_words_that_deny() -> None:
+    def no(question: str, text: str) -> dict[str, str]:
+        return features_of(question, text).of_yes_or_no("No")
+
+    assert no("Are dogs allowed?", "Guests are welcome, but dogs are not allowed.")["No denied"] == "1 True"
+    assert no("Are dogs allowed?", "Dogs are allowed in the garden.")["No denied"] == "4 False"
+    assert no("Who has a dog?", "Ada has a dog.") == {"not yes or no": "No"}
+
+
+def test_features_tell_where_an_answer_ends() -> None:
+    text = "The shop in Mill Lane opens from 9 to 17 in all weathers, says Ada's aunt."
+    assert ends_at("Where is the shop?", text, "in Mill")["name goes on"] == "yes"
+    lane = ends_at("Where is the shop?", text, "in Mill Lane")
+    assert (lane["first"], lane["last"], lane["next"], lane["length"]) == ("in", "#name", "#s", "3")
+    assert ends_at("When is it open?", text, "from 9")["open pair"] == "yes"
+    assert ends_at("When is it open?", text, "from 9 to 17")["open pair"] == ""
+    assert ends_at("Who says so?", text, "Ada")["owner"] == "cut"
+    assert ends_at("Who says so?", text, "Ada's")["owner"] == "yes"
+
+
+def test_a_gain_is_what_the_network_adds_to_the_rules() -> None:
+    weights = HintWeights.read(WEIGHTS)
     question, text = "How much is a ticket?", NOTES[0]
     hints = LearnedHints(question, [text], 0.5)
-    start, end = next(span for span in word_spans(text) if text[slice(*span)].isdigit())
-    total = 0.0
-    for name, value in hints.features(0, start, text[start:end]):
-        total += (weights.get(name, 0.0) + weights.get(f"{name}{FOR}price", 0.0)) * value
+    at, (start, end) = next((at, span) for at, span in enumerate(place_spans(text)) if text[slice(*span)].isdigit())
+    sort = weights.sorts[hints.sort]
+    rows = [weights.rows[group][values[at]] for group, values in hints.columns(0).items()
+            if values[at] in weights.rows.get(group, {})]  # fmt: skip
+    hidden = sum(weights.hidden[row] for row in rows) * weights.scale[sort] + weights.shift[sort]
+    learned = sum(float(weights.plain[row] + weights.by_sort[sort, row]) for row in rows)
+    learned += float(torch.relu(hidden) @ weights.out)
+    by_rules = Hints(question, [text]).gain(0, start, text[start:end])
     assert hints.sort == "price"
-    assert math.isclose(hints.gain(0, start, text[start:end]), 0.5 * total)
-    refusal = sum(
-        (weights.get(name, 0.0) + weights.get(f"{name}{FOR}price", 0.0)) * value
-        for name, value in hints.features_of_other(REFUSAL)
-    )
-    assert math.isclose(hints.other(REFUSAL), 0.5 * refusal)
+    assert math.isclose(hints.gain(0, start, text[start:end]), 0.5 * (weights.rules * by_rules + learned), abs_tol=1e-4)
 
 
-def test_the_rules_are_one_feature_and_the_largest() -> None:
-    weights = json.loads(WEIGHTS.read_text(encoding="utf-8"))
-    rules, learned = Hints("When do they open?", NOTES), LearnedHints("When do they open?", NOTES)
-    start, end = word_spans(NOTES[0])[0]
-    word = NOTES[0][start:end]
-    assert dict(learned.features(0, start, word))[RULES] == rules.gain(0, start, word)
-    assert weights[RULES] > 0
+def test_an_end_in_the_middle_of_a_name_loses() -> None:
+    text = "The key is kept by Ada Brandvik of the museum."
+    hints = LearnedHints("Who keeps the key?", [text])
+    start = text.index("Ada")
+    whole, part = (hints.gain_of_end(0, start, start + len(said)) for said in ("Ada Brandvik", "Ada"))
+    assert whole > part
+    assert hints.gain_of_end(0, start, len(text) + 5) == 0.0
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, END_WEIGHTS])
+def test_values_without_weights_add_nothing(file: Path) -> None:
+    weights = HintWeights.read(file)
+    none = weights.find_rows("nothing", ["such"])[0]
+    assert none == len(weights.plain) - 1
+    assert not any(tensor[..., none].any() for tensor in (weights.plain, weights.by_sort, weights.hidden.T))
 
 
 @pytest.mark.parametrize("question", HOSTILE_QUESTIONS)
@@ -96,7 +149,13 @@ def test_hostile_questions_and_texts_have_finite_gains(question: str, texts: lis
         for number, text in enumerate(texts)
         for start, end in word_spans(text)
     ]
-    assert all(map(math.isfinite, [*gains, *map(hints.other, OTHER_ANSWERS)]))
+    ends = [
+        hints.gain_of_end(number, start, end)
+        for number, text in enumerate(texts)
+        for start, _ in place_spans(text)
+        for _, end in word_spans(text)
+    ]
+    assert all(map(math.isfinite, [*gains, *ends, *map(hints.other, OTHER_ANSWERS)]))
 
 
 def test_places_are_the_words_of_a_text_in_order() -> None:

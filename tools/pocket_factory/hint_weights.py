@@ -1,12 +1,10 @@
-"""Fits the weights of `clara_core.engine.learned_hints` to typed passages that the model was not trained on.
+"""Fits the weights of `clara_core.engine.learned_hints` to examples of `hint_examples`.
 
-    python -m tools.pocket_factory.hint_weights examples pocket work/hints.pt
-    python -m tools.pocket_factory.hint_weights fit work/hints.pt
+    python -m tools.pocket_factory.hint_weights work/hints.pt work/typed.pt
 
-An example is a question with the documents that it is asked of: its own passage, in three of ten also others. A
-candidate is a place at which a quotation may begin, "Yes", "No", or the refusal. Its score is the model's logit for its
-first token plus the weights of its features. Fitted is the probability of the right candidates among all, with a
-penalty on the squares of the weights. Every fifth passage is left out, and tells how often the best candidate is right.
+Fitted are the probability of the right beginnings among all candidates, and that of the right ends if one decides at
+each word whether the quotation ends there. The score of a candidate is the model's logit plus its gain. The squares of
+the weights have a penalty. Every fifth passage is left out, and tells how often the best candidate is right.
 """
 
 from __future__ import annotations
@@ -14,232 +12,250 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import dropout, embedding_bag, logsigmoid
 
-from clara_core import ClaraEngine, Memory
-from clara_core.checkpoint.config import Role
-from clara_core.engine.learned_hints import FOR, RULES, WEIGHTS, LearnedHints
-from clara_core.engine.verbatim import REFUSAL
-from clara_core.retrieval.words import place_spans
-from tools.pocket_factory.typed import FOLDER, TypedPassage, read_typed
+from clara_core.engine.learned_hints import END_WEIGHTS, WEIGHTS
 
-OTHERS = 0.3  # share of the examples with other passages beside their own
-MOST_OTHERS = 4
-SHUFFLED = 0.3  # share of these whose own passage may be anywhere
-ROWS = 24  # of a pass of the model
 BATCH = 128  # examples of a step
-FEWEST = 40  # examples of a feature with a weight
-WRITTEN = 0.02  # nats; smaller weights are left out
-app = typer.Typer(add_completion=False, help=__doc__)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question, the forms of its answer, and the indexes of its documents."""
-
-    question: str
-    answers: tuple[str, ...]
-    own: int
-    documents: tuple[int, ...]
-
-
-def questions(rng: random.Random, passages: Sequence[TypedPassage]) -> list[Asked]:
-    """Every question of the passages, with documents."""
-    found = []
-    for own, passage in enumerate(passages):
-        for question, answers in (*passage.asked, *((q, (REFUSAL,)) for q in passage.unanswerable)):
-            documents = [own]
-            if rng.random() < OTHERS:
-                others = rng.sample(range(len(passages)), rng.randint(1, MOST_OTHERS))
-                documents += [other for other in others if other != own]
-                if rng.random() < SHUFFLED:
-                    rng.shuffle(documents)
-            found.append(Asked(question, answers, own, tuple(documents)))
-    return found
-
-
-def first_logits(engine: ClaraEngine, asked: Sequence[Asked], memories: Sequence[Memory]) -> Tensor:
-    """The logits ``[questions, vocabulary]`` of the first token of each answer."""
-    model, tokenizer = engine.load().model, engine.tokenizer
-    several = [[memories[at] for at in one.documents] for one in asked]
-    prompts = [
-        tokenizer.answer_prompt(one.question, sum(memory.n_windows for memory in own))
-        for one, own in zip(asked, several, strict=True)
-    ]
-    slots = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.bool)
-    for row, ids in enumerate(prompts):
-        slots[row, : len(ids)] = torch.tensor(tokenizer.is_slot(ids))
-    filled = torch.cat([memory.tokens.flatten(0, 1) for own in several for memory in own])
-    states = model.hidden_states(prompts, Role.GENERATOR, memories=filled, slots=slots)
-    ends = states[torch.arange(len(prompts)), torch.tensor([len(ids) - 1 for ids in prompts])]
-    return model.head(ends).float()
-
-
-def candidates(asked: Asked, texts: Sequence[str]) -> Iterator[tuple[str, bool, list[tuple[str, float]]]]:
-    """Each candidate of an example: its first word, whether it is right, and its features."""
-    hints = LearnedHints(asked.question, [texts[at] for at in asked.documents])
-    for number, at in enumerate(asked.documents):
-        text = texts[at]
-        for start, end in place_spans(text):
-            if start == 0 or text[start - 1].isspace() or text[start].isalnum():
-                right = at == asked.own and any(_begins(text, start, answer) for answer in asked.answers)
-                yield text[start:end], right, _conditioned(hints, hints.features(number, start, text[start:end]))
-    for answer in ("Yes", "No", REFUSAL):
-        yield answer, answer in asked.answers, _conditioned(hints, hints.features_of_other(answer))
-
-
-def _begins(text: str, start: int, answer: str) -> bool:
-    end = start + len(answer)
-    return text[start:end].lower() == answer.lower() and not text[end : end + 1].isalnum()
-
-
-def _conditioned(hints: LearnedHints, features: Any) -> list[tuple[str, float]]:
-    """Features, and all but the rules also for the sort of the question."""
-    plain = list(features)
-    return plain + [(f"{name}{FOR}{hints.sort}", value) for name, value in plain if name != RULES]
-
-
-@app.command()
-def examples(
-    checkpoint: Annotated[str, typer.Argument(help="Bundled name or folder.")],
-    file: Annotated[Path, typer.Argument(help="File to write.")],
-    folder: Annotated[list[Path] | None, typer.Option(help="Folders of typed passages.")] = None,
-    threads: Annotated[int, typer.Option(help="Processor threads.")] = 1,
-) -> None:
-    """Write the features and the model's logits of all candidates."""
-    torch.set_num_threads(threads)
-    rng, engine = random.Random(1), ClaraEngine.from_pretrained(checkpoint)
-    names: dict[str, int] = {}
-    found: list[dict[str, Tensor]] = []
-    for held in (False, True):
-        passages = [one for each in folder or [FOLDER / "hints"] for one in read_typed(each, held=held)]
-        texts = [passage.text for passage in passages]
-        memories = engine.compress(texts)
-        asked = sorted(questions(rng, passages), key=lambda one: len(one.documents))
-        for start in range(0, len(asked), ROWS):
-            part = asked[start : start + ROWS]
-            with torch.inference_mode():
-                logits = first_logits(engine, part, memories)
-            found += [_example(engine, one, texts, row, names, held) for one, row in zip(part, logits, strict=True)]
-    torch.save({"names": list(names), "examples": [one for one in found if bool(one["right"].any())]}, file)
-    print(f"{len(found)} examples, {len(names)} features")
-
-
-def _example(
-    engine: ClaraEngine, asked: Asked, texts: Sequence[str], logits: Tensor, names: dict[str, int], held: bool
-) -> dict[str, Tensor]:
-    known = [(word, right, features) for word, right, features in candidates(asked, texts) if word.strip()]
-    first = [ids[0] for ids, _ in engine.tokenizer.encode_spans([word for word, _, _ in known])]
-    features = [one for _, _, own in known for one in own]
-    return {
-        "held": torch.tensor(held),
-        "logits": logits[first],
-        "right": torch.tensor([right for _, right, _ in known]),
-        "sizes": torch.tensor([len(own) for _, _, own in known]),
-        "names": torch.tensor([names.setdefault(name, len(names)) for name, _ in features], dtype=torch.int32),
-        "values": torch.tensor([value for _, value in features]),
-    }
+FEWEST = 30  # examples of a feature with a weight
+FEWEST_OF_SORT = 20  # examples of a sort with weights of its own
+WIDTH = 32  # of the hidden layer
+DROPPED = 0.3  # share of the hidden layer that a step leaves out
+RATE = 0.02
+Parameters = dict[str, Tensor]
+Example = dict[str, Tensor]
 
 
 class Batch:
     """Examples side by side: the features of all candidates, and the example of each candidate."""
 
-    def __init__(self, some: Sequence[dict[str, Tensor]], index: Tensor) -> None:
+    def __init__(self, some: Sequence[Example], index: Tensor, sorts: Tensor) -> None:
         names = index[torch.cat([one["names"] for one in some]).long()]
         kept = names >= 0
-        sizes = torch.cat([one["sizes"] for one in some])
+        sizes = torch.cat([one["sizes"] for one in some]).long()
         ends = torch.cat([torch.zeros(1, dtype=torch.long), kept.long().cumsum(0)])[sizes.cumsum(0)]
-        self.names, self.values = names[kept], torch.cat([one["values"] for one in some])[kept].float()
+        self.names = names[kept]
         self.offsets = torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])
-        self.logits, self.right = (torch.cat([one[name] for one in some]) for name in ("logits", "right"))
-        self.example = torch.repeat_interleave(
-            torch.arange(len(some)), torch.tensor([len(one["right"]) for one in some])
-        )
+        self.logits, self.rules = (torch.cat([one[name] for one in some]).float() for name in ("logits", "rules"))
+        self.right = torch.cat([one["right"] for one in some])
+        counts = torch.tensor([len(one["right"]) for one in some])
+        self.example = torch.repeat_interleave(torch.arange(len(some)), counts)
+        self.refusals = counts.cumsum(0) - 1  # the last candidate of each example
         self.count = len(some)
+        self.sort = sorts[torch.stack([one["sort"] for one in some])][self.example]
+        spans = torch.diff(self.offsets, append=torch.tensor([len(self.names)]))
+        self.sort_of_names = torch.repeat_interleave(self.sort, spans)
 
-    def scores(self, weights: Tensor, scale: Tensor) -> Tensor:
+    def scores(self, weights: Parameters, dropped: float = 0.0) -> Tensor:
         """The score of each candidate."""
-        gains = embedding_bag(self.names, weights, self.offsets, per_sample_weights=self.values, mode="sum")[:, 0]
-        return scale.exp() * self.logits + gains
+        features = len(weights["plain"])
+
+        def total(table: Tensor, rows: Tensor) -> Tensor:
+            return embedding_bag(rows, table, self.offsets, mode="sum")
+
+        gains = total(weights["plain"][:, None], self.names)[:, 0]
+        own = self.sort_of_names * features + self.names
+        gains = gains + total(weights["by_sort"].reshape(-1, 1), own)[:, 0]
+        hidden = total(weights["hidden"], self.names) * weights["scale"][self.sort] + weights["shift"][self.sort]
+        gains = gains + dropout(hidden.relu(), dropped) @ weights["out"]
+        return weights["logits"].exp() * self.logits + weights["rules"] * self.rules + gains
+
+    @property
+    def by_rules(self) -> Tensor:
+        """The score of each candidate by the rules alone."""
+        return self.logits + self.rules
 
     def loss(self, scores: Tensor) -> Tensor:
         """Mean negative log-probability of the right candidates."""
         return (self._total(scores) - self._total(scores.masked_fill(~self.right, float("-inf")))).mean()
 
-    def right_first(self, scores: Tensor) -> float:
-        """Share of the examples whose best candidate is right."""
-        return float((self._best(scores.masked_fill(~self.right, float("-inf"))) >= self._best(scores)).float().mean())
+    def shares(self, scores: Tensor) -> dict[str, float]:
+        """Of the questions with an answer those whose best candidate is right or the refusal; the right refusals.
+
+        "Among answers" is without the refusal.
+        """
+        best, refused = self._best(scores), scores[self.refusals]
+        right = self._best(scores.masked_fill(~self.right, float("-inf"))) >= best
+        answered = ~self.right[self.refusals]
+        others = scores.index_fill(0, self.refusals, float("-inf"))
+        among = self._best(others.masked_fill(~self.right, float("-inf"))) >= self._best(others)
+        shares = {
+            "right": right[answered],
+            "right among answers": among[answered],
+            "wrongly refused": (refused >= best)[answered],
+            "rightly refused": right[~answered],
+        }
+        return {name: float(found.float().mean()) for name, found in shares.items() if len(found)}
 
     def _best(self, scores: Tensor) -> Tensor:
-        return torch.full((self.count,), float("-inf")).scatter_reduce(0, self.example, scores, "amax")
+        return torch.full((self.count,), float("-inf"), dtype=scores.dtype).scatter_reduce(
+            0, self.example, scores, "amax"
+        )
 
     def _total(self, scores: Tensor) -> Tensor:
         best = self._best(scores.detach())
-        return best + torch.zeros(self.count).index_add(0, self.example, (scores - best[self.example]).exp()).log()
+        return best + torch.zeros_like(best).index_add(0, self.example, (scores - best[self.example]).exp()).log()
 
 
-@app.command()
-def fit(
-    files: Annotated[list[Path], typer.Argument(help="Files of `examples`.")],
-    out: Annotated[Path, typer.Option(help="File of weights to write.")] = WEIGHTS,
-    penalty: Annotated[float, typer.Option(help="Factor of the squares of the weights.")] = 5e-4,
-    rounds: Annotated[int, typer.Option(help="Passes over the examples.")] = 10,
+class EndBatch(Batch):
+    """Candidates in the order of the text: the first one with a positive score is where the quotation ends."""
+
+    def __init__(self, some: Sequence[Example], index: Tensor, sorts: Tensor) -> None:
+        super().__init__(some, index, sorts)
+        self.firsts = torch.cat([torch.zeros(1, dtype=torch.long), self.refusals[:-1] + 1])  # of each example
+
+    def loss(self, scores: Tensor) -> Tensor:
+        """Mean negative log-probability of the right ends."""
+        scores = scores.double()
+        stay = logsigmoid(-scores)
+        before = stay.cumsum(0) - stay  # of all candidates before, also those of other examples
+        logs = logsigmoid(scores) + before - before[self.firsts][self.example]
+        return -self._total(logs.masked_fill(~self.right, float("-inf"))).mean()
+
+    def shares(self, scores: Tensor) -> dict[str, float]:
+        """Of the quotations those that end rightly."""
+        places = torch.arange(len(scores)).masked_fill(scores <= 0, len(scores))
+        first = torch.full((self.count,), len(scores)).scatter_reduce(0, self.example, places, "amin")
+        right = torch.cat([self.right, torch.tensor([False])])[first]
+        return {"right": float(right.float().mean())}
+
+
+class Fit:
+    """Examples in batches, and weights for their features.
+
+    Args:
+        content: The names of features and sorts, and the examples.
+        batch: Class of the batches.
+        fewest: Examples of a feature with a weight.
+        seed: Seed of the first weights, and of the order of the examples.
+    """
+
+    def __init__(self, content: dict[str, Any], batch: type[Batch], fewest: int = FEWEST, seed: int = 1) -> None:
+        names, sorts, known = content["names"], content["sorts"], content["examples"]
+        train, held = ([one for one in known if bool(one["held"]) == wanted] for wanted in (False, True))
+        counts, of_sort = Counter[int](), Counter(int(one["sort"]) for one in train)
+        for one in train:
+            counts.update(set(one["names"].tolist()))
+        used = [number for number in range(len(names)) if counts[number] >= fewest]
+        index = torch.full((len(names),), -1).index_put((torch.tensor(used),), torch.arange(len(used)))
+        own = [number for number in range(len(sorts)) if of_sort[number] >= FEWEST_OF_SORT]
+        numbers = torch.zeros(len(sorts), dtype=torch.long)
+        numbers[own] = torch.arange(1, len(own) + 1)
+        torch.manual_seed(seed)
+        random.Random(seed).shuffle(train)
+        self.features, self.sorts = [names[number] for number in used], ["", *(sorts[number] for number in own)]
+        self.weights = start_weights(len(used), len(own) + 1)
+        self.batches = [batch(train[at : at + BATCH], index, numbers) for at in range(0, len(train), BATCH)]
+        self.tested = batch(held, index, numbers)
+
+    def run(self, penalty: float, hidden_penalty: float, rounds: int) -> None:
+        """Fit the weights, and print how often the best candidate of the held-out examples is right."""
+        tested = self.tested
+        print(f"{len(self.features)} features, {len(self.sorts)} sorts; by rules {_told(tested, tested.by_rules)}")
+
+        def say(number: int, loss: float) -> None:
+            print(f"{number}: loss {loss:.3f}, {_told(tested, tested.scores(self.weights))}", flush=True)
+
+        train_weights(self.weights, self.batches, penalty, hidden_penalty, rounds, say)
+
+
+def main(
+    files: Annotated[list[Path], typer.Argument(help="Files of `hint_examples`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the two files of weights.")] = WEIGHTS.parent,
+    penalty: Annotated[float, typer.Option(help="Factor of the squares of the weights.")] = 3e-4,
+    hidden_penalty: Annotated[float, typer.Option(help="The same for the hidden layer.")] = 1e-4,
+    rounds: Annotated[int, typer.Option(help="Passes over the examples.")] = 8,
     refusal: Annotated[float, typer.Option(help="Nats to add to the refusal.")] = 0.0,
 ) -> None:
-    """Fit the weights, and write them."""
-    names, known = _read(files)
-    train, held = ([one for one in known if bool(one["held"]) == wanted] for wanted in (False, True))
-    counts = Counter[int]()
-    for one in train:
-        counts.update(set(one["names"].tolist()))
-    used = [number for number in range(len(names)) if counts[number] >= FEWEST]
-    index = torch.full((len(names),), -1).index_put((torch.tensor(used),), torch.arange(len(used)))
-    start = torch.tensor([[float(names[number] == RULES)] for number in used])
-    weights, scale = start.clone().requires_grad_(), torch.zeros((), requires_grad=True)
-    random.Random(1).shuffle(train)
-    batches = [Batch(train[at : at + BATCH], index) for at in range(0, len(train), BATCH)]
-    tested = Batch(held, index)
-    optimizer = torch.optim.Adam([weights, scale], lr=0.05)
-    print(f"{len(train)} examples, {len(used)} features; right first, rules alone: "
-          f"{tested.right_first(tested.scores(start, torch.zeros(()))):.3f}")  # fmt: skip
+    """Fit the weights of beginnings and ends, and write them."""
+    for part, batch, file in (("beginnings", Batch, WEIGHTS), ("ends", EndBatch, END_WEIGHTS)):
+        fit = Fit(read_examples(files, part), batch)
+        fit.run(penalty, hidden_penalty, rounds)
+        write_weights(fit, out / file.name, refusal if part == "beginnings" else 0.0)
+
+
+def start_weights(features: int, sorts: int) -> Parameters:
+    """Weights that leave everything to the rules."""
+    weights = {
+        "logits": torch.zeros(()), "rules": torch.ones(()),
+        "plain": torch.zeros(features), "by_sort": torch.zeros(sorts, features),
+        "hidden": 0.05 * torch.randn(features, WIDTH), "scale": torch.ones(sorts, WIDTH),
+        "shift": 0.05 * torch.randn(sorts, WIDTH), "out": 0.1 * torch.randn(WIDTH),
+    }  # fmt: skip
+    return {name: tensor.requires_grad_() for name, tensor in weights.items()}
+
+
+def train_weights(
+    weights: Parameters,
+    batches: list[Batch],
+    penalty: float,
+    hidden_penalty: float,
+    rounds: int,
+    say: Callable[[int, float], None],
+) -> None:
+    """Fit the weights in place."""
+    optimizer = torch.optim.Adam(list(weights.values()), lr=RATE)
+    step, steps = 0, rounds * len(batches)
     for number in range(rounds):
         random.Random(number).shuffle(batches)
-        for group in optimizer.param_groups:
-            group["lr"] = 0.05 * (1 - number / rounds)
+        total = 0.0
         for batch in batches:
-            loss = batch.loss(batch.scores(weights, scale)) + penalty * ((weights - start) ** 2).sum()
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * (1 - step / steps)
+            step += 1
+            loss = batch.loss(batch.scores(weights, DROPPED))
+            total += loss.item() / len(batches)
+            linear = weights["plain"].square().sum() + weights["by_sort"].square().sum()
+            hidden = sum(weights[name].square().sum() for name in ("hidden", "shift", "out"))
+            hidden = hidden + (weights["scale"] - 1).square().sum()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss + penalty * linear + hidden_penalty * hidden).backward()
             optimizer.step()
         with torch.no_grad():
-            right = tested.right_first(tested.scores(weights, scale))
-        print(f"{number}: loss {float(loss.detach()):.3f}, right first {right:.3f}")
-    fitted = (weights.detach()[:, 0] / scale.detach().exp()).tolist()
-    written = {names[number]: round(weight, 2) for number, weight in zip(used, fitted, strict=True)}
-    written["refusal"] = written.get("refusal", 0.0) + refusal
-    kept = {name: weight for name, weight in sorted(written.items()) if abs(weight) >= WRITTEN}
-    out.write_text(json.dumps(kept, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{len(kept)} weights in {out}")
+            say(number, total)
 
 
-def _read(files: Sequence[Path]) -> tuple[list[str], list[dict[str, Tensor]]]:
-    """The names of the features of several files, and their examples with the numbers of these names."""
+def write_weights(fit: Fit, out: Path, refusal: float = 0.0) -> None:
+    """Write weights for logits that count once; `refusal` nats are added to the refusal."""
+    found, features, sorts = {name: one.detach() for name, one in fit.weights.items()}, fit.features, fit.sorts
+    factor = 1 / found.pop("logits").exp()
+    for name in ("plain", "by_sort", "out", "rules"):
+        found[name] = found[name] * factor
+    if refusal:
+        found["plain"][features.index("refusal=yes")] += refusal
+    about = {"features": features, "sorts": sorts, "rules": round(float(found.pop("rules")), 4)}
+    # A row of zeros for values without weights.
+    found["plain"] = torch.cat([found["plain"], torch.zeros(1)])
+    found["by_sort"] = torch.cat([found["by_sort"], torch.zeros(len(sorts), 1)], dim=1)
+    found["hidden"] = torch.cat([found["hidden"], torch.zeros(1, WIDTH)])
+    tensors = {name: tensor.half().contiguous() for name, tensor in found.items()}
+    save_file(tensors, out, {"hints": json.dumps(about, ensure_ascii=False)})
+
+
+def _told(batch: Batch, scores: Tensor) -> str:
+    return ", ".join(f"{name} {share:.3f}" for name, share in batch.shares(scores).items())
+
+
+def read_examples(files: Sequence[Path], part: str) -> dict[str, Any]:
+    """The examples of several files, with one number for each name of a feature or a sort."""
     names: dict[str, int] = {}
-    known: list[dict[str, Tensor]] = []
+    sorts: dict[str, int] = {}
+    known: list[Example] = []
     for file in files:
-        content = torch.load(file, weights_only=True)
+        content = torch.load(file, weights_only=True)[part]
         own = torch.tensor([names.setdefault(name, len(names)) for name in content["names"]], dtype=torch.int32)
-        known += [{**one, "names": own[one["names"].long()]} for one in content["examples"]]
-    return list(names), known
+        kinds = torch.tensor([sorts.setdefault(sort, len(sorts)) for sort in content["sorts"]])
+        known += [{**one, "names": own[one["names"].long()], "sort": kinds[one["sort"]]} for one in content["examples"]]
+    return {"names": list(names), "sorts": list(sorts), "examples": known}
 
 
 if __name__ == "__main__":
-    app()
+    typer.run(main)
