@@ -30,7 +30,7 @@ from benchmarks.encyclopedia_tasks import DOCUMENTS, MAX_TOKENS, best_first, bm2
 from benchmarks.report import hardware
 from benchmarks.typed_tasks import TYPED, Half, Typed, TypedSet, typed_set
 from clara_core import ClaraEngine, Memory
-from clara_core.engine.verbatim import REFUSAL
+from clara_core.engine.quoting.verbatim import REFUSAL
 from clara_core.evaluation import exact_match, f1, score_rankings
 from clara_core.store import MemoryStore
 

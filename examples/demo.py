@@ -25,7 +25,7 @@ from rich.markup import escape
 
 from clara_core import ClaraEngine
 from clara_core.data.documents import cut_passages, read_folder
-from clara_core.engine.verbatim import REFUSAL
+from clara_core.engine.quoting.verbatim import REFUSAL
 from clara_core.evaluation import exact_match
 from langchain_clara import ChatClara, ClaraRetriever, DocumentsPlaceholder
 

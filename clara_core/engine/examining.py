@@ -28,10 +28,10 @@ from clara_core.engine.checks import Message
 from clara_core.engine.evidence import Attribution, Checks, Citation
 from clara_core.engine.inputs import Chat
 from clara_core.engine.quotes import says_yes_or_no, share_of_names, stands_in
+from clara_core.engine.quoting.verbatim import REFUSAL
 from clara_core.engine.requests import GenerateRequest, Request
 from clara_core.engine.sampling import Answer
 from clara_core.engine.steps import Steps, together
-from clara_core.engine.verbatim import REFUSAL
 from clara_core.model.chat_format import alternating
 from clara_core.model.tokenizer import ANSWER_SYSTEM
 from clara_core.retrieval.ranking import score_memories

@@ -16,7 +16,7 @@ from clara_core.engine.evidence import Checks, Citation
 from clara_core.engine.logprobs import Measured, TokenLog, TokenLogprob
 
 if TYPE_CHECKING:
-    from clara_core.engine.verbatim import Quotation
+    from clara_core.engine.quoting.verbatim import Quotation
     from clara_core.model.sampler import Draw, Ends
 
 FinishReason = Literal["stop", "length", "cancelled"]

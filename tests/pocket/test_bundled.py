@@ -13,7 +13,7 @@ from benchmarks.typed_tasks import FACTS, OTHERS, TypedSet, typed_set
 from clara_core import ClaraEngine
 from clara_core.checkpoint.config import Role
 from clara_core.checkpoint.hub import BUNDLED
-from clara_core.engine.verbatim import REFUSAL
+from clara_core.engine.quoting.verbatim import REFUSAL
 from clara_core.evaluation import exact_match, score_rankings
 
 LARGEST = 22_000_000  # bytes of all files

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.typed_tasks import TYPED
 from clara_core import ClaraEngine
-from clara_core.engine.learned_hints import END_WEIGHTS, WEIGHTS, HintWeights
+from clara_core.engine.quoting.learned_hints import END_WEIGHTS, WEIGHTS, HintWeights
 from tools.pocket_factory import hint_examples
 from tools.pocket_factory.hint_examples import Asked, Examples, add_beginnings, add_ends, candidates, ends, questions
 from tools.pocket_factory.hint_weights import Batch, EndBatch, Fit, main, write_weights

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clara_core.engine.verbatim import OTHER_ANSWERS
+from clara_core.engine.quoting.verbatim import OTHER_ANSWERS
 from clara_core.training.losses import IGNORE
 from clara_core.training.objective import Terms
 from tests.pocket.test_factory import lesson, work  # noqa: F401 - fixtures

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from clara_core import ClaraEngine, Memory
 from clara_core.checkpoint.config import Role
-from clara_core.engine.end_features import ends_of
-from clara_core.engine.learned_hints import LearnedHints
-from clara_core.engine.place_features import Features
-from clara_core.engine.verbatim import REFUSAL
+from clara_core.engine.quoting.end_features import ends_of
+from clara_core.engine.quoting.learned_hints import LearnedHints
+from clara_core.engine.quoting.place_features import Features
+from clara_core.engine.quoting.verbatim import REFUSAL
 from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.retrieval.bm25 import Bm25
 from clara_core.retrieval.words import place_spans

@@ -1,4 +1,4 @@
-"""Fits the weights of `clara_core.engine.learned_hints` to examples of `hint_examples`.
+"""Fits the weights of `clara_core.engine.quoting.learned_hints` to examples of `hint_examples`.
 
     python -m tools.pocket_factory.hint_weights work/hints.pt work/typed.pt
 
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import dropout, embedding_bag, logsigmoid
 
-from clara_core.engine.learned_hints import END_WEIGHTS, WEIGHTS
+from clara_core.engine.quoting.learned_hints import END_WEIGHTS, WEIGHTS
 
 BATCH = 128  # examples of a step
 FEWEST = 30  # examples of a feature with a weight

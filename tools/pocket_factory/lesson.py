@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clara_core.engine.verbatim import REFUSAL
+from clara_core.engine.quoting.verbatim import REFUSAL
 from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, ClaraTokenizer
 from clara_core.retrieval.thesaurus import read_thesaurus
 from clara_core.training.batch import Step

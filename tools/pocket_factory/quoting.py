@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clara_core.engine.learned_hints import LearnedHints
-from clara_core.engine.verbatim import Quotation
+from clara_core.engine.quoting.learned_hints import LearnedHints
+from clara_core.engine.quoting.verbatim import Quotation
 from clara_core.model.sampler import only
 from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.training.batch import RowBatch

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from clara_core.engine.answer_kinds import kind_of
-from clara_core.engine.end_features import ends_of
-from clara_core.engine.hints import Hints
-from clara_core.engine.learned_hints import END_WEIGHTS, WEIGHTS, HintWeights, LearnedHints
-from clara_core.engine.place_features import PlaceFeatures
-from clara_core.engine.shared_words import SharedWords
-from clara_core.engine.verbatim import OTHER_ANSWERS
-from clara_core.engine.word_classes import word_class
+from clara_core.engine.quoting.answer_kinds import kind_of
+from clara_core.engine.quoting.end_features import ends_of
+from clara_core.engine.quoting.hints import Hints
+from clara_core.engine.quoting.learned_hints import END_WEIGHTS, WEIGHTS, HintWeights, LearnedHints
+from clara_core.engine.quoting.place_features import PlaceFeatures
+from clara_core.engine.quoting.shared_words import SharedWords
+from clara_core.engine.quoting.verbatim import OTHER_ANSWERS
+from clara_core.engine.quoting.word_classes import word_class
 from clara_core.retrieval.words import place_spans, word_spans
-from tests.engine.test_shared_words import HOSTILE, HOSTILE_QUESTIONS, NOTES
+from tests.engine.quoting.test_shared_words import HOSTILE, HOSTILE_QUESTIONS, NOTES
 
 
 def features_of(question: str, *texts: str) -> PlaceFeatures:

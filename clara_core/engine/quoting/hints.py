@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from clara_core.engine.answer_kinds import NUMBER, UNIT_AFTER, YES_OR_NO, kind_of
-from clara_core.engine.shared_words import MOST, SharedWords
-from clara_core.engine.verbatim import REFUSAL
+from clara_core.engine.quoting.answer_kinds import NUMBER, UNIT_AFTER, YES_OR_NO, kind_of
+from clara_core.engine.quoting.shared_words import MOST, SharedWords
+from clara_core.engine.quoting.verbatim import REFUSAL
 
 _KIND: Final = 4.0  # a quotation that looks like an answer to this kind of question
 _FOLLOWS: Final = 3.0  # one that follows a word of the question, without regard to small words between them

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clara_core.engine.answer_kinds import kind_of
-from tests.engine.test_shared_words import HOSTILE_QUESTIONS
+from clara_core.engine.quoting.answer_kinds import kind_of
+from tests.engine.quoting.test_shared_words import HOSTILE_QUESTIONS
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from clara_core.retrieval.words import word_spans
 
 if TYPE_CHECKING:
-    from clara_core.engine.hints import Hints
+    from clara_core.engine.quoting.hints import Hints
     from clara_core.model.tokenizer import ClaraTokenizer
 
 REFUSAL: Final = "The documents do not say."

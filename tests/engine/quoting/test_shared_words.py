@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clara_core.engine.shared_words import SharedWords
+from clara_core.engine.quoting.shared_words import SharedWords
 from clara_core.retrieval.words import word_spans
 
 NOTES = [

@@ -1,8 +1,8 @@
 """Hints whose sizes were learned: a small network over what stands at the place at which an answer begins.
 
-The rules of `clara_core.engine.hints` are one of its inputs; the others are the features of `place_features`. The
-weights were fitted to questions written one by one, together with the logits of the bundled model
-(``tools/pocket_factory/hint_weights.py``).
+The rules of `hints` are one of its inputs; the others are the features of `place_features`. A second network tells where
+the answer ends, by `end_features`. The weights were fitted to questions written one by one, together with the logits of
+the bundled model (``tools/pocket_factory/hint_weights.py``).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from clara_core.engine.answer_kinds import AnswerKind
-from clara_core.engine.end_features import ends_of
-from clara_core.engine.hints import Hints
-from clara_core.engine.place_features import Columns, Features, PlaceFeatures, Words
-from clara_core.engine.verbatim import OTHER_ANSWERS, REFUSAL
+from clara_core.engine.quoting.answer_kinds import AnswerKind
+from clara_core.engine.quoting.end_features import ends_of
+from clara_core.engine.quoting.hints import Hints
+from clara_core.engine.quoting.place_features import Columns, Features, PlaceFeatures, Words
+from clara_core.engine.quoting.verbatim import OTHER_ANSWERS, REFUSAL
 
 WEIGHTS: Final = Path(__file__).with_name("hint_weights.safetensors")
 """The weights of where an answer begins."""

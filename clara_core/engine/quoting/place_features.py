@@ -1,7 +1,7 @@
 """What stands at a word of a document and around it: features that tell whether an answer to a question begins there.
 
 A feature is a value of a group: the class of the word before ("before" is "in"), how far away the nearest word of the
-question is. They are read by `clara_core.engine.learned_hints`. Runs no neural model.
+question is. They are read by `clara_core.engine.quoting.learned_hints`. Runs no neural model.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-from clara_core.engine.answer_kinds import YES_OR_NO, AnswerKind
 from clara_core.engine.quotes import split_sentences
-from clara_core.engine.shared_words import CLAUSE_END, MOST, SharedWords
-from clara_core.engine.word_classes import ASKING, FUNCTION, NEGATIONS, PREPOSITIONS, word_class, word_set
+from clara_core.engine.quoting.answer_kinds import YES_OR_NO, AnswerKind
+from clara_core.engine.quoting.shared_words import CLAUSE_END, MOST, SharedWords
+from clara_core.engine.quoting.word_classes import ASKING, FUNCTION, NEGATIONS, PREPOSITIONS, word_class, word_set
 from clara_core.retrieval.words import place_spans, question_words, words_of
 
 Features = dict[str, str]

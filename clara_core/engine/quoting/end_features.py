@@ -1,7 +1,6 @@
 """What stands at the end of a quotation and behind it: features that tell whether an answer ends there.
 
-They have the form of `clara_core.engine.place_features`, and are read by `clara_core.engine.learned_hints`. Runs no
-neural model.
+They have the form of `place_features`, and are read by `learned_hints`. Runs no neural model.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from clara_core.engine.answer_kinds import AnswerKind
-from clara_core.engine.place_features import Features, Words
-from clara_core.engine.word_classes import FUNCTION
+from clara_core.engine.quoting.answer_kinds import AnswerKind
+from clara_core.engine.quoting.place_features import Features, Words
+from clara_core.engine.quoting.word_classes import FUNCTION
 
 LONGEST: Final = 24  # words of a quotation whose end is told by features
 _AHEAD: Final = 5  # words behind an end in which a word of the question is looked for
