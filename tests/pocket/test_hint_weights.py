@@ -78,7 +78,7 @@ def test_candidates_of_a_question_are_the_places_of_its_documents() -> None:
 def test_a_question_is_asked_of_its_passage_or_of_those_that_a_search_finds() -> None:
     asked = questions(random.Random(1), read_typed()[:80])
     lost = [one for one in asked if one.own not in one.documents]
-    assert 0.05 < len(lost) / len(asked) < 0.3
+    assert 0.04 < len(lost) / len(asked) < 0.13
     assert {one.answers for one in lost} == {("The documents do not say.",)}
     assert {len(one.documents) for one in asked} == {1, 2, 3, 4, 5}
     assert 0.5 < sum(one.documents == (one.own,) for one in asked) / len(asked) < 0.75
@@ -146,7 +146,7 @@ def test_a_feature_of_right_candidates_gets_a_weight(tmp_path: Path) -> None:
     before = fit.tested.shares(fit.tested.by_rules)["right among answers"]
     fit.run(1e-3, 1e-3, 40)
     assert before < fit.tested.shares(fit.tested.scores(fit.weights))["right among answers"] == 1.0
-    write_weights(fit, tmp_path / "weights.safetensors", refusal=0.0)
+    write_weights(fit, tmp_path / "weights.safetensors", {"at 1=a": 0.5})
     weights = HintWeights.read(tmp_path / "weights.safetensors")
     table, shift = weights.table("who")
 
@@ -155,7 +155,7 @@ def test_a_feature_of_right_candidates_gets_a_weight(tmp_path: Path) -> None:
         return float(sums[0] + (sums[1:] + shift).relu() @ weights.out)
 
     assert gain("word", "right") > gain("word", "wrong") + 2
-    assert abs(gain("at 1", "a") - gain("at 1", "b")) < 1
+    assert abs(gain("at 1", "a") - 0.5 - gain("at 1", "b")) < 1
 
 
 def test_examples_of_several_files_share_their_names(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
     python -m tools.pocket_factory.hint_examples pocket work/hints.pt
     python -m tools.pocket_factory.hint_examples pocket work/typed.pt --folder tools/pocket_factory/typed
 
-A question is asked of its own passage, or of those that a search by words finds, among which its own may be missing.
+A question is asked of its own passage, or of those that a search by words finds; a fifth of these lack its own.
 The candidates of its beginning are the places at which a quotation may begin, "Yes", "No", and the refusal, each with
 the model's logit for its first token. The candidates of its end are the ends of words along the text from each right
 beginning, each with the model's logit for ending there less the one for going on.
@@ -35,7 +35,7 @@ from tools.pocket_factory.typed import FOLDER, TypedPassage, read_typed
 
 SEARCHED = 0.4  # share of the questions that are asked of the passages that a search finds
 MOST_DOCUMENTS = 5
-LOST = 0.25  # share of these that are asked without their own passage
+LOST = 0.2  # share of these that are asked without their own passage
 ROWS = 24  # of a pass of the model
 BEGINNINGS = 3  # of a question whose ends are examples
 BEYOND = 2  # candidates after the last right end
@@ -109,11 +109,13 @@ def questions(rng: random.Random, passages: Sequence[TypedPassage]) -> list[Aske
     found = []
     for own, passage in enumerate(passages):
         for question, answers in (*passage.asked, *((q, (REFUSAL,)) for q in passage.unanswerable)):
-            documents = (own,)
+            documents: tuple[int, ...] = (own,)
             if rng.random() < SEARCHED:
-                documents = tuple(index.rank([question])[0][: rng.randint(2, MOST_DOCUMENTS)])
-                if rng.random() < LOST:
-                    documents = tuple(document for document in documents if document != own)
+                ranked = index.rank([question])[0][: rng.randint(2, MOST_DOCUMENTS)]
+                lost = rng.random() < LOST
+                documents = tuple(at for at in ranked if at != own or not lost)
+                if own not in documents and not lost:
+                    documents = (*documents[:-1], own)
             found.append(Asked(question, answers if own in documents else (REFUSAL,), own, documents))
     return found
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,12 +174,15 @@ def main(
     hidden_penalty: Annotated[float, typer.Option(help="The same for the hidden layer.")] = 1e-4,
     rounds: Annotated[int, typer.Option(help="Passes over the examples.")] = 8,
     refusal: Annotated[float, typer.Option(help="Nats to add to the refusal.")] = 0.0,
+    of_several: Annotated[float, typer.Option(help="As many more if there are several documents.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the first weights, and of the order of the examples.")] = 1,
 ) -> None:
     """Fit the weights of beginnings and ends, and write them."""
     for part, batch, file in (("beginnings", Batch, WEIGHTS), ("ends", EndBatch, END_WEIGHTS)):
-        fit = Fit(read_examples(files, part), batch)
+        fit = Fit(read_examples(files, part), batch, seed=seed)
         fit.run(penalty, hidden_penalty, rounds)
-        write_weights(fit, out / file.name, refusal if part == "beginnings" else 0.0)
+        more = {"refusal=yes": refusal, "refusal documents=True": of_several} if part == "beginnings" else {}
+        write_weights(fit, out / file.name, more)
 
 
 def start_weights(features: int, sorts: int) -> Parameters:
@@ -223,14 +226,15 @@ def train_weights(
             say(number, total)
 
 
-def write_weights(fit: Fit, out: Path, refusal: float = 0.0) -> None:
-    """Write weights for logits that count once; `refusal` nats are added to the refusal."""
+def write_weights(fit: Fit, out: Path, more: Mapping[str, float]) -> None:
+    """Write weights for logits that count once, with so many nats more for some features."""
     found, features, sorts = {name: one.detach() for name, one in fit.weights.items()}, fit.features, fit.sorts
     factor = 1 / found.pop("logits").exp()
     for name in ("plain", "by_sort", "out", "rules"):
         found[name] = found[name] * factor
-    if refusal:
-        found["plain"][features.index("refusal=yes")] += refusal
+    for name, nats in more.items():
+        if nats:
+            found["plain"][features.index(name)] += nats
     about = {"features": features, "sorts": sorts, "rules": round(float(found.pop("rules")), 4)}
     # A row of zeros for values without weights.
     found["plain"] = torch.cat([found["plain"], torch.zeros(1)])

@@ -1,6 +1,6 @@
 """Hints whose sizes were learned: a small network over what stands at the place at which an answer begins.
 
-The rules of `hints` are one of its inputs; the others are the features of `place_features`. A second network tells where
+The rules of `hints` are one of its inputs, the others are features of `place_features`. A second network tells where
 the answer ends, by `end_features`. The weights were fitted to questions written one by one, together with the logits of
 the bundled model (``tools/pocket_factory/hint_weights.py``).
 """
