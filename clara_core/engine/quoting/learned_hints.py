@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Final
 
@@ -81,7 +82,7 @@ class HintWeights:
     def find_rows(self, group: str, values: Sequence[str]) -> list[int]:
         """The rows of some values of a group."""
         known, none = self.rows.get(group, {}), len(self.plain) - 1
-        return [known.get(value, none) for value in values]
+        return list(map(known.get, values, repeat(none)))
 
 
 class LearnedHints(Hints):
@@ -107,11 +108,12 @@ class LearnedHints(Hints):
     @cached_property
     def _other(self) -> dict[str, float]:
         """The learned gain of each answer that is no quotation."""
-        found = {answer: self.features_of_other(answer) for answer in OTHER_ANSWERS}
-        return {
-            answer: _gains(WEIGHTS, self.sort, {name: [own] for name, own in one.items()})[0]
-            for answer, one in found.items()
+        features = {answer: self.features_of_other(answer) for answer in ("Yes", "No", REFUSAL)}
+        found = {
+            answer: _gains(WEIGHTS, self.sort, {group: [value] for group, value in own.items()})[0]
+            for answer, own in features.items()
         }
+        return {answer: found.get(answer, found.get(answer.capitalize(), 0.0)) for answer in OTHER_ANSWERS}
 
     def gain(self, document: int, start: int, word: str) -> float:
         """How much more probable a quotation is that begins with this word at this character, in nats."""
@@ -153,7 +155,7 @@ class LearnedHints(Hints):
 
     def features_of_other(self, answer: str) -> Features:
         """The features of a refusal, "Yes" or "No"."""
-        return self._features.of_refusal() if answer == REFUSAL else self._features.of_yes_or_no(answer.capitalize())
+        return self._features.of_refusal() if answer == REFUSAL else self._features.of_yes_or_no(answer)
 
     def columns(self, document: int) -> Columns:
         """The features of all words of a document."""
