@@ -36,7 +36,8 @@ _JOIN: Final = regex.compile(rf"[{_JOINS}]")
 _OPTIONAL: Final = regex.compile(r"[\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u0670\ufe0f]+")
 # Where a quotation may begin or end: not inside of numbers, but between the characters of unspaced scripts.
 _PLACE: Final = regex.compile(rf"(?V1){_CHARACTER}|{_RUN}(?:[.,:'\u2019@]{_RUN})*|[^\s\p{{L}}\p{{N}}]+")
-_OWNER: Final = regex.compile(r"\w['\u2019]s$")
+OWNER: Final = regex.compile(r"\w['\u2019]s$")
+"""The end of a word that says whose something is."""
 _SAME: Final = {0x2019: "'", 0x2010: "-"}
 _VOWELS: Final = frozenset("aeiouy")
 _LONGEST: Final = 40  # letters of a word with endings; longer ones are no English, and would fill the cache
@@ -73,7 +74,7 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     "Ada's" has two spans, with and without the ending.
     """
     spans = place_spans(text)
-    return spans + [(start, end - 2) for start, end in spans if _OWNER.search(text, start, end)]
+    return spans + [(start, end - 2) for start, end in spans if OWNER.search(text, start, end)]
 
 
 def place_spans(text: str) -> list[tuple[int, int]]:

@@ -27,7 +27,7 @@ from clara_core.checkpoint.config import Role
 from clara_core.engine.quoting.end_features import ends_of
 from clara_core.engine.quoting.learned_hints import LearnedHints
 from clara_core.engine.quoting.place_features import Features
-from clara_core.engine.quoting.verbatim import REFUSAL
+from clara_core.engine.quoting.verbatim import REFUSAL, may_begin
 from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.retrieval.bm25 import Bm25
 from clara_core.retrieval.words import place_spans
@@ -127,8 +127,8 @@ def candidates(asked: Asked, texts: Sequence[str]) -> tuple[str, list[Candidate]
     for number, at in enumerate(asked.documents):
         text, columns = texts[at], hints.columns(number)
         for index, (start, end) in enumerate(place_spans(text)):
-            if _may_begin(text, start):
-                right = at == asked.own and _right_ends(asked, text, start) != set()
+            if may_begin(text, start):
+                right = at == asked.own and bool(_right_ends(asked, text, start))
                 own = _names({group: values[index] for group, values in columns.items()})
                 found.append(Candidate(text[start:end], right, hints.by_rules(number, start, text[start:end]), own))
     for answer in NO_ANSWER:
@@ -144,7 +144,7 @@ def ends(asked: Asked, text: str, tokenizer: ClaraTokenizer) -> Iterator[tuple[s
     hints = LearnedHints(asked.question, [text])
     [words] = hints.documents
     [(ids, spans)] = tokenizer.encode_spans([text])
-    beginnings = {start: _right_ends(asked, text, start) for start in words.at if _may_begin(text, start)}
+    beginnings = {start: _right_ends(asked, text, start) for start in words.at if may_begin(text, start)}
     for start, right in islice(((start, right) for start, right in beginnings.items() if right), BEGINNINGS):
         known = ends_of(words, hints.kind, words.at[start])
         word = text[start : min(known)]
@@ -165,11 +165,6 @@ def ends(asked: Asked, text: str, tokenizer: ClaraTokenizer) -> Iterator[tuple[s
 
 def _names(features: Features) -> list[str]:
     return [f"{group}={value}" for group, value in features.items() if value]
-
-
-def _may_begin(text: str, start: int) -> bool:
-    """Whether a quotation may begin at a word: not at a bracket or a stop after another."""
-    return start == 0 or text[start - 1].isspace() or text[start].isalnum()
 
 
 def _right_ends(asked: Asked, text: str, start: int) -> set[int]:

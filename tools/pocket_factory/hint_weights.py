@@ -134,17 +134,16 @@ class Fit:
     Args:
         content: The names of features and sorts, and the examples.
         batch: Class of the batches.
-        fewest: Examples of a feature with a weight.
         seed: Seed of the first weights, and of the order of the examples.
     """
 
-    def __init__(self, content: dict[str, Any], batch: type[Batch], fewest: int = FEWEST, seed: int = 1) -> None:
+    def __init__(self, content: dict[str, Any], batch: type[Batch], seed: int = 1) -> None:
         names, sorts, known = content["names"], content["sorts"], content["examples"]
         train, held = ([one for one in known if bool(one["held"]) == wanted] for wanted in (False, True))
         counts, of_sort = Counter[int](), Counter(int(one["sort"]) for one in train)
         for one in train:
             counts.update(set(one["names"].tolist()))
-        used = [number for number in range(len(names)) if counts[number] >= fewest]
+        used = [number for number in range(len(names)) if counts[number] >= FEWEST]
         index = torch.full((len(names),), -1).index_put((torch.tensor(used),), torch.arange(len(used)))
         own = [number for number in range(len(sorts)) if of_sort[number] >= FEWEST_OF_SORT]
         numbers = torch.zeros(len(sorts), dtype=torch.long)

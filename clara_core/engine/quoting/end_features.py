@@ -9,8 +9,9 @@ import re
 from typing import Final
 
 from clara_core.engine.quoting.answer_kinds import AnswerKind
-from clara_core.engine.quoting.place_features import Features, Words
+from clara_core.engine.quoting.place_features import Features, Words, yes
 from clara_core.engine.quoting.word_classes import FUNCTION
+from clara_core.retrieval.words import OWNER
 
 LONGEST: Final = 24  # words of a quotation whose end is told by features
 _AHEAD: Final = 5  # words behind an end in which a word of the question is looked for
@@ -20,7 +21,6 @@ _MARKS: Final = frozenset(",;:—–-")  # noqa: RUF001 - a dash is meant
 _STOPS: Final = frozenset(".;!?")
 _NAMES: Final = frozenset(["#name", "#first", "#capitals"])
 _COUNTS: Final = frozenset(["#number", "#numeral", "a", "an"])
-_OWNER: Final = re.compile(r"\w['\u2019]s$")
 _LINE: Final = re.compile(r"\s*\n")
 
 
@@ -29,7 +29,7 @@ def ends_of(words: Words, kind: AnswerKind | None, first: int) -> dict[int, Feat
     found: dict[int, Features] = {}
     for last in range(first, min(len(words.spans), first + LONGEST)):
         start, end = words.spans[last]
-        if _OWNER.search(words.text, start, end):
+        if OWNER.search(words.text, start, end):
             found[end - 2] = end_features(words, kind, first, last, cut=True)
         found[end] = end_features(words, kind, first, last, cut=False)
     return found
@@ -52,7 +52,7 @@ def end_features(words: Words, kind: AnswerKind | None, first: int, last: int, *
     opened = not _OPENING.isdisjoint(inside[:-1]) and _CLOSING.isdisjoint(inside)
     found = {
         "last": classes[last],
-        "last small": _yes(inside[-1] in FUNCTION),
+        "last small": yes(inside[-1] in FUNCTION),
         "last asked": words.asked[last],
         "next": following,
         "next form": classes[last + 1] if last + 1 < len(classes) else "end",
@@ -61,27 +61,23 @@ def end_features(words: Words, kind: AnswerKind | None, first: int, last: int, *
         "first": classes[first],
         "first and next": f"{classes[first]} {following}",
         "length": str(min(last - first + 1, 12)),
-        "line": _yes(_LINE.match(text, end) is not None),
-        "owner": "cut" if cut else _yes(inside[-1].endswith(("'s", "s'"))),
+        "line": yes(_LINE.match(text, end) is not None),
+        "owner": "cut" if cut else yes(inside[-1].endswith(("'s", "s'"))),
         "fits": _fit(kind, text, start, end),
-        "open": _yes(text.count("(", start, end) > text.count(")", start, end)),
-        "open quotes": _yes(text.count('"', start, end) % 2 == 1),
-        "open pair": _yes(opened),
+        "open": yes(text.count("(", start, end) > text.count(")", start, end)),
+        "open quotes": yes(text.count('"', start, end) % 2 == 1),
+        "open pair": yes(opened),
         "has": " ".join(
             name for name, known in (("mark", not _MARKS.isdisjoint(inside)), ("and", "and" in inside[1:])) if known
         ),
-        "asked inside": _yes(any(words.asked[first : last + 1])),
+        "asked inside": yes(any(words.asked[first : last + 1])),
         "asked ahead": _ahead(words, last),
-        "name goes on": _yes(classes[last] in _NAMES and last + 1 < len(classes) and classes[last + 1] in _NAMES),
-        "counts": _yes(classes[last] in _COUNTS and following not in (".", ",", ";", "end")),
+        "name goes on": yes(classes[last] in _NAMES and last + 1 < len(classes) and classes[last + 1] in _NAMES),
+        "counts": yes(classes[last] in _COUNTS and following not in (".", ",", ";", "end")),
     }
     if last > first:
         found["last but one"] = classes[last - 1]
     return found
-
-
-def _yes(flag: bool) -> str:
-    return "yes" if flag else ""
 
 
 def _fit(kind: AnswerKind | None, text: str, start: int, end: int) -> str:

@@ -41,7 +41,7 @@ class HintWeights:
 
     Attributes:
         rows: The row of each value of each group.
-        sorts: The number of each sort; 0 is for all others.
+        sorts: The number of each sort; "", which is 0, is all others.
         rules: Factor of the gain by rules.
         plain: ``[features + 1]``; the last row, of values without weights, is zero, as in `hidden`.
         by_sort: ``[sorts, features + 1]``.
@@ -179,7 +179,10 @@ class LearnedHints(Hints):
 
 def _gains(file: Path, sort: str, columns: Columns) -> list[float]:
     """The gain of each row of some columns of features, for a sort of questions."""
-    weights, (table, shift) = _weights(file), _table(file, sort)
+    weights = _weights(file)
+    table, shift = _table(
+        file, sort if sort in weights.sorts else ""
+    )  # a table for each known sort, and one for others
     rows = torch.tensor([weights.find_rows(*column) for column in columns.items()])  # [groups, rows]
     if rows.numel() == 0:
         return []

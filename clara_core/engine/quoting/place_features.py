@@ -28,6 +28,7 @@ Columns = dict[str, list[str]]
 _WORD: Final = re.compile(r"[\w']+")
 _STOP: Final = frozenset(".;!?")
 _MARKS: Final = _STOP | frozenset(",:")
+_NUMBERS: Final = frozenset(["#number", "#year", "#clock", "#code"])
 _FAR: Final = 9  # words; the nearest word of the question is not looked for farther away
 _AROUND: Final = 3  # words before and after a place whose classes are features
 _SKIPPED: Final = 4  # small words between a word of the question and the answer that follows it
@@ -152,7 +153,7 @@ class PlaceFeatures:
         found["word"] = words.classes
         found["before"] = [self._before(words, at) for at in every]
         found["share"] = [f"{self._shared.gain(document, start) / MOST:.1f}" for start, _ in words.spans]
-        found["follows"] = [_yes(_follows(words, at)) for at in every]
+        found["follows"] = [yes(_follows(words, at)) for at in every]
         for name, wanted in (
             ("asked", _PLAIN),
             ("same", (_SAME,)),
@@ -162,12 +163,12 @@ class PlaceFeatures:
             found[f"left {name}"], found[f"right {name}"] = _nearest(words, flags)
         found |= _counts(words) | _fitting(words)
         if kind is not None and kind.avoids is not None:
-            found["avoided"] = [_yes(kind.avoids.match(words.text, start) is not None) for start, _ in words.spans]
+            found["avoided"] = [yes(kind.avoids.match(words.text, start) is not None) for start, _ in words.spans]
         for name, preposition in (("leading", self._leading), ("trailing", self._trailing)):
             if preposition:
                 same = [words.lower(at) == preposition for at in every]
-                found[f"{name} before"] = [_yes(one) for one in [False, *same[:-1]]]
-                found[f"{name} here"] = [_yes(one) for one in same]
+                found[f"{name} before"] = [yes(one) for one in [False, *same[:-1]]]
+                found[f"{name} here"] = [yes(one) for one in same]
         if len(self.documents) > 1:
             found["document"] = [str(min(document, 5))] * len(every)
         return found | {group: [value] * len(every) for group, value in self._asks.items()}
@@ -255,10 +256,8 @@ class PlaceFeatures:
         }
 
 
-_NUMBERS: Final = frozenset(["#number", "#year", "#clock", "#code"])
-
-
-def _yes(flag: bool) -> str:
+def yes(flag: bool) -> str:
+    """The value of a group that holds or not."""
     return "yes" if flag else ""
 
 

@@ -40,6 +40,11 @@ class Place(NamedTuple):
     start: int = 0
 
 
+def may_begin(text: str, start: int) -> bool:
+    """Whether a quotation may begin at a word: not at a bracket or a stop after another."""
+    return start == 0 or text[start - 1].isspace() or text[start].isalnum()
+
+
 class Quotation:
     """The state of one answer that quotes; `feed` each token of it.
 
@@ -98,8 +103,8 @@ class Quotation:
         begins = {span[0]: base + at for at, span in reversed(list(enumerate(spans)))}
         for start, end in words:
             spaced = start > 0 and text[start - 1].isspace()
-            if not (spaced or start == 0 or text[start].isalnum()):
-                continue  # a bracket or a stop after a word
+            if not may_begin(text, start):
+                continue
             word = text[start:end]
             gain = hints.gain(number, start, word) if hints else 0.0
             # A word in the middle of a token can be quoted alone, but not what comes after it.

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from clara_core.engine.quoting import learned_hints
 from clara_core.engine.quoting.answer_kinds import kind_of
 from clara_core.engine.quoting.end_features import ends_of
 from clara_core.engine.quoting.hints import Hints
 from clara_core.engine.quoting.learned_hints import END_WEIGHTS, WEIGHTS, HintWeights, LearnedHints
 from clara_core.engine.quoting.place_features import PlaceFeatures
 from clara_core.engine.quoting.shared_words import SharedWords
-from clara_core.engine.quoting.verbatim import OTHER_ANSWERS
-from clara_core.engine.quoting.word_classes import word_class
+from clara_core.engine.quoting.verbatim import OTHER_ANSWERS, REFUSAL
+from clara_core.engine.quoting.word_classes import FUNCTION, word_class
 from clara_core.retrieval.words import place_spans, word_spans
 from tests.engine.quoting.test_shared_words import HOSTILE, HOSTILE_QUESTIONS, NOTES
 
@@ -121,6 +122,16 @@ def test_a_gain_is_what_the_network_adds_to_the_rules() -> None:
     by_rules = Hints(question, [text]).gain(0, start, text[start:end])
     assert hints.sort == "price"
     assert math.isclose(hints.gain(0, start, text[start:end]), 0.5 * (weights.rules * by_rules + learned), abs_tol=1e-4)
+
+
+def test_questions_of_unknown_sorts_share_a_table() -> None:
+    """Else every new pair of small words in a question would keep a table in memory."""
+    small = sorted(FUNCTION)
+    for first, second in zip(small, small[1:], strict=False):
+        LearnedHints(f"{first} {second} zzz", NOTES).other(REFUSAL)
+    assert learned_hints._table.cache_info().currsize <= sum(
+        len(HintWeights.read(file).sorts) for file in (WEIGHTS, END_WEIGHTS)
+    )
 
 
 def test_an_end_in_the_middle_of_a_name_loses() -> None:
