@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_a_gain_is_what_the_network_adds_to_the_rules() -> None:
 def test_questions_of_unknown_sorts_share_a_table() -> None:
     """Else every new pair of small words in a question would keep a table in memory."""
     small = sorted(FUNCTION)
-    for first, second in zip(small, small[1:], strict=False):
+    for first, second in pairwise(small):
         LearnedHints(f"{first} {second} zzz", NOTES).other(REFUSAL)
     assert learned_hints._table.cache_info().currsize <= sum(
         len(HintWeights.read(file).sorts) for file in (WEIGHTS, END_WEIGHTS)
