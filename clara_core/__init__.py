@@ -28,13 +28,13 @@ from clara_core.common.errors import (
 from clara_core.common.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from clara_core.checkpoint.config import ClaraConfig, Role
     from clara_core.common.version import __version__
     from clara_core.data.memory import Memory, MemoryCache
     from clara_core.engine.door import open_engine
     from clara_core.engine.engine import ClaraEngine
     from clara_core.engine.protocol import Engine
     from clara_core.engine.sampling import Answer
+    from clara_core.model.checkpoint.config import ClaraConfig, Role
     from clara_core.retrieval.ranking import Ranked
     from clara_core.store import Hit, MemoryStore, Record, StoreStats
 
@@ -73,7 +73,7 @@ __all__ = [
 
 _MODULES: Final = {
     "Answer": "clara_core.engine.sampling",
-    "ClaraConfig": "clara_core.checkpoint.config",
+    "ClaraConfig": "clara_core.model.checkpoint.config",
     "ClaraEngine": "clara_core.engine.engine",
     "Engine": "clara_core.engine.protocol",
     "Hit": "clara_core.store",
@@ -82,7 +82,7 @@ _MODULES: Final = {
     "MemoryStore": "clara_core.store",
     "Ranked": "clara_core.retrieval.ranking",
     "Record": "clara_core.store",
-    "Role": "clara_core.checkpoint.config",
+    "Role": "clara_core.model.checkpoint.config",
     "StoreStats": "clara_core.store",
     "__version__": "clara_core.common.version",
     "open_engine": "clara_core.engine.door",

@@ -17,12 +17,12 @@ from weakref import WeakKeyDictionary
 
 from pydantic import Field, field_validator, model_validator
 
-from clara_core.checkpoint.config import CONFIG_FILE, ClaraConfig
-from clara_core.checkpoint.hub import BUNDLED, resolve, resolve_base
 from clara_core.common.errors import CheckpointError
 from clara_core.common.suggest import refuse_unknown
 from clara_core.engine.door import is_server
 from clara_core.engine.options import DEFAULT_MODEL, EngineOptions, given_options, option_values
+from clara_core.model.checkpoint.config import CONFIG_FILE, ClaraConfig
+from clara_core.model.checkpoint.hub import BUNDLED, resolve, resolve_base
 
 if TYPE_CHECKING:
     from clara_core import Engine

@@ -95,7 +95,7 @@ def serving(files: dict[str, bytes]) -> Iterator[Hub]:
 CALL = """
     import json, sys
     from clara_core.common.errors import CheckpointError
-    from clara_core.checkpoint.hub import resolve
+    from clara_core.model.checkpoint.hub import resolve
     try:
         print(json.dumps({"folder": str(resolve(**json.loads(sys.argv[1])))}))
     except CheckpointError as exc:

@@ -272,8 +272,8 @@ def save_own(
     embeddings: Mapping[str, Tensor],
 ) -> None:
     """Write the project's own layout (safetensors)."""
-    from clara_core.checkpoint.config import ClaraConfig, Role
-    from clara_core.checkpoint.io import write_checkpoint
+    from clara_core.model.checkpoint.config import ClaraConfig, Role
+    from clara_core.model.checkpoint.io import write_checkpoint
 
     by_role = {role: adapters[role.adapter] for role in Role if role.adapter in adapters}
     write_checkpoint(folder, ClaraConfig(**config), by_role, embeddings)

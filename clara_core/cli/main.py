@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from clara_core.checkpoint.config import Role
 from clara_core.cli.ask import ask
 from clara_core.cli.bulk import compress_into_store
 from clara_core.cli.calibrate import calibrate_model
@@ -36,9 +35,10 @@ from clara_core.common.announce import log as announcements
 from clara_core.common.errors import CheckpointError, ClaraError
 from clara_core.common.version import __version__
 from clara_core.engine.options import DEFAULT_MODEL, CheckpointOptions, EngineOptions, engine_arguments, option_values
+from clara_core.model.checkpoint.config import Role
 
 if TYPE_CHECKING:
-    from clara_core.checkpoint.io import Checkpoint
+    from clara_core.model.checkpoint.io import Checkpoint
 
 EXIT_FAILED = 2
 _APPLE_LICENCE = "weights under Apple's research licence; read it on the model's page before use"
@@ -133,7 +133,7 @@ def info(
     options: EngineOptions,
 ) -> None:
     """Validate a checkpoint and show its contents."""
-    from clara_core.checkpoint.io import read_checkpoint
+    from clara_core.model.checkpoint.io import read_checkpoint
 
     arguments = engine_arguments("clara info", option_values(options))
     facts = _describe(read_checkpoint(_folder(options)), model, options.base_model)
@@ -166,8 +166,8 @@ def convert(
     options: CheckpointOptions,
 ) -> None:
     """Convert a checkpoint to safetensors, or export one adapter for peft."""
-    from clara_core.checkpoint.convert import convert_checkpoint
-    from clara_core.checkpoint.io import export_peft, read_checkpoint
+    from clara_core.model.checkpoint.convert import convert_checkpoint
+    from clara_core.model.checkpoint.io import export_peft, read_checkpoint
 
     checkpoint = read_checkpoint(_folder(options))
     if peft is not None:
@@ -183,7 +183,7 @@ def convert(
 
 
 def _folder(options: CheckpointOptions) -> Path:
-    from clara_core.checkpoint.hub import resolve
+    from clara_core.model.checkpoint.hub import resolve
 
     return resolve(
         options.model or DEFAULT_MODEL,
@@ -197,7 +197,7 @@ def _folder(options: CheckpointOptions) -> Path:
 
 def _describe(checkpoint: Checkpoint, model: str, base_model: str | None) -> dict[str, object]:
     """The facts of a checkpoint, in the order shown."""
-    from clara_core.checkpoint.io import EMBED_KEY, resolve_base, weight_files
+    from clara_core.model.checkpoint.io import EMBED_KEY, resolve_base, weight_files
 
     config = checkpoint.config
     try:

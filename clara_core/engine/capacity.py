@@ -19,9 +19,9 @@ from typing import Any, Final
 
 import torch
 
-from clara_core.checkpoint.config import CONFIG_FILE
 from clara_core.common.errors import ContextOverflow, NotEnoughMemory
 from clara_core.engine.requests import GenerateRequest, Limits
+from clara_core.model.checkpoint.config import CONFIG_FILE
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import is_out_of_memory, memory_said, release_memory
 from clara_core.model.kernels import PAGE

@@ -11,7 +11,6 @@ from typing import Any, Never, Unpack, cast
 import torch
 from torch import Tensor
 
-from clara_core.checkpoint.config import Role
 from clara_core.data.examples import RetrievalLine
 from clara_core.data.memory import Memory
 from clara_core.engine.answer_options import AnswerOptions, Wanted, read_options
@@ -30,6 +29,7 @@ from clara_core.engine.runtime import EngineInstance
 from clara_core.engine.sampling import Answer, Chunk, Sampling
 from clara_core.engine.steps import Steps
 from clara_core.engine.streams import AnswerStream, stream_async
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.tokenizer import PARAPHRASE_INSTRUCTION
 from clara_core.retrieval.ranking import Ranked, rank_memories, score_memories
 

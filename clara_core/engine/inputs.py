@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import CheckpointError, ContextOverflow, WindowOverflow
 from clara_core.data.memory import Memory
 from clara_core.engine.checks import Message, Overflow, check_messages
@@ -20,6 +19,7 @@ from clara_core.engine.quoting.verbatim import Quotation
 from clara_core.engine.requests import EncodeRequest, GenerateRequest
 from clara_core.engine.sampling import Sampling, SequenceState
 from clara_core.model.chat_format import alternating
+from clara_core.model.checkpoint.config import ClaraConfig, Role
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.sampler import Ends
 from clara_core.model.tokenizer import ClaraTokenizer, Windows

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from clara_core.checkpoint.config import ClaraConfig
-from clara_core.checkpoint.hub import resolve, resolve_base
-from clara_core.checkpoint.io import Checkpoint, check_vocabulary, read_checkpoint
 from clara_core.common.errors import CheckpointError
 from clara_core.engine.capacity import Demand, read_headers
 from clara_core.engine.kernel_choice import prepare
 from clara_core.engine.options import EngineArguments
 from clara_core.model.attention import ATTENTION, register_attention
+from clara_core.model.checkpoint.config import ClaraConfig
+from clara_core.model.checkpoint.hub import resolve, resolve_base
+from clara_core.model.checkpoint.io import Checkpoint, check_vocabulary, read_checkpoint
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.devices import check_forked, is_out_of_memory
 from clara_core.model.fixed_steps import GraphCapture

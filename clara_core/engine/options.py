@@ -16,9 +16,9 @@ from typing import Any, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from clara_core.checkpoint.hub import BUNDLED, default_rate
 from clara_core.common.announce import announce
 from clara_core.common.suggest import nearest, refuse_unknown
+from clara_core.model.checkpoint.hub import BUNDLED, default_rate
 
 DEFAULT_MODEL: Final = "pocket"
 DEFAULT_MODEL_IS: Final = (

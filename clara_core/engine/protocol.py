@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from clara_core.checkpoint.config import Role
     from clara_core.data.memory import Memory, MemoryCache
     from clara_core.engine.answer_options import AnswerOptions
     from clara_core.engine.checks import Conversations, Message, Overflow
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from clara_core.engine.options import EngineArguments
     from clara_core.engine.remote.instance import RemoteTokenizer
     from clara_core.engine.sampling import Answer, Chunk, Pieces
+    from clara_core.model.checkpoint.config import Role
     from clara_core.model.tokenizer import ClaraTokenizer
     from clara_core.retrieval.ranking import Ranked
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clara_core.checkpoint.config import Role
+    from clara_core.model.checkpoint.config import Role
 
 _MOST: Final = 64  # questions; 8 MiB for a 7B model at rate 16
 

@@ -13,9 +13,9 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from clara_core.checkpoint.config import Role
 from clara_core.data.memory import Memory
 from clara_core.engine.sampling import Answer, Chunk, SequenceState
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.forked import ForkedPrompt, Span
 from clara_core.model.kv_memory import KVHead, KVMemory
 

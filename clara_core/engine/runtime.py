@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import EngineClosed, FingerprintMismatch, RoleError
 from clara_core.data.memory import Memory, MemoryCache
 from clara_core.engine.answer_options import Wanted
@@ -31,6 +30,7 @@ from clara_core.engine.requests import EncodeRequest, GenerateRequest, Request, 
 from clara_core.engine.sampling import Sampling
 from clara_core.engine.scheduler import EngineStats, Worker
 from clara_core.engine.steps import Steps, T, adrive, drive
+from clara_core.model.checkpoint.config import ClaraConfig, Role
 from clara_core.model.devices import release_memory
 from clara_core.model.tokenizer import ClaraTokenizer
 

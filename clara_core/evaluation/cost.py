@@ -138,7 +138,7 @@ def mean_states(engine: ClaraEngine, texts: Sequence[str]) -> tuple[Tensor, Tens
     """Mean last hidden states over the memory positions and over all others, each ``[n, hidden]`` in float32."""
     import torch
 
-    from clara_core.checkpoint.config import Role
+    from clara_core.model.checkpoint.config import Role
 
     model, n_mem = engine.load().model, engine.n_mem
     memory, text = [], []

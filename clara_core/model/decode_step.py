@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clara_core.checkpoint.config import Role
 from clara_core.model.attention import Ragged
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.lora import RoutedLinear
 from clara_core.model.packed_linear import product

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.model.attention import ATTENTION, Gathered, Packed, Ragged
+from clara_core.model.checkpoint.config import ClaraConfig, Role
 from clara_core.model.devices import upload
 from clara_core.model.fixed_steps import FixedSteps, GraphCapture
 from clara_core.model.forked import Forked, ForkedPrompt, KeptHeads

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clara_core.checkpoint.config import Role
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.devices import overwrite
 from clara_core.model.kernels import PAGE
 

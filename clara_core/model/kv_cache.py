@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from clara_core.checkpoint.config import Role
 from clara_core.model.attention import Gathered, InPages, Products, Ragged
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.devices import upload
 from clara_core.model.kernels import PAGE, Kernel
 from clara_core.model.kv_memory import KVMemory, KVRow

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clara_core.checkpoint.config import Role
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.devices import upload
 from clara_core.model.packed_linear import product
 

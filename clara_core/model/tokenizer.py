@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from clara_core.checkpoint.config import ClaraConfig
 from clara_core.common.errors import CheckpointError
 from clara_core.common.surrogates import replace_surrogates
 from clara_core.model.chat_format import merge_turns
+from clara_core.model.checkpoint.config import ClaraConfig
 from clara_core.model.token_bytes import TokenBytes
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import CheckpointError
+from clara_core.model.checkpoint.config import ClaraConfig, Role
 from clara_core.model.decode_step import DecodeStep, fits
 from clara_core.model.int8_linear import Int8Linear, int8_linear
 from clara_core.model.kv_memory import KVShape
@@ -20,7 +20,7 @@ from clara_core.model.sampler import Ends
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from clara_core.checkpoint.io import Checkpoint
+    from clara_core.model.checkpoint.io import Checkpoint
 
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from clara_core.checkpoint.convert import BASE_FOLDER
-from clara_core.checkpoint.io import Checkpoint, read_checkpoint, write_checkpoint
 from clara_core.common.errors import CheckpointError
+from clara_core.model.checkpoint.convert import BASE_FOLDER
+from clara_core.model.checkpoint.io import Checkpoint, read_checkpoint, write_checkpoint
 from clara_core.training.card import CARD_FILE
 from clara_core.training.state import new_folder
 

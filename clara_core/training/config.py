@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from clara_core.checkpoint.config import Role
 from clara_core.common.errors import UnknownOption
 from clara_core.common.suggest import nearest_or_all
 from clara_core.data.examples import Stage
 from clara_core.engine.options import EngineOptions, sentence
+from clara_core.model.checkpoint.config import Role
 
 RoleName = Literal["compressor", "reasoner", "generator"]
 Model = TypeVar("Model", bound=BaseModel)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from clara_core.checkpoint.config import Role
 from clara_core.common.errors import TrainingError
 from clara_core.engine.loader import DTYPES
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.devices import multiplies_bfloat16
 from clara_core.training.muon import Muon
 

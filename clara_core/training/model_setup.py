@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clara_core.checkpoint.config import ClaraConfig, Role
-from clara_core.checkpoint.convert import BASE_FOLDER
-from clara_core.checkpoint.hub import resolve_base
-from clara_core.checkpoint.io import Checkpoint, check_vocabulary, read_checkpoint, write_checkpoint
 from clara_core.common.errors import CheckpointError
 from clara_core.engine.loader import Plan, load_decoder, plan_engine, progress_bar
 from clara_core.engine.options import EngineArguments
+from clara_core.model.checkpoint.config import ClaraConfig, Role
+from clara_core.model.checkpoint.convert import BASE_FOLDER
+from clara_core.model.checkpoint.hub import resolve_base
+from clara_core.model.checkpoint.io import Checkpoint, check_vocabulary, read_checkpoint, write_checkpoint
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.lora import current_routing, routed
 from clara_core.model.tokenizer import ClaraTokenizer

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clara_core.checkpoint.config import Role
+from clara_core.model.checkpoint.config import Role
 from clara_core.training.batch import RowBatch, Step, split_rows
 from clara_core.training.losses import (
     IGNORE,

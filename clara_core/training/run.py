@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from clara_core.checkpoint.config import ClaraConfig
 from clara_core.common.errors import TrainingError
 from clara_core.data.examples import Line, RetrievalLine
 from clara_core.data.jsonl import TrainingSet
 from clara_core.engine.loader import DTYPES
 from clara_core.engine.options import EngineArguments, option_values
+from clara_core.model.checkpoint.config import ClaraConfig
 from clara_core.model.devices import memory_said
 from clara_core.training.card import DataFile, card, hardware, versions
 from clara_core.training.config import FROZEN_STAGES, TrainingConfig, out_of_memory

@@ -11,9 +11,9 @@ from importlib.metadata import version
 
 import pytest
 
-from clara_core.checkpoint.config import Role
-from clara_core.checkpoint.io import read_checkpoint
 from clara_core.cli.main import app
+from clara_core.model.checkpoint.config import Role
+from clara_core.model.checkpoint.io import read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine
-from clara_core.checkpoint.config import Role
 from clara_core.engine.answer_options import Wanted
 from clara_core.engine.evidence import attended_parts
 from clara_core.engine.sampling import Sampling
+from clara_core.model.checkpoint.config import Role
 from tests.engines import PASSAGES, Counter, open_engine
 from tests.known import Known
 from tests.reference import PlainKernel

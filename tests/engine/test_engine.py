@@ -23,7 +23,7 @@ from clara_core import (
     RoleError,
     WindowOverflow,
 )
-from clara_core.checkpoint.config import Role
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.tokenizer import ANSWER_SYSTEM
 from tests.engines import PASSAGES, Counter, open_engine, wrapped
 from tests.tiny import FAMILIES, Tiny, build

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from clara_core import CheckpointError, ClaraEngine
-from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.engine.evidence import Checks
 from clara_core.engine.examining import Reading, _as_text
 from clara_core.engine.inputs import Chat
 from clara_core.engine.sampling import Sampling
 from clara_core.engine.steps import drive
+from clara_core.model.checkpoint.config import ClaraConfig, Role
 from clara_core.model.tokenizer import ANSWER_SYSTEM
 from tests.engines import PASSAGES, open_engine, wrapped
 from tests.parity_data import PARITY

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine
-from clara_core.checkpoint.config import Role
 from clara_core.engine.quotes import stands_in
+from clara_core.model.checkpoint.config import Role
 from tests.engines import PASSAGES, open_engine, wrapped
 from tests.known import find_known
 from tests.tiny import Tiny, build

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, ClaraError, EngineClosed
-from clara_core.checkpoint.config import Role
 from clara_core.engine.requests import EncodeRequest, Limits, SequenceRow, fill_batch
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.processor import Kernels, StepThreads
 from tests.engines import PASSAGES, Counter, open_engine, wrapped

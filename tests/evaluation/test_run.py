@@ -249,7 +249,7 @@ def test_mean_states_are_the_memory_and_the_rest(engine):
         assert torch.allclose(mean, passage.tokens[0].mean(0), atol=1e-5)
     ids = engine.tokenizer.encode_passages(PASSAGES[2:3])
     with torch.inference_mode():
-        from clara_core.checkpoint.config import Role
+        from clara_core.model.checkpoint.config import Role
 
         states = engine.load().model.hidden_states(ids, Role.COMPRESSOR)[0]
     assert torch.allclose(text[2], states[: -engine.n_mem].mean(0), atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine
-from clara_core.checkpoint.config import Role
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.fixed_steps import GraphCapture
 from clara_core.model.kernels import PAGE

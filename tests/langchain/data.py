@@ -8,7 +8,7 @@ from pathlib import Path
 
 from langchain_core.documents import Document
 
-from clara_core.checkpoint.hub import BUNDLED
+from clara_core.model.checkpoint.hub import BUNDLED
 from tests.served import served
 from tests.tiny import build
 

@@ -13,7 +13,7 @@ from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
 from clara_core import ClaraEngine, MemoryStore
-from clara_core.checkpoint.hub import BUNDLED
+from clara_core.model.checkpoint.hub import BUNDLED
 from llama_index_clara import ClaraEmbedding, ClaraQueryEngine, ClaraRetriever, ClaraVectorStore
 from tests.llama_index.doubles import QUESTION, TEXTS, Recorder, documents, nodes, unit
 from tests.served import served

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clara_core.checkpoint.config import Role
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.decode_step import fits
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.kernels import PAGE

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara_core.checkpoint.config import Role
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.fixed_steps import FixedSteps, GraphCapture, StepBuffers, page_bucket, row_bucket
 from clara_core.model.kernels import PAGE
 from clara_core.model.kv_cache import KVCache

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clara_core import ClaraEngine
-from clara_core.checkpoint.config import Role
 from clara_core.model.attention import Gathered, InPages, Products
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.decoder import ClaraModel, cache_keyword
 from clara_core.model.kernels import PAGE, Kernel
 from clara_core.model.kv_cache import KVCache

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clara_core import ClaraEngine
-from clara_core.checkpoint.config import Role
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.lora import RoutedLinear, current_routing, init_adapter, routed
 from tests.engines import PASSAGES, open_engine
@@ -178,7 +178,7 @@ def test_an_adapter_equals_peft(tiny: Tiny, model: ClaraModel, engine: ClaraEngi
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
-    from clara_core.checkpoint.io import export_peft, read_checkpoint
+    from clara_core.model.checkpoint.io import export_peft, read_checkpoint
 
     checkpoint = read_checkpoint(tiny.folder)
     export_peft(checkpoint, role, tmp_path / "adapter")

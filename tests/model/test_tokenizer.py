@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from clara_core.checkpoint.config import ClaraConfig
 from clara_core.common.errors import CheckpointError
+from clara_core.model.checkpoint.config import ClaraConfig
 from clara_core.model.tokenizer import ANSWER_SYSTEM, ClaraTokenizer, Shield
 from tests.tiny import CHATML, NO_SYSTEM, QWEN_WORDS, TEXTS, make_tokenizer
 

@@ -11,10 +11,10 @@ from benchmarks.evaluate_typed import hybrid_ranking
 from benchmarks.trust_typed import measure
 from benchmarks.typed_tasks import FACTS, OTHERS, TypedSet, typed_set
 from clara_core import ClaraEngine
-from clara_core.checkpoint.config import Role
-from clara_core.checkpoint.hub import BUNDLED
 from clara_core.engine.quoting.verbatim import REFUSAL
 from clara_core.evaluation import exact_match, score_rankings
+from clara_core.model.checkpoint.config import Role
+from clara_core.model.checkpoint.hub import BUNDLED
 
 LARGEST = 22_000_000  # bytes of all files
 # Lower bounds for the open half; benchmarks/evaluate_typed.py measures both halves completely.

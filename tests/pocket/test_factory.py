@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clara_core import ClaraEngine
-from clara_core.checkpoint.config import Role
-from clara_core.checkpoint.hub import BUNDLED
 from clara_core.engine.quoting.verbatim import REFUSAL
+from clara_core.model.checkpoint.config import Role
+from clara_core.model.checkpoint.hub import BUNDLED
 from clara_core.model.tokenizer import load_tokenizer
 from clara_core.training.model_setup import write_model
 from clara_core.training.objective import Objective, Terms

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from clara_core import ClaraEngine, UnknownOption
-from clara_core.checkpoint.config import Role
-from clara_core.checkpoint.hub import BUNDLED
-from clara_core.checkpoint.io import read_checkpoint
+from clara_core.model.checkpoint.config import Role
+from clara_core.model.checkpoint.hub import BUNDLED
+from clara_core.model.checkpoint.io import read_checkpoint
 from clara_core.model.tokenizer import load_tokenizer
 from clara_core.training.batch import split_rows
 from clara_core.training.losses import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clara_core import CheckpointError, ClaraEngine
-from clara_core.checkpoint.io import read_checkpoint
+from clara_core.model.checkpoint.io import read_checkpoint
 from clara_core.training import average
 from tests.tiny import build
 from tools.pocket_factory.world import ENCYCLOPEDIA

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from benchmarks import end_to_end_gain
 from clara_core import ClaraEngine
-from clara_core.checkpoint.config import Role
-from clara_core.checkpoint.io import read_checkpoint
 from clara_core.data.jsonl import TrainingSet, read_objects
 from clara_core.evaluation import over_corpus, read_questions
+from clara_core.model.checkpoint.config import Role
+from clara_core.model.checkpoint.io import read_checkpoint
 from clara_core.training.metrics_log import read_lines as read_metrics
 from clara_core.training.synthesis import synthesize
 from clara_core.training.synthesis_prompts import complex_prompt, paraphrase_prompt, simple_prompt, verify_prompt

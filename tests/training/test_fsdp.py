@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from clara_core.checkpoint.config import Role
-from clara_core.checkpoint.io import read_checkpoint
 from clara_core.common.errors import TrainingError
 from clara_core.engine.options import EngineArguments
+from clara_core.model.checkpoint.config import Role
+from clara_core.model.checkpoint.io import read_checkpoint
 from clara_core.training import fsdp
 from clara_core.training.distributed import Processes, wants_sharding
 from clara_core.training.fsdp import WholeBase, base_of, can_shard

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from clara_core.checkpoint.config import Role
-from clara_core.checkpoint.io import read_checkpoint
 from clara_core.data.examples import check_line
+from clara_core.model.checkpoint.config import Role
+from clara_core.model.checkpoint.io import read_checkpoint
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.tokenizer import ClaraTokenizer, load_tokenizer
 from clara_core.training.line_steps import LineReader

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from clara_core import ClaraEngine
-from clara_core.checkpoint.config import Role
 from clara_core.data.examples import STAGES
+from clara_core.model.checkpoint.config import Role
 from clara_core.training import train
 from clara_core.training.config import TrainingConfig
 from tests.tiny import build

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from clara_core.checkpoint.config import Role
-from clara_core.checkpoint.io import Checkpoint, export_peft, read_checkpoint
 from clara_core.common.errors import DataError
 from clara_core.data.examples import STAGES, Stage, check_line
 from clara_core.engine.options import EngineArguments
+from clara_core.model.checkpoint.config import Role
+from clara_core.model.checkpoint.io import Checkpoint, export_peft, read_checkpoint
 from clara_core.training import train
 from clara_core.training.batch import Step
 from clara_core.training.config import TrainingConfig

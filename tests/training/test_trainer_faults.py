@@ -16,9 +16,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from clara_core.checkpoint.io import read_checkpoint
 from clara_core.cli.main import app
 from clara_core.common.errors import DataError, NotEnoughMemory, TrainingError, UnknownOption
+from clara_core.model.checkpoint.io import read_checkpoint
 from clara_core.training import train
 from clara_core.training.batch import Step
 from clara_core.training.config import TrainingConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from clara_core.checkpoint.config import ClaraConfig, Role
+from clara_core.model.checkpoint.config import ClaraConfig, Role
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.lora import init_adapter
 from clara_core.model.tokenizer import ANSWER_SYSTEM, PARAPHRASE_SYSTEM, load_tokenizer

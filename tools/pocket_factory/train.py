@@ -21,7 +21,7 @@ import typer
 from safetensors.torch import load_file, save_file
 
 import clara_core.training.objective as objectives
-from clara_core.checkpoint.config import Role
+from clara_core.model.checkpoint.config import Role
 from clara_core.training.batch import RowBatch, Step, _part
 from clara_core.training.distributed import Processes
 from clara_core.training.master_weights import MasterWeights, TrainableSpec, pass_dtype

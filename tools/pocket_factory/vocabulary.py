@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from clara_core.checkpoint.config import Role
 from clara_core.engine.loader import EngineArguments
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.decoder import ClaraModel
 from clara_core.model.tokenizer import load_tokenizer
 from clara_core.training.model_setup import Opened, open_checkpoint

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from clara_core.checkpoint.config import Role
 from clara_core.common.errors import ServerError
 from clara_core.data.memory import Memory, MemoryCache
 from clara_core.engine.checks import Message, Overflow, check_overflow, checked_memories, checked_texts
@@ -19,6 +18,7 @@ from clara_core.engine.remote.http import Call, Connection
 from clara_core.engine.remote.memory import Facts, Fetched, RemoteMemory
 from clara_core.engine.remote.wire import memories_from_wire
 from clara_core.engine.steps import Steps, T, adrive, drive
+from clara_core.model.checkpoint.config import Role
 
 if TYPE_CHECKING:
     import torch

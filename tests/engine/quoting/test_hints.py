@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_core.checkpoint.config import ClaraConfig
 from clara_core.engine.answer_options import read_options
 from clara_core.engine.quoting.hints import Hints
 from clara_core.engine.quoting.learned_hints import LearnedHints
 from clara_core.engine.quoting.verbatim import OTHER_ANSWERS, REFUSAL, Quotation
+from clara_core.model.checkpoint.config import ClaraConfig
 from clara_core.retrieval.words import word_spans, words_of
 from tests.engine.quoting.test_shared_words import HOSTILE, HOSTILE_QUESTIONS, NOTES
 from tests.engines import PASSAGES, open_engine

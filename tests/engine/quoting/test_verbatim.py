@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clara_core import ClaraEngine, Memory
-from clara_core.checkpoint.config import ClaraConfig
 from clara_core.engine.quoting.verbatim import OTHER_ANSWERS, Quotation
+from clara_core.model.checkpoint.config import ClaraConfig
 from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.retrieval.words import word_spans
 from tests.engines import PASSAGES, open_engine

@@ -12,8 +12,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from clara_core.checkpoint.config import Role
 from clara_core.common.suggest import nearest_or_all
+from clara_core.model.checkpoint.config import Role
 from clara_core.training.config import ROLES, Settings, parse, read_table
 
 

@@ -17,8 +17,8 @@ from typing import Annotated
 import torch
 import typer
 
-from clara_core.checkpoint.config import Role
 from clara_core.engine.options import EngineArguments
+from clara_core.model.checkpoint.config import Role
 from clara_core.training.card import card, hardware, versions
 from clara_core.training.distributed import Processes
 from clara_core.training.master_weights import TrainableSpec, pass_dtype

@@ -9,9 +9,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from clara_core.checkpoint.config import ClaraConfig, Role
-from clara_core.checkpoint.weights import EMBED_KEY, EMBEDDINGS, VOCABULARY_KEYS, StateDict
 from clara_core.common.errors import CheckpointError
+from clara_core.model.checkpoint.config import ClaraConfig, Role
+from clara_core.model.checkpoint.weights import EMBED_KEY, EMBEDDINGS, VOCABULARY_KEYS, StateDict
 
 _LORA_KEY = re.compile(r"model\.layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight", re.ASCII)
 # Modules with input of size `hidden`, which is also the number of columns of their A.

@@ -7,8 +7,8 @@ import shutil
 import uuid
 from pathlib import Path
 
-from clara_core.checkpoint.io import Checkpoint, resolve_base, write_checkpoint
 from clara_core.common.errors import CheckpointError
+from clara_core.model.checkpoint.io import Checkpoint, resolve_base, write_checkpoint
 
 BASE_FOLDER = "base"
 

@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 from typing import Final
 
-from clara_core.checkpoint.config import CONFIG_FILE, ClaraConfig
 from clara_core.common.announce import announce
 from clara_core.common.errors import CheckpointError
+from clara_core.model.checkpoint.config import CONFIG_FILE, ClaraConfig
 
-BUNDLED: Final = {"pocket": Path(__file__).parents[1] / "pocket"}
+BUNDLED: Final = {"pocket": Path(__file__).parents[2] / "pocket"}
 
 _SUBFOLDER = re.compile(r"compression-([1-9]\d*)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -13,17 +13,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from clara_core.checkpoint.config import Role
-from clara_core.checkpoint.convert import convert_checkpoint
-from clara_core.checkpoint.io import (
+from clara_core.common.errors import CheckpointError
+from clara_core.model.checkpoint.config import Role
+from clara_core.model.checkpoint.convert import convert_checkpoint
+from clara_core.model.checkpoint.io import (
     EMBED_KEY,
     HEAD_KEY,
     export_peft,
     read_checkpoint,
     write_checkpoint,
 )
-from clara_core.common.errors import CheckpointError
-from tests.checkpoint.conftest import A0, edit
+from tests.model.checkpoint.conftest import A0, edit
 
 FIXTURES = ["e2e", "instruct", "base"]
 
@@ -188,7 +188,7 @@ def test_a_file_in_the_way_stays(e2e, tmp_path):
 
 WRITE_UNDER_LIMIT = """
     import resource, sys
-    from clara_core.checkpoint.io import read_checkpoint, write_checkpoint
+    from clara_core.model.checkpoint.io import read_checkpoint, write_checkpoint
     source, target = sys.argv[1:]
     checkpoint = read_checkpoint(source)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -209,7 +209,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_checkpoint(parity_folder, tm
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
     )
     assert "CheckpointError: writing the checkpoint" in done.stderr
     assert done.returncode == 1

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clara_core.checkpoint.config import Role
-from clara_core.checkpoint.io import (
+from clara_core.common.errors import CheckpointError
+from clara_core.model.checkpoint.config import Role
+from clara_core.model.checkpoint.io import (
     EMBED_KEY,
     HEAD_KEY,
     check_vocabulary,
@@ -19,8 +20,7 @@ from clara_core.checkpoint.io import (
     read_checkpoint,
     write_checkpoint,
 )
-from clara_core.common.errors import CheckpointError
-from tests.checkpoint.conftest import A0, B0, edit
+from tests.model.checkpoint.conftest import A0, B0, edit
 
 
 def refused(folder, said):

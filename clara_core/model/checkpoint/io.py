@@ -21,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clara_core.checkpoint.config import CONFIG_FILE, ClaraConfig, Role
-from clara_core.checkpoint.hub import resolve, resolve_base
-from clara_core.checkpoint.validation import hidden_of, roles_of, validate
-from clara_core.checkpoint.weights import (
+from clara_core.common.errors import CheckpointError
+from clara_core.model.checkpoint.config import CONFIG_FILE, ClaraConfig, Role
+from clara_core.model.checkpoint.hub import resolve, resolve_base
+from clara_core.model.checkpoint.validation import hidden_of, roles_of, validate
+from clara_core.model.checkpoint.weights import (
     ADAPTERS,
     EMBED_KEY,
     EMBEDDINGS,
@@ -34,7 +35,6 @@ from clara_core.checkpoint.weights import (
     read_weights,
     weight_files,
 )
-from clara_core.common.errors import CheckpointError
 
 __all__ = [
     "EMBED_KEY",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from clara_core.checkpoint.config import ClaraConfig
-from clara_core.checkpoint.hub import BUNDLED, resolve, resolve_base
 from clara_core.common.errors import CheckpointError
+from clara_core.model.checkpoint.config import ClaraConfig
+from clara_core.model.checkpoint.hub import BUNDLED, resolve, resolve_base
 from tests.hub import Hub, files_of, from_hub, serving
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from clara_core import CheckpointError, ClaraEngine, RoleError
-from clara_core.checkpoint.config import ClaraConfig, Role
-from clara_core.checkpoint.hub import resolve_base
+from clara_core.model.checkpoint.config import ClaraConfig, Role
+from clara_core.model.checkpoint.hub import resolve_base
 from tests.hub import files_of, from_hub, serving
 from tests.parity_data import read_golden
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from clara_core.checkpoint.config import ClaraConfig, Role
 from clara_core.common.errors import CheckpointError
+from clara_core.model.checkpoint.config import ClaraConfig, Role
 
 
 def released(parity_folder, name="e2e"):

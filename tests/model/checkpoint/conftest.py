@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clara_core.checkpoint.io import read_checkpoint
+from clara_core.model.checkpoint.io import read_checkpoint
 
 A0 = "model.layers.0.self_attn.q_proj.lora_A.weight"
 B0 = "model.layers.0.self_attn.q_proj.lora_B.weight"
