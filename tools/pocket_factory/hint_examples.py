@@ -2,6 +2,7 @@
 
     python -m tools.pocket_factory.hint_examples pocket work/hints.pt
     python -m tools.pocket_factory.hint_examples pocket work/typed.pt --folder tools/pocket_factory/typed
+    python -m tools.pocket_factory.hint_examples pocket work/world.pt --world 2500
 
 A question is asked of its own passage, or of those that a search by words finds; a fifth of these lack its own.
 The candidates of its beginning are the places at which a quotation may begin, "Yes", "No", and the refusal, each with
@@ -23,15 +24,16 @@ import typer
 from torch import Tensor
 
 from clara_core import ClaraEngine, Memory
-from clara_core.checkpoint.config import Role
 from clara_core.engine.quoting.end_features import ends_of
 from clara_core.engine.quoting.learned_hints import LearnedHints
 from clara_core.engine.quoting.place_features import Features
 from clara_core.engine.quoting.verbatim import REFUSAL, may_begin
+from clara_core.model.checkpoint.config import Role
 from clara_core.model.tokenizer import ClaraTokenizer
 from clara_core.retrieval.bm25 import Bm25
 from clara_core.retrieval.words import place_spans
-from tools.pocket_factory.typed import FOLDER, TypedPassage, read_typed
+from tools.pocket_factory.typed import FOLDER, HELD, TypedPassage, read_typed
+from tools.pocket_factory.world import make_corpus
 
 SEARCHED = 0.4  # share of the questions that are asked of the passages that a search finds
 MOST_DOCUMENTS = 5
@@ -118,6 +120,16 @@ def questions(rng: random.Random, passages: Sequence[TypedPassage]) -> list[Aske
                     documents = (*documents[:-1], own)
             found.append(Asked(question, answers if own in documents else (REFUSAL,), own, documents))
     return found
+
+
+def world_passages(count: int, *, held: bool) -> list[TypedPassage]:
+    """Passages of the invented encyclopedia, of its training's names, with the questions that one passage answers."""
+    made = make_corpus(random.Random(held), count // HELD if held else count, split="train", words=(20, 200))
+    asked: list[list[tuple[str, tuple[str, ...]]]] = [[] for _ in made.passages]
+    for question in made.questions:
+        if len(question.gold) == 1:
+            asked[question.gold[0]].append((question.text, (question.answer,)))
+    return [TypedPassage("world", one.text, tuple(own), ()) for one, own in zip(made.passages, asked, strict=True)]
 
 
 def candidates(asked: Asked, texts: Sequence[str]) -> tuple[str, list[Candidate]]:
@@ -247,6 +259,7 @@ def main(
     checkpoint: Annotated[str, typer.Argument(help="Bundled name or folder.")],
     file: Annotated[Path, typer.Argument(help="File to write.")],
     folder: Annotated[list[Path] | None, typer.Option(help="Folders of typed passages.")] = None,
+    world: Annotated[int, typer.Option(help="So many passages of the invented encyclopedia instead.")] = 0,
     threads: Annotated[int, typer.Option(help="Processor threads.")] = 1,
 ) -> None:
     """Write the features and the model's logits of all candidates."""
@@ -254,7 +267,8 @@ def main(
     rng, engine = random.Random(1), ClaraEngine.from_pretrained(checkpoint)
     beginnings, endings = Examples(), Examples()
     for held in (False, True):
-        passages = [one for each in folder or [FOLDER / "hints"] for one in read_typed(each, held=held)]
+        typed = [one for each in folder or [FOLDER / "hints"] for one in read_typed(each, held=held)]
+        passages = world_passages(world, held=held) if world else typed
         texts = [passage.text for passage in passages]
         asked, memories = questions(rng, passages), engine.compress(texts)
         add_beginnings(beginnings, engine, asked, texts, memories, held=held)
