@@ -117,7 +117,7 @@ class RemoteStore(MemoryStore):
     ) -> list[list[Hit]]:
         """Search on the server. With words, vectors are not sent: the server computes them itself."""
         payload: dict[str, Any] = {"k": how.k, "filter": _sent(condition), "mode": how.mode}
-        payload |= {"exact": how.exact, "oversample": how.oversample, "text_weight": how.text_weight}
+        payload |= {name: getattr(how, name) for name in ("exact", "oversample", "text_weight", "rerank")}
         if words is not None:
             payload["query"] = list(map(replace_surrogates, words))
         elif given is not None:

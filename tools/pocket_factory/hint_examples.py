@@ -35,9 +35,11 @@ from clara_core.retrieval.words import place_spans
 from tools.pocket_factory.typed import FOLDER, HELD, TypedPassage, read_typed
 from tools.pocket_factory.world import make_corpus
 
-SEARCHED = 0.4  # share of the questions that are asked of the passages that a search finds
+SEARCHED = 0.4  # share of the questions that are asked of the passages that a search finds, if it finds their own
+AMONG = 150  # passages that are searched; among thousands of them many answer a question like "price?"
 MOST_DOCUMENTS = 5
 LOST = 0.2  # share of these that are asked without their own passage
+SHUFFLED = 0.25  # share of these whose passages are not in the order of the search
 ROWS = 24  # of a pass of the model
 BEGINNINGS = 3  # of a question whose ends are examples
 BEYOND = 2  # candidates after the last right end
@@ -107,19 +109,29 @@ class Examples:
 
 def questions(rng: random.Random, passages: Sequence[TypedPassage]) -> list[Asked]:
     """Every question of the passages, with documents."""
-    index = Bm25([passage.text for passage in passages])
+    order = rng.sample(range(len(passages)), len(passages))
     found = []
-    for own, passage in enumerate(passages):
-        for question, answers in (*passage.asked, *((q, (REFUSAL,)) for q in passage.unanswerable)):
-            documents: tuple[int, ...] = (own,)
-            if rng.random() < SEARCHED:
-                ranked = index.rank([question])[0][: rng.randint(2, MOST_DOCUMENTS)]
-                lost = rng.random() < LOST
-                documents = tuple(at for at in ranked if at != own or not lost)
-                if own not in documents and not lost:
-                    documents = (*documents[:-1], own)
-            found.append(Asked(question, answers if own in documents else (REFUSAL,), own, documents))
+    for start in range(0, len(order), AMONG):
+        among = order[start : start + AMONG]
+        index = Bm25([passages[at].text for at in among])
+        for own in among:
+            passage = passages[own]
+            for question, answers in (*passage.asked, *((q, (REFUSAL,)) for q in passage.unanswerable)):
+                documents: tuple[int, ...] = (own,)
+                if rng.random() < SEARCHED:
+                    ranked = [among[at] for at in index.rank([question])[0][: rng.randint(2, MOST_DOCUMENTS)]]
+                    documents = _documents(rng, ranked, own)
+                found.append(Asked(question, answers if own in documents else (REFUSAL,), own, documents))
     return found
+
+
+def _documents(rng: random.Random, ranked: Sequence[int], own: int) -> tuple[int, ...]:
+    """The documents of a search, some of them without the right one or in any order; the right one alone if it fails."""
+    if own not in ranked or len(ranked) == 1:
+        return (own,)
+    if rng.random() < LOST:
+        return tuple(at for at in ranked if at != own)
+    return tuple(rng.sample(ranked, len(ranked)) if rng.random() < SHUFFLED else ranked)
 
 
 def world_passages(count: int, *, held: bool) -> list[TypedPassage]:

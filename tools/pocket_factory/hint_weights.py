@@ -174,14 +174,15 @@ def main(
     rounds: Annotated[int, typer.Option(help="Passes over the examples.")] = 8,
     refusal: Annotated[float, typer.Option(help="Nats to add to the refusal.")] = 0.0,
     of_several: Annotated[float, typer.Option(help="As many more if there are several documents.")] = 0.0,
+    first: Annotated[float, typer.Option(help="Nats to add to the first of several documents.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the first weights, and of the order of the examples.")] = 1,
 ) -> None:
     """Fit the weights of beginnings and ends, and write them."""
     for part, batch, file in (("beginnings", Batch, WEIGHTS), ("ends", EndBatch, END_WEIGHTS)):
         fit = Fit(read_examples(files, part), batch, seed=seed)
         fit.run(penalty, hidden_penalty, rounds)
-        more = {"refusal=yes": refusal, "refusal documents=True": of_several} if part == "beginnings" else {}
-        write_weights(fit, out / file.name, more)
+        more = {"refusal=yes": refusal, "refusal documents=True": of_several, "document=0": first}
+        write_weights(fit, out / file.name, more if part == "beginnings" else {})
 
 
 def start_weights(features: int, sorts: int) -> Parameters:

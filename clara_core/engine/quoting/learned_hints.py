@@ -24,12 +24,14 @@ from clara_core.engine.quoting.answer_kinds import AnswerKind
 from clara_core.engine.quoting.end_features import ends_of
 from clara_core.engine.quoting.hints import Hints
 from clara_core.engine.quoting.place_features import Columns, Features, PlaceFeatures, Words
-from clara_core.engine.quoting.verbatim import OTHER_ANSWERS, REFUSAL
+from clara_core.engine.quoting.verbatim import OTHER_ANSWERS, REFUSAL, may_begin
 
 WEIGHTS: Final = Path(__file__).with_name("hint_weights.safetensors")
 """The weights of where an answer begins."""
 END_WEIGHTS: Final = WEIGHTS.with_name("end_weights.safetensors")
 """The weights of where it ends."""
+NO_PLACE: Final = -100.0
+"""The gain, in nats, of a document without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,12 @@ class LearnedHints(Hints):
         """How much more probable a quotation is that begins with this word at this character, in nats."""
         learned = self._learned[document][self._features.documents[document].at[start]]
         return self._factor * (_weights(WEIGHTS).rules * self.by_rules(document, start, word) + learned)
+
+    def best_of(self, document: int) -> float:
+        """The gain of the best place of a document at which a quotation may begin."""
+        words = self._features.documents[document]
+        places = ((start, words.text[start:end]) for start, end in words.spans if may_begin(words.text, start))
+        return max((self.gain(document, *place) for place in places), default=NO_PLACE)
 
     def gain_of_end(self, document: int, start: int, end: int) -> float:
         """How much more probable it is that a quotation ends here than that it goes on, in nats.

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Final
 
@@ -170,8 +171,30 @@ class PlaceFeatures:
                 found[f"{name} before"] = [yes(one) for one in [False, *same[:-1]]]
                 found[f"{name} here"] = [yes(one) for one in same]
         if len(self.documents) > 1:
-            found["document"] = [str(min(document, 5))] * len(every)
+            own = self._of_document(document)
+            found |= {group: [value] * len(every) for group, value in own.items()}
         return found | {group: [value] * len(every) for group, value in self._asks.items()}
+
+    def _of_document(self, document: int) -> Features:
+        """Features of a document among several: how much of the question it has, and the one that has most."""
+        share, names = self._shared.share(document), self._named[document]
+        most = max(map(self._shared.share, range(len(self.documents))))
+        return {
+            "document": str(min(document, 5)),
+            "document share": f"{share:.1f}",
+            "document less": f"{most - share:.1f}",
+            "document names": f"{min(_MOST, names)} of {min(_MOST, max(self._named))}",
+        }
+
+    @cached_property
+    def _named(self) -> list[int]:
+        """How many names of the question each document has."""
+        return [len(self._names_in(words)) for words in self.documents]
+
+    def _names_in(self, words: Words) -> frozenset[str]:
+        """The names of the question that a document has."""
+        own = (words.text[slice(*span)] for span, asked in zip(words.spans, words.asked, strict=True) if asked == _NAME)
+        return self._names & frozenset(word for name in own for word in words_of(name))
 
     @staticmethod
     def _before(words: Words, at: int) -> str:

@@ -44,6 +44,7 @@ class SharedWords:
         self._meant_by: dict[str, frozenset[str]] = {}  # the words of the question that a word means
         self._starts: list[list[int]] = []  # for each document where its clauses begin
         self._gains: list[list[float]] = []  # for each document the gains of its clauses
+        self._shares: list[float] = []  # of the question's words, for each document
         documents = [[self._clauses(text, *span) for span in split_sentences(text)] for text in texts]
         everywhere = (own for document in documents for sentence in document for _, own in sentence)
         clauses = Counter(chain.from_iterable(everywhere))
@@ -60,6 +61,7 @@ class SharedWords:
                 passage = share(sentences[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS + 1])
                 around = _PASSAGE * passage + _SENTENCE * share([sentences[at]])
                 gains |= {start: around + _CLAUSE * share([own]) for start, own in sentence}
+            self._shares.append(share(sentences))
             self._starts.append(list(gains))
             self._gains.append(list(gains.values()))
 
@@ -75,6 +77,10 @@ class SharedWords:
     def gain(self, document: int, start: int) -> float:
         """How much more probable a quotation is that begins at this character, in nats."""
         return self._gains[document][bisect_right(self._starts[document], start) - 1]
+
+    def share(self, document: int) -> float:
+        """The share of the question's words that a document has, rare ones count more; in [0, 1]."""
+        return self._shares[document]
 
     @property
     def best(self) -> float:

@@ -79,6 +79,18 @@ def test_names_synonyms_and_words_of_the_question_are_told_apart() -> None:
     assert [one for one in words.asked if one] == ["name", "same", "synonym", "same"]
 
 
+def test_documents_are_told_apart_by_how_much_of_the_question_they_have() -> None:
+    question = "Who directs the Galzel Mills?"
+    features = features_of(question, "Falsol Mills has a director.", "Galzel Mills has a director, Ada.", "A boat.")
+    told = ("document", "document names", "document share", "document less")
+    found = [[features.columns(number)[group][0] for group in told] for number in range(3)]
+    assert [own[:2] for own in found] == [["0", "1 of 2"], ["1", "2 of 2"], ["2", "0 of 2"]]
+    shares, less = ([float(own[at]) for own in found] for at in (2, 3))
+    assert shares[1] > shares[0] > shares[2] == 0.0
+    assert less == pytest.approx([shares[1] - share for share in shares], abs=0.1)
+    assert not {"document", "document names"} & features_of(question, "Galzel Mills has a director.").columns(0).keys()
+
+
 def test_a_refusal_is_told_by_what_the_documents_lack() -> None:
     def refusal(question: str) -> dict[str, str]:
         return features_of(question, *NOTES).of_refusal()
