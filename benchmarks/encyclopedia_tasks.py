@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import exact_match
+from clara_core.store import MemoryStore
 from tools.pocket_factory.world import RELATIONS, Question, make_corpus
 
 SEED = 2024
@@ -67,6 +68,15 @@ def bm25_ranking(questions: Sequence[Question], texts: Sequence[str]) -> list[li
     found, _ = index.retrieve(asked, k=len(texts), show_progress=False, n_threads=1)  # [questions, passages]
     ranking: list[list[int]] = found.tolist()
     return ranking
+
+
+def hybrid_ranking(
+    engine: ClaraEngine, questions: Sequence[str], texts: Sequence[str], k: int | None = None
+) -> list[list[int]]:
+    """The best `k` passages, or all, as `clara ask` and the adapters search by default: by memory and by words."""
+    store = MemoryStore.open("memory://", engine)
+    store.add(texts, ids=[str(at) for at in range(len(texts))])
+    return [[int(hit.id) for hit in store.search(q, k or len(texts), mode="hybrid")] for q in questions]
 
 
 def rerank(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], depth: int) -> list[list[int]]:

@@ -36,6 +36,7 @@ from benchmarks.encyclopedia_tasks import (
     bm25_ranking,
     by,
     family_of,
+    hybrid_ranking,
     make_world,
     memory_ranking,
     read,
@@ -89,7 +90,7 @@ class Evaluation:
         self.two_ranked: Ranking = memory_ranking(self.engine, self.world.double, self.memories)
 
     def retrieval(self) -> list[Figure]:
-        """Retrieval by memory, by BM25, and by BM25 with the engine as reranker."""
+        """Retrieval by memory, by memory and words, by BM25, and by BM25 with the engine as reranker."""
         found = [
             score_rankings(ranking, [question.gold for question in self.world.single], ks=(1, 5, 20))
             for ranking in self._rankings(self.world.single, self.ranked)
@@ -102,9 +103,11 @@ class Evaluation:
         ]
         return single + [_compared(f"both in the top 5, {name}", [scores[name] for scores in both]) for name in both[0]]
 
-    def _rankings(self, questions: Sequence, by_memory: Ranking) -> tuple[Ranking, Ranking, Ranking]:
-        words = bm25_ranking(questions, self.world.texts)
-        return by_memory, words, rerank(words, by_memory, RERANKED)
+    def _rankings(self, questions: Sequence, by_memory: Ranking) -> tuple[Ranking, Ranking, Ranking, Ranking]:
+        texts = self.world.texts
+        both = hybrid_ranking(self.engine, [question.text for question in questions], texts, RERANKED)
+        words = bm25_ranking(questions, texts)
+        return by_memory, both, words, rerank(words, by_memory, RERANKED)
 
     def _both_found(self, ranking: Ranking) -> dict[str, float]:
         questions = self.world.double
@@ -158,8 +161,9 @@ class Evaluation:
 
 
 def _compared(name: str, values: Sequence[float], target: float | None = None, floor: float | None = None) -> Figure:
-    memory, words, reranked = values
-    return Figure(name, memory, target, floor, {"BM25": words, f"BM25 top {RERANKED} reranked": reranked})
+    memory, both, words, reranked = values
+    beside = {"hybrid": both, "BM25": words, f"BM25 top {RERANKED} reranked": reranked}
+    return Figure(name, memory, target, floor, beside)
 
 
 def _answered(name: str, reading: Reading, target: float | None = None, floor: float | None = None) -> Figure:

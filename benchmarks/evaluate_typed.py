@@ -26,13 +26,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.encyclopedia_tasks import DOCUMENTS, MAX_TOKENS, best_first, bm25_ranking
+from benchmarks.encyclopedia_tasks import DOCUMENTS, MAX_TOKENS, best_first, bm25_ranking, hybrid_ranking
 from benchmarks.report import hardware
 from benchmarks.typed_tasks import TYPED, Half, Typed, TypedSet, typed_set
 from clara_core import ClaraEngine, Memory
 from clara_core.engine.quoting.verbatim import REFUSAL
 from clara_core.evaluation import exact_match, f1, score_rankings
-from clara_core.store import MemoryStore
 
 Ranking = list[list[int]]
 
@@ -64,15 +63,6 @@ def memory_ranking(engine: ClaraEngine, questions: Sequence[Typed], memories: Se
     scores = engine.score([question.text for question in questions], memories)  # [questions, passages]
     ranking: Ranking = scores.argsort(dim=1, descending=True, stable=True).tolist()
     return ranking
-
-
-def hybrid_ranking(
-    engine: ClaraEngine, questions: Sequence[str], texts: Sequence[str], k: int | None = None
-) -> Ranking:
-    """The best `k` passages, or all, as `clara ask` and the adapters search by default: by memory and by words."""
-    store = MemoryStore.open("memory://", engine)
-    store.add(texts, ids=[str(at) for at in range(len(texts))])
-    return [[int(hit.id) for hit in store.search(q, k or len(texts), mode="hybrid")] for q in questions]
 
 
 def evaluate(model: str, typed: TypedSet) -> TypedFigures:

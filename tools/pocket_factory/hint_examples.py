@@ -126,7 +126,7 @@ def questions(rng: random.Random, passages: Sequence[TypedPassage]) -> list[Aske
 
 
 def _documents(rng: random.Random, ranked: Sequence[int], own: int) -> tuple[int, ...]:
-    """The documents of a search, some of them without the right one or in any order; the right one alone if it fails."""
+    """The documents of a search, some without the right one or in any order; the right one alone if it is not found."""
     if own not in ranked or len(ranked) == 1:
         return (own,)
     if rng.random() < LOST:
