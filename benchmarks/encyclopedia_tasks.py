@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import exact_match
 from clara_core.store import MemoryStore
+from clara_core.store.search import RERANK
 from tools.pocket_factory.world import RELATIONS, Question, make_corpus
 
 SEED = 2024
@@ -73,10 +74,10 @@ def bm25_ranking(questions: Sequence[Question], texts: Sequence[str]) -> list[li
 def hybrid_ranking(
     engine: ClaraEngine, questions: Sequence[str], texts: Sequence[str], k: int | None = None
 ) -> list[list[int]]:
-    """The best `k` passages, or all, as `clara ask` and the adapters search by default: by memory and by words."""
+    """The best `k` passages, or all, as `clara ask` searches: by memory and by words, ranked again."""
     store = MemoryStore.open("memory://", engine)
     store.add(texts, ids=[str(at) for at in range(len(texts))])
-    return [[int(hit.id) for hit in store.search(q, k or len(texts), mode="hybrid")] for q in questions]
+    return [[int(hit.id) for hit in store.search(q, k or len(texts), mode="hybrid", rerank=RERANK)] for q in questions]
 
 
 def rerank(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], depth: int) -> list[list[int]]:

@@ -76,8 +76,8 @@ def test_pages_of_pdf_files_are_cited_and_compressed_once(tmp_path: Path, capsys
 def test_evaluation_of_ones_own_questions(capsys: pytest.CaptureFixture[str]) -> None:
     figures = import_module("examples.evaluate").main()
     assert figures["hit@5 by memory"] > 0.9
-    assert figures["exact match, five passages as ranked"] > 0.4
-    assert figures["exact match, the right passages among five"] >= figures["exact match, five passages as ranked"]
+    assert figures["exact match, five passages as ranked"] > 0.8
+    assert figures["exact match, the right passages among five"] > 0.8
     assert capsys.readouterr().out.count("\n") == len(figures)
 
 

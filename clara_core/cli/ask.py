@@ -168,8 +168,10 @@ def _in_memory(engine: Engine, files: Sequence[TextFile], folder: str, notes: Co
 
 
 def _search(reading: _Reading, question: str, top_k: int, mode: Mode) -> None:
+    from clara_core.store.search import RERANK
+
     with reading.timed("search"):
-        hits = reading.store.search(question, top_k, mode=mode)
+        hits = reading.store.search(question, top_k, mode=mode, rerank=RERANK)
         reading.memories = reading.store.memories([hit.id for hit in hits])
     reading.sources = [source_of(hit) for hit in hits]
 

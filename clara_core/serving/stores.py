@@ -17,7 +17,7 @@ from clara_core.serving.failures import Refused
 from clara_core.serving.gate import NDJSON
 from clara_core.store import Hit, MemoryStore, Record
 from clara_core.store.records import metadata_from_json, metadata_json
-from clara_core.store.search import DEFAULT_RERANK, DEFAULT_TEXT_WEIGHT
+from clara_core.store.search import DEFAULT_TEXT_WEIGHT
 
 if TYPE_CHECKING:
     from clara_core.serving.state import ServerState
@@ -43,7 +43,7 @@ class SearchBody(Strict):
     exact: bool = False
     oversample: Annotated[int, Field(ge=1, le=1000)] = 10
     text_weight: Annotated[float, Field(ge=0, le=1)] = DEFAULT_TEXT_WEIGHT
-    rerank: Annotated[int, Field(ge=0, le=1000)] = DEFAULT_RERANK
+    rerank: Annotated[int, Field(ge=0, le=1000)] = 0
     mmr: Diverse | None = None
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ MODES: Final = get_args(Mode)
 DEFAULT_MODE: Final[Mode] = "hybrid"
 DEFAULT_OVERSAMPLE: Final = 10
 DEFAULT_TEXT_WEIGHT: Final = 0.4  # compared with others in docs/retrieval.md
-DEFAULT_RERANK: Final = 10
+RERANK: Final = 10  # documents that `clara ask` ranks again; more were no better (docs/retrieval.md)
 
 _FUSED: Final = 30  # fewest documents of each ranking that are fused
 _ANSWER_WEIGHT: Final = 0.1  # of the probability to hold the answer, among documents that are ranked again
@@ -48,7 +48,7 @@ class Search:
     exact: bool = False
     oversample: int = DEFAULT_OVERSAMPLE
     text_weight: float = DEFAULT_TEXT_WEIGHT
-    rerank: int = DEFAULT_RERANK
+    rerank: int = 0
     fetch_k: int | None = None  # documents that maximal marginal relevance chooses from; None: it is not applied
     lambda_mult: float = 0.5
     with_memories: bool = False
@@ -79,21 +79,21 @@ class StoreSearch:
     def search(  # type: ignore[overload-overlap]  # a string is a sequence of strings, and is one question
         self, question: str, k: int = 4, *, filter: Filter | None = None, mode: Mode | None = None,
         vectors: Vectors | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
-        text_weight: float = DEFAULT_TEXT_WEIGHT, rerank: int = DEFAULT_RERANK, with_memories: bool = False,
+        text_weight: float = DEFAULT_TEXT_WEIGHT, rerank: int = 0, with_memories: bool = False,
     ) -> list[Hit]: ...  # fmt: skip
 
     @overload
     def search(
         self, question: Sequence[str], k: int = 4, *, filter: Filter | None = None, mode: Mode | None = None,
         vectors: Vectors | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
-        text_weight: float = DEFAULT_TEXT_WEIGHT, rerank: int = DEFAULT_RERANK, with_memories: bool = False,
+        text_weight: float = DEFAULT_TEXT_WEIGHT, rerank: int = 0, with_memories: bool = False,
     ) -> list[list[Hit]]: ...  # fmt: skip
 
     @overload
     def search(
         self, question: Vectors, k: int = 4, *, filter: Filter | None = None, mode: Mode | None = None,
         vectors: Vectors | None = None, exact: bool = False, oversample: int = DEFAULT_OVERSAMPLE,
-        text_weight: float = DEFAULT_TEXT_WEIGHT, rerank: int = DEFAULT_RERANK, with_memories: bool = False,
+        text_weight: float = DEFAULT_TEXT_WEIGHT, rerank: int = 0, with_memories: bool = False,
     ) -> list[Hit] | list[list[Hit]]: ...  # fmt: skip
 
     def search(
@@ -107,7 +107,7 @@ class StoreSearch:
         exact: bool = False,
         oversample: int = DEFAULT_OVERSAMPLE,
         text_weight: float = DEFAULT_TEXT_WEIGHT,
-        rerank: int = DEFAULT_RERANK,
+        rerank: int = 0,
         with_memories: bool = False,
     ) -> list[Hit] | list[list[Hit]]:
         """Return the documents that answer a question, best first; for several questions a list each, in one pass.
@@ -124,8 +124,8 @@ class StoreSearch:
             exact: Compare with all memories instead of the best ``oversample * k`` by their keys.
             oversample: Candidates by key for each document to find.
             text_weight: Weight of the words in ``hybrid``, in [0, 1].
-            rerank: How many of the best documents of ``hybrid`` are ranked again by whether they hold an answer; 0
-                for none. It costs about a millisecond a document.
+            rerank: How many of the best documents of ``hybrid`` are ranked again by whether they hold an answer. It
+                costs about a millisecond a document. Their scores then depend on each other, and so on the filter.
             with_memories: Include its memory in each hit.
 
         Raises:

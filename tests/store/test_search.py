@@ -247,11 +247,11 @@ def test_both_rankings_are_fused(tmp_path, engine):
     cosines = {hit.id: hit.relevance for hit in store.search(question, k=6, mode="memory", exact=True)}
     words = {hit.id: hit.relevance for hit in store.search(question, k=6, mode="text")}
     for weight in (0.0, 0.3, 0.5, 1.0):
-        hits = store.search(question, k=6, mode="hybrid", text_weight=weight, rerank=0)
+        hits = store.search(question, k=6, mode="hybrid", text_weight=weight)
         scores = {id_: (1 - weight) * cosines[id_] + weight * words.get(id_, 0.0) for id_ in memory}
         assert {hit.id: hit.score for hit in hits} == pytest.approx(scores, abs=1e-5)
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-    assert [hit.id for hit in store.search(question, k=2, mode="hybrid", text_weight=1.0, rerank=0)] == text[:2]
+    assert [hit.id for hit in store.search(question, k=2, mode="hybrid", text_weight=1.0)] == text[:2]
     several = store.search([question, "Weldenia"], k=3, mode="hybrid")
     assert told(several[0]) == told(store.search(question, k=3, mode="hybrid"))
     assert store.search([], k=3) == []
@@ -267,8 +267,8 @@ def test_the_best_are_ranked_again_by_whether_they_hold_an_answer(tmp_path, engi
     for uri in (str(tmp_path / "store"), "memory://"):
         store = MemoryStore.open(uri, engine)
         ids = store.add(texts)
-        fused = {hit.id: hit.score for hit in store.search(question, k=3, rerank=0)}
-        hits = store.search(question, k=3)
+        fused = {hit.id: hit.score for hit in store.search(question, k=3)}
+        hits = store.search(question, k=3, rerank=10)
         shares = dict(zip(fused, answer_shares(question, [store.get([id_])[0].text for id_ in fused]), strict=True))
         assert {hit.id: hit.score for hit in hits} == pytest.approx(
             {id_: 0.9 * score + 0.1 * shares[id_] for id_, score in fused.items()}
@@ -278,7 +278,7 @@ def test_the_best_are_ranked_again_by_whether_they_hold_an_answer(tmp_path, engi
         assert [hit.relevance for hit in hits] == [hit.score for hit in hits]
         [first, *_] = fused
         assert store.search(question, k=3, rerank=1)[0].id == first
-        assert store.search(question, k=1)[0].id == ids[1]
+        assert store.search(question, k=1, rerank=10)[0].id == ids[1]
 
 
 def test_a_question_is_read_by_the_engine(tmp_path, engine):
