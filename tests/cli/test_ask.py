@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from clara_core import ClaraEngine
 from clara_core.data.documents import TextFile, cut_passages, read_folder
 from clara_core.store import MemoryStore
+from clara_core.store.search import RERANK
 from tests.tiny import build
 from tools.pocket_factory.world import ENCYCLOPEDIA
 
@@ -53,7 +54,7 @@ def test_json_is_what_the_engine_says(clara, folder, model):
     places = [("deep/bridge.txt", 0), ("towns.md", 0), ("towns.md", 30)]
     store = MemoryStore.open("memory://", engine)
     store.add(texts, ids=["0", "1", "2"])
-    hits = store.search(QUESTION, 2, mode="hybrid")
+    hits = store.search(QUESTION, 2, mode="hybrid", rerank=RERANK)
     assert hits[0].id == "0"
     answer = engine.answer(QUESTION, store.memories([hit.id for hit in hits]), max_tokens=8, min_confidence=0)
     assert facts.pop("seconds").keys() == {"compress", "search", "answer"}
