@@ -279,8 +279,10 @@ def main(
     rng, engine = random.Random(1), ClaraEngine.from_pretrained(checkpoint)
     beginnings, endings = Examples(), Examples()
     for held in (False, True):
-        typed = [one for each in folder or [FOLDER / "hints"] for one in read_typed(each, held=held)]
-        passages = world_passages(world, held=held) if world else typed
+        if world:
+            passages = world_passages(world, held=held)
+        else:
+            passages = [one for each in folder or [FOLDER / "hints"] for one in read_typed(each, held=held)]
         texts = [passage.text for passage in passages]
         asked, memories = questions(rng, passages), engine.compress(texts)
         add_beginnings(beginnings, engine, asked, texts, memories, held=held)

@@ -7,15 +7,16 @@ words of the question may hold no answer of the right kind. The sizes were chose
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from math import exp
 from typing import Final
+
+import torch
 
 from clara_core.engine.quotes import split_sentences
 from clara_core.engine.quoting.learned_hints import LearnedHints
-from clara_core.retrieval.thesaurus import synonyms
-from clara_core.retrieval.words import question_words, words_of
+from clara_core.engine.quoting.shared_words import meanings
+from clara_core.retrieval.words import words_of
 
 _TEMPERATURE: Final = 2.0  # nats; the places of different documents differ more than their chances
 _LONGEST: Final = 500  # characters of a document that are read, the sentences that share most with the question
@@ -25,19 +26,17 @@ _SCANNED: Final = 20_000  # characters of a document that are searched for them
 
 def answer_shares(question: str, texts: Sequence[str]) -> list[float]:
     """The probability of each text to hold the answer to a question, if one of them does; they add up to 1."""
-    excerpts = [_excerpt(question, text) for text in texts]
-    hints = LearnedHints(question, excerpts)
-    best = [hints.best_of(document) / _TEMPERATURE for document in range(len(texts))]
-    most = max(best, default=0.0)
-    shares = [exp(one - most) for one in best]
-    return [share / sum(shares) for share in shares]
+    wanted = meanings(question)
+    hints = LearnedHints(question, [_excerpt(wanted, text) for text in texts])
+    best = [hints.best_of(document) for document in range(len(texts))]
+    shares: list[float] = (torch.tensor(best, dtype=torch.float64) / _TEMPERATURE).softmax(0).tolist()
+    return shares
 
 
-def _excerpt(question: str, text: str) -> str:
+def _excerpt(wanted: Mapping[str, frozenset[str]], text: str) -> str:
     """A short text itself, or of a long one the sentences with most words of the question, in their order."""
     if len(text) <= _LONGEST:
         return text
-    wanted = {word: frozenset([word]) for word in question_words(question)} | synonyms(question)
 
     def shared(piece: str) -> int:
         return len(set(chain.from_iterable(wanted.get(word, ()) for word in words_of(piece))))

@@ -28,6 +28,11 @@ _RARITY: Final = 0.7  # a word that stands in n clauses counts n ** -_RARITY
 CLAUSE_END: Final = re.compile(r"[,;:]+(?=\s)|[，；：、]|\n")  # noqa: RUF001 - full-width marks are meant
 
 
+def meanings(question: str) -> dict[str, frozenset[str]]:
+    """The words that may stand for words of a question, these among them: for each the words that it means."""
+    return {word: frozenset([word]) for word in question_words(question)} | synonyms(question)
+
+
 class SharedWords:
     """The words that a question shares with each place of its documents.
 
@@ -39,7 +44,7 @@ class SharedWords:
 
     def __init__(self, question: str, texts: Sequence[str]) -> None:
         self._asked = frozenset(question_words(question))
-        self._meant = {word: frozenset([word]) for word in self._asked} | synonyms(question)
+        self._meant = meanings(question)
         self._repeats: dict[str, bool] = {}  # whether a word is one of the question's
         self._meant_by: dict[str, frozenset[str]] = {}  # the words of the question that a word means
         self._starts: list[list[int]] = []  # for each document where its clauses begin
