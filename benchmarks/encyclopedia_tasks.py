@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from clara_core import ClaraEngine, Memory
 from clara_core.evaluation import exact_match
+from clara_core.retrieval.ranking import RERANK
 from clara_core.store import MemoryStore
-from clara_core.store.search import RERANK
 from tools.pocket_factory.world import RELATIONS, Question, make_corpus
 
 SEED = 2024

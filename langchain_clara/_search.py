@@ -108,6 +108,7 @@ class StoreSearch(VectorStore):
         k: int = 4,
         filter: Filter | None = None,  # noqa: A002
         mode: str | None = None,
+        rerank: int = 0,
         **kwargs: Any,
     ) -> list[Document]:
         """The documents that answer a question best.
@@ -118,9 +119,11 @@ class StoreSearch(VectorStore):
             filter: A dict as in `clara_core.retrieval.filters`, or a function of the document. A dict is applied
                 before the search. A function is applied to the results, best first, until `k` have passed.
             mode: ``memory`` by cosine, ``text`` by words, ``hybrid`` by both; None is ``hybrid``.
+            rerank: How many of the best documents of ``hybrid`` are ranked again by whether they hold an answer; see
+                `clara_core.store.MemoryStore.search`.
             **kwargs: None exist; any name is an error.
         """
-        return _documents(self._search(query, k, filter=filter, mode=mode, **kwargs))
+        return _documents(self._search(query, k, filter=filter, mode=mode, rerank=rerank, **kwargs))
 
     async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """`similarity_search`, awaitable."""
@@ -132,13 +135,15 @@ class StoreSearch(VectorStore):
         k: int = 4,
         filter: Filter | None = None,  # noqa: A002
         mode: str | None = None,
+        rerank: int = 0,
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Like `similarity_search`; each document has its score, a Python float, higher is better.
 
         The score is a cosine in [-1, 1] (``memory``), BM25 (``text``), or both fused, in [0, 1] (``hybrid``).
         """
-        return [(document_of(hit), hit.score) for hit in self._search(query, k, filter=filter, mode=mode, **kwargs)]
+        found = self._search(query, k, filter=filter, mode=mode, rerank=rerank, **kwargs)
+        return [(document_of(hit), hit.score) for hit in found]
 
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, **kwargs: Any
@@ -235,14 +240,15 @@ class StoreSearch(VectorStore):
         return await asyncio.to_thread(lambda: self._read(self.store.search(query, vectors=vector, **how)))
 
     def _options(
-        self, k: int, filter: Filter | None = None, mode: Mode | None = None, **more: Any  # noqa: A002
+        self, k: int, filter: Filter | None = None, mode: Mode | None = None, rerank: int = 0, **more: Any  # noqa: A002
     ) -> dict[str, Any]:  # fmt: skip
         """Options of a search, checked before a question is read."""
         _no_more("similarity_search", more)
         from clara_core.store.search import DEFAULT_MODE, Search
 
-        Search(k, mode or DEFAULT_MODE)
-        return {"k": k, "filter": stored_filter(filter), "mode": mode, "with_memories": self._vectors.are_memories}
+        Search(k, mode or DEFAULT_MODE, rerank=rerank)
+        found = {"k": k, "filter": stored_filter(filter), "mode": mode, "rerank": rerank}
+        return {**found, "with_memories": self._vectors.are_memories}
 
     def _diverse(self, question: Array, how: Mapping[str, Any]) -> list[Document]:
         hits = self.store.search_mmr(question, **how, with_memories=self._vectors.are_memories)

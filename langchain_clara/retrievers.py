@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clara_core.common.suggest import parameters, refuse_unknown
 from clara_core.engine.options import given_options, option_values
+from clara_core.retrieval.ranking import RERANK, fuse_ranks, memory_relevance
 from langchain_clara._engine import EngineFields
 from langchain_clara._entries import Filter, acceptor, with_score, with_texts
 from langchain_clara.embeddings import ClaraEmbeddings
@@ -43,6 +44,8 @@ class ClaraRetriever(BaseRetriever, EngineFields):
             Which documents may be returned; see `clara_core.retrieval.filters`.
         mode: "memory" | "text" | "hybrid" | None
             How the store is searched; None is ``hybrid``.
+        rerank: int
+            How many of the best documents of ``hybrid`` are ranked again by whether they hold an answer.
         score_threshold: float | None
             Lowest relevance, in [0, 1].
         vectorstore: ClaraVectorStore | None
@@ -78,6 +81,9 @@ class ClaraRetriever(BaseRetriever, EngineFields):
     """Lowest relevance of a result; None returns the best `k` with any relevance."""
     mode: Literal["memory", "text", "hybrid"] | None = None
     """Search the store by memory, by words, or by both; None is ``hybrid``. Not used with `base`."""
+    rerank: int = Field(default=RERANK, ge=0)
+    """How many of the best documents of ``hybrid`` are ranked again by whether they hold an answer to the question;
+    0 keeps the order of the search. It costs about a millisecond a document. Not used with `base`."""
     vectorstore: ClaraVectorStore | None = Field(default=None, exclude=True, repr=False)
     """The store of the documents, shared by copies of this retriever; created if it is not given."""
     base: Runnable[str, list[Document]] | None = Field(default=None, exclude=True, repr=False)
@@ -221,9 +227,9 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         run_manager: CallbackManagerForRetrieverRun,
         **call: Any,
     ) -> list[Document]:
-        k, condition, score_threshold, mode = self._limits(**call)
+        k, condition, score_threshold, how = self._limits(**call)
         if self.base is None:
-            found = self._store().similarity_search_with_relevance_scores(query, k, filter=condition, mode=mode)
+            found = self._store().similarity_search_with_relevance_scores(query, k, filter=condition, **how)
             return _above(score_threshold, found)
         candidates = _accepted(self.base.invoke(query, {"callbacks": run_manager.get_child()}), condition)
         if not candidates:
@@ -239,10 +245,10 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         run_manager: AsyncCallbackManagerForRetrieverRun,
         **call: Any,
     ) -> list[Document]:
-        k, condition, score_threshold, mode = self._limits(**call)
+        k, condition, score_threshold, how = self._limits(**call)
         if self.base is None:
             search = self._store().asimilarity_search_with_relevance_scores
-            return _above(score_threshold, await search(query, k, filter=condition, mode=mode))
+            return _above(score_threshold, await search(query, k, filter=condition, **how))
         candidates = _accepted(await self.base.ainvoke(query, {"callbacks": run_manager.get_child()}), condition)
         if not candidates:
             return []
@@ -257,8 +263,9 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         filter: Filter | None = None,  # noqa: A002
         score_threshold: float | None = None,
         mode: str | None = None,
+        rerank: int | None = None,
         **unknown: Any,
-    ) -> tuple[int, Filter | None, float | None, str | None]:
+    ) -> tuple[int, Filter | None, float | None, dict[str, Any]]:
         """The options of a call, else those of this object."""
         if unknown:
             refuse_unknown(f"a call of {type(self).__name__}", unknown, parameters(self._limits))
@@ -266,17 +273,15 @@ class ClaraRetriever(BaseRetriever, EngineFields):
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         condition = self.filter if filter is None else filter
-        return k, condition, self.score_threshold if score_threshold is None else score_threshold, mode or self.mode
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+        how = {"mode": mode or self.mode, "rerank": self.rerank if rerank is None else rerank}
+        return k, condition, threshold, how
 
     def _ordered(self, candidates: Sequence[Document], ranked: Sequence[Ranked]) -> list[tuple[Document, float]]:
         """Candidates with their scores, in the order of the reranking or of both rankings fused."""
-        from clara_core.retrieval.ranking import memory_relevance
-
         scores = {hit.index: memory_relevance(hit.score) for hit in ranked}
         order = list(scores)
         if self.base_weight:
-            from clara_core.retrieval.ranking import fuse_ranks
-
             fused = fuse_ranks([range(len(candidates)), order], [self.base_weight, 1 - self.base_weight])
             order = [index for index, _ in fused]
         return [(candidates[index], scores[index]) for index in order]

@@ -32,6 +32,7 @@ class Plan:
         text_weight: Weight of the words in ``hybrid``; None is the store's default.
         mmr_threshold: Threshold of maximal marginal relevance, if it chooses the nodes.
         fused: Whether scores are relevances in [0, 1].
+        rerank: How many of the best documents of a search by memory and words are ranked again.
     """
 
     mode: Literal["memory", "text", "hybrid"]
@@ -39,6 +40,7 @@ class Plan:
     text_weight: float | None = None
     mmr_threshold: float | None = None
     fused: bool = False
+    rerank: int = 0
 
     @classmethod
     def of(cls, query: VectorStoreQuery, options: Mapping[str, Any]) -> Plan:
@@ -50,20 +52,21 @@ class Plan:
         mode = VectorStoreQueryMode(query.mode)
         if mode not in MODES:
             raise ValueError(f"ClaraVectorStore has the query modes {', '.join(MODES)}; got {mode.value!r}")
+        rerank = options.get("rerank", 0)
         if mode is VectorStoreQueryMode.TEXT_SEARCH:
             return cls("text", query.similarity_top_k)
         if mode is VectorStoreQueryMode.MMR:
             k = query.similarity_top_k
             return cls("memory", max(_POOL, _WIDER * k) if k else 0, mmr_threshold=_mmr_threshold(query, options))
         if mode is VectorStoreQueryMode.DEFAULT:
-            return cls("hybrid" if query.query_str else "memory", query.similarity_top_k)
+            return cls("hybrid" if query.query_str else "memory", query.similarity_top_k, rerank=rerank)
         alpha = query.alpha
         if alpha is not None and not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha must lie in [0, 1] (0 is words only, 1 is vectors only), got {alpha}")
         k = query.similarity_top_k if query.hybrid_top_k is None else query.hybrid_top_k
         if alpha in (0.0, 1.0):
             return cls("text" if alpha == 0.0 else "memory", k, fused=True)
-        return cls("hybrid", k, None if alpha is None else 1 - alpha, fused=True)
+        return cls("hybrid", k, None if alpha is None else 1 - alpha, fused=True, rerank=rerank)
 
 
 def words_of(query: VectorStoreQuery) -> str:

@@ -290,7 +290,9 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
         Args:
             query: The query. `node_ids` and `doc_ids` that are None or empty do not filter.
-            **kwargs: ``mmr_threshold``, as in LlamaIndex's own store.
+            **kwargs: ``mmr_threshold``, as in LlamaIndex's own store, and ``rerank``: how many of the best nodes of a
+                search by memory and words are ranked again by whether they hold an answer; see
+                `clara_core.store.MemoryStore.search`.
 
         Returns:
             VectorStoreQueryResult: Copies of nodes, their scores and ids, best first.
@@ -312,7 +314,7 @@ class ClaraVectorStore(EngineFields, BasePydanticVectorStore):
 
     def _ranked(self, query: VectorStoreQuery, plan: Plan, question: Array | None) -> list[tuple[Hit, float]]:
         store = self.client
-        options: dict[str, Any] = {"filter": allowed(store, query), "mode": plan.mode}
+        options: dict[str, Any] = {"filter": allowed(store, query), "mode": plan.mode, "rerank": plan.rerank}
         options["with_memories"] = self.dimensions is None or plan.mmr_threshold is not None
         if plan.text_weight is not None:
             options["text_weight"] = plan.text_weight

@@ -168,7 +168,7 @@ def _in_memory(engine: Engine, files: Sequence[TextFile], folder: str, notes: Co
 
 
 def _search(reading: _Reading, question: str, top_k: int, mode: Mode) -> None:
-    from clara_core.store.search import RERANK
+    from clara_core.retrieval.ranking import RERANK
 
     with reading.timed("search"):
         hits = reading.store.search(question, top_k, mode=mode, rerank=RERANK)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from clara_core.data.memory import Memory
 
 Item = TypeVar("Item", bound=Hashable)
+
+RERANK: Final = 10  # documents that are ranked again for a question; more were no better (docs/retrieval.md)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,6 @@ MODES: Final = get_args(Mode)
 DEFAULT_MODE: Final[Mode] = "hybrid"
 DEFAULT_OVERSAMPLE: Final = 10
 DEFAULT_TEXT_WEIGHT: Final = 0.4  # compared with others in docs/retrieval.md
-RERANK: Final = 10  # documents that `clara ask` ranks again; more were no better (docs/retrieval.md)
 
 _FUSED: Final = 30  # fewest documents of each ranking that are fused
 _ANSWER_WEIGHT: Final = 0.1  # of the probability to hold the answer, among documents that are ranked again

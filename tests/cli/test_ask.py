@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from clara_core import ClaraEngine
 from clara_core.data.documents import TextFile, cut_passages, read_folder
+from clara_core.retrieval.ranking import RERANK
 from clara_core.store import MemoryStore
-from clara_core.store.search import RERANK
 from tests.tiny import build
 from tools.pocket_factory.world import ENCYCLOPEDIA
 

@@ -12,6 +12,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 
 from clara_core import ClaraEngine
+from clara_core.retrieval.ranking import RERANK
 from langchain_clara import ClaraRerank, ClaraRetriever
 from tests.engines import wrapped
 from tests.event_loop import LoopWitness
@@ -70,6 +71,24 @@ async def test_mode_of_the_object_and_of_the_call(model, retriever, mode):
     assert len(other.invoke(QUESTION, score_threshold=(scores[0] + scores[1]) / 2)) == 1
     with pytest.raises(ValueError, match="mode"):
         ClaraRetriever(model=model, mode="words")
+
+
+async def test_the_best_are_ranked_again_unless_told_not_to(model, retriever):
+    store = retriever.vectorstore
+    plain = store.similarity_search_with_relevance_scores(QUESTION, 3)
+    again = store.similarity_search_with_relevance_scores(QUESTION, 3, rerank=RERANK)
+    assert plain != again
+    assert found(retriever.invoke(QUESTION)) == [(document.page_content, score) for document, score in again]
+    for other in (ClaraRetriever(vectorstore=store, k=3, rerank=0), store.as_retriever(search_kwargs={"k": 3})):
+        texts = [document.page_content for document, _ in plain]
+        assert [document.page_content for document in other.invoke(QUESTION)] == texts
+    assert found(await retriever.ainvoke(QUESTION, rerank=0)) == [(each.page_content, score) for each, score in plain]
+    assert store.similarity_search_with_score(QUESTION, 3, rerank=RERANK) == again
+    assert store.similarity_search(QUESTION, 3, rerank=RERANK) == [document for document, _ in again]
+    with pytest.raises(ValueError, match="rerank must be at least 0, got -1"):
+        retriever.invoke(QUESTION, rerank=-1)
+    with pytest.raises(ValueError, match="rerank"):
+        ClaraRetriever(model=model, rerank=-1)
 
 
 async def test_async_finds_the_same(model, retriever):

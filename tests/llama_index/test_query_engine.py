@@ -10,6 +10,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import QueryBundle
 
 from clara_core import ClaraEngine
+from clara_core.retrieval.ranking import RERANK
 from llama_index_clara import (
     ClaraEmbedding,
     ClaraLLM,
@@ -27,6 +28,25 @@ async def test_query_engine_says_what_the_engine_says(query_engine, expected):
         assert str(response) == expected(QUESTION)
         assert len(response.source_nodes) == 3
         assert all(hit.node.embedding is None for hit in response.source_nodes)
+
+
+async def test_the_best_are_ranked_again_unless_told_not_to(model):
+    retriever = ClaraRetriever.from_documents(documents(), model=model, similarity_top_k=3)
+    store = retriever.vector_store
+    index = VectorStoreIndex.from_vector_store(store, embed_model=ClaraEmbedding(model=model))
+    plain = index.as_retriever(similarity_top_k=3).retrieve(QUESTION)
+    again = index.as_retriever(similarity_top_k=3, vector_store_kwargs={"rerank": RERANK}).retrieve(QUESTION)
+    facts = [[(hit.node_id, pytest.approx(hit.score, abs=1e-6)) for hit in hits] for hits in (plain, again)]
+    assert [score for _, score in facts[0]] != [hit.score for hit in again]
+    for rerank, expected in ((0, facts[0]), (RERANK, facts[1])):
+        other = ClaraRetriever(store, similarity_top_k=3, rerank=rerank)
+        for hits in (other.retrieve(QUESTION), await other.aretrieve(QUESTION)):
+            assert [(hit.node_id, hit.score) for hit in hits] == expected
+    assert [(hit.node_id, hit.score) for hit in retriever.retrieve(QUESTION)] == facts[1]
+    with pytest.raises(ValueError, match="rerank must be at least 0, got -1"):
+        ClaraRetriever(store, rerank=-1)
+    with pytest.raises(ValueError, match="rerank must be at least 0, got -1"):
+        index.as_retriever(vector_store_kwargs={"rerank": -1}).retrieve(QUESTION)
 
 
 @pytest.mark.parametrize("swap", ["constructor", "from_args", "from_documents", "with_retriever"])

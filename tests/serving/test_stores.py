@@ -66,6 +66,7 @@ def test_a_search_finds_the_same(stores, inside, mode):
         {"filter": {"n": {"$gte": 2}}},
         {"filter": {"day": {"$lt": date(1907, 1, 3)}}},
         {"exact": True},
+        {"rerank": 10},
     ):
         ours, theirs = (store.search(QUESTION, 4, mode=mode, **options) for store in (inside, remote))
         assert facts(theirs) == facts(ours)
