@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from clara_core.retrieval.words import question_words, words_of
 
-K1: Final = 1.5  # saturation of the term frequency
+K1: Final = 0.6  # saturation of the term frequency: a word said twice tells little more (docs/retrieval.md)
 B: Final = 0.75  # length normalization
 
 _PENDING: Final = 256  # texts that are collected before they become a segment

@@ -33,7 +33,7 @@ DEFAULT_OVERSAMPLE: Final = 10
 DEFAULT_TEXT_WEIGHT: Final = 0.4  # compared with others in docs/retrieval.md
 
 _FUSED: Final = 30  # fewest documents of each ranking that are fused
-_ANSWER_WEIGHT: Final = 0.1  # of the probability to hold the answer, among documents that are ranked again
+_ANSWER_WEIGHT: Final = 0.3  # of the probability to hold the answer, among documents that are ranked again
 _WIDER: Final = 4  # factor by which a search is widened if a function accepts too few documents
 _NARROWEST: Final = 16  # smallest number of documents to search for then
 
@@ -320,7 +320,9 @@ def _reranked(
     there = snapshot.at_rows(np.array(rows, np.uint64), with_memories=False) if rows else {}
     result = []
     for question, own in zip(words, found, strict=True):
-        shares = answer_shares(question, [there[each.row][0].text for each, _ in own[: how.rerank]])
+        best = own[: how.rerank]
+        texts = [there[each.row][0].text for each, _ in best]
+        shares = answer_shares(question, texts, [score for _, score in best])
         shares += [0.0] * (len(own) - len(shares))
         scores = [(1 - _ANSWER_WEIGHT) * fused + _ANSWER_WEIGHT * share
                   for (_, fused), share in zip(own, shares, strict=True)]  # fmt: skip

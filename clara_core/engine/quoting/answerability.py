@@ -1,36 +1,64 @@
-"""Which of some documents holds the answer to a question: the one with the best place at which an answer can begin.
+"""Which of some documents holds the answer to a question.
 
-The best place by the learned hints tells more of a document than how similar it is to the question: a document with the
-words of the question may hold no answer of the right kind. The sizes were chosen in docs/retrieval.md. Runs no model.
+A document with the words of a question may hold no answer of the right kind. A few numbers tell more: how good the
+places are at which an answer could begin, by the learned hints, and how many words, pairs of words and names of the
+question the document has. Their weights were fitted by ``tools/pocket_factory/answerability.py``. Runs no model.
 """
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from clara_core.engine.quotes import split_sentences
 from clara_core.engine.quoting.learned_hints import LearnedHints
 from clara_core.engine.quoting.shared_words import meanings
 from clara_core.retrieval.words import words_of
 
-_TEMPERATURE: Final = 2.0  # nats; the places of different documents differ more than their chances
+WEIGHTS: Final = Path(__file__).with_name("answerability.json")
+"""The weights of `text_features`, for each sort of questions; "" is all others."""
+
 _LONGEST: Final = 500  # characters of a document that are read, the sentences that share most with the question
 _PIECE: Final = 250  # characters; longer sentences are cut
 _SCANNED: Final = 20_000  # characters of a document that are searched for them
 
 
-def answer_shares(question: str, texts: Sequence[str]) -> list[float]:
-    """The probability of each text to hold the answer to a question, if one of them does; they add up to 1."""
+def answer_shares(question: str, texts: Sequence[str], scores: Sequence[float]) -> list[float]:
+    """The probability of each text to hold the answer to a question, if one of them does; they add up to 1.
+
+    Args:
+        question: The question.
+        texts: The texts.
+        scores: How well a search by memory and words found each, in [0, 1].
+    """
+    if not texts:
+        return []
+    sort, features = text_features(question, texts, scores)
+    known = _weights()
+    shares: list[float] = (features @ known.get(sort, known[""])).softmax(0).tolist()
+    return shares
+
+
+def text_features(question: str, texts: Sequence[str], scores: Sequence[float]) -> tuple[str, Tensor]:
+    """The sort of a question, and features of its texts, ``[texts, features]``: the score, and those of the hints."""
     wanted = meanings(question)
     hints = LearnedHints(question, [_excerpt(wanted, text) for text in texts])
-    best = [hints.best_of(document) for document in range(len(texts))]
-    shares: list[float] = (torch.tensor(best, dtype=torch.float64) / _TEMPERATURE).softmax(0).tolist()
-    return shares
+    rows = [[score, *hints.features_of_text(at)] for at, score in enumerate(scores)]
+    return hints.sort, torch.tensor(rows, dtype=torch.float64)
+
+
+@cache
+def _weights() -> dict[str, Tensor]:
+    known = json.loads(WEIGHTS.read_text("utf-8"))
+    return {sort: torch.tensor(weights, dtype=torch.float64) for sort, weights in known.items()}
 
 
 def _excerpt(wanted: Mapping[str, frozenset[str]], text: str) -> str:

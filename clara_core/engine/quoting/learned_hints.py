@@ -8,6 +8,7 @@ the bundled model (``tools/pocket_factory/hint_weights.py``).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -30,8 +31,7 @@ WEIGHTS: Final = Path(__file__).with_name("hint_weights.safetensors")
 """The weights of where an answer begins."""
 END_WEIGHTS: Final = WEIGHTS.with_name("end_weights.safetensors")
 """The weights of where it ends."""
-NO_PLACE: Final = -100.0
-"""The gain, in nats, of a document without a word."""
+_NO_PLACE: Final = -100.0  # nats, the gain of a document without a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +122,22 @@ class LearnedHints(Hints):
         learned = self._learned[document][self._features.documents[document].at[start]]
         return self._factor * (_weights(WEIGHTS).rules * self.by_rules(document, start, word) + learned)
 
-    def best_of(self, document: int) -> float:
-        """The gain of the best place of a document at which a quotation may begin."""
+    def features_of_text(self, document: int) -> list[float]:
+        """How well a document answers the question, as numbers of which the first is in nats.
+
+        Returns:
+            list: The gain of all places at which a quotation may begin (the logarithm of the sum of exponentials), and
+            those of `PlaceFeatures.of_text` for the best one.
+        """
         words = self._features.documents[document]
-        places = ((start, words.text[start:end]) for start, end in words.spans if may_begin(words.text, start))
-        return max((self.gain(document, *place) for place in places), default=NO_PLACE)
+        places = [at for at, (start, _) in enumerate(words.spans) if may_begin(words.text, start)]
+        if not places:
+            return [_NO_PLACE, *self._features.of_text(document, None)]
+        spans = [words.spans[at] for at in places]
+        gains = [self.gain(document, start, words.text[start:end]) for start, end in spans]
+        best = max(gains)
+        together = best + math.log(math.fsum(math.exp(gain - best) for gain in gains))
+        return [together, *self._features.of_text(document, places[gains.index(best)])]
 
     def gain_of_end(self, document: int, start: int, end: int) -> float:
         """How much more probable it is that a quotation ends here than that it goes on, in nats.

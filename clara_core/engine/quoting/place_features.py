@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Final
 
 from clara_core.engine.quotes import split_sentences
@@ -34,6 +34,7 @@ _FAR: Final = 9  # words; the nearest word of the question is not looked for far
 _AROUND: Final = 3  # words before and after a place whose classes are features
 _SKIPPED: Final = 4  # small words between a word of the question and the answer that follows it
 _MOST: Final = 3  # larger counts are this one
+_CLOSE: Final = 3  # words; neighbours in the question that are not farther apart stand close together
 # Words of a question that tell which of several answers it means.
 _TELLING: Final = word_set(
     "last first second third next other only not no much many long often kind sort type colour color name called do "
@@ -204,6 +205,34 @@ class PlaceFeatures:
             return "sentence"
         cut = at and words.spans[at][0] == words.spans[at - 1][1] + 1 and words.classes[at - 1] in _NUMBERS
         return "cut" if cut else (words.classes[at - 1] if at else "start")
+
+    def of_text(self, document: int, place: int | None) -> list[float]:
+        """How much of the question a document has, each in [0, 1].
+
+        Args:
+            document: The number of the document.
+            place: The index of the word at which an answer would begin; None if there is none.
+
+        Returns:
+            list: The share of the question's pairs of neighbours that stand close together, whether an answer of the
+            right kind begins at the place, the share of the words that are no names, the best place's shared words, and
+            the share of the names.
+        """
+        words = self.documents[document]
+        meant = [self._shared.meant_by(words.text[slice(*span)]) for span in words.spans]
+        pairs = [(one, other) for one, other in pairwise(question_words(self._question)) if one != other]
+        behind = [frozenset().union(*meant[at + 1 : at + 1 + _CLOSE]) for at in range(len(meant))]
+        close = [
+            any(one in here and other in near for here, near in zip(meant, behind, strict=True)) for one, other in pairs
+        ]
+        shared = [self._shared.gain(document, start) for start, _ in words.spans]
+        return [
+            sum(close) / max(1, len(close)),
+            float(place is not None and words.fits[place]),
+            len(self._plain & frozenset().union(*meant)) / max(1, len(self._plain)),
+            max(shared, default=0.0) / MOST,
+            self._named[document] / len(self._names) if self._names else 1.0,
+        ]
 
     def of_refusal(self) -> Features:
         """The features of the refusal."""
