@@ -18,7 +18,7 @@ from clara_core.model.checkpoint.hub import BUNDLED
 
 LARGEST = 22_000_000  # bytes of all files
 # Lower bounds for the open half; benchmarks/evaluate_typed.py measures both halves completely.
-HYBRID_RECALL_1 = 0.94
+HYBRID_RECALL_1 = 0.95
 HYBRID_RECALL_5 = 0.97
 EXACT_ALONE = 0.86  # each question with its own passage only
 EXACT_FIVE = 0.79  # with the five passages that the search finds
