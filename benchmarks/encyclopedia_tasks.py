@@ -74,7 +74,7 @@ def bm25_ranking(questions: Sequence[Question], texts: Sequence[str]) -> list[li
 def hybrid_ranking(
     engine: ClaraEngine, questions: Sequence[str], texts: Sequence[str], k: int | None = None
 ) -> list[list[int]]:
-    """The best `k` passages, or all, as `clara ask` searches: by memory and by words, ranked again."""
+    """The best `k` passages, or all, as `clara ask` and the retrievers search: by memory and by words, ranked again."""
     store = MemoryStore.open("memory://", engine)
     store.add(texts, ids=[str(at) for at in range(len(texts))])
     return [[int(hit.id) for hit in store.search(q, k or len(texts), mode="hybrid", rerank=RERANK)] for q in questions]

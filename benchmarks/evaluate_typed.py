@@ -8,8 +8,8 @@
 All calls go through the public engine; answers are greedy. A question is searched among all passages of both halves
 and compared with BM25 on the same questions. It is answered from its passage alone, from its passage and the four
 others that the model ranks highest ("best first", in the order of the ranking), and from the five that were retrieved
-("end to end"), by memory alone and, as in `clara ask`, by memory and words, ranked again ("hybrid"); in the latter
-case also from the best one, as `clara ask` does with the bundled model.
+("end to end"), by memory alone and, as in `clara ask` and the retrievers, by memory and words, ranked again ("hybrid");
+in the latter case also from the best one, as `clara ask` does with the bundled model.
 A refusal is the answer "The documents do not say." It is right for questions that no passage answers and for those
 without their passage, and wrong for the others.
 """

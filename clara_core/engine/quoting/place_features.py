@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Final
 
 from clara_core.engine.quotes import split_sentences
@@ -215,22 +215,21 @@ class PlaceFeatures:
 
         Returns:
             list: The share of the question's pairs of neighbours that stand close together, whether an answer of the
-            right kind begins at the place, the share of the words that are no names, the best place's shared words, and
-            the share of the names.
+            right kind begins at the place, the share of the words that are no names, how many words the best passage
+            shares, and the share of the names.
         """
         words = self.documents[document]
-        meant = [self._shared.meant_by(words.text[slice(*span)]) for span in words.spans]
+        meant = self._meant(words)
         pairs = [(one, other) for one, other in pairwise(question_words(self._question)) if one != other]
         behind = [frozenset().union(*meant[at + 1 : at + 1 + _CLOSE]) for at in range(len(meant))]
         close = [
             any(one in here and other in near for here, near in zip(meant, behind, strict=True)) for one, other in pairs
         ]
-        shared = [self._shared.gain(document, start) for start, _ in words.spans]
         return [
             sum(close) / max(1, len(close)),
             float(place is not None and words.fits[place]),
             len(self._plain & frozenset().union(*meant)) / max(1, len(self._plain)),
-            max(shared, default=0.0) / MOST,
+            self._shared.best_of(document) / MOST,
             self._named[document] / len(self._names) if self._names else 1.0,
         ]
 
@@ -287,8 +286,11 @@ class PlaceFeatures:
 
     def _present(self) -> frozenset[str]:
         """The words of the question that the documents have, or have synonyms of."""
-        own = (self._shared.meant_by(words.text[slice(*span)]) for words in self.documents for span in words.spans)
-        return frozenset().union(*own)
+        return frozenset().union(*chain.from_iterable(map(self._meant, self.documents)))
+
+    def _meant(self, words: Words) -> list[frozenset[str]]:
+        """For each word of a document the words of the question that it is, or is a synonym of."""
+        return [self._shared.meant_by(words.text[slice(*span)]) for span in words.spans]
 
     def _found(self, answer: str) -> Features:
         """How much of the question the best clause has, with an answer of the right kind in it or not."""

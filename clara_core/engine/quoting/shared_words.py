@@ -90,7 +90,11 @@ class SharedWords:
     @property
     def best(self) -> float:
         """The largest gain of a place."""
-        return max(chain.from_iterable(self._gains), default=0.0)
+        return max(map(self.best_of, range(len(self._gains))), default=0.0)
+
+    def best_of(self, document: int) -> float:
+        """The largest gain of a place of a document."""
+        return max(self._gains[document], default=0.0)
 
     def meant_by(self, word: str) -> frozenset[str]:
         """The words of the question that a word is, or is a synonym of."""
