@@ -142,18 +142,24 @@ def text_relevance(score: float, unit: float) -> float:
     return 1 - 10 ** (-score / unit) if unit > 0 else 0.0
 
 
-def fuse(
-    cosines: Mapping[Item, float], texts: Mapping[Item, float], unit: float, text_weight: float
-) -> list[tuple[Item, float]]:
+def relevances(
+    cosines: Mapping[Item, float], texts: Mapping[Item, float], unit: float
+) -> dict[Item, tuple[float, float]]:
+    """The relevance of each item by its cosine and by its BM25 score (with their `unit`); 0 if it has none."""
+    return {
+        item: (memory_relevance(cosines[item]) if item in cosines else 0.0, text_relevance(texts.get(item, 0.0), unit))
+        for item in {**cosines, **texts}
+    }
+
+
+def fuse(parts: Mapping[Item, tuple[float, float]], text_weight: float) -> list[tuple[Item, float]]:
     """Fuse the rankings of one question by memory and by words, best first, with scores in [0, 1].
 
-    A score is the mean of the relevance by cosine and by BM25 (with its `unit`), which has the weight `text_weight`. A
+    A score is the mean of the relevance by cosine and by BM25 (`relevances`), which has the weight `text_weight`. A
     text with a rare word of the question (a code, a name, a number) comes first, because the cosines of candidates
     differ less than their BM25 scores. Equal scores keep their order.
     """
     scores = {
-        item: (1 - text_weight) * (memory_relevance(cosines[item]) if item in cosines else 0.0)
-        + text_weight * text_relevance(texts.get(item, 0.0), unit)
-        for item in {**cosines, **texts}
+        item: (1 - text_weight) * by_memory + text_weight * by_words for item, (by_memory, by_words) in parts.items()
     }
     return sorted(scores.items(), key=lambda pair: -pair[1])

@@ -2,7 +2,8 @@
 
 ``thesaurus.txt`` has synonyms, "bins" for "rubbish": a section has groups of one kind of words, a line each, and the
 items of a group have the same form, so that one may replace another in a sentence. ``families.txt`` has words of one
-root, "arrival" for "arrive". Words of other languages have no synonyms here.
+root, "arrival" for "arrive"; ``related.txt`` has words that tell of what a word asks for, "height" for "tall". Words of
+other languages have no synonyms here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ Group = tuple[str, ...]
 
 THESAURUS: Final = Path(__file__).with_name("thesaurus.txt")
 _FAMILIES: Final = Path(__file__).with_name("families.txt")
+_RELATED: Final = Path(__file__).with_name("related.txt")
 # Weights in a search, measured: docs/retrieval.md.
 _SYNONYM: Final = 0.5
 _SMALL_WORD: Final = 0.5
@@ -72,8 +74,8 @@ def synonyms(question: str) -> dict[str, frozenset[str]]:
         for group in groups[phrase] if meant else ():
             for word in sorted(_single_words(group) - asked):
                 found[word] |= meant
-    for word in asked & _families().keys():
-        for other in _families()[word] - asked:
+    for word in asked & _related().keys():
+        for other in _related()[word] - asked:
             found[other].add(word)
     return {word: frozenset(meant) for word, meant in found.items()}
 
@@ -96,11 +98,15 @@ def _groups() -> dict[str, Sequence[Group]]:
 
 
 @cache
-def _families() -> dict[str, frozenset[str]]:
-    """The other words of each word's family, all without their endings."""
-    found: dict[str, frozenset[str]] = {}
+def _related() -> dict[str, frozenset[str]]:
+    """The other words of each word's family, and those that tell of it, all without their endings."""
+    found: dict[str, frozenset[str]] = defaultdict(frozenset)
     for group in read_thesaurus(_FAMILIES)[0]:
         stems = frozenset(words_of(" ".join(group)))
         for stem in stems:
-            found[stem] = found.get(stem, frozenset()) | (stems - {stem})
-    return found
+            found[stem] |= stems - {stem}
+    for line in _RELATED.read_text(encoding="utf-8").splitlines()[1:]:
+        asked, _, telling = line.partition(":")
+        [stem] = words_of(asked)
+        found[stem] |= frozenset(words_of(telling)) - {stem}
+    return dict(found)

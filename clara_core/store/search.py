@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias, get_args, overload
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args, overload
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from clara_core.engine.protocol import Engine
 from clara_core.engine.quoting.answerability import answer_shares
 from clara_core.retrieval.filters import check_filter
-from clara_core.retrieval.ranking import diversify, fuse, memory_relevance, text_relevance
+from clara_core.retrieval.ranking import diversify, fuse, memory_relevance, relevances, text_relevance
 from clara_core.store.backend import Backend, Candidate, Matches, Rows, Snapshot, Space, reads
 from clara_core.store.records import Hit, Record
 
@@ -33,7 +33,6 @@ DEFAULT_OVERSAMPLE: Final = 10
 DEFAULT_TEXT_WEIGHT: Final = 0.4  # compared with others in docs/retrieval.md
 
 _FUSED: Final = 30  # fewest documents of each ranking that are fused
-_ANSWER_WEIGHT: Final = 0.3  # of the probability to hold the answer, among documents that are ranked again
 _WIDER: Final = 4  # factor by which a search is widened if a function accepts too few documents
 _NARROWEST: Final = 16  # smallest number of documents to search for then
 
@@ -65,7 +64,16 @@ class Search:
                 raise ValueError(f"{name} must lie in [0, 1], got {share}")
 
 
-_Found: TypeAlias = tuple[Candidate, float]  # a document with its score in the mode of the search, and its relevance
+class _Found(NamedTuple):
+    """A document with its score in the mode of the search."""
+
+    candidate: Candidate
+    relevance: float
+    parts: tuple[float, float] = (0.0, 0.0)  # in ``hybrid`` the relevances by memory and by words
+
+    def scored(self, score: float) -> _Found:
+        """The document with another score."""
+        return self._replace(candidate=replace(self.candidate, score=score), relevance=score)
 
 
 class StoreSearch:
@@ -189,7 +197,7 @@ class StoreSearch:
         else:
             found = _find(snapshot, None if condition is None else snapshot.passing(condition), words, tokens, how)
         if how.fetch_k is not None and tokens is not None and found[0]:
-            windows = snapshot.windows([candidate for candidate, _ in found[0]])
+            windows = snapshot.windows([each.candidate for each in found[0]])
             chosen = diversify(tokens[0].flatten(), windows, how.k, how.lambda_mult)
             found = [[found[0][index] for index in chosen]]
         if how.mode == "hybrid" and how.rerank and words is not None:
@@ -277,11 +285,11 @@ def _find(
 
     if tokens is None:
         by_words = [snapshot.matching(question, how.k, allowed) for question in words or ()]
-        return [[(each, text_relevance(each.score, own.unit)) for each in own.candidates] for own in by_words]
+        return [[_Found(each, text_relevance(each.score, own.unit)) for each in own.candidates] for own in by_words]
     if how.mode == "memory" or words is None:
         most = max(how.k, how.fetch_k or 0)
         by_memory = nearest(tokens, most, allowed, how.oversample)
-        return [[(each, memory_relevance(each.score)) for each in own] for own in by_memory]
+        return [[_Found(each, memory_relevance(each.score)) for each in own] for own in by_memory]
     depth = max(how.k, _FUSED)
     by_memory = nearest(tokens, depth, allowed, max(2, how.oversample * how.k // depth))
     result = []
@@ -305,8 +313,9 @@ def _fused(near: Sequence[Candidate], matches: Matches, how: Search) -> list[_Fo
     found = {each.row: each.score for each in near}
     cosines = {row: found[row] for row in sorted(found, key=lambda row: (known[row].order, row))}
     texts = {each.row: each.score for each in matches.candidates}
-    ranked = fuse(cosines, texts, matches.unit, how.text_weight)
-    return [(replace(known[row], score=score), score) for row, score in ranked[: max(how.k, how.rerank)]]
+    parts = relevances(cosines, texts, matches.unit)
+    ranked = fuse(parts, how.text_weight)[: max(how.k, how.rerank)]
+    return [_Found(replace(known[row], score=score), score, parts[row]) for row, score in ranked]
 
 
 def _reranked(
@@ -316,32 +325,30 @@ def _reranked(
 
     A score is the mean of the fused one and of this probability, which is 0 for documents that are not ranked again.
     """
-    rows = sorted({each.row for own in found for each, _ in own[: how.rerank]})
+    rows = sorted({each.candidate.row for own in found for each in own[: how.rerank]})
     there = snapshot.at_rows(np.array(rows, np.uint64), with_memories=False) if rows else {}
     result = []
     for question, own in zip(words, found, strict=True):
         best = own[: how.rerank]
-        texts = [there[each.row][0].text for each, _ in best]
-        shares = answer_shares(question, texts, [score for _, score in best])
+        texts = [there[each.candidate.row][0].text for each in best]
+        shares = answer_shares(question, texts, [each.parts for each in best])
         shares += [0.0] * (len(own) - len(shares))
-        scores = [(1 - _ANSWER_WEIGHT) * fused + _ANSWER_WEIGHT * share
-                  for (_, fused), share in zip(own, shares, strict=True)]  # fmt: skip
-        ranked = [(replace(each, score=score), score) for (each, _), score in zip(own, scores, strict=True)]
-        result.append(sorted(ranked, key=lambda one: -one[1])[: how.k])
+        ranked = [each.scored((each.relevance + share) / 2) for each, share in zip(own, shares, strict=True)]
+        result.append(sorted(ranked, key=lambda one: -one.relevance)[: how.k])
     return result
 
 
 def _hits(snapshot: Snapshot, found: Sequence[Sequence[_Found]], *, with_memories: bool) -> list[list[Hit]]:
     """The documents that were found; each hit has its own copy of the metadata."""
-    rows = sorted({each.row for documents in found for each, _ in documents})
+    rows = sorted({each.candidate.row for documents in found for each in documents})
     there = snapshot.at_rows(np.array(rows, np.uint64), with_memories=with_memories) if rows else {}
 
-    def hit(each: Candidate, relevance: float) -> Hit:
-        record, memory = there[each.row]
-        metadata = copy.deepcopy(record.metadata)
-        return Hit(record.id, record.text, metadata, each.score, relevance, each.window, memory)
+    def hit(found: _Found) -> Hit:
+        record, memory = there[found.candidate.row]
+        metadata, each = copy.deepcopy(record.metadata), found.candidate
+        return Hit(record.id, record.text, metadata, each.score, found.relevance, each.window, memory)
 
-    return [[hit(*each) for each in documents] for documents in found]
+    return [[hit(each) for each in documents] for documents in found]
 
 
 def _questions(

@@ -18,6 +18,8 @@ from clara_core.retrieval.thesaurus import read_thesaurus, search_terms, synonym
         ("How long can visitors sleep over?", "stay", "sleep"),
         ("When did the parcel arrive?", "arrival", "arriv"),
         ("Who translated the book?", "translation", "translat"),
+        ("How tall is the tower?", "height", "tall"),
+        ("Who taught Anna?", "pupil", "teach"),
     ],
 )
 def test_synonyms_stand_for_words_of_a_question(question: str, word: str, meant: str) -> None:
@@ -48,6 +50,11 @@ def test_small_words_and_synonyms_weigh_less(question: str, weights: dict[str, f
 def test_a_word_of_the_question_is_no_synonym() -> None:
     question = "Do guests and visitors stay or sleep over?"
     assert not synonyms(question).keys() & {"guest", "visitor", "stay", "sleep"}
+
+
+def test_words_that_tell_of_an_asked_one_are_not_asked_by_it() -> None:
+    assert "leav" in synonyms("When is the holiday?")
+    assert "holiday" not in synonyms("Who may leave?")
 
 
 def test_every_group_has_two_different_items_in_lower_case() -> None:

@@ -269,10 +269,12 @@ def test_the_best_are_ranked_again_by_whether_they_hold_an_answer(tmp_path, engi
         ids = store.add(texts)
         fused = {hit.id: hit.score for hit in store.search(question, k=3)}
         hits = store.search(question, k=3, rerank=10)
-        found = answer_shares(question, [store.get([id_])[0].text for id_ in fused], list(fused.values()))
+        parts = [{hit.id: hit.relevance for hit in store.search(question, k=3, mode=mode)} for mode in ("memory", "text")]
+        relevances = [(parts[0][id_], parts[1].get(id_, 0.0)) for id_ in fused]
+        found = answer_shares(question, [store.get([id_])[0].text for id_ in fused], relevances)
         shares = dict(zip(fused, found, strict=True))
         assert {hit.id: hit.score for hit in hits} == pytest.approx(
-            {id_: 0.7 * score + 0.3 * shares[id_] for id_, score in fused.items()}
+            {id_: (score + shares[id_]) / 2 for id_, score in fused.items()}
         )
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
         assert hits[0].id == ids[1]

@@ -26,6 +26,7 @@ from clara_core import ClaraEngine
 from clara_core.engine.quoting.answerability import WEIGHTS, text_features
 from clara_core.retrieval.ranking import RERANK
 from clara_core.store import MemoryStore
+from clara_core.store.search import DEFAULT_TEXT_WEIGHT
 from tools.pocket_factory.typed import FOLDER, read_typed
 from tools.pocket_factory.world import make_corpus
 
@@ -34,10 +35,10 @@ WORLDS = 4  # corpora of the encyclopedia
 WORLD = 250  # passages of each
 PARTS = 5  # of the typed questions; each is left out once
 FEWEST = 80  # questions of a sort with weights of its own
-EPOCHS = 20
-BATCH = 256
+EPOCHS = 30
+BATCH = 128
 RATE = 0.01
-PENALTY = 3e-4  # of the weights, three times as much of those of a sort
+PENALTY = 1e-4  # of the weights, three times as much of those of a sort
 Asked = tuple[str, tuple[int, ...]]  # a question, and the numbers of its passages
 
 
@@ -54,9 +55,15 @@ def examples(engine: ClaraEngine, texts: Sequence[str], asked: Sequence[Asked]) 
     """The best passages for each question, as a search finds them."""
     store = MemoryStore.open("memory://", engine)
     store.add(texts, ids=[str(number) for number in range(len(texts))])
-    found = store.search([question for question, _ in asked], RERANK, mode="hybrid")
-    for (question, own), hits in zip(asked, found, strict=True):
-        sort, features = text_features(question, [hit.text for hit in hits], [hit.score for hit in hits])
+    questions = [question for question, _ in asked]
+    found = store.search(questions, RERANK, mode="hybrid")
+    by_memory, by_words = (
+        [{hit.id: hit.relevance for hit in hits} for hits in store.search(questions, len(texts), mode=mode)]
+        for mode in ("memory", "text")
+    )
+    for (question, own), hits, near, having in zip(asked, found, by_memory, by_words, strict=True):
+        relevances = [(near[hit.id], having.get(hit.id, 0.0)) for hit in hits]
+        sort, features = text_features(question, [hit.text for hit in hits], relevances)
         yield Example(sort, features.float(), torch.tensor([int(hit.id) in own for hit in hits]))
 
 
@@ -92,6 +99,13 @@ class Batch:
         """The score of each passage, by the weights ``[sorts, features]``."""
         found = (self.features * weights[self.sort][:, None]).sum(-1)
         return found.masked_fill(~self.there, float("-inf"))
+
+    @property
+    def fused(self) -> Tensor:
+        """The score of each passage in the search."""
+        by_memory, by_words = self.features[..., 0], self.features[..., 1]
+        mean = (1 - DEFAULT_TEXT_WEIGHT) * by_memory + DEFAULT_TEXT_WEIGHT * by_words
+        return mean.masked_fill(~self.there, float("-inf"))
 
     def loss(self, weights: Tensor) -> Tensor:
         """Mean negative log-probability of the right passages."""
@@ -135,9 +149,8 @@ def main(
     for part in range(PARTS):
         start, end = (len(typed) * at // PARTS for at in (part, part + 1))
         batch = Batch(typed[start:end], sorts)
-        searched = batch.features[..., 0].masked_fill(~batch.there, float("-inf"))
-        weights = fit([*typed[:start], *typed[end:], *world], sorts)
-        found.append((batch.first(searched), batch.first(batch.scores(weights))))
+        shares = batch.scores(fit([*typed[:start], *typed[end:], *world], sorts)).softmax(1)
+        found.append((batch.first(batch.fused), batch.first((batch.fused + shares) / 2)))
     before, after = (sum(column) / PARTS for column in zip(*found, strict=True))
     print(f"{len(typed)} typed questions left out: first {before:.3f} as found, {after:.3f} ranked again")
     rows = [[round(weight, 4) for weight in row] for row in fit(typed + world, sorts).tolist()]

@@ -1,8 +1,9 @@
 """Which of some documents holds the answer to a question.
 
 A document with the words of a question may hold no answer of the right kind. A few numbers tell more: how good the
-places are at which an answer could begin, by the learned hints, and how many words, pairs of words and names of the
-question the document has. Their weights were fitted by ``tools/pocket_factory/answerability.py``. Runs no model.
+places are at which an answer could begin, by the learned hints, how many words and pairs of words of the question the
+document has, and whether it has the names, not just in longer ones ("Kallor" in "New Kallor"). Their weights were
+fitted by ``tools/pocket_factory/answerability.py``. Runs no model.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from clara_core.engine.quotes import split_sentences
 from clara_core.engine.quoting.learned_hints import LearnedHints
+from clara_core.engine.quoting.names import asked_names, names_of
 from clara_core.engine.quoting.shared_words import meanings
 from clara_core.retrieval.words import words_of
 
@@ -31,27 +33,34 @@ _PIECE: Final = 250  # characters; longer sentences are cut
 _SCANNED: Final = 20_000  # characters of a document that are searched for them
 
 
-def answer_shares(question: str, texts: Sequence[str], scores: Sequence[float]) -> list[float]:
+def answer_shares(question: str, texts: Sequence[str], relevances: Sequence[tuple[float, float]]) -> list[float]:
     """The probability of each text to hold the answer to a question, if one of them does; they add up to 1.
 
     Args:
         question: The question.
         texts: The texts.
-        scores: How well a search by memory and words found each, in [0, 1].
+        relevances: How well a search by memory, and one by words, found each, in [0, 1].
     """
     if not texts:
         return []
-    sort, features = text_features(question, texts, scores)
+    sort, features = text_features(question, texts, relevances)
     known = _weights()
     shares: list[float] = (features @ known.get(sort, known[""])).softmax(0).tolist()
     return shares
 
 
-def text_features(question: str, texts: Sequence[str], scores: Sequence[float]) -> tuple[str, Tensor]:
-    """The sort of a question, and features of its texts, ``[texts, features]``: the score, and those of the hints."""
-    wanted = meanings(question)
-    hints = LearnedHints(question, [_excerpt(wanted, text) for text in texts])
-    rows = [[score, *hints.features_of_text(at)] for at, score in enumerate(scores)]
+def text_features(question: str, texts: Sequence[str], relevances: Sequence[tuple[float, float]]) -> tuple[str, Tensor]:
+    """The sort of a question, and features of its texts, ``[texts, features]``.
+
+    They are both relevances, those of the hints, and the share of the question's names.
+    """
+    wanted, names = meanings(question), asked_names(question)
+    read = [_excerpt(wanted, text) for text in texts]
+    hints = LearnedHints(question, read)
+    rows = [
+        [*own, *hints.features_of_text(at), len(names & names_of(read[at])) / len(names) if names else 1.0]
+        for at, own in enumerate(relevances)
+    ]
     return hints.sort, torch.tensor(rows, dtype=torch.float64)
 
 

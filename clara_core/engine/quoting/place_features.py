@@ -215,8 +215,8 @@ class PlaceFeatures:
 
         Returns:
             list: The share of the question's pairs of neighbours that stand close together, whether an answer of the
-            right kind begins at the place, the share of the words that are no names, how many words the best passage
-            shares, and the share of the names.
+            right kind begins at the place, the share of the words that are no names, and how many words the best
+            passage shares.
         """
         words = self.documents[document]
         meant = self._meant(words)
@@ -230,7 +230,6 @@ class PlaceFeatures:
             float(place is not None and words.fits[place]),
             len(self._plain & frozenset().union(*meant)) / max(1, len(self._plain)),
             self._shared.best_of(document) / MOST,
-            self._named[document] / len(self._names) if self._names else 1.0,
         ]
 
     def of_refusal(self) -> Features:

@@ -25,7 +25,7 @@ OTHER = "Tomas Weber founded the brewery on Mill Lane."
 def test_the_text_with_an_answer_of_the_right_kind_has_the_largest_share(question: str, best: str) -> None:
     texts = [BAKERY, FOUNDER, CLOSED, OTHER]
     for order in (texts, texts[::-1]):
-        shares = answer_shares(question, order, [0.5] * 4)
+        shares = answer_shares(question, order, [(0.5, 0.5)] * 4)
         assert order[shares.index(max(shares))] == best
 
 
@@ -33,22 +33,30 @@ def test_of_a_long_text_the_sentences_are_read_that_tell_of_the_question() -> No
     filler = "The weather was fine and the road was dry. " * 400
     long = f"{filler}{FOUNDER} {filler}"
     asked = "Who founded the bakery on Kettle Street?"
-    found = answer_shares(asked, [OTHER, long], [0.5, 0.5])
-    assert found == pytest.approx(answer_shares(asked, [OTHER, FOUNDER], [0.5, 0.5]), abs=0.1)
+    found = answer_shares(asked, [OTHER, long], [(0.5, 0.5)] * 2)
+    assert found == pytest.approx(answer_shares(asked, [OTHER, FOUNDER], [(0.5, 0.5)] * 2), abs=0.1)
     unbroken = "word " * 5000
-    assert sum(answer_shares(asked, [unbroken, long], [0.9, 0.1])) == pytest.approx(1)
+    assert sum(answer_shares(asked, [unbroken, long], [(0.9, 0.9), (0.1, 0.1)])) == pytest.approx(1)
 
 
 def test_what_the_search_found_counts() -> None:
     asked = "Who founded the bakery on Kettle Street?"
-    shares = [answer_shares(asked, [FOUNDER, FOUNDER], [score, 0.5])[0] for score in (0.4, 0.5, 0.6)]
-    assert shares[0] < shares[1] < shares[2]
+    for found in ([(score, 0.5) for score in (0.4, 0.5, 0.6)], [(0.5, score) for score in (0.4, 0.5, 0.6)]):
+        shares = [answer_shares(asked, [FOUNDER, FOUNDER], [own, (0.5, 0.5)])[0] for own in found]
+        assert shares[0] < shares[1] < shares[2]
+
+
+def test_a_part_of_a_longer_name_is_another_name() -> None:
+    texts = ["Kettle Street Bakery is owned by Ida Moss.", "Kettle is a town. The town is owned by Tomas Weber."]
+    for question, best in (("Who owns Kettle Street Bakery?", 0), ("Who owns Kettle?", 1)):
+        shares = answer_shares(question, texts, [(0.5, 0.5)] * 2)
+        assert shares.index(max(shares)) == best
 
 
 @pytest.mark.parametrize("question", HOSTILE_QUESTIONS)
 @pytest.mark.parametrize("texts", HOSTILE)
 def test_shares_of_hostile_texts_add_up_to_one(question: str, texts: list[str]) -> None:
-    shares = answer_shares(question, texts, [0.5] * len(texts))
+    shares = answer_shares(question, texts, [(0.5, 0.5)] * len(texts))
     assert len(shares) == len(texts)
     assert all(0 <= share <= 1 for share in shares)
     assert sum(shares) == pytest.approx(1)
