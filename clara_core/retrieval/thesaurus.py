@@ -2,8 +2,8 @@
 
 ``thesaurus.txt`` has synonyms, "bins" for "rubbish": a section has groups of one kind of words, a line each, and the
 items of a group have the same form, so that one may replace another in a sentence. ``families.txt`` has words of one
-root, "arrival" for "arrive"; ``related.txt`` has words that tell of what a word asks for, "height" for "tall". Words of
-other languages have no synonyms here.
+root, "arrival" for "arrive". ``related.txt`` has words that tell of what a word asks for, "height" for "tall"; they are
+searched, but are no synonyms. Words of other languages have none here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -56,12 +57,13 @@ def read_thesaurus(path: Path = THESAURUS) -> list[list[Group]]:
 def search_terms(question: str) -> dict[str, float]:
     """The words to search for, by weight.
 
-    Those of a question weigh 1, its small words less unless it has no others, and synonyms less.
+    Those of a question weigh 1, its small words less unless it has no others, and synonyms and related words less.
     """
     words = question_words(question)
     telling = not _SMALL.issuperset(words)
     own = {word: _SMALL_WORD if telling and word in _SMALL else 1.0 for word in words}
-    return own | dict.fromkeys(synonyms(question), _SYNONYM)
+    related = chain.from_iterable(_related().get(word, ()) for word in words)
+    return own | {word: _SYNONYM for word in chain(synonyms(question), related) if word not in own}
 
 
 def synonyms(question: str) -> dict[str, frozenset[str]]:
@@ -74,8 +76,8 @@ def synonyms(question: str) -> dict[str, frozenset[str]]:
         for group in groups[phrase] if meant else ():
             for word in sorted(_single_words(group) - asked):
                 found[word] |= meant
-    for word in asked & _related().keys():
-        for other in _related()[word] - asked:
+    for word in asked & _families().keys():
+        for other in _families()[word] - asked:
             found[other].add(word)
     return {word: frozenset(meant) for word, meant in found.items()}
 
@@ -98,15 +100,18 @@ def _groups() -> dict[str, Sequence[Group]]:
 
 
 @cache
-def _related() -> dict[str, frozenset[str]]:
-    """The other words of each word's family, and those that tell of it, all without their endings."""
-    found: dict[str, frozenset[str]] = defaultdict(frozenset)
+def _families() -> dict[str, frozenset[str]]:
+    """The other words of each word's family, all without their endings."""
+    found: dict[str, frozenset[str]] = {}
     for group in read_thesaurus(_FAMILIES)[0]:
         stems = frozenset(words_of(" ".join(group)))
         for stem in stems:
-            found[stem] |= stems - {stem}
-    for line in _RELATED.read_text(encoding="utf-8").splitlines()[1:]:
-        asked, _, telling = line.partition(":")
-        [stem] = words_of(asked)
-        found[stem] |= frozenset(words_of(telling)) - {stem}
-    return dict(found)
+            found[stem] = found.get(stem, frozenset()) | (stems - {stem})
+    return found
+
+
+@cache
+def _related() -> dict[str, tuple[str, ...]]:
+    """The words that tell of what a word asks for, all without their endings."""
+    lines = (line.partition(":") for line in _RELATED.read_text(encoding="utf-8").splitlines()[1:])
+    return {words_of(asked)[0]: tuple(words_of(telling)) for asked, _, telling in lines}

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from clara_core.retrieval import thesaurus
 from clara_core.retrieval.thesaurus import read_thesaurus, search_terms, synonyms
+from clara_core.retrieval.words import words_of
 
 
 @pytest.mark.parametrize(
@@ -18,8 +20,6 @@ from clara_core.retrieval.thesaurus import read_thesaurus, search_terms, synonym
         ("How long can visitors sleep over?", "stay", "sleep"),
         ("When did the parcel arrive?", "arrival", "arriv"),
         ("Who translated the book?", "translation", "translat"),
-        ("How tall is the tower?", "height", "tall"),
-        ("Who taught Anna?", "pupil", "teach"),
     ],
 )
 def test_synonyms_stand_for_words_of_a_question(question: str, word: str, meant: str) -> None:
@@ -52,9 +52,18 @@ def test_a_word_of_the_question_is_no_synonym() -> None:
     assert not synonyms(question).keys() & {"guest", "visitor", "stay", "sleep"}
 
 
-def test_words_that_tell_of_an_asked_one_are_not_asked_by_it() -> None:
-    assert "leav" in synonyms("When is the holiday?")
-    assert "holiday" not in synonyms("Who may leave?")
+def test_words_that_tell_of_what_is_asked_are_searched_and_are_no_synonyms() -> None:
+    assert search_terms("How tall is the tower?")["height"] == 0.5
+    assert "pupil" in search_terms("Who taught Anna?")
+    assert "pupil" not in synonyms("Who taught Anna?")
+    assert "holiday" not in search_terms("Who may leave?")
+
+
+def test_no_word_is_related_twice() -> None:
+    lines = Path(thesaurus.__file__).with_name("related.txt").read_text(encoding="utf-8").splitlines()[1:]
+    asked = [words_of(line.partition(":")[0]) for line in lines]
+    assert len({*map(tuple, asked)}) == len(lines) > 100
+    assert all(len(words) == 1 for words in asked)
 
 
 def test_every_group_has_two_different_items_in_lower_case() -> None:

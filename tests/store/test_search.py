@@ -269,7 +269,9 @@ def test_the_best_are_ranked_again_by_whether_they_hold_an_answer(tmp_path, engi
         ids = store.add(texts)
         fused = {hit.id: hit.score for hit in store.search(question, k=3)}
         hits = store.search(question, k=3, rerank=10)
-        parts = [{hit.id: hit.relevance for hit in store.search(question, k=3, mode=mode)} for mode in ("memory", "text")]
+        parts = [
+            {hit.id: hit.relevance for hit in store.search(question, k=3, mode=mode)} for mode in ("memory", "text")
+        ]
         relevances = [(parts[0][id_], parts[1].get(id_, 0.0)) for id_ in fused]
         found = answer_shares(question, [store.get([id_])[0].text for id_ in fused], relevances)
         shares = dict(zip(fused, found, strict=True))

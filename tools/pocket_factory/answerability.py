@@ -31,7 +31,7 @@ from tools.pocket_factory.typed import FOLDER, read_typed
 from tools.pocket_factory.world import make_corpus
 
 AMONG = 150  # typed passages of a corpus
-WORLDS = 4  # corpora of the encyclopedia
+WORLDS = 8  # corpora of the encyclopedia
 WORLD = 250  # passages of each
 PARTS = 5  # of the typed questions; each is left out once
 FEWEST = 80  # questions of a sort with weights of its own

@@ -47,8 +47,8 @@ def test_what_the_search_found_counts() -> None:
 
 
 def test_a_part_of_a_longer_name_is_another_name() -> None:
-    texts = ["Kettle Street Bakery is owned by Ida Moss.", "Kettle is a town. The town is owned by Tomas Weber."]
-    for question, best in (("Who owns Kettle Street Bakery?", 0), ("Who owns Kettle?", 1)):
+    texts = ["Ida Moss owns New Kettle.", "Tomas Weber owns Kettle."]
+    for question, best in (("Who owns New Kettle?", 0), ("Who owns Kettle?", 1)):
         shares = answer_shares(question, texts, [(0.5, 0.5)] * 2)
         assert shares.index(max(shares)) == best
 
