@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from clara_core.model.attention import Ragged
 from clara_core.model.checkpoint.config import Role
+from clara_core.model.int8_linear import Int8Linear, multiply
 from clara_core.model.kv_cache import KVCache
 from clara_core.model.lora import RoutedLinear
 from clara_core.model.packed_linear import product
@@ -31,7 +32,7 @@ class FusedLinear:
     """Routed linear layers with the same input as one layer, with the adapter of one role.
 
     Plain weights are concatenated, and the layers become views of them, so only the adapter takes memory twice. Packed
-    or quantized weights stay separate and are multiplied one after the other.
+    or quantized weights stay separate and are multiplied one after the other; 8-bit layers split their input once.
     """
 
     def __init__(self, layers: Sequence[RoutedLinear], role: Role) -> None:
@@ -44,8 +45,12 @@ class FusedLinear:
         self._expand = torch.block_diag(*[layer.lora_B[block] for layer in layers])  # [parts * rank, out]
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
-        if all(type(layer.base) is nn.Linear and layer.base.weight.dtype is first.lora_A.dtype for layer in layers):
-            self._fuse([layer.base for layer in layers])
+        bases = [layer.base for layer in layers]
+        self._int8 = [base for base in bases if isinstance(base, Int8Linear)]
+        if self._int8:
+            self._bias = _joined([base.bias for base in self._int8], [base.out_features for base in self._int8])
+        if all(type(base) is nn.Linear and base.weight.dtype is first.lora_A.dtype for base in bases):
+            self._fuse(bases)
 
     @property
     def nbytes(self) -> int:
@@ -64,12 +69,7 @@ class FusedLinear:
         for base, view in zip(bases, views, strict=True):
             base.weight = nn.Parameter(view, requires_grad=False)
         biases: list[Tensor | None] = [base.bias for base in bases]  # type: ignore[misc]
-        if any(bias is not None for bias in biases):
-            given = [
-                self._weight.new_zeros(size) if bias is None else bias.detach()
-                for size, bias in zip(sizes, [*biases, None], strict=True)
-            ]
-            self._bias = torch.cat(given)
+        self._bias = _joined([*biases, None], sizes)
 
     def __call__(self, x: Tensor, adapted: bool) -> Tensor:
         """``x [rows, in]`` -> ``[rows, out]``, the outputs of the layers side by side; may be a strided view."""
@@ -77,14 +77,26 @@ class FusedLinear:
             both = F.linear(x, self._weight, self._bias)  # [rows, out + parts * rank]
             y = both[:, : self._out]
             return y.addmm_(both[:, self._out :], self._expand, alpha=self._scale) if adapted else y
-        several: list[Tensor] = [layer.base(x) for layer in self._layers]
-        y = several[0] if len(several) == 1 else torch.cat(several, dim=1)
+        if self._int8:
+            y = multiply(x, self._int8)
+            y = y if self._bias is None else y.add_(self._bias)
+        else:
+            several: list[Tensor] = [layer.base(x) for layer in self._layers]
+            y = several[0] if len(several) == 1 else torch.cat(several, dim=1)
         if not adapted:
             return y
         shrunk = product(x, self._shrink, onednn=self._onednn)
         if y.dtype is not self._expand.dtype:
             return torch.addmm(y.to(self._expand.dtype), shrunk, self._expand, alpha=self._scale)
         return y.addmm_(shrunk, self._expand, alpha=self._scale)
+
+
+def _joined(biases: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
+    """Biases side by side, zeros for a missing one; None if all are missing."""
+    some = next((bias for bias in biases if bias is not None), None)
+    if some is None:
+        return None
+    return torch.cat([some.new_zeros(n) if bias is None else bias.detach() for bias, n in zip(biases, sizes, strict=True)])
 
 
 class _Layer:

@@ -11,6 +11,7 @@ Integer sums are exact, so a row gives the same numbers alone and in every batch
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from threading import Lock
 from typing import Final
 
@@ -22,6 +23,9 @@ _STEPS: Final = 127  # largest value of a rounded weight
 _DIGIT: Final = 63
 _ZERO: Final = 64  # zero point of a digit as an unsigned number
 _LEAST: Final = 1e-30  # replaces the largest number of a position that is all zeros
+# As tensors, because converting a number for an operation takes longer than the operation.
+_DIGITS: Final = torch.tensor(float(_DIGIT), device="cpu", dtype=torch.float32)
+_FINER: Final = torch.tensor(2.0 * _DIGIT, device="cpu", dtype=torch.float32)  # steps of a fine digit in a coarse one
 _ENGINE: Final = "fbgemm"
 _engine = Lock()  # guards torch.backends.quantized.engine, a setting of the whole process
 
@@ -53,20 +57,32 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x [..., in]``."""
-        rows = x.reshape(-1, self.in_features).float()
-        largest = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_min_(_LEAST)  # [rows, 1]
-        scaled = rows * (_DIGIT / largest)
-        coarse = scaled.round()
-        fine = scaled.sub_(coarse).mul_(2 * _DIGIT)  # the rest is at most half a step
-        both = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            torch.cat([coarse, fine]), 1.0, _ZERO, self._packed
-        )  # [2 * rows, out]
-        whole, rest = both.chunk(2)
-        # NaN and infinity of the input reach the result through `largest`.
-        y: Tensor = whole.add_(rest, alpha=1 / (2 * _DIGIT)).mul_(largest / _DIGIT)
+        y = multiply(x.reshape(-1, self.in_features), [self])
         if self.bias is not None:
             y += self.bias
-        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def of_digits(self, digits: Tensor) -> Tensor:
+        """Products of digits, ``[rows, in]``, which are whole numbers up to `_DIGIT`."""
+        y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(digits, 1.0, _ZERO, self._packed)
+        return y
+
+
+def multiply(x: Tensor, layers: Sequence[Int8Linear]) -> Tensor:
+    """Apply layers with the same input without their biases: ``x [rows, in] -> [rows, out]``, side by side.
+
+    The input is split once, which takes as long as the product of a small layer.
+    """
+    rows = x.float()
+    # [rows, 1]; NaN and infinity of the input reach the result through it.
+    unit = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_min_(_LEAST).div_(_DIGITS)
+    scaled = rows / unit
+    coarse = scaled.round()
+    fine = scaled.sub_(coarse).mul_(_FINER)  # the rest is at most half a step
+    digits = torch.cat([coarse, fine])
+    several = [layer.of_digits(digits) for layer in layers]
+    both = several[0] if len(several) == 1 else torch.cat(several, dim=1)  # [2 * rows, out]
+    return both[: len(x)].add_(both[len(x) :].div_(_FINER)).mul_(unit).to(x.dtype)
 
 
 def int8_linear(layer: nn.Module) -> nn.Module:
