@@ -115,28 +115,39 @@ class Baseline:
         order: list[int] = scores.argsort(descending=True).tolist()
         return order
 
-    @torch.no_grad()
     def answer(self, question: str, memories: Tensor, max_tokens: int) -> str:
         """Greedy answer from ``memories`` [k, n_mem, hidden]."""
+        [answer] = self.answers([question], memories[None], max_tokens)
+        return answer
+
+    @torch.no_grad()
+    def answers(self, questions: Sequence[str], memories: Tensor, max_tokens: int) -> list[str]:
+        """Greedy answers in one batch from ``memories`` [questions, k, n_mem, hidden], padded on the left."""
         self.model.set_adapter(GENERATOR)
-        slots = self.slots * len(memories)
-        turns = [
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": f"Background:\n{slots}\n\nQuestion:{question}"},
+        slots = self.slots * memories.shape[1]
+        prompts = [
+            self.tokenizer.apply_chat_template(
+                [
+                    {"role": "system", "content": SYSTEM},
+                    {"role": "user", "content": f"Background:\n{slots}\n\nQuestion:{question}"},
+                ],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
+            )
+            for question in questions
         ]
-        prompt = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        encoded = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        encoded = self.tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
         ids = encoded["input_ids"].to(self.device)
-        embeds = self.model.get_input_embeddings()(ids).clone()  # [1, seq, hidden]
-        rows = memories.reshape(-1, memories.shape[-1]).to(embeds)
+        embeds = self.model.get_input_embeddings()(ids).clone()  # [questions, seq, hidden]
         known = set(self.mem_ids)
-        at = 0
-        for position in range(ids.shape[1]):
-            if ids[0, position].item() in known:
-                embeds[0, position] = rows[at]
-                at += 1
+        for row in range(len(ids)):
+            slot = memories[row].reshape(-1, memories.shape[-1]).to(embeds)
+            at = 0
+            for position in range(ids.shape[1]):
+                if ids[row, position].item() in known:
+                    embeds[row, position] = slot[at]
+                    at += 1
         written = self.model.generate(
             inputs_embeds=embeds,
             attention_mask=encoded["attention_mask"].to(self.device),
@@ -144,5 +155,5 @@ class Baseline:
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        text: str = self.tokenizer.decode(written[0], skip_special_tokens=True)
-        return text
+        texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return texts

@@ -22,7 +22,7 @@ import typer
 
 from benchmarks import bounds
 from benchmarks.baseline import Baseline
-from benchmarks.report import Row, hardware, has_bfloat16, seconds, show
+from benchmarks.report import Row, hardware, has_bfloat16, has_int8, seconds, show
 from benchmarks.workload import SHAPES, Workload, prepare, token_counts
 from clara_core import ClaraEngine, Memory
 
@@ -50,6 +50,7 @@ class Bench:
         few = self.passages[: self.measured]
         self.plain = self.baseline.compress(few)  # [measured, n_mem, hidden]
         self.speed = 0.0  # passages per second, measured by `compression`
+        self.plain_answer = 0.0  # seconds of the baseline, measured by `one_answer`
 
     # -- the rows --------------------------------------------------------------------------------
 
@@ -86,6 +87,7 @@ class Bench:
         question, k = self.questions[0], 5
         ours = seconds(lambda: self._answer(question, k), self.repeats)
         plain = seconds(lambda: self.baseline.answer(question, self.plain[:k], self.new_tokens), self.repeats)
+        self.plain_answer = plain
         measure = f"one answer, {k} memories, {self.new_tokens} tokens"
         bound = self._answer_bound([k], ours)
         return Row(measure, ms(ours), ms(plain), plain / ours, 1.5, bound=bound)
@@ -136,6 +138,16 @@ class Bench:
             ),
         ]
 
+    def equal_answers(self) -> Row:
+        """Eight questions with five documents each in one batch, which the published code can do, too."""
+        questions, k = self.questions[: len(RAGGED)], 5
+        pairs = [(question, self.memories[:k]) for question in questions]
+        memories = self.plain[:k].expand(len(questions), -1, -1, -1)
+        together = seconds(lambda: self.engine.answer_batch(pairs, max_tokens=self.new_tokens), self.repeats)
+        plain = seconds(lambda: self.baseline.answers(questions, memories, self.new_tokens), self.repeats)
+        measure = f"eight answers, {k} memories each, against its batch"
+        return Row(measure, ms(together), ms(plain), plain / together, 1.5)
+
     def role_switch(self) -> Row:
         """The same calls, grouped by role and alternating; the difference is the cost of a switch."""
         texts = [question for question in self.questions[:8] for _ in range(2)]
@@ -150,10 +162,12 @@ class Bench:
             at_most=True,
         )
 
-    def bfloat16(self, engine: ClaraEngine) -> list[Row]:
-        """Speed of an engine in bfloat16, and the overlap of its ten best results with those in float32."""
+    def narrow(self, engine: ClaraEngine, kind: str) -> list[Row]:
+        """Speed of an engine with narrower weights, and the overlap of its ten best results with those in float32."""
         here = engine.compress(self.passages)
         fast = len(self.passages) / seconds(lambda: engine.compress(self.passages), self.repeats)
+        question = self.questions[0]
+        one = seconds(lambda: engine.answer(question, here[:5], max_tokens=self.new_tokens), self.repeats)
         k = min(10, len(self.passages))
         top = self.engine.score(self.questions, self.memories).topk(k).indices.tolist()
         other = engine.score(self.questions, here).topk(k).indices.tolist()
@@ -161,12 +175,19 @@ class Bench:
         recall = sum(common) / len(common)
         return [
             Row(
-                "compress in bfloat16",
+                f"compress in {kind}",
                 f"{fast:.1f}/s",
                 f"{self.speed:.1f}/s (float32)",
                 fast / self.speed,
             ),
-            Row(f"recall@{k} of bfloat16 against float32", f"{recall:.3f}", value=recall),
+            Row(
+                f"one answer in {kind}",
+                ms(one),
+                f"{ms(self.plain_answer)} (float32)",
+                self.plain_answer / one,
+                2.5 if kind == "int8" else None,
+            ),
+            Row(f"recall@{k} of {kind} against float32", f"{recall:.3f}", value=recall),
         ]
 
     # -- comparing results -----------------------------------------------------------------------
@@ -294,17 +315,22 @@ def run(
         bench.reranking(),
         bench.one_answer(),
         *bench.eight_answers(),
+        bench.equal_answers(),
         *bench.whole_question(),
         bench.role_switch(),
     ]
     if dtype == torch.float32 and has_bfloat16(device):
-        rows += bench.bfloat16(open_engine(work, device, "bfloat16"))
+        rows += bench.narrow(open_engine(work, device, "bfloat16"), "bfloat16")
+    if dtype == torch.float32 and has_int8(device):
+        rows += bench.narrow(open_engine(work, device, "float32", "int8"), "int8")
     return rows, parity
 
 
-def open_engine(work: Workload, device: str, dtype: str) -> ClaraEngine:
+def open_engine(work: Workload, device: str, dtype: str, quantization: str | None = None) -> ClaraEngine:
     """An engine over the workload's checkpoint, loaded."""
-    engine = ClaraEngine.from_pretrained(str(work.checkpoint), base_model=str(work.base), device=device, dtype=dtype)
+    engine = ClaraEngine.from_pretrained(
+        str(work.checkpoint), base_model=str(work.base), device=device, dtype=dtype, quantization=quantization
+    )
     engine.load()
     return engine
 

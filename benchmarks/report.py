@@ -14,6 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from clara_core.model.int8_linear import check_int8
+
 
 @dataclass(frozen=True)
 class Row:
@@ -77,6 +79,17 @@ def cpu_flags() -> set[str]:
 def has_bfloat16(device: str) -> bool:
     """Whether ``device`` multiplies bfloat16 matrices in hardware."""
     return device != "cpu" or bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def has_int8(device: str) -> bool:
+    """Whether the engine can multiply 8-bit weights on a CPU."""
+    if device != "cpu":
+        return False
+    try:
+        check_int8()
+    except ValueError:
+        return False
+    return True
 
 
 def hardware(device: str) -> str:

@@ -172,9 +172,10 @@ class Products:
     Args:
         pages: Pages of each row, without those after its length.
         lengths: Length of each row.
+        kv_heads: Key and value heads.
     """
 
-    def __init__(self, pages: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+    def __init__(self, pages: Sequence[Sequence[int]], lengths: Sequence[int], kv_heads: int) -> None:
         self._rows = len(pages)
         self._most = max(map(len, pages))
         owners = {page: (row, nth) for row, own in enumerate(pages) for nth, page in enumerate(own)}
@@ -192,22 +193,27 @@ class Products:
         self._nth = torch.tensor([nth for _, nth in filled])
         hidden = torch.arange(self._used)[None, :] >= torch.tensor(used)[:, None]  # [pages, used]
         mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
-        self._mask = mask[:, None, None, :]  # [pages, 1, 1, used]
+        self._mask = mask.repeat_interleave(kv_heads, dim=0)[:, None]  # [pages * kv_heads, 1, used]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """See `Ragged`; keys and values are ``[pages, kv_heads, PAGE, dim]``."""
         rows, heads, _, dim = query.shape
-        groups = query.reshape(rows, key.shape[1], -1, dim) * scale  # [rows, kv_heads, group, dim]
-        keys, values = key[self._chosen][:, :, : self._used], value[self._chosen][:, :, : self._used]
+        kv_heads = key.shape[1]
+        groups = query.reshape(rows, kv_heads, -1, dim)
+        keys, values = (
+            states[self._chosen][:, :, : self._used].flatten(0, 1)  # [pages * kv_heads, used, dim]
+            for states in (key, value)
+        )
         if self._owner is None:  # one page a row, in the order of the rows
-            scores = groups @ keys.transpose(2, 3) + self._mask  # [rows, kv_heads, group, used]
+            scores = torch.baddbmm(self._mask, groups.flatten(0, 1), keys.transpose(1, 2), alpha=scale)
             return (scores.softmax(-1) @ values).view(rows, 1, heads, dim)
         # An extra row for the pages of others.
         padded = torch.cat([groups, torch.zeros_like(groups[:1])])
-        scores = padded[self._owner] @ keys.transpose(2, 3) + self._mask  # [pages, kv_heads, group, used]
-        read = scores.softmax(-1) @ values  # [pages, kv_heads, group, dim]
+        owned = padded[self._owner].flatten(0, 1)  # [pages * kv_heads, group, dim]
+        scores = torch.baddbmm(self._mask, owned, keys.transpose(1, 2), alpha=scale)  # [pages * kv_heads, group, used]
+        read = (scores.softmax(-1) @ values).unflatten(0, (-1, kv_heads))  # [pages, kv_heads, group, dim]
         if self._most > 1:
-            mass = scores.logsumexp(-1)  # [pages, kv_heads, group]
+            mass = scores.logsumexp(-1).unflatten(0, (-1, kv_heads))  # [pages, kv_heads, group]
             shares = mass.new_full((rows + 1, self._most, *mass.shape[1:]), -torch.inf)
             shares[self._owner, self._nth] = mass
             read *= shares.softmax(1)[self._owner, self._nth][..., None]

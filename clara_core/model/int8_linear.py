@@ -73,16 +73,17 @@ def multiply(x: Tensor, layers: Sequence[Int8Linear]) -> Tensor:
 
     The input is split once, which takes as long as the product of a small layer.
     """
-    rows = x.float()
+    rows, n = x.float(), len(x)
     # [rows, 1]; NaN and infinity of the input reach the result through it.
-    unit = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_min_(_LEAST).div_(_DIGITS)
-    scaled = rows / unit
-    coarse = scaled.round()
-    fine = scaled.sub_(coarse).mul_(_FINER)  # the rest is at most half a step
-    digits = torch.cat([coarse, fine])
+    unit = rows.abs().amax(-1, keepdim=True).clamp_min_(_LEAST).div_(_DIGITS)
+    digits = rows.new_empty(2 * n, rows.shape[1])
+    coarse, fine = digits[:n], digits[n:]
+    torch.div(rows, unit, out=fine)
+    torch.round(fine, out=coarse)
+    fine.sub_(coarse).mul_(_FINER)  # the rest is at most half a step
     several = [layer.of_digits(digits) for layer in layers]
     both = several[0] if len(several) == 1 else torch.cat(several, dim=1)  # [2 * rows, out]
-    return both[: len(x)].add_(both[len(x) :].div_(_FINER)).mul_(unit).to(x.dtype)
+    return both[:n].add_(both[n:], alpha=1 / (2 * _DIGIT)).mul_(unit).to(x.dtype)
 
 
 def int8_linear(layer: nn.Module) -> nn.Module:

@@ -156,7 +156,7 @@ def test_the_three_readings_are_plain_attention(kv_heads: int, pages: list[list[
         rows.append(plain_attention(query[row].transpose(0, 1), key, value, 0.3))
     expected = torch.stack(rows)  # [rows, 1, heads, dim]
 
-    products = Products(pages, lengths).attend(query, keys, values, 0.3, None)
+    products = Products(pages, lengths, kv_heads).attend(query, keys, values, 0.3, None)
     torch.testing.assert_close(products, expected, atol=1e-5, rtol=0)
 
     most = max(map(len, pages))
