@@ -11,12 +11,14 @@ import threading
 import weakref
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clara_core.common.errors import EngineClosed, FingerprintMismatch, RoleError
+from clara_core.common.threads import in_own_thread
 from clara_core.data.memory import Memory, MemoryCache
 from clara_core.engine.answer_options import Wanted
 from clara_core.engine.calibration import CALIBRATION_FILE, Calibration
@@ -171,8 +173,9 @@ class EngineInstance(Engine):
             if self._lost is not None:
                 raise EngineClosed(self._lost)
             if self._loaded is None:
+                load = partial(load_model, self.arguments, self.plan, show_progress=show_progress)
                 try:
-                    self._loaded = load_model(self.arguments, self.plan, show_progress=show_progress)
+                    self._loaded = in_own_thread(load) if self.device.type == "cpu" else load()
                 except BaseException:
                     self._plan = None  # the next try reads files again that were repaired
                     raise

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+from clara_core.common.threads import one_thread
+
 T = TypeVar("T")
 Steps: TypeAlias = Generator[list[Any], list[Any], T]
 
@@ -81,7 +83,8 @@ async def adrive(
 
 def _advance(steps: Steps[T], results: list[Any] | None) -> list[Any]:
     """The next requests of some steps, from the results of their last ones; None if they begin."""
-    return next(steps) if results is None else steps.send(results)
+    with one_thread():
+        return next(steps) if results is None else steps.send(results)
 
 
 async def off_loop(start: Callable[[], Sequence[R]]) -> Sequence[R]:

@@ -96,7 +96,8 @@ def _joined(biases: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | N
     some = next((bias for bias in biases if bias is not None), None)
     if some is None:
         return None
-    return torch.cat([some.new_zeros(n) if bias is None else bias.detach() for bias, n in zip(biases, sizes, strict=True)])
+    pairs = zip(biases, sizes, strict=True)
+    return torch.cat([some.new_zeros(size) if bias is None else bias.detach() for bias, size in pairs])
 
 
 class _Layer:

@@ -158,8 +158,8 @@ class KVCache(Cache):
         self._write = lambda target, states: write(target[None], states[:, None, :, 0])
         ragged: Ragged
         if kernel is None and memory.heads_first and memory.shape.dtype is torch.float32 and not gather:
-            pages = [row.pages[: -(-n // PAGE)] for row, n in zip(self.rows, lengths, strict=True)]
-            ragged = Products(pages, lengths, memory.shape.kv_heads)
+            own = [row.pages[: -(-n // PAGE)] for row, n in zip(self.rows, lengths, strict=True)]
+            ragged = Products(own, lengths, memory.shape.kv_heads)
         else:
             ragged = self._reading(table[:, 6:], used, kernel, gather)
         return ids, positions, ragged

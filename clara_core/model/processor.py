@@ -18,9 +18,10 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from clara_core.common.threads import one_thread
 from clara_core.model.packed_linear import PackedLinear, packs
 
-VERSION: Final = 2  # version of the kernels and their measurement; raise it to invalidate cached choices
+VERSION: Final = 3  # version of the kernels and their measurement; raise it to invalidate cached choices
 BUDGET: Final = 0.3  # seconds of CPU time of the measuring thread
 SMALL: Final = 8_000_000  # models of no more parameters are not measured: products take microseconds by any kernel
 _SAMPLE: Final = 4_000_000  # weights of one shape to multiply; in three layouts they exceed most CPU caches
@@ -155,17 +156,10 @@ class StepThreads:
 
     def __init__(self, single: int) -> None:
         self._single = single
-        if single:
-            from threadpoolctl import ThreadpoolController
-
-            self._controller = ThreadpoolController().select(user_api="openmp")
 
     def step(self, rows: int) -> AbstractContextManager[object]:
         """Context of a step over so many rows: one thread if that is faster, otherwise no limit."""
-        if rows > self._single:
-            return nullcontext()
-        limit: AbstractContextManager[object] = self._controller.limit(limits=1)
-        return limit
+        return nullcontext() if rows > self._single else one_thread()
 
 
 def _shares(

@@ -10,8 +10,8 @@ Dimensions: Q questions, D = n_mem * hidden numbers of a window, W windows of a 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, cast
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clara_core.common.errors import FingerprintMismatch, StoreError
+from clara_core.common.threads import one_thread
 from clara_core.data.memory import Memory
 from clara_core.store.codec import MemoryType
 from clara_core.store.records import Broken, Record, StoreStats
@@ -224,7 +225,7 @@ def retry_read(backend: Backend, work: Callable[[], T], tries: int = _TRIES) -> 
     """Call a function that reads the latest version; repeat it if a file that it reads is deleted meanwhile."""
     for left in reversed(range(tries)):
         try:
-            with explained(backend):
+            with explained(backend), one_thread():
                 return work()
         except Exception as exc:
             if not left or "not found" not in str(exc.__cause__).lower():
@@ -238,7 +239,7 @@ def writes(method: Method, tries: int = 1) -> Method:
     @functools.wraps(method)
     def explaining(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = retry_read(self._backend, lambda: method(self, *args, **kwargs), tries)
-        return _each(self._backend, result) if isinstance(result, Iterator) else result
+        return _each(self._backend, result) if isinstance(result, Generator) else result
 
     return cast("Method", explaining)
 
@@ -248,6 +249,8 @@ def reads(method: Method) -> Method:
     return writes(method, _TRIES)
 
 
-def _each(backend: Backend, values: Iterator[Any]) -> Iterator[Any]:
-    with explained(backend):
-        yield from values
+def _each(backend: Backend, values: Generator[Any, None, None]) -> Iterator[Any]:
+    advance, end = one_thread()(next), object()
+    with explained(backend), closing(values):
+        while (value := advance(values, end)) is not end:
+            yield value

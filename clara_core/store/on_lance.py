@@ -146,8 +146,8 @@ class LanceSnapshot:
         if KEY_INDEX in indexed_rows(self.dataset):
             candidates = [self._by_index(question, wanted, allowed) for question in queries]
         else:
-            keys, threads = self.keys.at(self.dataset, self.layout), torch.get_num_threads()
-            near = keys.best(len(queries), wanted, allowed, lambda block: Key.scores(queries, block), threads)
+            keys = self.keys.at(self.dataset, self.layout)
+            near = keys.best(len(queries), wanted, allowed, lambda block: Key.scores(queries, block))
             candidates = [np.unique(own["row"]) for own in near]
         return self._ranked(units, k, np.unique(np.concatenate(candidates)), candidates)
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from clara_core.common.threads import one_thread, usual_threads
 from clara_core.retrieval.bm25 import members
 from clara_core.store.backend import Candidate, Rows
 
@@ -88,9 +89,8 @@ class Windows:
         return np.stack([self.blocks[place // step][place % step] for place in places])
 
     def best(
-        self, questions: int, k: int, allowed: Rows | None, score: Callable[[NDArray[Any]], NDArray[np.float32]],
-        threads: int = 1,
-    ) -> list[NDArray[Any]]:  # fmt: skip
+        self, questions: int, k: int, allowed: Rows | None, score: Callable[[NDArray[Any]], NDArray[np.float32]]
+    ) -> list[NDArray[Any]]:
         """The windows that may belong to the k best documents of each question, among the allowed rows (None: all).
 
         `score` computes scores ``[questions, n]`` of windows ``[n, L]``.
@@ -98,6 +98,7 @@ class Windows:
         there = self.alive if allowed is None else self.alive & members(self.rows, allowed)
         step = len(self.blocks[0]) if self.blocks else 1
 
+        @one_thread()
         def part(number: int) -> list[NDArray[Any]]:
             block, start = self.blocks[number], number * step
             own = np.flatnonzero(there[start : start + len(block)])
@@ -111,7 +112,7 @@ class Windows:
                 scores = (scores * self.scales[own]).clip(-1.0, 1.0)
             return scored_windows(scores, self.rows[own], self.rows[own], self.windows[own], k)
 
-        numbers = range(len(self.blocks))
+        numbers, threads = range(len(self.blocks)), usual_threads()
         if threads > 1 and len(numbers) > 1:
             with ThreadPoolExecutor(threads) as pool:
                 parts = list(pool.map(part, numbers))

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from clara_core.common.errors import FingerprintMismatch
+from clara_core.common.threads import one_thread
 from clara_core.data.memory import Memory, content_key
 from clara_core.engine.protocol import Engine
 from clara_core.store.backend import Backend, Entry, Space, explained, retry_read
@@ -226,7 +227,7 @@ class Writer:
 
     def _put(self, ids: list[str], prepared: Future[list[Entry]]) -> list[str]:
         if entries := prepared.result():
-            with explained(self.backend):
+            with explained(self.backend), one_thread():
                 self.backend.put(entries)
             if blank := [entry.id for entry in entries if is_blank(entry.text)]:
                 _log.warning(
