@@ -69,8 +69,13 @@ def in_own_thread(function: Callable[[], T]) -> T:
 
 
 def _openmp() -> tuple[LibController, ...]:
-    """The libraries of OpenMP in this process; torch brings one."""
-    return _found() if "torch" in sys.modules else ()
+    """The libraries of OpenMP in this process, if torch is in use."""
+    if "torch" not in sys.modules:
+        return ()
+    import torch
+
+    torch.get_num_threads()  # the first operation of a thread sets its number, which would end a limit
+    return _found()
 
 
 @cache

@@ -63,6 +63,21 @@ def test_the_limit_is_of_one_thread_and_ends() -> None:
     assert seen == [before]
 
 
+def test_the_limit_holds_in_a_thread_whose_first_operation_is_in_it() -> None:
+    """The first operation of a thread takes over what `torch.set_num_threads` has set."""
+
+    def limited() -> int:
+        with one_thread():
+            return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert in_own_thread(limited) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_function_in_its_own_thread_returns_and_raises() -> None:
     here = threading.get_ident()
     assert in_own_thread(threading.get_ident) != here
