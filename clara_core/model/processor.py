@@ -9,9 +9,10 @@ use the same ones everywhere.
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,7 @@ _ROWS: Final = (1, 8, 64)  # positions: a step of one answer, a step of several 
 _ANSWERS: Final = (1, 4, 16)  # answers in a step
 _BETTER: Final = 0.9  # a kernel must take less than this share of the other's time
 _REPEATS: Final = 2
+_PARALLEL: Final = 1 << 20  # numbers of an operation for which torch uses all threads
 
 # CPU time of this thread, which other work of the machine does not disturb, if its resolution is fine enough.
 _clock = time.thread_time if time.get_clock_info("thread_time").resolution <= 1e-6 else time.perf_counter
@@ -109,6 +111,9 @@ def measure_products(layers: Iterable[nn.Module], adapter: Shape) -> Kernels:
 def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
     """Most answers of a decode step that is faster on one thread than on all; 0 if none is.
 
+    It is measured beside another thread with helpers (`common.threads`), because the caller may compute with torch,
+    too. Without one, all threads would often be a little faster; with one, much slower.
+
     Args:
         layers: Linear layers of the model, frozen.
         dtype: Type of the hidden states.
@@ -124,31 +129,53 @@ def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
             break
     end = time.perf_counter() + 0.3 * BUDGET
     threads, single = StepThreads(_ANSWERS[-1]), 0
-    for rows in _ANSWERS:
-        inputs = [torch.ones(rows, 1, int(layer.in_features), dtype=dtype) for layer in sample]  # type: ignore[arg-type]
+    with _other_helpers():
+        for rows in _ANSWERS:
+            inputs = [torch.ones(rows, 1, int(layer.in_features), dtype=dtype) for layer in sample]  # type: ignore[arg-type]
 
-        def step(inputs: list[Tensor] = inputs) -> None:
-            for layer, x in zip(sample, inputs, strict=True):
-                layer(x)
+            def step(inputs: list[Tensor] = inputs) -> None:
+                for layer, x in zip(sample, inputs, strict=True):
+                    layer(x)
 
-        with threads.step(rows):
-            alone = _best(step, end)
-        if alone >= _best(step, end):
-            break
-        single = rows
-        if time.perf_counter() > end:
-            break
+            with threads.step(rows):
+                alone = _best(step, end)
+            if alone >= _best(step, end):
+                break
+            single = rows
+            if time.perf_counter() > end:
+                break
     return single
+
+
+@contextmanager
+def _other_helpers() -> Iterator[None]:
+    """Another thread that has helpers meanwhile."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        torch.ones(_PARALLEL).sum()
+        begun.set()
+        ended.wait()
+
+    begun = threading.Event()
+    thread = threading.Thread(target=wait)
+    thread.start()
+    begun.wait()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class StepThreads:
     """Limits the threads of decode steps, for the calling thread and for one step at a time.
 
     A decode step of a small model is hundreds of products of some microseconds each, and waking a second thread for one
-    costs as much again. It costs more if the caller's own thread has run parallel work too, because OpenMP then holds
-    more threads than there are cores. Measured on two Zen 5 cores with 60 M parameters in float32: an answer of 32
-    tokens takes 391 ms with one thread and 604 ms with two. A large model is bound by memory bandwidth and uses all
-    threads.
+    costs as much again. Measured on two Zen 4 cores with 61 M parameters: an answer of 32 tokens takes 405 ms with one
+    thread and 634 ms with two in 8 bits, 674 and 663 ms in float32, if the caller computes with torch, too. If it does
+    not, helpers need not be woken up: 330 and 321 ms, 679 and 568 ms. A large model is bound by memory bandwidth and
+    uses all threads.
 
     Args:
         single: Most answers of a step that runs on one thread (`Kernels.single`).
