@@ -4,8 +4,8 @@
     python -m benchmarks.engine --quick         # a tiny model, to test the benchmark itself
     python -m benchmarks.engine --shape 7b      # 7B-shaped in bfloat16, for a large GPU
 
-Times are the shortest of a few runs. The program compares the results of both sides while it measures; if they differ,
-it reports the difference and ends with an error.
+Times are the shortest of a few runs. Each side has its own process, and they run in turns. The program compares the
+results of both sides while it measures; if they differ, it reports the difference and ends with an error.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import transformers
 import typer
 
 from benchmarks import bounds
+from benchmarks.apart import Apart
 from benchmarks.baseline import Baseline
 from benchmarks.report import Row, hardware, has_bfloat16, has_int8, seconds, show
 from benchmarks.workload import SHAPES, Workload, prepare, token_counts
 from clara_core import ClaraEngine, Memory
+from clara_core.common.threads import in_own_thread, one_thread
 
 MEMORY_TOLERANCE = 1e-4  # float32
 CANDIDATES = 20
@@ -37,7 +39,7 @@ class Bench:
 
     work: Workload
     engine: ClaraEngine
-    baseline: Baseline
+    baseline: Apart
     passages: list[str]
     questions: list[str]
     measured: int  # passages that the baseline also compresses
@@ -51,6 +53,7 @@ class Bench:
         self.plain = self.baseline.compress(few)  # [measured, n_mem, hidden]
         self.speed = 0.0  # passages per second, measured by `compression`
         self.plain_answer = 0.0  # seconds of the baseline, measured by `one_answer`
+        self.best = self._best(self.engine, self.memories)
 
     # -- the rows --------------------------------------------------------------------------------
 
@@ -168,10 +171,8 @@ class Bench:
         fast = len(self.passages) / seconds(lambda: engine.compress(self.passages), self.repeats)
         question = self.questions[0]
         one = seconds(lambda: engine.answer(question, here[:5], max_tokens=self.new_tokens), self.repeats)
-        k = min(10, len(self.passages))
-        top = self.engine.score(self.questions, self.memories).topk(k).indices.tolist()
-        other = engine.score(self.questions, here).topk(k).indices.tolist()
-        common = [len(set(a) & set(b)) / k for a, b in zip(top, other, strict=True)]
+        k = len(self.best[0])
+        common = [len(set(a) & set(b)) / k for a, b in zip(self.best, self._best(engine, here), strict=True)]
         recall = sum(common) / len(common)
         return [
             Row(
@@ -192,6 +193,7 @@ class Bench:
 
     # -- comparing results -----------------------------------------------------------------------
 
+    @one_thread()
     def parity(self) -> dict[str, Any]:
         """Largest difference of a memory, and whether rankings and greedy answers are equal."""
         ready = torch.stack([memory.tokens[0] for memory in self.memories[: self.measured]])
@@ -209,6 +211,11 @@ class Bench:
             "answers": len(expected),
             "answer_tokens": [answer.completion_tokens for answer in together],
         }
+
+    def _best(self, engine: ClaraEngine, memories: list[Memory]) -> list[list[int]]:
+        """The ten best passages for each question."""
+        best: list[list[int]] = engine.score(self.questions, memories).topk(min(10, len(memories))).indices.tolist()
+        return best
 
     def _answer(self, question: str, k: int) -> str:
         return self.engine.answer(question, self.memories[:k], max_tokens=self.new_tokens).text
@@ -233,7 +240,7 @@ def ms(duration: float) -> str:
     return f"{duration * 1e3:.3g} ms" if duration < 1 else f"{duration * 1e3:.0f} ms"
 
 
-def switch_seconds(side: ClaraEngine | Baseline, texts: list[str], repeats: int) -> tuple[float, float]:
+def switch_seconds(side: ClaraEngine | Apart, texts: list[str], repeats: int) -> tuple[float, float]:
     """Seconds of one switch between compressor and reasoner, and of a mean call."""
 
     def sorted_by_role() -> None:
@@ -269,7 +276,7 @@ def main(
     dtype = torch.bfloat16 if shape == "7b" else torch.float32
     count = 32 if quick else 128 if device == "cpu" else 1024
     with tempfile.TemporaryDirectory() as folder:
-        work = prepare(SHAPES[shape], Path(folder), device, dtype)
+        work = in_own_thread(lambda: prepare(SHAPES[shape], Path(folder), device, dtype))
         rows, parity = run(work, device, dtype, count, quick=quick)
     exact = dtype == torch.float32
     good = not exact or (
@@ -301,7 +308,7 @@ def run(
     bench = Bench(
         work,
         engine,
-        Baseline(work.checkpoint, work.base, device, dtype),
+        Apart(Baseline, work.checkpoint, work.base, device, dtype),
         passages=work.language.passages(count),
         questions=work.language.questions(32),
         measured=24 if quick else 32,
@@ -319,9 +326,14 @@ def run(
         *bench.whole_question(),
         bench.role_switch(),
     ]
-    if dtype == torch.float32 and has_bfloat16(device):
-        rows += bench.narrow(open_engine(work, device, "bfloat16"), "bfloat16")
-    if dtype == torch.float32 and has_int8(device):
+    if dtype != torch.float32:
+        return rows, parity
+    engine.unload()  # the threads of an engine slow down another one
+    if has_bfloat16(device):
+        narrow = open_engine(work, device, "bfloat16")
+        rows += bench.narrow(narrow, "bfloat16")
+        narrow.unload()
+    if has_int8(device):
         rows += bench.narrow(open_engine(work, device, "float32", "int8"), "int8")
     return rows, parity
 
