@@ -64,7 +64,8 @@ class Int8Linear(nn.Module):
 
     def of_digits(self, digits: Tensor) -> Tensor:
         """Products of digits, ``[rows, in]``, which are whole numbers up to `_DIGIT`."""
-        y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(digits, 1.0, _ZERO, self._packed)
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        y: Tensor = product(digits, 1.0, _ZERO, self._packed)
         return y
 
 
