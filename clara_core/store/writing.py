@@ -8,6 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final, TypeVar
@@ -227,7 +228,7 @@ class Writer:
 
     def _put(self, ids: list[str], prepared: Future[list[Entry]]) -> list[str]:
         if entries := prepared.result():
-            with explained(self.backend), one_thread():
+            with explained(self.backend), nullcontext() if self.engine is None else one_thread():
                 self.backend.put(entries)
             if blank := [entry.id for entry in entries if is_blank(entry.text)]:
                 _log.warning(
