@@ -15,6 +15,7 @@ from clara_core.engine.quoting.verbatim import REFUSAL
 from clara_core.evaluation import exact_match, score_rankings
 from clara_core.model.checkpoint.config import Role
 from clara_core.model.checkpoint.hub import BUNDLED
+from clara_core.store import MemoryStore
 
 LARGEST = 22_000_000  # bytes of all files
 # Lower bounds for the open half; benchmarks/evaluate_typed.py measures both halves completely.
@@ -103,6 +104,17 @@ def test_it_reads_what_others_typed(engine: ClaraEngine):
     assert sum(right) / len(right) >= OTHERS_ALONE
     assert said.count(REFUSAL) / len(said) <= OTHERS_REFUSED
     assert refusals(engine, typed) >= NEAR_REFUSED
+
+
+def test_a_place_is_not_one_with_a_longer_name(engine: ClaraEngine):
+    """Not even if the text about the other place has the words of the question."""
+    store = MemoryStore.open("memory://", engine)
+    hill = "The mayor of Garrow Hill is Petra Lindqvist. She was elected in 2019."
+    town = "Garrow elected Anders Voss as mayor last spring. He is a retired teacher."
+    store.add([hill, town, "The Garrow hostel costs 28 euros a night. Breakfast is extra."])
+    for question, best in (("Who is the mayor of Garrow?", town), ("Who is the mayor of Garrow Hill?", hill)):
+        [hit] = store.search(question, 1, rerank=10)
+        assert hit.text == best
 
 
 def test_it_cites_what_it_read_and_is_surer_where_it_is_right(engine: ClaraEngine):
