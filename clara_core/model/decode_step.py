@@ -46,9 +46,10 @@ class FusedLinear:
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
         bases = [layer.base for layer in layers]
-        self._int8 = [base for base in bases if isinstance(base, Int8Linear)]
+        int8 = [base for base in bases if isinstance(base, Int8Linear)]
+        self._int8 = int8 if len(int8) == len(bases) else []
         if self._int8:
-            self._bias = _joined([base.bias for base in self._int8], [base.out_features for base in self._int8])
+            self._bias = _joined([base.bias for base in int8], [base.out_features for base in int8])
         if all(type(base) is nn.Linear and base.weight.dtype is first.lora_A.dtype for base in bases):
             self._fuse(bases)
 

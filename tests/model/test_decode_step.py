@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from clara_core.model.checkpoint.config import Role
-from clara_core.model.decode_step import fits
+from clara_core.model.decode_step import FusedLinear, fits
 from clara_core.model.decoder import ClaraModel
+from clara_core.model.int8_linear import Int8Linear
 from clara_core.model.kernels import PAGE
 from clara_core.model.kv_cache import KVCache
+from clara_core.model.lora import RoutedLinear, routed
+from clara_core.model.packed_linear import packed
 from clara_core.model.processor import Kernels
 from tests.engines import open_engine
 from tests.reference import PlainKernel
@@ -105,3 +109,23 @@ def test_a_prompt_in_pieces_is_the_whole_one(kernel: PlainKernel | None, attenti
     for row, logged in ((whole, expected), (pieces, found)):
         logged.append(model.step([9], KVCache(memory, [row])))
     torch.testing.assert_close(torch.cat(found), torch.cat(expected), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("biases", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("eight", [(True, True), (True, False)])
+def test_layers_of_8_bits_are_what_each_computes_by_itself(biases: tuple[bool, bool], eight: tuple[bool, bool]) -> None:
+    """To the last bit, also beside a layer of another kind."""
+    generator = torch.Generator().manual_seed(5)
+    layers = []
+    for out, bias, int8 in zip((48, 32), biases, eight, strict=True):
+        plain = nn.Linear(96, out, bias=bias).requires_grad_(False)
+        layers.append(RoutedLinear(Int8Linear(plain) if int8 else packed(plain), 4, 2.0, torch.float32))
+        for weight in layers[-1].parameters():
+            weight.data.normal_(generator=generator)
+    x = torch.randn(3, 96, generator=generator)
+    with torch.no_grad():
+        fused = FusedLinear(layers, Role.GENERATOR)
+        assert torch.equal(fused(x, adapted=False), torch.cat([layer.base(x) for layer in layers], dim=1))
+        with routed(Role.GENERATOR, 4):
+            expected = torch.cat([layer(x[:, None])[:, 0] for layer in layers], dim=1)
+        torch.testing.assert_close(fused(x, adapted=True), expected, atol=1e-4, rtol=0)
