@@ -136,9 +136,12 @@ def fit(some: Sequence[Example], sorts: Sequence[str]) -> Tensor:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    weights = ((plain + of_sort) / scale).detach()
-    weights[:, -1].clamp_(min=NAMES)
-    return weights
+    return ((plain + of_sort) / scale).detach()
+
+
+def with_names(weights: Tensor) -> Tensor:
+    """The weights, ``[sorts, features]``, with at least `NAMES` for the last feature, the share of names."""
+    return torch.cat([weights[:, :-1], weights[:, -1:].clamp(min=NAMES)], dim=1)
 
 
 def main(
@@ -154,11 +157,11 @@ def main(
     for part in range(PARTS):
         start, end = (len(typed) * at // PARTS for at in (part, part + 1))
         batch = Batch(typed[start:end], sorts)
-        shares = batch.scores(fit([*typed[:start], *typed[end:], *world], sorts)).softmax(1)
+        shares = batch.scores(with_names(fit([*typed[:start], *typed[end:], *world], sorts))).softmax(1)
         found.append((batch.first(batch.fused), batch.first((batch.fused + shares) / 2)))
     before, after = (sum(column) / PARTS for column in zip(*found, strict=True))
     print(f"{len(typed)} typed questions left out: first {before:.3f} as found, {after:.3f} ranked again")
-    rows = [[round(weight, 4) for weight in row] for row in fit(typed + world, sorts).tolist()]
+    rows = [[round(weight, 4) for weight in row] for row in with_names(fit(typed + world, sorts)).tolist()]
     lines = ",\n".join(f"{json.dumps(sort)}: {json.dumps(row)}" for sort, row in zip(sorts, rows, strict=True))
     out.write_text(f"{{\n{lines}\n}}\n", "utf-8")
 
