@@ -26,7 +26,7 @@ from benchmarks.baseline import Baseline
 from benchmarks.report import Row, hardware, has_bfloat16, has_int8, seconds, show
 from benchmarks.workload import SHAPES, Workload, prepare, token_counts
 from clara_core import ClaraEngine, Memory
-from clara_core.common.threads import in_own_thread, one_thread
+from clara_core.common.threads import one_thread
 
 MEMORY_TOLERANCE = 1e-4  # float32
 CANDIDATES = 20
@@ -276,7 +276,7 @@ def main(
     dtype = torch.bfloat16 if shape == "7b" else torch.float32
     count = 32 if quick else 128 if device == "cpu" else 1024
     with tempfile.TemporaryDirectory() as folder:
-        work = in_own_thread(lambda: prepare(SHAPES[shape], Path(folder), device, dtype))
+        work = prepare(SHAPES[shape], Path(folder), device, dtype)
         rows, parity = run(work, device, dtype, count, quick=quick)
     exact = dtype == torch.float32
     good = not exact or (

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.baseline import SYSTEM
+from clara_core.common.threads import in_own_thread
 
 CHAT = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
@@ -166,7 +167,11 @@ class Workload:
 
 
 def prepare(shape: Shape, folder: Path, device: str, dtype: torch.dtype) -> Workload:
-    """Write a random base and checkpoint of ``shape`` below ``folder``."""
+    """Write a random base and checkpoint of ``shape`` below ``folder``; its caller's thread gets no helpers."""
+    return in_own_thread(lambda: _written(shape, folder, device, dtype))
+
+
+def _written(shape: Shape, folder: Path, device: str, dtype: torch.dtype) -> Workload:
     torch.manual_seed(0)
     language = make_language(shape.vocabulary)
     config = MistralConfig(

@@ -35,7 +35,7 @@ def one_thread() -> Iterator[None]:
     """Run the torch operations of the calling thread without helpers; other threads keep theirs."""
     libraries = _openmp()
     before, outer = [library.num_threads for library in libraries], _limit.usual
-    _limit.usual = usual_threads()
+    _limit.usual = outer or max(before, default=1)
     for library in libraries:
         library.set_num_threads(1)
     try:
@@ -52,7 +52,10 @@ def usual_threads() -> int:
 
 
 def in_own_thread(function: Callable[[], T]) -> T:
-    """Call a function in a thread of its own, with which its helpers end."""
+    """Call a function in a thread of its own, with which its helpers end.
+
+    An interrupt ends the call at once; the thread then goes on to its end.
+    """
     future: Future[T] = Future()
 
     def run() -> None:

@@ -79,8 +79,7 @@ class FusedLinear:
             y = both[:, : self._out]
             return y.addmm_(both[:, self._out :], self._expand, alpha=self._scale) if adapted else y
         if self._int8:
-            y = multiply(x, self._int8)
-            y = y if self._bias is None else y.add_(self._bias)
+            y = multiply(x, self._int8, self._bias)
         else:
             several: list[Tensor] = [layer.base(x) for layer in self._layers]
             y = several[0] if len(several) == 1 else torch.cat(several, dim=1)

@@ -57,9 +57,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x [..., in]``."""
-        y = multiply(x.reshape(-1, self.in_features), [self])
-        if self.bias is not None:
-            y += self.bias
+        y = multiply(x.reshape(-1, self.in_features), [self], self.bias)
         return y.view(*x.shape[:-1], self.out_features)
 
     def of_digits(self, digits: Tensor) -> Tensor:
@@ -69,10 +67,15 @@ class Int8Linear(nn.Module):
         return y
 
 
-def multiply(x: Tensor, layers: Sequence[Int8Linear]) -> Tensor:
-    """Apply layers with the same input without their biases: ``x [rows, in] -> [rows, out]``, side by side.
+def multiply(x: Tensor, layers: Sequence[Int8Linear], bias: Tensor | None) -> Tensor:
+    """Apply layers with the same input: ``x [rows, in] -> [rows, out]``, side by side.
 
     The input is split once, which takes as long as the product of a small layer.
+
+    Args:
+        x: Input.
+        layers: The layers; their own biases are not used.
+        bias: Biases of all layers, side by side.
     """
     rows, n = x.float(), len(x)
     # [rows, 1]; NaN and infinity of the input reach the result through it.
@@ -84,7 +87,8 @@ def multiply(x: Tensor, layers: Sequence[Int8Linear]) -> Tensor:
     fine.sub_(coarse).mul_(_FINER)  # the rest is at most half a step
     several = [layer.of_digits(digits) for layer in layers]
     both = several[0] if len(several) == 1 else torch.cat(several, dim=1)  # [2 * rows, out]
-    return both[:n].add_(both[n:], alpha=1 / (2 * _DIGIT)).mul_(unit).to(x.dtype)
+    y = both[:n].add_(both[n:], alpha=1 / (2 * _DIGIT)).mul_(unit)
+    return (y if bias is None else y.add_(bias)).to(x.dtype)
 
 
 def int8_linear(layer: nn.Module) -> nn.Module:

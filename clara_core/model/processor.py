@@ -9,9 +9,9 @@ use the same ones everywhere.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
@@ -108,6 +108,15 @@ def measure_products(layers: Iterable[nn.Module], adapter: Shape) -> Kernels:
     return Kernels(frozenset(packed), frozenset(columns), small < _BETTER)
 
 
+@contextmanager
+def _other_helpers() -> Iterator[None]:
+    """Another thread that has helpers meanwhile."""
+    with ThreadPoolExecutor(1) as other:
+        other.submit(lambda: torch.ones(_PARALLEL, device="cpu").sum()).result()
+        yield
+
+
+@_other_helpers()
 def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
     """Most answers of a decode step that is faster on one thread than on all; 0 if none is.
 
@@ -129,43 +138,21 @@ def measure_threads(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
             break
     end = time.perf_counter() + 0.3 * BUDGET
     threads, single = StepThreads(_ANSWERS[-1]), 0
-    with _other_helpers():
-        for rows in _ANSWERS:
-            inputs = [torch.ones(rows, 1, int(layer.in_features), dtype=dtype) for layer in sample]  # type: ignore[arg-type]
+    for rows in _ANSWERS:
+        inputs = [torch.ones(rows, 1, int(layer.in_features), dtype=dtype) for layer in sample]  # type: ignore[arg-type]
 
-            def step(inputs: list[Tensor] = inputs) -> None:
-                for layer, x in zip(sample, inputs, strict=True):
-                    layer(x)
+        def step(inputs: list[Tensor] = inputs) -> None:
+            for layer, x in zip(sample, inputs, strict=True):
+                layer(x)
 
-            with threads.step(rows):
-                alone = _best(step, end)
-            if alone >= _best(step, end):
-                break
-            single = rows
-            if time.perf_counter() > end:
-                break
+        with threads.step(rows):
+            alone = _best(step, end)
+        if alone >= _best(step, end):
+            break
+        single = rows
+        if time.perf_counter() > end:
+            break
     return single
-
-
-@contextmanager
-def _other_helpers() -> Iterator[None]:
-    """Another thread that has helpers meanwhile."""
-    ended = threading.Event()
-
-    def wait() -> None:
-        torch.ones(_PARALLEL).sum()
-        begun.set()
-        ended.wait()
-
-    begun = threading.Event()
-    thread = threading.Thread(target=wait)
-    thread.start()
-    begun.wait()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 class StepThreads:

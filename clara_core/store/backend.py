@@ -10,8 +10,8 @@ Dimensions: Q questions, D = n_mem * hidden numbers of a window, W windows of a 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, cast
@@ -239,7 +239,7 @@ def writes(method: Method, tries: int = 1) -> Method:
     @functools.wraps(method)
     def explaining(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = retry_read(self._backend, lambda: method(self, *args, **kwargs), tries)
-        return _each(self._backend, result) if isinstance(result, Generator) else result
+        return _each(self._backend, result) if isinstance(result, Iterator) else result
 
     return cast("Method", explaining)
 
@@ -249,8 +249,8 @@ def reads(method: Method) -> Method:
     return writes(method, _TRIES)
 
 
-def _each(backend: Backend, values: Generator[Any, None, None]) -> Iterator[Any]:
+def _each(backend: Backend, values: Iterator[Any]) -> Iterator[Any]:
     advance, end = one_thread()(next), object()
-    with explained(backend), closing(values):
+    with explained(backend):
         while (value := advance(values, end)) is not end:
             yield value
